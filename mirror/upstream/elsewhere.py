@@ -15,14 +15,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from mirror.aio.caches import LruCache
 from mirror.aio.memo import MISSING, Memo
 from mirror.errors import UpstreamError
 from mirror.oci.challenge import Challenge, Scope
-from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused, parse_url
+from mirror.policy.upstream.url_bounds import Origin, Url, UrlRefused, parse_url
 from mirror.upstream.http.dialing import AddressRefused, check_literal
+from mirror.upstream.http.transport import Endpoint
 from mirror.upstream.tokens import TokenSource
 
 _KNOWN_FOR: Final = 3600.0
@@ -34,9 +36,9 @@ _REPOSITORY: Final = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/")
 class Elsewhere:
     """The tokens for the redirect targets of one upstream. `make` gives a source of anonymous tokens for a registry."""
 
-    def __init__(self, upstream: str, bounds: UrlBounds, memo: Memo, make: Callable[[UrlBounds], TokenSource]) -> None:
-        self._upstream = upstream
-        self._bounds = bounds
+    def __init__(self, endpoint: Endpoint, memo: Memo, make: Callable[[Endpoint], TokenSource]) -> None:
+        self._endpoint = endpoint
+        self._bounds = endpoint.bounds
         self._memo = memo
         self._make = make
         self._sources: LruCache[Origin, TokenSource] = LruCache(_MOST, name="token sources")
@@ -84,8 +86,10 @@ class Elsewhere:
     def _source(self, site: Url) -> TokenSource:
         source = self._sources.get(site.origin)
         if source is None:
-            source = self._sources[site.origin] = self._make(UrlBounds(site, internal=self._bounds.internal))
+            source = self._sources[site.origin] = self._make(
+                replace(self._endpoint, url=str(site), token_hosts=(), internal=self._bounds.internal)
+            )
         return source
 
     def _key(self, scope: Scope) -> str:
-        return f"elsewhere {self._upstream} {self._bounds.base} {scope}"
+        return f"elsewhere {self._endpoint.name} {self._bounds.base} {scope}"

@@ -28,7 +28,6 @@ from mirror.oci.reference import Reference
 from mirror.policy.upstream.budget import Budget, is_spent, patience
 from mirror.policy.upstream.heads import WORTH_A_GET, is_worth_a_get, read_head
 from mirror.policy.upstream.retrying import Circuit, parse_http_date
-from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.ports import Body, TagBatch
 from mirror.upstream.calls import Call, Calls
 from mirror.upstream.credentials.source import CredentialSource, GivenCredentials
@@ -102,27 +101,15 @@ class RegistryUpstream:
         self._client = HttpClient(endpoint, hosts)
         self._blob_client = BlobClient(endpoint, Transfer(endpoint, hosts, clock=clocks.monotonic), executor)
 
-        def tokens(bounds: UrlBounds, credentials: CredentialSource) -> TokenSource:
-            return TokenSource(
-                endpoint.name,
-                bounds,
-                self._client.session,
-                credentials,
-                memo,
-                proxies=endpoint.proxies,
-                timeout=endpoint.timeouts.answer,
-                clocks=clocks,
-                observe=hooks.observe,
-            )
+        def tokens(endpoint: Endpoint, credentials: CredentialSource) -> TokenSource:
+            return TokenSource(endpoint, self._client.session, credentials, memo, clocks=clocks, observe=hooks.observe)
 
-        self._tokens = tokens(endpoint.bounds, self._credentials)
+        self._tokens = tokens(endpoint, self._credentials)
         self._accounts = Accounts(endpoint, memo, hooks, clocks)
         self._calls = Calls(
             endpoint,
             tokens=self._tokens,
-            elsewhere=Elsewhere(
-                endpoint.name, endpoint.bounds, memo, lambda bounds: tokens(bounds, GivenCredentials())
-            ),
+            elsewhere=Elsewhere(endpoint, memo, lambda registry: tokens(registry, GivenCredentials())),
             accounts=self._accounts,
             hosts=hosts,
             hooks=hooks,

@@ -28,7 +28,6 @@ from mirror.aio.memo import MISSING, Memo
 from mirror.errors import (
     CredentialsRefused,
     UpstreamDenied,
-    UpstreamInvalid,
     UpstreamOffLimits,
     UpstreamThrottled,
     UpstreamUnavailable,
@@ -37,12 +36,12 @@ from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.strict_json import read_json
 from mirror.policy.upstream.retrying import is_throttling, parse_retry_after, throttle_seconds
 from mirror.policy.upstream.token_lifetime import usable_seconds
-from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_url
+from mirror.policy.upstream.url_bounds import Url, UrlRefused, parse_url
 from mirror.upstream.credentials.source import Credentials, CredentialSource, LoginState
 from mirror.upstream.http.client import Observe, read_limited, translated
 from mirror.upstream.http.dialing import AddressRefused, check_literal
 from mirror.upstream.http.download import REDIRECTS
-from mirror.upstream.http.proxies import DIRECT, Proxies
+from mirror.upstream.http.transport import Endpoint
 from mirror.upstream.parameters import Clocks
 
 _LARGEST_ANSWER: Final = 64 * 1024
@@ -56,33 +55,28 @@ _LET_IN_FOR: Final = 900.0
 
 
 class TokenSource:
-    """Gives the `Authorization` header for one upstream; tokens of different upstreams never mix.
+    """Gives the `Authorization` header for one endpoint; tokens of different endpoints never mix.
 
-    `session` gives the HTTP client, which must not keep cookies or decompress bodies. `timeout` limits one exchange, in
-    seconds. Every method may be called by many tasks at once; those
-    that want the same token share one exchange.
+    `session` gives the HTTP client, which must not keep cookies or decompress bodies. Every method may be called by
+    many tasks at once; those that want the same token share one exchange.
     """
 
     def __init__(
         self,
-        upstream: str,
-        bounds: UrlBounds,
+        endpoint: Endpoint,
         session: Callable[[], aiohttp.ClientSession],
         credentials: CredentialSource,
         memo: Memo,
         *,
-        proxies: Proxies = DIRECT,
-        timeout: float = 20.0,
         clocks: Clocks | None = None,
         observe: Observe | None = None,
     ) -> None:
-        self._upstream = upstream
-        self._bounds = bounds
+        self._endpoint = endpoint
+        self._upstream = endpoint.name
+        self._bounds = endpoint.bounds
         self._session = session
         self._credentials = credentials
         self._memo = memo
-        self._proxies = proxies
-        self._timeout = timeout
         self._clocks = clocks = clocks or Clocks()
         self._observe = observe or (lambda event, status, seconds: None)
         self._last: dict[str, str] | None = None
@@ -218,8 +212,9 @@ class TokenSource:
     ) -> dict[str, Any]:
         wanted = _wanted(challenge, scope)
         url = self._check(challenge["realm"])
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **self._proxies.headers(parse_url(url))}
-        more = {"allow_redirects": False, "headers": headers, **self._proxies.options(parse_url(url))}
+        proxies, parsed = self._endpoint.proxies, parse_url(url)
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **proxies.headers(parsed)}
+        more = {"allow_redirects": False, "headers": headers, **proxies.options(parsed)}
         began, status = self._clocks.monotonic(), None
         form: dict[str, str] | None = None
         async with translated(self._upstream, "the token service"):
@@ -237,7 +232,7 @@ class TokenSource:
                 url = _with_query(url, challenge["service"], wanted)
             try:
                 with telemetry.client_span("upstream token", mirror__upstream=self._upstream):
-                    async with asyncio.timeout(self._timeout):
+                    async with asyncio.timeout(self._endpoint.timeouts.answer):
                         status, retry_after, content = await self._ask(url, form, more)
             finally:
                 self._observe("token", status, self._clocks.monotonic() - began)
@@ -296,16 +291,16 @@ class TokenSource:
         if status >= 500:
             raise UpstreamUnavailable(f"the token service answers {status}", upstream=self._upstream, status=status)
         if not 200 <= status < 300:
-            raise self._invalid(f"the token service answers {status}", status)
+            raise self._endpoint.invalid(f"the token service answers {status}", status)
         if len(content) > _LARGEST_ANSWER:
-            raise self._invalid(f"the token service's answer is over {_LARGEST_ANSWER} bytes", status)
+            raise self._endpoint.invalid(f"the token service's answer is over {_LARGEST_ANSWER} bytes", status)
         try:
             body = read_json(content)
         except ValueError as error:
-            raise self._invalid("the token service's answer is not JSON", status) from error
+            raise self._endpoint.invalid("the token service's answer is not JSON", status) from error
         token = body.get("token") or body.get("access_token") if isinstance(body, dict) else None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise self._invalid("the token service's answer contains no token", status)
+            raise self._endpoint.invalid("the token service's answer contains no token", status)
         return {"token": token, "usable": usable_seconds(body.get("expires_in"))}
 
     def _check(self, realm: str) -> str:
@@ -313,7 +308,7 @@ class TokenSource:
             url = self._bounds.check_realm(realm)
             check_literal(self._bounds, url.host)
         except UrlRefused as error:
-            raise self._invalid(str(error), 401) from error
+            raise self._endpoint.invalid(str(error), 401) from error
         except AddressRefused as error:
             raise UpstreamOffLimits(str(error), upstream=self._upstream, status=401) from error
         return str(url)
@@ -331,11 +326,8 @@ class TokenSource:
         )
         return "token " + hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def _invalid(self, message: str, status: int | None) -> UpstreamInvalid:
-        return UpstreamInvalid(message, upstream=self._upstream, status=status)
-
     def __repr__(self) -> str:
-        return f"<TokenSource of {self._upstream} at {self._bounds.base.public}>"
+        return f"<TokenSource of {self._endpoint.described}>"
 
 
 def _with_query(url: str, service: str, wanted: Scope) -> str:

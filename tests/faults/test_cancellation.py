@@ -17,7 +17,6 @@ from mirror.index.embedded import EmbeddedIndex
 from mirror.oci.challenge import Challenge, Scope
 from mirror.oci.digest import Digest
 from mirror.policy.records import ContentRecord
-from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.credentials.source import Credentials, LoginState
 from mirror.upstream.http.client import open_session
 from mirror.upstream.http.transport import Endpoint
@@ -162,11 +161,11 @@ async def _token_source(*given: Credentials) -> AsyncIterator[tuple[TokenSource,
     """Of a registry whose token service takes a new connection for each exchange."""
     with FakeRegistry(tokens=True, users={"ci": "good"}) as registry:
         registry.fail("token", _on_its_own_connection, times=10_000)
-        bounds = UrlBounds.of(registry.url, ())
-        session = open_session(Endpoint("test", registry.url))
+        endpoint = Endpoint("test", registry.url)
+        session = open_session(endpoint)
         memo = Memo()
         now = asyncio.get_running_loop().time
-        source = TokenSource("test", bounds, lambda: session, _Issued(*given), memo, clocks=Clocks(now=now))
+        source = TokenSource(endpoint, lambda: session, _Issued(*given), memo, clocks=Clocks(now=now))
         challenge = Challenge("bearer", {"realm": f"{registry.url}/token", "service": "fake", "scope": ""})
         try:
             yield source, challenge, registry

@@ -38,9 +38,9 @@ from mirror.policy.records import (
     read_history,
     write_history,
 )
-from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.ports import ContentIndex
 from mirror.upstream.credentials.source import GivenCredentials
+from mirror.upstream.http.transport import Endpoint
 from mirror.upstream.parameters import Clocks
 from mirror.upstream.tokens import TokenSource
 from tests.faults.conftest import Tally
@@ -267,7 +267,7 @@ def test_17_any_token_answer(status: int, retry_after: str | None, content: byte
     """Row 17: a token that can stand in a header, usable for a bounded time; or an error that is upstream's."""
     url = "https://registry.example"
     source = TokenSource(
-        "test", UrlBounds.of(url, ()), _no_session, GivenCredentials(), Memo(), clocks=Clocks(now=lambda: 1.7e9)
+        Endpoint("test", url), _no_session, GivenCredentials(), Memo(), clocks=Clocks(now=lambda: 1.7e9)
     )
     try:
         token = source._read(status, retry_after, content)

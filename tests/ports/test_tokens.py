@@ -24,11 +24,10 @@ from mirror.errors import (
 )
 from mirror.oci.challenge import Challenge, Scope
 from mirror.policy.upstream.token_lifetime import usable_seconds
-from mirror.policy.upstream.url_bounds import UrlBounds
 from mirror.upstream.credentials.docker_config import DockerConfig
 from mirror.upstream.credentials.source import Credentials, CredentialSource, GivenCredentials
 from mirror.upstream.http.client import open_session
-from mirror.upstream.http.transport import Endpoint
+from mirror.upstream.http.transport import Endpoint, Timeouts
 from mirror.upstream.parameters import Clocks
 from mirror.upstream.tokens import TokenSource
 from tests.support.clock import Clock
@@ -51,11 +50,12 @@ async def build(clock: Clock) -> AsyncIterator[Build]:
     memos: list[Memo] = []
 
     def make(url: str, credentials: CredentialSource = ANONYMOUS, **more: Any) -> TokenSource:
-        bounds = UrlBounds.of(url, more.pop("allowed", ()))
-        sessions.append(open_session(Endpoint("test", url)))
+        timeouts = Timeouts(answer=more.pop("timeout", 20.0))
+        endpoint = Endpoint("test", url, token_hosts=more.pop("allowed", ()), timeouts=timeouts)
+        sessions.append(open_session(endpoint))
         memos.append(more.pop("memo", None) or Memo(now=clock))
         session = sessions[-1]
-        return TokenSource("test", bounds, lambda: session, credentials, memos[-1], clocks=Clocks(now=clock), **more)
+        return TokenSource(endpoint, lambda: session, credentials, memos[-1], clocks=Clocks(now=clock), **more)
 
     yield make
     for memo in memos:
