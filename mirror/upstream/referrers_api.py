@@ -26,6 +26,7 @@ from mirror.oci.link import next_query
 from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor, Manifest, read_descriptor
 from mirror.oci.reference import Reference
 from mirror.oci.strict_json import read_json
+from mirror.upstream.http.transport import Endpoint
 
 #: Statuses that mean that a registry has no such API; 404 may also mean that the repository does not exist.
 LACKS_API: Final = frozenset({400, 404, 405, 406, 410, 415, 422, 501})
@@ -64,7 +65,7 @@ AskManifest = Callable[[Reference, int], Awaitable[Manifest]]
 
 
 async def list_referrers(
-    upstream: str, repo: str, digest: Digest, ask: AskPage, manifest: AskManifest, children: FallbackChildren
+    endpoint: Endpoint, repo: str, digest: Digest, ask: AskPage, manifest: AskManifest, children: FallbackChildren
 ) -> list[Descriptor]:
     """The manifests whose subject is `digest`, from the API or from the fallback tag. Empty if there are none.
 
@@ -72,32 +73,32 @@ async def list_referrers(
     """
     failure: UpstreamError | None = None
     try:
-        return await _by_api(upstream, digest, ask)
+        return await _by_api(endpoint, digest, ask)
     except NoReferrersApi:
         pass
     except UpstreamUnavailable as error:
         if not error.elsewhere:
             raise
         failure = error
-    referrers = await children.listed(upstream, repo, digest, manifest)
+    referrers = await children.listed(endpoint, repo, digest, manifest)
     if referrers is None and failure is not None:
         # neither the host to which the registry redirects nor the fallback tag gave an answer
         raise failure
     return referrers or []
 
 
-async def _by_api(upstream: str, digest: Digest, ask: AskPage) -> list[Descriptor]:
+async def _by_api(endpoint: Endpoint, digest: Digest, ask: AskPage) -> list[Descriptor]:
     referrers: dict[Digest, Descriptor] = {}
     query, room, idle = "", LARGEST, 0
     for number in range(_MOST_PAGES):
         try:
             page = await ask(query, room)
-            items = await _items(upstream, page.content)
+            items = await _items(endpoint, page.content)
         except NoReferrersApi as error:
             if number == 0:
                 raise
-            raise _invalid(
-                upstream, f"page {number + 1} of the referrers of {digest} is no list of referrers"
+            raise endpoint.invalid(
+                f"page {number + 1} of the referrers of {digest} is not a list of them", 200
             ) from error
         before = len(referrers)
         try:
@@ -106,9 +107,9 @@ async def _by_api(upstream: str, digest: Digest, ask: AskPage) -> list[Descripto
                 referrers.setdefault(descriptor.digest, descriptor)
             following = next_query(page.links)
         except ValueError as error:
-            raise _invalid(upstream, f"not a list of referrers: {error}") from error
+            raise endpoint.invalid(f"not a list of referrers: {error}", 200) from error
         if len(referrers) > _MOST:
-            raise _invalid(upstream, f"more than {_MOST} referrers of {digest}")
+            raise endpoint.invalid(f"more than {_MOST} referrers of {digest}", 200)
         if following is None:
             return list(referrers.values())
         room -= len(page.content)
@@ -116,17 +117,17 @@ async def _by_api(upstream: str, digest: Digest, ask: AskPage) -> list[Descripto
         if room <= 0 or idle >= _MOST_IDLE:
             break
         query = following
-    raise _invalid(upstream, f"the list of referrers of {digest} has too many pages")
+    raise endpoint.invalid(f"the list of referrers of {digest} has too many pages", 200)
 
 
-async def _items(upstream: str, content: bytes) -> list[object]:
+async def _items(endpoint: Endpoint, content: bytes) -> list[object]:
     """The `manifests` of a page. Raises `NoReferrersApi` if it is no index, `UpstreamInvalid` if it is bad JSON."""
     if not content.lstrip().startswith(b"{"):
         raise NoReferrersApi
     try:
         body = await asyncio.to_thread(read_json, content) if len(content) > _LARGE else read_json(content)
     except ValueError as error:
-        raise _invalid(upstream, f"the list of referrers cannot be parsed: {error}") from error
+        raise endpoint.invalid(f"the list of referrers cannot be parsed: {error}", 200) from error
     if not isinstance(body, dict) or "manifests" not in body:
         raise NoReferrersApi
     items = [] if body["manifests"] is None else body["manifests"]
@@ -150,7 +151,9 @@ class FallbackChildren:
     def __init__(self) -> None:
         self._children: LruCache[tuple[str, Digest], _Child] = LruCache(_MOST_REMEMBERED, name="referrers at upstream")
 
-    async def listed(self, upstream: str, repo: str, digest: Digest, manifest: AskManifest) -> list[Descriptor] | None:
+    async def listed(
+        self, endpoint: Endpoint, repo: str, digest: Digest, manifest: AskManifest
+    ) -> list[Descriptor] | None:
         """The children of the index under the fallback tag whose subject is `digest`; None if there is no such tag.
 
         Anyone who may push can put any index there, so a child counts only if its own bytes name this subject. If the
@@ -165,7 +168,7 @@ class FallbackChildren:
             return []
         children = list({child.digest: child for child in index.manifests}.values())
         if len(children) > _MOST_CHILDREN or sum(max(child.size, 0) for child in children) > _MOST_BYTES:
-            raise _invalid(upstream, f"the fallback tag of {digest} lists too many referrers")
+            raise endpoint.invalid(f"the fallback tag of {digest} lists too many referrers", 200)
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def look(child: Descriptor) -> Descriptor | None:
@@ -205,7 +208,3 @@ async def _all(work: Sequence[Coroutine[Any, Any, Descriptor | None]]) -> list[D
     except* UpstreamError as failures:
         failure = failures.exceptions[0]
     raise failure
-
-
-def _invalid(upstream: str, message: str) -> UpstreamInvalid:
-    return UpstreamInvalid(f"{upstream}: {message}", upstream=upstream, status=200)

@@ -94,7 +94,7 @@ class RegistryUpstream:
         self._small_calls = asyncio.Semaphore(limits.calls_at_once)
         self._credentials = credentials or GivenCredentials()
         self._children = FallbackChildren()
-        self._tag_list = TagList(endpoint.name, limits.lists)
+        self._tag_list = TagList(endpoint, limits.lists)
         #: Seconds by which our clock is ahead of upstream's, as `check` measured; None if upstream sent no date.
         self.ahead: float | None = None
         hosts = ThrottledHosts(endpoint.name, lambda: clocks.monotonic())
@@ -244,7 +244,7 @@ class RegistryUpstream:
         async def manifest(reference: Reference, limit: int) -> Manifest:
             return await self._manifest(repo, reference, limit, retries=self._retries)
 
-        return await list_referrers(self.name, repo, digest, page, manifest, self._children)
+        return await list_referrers(self._endpoint, repo, digest, page, manifest, self._children)
 
     async def _referrers_page(self, repo: str, digest: Digest, query: str, limit: int) -> ReferrersPage:
         def is_usable(answer: Answer) -> bool:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-from mirror.errors import UpstreamInvalid
 from mirror.oci.link import next_query
 from mirror.oci.reference import is_tag
 from mirror.oci.tag_page import read_tag_page
 from mirror.ports import TagBatch
 from mirror.upstream.http.page_file import ListBounds, PageFile
+from mirror.upstream.http.transport import Endpoint
 
 #: The values of `n`, in the order in which they are tried: some registries refuse an `n` above a limit of theirs (often
 #: 1,000), and some refuse every `n`.
@@ -50,8 +50,8 @@ AskTags = Callable[[str, PageFile], Awaitable[TagAnswer]]
 class TagList:
     """Reads the tag lists of one upstream. The largest `n` that it accepts is remembered."""
 
-    def __init__(self, upstream: str, bounds: ListBounds) -> None:
-        self._upstream = upstream
+    def __init__(self, endpoint: Endpoint, bounds: ListBounds) -> None:
+        self._endpoint = endpoint
         self._bounds = bounds
         self._size = 0
 
@@ -73,21 +73,21 @@ class TagList:
                         async for batch in batches:
                             yield batch
                 except ValueError as error:
-                    raise self._invalid(f"not a tag list: {error}", 200) from error
+                    raise self._endpoint.invalid(f"not a tag list: {error}", 200) from error
                 if following is None:
                     return
                 if following in queries:
-                    raise self._invalid("a page of the tag list links to an earlier page", 200)
+                    raise self._endpoint.invalid("a page of the tag list links to an earlier page", 200)
                 queries.add(following)
                 room -= page.size
                 page.close()
                 page = PageFile(self._bounds, room)
                 answer = await ask(following, page)
                 if answer.status != 200:
-                    raise self._invalid(
+                    raise self._endpoint.invalid(
                         f"the next page of the tag list is answered with {answer.status}", answer.status
                     )
-            raise self._invalid(f"more than {_MOST_PAGES} pages of tags", 200)
+            raise self._endpoint.invalid(f"more than {_MOST_PAGES} pages of tags", 200)
         finally:
             page.close()
 
@@ -103,7 +103,7 @@ class TagList:
                 return answer
         if behind:
             return await self._first(ask, "", page)
-        raise self._invalid(f"the tag list is answered with {answer.status}", answer.status)
+        raise self._endpoint.invalid(f"the tag list is answered with {answer.status}", answer.status)
 
     async def _read(self, page: PageFile, more: bool) -> AsyncGenerator[TagBatch, None]:
         """The batches of one page; `more` says that another page follows. Raises `ValueError`."""
@@ -116,9 +116,6 @@ class TagList:
             if following is None:
                 return
             tags = following
-
-    def _invalid(self, message: str, status: int) -> UpstreamInvalid:
-        return UpstreamInvalid(f"{self._upstream}: {message}", upstream=self._upstream, status=status)
 
 
 def _in_batches(page: PageFile) -> Iterator[list[str]]:
