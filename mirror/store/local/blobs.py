@@ -43,7 +43,7 @@ from mirror.store.local import quarantine
 from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
 from mirror.store.local.layout import LAYOUT, Layout, digest_from, digest_of_ingest, state_of
-from mirror.store.local.locks import is_locked, open_lock
+from mirror.store.local.locks import is_locked, locked
 from mirror.store.local.pump import pump
 
 _BLOCK: Final = 1 << 20
@@ -147,14 +147,10 @@ class LocalStore:
 
         With two ids, the workers would not share the locks whose names depend on the id, nor the keys in Redis.
         """
-        lock = open_lock(self.layout, "marker")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.layout, "marker"):
             if not self.layout.marker.exists():
                 text = json.dumps({"layout": LAYOUT, "id": secrets.token_hex(8)}).encode()
                 write_whole(self.layout.marker, text, through=self.layout.ingests)
-        finally:
-            os.close(lock)
 
     def __repr__(self) -> str:
         return f"<LocalStore {self.layout.root}>"

@@ -10,8 +10,8 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Final
 
@@ -70,7 +70,7 @@ class FileLocks:
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[FileLease]:
-        with FileLease(name, open_lock(self._layout, self._file(name))) as lease:
+        with FileLease(name, _open(self._layout, self._file(name))) as lease:
             wait = _FIRST_WAIT
             while not _try(lease):
                 await self._sleep(wait)
@@ -82,7 +82,7 @@ class FileLocks:
 
     def try_hold_now(self, name: str) -> FileLease | None:
         """Like `try_hold`, for code in threads. Quick enough for the event loop."""
-        lease = FileLease(name, open_lock(self._layout, self._file(name)))
+        lease = FileLease(name, _open(self._layout, self._file(name)))
         try:
             if _try(lease):
                 return lease
@@ -99,7 +99,18 @@ class FileLocks:
         return f"{int.from_bytes(hashed) % _FILES:03x}"
 
 
-def open_lock(layout: Layout, name: str) -> int:
+@contextmanager
+def locked(layout: Layout, name: str) -> Iterator[None]:
+    """Hold a lock for a few system calls. Blocks until it is free. Raises `StoreError`, `OSError`."""
+    descriptor = _open(layout, name)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open(layout: Layout, name: str) -> int:
     """A descriptor of the lock file, which is not locked yet; the caller closes it. Raises `StoreError`."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     with store_errors("opening a lock"):

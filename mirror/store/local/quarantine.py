@@ -14,18 +14,16 @@ inode of an open file is not reused). Only one `put` runs at a time among all pr
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat as modes
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from mirror.oci.digest import Digest
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.store.local.durable import last_change, store_errors
 from mirror.store.local.layout import Layout, digest_from
-from mirror.store.local.locks import is_locked, open_lock
+from mirror.store.local.locks import is_locked, locked
 
 
 def put(layout: Layout, digest: Digest, seen: int | None) -> bool:
@@ -35,7 +33,7 @@ def put(layout: Layout, digest: Digest, seen: int | None) -> bool:
     Repeatable. Raises `StoreError`.
     """
     path = layout.blob(digest)
-    with store_errors(f"setting {digest} aside"), _one_at_a_time(layout):
+    with store_errors(f"setting {digest} aside"), locked(layout, "quarantine"):
         try:
             status = os.lstat(path)
         except FileNotFoundError:
@@ -52,17 +50,6 @@ def put(layout: Layout, digest: Digest, seen: int | None) -> bool:
         except FileNotFoundError:
             return False
         return True
-
-
-@contextmanager
-def _one_at_a_time(layout: Layout) -> Iterator[None]:
-    """Hold the quarantine's lock. Blocking, for the few system calls of another process's `put`."""
-    lock = open_lock(layout, "quarantine")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _cannot_be_opened(path: str) -> bool:

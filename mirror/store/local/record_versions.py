@@ -9,7 +9,6 @@ rename of another. The lock lasts for the comparison and the rename, never for t
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from mirror.errors import RecordChanged
 from mirror.ports import ABSENT, Expected, Version
 from mirror.store.local.durable import ABSENT_ERRNOS
 from mirror.store.local.layout import Layout
-from mirror.store.local.locks import open_lock
+from mirror.store.local.locks import locked
 
 
 def version_of(content: bytes) -> Version:
@@ -41,14 +40,10 @@ def only_writer(
     """
     # records share 256 lock files; two that share one wait for each other for a few system calls
     name = hashlib.blake2b(os.fsencode(path.relative_to(layout.root)), digest_size=1).hexdigest()
-    lock = open_lock(layout, f"record-{name}")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(layout, f"record-{name}"):
         if expect is not None and _present(path, version) != (None if expect is ABSENT else expect):
             raise RecordChanged("the record was changed meanwhile")
         yield
-    finally:
-        os.close(lock)
 
 
 def _present(path: Path, version: Callable[[bytes], Version | None]) -> Version | None:
