@@ -71,6 +71,9 @@ class Upstreams:
         self._closing: set[asyncio.Task[None]] = set()
         self._given_up: list[Callable[[], None]] = []
 
+    def __repr__(self) -> str:
+        return f"<Upstreams made={list(self._made)[:10]} parting={len(self._parting)}>"
+
     def open(self) -> list[RegistryUpstream]:
         """Makes the upstreams of all entries without a wildcard, so that mistakes show at start. Returns one per
         address.

@@ -24,6 +24,9 @@ class QuarantineSweeper:
         self._now = now
         self._trouble = ""
 
+    def __repr__(self) -> str:
+        return f"<QuarantineSweeper {self._limits} trouble={self._trouble!r}>"
+
     def blobs(self) -> Sequence[QuarantinedBlob]:
         """Blocking: returns the blobs in quarantine, in no order; empty if they cannot be listed."""
         try:

@@ -67,7 +67,7 @@ class ReservedSpace(Protocol):
 
 
 class Room(Protocol):
-    """The part of the evictor that a fill uses."""
+    """The room of the store, as a fill uses it (`eviction/space.py`)."""
 
     async def reserve(self, size: int | None) -> ReservedSpace:
         """Reserves `size` bytes (None: unknown), evicting if needed. Raises `StoreFull`."""

@@ -40,6 +40,9 @@ class ReferrerScan:
             32 << 20, lambda read: 512 + 768 * len(read[1]), name="referrers"
         )
 
+    def __repr__(self) -> str:
+        return f"<ReferrerScan {self._read}>"
+
     async def to(self, repo: Repo, digest: Digest) -> list[Descriptor] | None:
         """Returns the descriptors of the manifests whose subject is `digest`, sorted by digest; None if the repository
         has no manifest here at all.

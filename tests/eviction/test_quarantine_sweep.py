@@ -33,7 +33,7 @@ async def test_what_is_set_aside_takes_room(world: World) -> None:
     assert world.present() == set(digests)
     await world.space.reserve(50)
     assert world.present() == set(digests[2:])
-    assert [one.digest for one in world.store.quarantined()] == [damaged]
+    assert [blob.digest for blob in world.store.quarantined()] == [damaged]
     assert await world.space.fullness() == (600, 1000)
     assert world.space.quarantined() == 100
 
@@ -60,8 +60,8 @@ async def test_the_quarantine_is_swept(world: World) -> None:
     with structlog.testing.capture_logs() as logs:
         await world.rounds.tick()
         await world.rounds.tick()
-    assert [one.digest for one in world.store.quarantined()] == [young]
-    assert {old, oldest}.isdisjoint(one.digest for one in world.store.quarantined())
+    assert [blob.digest for blob in world.store.quarantined()] == [young]
+    assert {old, oldest}.isdisjoint(blob.digest for blob in world.store.quarantined())
     [told] = [line for line in logs if line["event"] == "quarantined blobs deleted"]
     assert (told["blobs"], told["bytes"]) == (2, 70)
     assert "mirror_store_quarantine_bytes 50.0" in telemetry.render_metrics().decode()

@@ -14,18 +14,18 @@ class Turns:
     """A `sleep` that waits for the test."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.waits = 0
         self._go: asyncio.Queue[None] = asyncio.Queue()
 
     async def __call__(self, seconds: float) -> None:
-        self.asked += 1
+        self.waits += 1
         await self._go.get()
 
     async def next(self) -> None:
         """One round; returns when it is over."""
-        asked = self.asked
+        waits = self.waits
         self._go.put_nowait(None)
-        await until(lambda: self.asked > asked)
+        await until(lambda: self.waits > waits)
 
 
 async def test_it_runs_in_rounds(world: World) -> None:
@@ -33,7 +33,7 @@ async def test_it_runs_in_rounds(world: World) -> None:
     turns = Turns()
     parts = world.another(lambda: (), sleep=turns)
     running = asyncio.ensure_future(parts.rounds.run())
-    await until(lambda: turns.asked == 1)
+    await until(lambda: turns.waits == 1)
     digests = [await world.add(number) for number in range(10)]
     parts.write_behind.touch(digests[0])
     await turns.next()

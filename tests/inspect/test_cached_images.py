@@ -41,9 +41,9 @@ async def _list(here: Here, pattern: str = "**") -> dict[str, CachedImage]:
 
 
 async def _get(here: Here, tag: str | Digest) -> CachedImage:
-    found = await _overview(here).image(APP, tag)
-    assert found
-    return found
+    image = await _overview(here).image(APP, tag)
+    assert image
+    return image
 
 
 def _gone(here: Here, content: bytes) -> Digest:
@@ -63,11 +63,11 @@ async def test_tags_and_what_has_none(here: Here) -> None:
     old_child = here.image([b"old"])
     old = here.index({"linux/amd64": old_child})
     alone = here.image([b"alone"])
-    found = await _list(here)
-    assert list(found) == [f"{APP}:arm", f"{APP}:v1", *sorted(f"{APP}@{one.digest}" for one in (old, alone))]
-    assert all(image.complete for image in found.values())
-    assert [one.name for one in found[f"{APP}:v1"].platforms] == ["linux/amd64", "linux/arm64"]
-    assert [one.name for one in found[f"{APP}:arm"].platforms] == ["linux/arm64"]
+    images = await _list(here)
+    assert list(images) == [f"{APP}:arm", f"{APP}:v1", *sorted(f"{APP}@{root.digest}" for root in (old, alone))]
+    assert all(image.complete for image in images.values())
+    assert [platform.name for platform in images[f"{APP}:v1"].platforms] == ["linux/amd64", "linux/arm64"]
+    assert [platform.name for platform in images[f"{APP}:arm"].platforms] == ["linux/arm64"]
 
 
 async def test_patterns(here: Here) -> None:
@@ -92,7 +92,10 @@ async def test_a_sparse_index(here: Here) -> None:
     here.index({"linux/amd64": whole, "linux/arm/v7": lacking, "linux/s390x": never}, tag="v1")
     gone = _gone(here, b"lacking")
     image = (await _list(here))[f"{APP}:v1"]
-    states = {one.name: (one.pulled, one.complete, [node.digest for node in one.missing]) for one in image.platforms}
+    states = {
+        platform.name: (platform.pulled, platform.complete, [node.digest for node in platform.missing])
+        for platform in image.platforms
+    }
     assert states == {
         "linux/amd64": (True, True, []),
         "linux/arm/v7": (True, False, [gone]),
@@ -105,9 +108,9 @@ async def test_a_sparse_index(here: Here) -> None:
 
 async def test_a_blob_that_platforms_share(here: Here) -> None:
     """Missing, it is missing from each of them."""
-    one = here.image([b"base", b"1"])
+    first = here.image([b"base", b"1"])
     two = here.image([b"base", b"2"], config={"os": "linux", "architecture": "arm64"})
-    here.index({"linux/amd64": one, "linux/arm64": two}, tag="v1")
+    here.index({"linux/amd64": first, "linux/arm64": two}, tag="v1")
     gone = _gone(here, b"base")
     image = await _get(here, "v1")
     assert [[node.digest for node in each.missing] for each in image.platforms] == [[gone], [gone]]
@@ -130,7 +133,7 @@ async def test_schema_1(here: Here) -> None:
     here.blob(b"b")
     image = await _get(here, "v1")
     assert image.complete
-    assert [one.complete for one in image.platforms] == [True]
+    assert [platform.complete for platform in image.platforms] == [True]
 
 
 async def test_last_pull_and_pins(here: Here) -> None:
@@ -179,8 +182,8 @@ async def test_manifests_alone(here: Here) -> None:
     here.image([b"1"], tag="whole")
     config = here.blob(b"{}", CONFIG, here=False)
     here.manifest({"config": config, "layers": [here.blob(b"2", here=False)]}, tag="emptied")
-    found = await _list(here)
-    assert {name.rpartition(":")[2]: image.manifests_only for name, image in found.items()} == {
+    images = await _list(here)
+    assert {name.rpartition(":")[2]: image.manifests_only for name, image in images.items()} == {
         "emptied": True,
         "part": False,
         "whole": False,
@@ -234,17 +237,17 @@ async def test_pages_are_the_whole_list(limit: int, most: int) -> None:
     """
     _, here, repos = _stocked()
     overview, selection = _overview(here), select("**", _TABLE)
-    found: list[str] = []
+    names: list[str] = []
     begin = None
     while True:
         page = await overview.page(selection, repos, begin, limit, most)
         assert len(page.images) <= limit
-        found += [image.name for image in page.images]
+        names += [image.name for image in page.images]
         if page.next is None:
             break
         assert begin is None or page.next != begin
         begin = page.next
-    assert found == list(await _list(here))
+    assert names == list(await _list(here))
 
 
 @pytest.mark.parametrize("pattern", ["**", "**:v4", "**:no*"])
@@ -339,7 +342,7 @@ async def test_everything_about_one(here: Here) -> None:
     assert (whole.fetched_at, whole.checked_at) == (1000.0, 2000.0)
     assert whole.other_tags == ("latest",)
     assert whole.subject is None
-    assert {one.digest for one in whole.referrers} == {signature.digest, sbom.digest}
+    assert {referrer.digest for referrer in whole.referrers} == {signature.digest, sbom.digest}
     artifact = await _get(here, "sig")
     assert artifact.complete
     assert (await overview.detail(artifact)).subject == root.digest
@@ -356,7 +359,7 @@ async def test_a_frozen_tag(here: Here) -> None:
     assert image
     assert (image.root.digest, image.complete) == (old.digest, True)
     assert (await overview.detail(image)).frozen == freeze
-    assert [one.root.digest async for one in overview.images() if one.tag] == [old.digest]
+    assert [image.root.digest async for image in overview.images() if image.tag] == [old.digest]
 
 
 async def test_what_is_not_here(here: Here) -> None:
