@@ -63,7 +63,7 @@ def read_bundle(
     marker = source.read(MARKER, _LARGEST_MARKER)
     index = source.read(INDEX, LARGEST_INDEX)
     if marker is None or index is None:
-        raise BundleError(f"no OCI image layout: it has no {MARKER if marker is None else INDEX}")
+        raise BundleError(f"not an OCI image layout: it has no {MARKER if marker is None else INDEX}")
     check_marker(marker)
     descriptors, bound = read_index(index)
     inventory = _inventory(source, bound, key)
@@ -89,7 +89,7 @@ def _inventory(source: LayoutSource, bound: Digest | None, key: Ed25519PublicKey
     content = source.read(INVENTORY, LARGEST_INVENTORY)
     if content is None:
         if key is not None:
-            raise BundleError("it has no inventory, so it cannot be signed")
+            raise BundleError("it has no inventory, so it is not signed")
         if bound is not None:
             raise BundleError(f"{INDEX} names an inventory, and there is none")
         return None

@@ -177,7 +177,7 @@ class _Planner:
             return
         seen.add(descriptor.digest)
         if depth > _DEEPEST:
-            raise BundleError("indexes within indexes within indexes")
+            raise BundleError(f"indexes are nested more than {_DEEPEST} levels deep")
         read = self._read_manifest(descriptor, source)
         if read is None:
             return

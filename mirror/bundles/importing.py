@@ -192,7 +192,7 @@ class _Import:
         target, repo, digest = self._target, planned.image.repo, descriptor.digest
         content = planned.source.manifest(digest)
         if content is None:
-            raise BundleError(f"{digest} is gone from where it was read before")
+            raise BundleError(f"{digest} is no longer in the source")
         manifest = parse_manifest(content, descriptor)
         is_sound = _is_sound(target.store, digest)
         try:

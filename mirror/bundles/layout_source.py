@@ -90,7 +90,7 @@ class LayoutSource:
             kind = os.fstat(self._descriptor).st_mode
             self._is_folder = stat.S_ISDIR(kind)
             if not self._is_folder and not stat.S_ISREG(kind):
-                raise BundleError("not a file or folder: what was checked must stay to be read")
+                raise BundleError("neither a file nor a folder, so it cannot be read twice")
             with file_errors(f"reading {path}"):
                 self._files = _walk(self._descriptor) if self._is_folder else scan(self._descriptor)
             self.blobs: Mapping[Digest, int] = dict(self._find_blobs())
@@ -198,7 +198,7 @@ def _walk(root: int) -> dict[str, Member]:
         # first: a folder that was given by mistake may be large, and an error about one of its files would mislead
         os.stat(MARKER, dir_fd=root, follow_symlinks=False)
     except FileNotFoundError:
-        raise BundleError(f"no OCI image layout: it has no {MARKER}") from None
+        raise BundleError(f"not an OCI image layout: it has no {MARKER}") from None
 
     def fail(error: OSError) -> None:
         raise error

@@ -97,7 +97,7 @@ class FolderTarget:
         self._temporary = _beside(path)
         with file_errors(f"writing {path}"):
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise BundleError(f"{path} is there already, and not empty")
+                raise BundleError(f"{path} exists already and is not empty")
             self._temporary.mkdir()
 
     def __repr__(self) -> str:

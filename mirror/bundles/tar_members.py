@@ -90,7 +90,7 @@ def check_path(name: str) -> str:
     if ".." in parts:
         raise BundleError(f"a path with `..`: {name[:200]!r}")
     if "" in parts or "." in parts or "\\" in path:
-        raise BundleError(f"an odd path: {name[:200]!r}")
+        raise BundleError(f"an invalid path: {name[:200]!r}")
     return path
 
 
@@ -146,19 +146,19 @@ class _Scan:
                 return offset, entry
             offset = _next(offset, entry.size)
         if extended:
-            raise BundleError("it ends after the name of a member that does not come")
+            raise BundleError("it ends after the name of a missing member")
         return None
 
     def _header(self, offset: int) -> tarfile.TarInfo | None:
         block = os.pread(self._descriptor, _BLOCK, offset)
         if len(block) < _BLOCK:
-            raise BundleError(f"it is cut: after {offset} bytes there is neither a member nor the end of a tar")
+            raise BundleError(f"it is truncated: after {offset} bytes there is neither a member nor the end of a tar")
         if not any(block):
             return None
         try:
             entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError) as error:
-            raise BundleError(f"no tar, or a damaged one: {error} at byte {offset}") from error
+            raise BundleError(f"not a tar, or a damaged one: {error} at byte {offset}") from error
         if entry.size < 0:
             raise BundleError(f"a member with a size below zero: {entry.name[:200]!r}")
         return entry
@@ -168,7 +168,7 @@ class _Scan:
             raise BundleError(f"a header of {entry.size} bytes, more than the {_LARGEST_EXTENSION} allowed")
         content = os.pread(self._descriptor, entry.size, offset)
         if len(content) < entry.size:
-            raise BundleError("it is cut within a header")
+            raise BundleError("it is truncated within a header")
         return content
 
     def _add(self, entry: tarfile.TarInfo, offset: int) -> int:
@@ -178,7 +178,7 @@ class _Scan:
             raise BundleError(f"{kind}: {entry.name[:200]!r}")
         name = check_path(entry.name)
         if name in self._seen:
-            raise BundleError(f"two members are called {name!r}")
+            raise BundleError(f"two members have the name {name!r}")
         self._seen.add(name)
         if entry.type == tarfile.DIRTYPE:
             if entry.size:
@@ -186,17 +186,17 @@ class _Scan:
             return offset
         after = _next(offset, entry.size)
         if after > self._end:
-            raise BundleError(f"it is cut within {name!r}")
+            raise BundleError(f"it is truncated within {name!r}")
         self._files[name] = Member(name, offset, entry.size)
         return after
 
     def _expect_end(self, offset: int) -> None:
         """Raise `BundleError` unless only zeros follow, at least two blocks: no part of the file stays unchecked."""
         if self._end - offset < len(END):
-            raise BundleError("it is cut in the end mark")
+            raise BundleError("it is truncated in the end mark")
         while block := os.pread(self._descriptor, 1 << 20, offset):
             if block.count(0) != len(block):
-                raise BundleError(f"something follows the end of the tar, at byte {offset}")
+                raise BundleError(f"data follows the end of the tar, at byte {offset}")
             offset += len(block)
 
 

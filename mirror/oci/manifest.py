@@ -256,7 +256,7 @@ def _media_type(body: dict[str, Any], header: str | None) -> str:
             return _SCHEMA_1[0] if "signatures" in body else _SCHEMA_1[1]
         if not body.keys() & {"manifests", "config", "layers", "blobs"}:
             # an error or a login page that was sent as JSON with status 200
-            raise ManifestMalformed("names nothing, and does not say what it is")
+            raise ManifestMalformed("has neither content nor a media type")
         return OCI_INDEX if "manifests" in body else OCI_MANIFEST
     own = check_manifest_type(own)
     if sent and sent != own.lower():

@@ -48,7 +48,7 @@ def read_tag_page(read: Callable[[int], str]) -> Iterator[list[str]]:
             if name != "tags":
                 text.value()
             elif seen:
-                raise ValueError("the tags stand twice")
+                raise ValueError("the field tags occurs twice")
             elif text.peek() == "[":
                 seen = True
                 text.expect("[")
@@ -56,7 +56,7 @@ def read_tag_page(read: Callable[[int], str]) -> Iterator[list[str]]:
             elif text.value() is None:
                 seen = True
             else:
-                raise ValueError("the tags are no list")
+                raise ValueError("the tags are not a list")
             if text.peek() == "}":
                 text.expect("}")
                 break
@@ -84,7 +84,7 @@ class _Text:
     def expect(self, character: str) -> None:
         """Consume the next character. Raises `ValueError` if it is not this one."""
         if self.peek() != character:
-            raise ValueError(f"not JSON, or no page of tags: {character!r} is missing")
+            raise ValueError(f"not JSON, or not a page of tags: {character!r} is missing")
         self._position += 1
 
     def value(self) -> Any:
@@ -113,7 +113,7 @@ class _Text:
             return
         while True:
             if self.peek() != '"':
-                raise ValueError("the tags are no list of strings")
+                raise ValueError("the tags are not a list of strings")
             if match := _ELEMENTS.match(self._text, self._position):
                 self._position = match.end()
                 yield json.loads(f"[{match[0][:-1]}]")

@@ -66,5 +66,5 @@ def parse_until(text: str, now: float) -> float:
     else:
         until = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if until <= now:
-        raise ValueError(f"over already: {text[:40]!r}")
+        raise ValueError(f"in the past: {text[:40]!r}")
     return until

@@ -242,7 +242,7 @@ def interpolate(
             made.append(_expression(variable[0], environment, unset, depth))
             position = variable.end()
         else:
-            raise ValueError(f"a lone $ in {text[:80]!r}; write $$ for a dollar")
+            raise ValueError(f"a single $ in {text[:80]!r}; write $$ for a dollar")
     return "".join([*made, text[position:]])
 
 

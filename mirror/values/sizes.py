@@ -73,7 +73,7 @@ def parse_capacity(text: str) -> Capacity:
         raise ValueError(f"not a share of the disk: {text[:40]!r}; write for example 80%")
     size = parse_size(text)
     if not size:
-        raise ValueError("a capacity of nothing: write for example 500GB or 80%")
+        raise ValueError("a capacity of 0: write for example 500GB or 80%")
     return Capacity(bytes=size)
 
 

@@ -239,7 +239,7 @@ _CRAFTED: dict[str, tuple[Callable[[Members], Members], str]] = {
     "upper case": (_add((entry("blobs/sha256/" + "A" * 64), b"x")), "not named by a digest"),
     "a foreign file": (_add((entry("install.sh"), b"x")), "install.sh"),
     "an unnamed blob": (_add((entry(_ONE_MORE), b"one more")), "does not name"),
-    "odd path": (_add((entry("a//b"), b"x")), "odd path"),
+    "odd path": (_add((entry("a//b"), b"x")), "invalid path"),
     "control characters": (_add((entry("a\x1b[2Jb"), b"x")), "not printable"),
     "sparse by extension": (_pax(**{"GNU.sparse.realsize": "1"}), "sparse"),
     "large extension": (_pax(comment="x" * 70_000), "header of"),
@@ -821,7 +821,7 @@ def test_a_folder_that_is_not_a_layout(gap: Gap) -> None:
     folder = gap.folder / "etc"
     folder.mkdir()
     (folder / "link").symlink_to("/")
-    gap.expect_refused(folder, why="no OCI image layout: it has no oci-layout")
+    gap.expect_refused(folder, why="not an OCI image layout: it has no oci-layout")
 
 
 def test_a_pipe_is_refused(gap: Gap) -> None:

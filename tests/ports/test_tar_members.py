@@ -69,7 +69,7 @@ def test_an_extension_without_a_member(tmp_path: Path) -> None:
     """A name is given, and no member follows."""
     path = tmp_path / "x.tar"
     path.write_bytes(file_header(_LONG, 0)[:1024] + END)
-    with pytest.raises(BundleError, match="does not come"):
+    with pytest.raises(BundleError, match="missing member"):
         _scan(path)
 
 

@@ -371,7 +371,7 @@ def test_what_a_compose_file_does_not_say_itself() -> None:
         ("- x", r"no services"),
         ("services:\n  a: {image: '${X:?say which}'}", r"^c\.yaml:2: X must be set: say which$"),
         ("services:\n  a: {image: '${X'}", r"^c\.yaml:2: a \$\{ that is not closed"),
-        ("services:\n  a: {image: '$1'}", r"^c\.yaml:2: a lone \$"),
+        ("services:\n  a: {image: '$1'}", r"^c\.yaml:2: a single \$"),
     ],
 )
 def test_what_is_no_compose_file(text: str, says: str) -> None:
