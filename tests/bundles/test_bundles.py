@@ -266,9 +266,9 @@ def test_other_formats_than_tar_are_refused(gap: Gap, kind: str) -> None:
     whole = gap.bundle.read_bytes()
     content, why = {
         "gzip": (gzip.compress(whole), "decompress it first"),
-        "nothing": (b"", "cut"),
-        "noise": (os.urandom(4096), "no tar"),
-        "a block of zeros": (bytes(512), "cut"),
+        "nothing": (b"", "truncated"),
+        "noise": (os.urandom(4096), "not a tar"),
+        "a block of zeros": (bytes(512), "truncated"),
         "something behind": (whole + b"x", "follows the end"),
     }[kind]
     gap.bundle.write_bytes(content)
@@ -827,7 +827,7 @@ def test_a_folder_that_is_not_a_layout(gap: Gap) -> None:
 def test_a_pipe_is_refused(gap: Gap) -> None:
     """At once, whether a process writes to it or not."""
     os.mkfifo(gap.folder / "pipe")
-    gap.expect_refused(gap.folder / "pipe", why="not a file or folder")
+    gap.expect_refused(gap.folder / "pipe", why="neither a file nor a folder")
 
 
 def test_a_store_that_is_too_small(gap: Gap) -> None:

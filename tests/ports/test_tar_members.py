@@ -61,7 +61,7 @@ def test_a_size_beyond_the_file(tmp_path: Path) -> None:
     """Nothing is reserved or read for it."""
     path = tmp_path / "x.tar"
     path.write_bytes(file_header("x", 1 << 50) + END)
-    with pytest.raises(BundleError, match="cut within 'x'"):
+    with pytest.raises(BundleError, match="truncated within 'x'"):
         _scan(path)
 
 
