@@ -224,24 +224,21 @@ class _Race(Generic[T]):
     async def run(self) -> tuple[int, T]:
         """The number and the answer of the winner. Raises the error of the last member if all fail."""
         try:
-            while self._start():
+            while self._running or self._waiting:
+                if not self._running:
+                    self._ask_next()
                 patience = self._hedge_after if self._waiting else None
                 done, _ = await asyncio.wait(self._running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 for task in sorted(done, key=self._running.__getitem__):
                     if not self._lost(task):
                         return self._running.pop(task), task.result()
                 if not done:
-                    self._begin()
+                    self._ask_next()
         finally:
             await self._cancel()
         raise self._errors[len(self._members) - 1]
 
-    def _start(self) -> bool:
-        if not self._running and self._waiting:
-            self._begin()
-        return bool(self._running)
-
-    def _begin(self) -> None:
+    def _ask_next(self) -> None:
         number = self._waiting.pop(0)
         self._running[asyncio.create_task(self._ask(self._members[number]))] = number
 
