@@ -62,12 +62,12 @@ def _settings(files: Files) -> list[_Settings]:
         return []
     data = parse(text, _CONFIG)
     version = _version(data, 1)
-    found = [_Settings(_CONFIG, text, data, _REGISTRY[version])]
+    settings = [_Settings(_CONFIG, text, data, _REGISTRY[version])]
     for path in _imported(files, data):
         inner = files.text(path) or ""
         meant = parse(inner, path)
-        found.append(_Settings(path, inner, meant, _REGISTRY[_version(meant, version)]))
-    return found
+        settings.append(_Settings(path, inner, meant, _REGISTRY[_version(meant, version)]))
+    return settings
 
 
 def _version(data: Mapping[str, Any], otherwise: int) -> int:
@@ -81,19 +81,19 @@ def _imported(files: Files, data: Mapping[str, Any]) -> Iterator[str]:
     imports = data.get("imports", [])
     for pattern in imports if isinstance(imports, list) else []:
         folder, name = posixpath.split(posixpath.join(_HOME, str(pattern)))
-        for found in files.names(folder):
-            if fnmatch(found, name):
-                yield f"{folder}/{found}"
+        for file in files.names(folder):
+            if fnmatch(file, name):
+                yield f"{folder}/{file}"
 
 
 def _folders(settings: list[_Settings]) -> tuple[str, ...]:
     """The folders in which containerd looks for `hosts.toml`; empty if `config_path` is not set."""
-    paths = [str(one.registry["config_path"]) for one in settings if one.registry.get("config_path")]
+    paths = [str(file.registry["config_path"]) for file in settings if file.registry.get("config_path")]
     return tuple(filter(None, paths[-1].split(":"))) if paths else ()
 
 
 def _is_disabled(settings: list[_Settings]) -> bool:
-    return any(_DISABLED & set(one.data.get("disabled_plugins", [])) for one in settings)
+    return any(_DISABLED & set(file.data.get("disabled_plugins", [])) for file in settings)
 
 
 # ------------------------------------------------------------------------------------------------------------- plan
@@ -118,11 +118,15 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
         changes.append(Change(path, content, secret=wanted.account is not None))
         if wanted.authority:
             changes.append(Change(f"{folder}/{name}/{_AUTHORITY}", wanted.authority))
-        if before := [one for one in _folders_of(name)[:-1] if files.text(f"{folder}/{one}/hosts.toml") is not None]:
+        if before := [
+            alias for alias in _folders_of(name)[:-1] if files.text(f"{folder}/{alias}/hosts.toml") is not None
+        ]:
             conflicts.append(f"{folder}/{before[0]}/hosts.toml: takes precedence over {path}: remove it first")
     if not wanted.registries:
         own = [
-            one for one in files.names(folder) if one != _ALL and files.text(f"{folder}/{one}/hosts.toml") is not None
+            name
+            for name in files.names(folder)
+            if name != _ALL and files.text(f"{folder}/{name}/hosts.toml") is not None
         ]
         notes += [f"{folder}/{name}/hosts.toml overrides {_ALL}; change it with --registry {name}" for name in own]
     return FilePlan(tuple(changes), tuple(notes), tuple(conflicts), "containerd reads hosts.toml at each pull")
@@ -138,9 +142,9 @@ def _folders_of(registry: str) -> tuple[str, ...]:
 
 def _config_path(files: Files, settings: list[_Settings]) -> tuple[list[Change], list[str], list[str]]:
     """The changes, notes and conflicts that concern `config_path`."""
-    legacy = [one for one in settings if _excludes_hosts(one.registry)]
+    legacy = [file for file in settings if _excludes_hosts(file.registry)]
     if legacy:
-        where = ", ".join(one.path for one in legacy)
+        where = ", ".join(file.path for file in legacy)
         return (
             [],
             [],
@@ -159,23 +163,23 @@ def _config_path(files: Files, settings: list[_Settings]) -> tuple[list[Change],
         content = set_keys(content, _CONFIG, _REGISTRY[2], {"config_path": _FOLDER})
         return [Change(_CONFIG, content, _RESTART)], [], []
     # a plugin's settings in an imported file replace those of the files before it
-    holder = [one for one in settings if table_of(one.data, one.table[:2])] or settings[:1]
-    one = holder[-1]
-    if one.table == _REGISTRY[1]:
+    holders = [file for file in settings if table_of(file.data, file.table[:2])] or settings[:1]
+    file = holders[-1]
+    if file.table == _REGISTRY[1]:
         line = f'[plugins.cri.registry]\n  config_path = "{_FOLDER}"'
         return (
             [],
             [],
-            [f"{one.path}: has no version, or version 1; make it version 2, or add these lines:\n{line}"],
+            [f"{file.path}: has no version, or version 1; make it version 2, or add these lines:\n{line}"],
         )
-    return [Change(one.path, set_keys(one.text, one.path, one.table, {"config_path": _FOLDER}), _RESTART)], [], []
+    return [Change(file.path, set_keys(file.text, file.path, file.table, {"config_path": _FOLDER}), _RESTART)], [], []
 
 
 def _excludes_hosts(registry: Mapping[str, Any]) -> bool:
     """True if the table has settings that exclude `config_path`: `mirrors`, or `tls` in `configs`. `auth` does not."""
     configs = registry.get("configs")
     of = configs.values() if isinstance(configs, dict) else ()
-    return bool(registry.get("mirrors")) or any(isinstance(one, dict) and "tls" in one for one in of)
+    return bool(registry.get("mirrors")) or any(isinstance(config, dict) and "tls" in config for config in of)
 
 
 def _one_folder(
@@ -188,12 +192,12 @@ def _one_folder(
     bypasses the mirror. So `config_path` is reduced to its first folder if the others are empty; otherwise there is
     only a note.
     """
-    one = next(one for one in reversed(settings) if one.registry.get("config_path"))
+    file = next(file for file in reversed(settings) if file.registry.get("config_path"))
     if used := [folder for folder in folders[1:] if files.names(folder)]:
-        note = f"{one.path}: {_SEVERAL}; move the files in {', '.join(used)} to {folders[0]}, and name only that"
+        note = f"{file.path}: {_SEVERAL}; move the files in {', '.join(used)} to {folders[0]}, and name only that"
         return [], [note], []
-    content = set_keys(one.text, one.path, one.table, {"config_path": folders[0]})
-    return [Change(one.path, content, _RESTART)], [], []
+    content = set_keys(file.text, file.path, file.table, {"config_path": folders[0]})
+    return [Change(file.path, content, _RESTART)], [], []
 
 
 def _hosts(present: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
@@ -207,11 +211,11 @@ def _hosts(present: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
         if data == ours:
             return present, ""
         return present, f"{path}: names other hosts, which --no-fallback forbids: remove it first"
-    known = data.get("host", {})
-    if url in known:
-        if known[url] != ours["host"][url]:
+    hosts = data.get("host", {})
+    if url in hosts:
+        if hosts[url] != ours["host"][url]:
             return present, f'{path}: has [host."{url}"] with other settings: remove that table first'
-        if next(iter(known)) == url:
+        if next(iter(hosts)) == url:
             return present, ""
         # containerd asks hosts in the order of the file, so the mirror's table moves to the front
         present = drop_table(present, path, ("host", url))

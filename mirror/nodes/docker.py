@@ -151,8 +151,8 @@ def _members(text: str) -> tuple[dict[str, tuple[int, int]], int]:
     at = end = text.index("{") + 1
 
     def skip(position: int) -> int:
-        found = blank.match(text, position)
-        return found.end() if found else position
+        match = blank.match(text, position)
+        return match.end() if match else position
 
     while text[at := skip(at)] != "}":
         at = skip(at + 1) if text[at] == "," else at
@@ -165,17 +165,19 @@ def _members(text: str) -> tuple[dict[str, tuple[int, int]], int]:
 
 
 def _on_command_line(files: Files, content: str) -> list[str]:
-    found = []
+    conflicts = []
     data = _read(content)
     for folder, name in _COMMAND_LINES:
-        for one in files.names(folder):
-            if name not in ("*", one):
+        for file in files.names(folder):
+            if name not in ("*", file):
                 continue
-            text = files.text(f"{folder}/{one}") or ""
+            text = files.text(f"{folder}/{file}") or ""
             for option, key in (("--registry-mirror", _MIRRORS), ("--insecure-registry", _PLAIN)):
                 if key in data and re.search(rf"^[^#\n]*{option}\b", text, re.MULTILINE):
-                    found.append(f"{folder}/{one}: has {option}; dockerd does not start with {key} in {_FILE} as well")
-    return found
+                    conflicts.append(
+                        f"{folder}/{file}: has {option}; dockerd does not start with {key} in {_FILE} as well"
+                    )
+    return conflicts
 
 
 def _without_user(url: str) -> str:

@@ -85,7 +85,7 @@ class Done:
 
 
 def _without_secrets(line: str) -> str:
-    return _SECRET.sub(lambda found: f"{found[1]}..." if found[1] else f"{found[2]}...@", line)
+    return _SECRET.sub(lambda match: f"{match[1]}..." if match[1] else f"{match[2]}...@", line)
 
 
 class Journal:
@@ -118,12 +118,12 @@ class Journal:
         """What `apply` would change. Files of an earlier plan that this plan does not name are restored, except those
         that the user has edited since (see `left_unchanged`).
         """
-        found = [
+        changed = [
             Difference(change.path, before, change.content, change.needs, change.secret)
             for change in plan.changes
             if (before := self._disk.text(change.path)) != change.content
         ]
-        return found + self._backwards(self._dropped(plan))[0]
+        return changed + self._backwards(self._dropped(plan))[0]
 
     def left_unchanged(self, plan: FilePlan) -> list[str]:
         """Notes about files of an earlier plan that `apply` does not restore, because the user has edited them."""
@@ -132,7 +132,7 @@ class Journal:
 
     def _dropped(self, plan: FilePlan) -> list[_Entry]:
         named = {change.path for change in plan.changes}
-        return [one for one in self._entries.values() if one.path not in named]
+        return [entry for entry in self._entries.values() if entry.path not in named]
 
     def apply(self, plan: FilePlan, now: float) -> list[Done]:
         """Carries out a plan. Blocking. `now` is in seconds since the epoch.
@@ -144,12 +144,12 @@ class Journal:
         stamp = f"{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}"
         backups: dict[str, str | None] = {}
         try:
-            for one in differences:
-                self._disk.sweep(one.path)
-                if one.path in by_path:
-                    self._folders.update(self._disk.missing(one.path))
-                    entry, backups[one.path] = self._prepare(one, stamp)
-                    self._entries[one.path] = entry
+            for difference in differences:
+                self._disk.sweep(difference.path)
+                if difference.path in by_path:
+                    self._folders.update(self._disk.missing(difference.path))
+                    entry, backups[difference.path] = self._prepare(difference, stamp)
+                    self._entries[difference.path] = entry
             if differences:
                 self._save()
         except NodeRefused:
@@ -159,28 +159,28 @@ class Journal:
                 if json.dumps(copy) not in recorded:
                     self._disk.remove(copy)
             raise
-        for one in differences:
-            if (change := by_path.get(one.path)) is None:
-                self._restore(self._entries[one.path])
-                del self._entries[one.path]
+        for difference in differences:
+            if (change := by_path.get(difference.path)) is None:
+                self._restore(self._entries[difference.path])
+                del self._entries[difference.path]
                 continue
-            self._disk.write(one.path, change.content, secret=change.secret)
-            self._entries[one.path] = replace(self._entries[one.path], written=(change.content,))
+            self._disk.write(difference.path, change.content, secret=change.secret)
+            self._entries[difference.path] = replace(self._entries[difference.path], written=(change.content,))
         if differences:
             self._remove_folders()
             self._save()
-        return [Done(one, backups.get(one.path)) for one in differences]
+        return [Done(difference, backups.get(difference.path)) for difference in differences]
 
-    def _prepare(self, one: Difference, stamp: str) -> tuple[_Entry, str | None]:
+    def _prepare(self, difference: Difference, stamp: str) -> tuple[_Entry, str | None]:
         """The entry of a file that is about to be written, and the path of the backup that was made for it, if any."""
-        entry = self._entries.get(one.path)
-        ours = entry is not None and self._is_ours(entry, one.before)
+        entry = self._entries.get(difference.path)
+        ours = entry is not None and self._is_ours(entry, difference.before)
         backup = None
-        if one.before is not None and not ours:
-            backup = self._disk.copy(one.path, f"{one.path.rpartition('/')[2]}.before-mirror-{stamp}")
+        if difference.before is not None and not ours:
+            backup = self._disk.copy(difference.path, f"{difference.path.rpartition('/')[2]}.before-mirror-{stamp}")
         if entry is None:
-            return _Entry(one.path, backup, (str(one.after),), needs=one.needs), backup
-        return replace(entry, written=(*entry.written, str(one.after)), edited=entry.edited or not ours), backup
+            return _Entry(difference.path, backup, (str(difference.after),), needs=difference.needs), backup
+        return replace(entry, written=(*entry.written, str(difference.after)), edited=entry.edited or not ours), backup
 
     # ---------------------------------------------------------------------------------------- backwards
 
@@ -205,11 +205,11 @@ class Journal:
         self._disk.sweep(self._path)
         self._remove_folders()
         self._entries, self._folders = {}, set()
-        return [Done(one, None) for one in differences]
+        return [Done(difference, None) for difference in differences]
 
     def _backwards(self, entries: list[_Entry]) -> tuple[list[Difference], list[_Entry]]:
         """The changes that restore these files, and the entries of those files that are not as we left them."""
-        found, edited = [], []
+        restored, edited = [], []
         for entry in entries:
             current = self._disk.text(entry.path)
             if not self._is_ours(entry, current):
@@ -217,8 +217,8 @@ class Journal:
                 continue
             before = self._before(entry)
             if current != before:
-                found.append(Difference(entry.path, current, before, entry.needs))
-        return found, edited
+                restored.append(Difference(entry.path, current, before, entry.needs))
+        return restored, edited
 
     def _describe_edit(self, entry: _Entry, current: str | None) -> str:
         backup = f"; backup of the original: {entry.backup}" if entry.backup else "; the file did not exist before"
@@ -263,9 +263,9 @@ class Journal:
             return
         try:
             record: dict[str, Any] = json.loads(text)
-            for one in record["files"]:
-                path, written = str(one["path"]), tuple(map(str, one["written"]))
-                entry = _Entry(path, one["backup"], written, bool(one["edited"]), str(one["needs"]))
+            for file in record["files"]:
+                path, written = str(file["path"]), tuple(map(str, file["written"]))
+                entry = _Entry(path, file["backup"], written, bool(file["edited"]), str(file["needs"]))
                 self._entries[path] = entry
             self._folders = set(map(str, record["folders"]))
         except (ValueError, KeyError, TypeError) as error:
@@ -284,4 +284,4 @@ class Journal:
 
 def needed(changes: Sequence[Change | Difference]) -> list[str]:
     """What must be done so that the client sees the changes, without repetitions."""
-    return list(dict.fromkeys(one.needs for one in changes if one.needs))
+    return list(dict.fromkeys(change.needs for change in changes if change.needs))

@@ -202,4 +202,4 @@ class Client:
 
 def written_by(client: str) -> str:
     """The comment at the head of files that we write as a whole, for formats with comments."""
-    return f"# Written by `mirror configure {client}`; `mirror configure {client} --undo` takes it back.\n"
+    return f"# Written by `mirror configure {client}`; `mirror configure {client} --undo` reverts it.\n"

@@ -208,10 +208,10 @@ class Visitor:
 def _names(shown: x509.Certificate) -> str:
     try:
         names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        written = [str(one.value) for one in names if isinstance(one, x509.DNSName | x509.IPAddress)]
+        written = [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
     except x509.ExtensionNotFound:
         written = []
-    common = [str(one.value) for one in shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    common = [str(name.value) for name in shown.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     return ", ".join(written[:5] or common) or "no name"
 
 

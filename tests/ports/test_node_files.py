@@ -252,7 +252,7 @@ def test_undo_without_its_backup(root: Path) -> None:
     """What the file was is not known any more, so it stays."""
     _apply(root)
     (root / f"{_DOCKER}.before-mirror-{_STAMP}").unlink()
-    with pytest.raises(NodeRefused, match="its backup is gone"):
+    with pytest.raises(NodeRefused, match="its backup is missing"):
         _journal(root).undo()
     assert "registry-mirrors" in (root / _DOCKER).read_text()
 

@@ -43,7 +43,7 @@ def _plan(client: str, texts: dict[str, str], wanted: Wanted = _WANTED) -> tuple
 
 
 def _marker(client: str) -> str:
-    return f"# Written by `mirror configure {client}`; `mirror configure {client} --undo` takes it back.\n"
+    return f"# Written by `mirror configure {client}`; `mirror configure {client} --undo` reverts it.\n"
 
 
 # ------------------------------------------------------------------------------------------------------- the URL
