@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.clients.conftest import Library
-from tests.clients.test_podman import Podman
 from tests.support.containerd_process import PULLS, ContainerdProcess, write_hosts
 from tests.support.dockerd_process import DockerdProcess
 from tests.support.fake_registry import FakeRegistry, Fault, stall
 from tests.support.images import Published, sha256
 from tests.support.mirror_process import MirrorProcess, write_config
-from tests.support.mounts import overlay_works, unmount_below
+from tests.support.podman import Podman
 from tests.support.process import PATIENCE, eventually
 from tests.support.scripted import Stall
 from tests.support.skopeo import Skopeo, compare_directory
@@ -55,24 +54,14 @@ def _skopeo(directory: Path, mirror: MirrorProcess) -> Iterator[Client]:
 
 @contextmanager
 def _podman(directory: Path, mirror: MirrorProcess) -> Iterator[Client]:
-    (directory / "registries.conf").write_text(
-        f"""
-        [[registry]]
-        prefix = "docker.io"
-        location = "docker.io"
-        [[registry.mirror]]
-        location = "{mirror.address}"
-        insecure = true
-        """
-    )
-    podman = Podman(directory, "overlay" if overlay_works(directory) else "vfs")
+    podman = Podman(directory, mirror.address)
 
     def pull(image: Published) -> None:
         podman("pull", "--quiet", image.name)
         assert podman.inspect(image.name)["Id"] == image.native.config.digest.partition(":")[2]
 
-    yield pull
-    unmount_below(directory)
+    with closing(podman):
+        yield pull
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.support.images import Published, Pusher, sha256
 from tests.support.mirror_process import MirrorProcess, write_config
-from tests.support.mounts import overlay_works, unmount_below
+from tests.support.podman import Podman
 from tests.support.process import run
 from tests.support.pulls import OFFLINE
 from tests.support.registry_process import RegistryProcess
@@ -22,41 +23,6 @@ from tests.support.registry_process import RegistryProcess
 #: More files than podman asks for at once; none of them compresses.
 _FILES = 1_500
 _EVERY = 75
-
-
-class _Podman:
-    """With partial pulls, which need the overlay driver."""
-
-    def __init__(self, directory: Path, mirror: str) -> None:
-        directory.mkdir()
-        assert overlay_works(directory), "no overlay can be mounted here, and podman pulls parts into overlays alone"
-        registries, storage = directory / "registries.conf", directory / "storage.conf"
-        registries.write_text(
-            f"""
-            [[registry]]
-            prefix = "docker.io"
-            location = "docker.io"
-            [[registry.mirror]]
-            location = "{mirror}"
-            insecure = true
-            """
-        )
-        storage.write_text(
-            f"""
-            [storage]
-            driver = "overlay"
-            graphroot = "{directory}/root"
-            runroot = "{directory}/run"
-            [storage.options]
-            pull_options = {{enable_partial_images = "true", use_hard_links = "false", ostree_repos = ""}}
-            """
-        )
-        self._settings = {"CONTAINERS_REGISTRIES_CONF": str(registries), "CONTAINERS_STORAGE_CONF": str(storage)}
-        self.directory = directory
-
-    def __call__(self, *words: str) -> str:
-        """Run one command and return what it says."""
-        return run(["podman", "--events-backend=none", *words], env={**OFFLINE, **self._settings}).decode().strip()
 
 
 @pytest.fixture
@@ -72,10 +38,9 @@ def mirror(directory: Path, registry: RegistryProcess) -> Iterator[MirrorProcess
 
 
 @pytest.fixture
-def podman(directory: Path, mirror: MirrorProcess) -> Iterator[_Podman]:
-    podman = _Podman(directory / "podman", mirror.address)
-    yield podman
-    unmount_below(podman.directory)
+def podman(directory: Path, mirror: MirrorProcess) -> Iterator[Podman]:
+    with closing(Podman(directory / "podman", mirror.address, partial=True)) as podman:
+        yield podman
 
 
 def _publish(registry: RegistryProcess, tag: str, files: dict[str, bytes]) -> Published:
@@ -89,16 +54,13 @@ def _publish(registry: RegistryProcess, tag: str, files: dict[str, bytes]) -> Pu
     return plain
 
 
-def _compare(podman: _Podman, image: str, published: Published) -> None:
-    mounted = Path(podman("image", "mount", image))
-    try:
-        found = {path: sha256((mounted / path).read_bytes()) for path in published.native.files}
-    finally:
-        podman("image", "unmount", image)
-    assert found == dict(published.native.files)
+def _compare(podman: Podman, image: str, published: Published) -> None:
+    files = published.native.files
+    with podman.mounted(image) as root:
+        assert {path: sha256((root / path).read_bytes()) for path in files} == dict(files)
 
 
-def test_an_update_costs_what_has_changed(registry: RegistryProcess, mirror: MirrorProcess, podman: _Podman) -> None:
+def test_an_update_costs_what_has_changed(registry: RegistryProcess, mirror: MirrorProcess, podman: Podman) -> None:
     """Every file of both images is right, no layer is sent whole, and the second image costs its table and the files
     that are new. Upstream sends each layer once.
     """

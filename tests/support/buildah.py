@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.mounts import overlay_works, unmount_below
+from tests.support.podman import write_registries
 from tests.support.process import run
 from tests.support.pulls import OFFLINE
 
@@ -21,16 +22,7 @@ class Buildah:
         self.directory = directory
         self._driver = "overlay" if overlay_works(directory) else "vfs"
         (directory / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        (directory / "registries.conf").write_text(
-            f"""
-            [[registry]]
-            prefix = "docker.io"
-            location = "docker.io"
-            [[registry.mirror]]
-            location = "{mirror}"
-            insecure = true
-            """
-        )
+        write_registries(directory, mirror)
 
     def __call__(self, *words: str | Path, timeout: float = 240.0) -> bytes:
         """Run one command and return what it says."""

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from tests.support.images import Published, sha256
+from tests.support.podman import write_registries
 from tests.support.process import run
 from tests.support.pulls import OFFLINE, wanted_blobs
 
@@ -15,23 +16,7 @@ class Skopeo:
     """skopeo with settings of its own; `mirror` is `host:port`."""
 
     def __init__(self, directory: Path, mirror: str) -> None:
-        self._settings = directory / "registries.conf"
-        self._settings.write_text(
-            f"""
-            [[registry]]
-            prefix = "docker.io"
-            location = "docker.io"
-            [[registry.mirror]]
-            location = "{mirror}"
-            insecure = true
-            [[registry]]
-            prefix = "ghcr.io"
-            location = "ghcr.io"
-            [[registry.mirror]]
-            location = "{mirror}/ghcr.io"
-            insecure = true
-            """
-        )
+        self._settings = write_registries(directory, mirror, mirrored=["ghcr.io"])
 
     def copy(self, image: str, target: Path, *options: str) -> None:
         """Copy into a directory, emptied before: nothing of an earlier copy is used. Raises `CommandFailed`."""
