@@ -72,10 +72,12 @@ class Space:
         *,
         rebuilder: IndexRebuilder,
         reclaim: Callable[[], int] = lambda: 0,
+        soon: float = _SOON,
     ) -> None:
         """`reclaim` drops interrupted downloads, and returns their bytes; it blocks, and is called before a fill is
-        refused.
+        refused. A caller that changes nothing waits `soon` seconds for a walk.
         """
+        self._soon = soon
         self._store = store
         self._evictor = evictor
         self._usage = usage
@@ -193,7 +195,7 @@ class Space:
 
     async def _is_large(self) -> bool:
         """True if reading every blob's metadata and every manifest would take long."""
-        return not await self.fullness(_SOON) or self._usage.is_large
+        return not await self.fullness(self._soon) or self._usage.is_large
 
     async def collect(self) -> list[Victim]:
         """Evicts down to the low water and returns what was dropped. It is no error if less can be dropped."""

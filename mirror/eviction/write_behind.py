@@ -37,7 +37,11 @@ _MOST_BLOBS: Final = 100_000
 class WriteBehind:
     """The pending writes to index and disk, one instance in each process that fills the store."""
 
-    def __init__(self, store: BlobStore, index: ContentIndex, *, now: Callable[[], float]) -> None:
+    def __init__(
+        self, store: BlobStore, index: ContentIndex, *, now: Callable[[], float], most_blobs: int = _MOST_BLOBS
+    ) -> None:
+        """At most `most_blobs` blobs wait in memory for an index that does not answer."""
+        self._most_blobs = most_blobs
         self._store = store
         self._index = index
         self._now = now

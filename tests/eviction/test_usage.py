@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from mirror.errors import IndexUnavailable
-from mirror.eviction import space as space_module
+from mirror.eviction.reconcile import MARK
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo
 from tests.support.eviction_world import World
@@ -84,9 +84,10 @@ async def test_fills_that_begin_together_walk_once(world: World) -> None:
     assert world.store.walks == 2
 
 
-async def test_a_large_store_is_not_read_for_a_short_plan(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an index a plan of a large store is refused to who wants its beginning alone, and made in whole."""
-    monkeypatch.setattr(space_module, "_SOON", 60.0)
+async def test_a_large_store_is_not_read_for_a_short_plan() -> None:
+    """Without an index, the first victims of a large store are refused, and a whole plan is made."""
+    world = World(soon=60.0)
+    await world.index.index.set_marker(MARK)
     world.index.down = True
     first = await world.add(1)
     assert [victim.digest for victim in await world.space.plan(1, short=True)] == [first]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import structlog
 
-from mirror.eviction import write_behind
 from mirror.eviction.reconcile import MARK
 from mirror.oci.digest import Digest
 from mirror.policy.records import References, Usage
@@ -61,10 +59,9 @@ async def test_blobs_wait_for_the_index(world: World) -> None:
     assert "put" not in world.index.calls
 
 
-async def test_blobs_wait_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_blobs_wait_without_end() -> None:
     """So many are remembered and no more; the rest is left to the comparison with the disk."""
-    monkeypatch.setattr(write_behind, "_MOST_BLOBS", 2)
-    world = World()
+    world = World(most_blobs=2)
     await world.index.index.set_marker(MARK)
     world.index.down = True
     for number in range(3):

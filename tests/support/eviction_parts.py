@@ -51,12 +51,14 @@ def make_eviction(
     quarantine: QuarantineLimits | None = None,
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    most_blobs: int = 100_000,
+    soon: float = 1.0,
 ) -> EvictionParts:
     """As `mirror/app/storage.py` does it for the disk."""
     protection = Protection()
     protection.add(protected)
     protection.add_on_disk(pinned)
-    write_behind = WriteBehind(store, index, now=now)
+    write_behind = WriteBehind(store, index, now=now, most_blobs=most_blobs)
     usage = StoreUsage(store, index, write_behind, now=now)
     references = ReferenceReader(store, catalog)
     evictor = Evictor(store, index, write_behind, usage, references, protection, exclusive=exclusive, now=now)
@@ -72,6 +74,7 @@ def make_eviction(
         watermarks,
         rebuilder=rebuilder,
         reclaim=reclaim,
+        soon=soon,
     )
     return EvictionParts(
         write_behind, evictor, space, EvictionRounds(space, usage, write_behind, rebuilder, sleep=sleep)

@@ -88,7 +88,9 @@ class CountingStore(MemoryStore):
 class World:
     """A store of 1000 bytes (high water 900, low water 800), its index, and an evictor."""
 
-    def __init__(self, index: ContentIndex | None = None, *, capacity: int = 1000, disk: int = 1 << 40) -> None:
+    def __init__(
+        self, index: ContentIndex | None = None, *, capacity: int = 1000, disk: int = 1 << 40, **limits: Any
+    ) -> None:
         self.store = CountingStore(disk)
         self.index = Watched(index or MemoryIndex())
         self.clock = Clock(START)
@@ -98,7 +100,7 @@ class World:
         self.lock = asyncio.Lock()
         self.rebuilds = 0
         self.water = Watermarks(Capacity(bytes=capacity), 0.9, 0.8, reserve=0)
-        parts = self.another()
+        parts = self.another(**limits)
         self.write_behind, self.evictor = parts.write_behind, parts.evictor
         self.space, self.rounds = parts.space, parts.rounds
         self.settle: Callable[[], Awaitable[None]]
