@@ -50,7 +50,7 @@ class WriteBehind:
         self._marked: dict[Digest, float] = {}
         self._waiting_references = _waiting_references()
         #: Blobs that arrived while the index did not answer; the values are not used.
-        self._waiting_blobs = _waiting_blobs()
+        self._waiting_blobs = _blobs_cache(most_blobs)
         #: Why the last call of the index failed; None if it did not.
         self.trouble: str | None = None
         #: Set when the index answers again after a failure. Cleared by the task that repairs what the index missed.
@@ -146,7 +146,7 @@ class WriteBehind:
     async def _flush_blobs(self) -> None:
         if not self._waiting_blobs or not self.index_up:
             return
-        blobs, self._waiting_blobs = self._waiting_blobs, _waiting_blobs()
+        blobs, self._waiting_blobs = self._waiting_blobs, _blobs_cache(self._most_blobs)
         try:
             # leaves out blobs that were dropped meanwhile
             await self._index.put(await asyncio.to_thread(self.present, list(blobs)))
@@ -228,8 +228,8 @@ class WriteBehind:
             telemetry.log.info("eviction uses index again")
 
 
-def _waiting_blobs() -> LruCache[Digest, None]:
-    return LruCache(_MOST_BLOBS, name="blobs waiting for the index")
+def _blobs_cache(most: int) -> LruCache[Digest, None]:
+    return LruCache(most, name="blobs waiting for the index")
 
 
 def _waiting_references() -> LruCache[Digest, tuple[References, ContentRecord]]:
