@@ -78,7 +78,7 @@ class EndpointStatus:
 
 @dataclass(frozen=True, slots=True)
 class BudgetStatus:
-    """The pulls that an upstream allows in `window` seconds, as it said at `seen` (epoch seconds)."""
+    """The pulls that an upstream allows in `window` seconds, as it stated at `seen` (epoch seconds)."""
 
     limit: int
     remaining: int
