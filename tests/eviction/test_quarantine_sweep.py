@@ -20,8 +20,7 @@ def set_aside(world: World, number: int, size: int = 100, *, ago: float = 0.0) -
     content = f"damaged {number}".encode().ljust(size, b".")
     world.store.put(digest := Digest.of(content), content)
     put_aside(world.store, digest)
-    blob, _ = world.store._aside[digest]
-    world.store._aside[digest] = blob, world.clock() - ago
+    world.store.date_quarantined(digest, world.clock() - ago)
     return digest
 
 

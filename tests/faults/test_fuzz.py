@@ -222,8 +222,7 @@ async def test_31_32_raw_requests(
         done += part // 40 * 40
         crashes += [line["event"] for line in mirror.log if "crashed" in line["event"] or "exception" in line]
         # a long run's log would fill the memory
-        mirror._output.seek(0)
-        mirror._output.truncate()
+        mirror.clear_log()
         assert not bad, bad[0]
         assert not crashes
     assert (await mirror.ask(blob)).body == _LAYER

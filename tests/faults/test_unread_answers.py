@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from prometheus_client import REGISTRY
 
-from mirror import telemetry
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.server.registry.handshake import Handshake
@@ -144,7 +144,7 @@ def _paused(mirror: LiveMirror) -> int:
 
 
 def _stalled() -> float:
-    return float(telemetry.CONNECTIONS_DROPPED.labels("stalled")._value.get())
+    return REGISTRY.get_sample_value("mirror_connections_dropped_total", {"reason": "stalled"}) or 0.0
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ async def test_two_users_and_one_private_repository(
 async def test_the_oauth_form(registry: FakeRegistry, tmp_path: Path, access: dict[str, Any]) -> None:
     """containerd and Docker post a form; a token may stand in for a refresh token. What is no form is 400."""
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, access=access) as mirror:
-        session = mirror._session
+        session = mirror.session
         url = f"http://127.0.0.1:{mirror.port}/token"
         for form, status in [
             ({"grant_type": "password", "username": "alice", "password": "alice-pw", "service": "mirror"}, 200),
@@ -173,7 +173,7 @@ async def test_a_token_is_not_prolonged(registry: FakeRegistry, tmp_path: Path, 
         token = await _log_in(mirror, _basic("alice", "alice-pw"))
         shown = [await mirror.ask("/token", headers=headers) for headers in (_bearer(token), _basic("any", token))]
         form = {"grant_type": "refresh_token", "refresh_token": token}
-        async with mirror._session.post(f"http://127.0.0.1:{mirror.port}/token", data=form) as response:
+        async with mirror.session.post(f"http://127.0.0.1:{mirror.port}/token", data=form) as response:
             answers = [*(one.json for one in shown), await response.json()]
         assert {answer["token"] for answer in answers} == {token}
         lifetime = mirror.config.access.token_lifetime

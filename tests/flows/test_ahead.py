@@ -203,7 +203,7 @@ async def test_a_failure_reaches_no_client(registry: FakeRegistry, eager: LiveMi
     for itself is answered as ever.
     """
     registry.add_image("library/app", "v1", [b"first", b"second"])
-    del registry._repository("library/app").blobs[Digest.of(b"first")]
+    del registry.repository("library/app").blobs[Digest.of(b"first")]
     assert (await eager.ask(f"{_AT}/manifests/v1")).status == 200
     await _quiet(eager)
     assert [line["level"] for line in eager.events("read-ahead skipped")] == ["debug"]

@@ -398,7 +398,7 @@ async def test_a_layer_that_upstream_has_lost(registry: FakeRegistry, mirror: Li
     layers = [noise(1000, 1), noise(1000, 2)]
     registry.add_image(_APP.name, "v1", layers)
     lost = Digest.of(layers[1])
-    del registry._repository(_APP.name).blobs[lost]
+    del registry.repository(_APP.name).blobs[lost]
     done = await _prefetch(mirror, "v1")
     [failure] = done.failures
     assert failure.digest == lost
@@ -417,7 +417,7 @@ async def test_a_layer_that_upstream_has_lost(registry: FakeRegistry, mirror: Li
 async def test_a_child_of_an_index_that_is_gone(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """Its manifest is the failure; the other platform is here."""
     made = _add_platforms(registry)
-    del registry._repository(_APP.name).manifests[made["arm64"]]
+    del registry.repository(_APP.name).manifests[made["arm64"]]
     done = await _prefetch(mirror, "v1")
     assert [failure.digest for failure in done.failures] == [made["arm64"]]
     await _expect_offline(registry, mirror, made["amd64"])
@@ -753,7 +753,7 @@ async def test_progress(registry: FakeRegistry, mirror: LiveMirror) -> None:
 async def test_as_json(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """For programs: by image and in total, failures with digest and reason."""
     root = registry.add_image(_APP.name, "v1", [b"layer", b"lost"])
-    del registry._repository(_APP.name).blobs[Digest.of(b"lost")]
+    del registry.repository(_APP.name).blobs[Digest.of(b"lost")]
     done = await _prefetch(mirror, "v1", "nope")
     told = json.loads(json.dumps(done.to_json()))
     size = len(registry.manifest(_APP.name, root)) + len(b"layer") + len(b"{}")

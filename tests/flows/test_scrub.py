@@ -154,7 +154,7 @@ async def test_without_repair(full: LiveMirror, registry: FakeRegistry) -> None:
 async def test_what_upstream_does_not_have_any_more(full: LiveMirror, registry: FakeRegistry) -> None:
     """Is lost, and named."""
     _flip(full.blob_file(_DIGEST))
-    registry._repositories.clear()
+    registry.clear()
     assert (await _everything(full)).lost == [_DIGEST]
     assert full.events("damaged blob not repaired")
 

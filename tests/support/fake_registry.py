@@ -187,7 +187,7 @@ class FakeRegistry:
         """A blob of a repository."""
         digest = Digest.of(content, algorithm)
         with self._lock:
-            self._repository(name).blobs[digest] = content
+            self.repository(name).blobs[digest] = content
         return digest
 
     def add_manifest(
@@ -196,9 +196,9 @@ class FakeRegistry:
         """Exactly these bytes; a tag is moved to them."""
         digest = Digest.of(content, algorithm)
         with self._lock:
-            self._repository(name).manifests[digest] = media_type, content
+            self.repository(name).manifests[digest] = media_type, content
             if tag:
-                self._repository(name).tags[tag] = digest
+                self.repository(name).tags[tag] = digest
         return digest
 
     def add_image(
@@ -219,21 +219,26 @@ class FakeRegistry:
         manifests = [
             {"mediaType": kind, "digest": str(digest), "size": len(content)}
             for digest in children
-            for kind, content in [self._repository(name).manifests[digest]]
+            for kind, content in [self.repository(name).manifests[digest]]
         ]
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
         return self.add_manifest(name, json.dumps(index).encode(), OCI_INDEX, tag)
 
     def manifest(self, name: str, digest: Digest) -> bytes:
         """The bytes of one."""
-        return self._repository(name).manifests[digest][1]
+        return self.repository(name).manifests[digest][1]
 
     def drop_tag(self, name: str, tag: str) -> None:
         """Only the name; the manifest stays."""
         with self._lock:
-            del self._repository(name).tags[tag]
+            del self.repository(name).tags[tag]
 
-    def _repository(self, name: str) -> _Repository:
+    def clear(self) -> None:
+        """It has nothing any more."""
+        self._repositories.clear()
+
+    def repository(self, name: str) -> _Repository:
+        """What it has of a repository, to be changed by a test."""
         return self._repositories.setdefault(name, _Repository())
 
     def _descriptor(self, name: str, media_type: str, content: bytes) -> dict[str, Any]:

@@ -117,7 +117,8 @@ class LiveMirror:
         self.clock = clock
         self.port = port
         self._output = output
-        self._session = aiohttp.ClientSession(
+        #: For requests that `ask` cannot send.
+        self.session = aiohttp.ClientSession(
             auto_decompress=False, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(PATIENCE)
         )
 
@@ -145,7 +146,7 @@ class LiveMirror:
     def open(self, target: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Any:
         """The same, to be read piece by piece: aiohttp's response as a context manager."""
         url = URL(f"http://127.0.0.1:{self.port}{target}", encoded=True)
-        return self._session.request(method, url, headers=headers, allow_redirects=False)
+        return self.session.request(method, url, headers=headers, allow_redirects=False)
 
     async def raw(self, *pieces: bytes) -> bytes:
         """Send bytes as they are on a connection of their own; what comes back until the mirror closes it."""
@@ -177,6 +178,11 @@ class LiveMirror:
         """Every line so far."""
         return [json.loads(line) for line in self._output.getvalue().splitlines()]
 
+    def clear_log(self) -> None:
+        """Forget what was logged."""
+        self._output.seek(0)
+        self._output.truncate()
+
     @property
     def log_text(self) -> str:
         """The same as it was written."""
@@ -207,7 +213,7 @@ class LiveMirror:
 
     async def aclose(self) -> None:
         """Of the client."""
-        await self._session.close()
+        await self.session.close()
 
 
 @asynccontextmanager

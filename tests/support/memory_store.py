@@ -137,6 +137,11 @@ class MemoryStore:
             self._aside[digest] = self._present.pop(digest), time.time()
             return True
 
+    def date_quarantined(self, digest: Digest, at: float) -> None:
+        """Say when a blob was set aside, in epoch seconds."""
+        with self.changed:
+            self._aside[digest] = self._aside[digest][0], at
+
     def quarantined(self) -> Sequence[QuarantinedBlob]:
         with self.changed:
             return [QuarantinedBlob(digest, len(blob.content), at) for digest, (blob, at) in self._aside.items()]

@@ -622,7 +622,7 @@ class Storm:
             for tag in _TAGS:
                 got = await self._ask(f"/v2/{name}/manifests/{tag}", method="HEAD")
                 assert got
-                now = self._registry._repository(name).tags[tag]
+                now = self._registry.repository(name).tags[tag]
                 assert got.headers["Docker-Content-Digest"] == str(now), f"{name}:{tag} is not {now}: {got.headers}"
                 await self._pull_one(name, tag, must=True)
         # partials of what no tag has any more are finished by whoever asks, unless pins leave no room for them
