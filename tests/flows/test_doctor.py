@@ -89,10 +89,10 @@ def test_for_people(mirror: MirrorProcess, root: Path) -> None:
     lines = done.stdout.splitlines()
     assert "ok      API: registry/2.0" in lines
     [at] = [
-        number for number, line in enumerate(lines) if line.startswith("PROBLEM client podman: docker.io: goes around")
+        number for number, line in enumerate(lines) if line.startswith("PROBLEM client podman: docker.io: bypasses")
     ]
     assert lines[at + 1] == f"        -> mirror configure podman {mirror.url} --apply"
-    assert lines[-1].endswith("1 problems, 0 warnings")
+    assert lines[-1].endswith("1 problem, 0 warnings")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_the_clock_of_the_mirrors_machine(registry: FakeRegistry, tmp_path: Path
     level, said, advice = found.findings["clock of this machine"]
     assert (found.code, level) == (1, "problem")
     assert text in said
-    assert "time synchronisation" in advice
+    assert "synchronise the clocks" in advice
 
 
 def test_a_wrong_login_at_a_registry(tmp_path: Path) -> None:
