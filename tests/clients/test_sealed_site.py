@@ -106,7 +106,7 @@ def test_the_lists(gap: Gap) -> None:
     pulled = {one["platform"]: one["pulled"] for one in shown["platforms"]}
     assert pulled[NATIVE]
     assert list(pulled.values()).count(True) == 1
-    assert "complete offline: yes, but for" in gap.cli("show", index.name)
+    assert "complete offline: yes, except for" in gap.cli("show", index.name)
     with pytest.raises(CommandFailed, match=r"exit code 1\n.*is not here"):
         gap.cli("show", "nothing/here")
     with pytest.raises(CommandFailed, match="exit code 2"):

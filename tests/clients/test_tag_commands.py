@@ -208,7 +208,7 @@ def test_a_minimum_age_in_the_configuration(registry: RegistryProcess, directory
         (("freeze", "app:1", "--at", "2999-01-01"), 2, "in the future"),
         (("freeze", "app:1", "--at", "sha256:short"), 2, "sha256:short"),
         (("freeze", "app:1", "--at", "2025-01-31"), 1, "no history"),
-        (("freeze", "app:1@sha256:" + "0" * 64, "--at", "2025-01-31"), 2, "tag alone"),
+        (("freeze", "app:1@sha256:" + "0" * 64, "--at", "2025-01-31"), 2, "tag without a digest"),
         (("unfreeze", "app:1"), 1, "is not frozen"),
     ],
 )
