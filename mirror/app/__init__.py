@@ -8,6 +8,7 @@ routes.py           the rules for repositories
 client_auth.py      authentication and authorization of clients
 administration.py   the admin API
 prefetching.py      jobs and sync rules
+import_target.py    what `mirror import` writes to
 client_files.py     the configuration of clients, for the admin API
 housekeeping.py     work that one worker does for all
 
