@@ -22,7 +22,7 @@ from mirror.ports import ContentIndex
 from mirror.values.sizes import Capacity
 from tests.support.clock import Clock
 from tests.support.eviction_parts import make_eviction
-from tests.support.eviction_world import START, Watched, World, held
+from tests.support.eviction_world import START, Watched, World, locked
 from tests.support.memory_store import MemoryCatalog
 from tests.support.redis_server import RedisServer
 
@@ -108,7 +108,7 @@ async def test_a_pinned_platform_of_a_cold_index(images: World) -> None:
         await images.space.make_room(1)
 
 
-async def test_what_has_just_come_is_not_dropped_first(images: World) -> None:
+async def test_new_blobs_are_not_dropped_first(images: World) -> None:
     """A blob without a manifest that was used a moment ago goes after images that are colder, and before others."""
     layers = [await images.add(number) for number in range(2)]
     await images.image(10, layers[0])
@@ -176,7 +176,7 @@ async def test_choosing_among_many_reads_few(index: ContentIndex) -> None:
         Watermarks(Capacity(bytes=101_000_000), 1.0, 0.99, reserve=0),
         protected=lambda: set(digests[300:310]),
         pinned=lambda _: set(digests[:300]),
-        exclusive=lambda: held(asyncio.Lock()),
+        exclusive=lambda: locked(asyncio.Lock()),
         now=Clock(START),
     )
     assert [each.digest for each in await parts.space.plan(5000)] == digests[310:315]
@@ -210,7 +210,7 @@ async def test_choosing_among_many_images_reads_few(index: ContentIndex) -> None
         Watermarks(Capacity(bytes=1 << 30), 1.0, 0.99, reserve=0),
         protected=lambda: (),
         pinned=lambda _: digests[20:40],
-        exclusive=lambda: held(asyncio.Lock()),
+        exclusive=lambda: locked(asyncio.Lock()),
         now=Clock(START),
     )
     await parts.space.make_room(35_000)

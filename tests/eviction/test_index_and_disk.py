@@ -38,14 +38,14 @@ async def test_a_blob_that_comes_back_in_the_very_moment(world: World) -> None:
     digests = [await world.add(number) for number in range(10)]
     content = b"00000000".ljust(100, b".")
     assert Digest.of(content) == digests[0]
-    world.index.before["drop"] = lambda: void(world.store.put(digests[0], content))
+    world.index.before["drop"] = lambda: ignore(world.store.put(digests[0], content))
     await world.space.reserve(None)
     assert digests[0] in world.present()
     assert await world.port.get(digests[0]) is not None
     assert await world.port.usage() == Usage(9, 900)
 
 
-def void(_: object) -> None:
+def ignore(_: object) -> None:
     """Nothing."""
 
 
@@ -118,7 +118,7 @@ async def test_pins_that_cannot_be_read(world: World) -> None:
     assert world.present() == set(digests)
 
 
-async def test_what_is_pinned_after_it_was_chosen(world: World) -> None:
+async def test_victims_that_are_pinned_meanwhile_stay(world: World) -> None:
     """Pins are read once more before each deletion."""
     digests = [await world.add(number) for number in range(9)]
     world.index.before["least_recently_used"] = lambda: world.pinned.add(digests[0])

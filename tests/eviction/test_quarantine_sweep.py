@@ -24,7 +24,7 @@ def set_aside(world: World, number: int, size: int = 100, *, ago: float = 0.0) -
     return digest
 
 
-async def test_what_is_set_aside_takes_room(world: World) -> None:
+async def test_quarantined_blobs_take_room(world: World) -> None:
     """The limit holds with a full quarantine, and within its bound it goes as little as any blob that was just used."""
     digests = [await world.add(number) for number in range(8)]
     damaged = set_aside(world, 1)
@@ -75,7 +75,7 @@ async def test_no_quarantine_at_all() -> None:
     assert list(world.store.quarantined()) == []
 
 
-async def test_a_quarantine_that_the_disk_does_not_give(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_quarantine_that_cannot_be_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stops neither pulls nor eviction, and is said once; likewise what cannot be dropped."""
 
     def failing(*_: object) -> Any:

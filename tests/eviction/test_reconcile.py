@@ -187,7 +187,7 @@ async def test_the_disk_wins(index: ContentIndex, disk: Disk) -> None:
     assert shared == ContentRecord(Digest.of(SHARED), len(SHARED), 1002.0)
 
 
-async def test_what_the_index_knows_better_stays(index: ContentIndex, disk: Disk) -> None:
+async def test_later_times_of_use_in_the_index_stay(index: ContentIndex, disk: Disk) -> None:
     """Later uses are not on disk yet, and a rebuild leaves them."""
     await index.put([ContentRecord(Digest.of(LAYER), len(LAYER), 5000.0)])
     await reconcile(disk.store, disk.catalog, index)

@@ -68,7 +68,7 @@ async def test_a_blob_that_is_too_large(world: World) -> None:
     assert world.present() == set(digests)
 
 
-async def test_a_refused_blob_is_not_counted_as_held() -> None:
+async def test_a_refused_blob_is_not_counted_as_stored() -> None:
     """While the index does not know the whole and the disk was summed up, a refusal must not fill the sum."""
     world = World()
     digests = [await world.add(number) for number in range(3)]
@@ -116,8 +116,8 @@ async def test_138_one_worker_never_exceeds_the_limit(world: World, fills: Seque
             await world.space.reserve(size)
         except StoreFull:
             continue
-        held = sum(info.size for info in MemoryStore.walk(world.store))
-        assert held + world.space.reserved <= 1000, number
+        stored = sum(info.size for info in MemoryStore.walk(world.store))
+        assert stored + world.space.reserved <= 1000, number
 
 
 async def test_138_two_workers_exceed_it_by_what_is_reserved(world: World) -> None:
@@ -130,8 +130,8 @@ async def test_138_two_workers_exceed_it_by_what_is_reserved(world: World) -> No
     for seed, reservation in ((101, first), (102, second)):
         await world.add(seed, size=300)
         reservation.release()
-    held = sum(info.size for info in MemoryStore.walk(world.store))
-    assert 1000 < held <= 1000 + 300
+    stored = sum(info.size for info in MemoryStore.walk(world.store))
+    assert 1000 < stored <= 1000 + 300
     await another.rounds.tick()
     assert sum(info.size for info in MemoryStore.walk(world.store)) <= 900
 
@@ -232,7 +232,7 @@ async def test_fills_of_our_own_are_not_counted_twice(world: World) -> None:
     assert world.present() == set(digests)
 
 
-async def test_a_size_that_nobody_knows(world: World) -> None:
+async def test_an_unknown_size(world: World) -> None:
     """Reserves nothing, but makes room where the store is too full already."""
     digests = [await world.add(number) for number in range(10)]
     reservation = await world.space.reserve(None)

@@ -15,7 +15,7 @@ from mirror.ports import BlobInfo
 from tests.support.eviction_world import World
 
 
-async def test_without_an_index_nobody_evicts_twice(world: World) -> None:
+async def test_without_an_index_two_processes_do_not_evict_twice(world: World) -> None:
     """Row 47: what another process has dropped is not dropped once more for a sum that is out of date."""
     other = world.another()
     for number in range(10):
@@ -99,7 +99,7 @@ async def test_a_large_store_is_not_read_for_a_short_plan() -> None:
     assert await world.space.plan(1)
 
 
-async def test_how_full_it_is_may_not_be_known_yet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_usage_may_not_be_known_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has little patience is told that a walk takes longer; it goes on, and is not begun again."""
     await world.add(1)
     world.index.down = True
@@ -121,7 +121,7 @@ async def test_how_full_it_is_may_not_be_known_yet(world: World, monkeypatch: py
     assert world.store.walks == 1
 
 
-async def test_a_dead_index_and_what_others_have_stored_since(world: World) -> None:
+async def test_a_dead_index_and_blobs_of_other_processes(world: World) -> None:
     """Row 47: a process that walked the disk long ago keeps the capacity too, untold of what others fill."""
     for number in range(5):
         await world.add(number)

@@ -10,7 +10,7 @@ from mirror.policy.records import References, Usage
 from tests.support.eviction_world import START, World
 
 
-async def test_names_of_what_is_gone_are_not_told(world: World) -> None:
+async def test_references_of_dropped_manifests_are_not_sent(world: World) -> None:
     """A manifest whose names waited for the index, and that was dropped meanwhile, is not counted once it answers."""
     layer = await world.add(1)
     manifest = await world.image(2.0, layer)
@@ -24,7 +24,7 @@ async def test_names_of_what_is_gone_are_not_told(world: World) -> None:
     assert (await world.index.index.usage()).blobs == 1
 
 
-async def test_names_wait_for_the_index(world: World) -> None:
+async def test_references_wait_for_the_index(world: World) -> None:
     """What a manifest names is told with the next flush that gets through, with the manifest itself."""
     manifest, layer = Digest.of(b"manifest"), await world.add(1)
     world.store.put(manifest, b"manifest")
@@ -47,7 +47,7 @@ async def test_blobs_wait_for_the_index(world: World) -> None:
     then is not.
     """
     world.index.down = True
-    came = [await world.come(number) for number in range(3)]
+    came = [await world.publish(number) for number in range(3)]
     world.store.delete(came[0].digest)
     await world.write_behind.flush()
     world.index.down = False
@@ -65,7 +65,7 @@ async def test_blobs_wait_without_end() -> None:
     await world.index.index.set_marker(MARK)
     world.index.down = True
     for number in range(3):
-        await world.come(number)
+        await world.publish(number)
     world.index.down = False
     await world.rounds.tick()
     await world.rounds.tick()

@@ -425,7 +425,7 @@ async def test_a_filler_that_hangs_is_given_up(
     stopped.close()
 
 
-async def test_closing_publishes_what_has_landed(make: Callable[[], Hangar], store: BlobStore) -> None:
+async def test_closing_publishes_whole_blobs(make: Callable[[], Hangar], store: BlobStore) -> None:
     """A blob that clients have had whole is published and remembered, even if the mirror stops in that moment."""
     hangar = make()
     flight = await hangar.join(GatedUpstream(is_open=True))
@@ -569,7 +569,7 @@ async def test_135_a_size_is_the_word_of_its_registry_alone(processes: tuple[Han
         await read_to_end(lied_to)
 
 
-async def test_135_other_processes_follow_what_the_store_gives(make: Callable[[], Hangar]) -> None:
+async def test_135_other_processes_follow_a_copy_from_the_store(make: Callable[[], Hangar]) -> None:
     """Followers of a bad registry's flight, in a process that does not carry it out, have the whole blob as well."""
     filling, following, good = make(), make(), make()
     dripping = GatedUpstream(gate_at=1200)
@@ -582,7 +582,7 @@ async def test_135_other_processes_follow_what_the_store_gives(make: Callable[[]
     assert [each.filled_here for each in (filled_here, watched)] == [True, False]
 
 
-async def test_135_what_was_dropped_again_is_received_to_its_end(
+async def test_135_a_blob_that_is_dropped_again_is_received_to_its_end(
     hangar: Hangar, store: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A blob that cannot be opened is no reason to leave an upstream that gives it."""

@@ -126,14 +126,14 @@ class World:
 
     def exclusive(self) -> AbstractAsyncContextManager[None]:
         """One lock for all evictors."""
-        return held(self.lock)
+        return locked(self.lock)
 
     async def rebuild(self) -> None:
         """As `ensure` does it."""
         self.rebuilds += 1
-        await ensure(self.store, self.catalog, self.port, exclusive=lambda: held(asyncio.Lock()))
+        await ensure(self.store, self.catalog, self.port, exclusive=lambda: locked(asyncio.Lock()))
 
-    async def come(self, number: int) -> BlobInfo:
+    async def publish(self, number: int) -> BlobInfo:
         """A blob that was just published; the index is told of it if it answers."""
         content = f"{number:08}".encode().ljust(100, b".")
         self.store.put(digest := Digest.of(content), content)
@@ -173,7 +173,7 @@ class World:
 
 
 @asynccontextmanager
-async def held(lock: asyncio.Lock) -> AsyncIterator[None]:
+async def locked(lock: asyncio.Lock) -> AsyncIterator[None]:
     """The lock as a context of its own."""
     async with lock:
         yield

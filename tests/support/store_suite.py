@@ -276,7 +276,7 @@ class StoreSuite:
         ingest.close()
         assert another.read(digest, len(content)) == content
 
-    def test_a_size_that_nobody_knows(self, store: BlobStore) -> None:
+    def test_an_unknown_size(self, store: BlobStore) -> None:
         """Without a size the digest alone decides."""
         ingest = store.ingest(DIGEST, REGISTRY)
         assert ingest.try_lock()
