@@ -185,8 +185,9 @@ def test_pure_folders_do_nothing(folder: str) -> None:
 
 _IMPORT_ALONE = """
 import importlib, os, sys, traceback
-import aiocache, aiohttp.web, aiosqlite, bcrypt, cryptography.fernet, cryptography.x509, cronsim, jwt, prometheus_client
-import pydantic_settings, redis.asyncio, rich.progress, rich.table, semantic_version, structlog, typer, uvloop, yaml
+import aiocache, aiohttp.web, aiosqlite, bcrypt, cachetools, cryptography.fernet, cryptography.x509, cronsim, jwt
+import opentelemetry.trace, prometheus_client.multiprocess, pydantic_settings, redis.asyncio, rich.progress, rich.table
+import semantic_version, structlog, tarfile, tomlkit, tomllib, typer, uvloop, yaml
 # what the package is compiled to is kept for the next child, whatever this run was started with
 sys.pycache_prefix, sys.dont_write_bytecode = sys.argv.pop(1), False
 failed = []
