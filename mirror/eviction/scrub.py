@@ -30,13 +30,13 @@ from mirror import telemetry
 from mirror.aio.batches import batches_in_thread
 from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobUnknown, MirrorError, StoreError
+from mirror.eviction.token_bucket import TokenBucket
 from mirror.graph.closure import Node, Role, read_closure
 from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
-from mirror.policy.token_bucket import TokenBucket
 from mirror.ports import BlobReader, BlobStore, Catalog, Lease, Records, SupportsReadOnce
 from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 
