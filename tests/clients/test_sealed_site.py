@@ -103,7 +103,7 @@ def test_the_lists(gap: Gap) -> None:
 
     shown = gap.json("show", index.name)
     assert shown["digest"] == index.digest
-    pulled = {one["platform"]: one["pulled"] for one in shown["platforms"]}
+    pulled = {one["platform"]: one["pulled"] for one in shown["manifests"]}
     assert pulled[NATIVE]
     assert list(pulled.values()).count(True) == 1
     assert "complete offline: yes, except for" in gap.cli("show", index.name)

@@ -99,7 +99,7 @@ async def test_who_is_told_in_the_audit_log(registry: FakeRegistry, tmp_path: Pa
     claims = {"X-Forwarded-For": "203.0.113.9", "X-Real-IP": "203.0.113.9", "Forwarded": "for=203.0.113.9"}
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, access=access) as mirror:
         target = "/v2/library/app/manifests/1.0"
-        for authorization in ("Bearer s3cret", "Bearer wrong", "Basic !", "Negotiate abc", "Bearer a b", ""):
+        for authorization in ("Bearer s3cret", "Bearer gu3ssed", "Basic !", "Negotiate abc", "Bearer a b", ""):
             await mirror.ask(target, headers={**claims, "Authorization": authorization})
         await mirror.ask("/v2/a%0a%7b%22who%22:%22root%22%7d/manifests/1.0", headers={"Authorization": "Bearer s3cret"})
         await mirror.ask("/v2/library/app/blobs/uploads/?mount=sha256:0&from=secret%0d%0a", method="POST")
@@ -113,4 +113,4 @@ async def test_who_is_told_in_the_audit_log(registry: FakeRegistry, tmp_path: Pa
         ("anonymous", 401),
     ]
     assert {line["client"] for line in lines} | clients == {"127.0.0.1"}
-    assert not [word for word in ("s3cret", "wrong", "203.0.113.9") if word in path.read_text()]
+    assert not [word for word in ("s3cret", "gu3ssed", "203.0.113.9") if word in path.read_text()]
