@@ -6,7 +6,6 @@ text of its files ──> a client's `plan(files, wanted)` ──> FilePlan: its
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from mirror.errors import ConfigError, MirrorError
+from mirror.oci.authorization import basic_authorization
 
 #: The byte order mark, which some editors write at the start of UTF-8 files.
 BOM: Final = "\ufeff"
@@ -119,7 +119,7 @@ class ClientLogin:
     @property
     def basic(self) -> str:
         """The value of an `Authorization` header (RFC 7617)."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+        return basic_authorization(self.username, self.password)
 
 
 @dataclass(frozen=True, slots=True)

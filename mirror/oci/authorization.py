@@ -1,4 +1,4 @@
-"""The credentials that a caller presents in the `Authorization` header (RFC 7617 Basic, RFC 6750 Bearer)."""
+"""The credentials in an `Authorization` header (RFC 7617 Basic, RFC 6750 Bearer), read and written."""
 
 from __future__ import annotations
 
@@ -79,6 +79,11 @@ def read_authorization(lines: Sequence[str]) -> CallerCredentials | None:
                 raise Unauthorized("not a bearer token")
             return CallerCredentials(bearer=value)
     raise Unauthorized("an Authorization that is neither Basic nor Bearer")
+
+
+def basic_authorization(username: str, password: str) -> str:
+    """The value of an `Authorization` header with these credentials (RFC 7617)."""
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
 def _basic(value: str) -> CallerCredentials | None:

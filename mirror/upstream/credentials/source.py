@@ -9,7 +9,6 @@ CallersCredentials   those of the caller           of_caller.py
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from mirror.errors import UpstreamUnavailable
+from mirror.oci.authorization import basic_authorization
 
 #: The user name that docker and its helpers give with an identity token.
 NO_USER: Final = "<token>"
@@ -47,7 +47,7 @@ class Credentials:
     @property
     def basic(self) -> str:
         """The value of an `Authorization` header (RFC 7617)."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+        return basic_authorization(self.username, self.password)
 
     @property
     def fingerprint(self) -> str:

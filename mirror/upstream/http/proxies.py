@@ -9,7 +9,6 @@ the network behind it.
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 import socket
@@ -20,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from yarl import URL
 
+from mirror.oci.authorization import basic_authorization
 from mirror.policy.upstream.no_proxy import bypasses_proxy
 from mirror.policy.upstream.url_bounds import Url, UrlBounds, UrlRefused, parse_url
 from mirror.upstream.http.dialing import dial
@@ -57,8 +57,7 @@ class Proxy:
         """The headers with our credentials for this proxy (RFC 9110, 11.7.2); empty if there are none."""
         if not self.username:
             return {}
-        encoded = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
-        return {"Proxy-Authorization": f"Basic {encoded}"}
+        return {"Proxy-Authorization": basic_authorization(self.username, self.password)}
 
     @property
     def bounds(self) -> UrlBounds:
