@@ -22,9 +22,8 @@ from typing import TypeVar
 
 from mirror import telemetry
 from mirror.errors import BlobDamaged, RecordDamaged, StoreError
-from mirror.graph.manifests import StoredManifest, manifest_of_bytes, read_stored
+from mirror.graph.manifests import StoredManifest, read_stored
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.ports import Blobs, Catalog
 
@@ -68,11 +67,6 @@ def walk(
                 continue
             if result is not None:
                 yield repo, digest, result
-
-
-def bytes_in(store: Blobs) -> Read[Manifest]:
-    """Returns a `read` for what manifests name: it needs their bytes alone, whatever the state of their records."""
-    return lambda _repo, digest: manifest_of_bytes(store, digest)
 
 
 def stored_in(store: Blobs, catalog: Catalog) -> Read[StoredManifest]:

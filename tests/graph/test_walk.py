@@ -9,11 +9,11 @@ import pytest
 import structlog
 
 from mirror.errors import BlobDamaged, BlobUnreadable, RecordDamaged, StoreError
+from mirror.graph.manifests import manifest_of_bytes
 from mirror.graph.walk import (
     Trouble,
     all_must_be_readable,
     any_may_be_missing,
-    bytes_in,
     damaged_may_be_missing,
     stored_in,
     walk,
@@ -74,7 +74,7 @@ class Site:
 
     def named(self, trouble: Trouble, repos: Iterable[Repo] | None = None) -> set[tuple[Repo, Digest, References]]:
         """What the bytes of all manifests name."""
-        manifests = walk(self.catalog, bytes_in(self.store), trouble, repos)
+        manifests = walk(self.catalog, lambda _repo, digest: manifest_of_bytes(self.store, digest), trouble, repos)
         return {(repo, digest, References.of(manifest)) for repo, digest, manifest in manifests}
 
     def expected(self, *numbers: int) -> set[tuple[Repo, Digest, References]]:
