@@ -3,9 +3,12 @@
     MirrorError
     ├── RequestError             the client's fault
     │   ├── NameInvalid · DigestInvalid · TagInvalid · RangeInvalid · TooManyRanges · PageInvalid
-    │   ├── Unauthorized · Denied · Unsupported · NotServed · TagTooNew · TooManyLogins
+    │   ├── Unauthorized · Denied → QuotaExceeded · Unsupported · NotServed · TagTooNew · TooManyLogins
+    │   ├── ManifestInvalid → ManifestTooLarge · ManifestBlobUnknown · BlobReferenced · TooManyTags      pushes
+    │   ├── SizeInvalid · UploadOutOfOrder · UploadBusy · UploadBroken · TooManyUploads                  uploads
     │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · ImageProtected   in the admin API only
-    │   └── NotFound → NameUnknown · ManifestUnknown · BlobUnknown · JobUnknown · RuleUnknown · PinUnknown
+    │   └── NotFound → NameUnknown · ManifestUnknown · BlobUnknown · UploadUnknown · JobUnknown · RuleUnknown
+    │                → PinUnknown
     ├── UpstreamError            the other registry's fault; carries .upstream and .status
     │   ├── UpstreamUnavailable                        no usable answer: DNS, connection, TLS, 5xx, a broken body
     │   │   └── UpstreamTimeout · UpstreamCircuitOpen  no progress in time; not asked, carries .retry_after in seconds
@@ -16,7 +19,7 @@
     │   └── UpstreamInvalid                            an answer that breaks the protocol
     │       └── DigestMismatch · UpstreamOffLimits     wrong bytes; a name or URL that leads to a forbidden address
     ├── StoreError               the local disk's fault
-    │   ├── StoreFull → BlobTooLarge                   no space, no inodes, quota, or nothing that may be evicted
+    │   ├── StoreFull → BlobTooLarge · NoRoomForPush   no space, no inodes, quota, or nothing that may be evicted
     │   ├── BlobDamaged                                the file does not match its digest
     │   ├── BlobUnreadable                             the disk cannot read the file
     │   └── RecordDamaged                              the record of a tag or manifest is not valid
@@ -97,6 +100,58 @@ class Denied(RequestError):
     """The caller is known, and is not allowed to do this."""
 
 
+class QuotaExceeded(Denied):
+    """The push would take a hosted registry beyond its quota. The message has the figures."""
+
+
+class ManifestInvalid(RequestError):
+    """The body of a manifest PUT is no manifest, or contradicts its media type or the digest in the path."""
+
+
+class ManifestTooLarge(ManifestInvalid):
+    """The body of a manifest PUT is larger than a manifest may be."""
+
+
+class ManifestBlobUnknown(RequestError):
+    """A manifest names content that its repository does not have. `digests` are those that are missing."""
+
+    def __init__(self, message: str, digests: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.digests = tuple(digests)
+
+
+class BlobReferenced(RequestError):
+    """The content cannot be deleted, because a manifest of its repository names it."""
+
+
+class TooManyTags(RequestError):
+    """A manifest PUT that names more tags than one request may."""
+
+
+class SizeInvalid(RequestError):
+    """The length of a body contradicts its `Content-Range` or `Content-Length`."""
+
+
+class UploadOutOfOrder(RequestError):
+    """A chunk does not begin where the upload session ends. `offset` is the number of bytes that the session has."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+class UploadBusy(RequestError):
+    """Another request writes to the upload session."""
+
+
+class UploadBroken(RequestError):
+    """The body of an upload broke off, or came too slowly. The session keeps what arrived."""
+
+
+class TooManyUploads(RequestError):
+    """Too many upload sessions are open, in all or for this caller."""
+
+
 class Unsupported(RequestError):
     """A method that this repository does not offer, such as a push to a mirrored one."""
 
@@ -143,6 +198,10 @@ class ManifestUnknown(NotFound):
 
 class BlobUnknown(NotFound):
     """No such blob in this repository, or not in the store."""
+
+
+class UploadUnknown(NotFound):
+    """No such upload session in this repository, or none of this caller."""
 
 
 class JobUnknown(NotFound):
@@ -254,6 +313,10 @@ class BlobTooLarge(StoreFull):
     """The blob is larger than the capacity of the store. The store itself works."""
 
 
+class NoRoomForPush(StoreFull):
+    """The disk has no room for a push, even after cached content was evicted."""
+
+
 class BlobDamaged(StoreError):
     """A stored file does not match its digest or its size."""
 
@@ -311,6 +374,19 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     Denied: ErrorAnswer(403, "DENIED"),
     Unsupported: ErrorAnswer(405, "UNSUPPORTED"),
     NotServed: ErrorAnswer(404, "UNSUPPORTED"),
+    QuotaExceeded: ErrorAnswer(403, "DENIED"),
+    ManifestInvalid: ErrorAnswer(400, "MANIFEST_INVALID"),
+    ManifestTooLarge: ErrorAnswer(413, "MANIFEST_INVALID"),
+    ManifestBlobUnknown: ErrorAnswer(404, "MANIFEST_BLOB_UNKNOWN"),
+    BlobReferenced: ErrorAnswer(405, "UNSUPPORTED"),
+    TooManyTags: ErrorAnswer(414, "TAG_INVALID"),
+    SizeInvalid: ErrorAnswer(400, "SIZE_INVALID"),
+    UploadOutOfOrder: ErrorAnswer(416, "BLOB_UPLOAD_INVALID"),
+    UploadBusy: ErrorAnswer(409, "BLOB_UPLOAD_INVALID"),
+    UploadBroken: ErrorAnswer(400, "BLOB_UPLOAD_INVALID"),
+    TooManyUploads: ErrorAnswer(429, "TOOMANYREQUESTS"),
+    UploadUnknown: ErrorAnswer(404, "BLOB_UPLOAD_UNKNOWN"),
+    NoRoomForPush: ErrorAnswer(507, "DENIED"),
     BodyInvalid: ErrorAnswer(400, "BODY_INVALID"),
     BodyTooLarge: ErrorAnswer(413, "BODY_INVALID"),
     AlreadyRunning: ErrorAnswer(409, "ALREADY_RUNNING"),

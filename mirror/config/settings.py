@@ -322,6 +322,59 @@ class UpstreamSettings(ReachSettings):
         return [("", self), *((f".endpoints[{number}]", endpoint) for number, endpoint in enumerate(self.endpoints, 1))]
 
 
+class HostedSettings(_Section):
+    """`[[hosted]]`: a registry whose images this mirror hosts."""
+
+    name: Annotated[str, AfterValidator(values.registry)] = Field(
+        description="The registry's name in paths, rules and commands: corp, or registry.example.com."
+    )
+    aliases: list[Annotated[str, AfterValidator(values.alias)]] = Field(
+        [], description="Other names for the same registry."
+    )
+    host_headers: list[Annotated[str, AfterValidator(values.host)]] = Field(
+        [], description="Requests with these Host headers are for this registry."
+    )
+    repositories: list[str] = Field(
+        ["**"], description="Patterns of the names, within the registry, that a push may create."
+    )
+    quota: Annotated[str, AfterValidator(values.size)] | None = Field(
+        None,
+        description="How many bytes the registry's images may take, shared layers counted once; not set: no limit.",
+    )
+    quotas: dict[str, Annotated[str, AfterValidator(values.size)]] = Field(
+        {}, description='Limits for repositories, by patterns within the registry: "team-a/**" = "50GB".'
+    )
+    keep_deleted: Seconds = Field(
+        7 * 86400.0, description="How long deleted tags and manifests can be undeleted; 0: not at all."
+    )
+    read_only: bool = Field(False, description="Refuse pushes and deletions.")
+    sparse_indexes: bool = Field(False, description="Accept indexes that name manifests which the repository lacks.")
+    dangling_referrers: Literal["keep", "collect"] = Field(
+        "keep", description="What collection does with untagged referrers whose subject is gone."
+    )
+
+
+class HostingSettings(_Section):
+    """`[hosting]`: pushes to hosted registries, and the collection of what they no longer need."""
+
+    grace: Seconds = Field(
+        86400.0,
+        description="How long content that nothing names stays before it is collected; reservations last as long.",
+    )
+    collect_every: Seconds = Field(
+        3600.0, description="Time between the end of one round of garbage collection and the next; 0: never."
+    )
+    upload_timeout: Seconds = Field(
+        86400.0, gt=0, description="An upload session that receives no byte for this long is deleted."
+    )
+    max_uploads: int = Field(1000, ge=1, description="How many upload sessions may be open.")
+    max_uploads_per_caller: int = Field(100, ge=1, description="How many of them may belong to one caller.")
+    min_upload_rate: Annotated[str, AfterValidator(values.size)] = Field(
+        "1KB",
+        description="A request whose body arrives more slowly than this many bytes per second is ended; 0: never.",
+    )
+
+
 #: The providers that each option is for.
 _PROVIDER_OPTIONS: Final = {
     "key_file": ("google",),
@@ -620,6 +673,8 @@ class Config(BaseSettings):
     upstream: list[UpstreamSettings] = Field(
         default_factory=lambda: [UpstreamSettings.model_validate(entry) for entry in PUBLIC]
     )
+    hosted: list[HostedSettings] = []
+    hosting: HostingSettings = HostingSettings.model_validate({})
     route: list[RouteSettings] = []
     pin: list[PinSettings] = []
     admin: AdminSettings = AdminSettings.model_validate({})

@@ -29,7 +29,11 @@ class Action(Enum):
     """What a rule allows or denies."""
 
     PULL = "pull"
+    #: Upload blobs and manifests, and make new tags.
     PUSH = "push"
+    #: Move a tag that exists to another manifest.
+    OVERWRITE = "overwrite"
+    DELETE = "delete"
     ADMIN = "admin"
 
 

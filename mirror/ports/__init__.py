@@ -11,6 +11,10 @@ The ports, and what implements them (the tests have implementations in memory, i
     catalogs.py   Catalog        tags and manifest links        store/local/catalog.py
                   Pins           which images must stay         store/local/pin_files.py
                   Freezes        tags fixed at one digest       store/local/freezes.py
+    hosting.py    HostedBlobs    hosted names of blobs          store/hosted/blob_names.py
+                  Uploads        upload sessions                store/hosted/upload_files.py
+                  HostedRecords  links, referrers, deletions    store/hosted/hosted_records.py
+                  LinkLedger     sums and holders of links      index/link_ledger.py
     recording.py  Records        small JSON records by key      store/local/json_records.py
     locking.py    Locks          locks between processes        store/local/locks.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
@@ -41,6 +45,7 @@ its lock. The kernel releases the lock when the filler dies, and a follower take
 from mirror.ports.callers import *
 from mirror.ports.catalogs import *
 from mirror.ports.content import *
+from mirror.ports.hosting import *
 from mirror.ports.indexes import *
 from mirror.ports.locking import *
 from mirror.ports.recording import *

@@ -2,6 +2,7 @@
 
     Readable     what clients may ask of any repository         sealed, proxied, both guarded
     Fetchable    what is not here can be brought here           proxied, also guarded
+    Writable     clients may push and delete                    hosted
 
 A caller that wants to fetch asks `isinstance(repository, Fetchable)`.
 """
@@ -9,11 +10,14 @@ A caller that wants to fetch asks `isinstance(repository, Fetchable)`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from mirror.fills.read_ahead import Fetching
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.access_rules import Action
+from mirror.ports import Body
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
 
 
@@ -75,3 +79,124 @@ class Fetchable(Protocol):
 
     async def settled(self) -> None:
         """Returns once all that was fetched before this call is durable. Raises `StoreError`."""
+
+
+class Pusher(Protocol):
+    """The caller of a push or a deletion. The rules are judged anew at each call."""
+
+    @property
+    def name(self) -> str:
+        """The caller as in logs and records, unique: `user:alice`."""
+
+    def may(self, action: Action, repo: Repo) -> bool:
+        """True if the caller may do this. False for pulls of a registry whose upstream is asked about each caller."""
+
+    async def may_pull(self, repo: Repo) -> bool:
+        """Like `may` for pulls; asks the upstream of a registry that wants to be asked. Raises `UpstreamError`,
+        `AccessUnavailable`.
+        """
+
+
+class PushBody(Body, Protocol):
+    """The body of a client's request. `readinto` returns 0 if no byte is here at the moment, or at the end."""
+
+    @property
+    def length(self) -> int | None:
+        """Size in bytes of the whole body; None if the client does not say it."""
+
+    async def wait(self) -> bool:
+        """Returns once bytes can be read; False at the proper end of the body. Raises `UploadBroken` if it breaks off
+        or comes too slowly.
+        """
+
+
+class Upload(Protocol):
+    """An upload session that this request writes to, and no other."""
+
+    @property
+    def offset(self) -> int:
+        """How many bytes the session has."""
+
+    async def append(self, body: PushBody) -> int:
+        """Appends the body and returns the new offset. What was received before an error is kept, except if the quota
+        or the disk does not allow the upload: then the session is over and leaves nothing.
+
+        Raises `UploadBroken`, `QuotaExceeded`, `NoRoomForPush`, `StoreError`.
+        """
+
+    async def commit(self, digest: Digest) -> int:
+        """Checks the digest, makes the blob durable and links it to the repository; the session is over. Returns the
+        size of the blob in bytes. Raises `DigestInvalid` (the session stays), `QuotaExceeded`, `StoreError`.
+        """
+
+    async def cancel(self) -> None:
+        """Ends the session and deletes its bytes."""
+
+    async def close(self) -> None:
+        """Lets other requests write to the session. Repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestPushed:
+    """What a manifest PUT has done: the manifest's digest, the tags that point to it now, and its subject."""
+
+    digest: Digest
+    tags: tuple[str, ...] = ()
+    subject: Digest | None = None
+
+
+@runtime_checkable
+class Writable(Protocol):
+    """A hosted repository as a caller may write to it. What was answered is durable, and every process sees it.
+
+    Every call raises `Denied` if the registry is read-only or does not allow this name, and `StoreError`.
+    """
+
+    async def stat_for_push(self, digest: Digest, pusher: Pusher) -> BlobStat:
+        """Returns the answer to HEAD of a blob by a caller who may push. If the caller may pull the blob from another
+        repository here, it is reserved. Raises `BlobUnknown`.
+        """
+
+    async def blob_for_push(self, digest: Digest, pusher: Pusher) -> BlobContent:
+        """Returns the blob for a caller who may have reserved it. The caller closes it. Raises `BlobUnknown`."""
+
+    async def begin_upload(self, pusher: Pusher, size: int | None = None) -> str:
+        """Begins a session and returns its id; `size` is the blob's size in bytes if the client says it.
+
+        Raises `TooManyUploads`, `QuotaExceeded`, `NoRoomForPush`.
+        """
+
+    def upload_offset(self, session: str, pusher: Pusher) -> int:
+        """Returns how many bytes the session has. Raises `UploadUnknown`."""
+
+    async def upload(self, session: str, pusher: Pusher) -> Upload:
+        """Returns the session for writing. The caller closes it. Raises `UploadUnknown`, `UploadBusy`."""
+
+    async def mount(self, digest: Digest, source: Repo | None, pusher: Pusher) -> bool:
+        """Links a blob that the caller may pull from `source`, or, if that is None, from any repository here. False if
+        the client must upload it. Raises `QuotaExceeded`.
+        """
+
+    async def put_manifest(
+        self, reference: Reference, tags: tuple[str, ...], content: bytes, media_type: str | None, pusher: Pusher
+    ) -> ManifestPushed:
+        """Stores a manifest under its digest or tag, and under more `tags`. `media_type` is the `Content-Type`.
+
+        Raises `ManifestInvalid`, `DigestInvalid`, `ManifestBlobUnknown`, `QuotaExceeded`; `Denied` if a tag would move
+        and the caller may not overwrite.
+        """
+
+    async def delete_tag(self, tag: str, pusher: Pusher) -> None:
+        """Deletes a tag; its manifest stays. Raises `ManifestUnknown`."""
+
+    async def delete_manifest(self, digest: Digest, pusher: Pusher) -> None:
+        """Deletes a manifest and all its tags. Raises `ManifestUnknown`."""
+
+    async def delete_blob(self, digest: Digest, pusher: Pusher) -> None:
+        """Removes the repository's link to a blob. Raises `BlobUnknown`, `BlobReferenced`."""
+
+    async def undelete(self, reference: Reference, pusher: Pusher) -> None:
+        """Brings back a deleted tag, or a deleted manifest with the tags that it had and that point nowhere else now.
+
+        Raises `ManifestUnknown` if there is nothing to bring back, `ManifestBlobUnknown` if content is gone.
+        """

@@ -1,0 +1,253 @@
+"""Hosted content: its bytes, and what each hosted repository has. All calls block for a short time unless said.
+
+Tags and manifest records of hosted repositories are in the `Catalog`, like those of cached ones. A record that is
+returned as None, or not listed, is certainly absent. Calls that read one record raise `RecordDamaged` if it exists but
+cannot be parsed, and `StoreError` if it cannot be read.
+
+The life cycle of a hosted blob's bytes:
+
+    absent ── UploadFile.publish(), put(), adopt() ──> present ── queue() ──> queued ── collect() ──> absent
+                                                         ^                      │
+                                                         └────── rescue() ──────┘
+
+`rescue` and `collect` exclude each other: after `rescue` has returned, a `collect` that expects the earlier record
+fails. So whoever is about to make a link first rescues the bytes, then writes the link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
+from mirror.oci.reference import Repo
+from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag, QueuedBlob
+from mirror.ports.content import BlobInfo
+from mirror.ports.streams import Body
+from mirror.ports.versioned import Expected, Version, Versioned
+
+
+class HostedBlobs(Protocol):
+    """The names of hosted blobs, which no eviction and no purge can delete. They are read through `Blobs`, which finds
+    a blob under either name.
+    """
+
+    def hosted(self, digest: Digest) -> BlobInfo:
+        """The blob under its hosted name. Raises `BlobUnknown` if it certainly has none, `StoreError`."""
+
+    def adopt(self, digest: Digest) -> BlobInfo:
+        """Give a blob of the cache its hosted name as well, and take it out of the queue like `rescue`. Repeatable.
+
+        The caller has checked that the bytes match the digest. Durable on return. Raises `BlobUnknown` if the blob is
+        under neither name, `StoreFull`, `StoreError`.
+        """
+
+    def put(self, digest: Digest, content: bytes) -> BlobInfo:
+        """Store a small blob, such as a manifest, under its hosted name, and take it out of the queue. Repeatable.
+
+        Durable after `flush`. Raises `BlobDamaged` if the bytes do not match the digest, `StoreFull`, `StoreError`.
+        """
+
+    def rescue(self, digest: Digest) -> BlobInfo:
+        """Take the blob out of the queue. Raises `BlobUnknown` if it is certainly not under its hosted name,
+        `StoreError`.
+        """
+
+    def queued(self, digest: Digest) -> Versioned[QueuedBlob] | None:
+        """The record of a blob that waits to be collected; None if it does not wait."""
+
+    def queue(self, record: QueuedBlob) -> Version:
+        """Let a blob wait to be collected. Raises `RecordChanged` if it waits already, `StoreError`."""
+
+    def collect(self, digest: Digest, expect: Version) -> int:
+        """Delete the hosted name and the queue's record; returns the bytes of the blob, 0 if there was none.
+
+        Raises `RecordChanged` if the record is no longer in that version: the blob was rescued, and stays.
+        """
+
+    def all_queued(self) -> Iterable[QueuedBlob]:
+        """The records of all blobs that wait, in no order."""
+
+    def blobs(self, after: Digest | None, count: int) -> Sequence[BlobInfo]:
+        """Up to `count` hosted blobs after `after`, in the order of algorithm and digits; empty at the end."""
+
+    def flush(self) -> None:
+        """Make all that this process has put and published durable. Calls that run at the same time share the work."""
+
+
+class UploadFile(Protocol):
+    """The file of one upload session, locked by its holder. Blocks as long as bytes arrive.
+
+    begin() ──> open() ──> fill() … ──> publish() ──> the blob is hosted
+                   ^          │    └──> discard() ──> absent
+                   └─ close() ┘
+    """
+
+    @property
+    def offset(self) -> int:
+        """How many bytes are here."""
+
+    def fill(self, body: Body, grown: Callable[[int], None]) -> None:
+        """Append the body up to its end. `grown` is called in this thread with the new offset after each write, and may
+        raise to stop the upload.
+
+        Raises what `body` and `grown` raise, `StoreFull`, `StoreError`. The bytes written before an error are kept.
+        """
+
+    def cut(self, offset: int) -> None:
+        """Drop all bytes from `offset` on: a request whose body broke off, or was refused, leaves nothing."""
+
+    def publish(self, digest: Digest) -> BlobInfo:
+        """Check the digest and give the file its hosted name, durable on return; the session is over. If the blob is
+        hosted already, its file stays. The blob is taken out of the queue.
+
+        Raises `BlobDamaged` if the bytes do not match: the session stays. Raises `StoreFull`, `StoreError`.
+        """
+
+    def discard(self) -> None:
+        """Delete the session and its bytes. Repeatable."""
+
+    def close(self) -> None:
+        """Release the lock; the session stays unless it is over. Repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSession:
+    """An upload session that is open: `size` bytes are here, the last of them came at `changed_at` (epoch seconds)."""
+
+    id: str
+    owner: str
+    size: int
+    changed_at: float
+
+
+class Uploads(Protocol):
+    """The upload sessions of this machine. They survive the death of a worker, but not a restart of the machine."""
+
+    def begin(self, owner: str) -> str:
+        """Begin a session and return its id, which consists of letters, digits, `-` and `_`. `owner` says for which
+        caller and repository; it is compared, never interpreted. Raises `StoreFull`, `StoreError`.
+        """
+
+    def open(self, session: str) -> UploadFile | None:
+        """Lock the file of a session. None if there certainly is no such session. Raises `UploadBusy` if another
+        request writes to it, `StoreError`.
+        """
+
+    def session(self, session: str) -> UploadSession | None:
+        """The state of a session; None if there is none. Quick enough for the event loop. Raises `StoreError`."""
+
+    def sessions(self) -> Sequence[UploadSession]:
+        """All sessions, in no order. Raises `StoreError`."""
+
+    def sweep(self, before: float) -> int:
+        """Delete the sessions that no request writes to and that got no byte since `before` (epoch seconds), and those
+        of an earlier boot. Returns how many bytes were freed.
+        """
+
+
+class BlobLinks(Protocol):
+    """Which blobs each hosted repository has."""
+
+    def link(self, repo: Repo, digest: Digest) -> Versioned[BlobLink] | None:
+        """The repository's link to a blob, whatever its state; None if there is none."""
+
+    def put_link(self, repo: Repo, link: BlobLink, *, expect: Expected = None) -> Version:
+        """Write a link. Every reader sees it at once; durable after `flush`. Raises `RecordChanged`, `StoreError`."""
+
+    def drop_link(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+        """Delete a link. Repeatable. Raises `RecordChanged`, `StoreError`."""
+
+    def linked(self, repo: Repo) -> Iterable[Digest]:
+        """The digests of all links of a repository, whatever their state, in no order. Records are not opened."""
+
+
+class ReferrerEntries(Protocol):
+    """The referrers of each subject. An entry counts only while the repository has the manifest that it names."""
+
+    def put_referrer(self, repo: Repo, subject: Digest, referrer: Descriptor) -> None:
+        """Write an entry. Durable after `flush`. Repeatable."""
+
+    def drop_referrer(self, repo: Repo, subject: Digest, digest: Digest) -> None:
+        """Delete an entry. Repeatable."""
+
+    def referrers(self, repo: Repo, subject: Digest) -> Sequence[Descriptor]:
+        """The entries of a subject, sorted by digest, with annotations and artifact type."""
+
+
+class Deletions(Protocol):
+    """What was deleted and can be undeleted."""
+
+    def deleted_manifest(self, repo: Repo, digest: Digest) -> Versioned[DeletedManifest] | None:
+        """The record of a deleted manifest; None if there is none."""
+
+    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Expected = None) -> Version:
+        """Write it; durable after `flush`. Raises `RecordChanged`, `StoreError`."""
+
+    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+        """Delete it. Repeatable. Raises `RecordChanged`, `StoreError`."""
+
+    def deleted_manifests(self, repo: Repo) -> Iterable[Digest]:
+        """The digests of all deleted manifests, in no order. Records are not opened."""
+
+    def deleted_tag(self, repo: Repo, tag: str) -> Versioned[DeletedTag] | None:
+        """The record of a deleted tag; None if there is none."""
+
+    def put_deleted_tag(self, repo: Repo, record: DeletedTag, *, expect: Expected = None) -> Version:
+        """Write it; durable after `flush`. Raises `RecordChanged`, `StoreError`."""
+
+    def drop_deleted_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
+        """Delete it. Repeatable. Raises `RecordChanged`, `StoreError`."""
+
+    def deleted_tags(self, repo: Repo) -> Sequence[str]:
+        """All deleted tags, sorted."""
+
+
+class ChangeCounter(Protocol):
+    """A number per repository, by which processes know whether what they remember of it is still true."""
+
+    def changes(self, repo: Repo) -> int:
+        """Differs after each `note_change`, for every process; -1 if it cannot be read. Quick enough for the event
+        loop.
+
+        A reader asks for it before it reads records, and remembers them together with this number. A number of -1 is
+        not remembered.
+        """
+
+    def note_change(self, repo: Repo) -> None:
+        """To be called after a record was changed and before the client is answered. Raises `StoreError`."""
+
+
+class HostedRecords(BlobLinks, ReferrerEntries, Deletions, ChangeCounter, Protocol):
+    """What each hosted repository has, besides tags and manifests."""
+
+    def repositories(self, registry: str) -> Iterable[Repo]:
+        """The repositories of a registry that have a tag, a manifest, a link or a deletion, in no order."""
+
+    def flush(self) -> None:
+        """Make everything that this process has put so far survive a power cut. Calls that run at the same time share
+        the work. Raises `StoreError`.
+        """
+
+
+class LinkLedger(Protocol):
+    """The links of all hosted repositories in a form that can be searched and summed up. It is derived from the link
+    records and may be lost; while it is incomplete, quotas count too little and no source is found for a reservation.
+    """
+
+    def add(self, repo: Repo, digest: Digest, size: int) -> None:
+        """Note a link. Repeatable. Raises `IndexUnavailable`."""
+
+    def remove(self, repo: Repo, digest: Digest) -> None:
+        """Note that a link has gone. Repeatable. Raises `IndexUnavailable`."""
+
+    def usage(self, scope: str) -> int:
+        """The bytes of the distinct blobs that the repositories of a scope link. Raises `IndexUnavailable`."""
+
+    def adds(self, scope: str, digest: Digest) -> bool:
+        """True if this blob would count anew in the scope. Raises `IndexUnavailable`."""
+
+    def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
+        """Up to `most` repositories that link the blob. Raises `IndexUnavailable`."""
