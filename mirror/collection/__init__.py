@@ -1,0 +1,1 @@
+"""The online garbage collection of hosted content."""

@@ -1,0 +1,1 @@
+"""Pushes, rights and deletions of hosted repositories."""

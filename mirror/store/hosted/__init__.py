@@ -1,0 +1,1 @@
+"""Hosted content on the local disk."""
