@@ -33,8 +33,8 @@ from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, ju
 from mirror.nodes.machine import look_at_limits, look_at_store
 from mirror.nodes.plan import MirrorUrl, NodeRefused
 from mirror.nodes.probe import Visitor
-from mirror.policy.image_names import Image, looks_like_host, parse_image
-from mirror.policy.routing import Registry, RoutingTable
+from mirror.policy.image_names import Image, parse_image
+from mirror.policy.routing import Registry, RoutingTable, looks_like_host
 from mirror.policy.upstream.budget import Budget
 from mirror.values.sizes import parse_capacity
 

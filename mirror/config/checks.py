@@ -15,6 +15,7 @@ from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
     AccessSettings,
     Config,
+    HostedSettings,
     ReachSettings,
     RouteSettings,
     ServerSettings,
@@ -64,16 +65,16 @@ def _check_contents(reach: ReachSettings, name: str) -> list[str]:
 
 def cross_check(config: Config) -> list[str]:
     """Every mistake that shows only in several settings together, or in the files that they name."""
-    mistakes = [*_check_server(config.server), *_check_upstreams(config.upstream)]
+    mistakes = [*_check_server(config.server), *_check_upstreams(config.upstream), *_check_names(config)]
     if config.store.root.exists() and not config.store.root.is_dir():
         mistakes.append(f"store.root: {config.store.root} is not a folder")
-    names = {name for upstream in config.upstream for name in (upstream.name, *upstream.aliases)}
+    names = {name for _, registry in _registries(config) for name in (registry.name, *registry.aliases)}
     mistakes += [*_check_access(config), *_check_admin(config), *_check_routes(config.route)]
     verified = [entry.name for entry in config.upstream if entry.access == "verify"]
     if verified and config.offline:
         mistakes.append(f"offline: {', '.join(verified)} with access = verify must be contacted for each caller")
     if config.default_registry and config.default_registry not in names:
-        mistakes.append(f"default_registry: {config.default_registry} is not the name of an upstream")
+        mistakes.append(f"default_registry: {config.default_registry} is neither an upstream nor a hosted registry")
     mistakes += _check_syncs(config)
     if url := config.index.url.get_secret_value():
         # imported here: every command reads the configuration, and few configurations need the Redis library
@@ -182,23 +183,38 @@ def _check_server(server: ServerSettings) -> list[str]:
 
 
 def _check_upstreams(upstreams: Iterable[UpstreamSettings]) -> list[str]:
+    return [
+        f"upstream[{number}]{inner}.{mistake}"
+        for number, upstream in enumerate(upstreams, 1)
+        for inner, reach in upstream.addresses
+        for mistake in _check_reach(reach, upstream.name)
+    ]
+
+
+def _registries(config: Config) -> list[tuple[str, UpstreamSettings | HostedSettings]]:
+    """All registries, each with the name of its table in the file."""
+    return [
+        *((f"upstream[{number}]", upstream) for number, upstream in enumerate(config.upstream, 1)),
+        *((f"hosted[{number}]", hosted) for number, hosted in enumerate(config.hosted, 1)),
+    ]
+
+
+def _check_names(config: Config) -> list[str]:
+    """Mistakes in the names and `Host` headers that lead to the registries: two registries must not share one."""
     mistakes: list[str] = []
-    names: dict[str, int] = {}
-    hosts: dict[str, int] = {}
-    for number, upstream in enumerate(upstreams, 1):
-        where = f"upstream[{number}]"
+    names: dict[str, str] = {}
+    hosts: dict[str, str] = {}
+    for where, registry in _registries(config):
         mistakes += [
-            f"{where}: {name} is already the name of upstream[{names[name]}]"
-            for name in (upstream.name, *upstream.aliases)
-            if names.setdefault(name, number) != number
+            f"{where}: {name} is already the name of {names[name]}"
+            for name in (registry.name, *registry.aliases)
+            if names.setdefault(name, where) != where
         ]
         mistakes += [
-            f"{where}.host_headers: {host} already belongs to upstream[{hosts[host.lower()]}]"
-            for host in upstream.host_headers
-            if hosts.setdefault(host.lower(), number) != number
+            f"{where}.host_headers: {host} already belongs to {hosts[host.lower()]}"
+            for host in registry.host_headers
+            if hosts.setdefault(host.lower(), where) != where
         ]
-        for inner, reach in upstream.addresses:
-            mistakes += [f"{where}{inner}.{mistake}" for mistake in _check_reach(reach, upstream.name)]
     return mistakes
 
 
@@ -215,7 +231,10 @@ def _check_syncs(config: Config) -> list[str]:
         if titles.setdefault(rule.title, number) != number:
             mistakes.append(f"sync[{number}]: {rule.title} is already the name of sync[{titles[rule.title]}]; set name")
         try:
-            rule.repository(table)
+            repo = rule.repository(table)
         except RequestError as error:
             mistakes.append(f"sync[{number}].from: {error}")
+            continue
+        if table.hosts_registry(repo.registry):
+            mistakes.append(f"sync[{number}].from: {repo.registry} is hosted here, so there is nothing to bring in")
     return mistakes

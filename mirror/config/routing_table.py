@@ -12,8 +12,14 @@ def routing_table(config: Config) -> RoutingTable:
     """The table that tells which configured registry a name means."""
     return RoutingTable.build(
         (
-            Registry(entry.name, tuple(entry.aliases), tuple(entry.host_headers), library=entry.name == "docker.io")
-            for entry in config.upstream
+            *(
+                Registry(entry.name, tuple(entry.aliases), tuple(entry.host_headers), library=entry.name == "docker.io")
+                for entry in config.upstream
+            ),
+            *(
+                Registry(entry.name, tuple(entry.aliases), tuple(entry.host_headers), hosted=True)
+                for entry in config.hosted
+            ),
         ),
         config.default_registry or None,
     )

@@ -325,7 +325,7 @@ class UpstreamSettings(ReachSettings):
 class HostedSettings(_Section):
     """`[[hosted]]`: a registry whose images this mirror hosts."""
 
-    name: Annotated[str, AfterValidator(values.registry)] = Field(
+    name: Annotated[str, AfterValidator(values.alias)] = Field(
         description="The registry's name in paths, rules and commands: corp, or registry.example.com."
     )
     aliases: list[Annotated[str, AfterValidator(values.alias)]] = Field(

@@ -40,11 +40,6 @@ def name_of(repo: Repo, reference: Reference) -> str:
     return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
 
 
-def looks_like_host(first: str) -> bool:
-    """Whether the first part of a name is a registry. `library` and `bitnami` are names on the default registry."""
-    return "." in first or ":" in first or first == "localhost"
-
-
 def parse_image(text: str, table: RoutingTable) -> Image:
     """Parse an image of a configured registry. Without a tag or digest, the tag is `latest`.
 
@@ -62,7 +57,7 @@ def parse_image(text: str, table: RoutingTable) -> Image:
         raise NameInvalid(f"a digest alone names no image, write NAME@{written}")
     given = check_tag(tag) if colon else None
     first, slash, rest = name.partition("/")
-    if slash and looks_like_host(first):
+    if slash and table.is_registry(first):
         configured = table.registry(check_registry(first.lower()))
         if configured is None:
             raise NameUnknown(f"{text}: the registry {first} is not configured in this mirror")

@@ -4,10 +4,13 @@ The registry is found in this order:
 
     1. by a `Host` header that the configuration assigns to a registry
     2. by `?ns=`, which containerd sends to mirrors
-    3. by a first path component that names a configured registry: /v2/ghcr.io/owner/app/…
+    3. by a first path component that names a configured registry: /v2/ghcr.io/owner/app/… , /v2/corp/team/app/…
     4. the default registry
 
 With 1 and 2 the path may name the registry again (`override_path` in hosts.toml does that). That part is then removed.
+
+The name of an upstream is a host. A hosted registry may have any name, which hides the repositories of the default
+registry that begin with it.
 """
 
 from __future__ import annotations
@@ -28,18 +31,25 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(_WILD.get(token) or re.escape(token) for token in re.split(r"(\*\*|\*|\?)", pattern)))
 
 
+def looks_like_host(first: str) -> bool:
+    """Whether the first part of a name is a host. `library` and `bitnami` are names on the default registry."""
+    return "." in first or ":" in first or first == "localhost"
+
+
 @dataclass(frozen=True, slots=True)
 class Registry:
     """One configured registry. `name` is as clients write it, or `*.suffix` for all hosts below a domain.
 
     `aliases` are other names of the same registry, `hosts` are the `Host` headers that lead to it. `library` says that
-    a name of one part means `library/<name>`, which is true of Docker Hub only.
+    a name of one part means `library/<name>`, which is true of Docker Hub only. `hosted`: this mirror hosts the
+    registry, which has no upstream.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     library: bool = False
+    hosted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,16 @@ class RoutingTable:
             if name.endswith(suffix) and len(name) > len(suffix):
                 return name, entry
         return None
+
+    def is_registry(self, first: str) -> bool:
+        """Whether the first of several parts of a name is meant as a registry, configured or not."""
+        entry = self.exact.get(first.lower())
+        return looks_like_host(first) or (entry is not None and entry.hosted)
+
+    def hosts_registry(self, name: str) -> bool:
+        """Whether this mirror hosts the registry of this name."""
+        found = self.registry(name)
+        return found is not None and found[1].hosted
 
     def meant_by(self, host: str | None) -> str | None:
         """The name of the registry that a `Host` header is assigned to; None if there is none."""
@@ -114,11 +134,8 @@ class RoutingTable:
         return registry
 
     def _in_path(self, first: str) -> tuple[str, Registry] | None:
-        """The registry that the first path component names; None if it does not look like a host or is unknown.
-
-        `library` and `bitnami` are names on the default registry.
-        """
-        if "." not in first and ":" not in first and first != "localhost":
+        """The registry that the first path component names; None if it is meant as none, or is unknown."""
+        if not self.is_registry(first):
             return None
         try:
             return self.registry(check_registry(first.lower()))

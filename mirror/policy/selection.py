@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 from mirror.oci.reference import Repo
-from mirror.policy.image_names import looks_like_host
 from mirror.policy.routing import RoutingTable, compile_pattern
 
 
@@ -40,10 +39,10 @@ def select(pattern: str, table: RoutingTable) -> Selection:
     name = f"{head}{slash}{last}"
     if not name.startswith(("*", "?")):
         first, slash, rest = name.partition("/")
-        configured = table.registry(first.lower()) if slash and looks_like_host(first) else None
+        configured = table.registry(first.lower()) if slash and table.is_registry(first) else None
         if configured is not None:
             name = f"{configured[0]}/{rest}"
-        elif table.default is not None and not (slash and looks_like_host(first)):
+        elif table.default is not None and not (slash and table.is_registry(first)):
             entry = table.registry(table.default)
             library = "library/" if entry and entry[1].library and not slash else ""
             name = f"{table.default}/{library}{name}"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.errors import MirrorError
-from mirror.policy.image_names import Image, looks_like_host, parse_image
-from mirror.policy.routing import RoutingTable
+from mirror.policy.image_names import Image, parse_image
+from mirror.policy.routing import RoutingTable, looks_like_host
 from mirror.prefetch.documents import ListMalformed, documents, get, line_of
 
 #: The largest file that is read, in bytes. The largest manifests that projects publish have a few megabytes; a list of

@@ -87,6 +87,44 @@ def test_a_wrong_setting_hides_no_other_mistake(tmp_path: Path) -> None:
     )
 
 
+def test_hosted_registries_and_upstreams_share_no_name(tmp_path: Path) -> None:
+    """Neither a name nor a `Host` header leads to two registries; a sync brings nothing to where it comes from."""
+    _expect(
+        _mistakes(
+            tmp_path,
+            """
+            [[hosted]]
+            name = "*.corp.example"
+            """,
+        ),
+        "hosted[1].name: not the name of a registry",
+    )
+    _expect(
+        _mistakes(
+            tmp_path,
+            """
+            default_registry = "corp"
+            [[upstream]]
+            name = "docker.io"
+            host_headers = ["hub.corp.example"]
+            [[hosted]]
+            name = "corp"
+            aliases = ["docker.io"]
+            host_headers = ["HUB.corp.example"]
+            [[hosted]]
+            name = "corp"
+            [[sync]]
+            from = "corp/app"
+            every = "1h"
+            """,
+        ),
+        "hosted[1]: docker.io is already the name of upstream[1]",
+        "hosted[1].host_headers: HUB.corp.example already belongs to upstream[1]",
+        "hosted[2]: corp is already the name of hosted[1]",
+        "sync[1].from: corp is hosted here",
+    )
+
+
 def test_no_mistake_is_made_up(tmp_path: Path) -> None:
     """A setting that is wrong by itself is not said to be missing as well."""
     _expect(_mistakes(tmp_path, '[server]\ntls_key = "/nowhere"\ntls_certificate = 5'), "server.tls_certificate: ")

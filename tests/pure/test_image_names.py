@@ -15,6 +15,7 @@ _TABLE = RoutingTable.build(
         Registry("ghcr.io"),
         Registry("*.pkg.dev"),
         Registry("localhost:5000"),
+        Registry("corp", hosted=True),
     ],
     "docker.io",
 )
@@ -37,6 +38,9 @@ _DIGEST = Digest.of(b"x")
         (f"ghcr.io/owner/app@{_DIGEST}", f"ghcr.io/owner/app@{_DIGEST}"),
         (f"alpine:3@{_DIGEST}", f"docker.io/library/alpine:3@{_DIGEST}"),
         (" alpine \n", "docker.io/library/alpine:latest"),
+        ("corp/team/app:1", "corp/team/app:1"),
+        ("corp/app", "corp/app:latest"),
+        ("corp:1", "docker.io/library/corp:1"),
     ],
 )
 def test_what_an_image_means(written: str, means: str) -> None:

@@ -85,6 +85,47 @@ def test_31_odd_names(path: str) -> None:
         _TABLE.route(path)
 
 
+@pytest.mark.parametrize(
+    ("path", "host", "ns", "wanted"),
+    [
+        ("corp/team/app", None, None, "corp/team/app"),
+        ("corp/app", None, None, "corp/app"),
+        ("company/app", None, None, "corp/app"),
+        ("Corp/app", None, None, "corp/app"),
+        ("team/app", "registry.corp.test", None, "corp/team/app"),
+        ("corp/app", "registry.corp.test:443", None, "corp/app"),
+        ("team/app", None, "corp", "corp/team/app"),
+        # it hides only names that begin with its own, and none of another registry
+        ("corp", None, None, "docker.io/library/corp"),
+        ("corporation/app", None, None, "docker.io/corporation/app"),
+        ("ghcr.io/corp/app", None, None, "ghcr.io/corp/app"),
+        ("corp/app", None, "ghcr.io", "ghcr.io/corp/app"),
+        ("ghcr.io/app", None, "corp", "corp/ghcr.io/app"),
+    ],
+)
+def test_a_hosted_registry_may_have_any_name(path: str, host: str | None, ns: str | None, wanted: str) -> None:
+    """Host, ns and path lead to it as to others; its name need not look like a host."""
+    table = RoutingTable.build(
+        [
+            Registry("docker.io", library=True),
+            Registry("ghcr.io"),
+            Registry("corp", ("company",), ("registry.corp.test",), hosted=True),
+        ],
+        "docker.io",
+    )
+    assert str(table.route(path, host=host, ns=ns)) == wanted
+
+
+def test_a_hosted_registry_may_be_the_default() -> None:
+    """Then no name is lengthened by `library`."""
+    table = RoutingTable.build([Registry("docker.io", library=True), Registry("corp", hosted=True)], "corp")
+    assert str(table.route("app")) == "corp/app"
+    assert str(table.route("team/app")) == "corp/team/app"
+    assert table.hosts_registry("corp")
+    assert not table.hosts_registry("docker.io")
+    assert not table.hosts_registry("absent.example")
+
+
 def test_without_a_default() -> None:
     """A request that names no registry is refused."""
     table = RoutingTable.build([Registry("ghcr.io")], None)

@@ -39,6 +39,15 @@ def test_repositories(pattern: str, wanted: set[Repo]) -> None:
     assert {repo for repo in (_ALPINE, _APP) if select(pattern, _TABLE).has(repo)} == wanted
 
 
+def test_a_hosted_registry_is_named_like_a_host() -> None:
+    """A pattern that begins with its name is about it, and not about the default registry."""
+    table = RoutingTable.build([Registry("docker.io", library=True), Registry("corp", hosted=True)], "docker.io")
+    ours, theirs = Repo("corp", "team/app"), Repo("docker.io", "corp/team/app")
+    assert select("corp/**", table).has(ours)
+    assert not select("corp/**", table).has(theirs)
+    assert select("docker.io/corp/**", table).has(theirs)
+
+
 @pytest.mark.parametrize(
     ("pattern", "wanted"),
     [
