@@ -25,7 +25,7 @@ from mirror.app.storage import Storage, open_storage
 from mirror.config import Config, TraceSettings
 from mirror.eviction.scrub import Scrub
 from mirror.heartbeat import Heartbeat
-from mirror.inspect.recent_answers import Recent
+from mirror.inspect.recent_answers import RecentAnswers
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.scheduler import SyncScheduler
 from mirror.prefetch.sync import Sync
@@ -33,7 +33,7 @@ from mirror.repository.router import Router
 from mirror.repository.shared import Shared
 from mirror.server.admin.api import Admin
 from mirror.server.probes import Readiness, health_pages
-from mirror.server.process_metrics import keep_pulse
+from mirror.server.process_metrics import beat_regularly
 from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.handler import Page, RegistryHandler
 from mirror.server.registry.sending import Sender
@@ -119,7 +119,7 @@ async def build(
                 storage.eviction.rounds.run(),
                 run_housekeeping(config, storage),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
-                keep_pulse(beat=pulse.beat) if pulse else keep_pulse(),
+                beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
                 recent.run(),
                 admin.workers.run(),
                 admin.traffic.run(),
@@ -136,7 +136,7 @@ def _open_front(
     pages: dict[str, Page],
     gate: AccessControl | None,
     audit: AuditLog | None,
-    recent: Recent,
+    recent: RecentAnswers,
     stack: AsyncExitStack,
 ) -> RegistryHandler:
     sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
@@ -152,12 +152,12 @@ def _open_front(
     )
 
 
-def _open_recent(storage: Storage, stack: AsyncExitStack, now: Callable[[], float], *, on_disk: bool) -> Recent:
+def _open_recent(storage: Storage, stack: AsyncExitStack, now: Callable[[], float], *, on_disk: bool) -> RecentAnswers:
     if not on_disk:
-        return Recent(now=now)
+        return RecentAnswers(now=now)
     file = LocalRecent(storage.layout, storage.locks)
     stack.callback(file.close)
-    return Recent(file, now=now)
+    return RecentAnswers(file, now=now)
 
 
 def _pages(config: Config, readiness: Readiness, pulse: Heartbeat | None) -> dict[str, Page]:

@@ -15,7 +15,7 @@ from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, parse_images, say, say_json
 from mirror.cli.store_checks import check_owner, check_there
 from mirror.errors import ConfigError, MirrorError, PinUnknown, answer_for
-from mirror.eviction.damaged_notes import DamagedNoteOwners
+from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.inspect.as_json import new_pin_json, pins_json
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.pins import LONGEST_REASON, parse_until
@@ -147,7 +147,7 @@ def _list(loaded: settings.Config, *, state: bool) -> Mapping[str, Any]:
     check_there(loaded)
     disk = open_disk(loaded)
     pins, unread = disk.pins.look()
-    rules, owners = pin_rules(loaded), DamagedNoteOwners(disk.catalog)
+    rules, owners = pin_rules(loaded), UnreadableRecordOwners(disk.catalog)
     return pins_json(pins, unread, rules, disk.store, disk.catalog, time.time(), owners, state=state)
 
 

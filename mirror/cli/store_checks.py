@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 from mirror.config import Config
 from mirror.errors import ConfigError, MirrorError
-from mirror.eviction.damaged_notes import DamagedNoteOwners, unread_words
-from mirror.policy.unread_notes import UnreadNote
+from mirror.eviction.record_owners import UnreadableRecordOwners, unread_words
+from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports import Catalog
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
@@ -55,11 +55,11 @@ def store_owner(loaded: Config) -> int | None:
         return None
 
 
-def refuse_unread(notes: Collection[UnreadNote], catalog: Catalog) -> None:
+def refuse_unread(notes: Collection[UnreadableRecord], catalog: Catalog) -> None:
     """Raises `MirrorError` if there are pins or freezes that cannot be read. Called after the others were printed, so
     that the list is not taken for complete.
     """
-    if words := unread_words(notes, DamagedNoteOwners(catalog).find(notes)):
+    if words := unread_words(notes, UnreadableRecordOwners(catalog).find(notes)):
         raise MirrorError("\n".join(words))
 
 
@@ -69,4 +69,4 @@ def describe_unread(config: Config) -> list[str]:
     """
     layout = Layout(config.store.root)
     notes = [*LocalPins(layout).look()[1], *LocalFreezes(layout).look()[1]]
-    return unread_words(notes, DamagedNoteOwners(LocalCatalog(layout)).find(notes))
+    return unread_words(notes, UnreadableRecordOwners(LocalCatalog(layout)).find(notes))

@@ -7,7 +7,7 @@
 
 A pin whose file is damaged still holds if its image is known. A damaged freeze keeps its whole repository, because its
 digest is not known. If not even the image of a damaged pin or freeze is known, nothing may be dropped
-(`damaged_notes.py`).
+(`record_owners.py`).
 
 A pinned tag protects the digest to which it points now. It also protects the digest that it answers now if that is
 another one, because the tag is frozen or because the newest digest is not old enough yet. A frozen tag protects what it
@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mirror.errors import StoreError
-from mirror.eviction.damaged_notes import DamagedNoteOwners, log_unread, require_all
+from mirror.eviction.record_owners import UnreadableRecordOwners, log_unread, require_all
 from mirror.graph.manifests import for_display, stored_descriptor
 from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
@@ -31,7 +31,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.image_names import name_of
 from mirror.policy.pins import PinRule, rule_for
 from mirror.policy.records import Freeze, Pin
-from mirror.policy.unread_notes import Subject, UnreadNote
+from mirror.policy.unreadable_records import Subject, UnreadableRecord
 from mirror.ports import Catalog, Pins
 
 #: Reads the descriptor to which a tag or digest points; None if it is not known here.
@@ -58,7 +58,7 @@ class PinnedImage:
 
 
 def pinned_images(
-    pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: float, subjects: DamagedNoteOwners | None = None
+    pins: Pins, rules: Sequence[PinRule], catalog: Catalog, now: float, subjects: UnreadableRecordOwners | None = None
 ) -> list[PinnedImage]:
     """Blocking: returns the pinned images for showing them to people: every pin in force, then the damaged pins whose
     image is known, then what the rules pin besides. A tag whose record cannot be read has no `root`. Raises
@@ -66,19 +66,21 @@ def pinned_images(
     searches.
     """
     read, unread = pins.look()
-    return images_of(read, (subjects or DamagedNoteOwners(catalog)).find(unread), rules, catalog, now, root=shown_root)
+    return images_of(
+        read, (subjects or UnreadableRecordOwners(catalog)).find(unread), rules, catalog, now, root=shown_root
+    )
 
 
 def images_of(
     pins: Iterable[Pin],
-    unread: Mapping[UnreadNote, Subject],
+    unread: Mapping[UnreadableRecord, Subject],
     rules: Sequence[PinRule],
     catalog: Catalog,
     now: float,
     *,
     root: RootReader | None = None,
 ) -> list[PinnedImage]:
-    """Blocking: returns the pinned images for pins that were read already. `unread` are the damaged notes whose image
+    """Blocking: returns the pinned images for pins that were read already. `unread` are the damaged records whose image
     is known; those of freezes are ignored. `root` reads what an image points to. Raises `StoreError`, also if the
     record of a pinned tag cannot be read, unless `root` catches that.
     """
@@ -89,9 +91,9 @@ def images_of(
         if pin.is_active(now)
     ]
     images += [
-        PinnedImage(repo, reference, root(catalog, repo, reference), f"{note.file} cannot be read", unread=True)
-        for note, (repo, reference) in unread.items()
-        if note.kind == "pins"
+        PinnedImage(repo, reference, root(catalog, repo, reference), f"{record.file} cannot be read", unread=True)
+        for record, (repo, reference) in unread.items()
+        if record.kind == "pins"
     ]
     pinned = {(image.repo, image.reference) for image in images}
     for repo in catalog.repositories() if rules else ():
@@ -138,10 +140,10 @@ class PinnedContent:
         rules: Sequence[PinRule],
         references: ReferenceReader,
         *,
-        frozen: Callable[[], tuple[Iterable[Freeze], Sequence[UnreadNote]]],
+        frozen: Callable[[], tuple[Iterable[Freeze], Sequence[UnreadableRecord]]],
         answer: Callable[[Repo, str], Digest | None],
     ) -> None:
-        """`frozen` returns the freezes, and the notes of freezes that cannot be read. `answer` returns the digest that
+        """`frozen` returns the freezes, and the records of freezes that cannot be read. `answer` returns the digest that
         a tag answers, None if it is not known here; it raises `StoreError` if that cannot be read.
         """
         self._frozen = frozen
@@ -153,8 +155,8 @@ class PinnedContent:
         self._lock = threading.Lock()
         #: What each pinned tag pointed to when last read. It stays pinned if the record is gone or cannot be read now.
         self._roots: dict[tuple[Repo, Reference], set[Digest]] = {}
-        self._subjects = DamagedNoteOwners(catalog)
-        self._logged: set[UnreadNote] = set()
+        self._subjects = UnreadableRecordOwners(catalog)
+        self._logged: set[UnreadableRecord] = set()
 
     def __repr__(self) -> str:
         return f"<PinnedContent images={len(self._roots)} rules={len(self._rules)}>"
@@ -168,7 +170,7 @@ class PinnedContent:
             pins, unread_pins = self._pins.look()
             freezes, unread_freezes = self._frozen()
             subjects = self._subjects_of([*unread_pins, *unread_freezes])
-            whole = {repo for note, (repo, _) in subjects.items() if note.kind == "freezes"}
+            whole = {repo for record, (repo, _) in subjects.items() if record.kind == "freezes"}
             roots: dict[tuple[Repo, Reference], set[Digest]] = {}
             unread: set[tuple[Repo, Reference]] = set()
             for image in images_of(pins, subjects, self._rules, self._catalog, now, root=self._reader(unread)):
@@ -198,8 +200,8 @@ class PinnedContent:
 
         return read
 
-    def _subjects_of(self, unread: Collection[UnreadNote]) -> Mapping[UnreadNote, Subject]:
-        """Returns the image of each note, and logs new notes. Raises `StoreError` if one of the images is not known."""
+    def _subjects_of(self, unread: Collection[UnreadableRecord]) -> Mapping[UnreadableRecord, Subject]:
+        """Returns the image of each unreadable record, and logs new ones. Raises `StoreError` if one of the images is not known."""
         owners = self._subjects.find(unread)
         log_unread(unread, self._logged, owners)
         return require_all(unread, owners)

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobDamaged, ImageProtected, IndexUnavailable, ManifestUnknown, RecordDamaged, StoreError
-from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import images_of, why_pinned
+from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.graph.closure import Closure, read_closure
 from mirror.graph.manifests import manifest_of_bytes
 from mirror.graph.walk import walk
@@ -164,14 +164,14 @@ class Purge:
         """
         pins, unread_pins = self._pins.look()
         freezes, unread_freezes = self._freezes.look()
-        subjects = DamagedNoteOwners(self._catalog).of([*unread_pins, *unread_freezes])
+        subjects = UnreadableRecordOwners(self._catalog).of([*unread_pins, *unread_freezes])
         pinned = images_of(pins, subjects, self._rules, self._catalog, time.time())
         for tag in (*tags, None):
             for why in why_pinned(pinned, image.repo, tag=tag, digest=digest):
                 by = f"the rule {why.rule}" if why.rule else f"the pin of {name_of(why.repo, why.reference)}"
                 raise ImageProtected(f"{image} stays because of {by}; unpin it first")
-        for note, (repo, reference) in subjects.items():
-            if note.kind == "freezes" and repo == image.repo:
+        for record, (repo, reference) in subjects.items():
+            if record.kind == "freezes" and repo == image.repo:
                 name = name_of(repo, reference)
                 raise ImageProtected(
                     f"{image} stays because {name} is frozen, but at what cannot be read: freeze it --at a digest, or "

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from mirror.eviction.damaged_notes import DamagedNoteOwners, unread_words
 from mirror.eviction.pinned_images import PinnedImage, images_of, shown_root
 from mirror.eviction.purge import Purged
+from mirror.eviction.record_owners import UnreadableRecordOwners, unread_words
 from mirror.graph.closure import Closure, shown_closure
 from mirror.inspect.images import CachedImage, ImageDetail
 from mirror.oci.digest import Digest
@@ -22,7 +22,7 @@ from mirror.policy.eviction import Victim
 from mirror.policy.image_names import name_of
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Pin
-from mirror.policy.unread_notes import UnreadNote
+from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports import Blobs, Catalog
 from mirror.values.json_types import Bytes, Count, Timestamp, about
 from mirror.values.timestamps import moment
@@ -214,16 +214,16 @@ def new_pin_json(pin: Pin, store: Blobs, catalog: Catalog, now: float) -> PinJso
 
 def pins_json(
     pins: Sequence[Pin],
-    unread: Sequence[UnreadNote],
+    unread: Sequence[UnreadableRecord],
     rules: Sequence[PinRule],
     store: Blobs,
     catalog: Catalog,
     now: float,
-    subjects: DamagedNoteOwners,
+    subjects: UnreadableRecordOwners,
     *,
     state: bool,
 ) -> PinsJson:
-    """Blocking: returns the images pinned by hand and by rules, the expired pins, and the notes that cannot be read. If
+    """Blocking: returns the images pinned by hand and by rules, the expired pins, and the records that cannot be read. If
     `state` is true, each pinned image says how much of it is here; for that all its manifests are read. Raises
     `StoreError`.
     """

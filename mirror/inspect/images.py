@@ -36,7 +36,7 @@ from mirror.policy.image_names import name_of
 from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze
 from mirror.policy.selection import Selection
-from mirror.policy.unread_notes import UnreadNote
+from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports import Blobs, Catalog, ContentIndex
 
 #: The largest config, in bytes, that is read to find the platform of an image.
@@ -143,7 +143,7 @@ class Overview:
         pinned: Iterable[PinnedImage] = (),
         freezes: Iterable[Freeze] = (),
         rules: Sequence[PinRule] = (),
-        unread: Iterable[UnreadNote] = (),
+        unread: Iterable[UnreadableRecord] = (),
     ) -> None:
         """`rules` pin further images; they are applied to each repository when it is read. `unread` are the freezes
         that cannot be read.

@@ -61,7 +61,7 @@ _Key = tuple[str | None, str | None, str]
 _Noted = tuple[float, str, int, Answered, float, str]
 
 
-class Recent:
+class RecentAnswers:
     """The last answers of one process. They are only in memory if `file` is None."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Recent:
 
     def __repr__(self) -> str:
         counts = {kind: len(entries) for kind, entries in self._entries.items()}
-        return f"<Recent {counts}>"
+        return f"<RecentAnswers {counts}>"
 
     def note(self, kind: str, method: str, status: int, answer: Answered, seconds: float, request: str) -> None:
         """Notes an answer that was given. `answer` must not change afterwards: to keep this cheap on the path of every

@@ -9,7 +9,7 @@ from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamThrottled,
 
 #: Bytes at the end of a blob that are held back until its digest is verified: a client cannot take the rest for the
 #: whole blob.
-HELD_BACK: Final = 64 * 1024
+WITHHELD: Final = 64 * 1024
 
 _TRIES_WITHOUT_PROGRESS: Final = 3
 _LONGEST_THROTTLE: Final = 30.0
@@ -23,7 +23,7 @@ def may_send(received: int, size: int | None, *, verified: bool) -> int:
     if verified:
         return received
     end = received if size is None else size
-    return max(0, min(received, end - HELD_BACK))
+    return max(0, min(received, end - WITHHELD))
 
 
 def may_send_of_part(limit: int, stop: int, size: int) -> int:
@@ -32,7 +32,7 @@ def may_send_of_part(limit: int, stop: int, size: int) -> int:
     `limit` is the number that `may_send` allows for the whole blob of `size` bytes. The last bytes of the part are held
     back, too, until the whole blob may be sent.
     """
-    return limit if limit >= size else min(limit, stop - HELD_BACK)
+    return limit if limit >= size else min(limit, stop - WITHHELD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.records import Freeze, ManifestRecord, Pin, Sighting, TagRecord
-from mirror.policy.unread_notes import UnreadNote
+from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports.versioned import Expected, Version, Versioned
 
 
@@ -116,7 +116,7 @@ class Pins(Protocol):
         Unreadable pins are missing, so a caller that is about to delete content must use `look`.
         """
 
-    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
+    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadableRecord]]:
         """All pins, and the files of those that exist but cannot be read, from one listing.
 
         Raises `StoreError` if that cannot be determined now.
@@ -138,7 +138,7 @@ class Freezes(Protocol):
     def all(self) -> Iterable[Freeze]:
         """All freezes, in no order. Unreadable ones are missing. Raises `StoreError`."""
 
-    def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadNote]]:
+    def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadableRecord]]:
         """All freezes, and the files of those that exist but cannot be read, from one listing.
 
         Raises `StoreError` if that cannot be determined now.

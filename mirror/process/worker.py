@@ -37,7 +37,7 @@ from mirror.errors import ConfigError
 from mirror.heartbeat import Heartbeat
 from mirror.process.listeners import address_of, is_local
 from mirror.server.registry.connection_limit import ConnectionLimiter
-from mirror.server.registry.handler import FrontServer
+from mirror.server.registry.handler import RegistryServer
 
 #: Seconds between the last accepted connection and the first one that is closed.
 _MOMENT = 0.2
@@ -139,7 +139,7 @@ class _Runner(web.BaseRunner):
         self._answers = answers
         self._settings = settings
         self._limiter = limiter
-        self._front: FrontServer | None = None
+        self._front: RegistryServer | None = None
 
     async def shutdown(self) -> None:
         """Nothing to do before connections are closed."""
@@ -155,8 +155,8 @@ class _Runner(web.BaseRunner):
             raise RuntimeError("listening before set-up")
         return self._front if tls is None else partial(self._front.over_tls, tls)
 
-    async def _make_server(self) -> FrontServer:
-        self._front = FrontServer(
+    async def _make_server(self) -> RegistryServer:
+        self._front = RegistryServer(
             self._answers,
             limiter=self._limiter,
             access_log=None,

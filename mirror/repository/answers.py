@@ -22,7 +22,7 @@ from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
 from mirror.oci.span import Span
 from mirror.policy.history import TagOverride
-from mirror.policy.send_limit import HELD_BACK
+from mirror.policy.send_limit import WITHHELD
 from mirror.ports import BlobReader, Body
 
 _CHUNK: Final = 256 * 1024
@@ -191,9 +191,9 @@ class UpstreamStream:
                     wanted = fresh if span is None else fresh[max(0, span.start - offset) : max(0, span.stop - offset)]
                     offset += len(fresh)
                     unsent += wanted
-                    if len(unsent) > HELD_BACK:
-                        yield unsent[:-HELD_BACK]
-                        unsent = unsent[-HELD_BACK:]
+                    if len(unsent) > WITHHELD:
+                        yield unsent[:-WITHHELD]
+                        unsent = unsent[-WITHHELD:]
         finally:
             self._received(offset)
         if hashing.hexdigest() != self.digest.hex:

@@ -23,7 +23,7 @@ def lag(slept: float) -> float:
     return max(0.0, slept - _BEAT)
 
 
-async def keep_pulse(
+async def beat_regularly(
     *,
     beat: Callable[[], None] = lambda: None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,

@@ -101,7 +101,7 @@ STORE_FAILING: Final = Gauge(
 PARTIAL_BYTES: Final = Gauge(
     "mirror_store_partial_bytes", "Bytes of unfinished downloads", multiprocess_mode="mostrecent"
 )
-UNREAD_NOTES: Final = Gauge(
+UNREADABLE_RECORDS: Final = Gauge(
     "mirror_unreadable_notes", "Pins and freezes whose files cannot be read", multiprocess_mode="mostrecent"
 )
 QUARANTINE_BYTES: Final = Gauge(

@@ -22,7 +22,7 @@ from mirror import telemetry
 from mirror.config import load
 from mirror.errors import ConfigError
 from mirror.server.registry.connection_limit import ConnectionLimiter, client_key
-from mirror.server.registry.handler import FrontServer
+from mirror.server.registry.handler import RegistryServer
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, until
@@ -238,7 +238,7 @@ async def _over_tls(mirror: LiveMirror, certificate: Certificate, **limits: Any)
     """A listener with TLS of its own, that listens already and accepts nobody before `serve`."""
     listener = socket.create_server(("127.0.0.1", 0))
     limiter = ConnectionLimiter(**limits)
-    server = FrontServer(mirror.app.front, limiter=limiter)
+    server = RegistryServer(mirror.app.front, limiter=limiter)
     tls = _Tls(server, limiter, listener, certificate)
     try:
         yield tls
@@ -252,7 +252,7 @@ async def _over_tls(mirror: LiveMirror, certificate: Certificate, **limits: Any)
 
 class _Tls:
     def __init__(
-        self, server: FrontServer, limiter: ConnectionLimiter, listener: socket.socket, certificate: Certificate
+        self, server: RegistryServer, limiter: ConnectionLimiter, listener: socket.socket, certificate: Certificate
     ) -> None:
         self.server = server
         self.limiter = limiter

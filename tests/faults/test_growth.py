@@ -55,7 +55,7 @@ async def test_81_names_in_memory(
     names = times("NAMES", _NAMES)
     resolve = mirror.app.router.resolve
     missed = Misses(_Unwritten(), MemoryStore(), MemoryCatalog(), exclusive=nullcontext)
-    answers = recent_answers.Recent()
+    answers = recent_answers.RecentAnswers()
     digest = Digest.of(b"x")
     most: Counter[str] = Counter()
     for number in range(names):

@@ -25,7 +25,7 @@ from mirror.fills.filler import Filler, ReservedSpace
 from mirror.fills.flight import Flight
 from mirror.fills.flights import Flights
 from mirror.oci.digest import Digest
-from mirror.policy.send_limit import HELD_BACK
+from mirror.policy.send_limit import WITHHELD
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
@@ -214,7 +214,7 @@ async def test_the_end_is_held_back_until_the_digest_is_known(hangar: Hangar, st
     upstream = GatedUpstream(wrong, gate_at=SIZE - 100)
     flight = await hangar.join(upstream)
     await reached(lambda: flight.received == SIZE - 100)
-    assert flight.sendable == SIZE - HELD_BACK
+    assert flight.sendable == SIZE - WITHHELD
     upstream.gate.set()
     with pytest.raises(DigestMismatch):
         await read_to_end(flight)

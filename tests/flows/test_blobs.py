@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.policy.send_limit import HELD_BACK
+from mirror.policy.send_limit import WITHHELD
 from mirror.server.registry import sending
 from tests.support.fake_registry import FakeRegistry, Fault, silence, stall
 from tests.support.live_mirror import PATIENCE, LiveMirror, live_mirror, noise, reached, until
@@ -338,7 +338,7 @@ async def test_ranges_of_a_growing_blob(registry: FakeRegistry, mirror: LiveMirr
             assert await response.content.readexactly(20_000) == _LAYER[start : start + 20_000]
             response.close()
     async with mirror.open(_at(layer), headers={"Range": "bytes=1000-200000"}) as response:
-        assert await response.content.readexactly(199_001 - HELD_BACK) == _LAYER[1000 : 200_001 - HELD_BACK]
+        assert await response.content.readexactly(199_001 - WITHHELD) == _LAYER[1000 : 200_001 - WITHHELD]
         response.close()
     part = asyncio.create_task(mirror.ask(_at(layer), headers={"Range": "bytes=1000-200000"}))
     beyond = [

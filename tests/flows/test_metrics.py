@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from mirror.errors import IndexUnavailable
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
-from mirror.server.process_metrics import keep_pulse
+from mirror.server.process_metrics import beat_regularly
 from tests.support.fake_registry import FakeRegistry, stall, status, wrong_bytes
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, reached, until
 from tests.support.redis_server import RedisServer
@@ -158,7 +158,7 @@ async def test_the_pulse() -> None:
         "mirror_worker_starts_total",
     )
     before = {name: _value(name) for name in names}
-    task = asyncio.create_task(keep_pulse(sleep=sleep, clock=lambda: clock))
+    task = asyncio.create_task(beat_regularly(sleep=sleep, clock=lambda: clock))
     await over.wait()
     after = {name: _value(name) - before[name] for name in names}
     assert after == {

@@ -15,9 +15,9 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.span import MOST_RANGES
-from mirror.policy.send_limit import HELD_BACK
+from mirror.policy.send_limit import WITHHELD
 from mirror.server.registry import sending
-from mirror.server.registry.handler import FrontServer
+from mirror.server.registry.handler import RegistryServer
 from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry, stall, wrong_bytes
 from tests.support.live_mirror import PATIENCE, Got, LiveMirror, live_mirror, noise, reached, until
@@ -203,8 +203,8 @@ async def test_27_of_a_growing_blob(registry: FakeRegistry, mirror: LiveMirror) 
         [flight] = mirror.app.shared.flights.active()
         await until(lambda: flight.received == _SIZE - 1)
         head = await response.content.readuntil(b"\r\n\r\n")
-        early = await response.content.readexactly(199_001 - HELD_BACK)
-        assert early == _LAYER[1_000 : 200_001 - HELD_BACK]
+        early = await response.content.readexactly(199_001 - WITHHELD)
+        assert early == _LAYER[1_000 : 200_001 - WITHHELD]
         more = asyncio.create_task(response.content.readexactly(1))
         asked = [
             asyncio.create_task(mirror.ask(_AT, headers=_header(one)))
@@ -228,7 +228,7 @@ async def test_4_no_part_of_wrong_bytes(registry: FakeRegistry, mirror: LiveMirr
     got = await mirror.ask(_AT, headers=_header([(1_000, 200_000), (300_000, 300_099)]))
     assert not got.whole or got.status >= 500
     assert b"300000-300099" not in got.body
-    assert len(got.body) < 199_001 - HELD_BACK + 500
+    assert len(got.body) < 199_001 - WITHHELD + 500
 
 
 async def test_34_of_a_blob_that_passes_the_store_by(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ async def test_over_tls(mirror: LiveMirror, tmp_path: Path) -> None:
     """TLS: each part is read and encrypted here."""
     await _warm(mirror)
     certificate = Certificate(tmp_path / "certificate")
-    server, context = FrontServer(mirror.app.front), certificate.server()
+    server, context = RegistryServer(mirror.app.front), certificate.server()
     listening = await asyncio.get_running_loop().create_server(lambda: server.over_tls(context), "127.0.0.1", 0)
     try:
         async with aiohttp.ClientSession(auto_decompress=False) as session:

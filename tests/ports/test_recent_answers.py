@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import StoreError
-from mirror.inspect.recent_answers import Recent
+from mirror.inspect.recent_answers import RecentAnswers
 from mirror.policy.last_answer import LastAnswer
 from mirror.repository.answers import Outcome
 from mirror.store.local.answer_files import LocalRecent, read_recent
@@ -44,8 +44,8 @@ def _worker(layout: Layout) -> LocalRecent:
     return LocalRecent(layout, FileLocks(layout))
 
 
-def _noted(*references: str, most: int = 500, at: float = 5.0) -> Recent:
-    recent = Recent(most=most, now=lambda: at)
+def _noted(*references: str, most: int = 500, at: float = 5.0) -> RecentAnswers:
+    recent = RecentAnswers(most=most, now=lambda: at)
     for one in references:
         recent.note("manifest", "GET", 200, _Said(reference=one), 0.5, "1-a")
     return recent
@@ -71,7 +71,7 @@ def test_layers_do_not_push_out_tags() -> None:
 
 def test_secrets_are_not_kept() -> None:
     """Queries and user parts of URLs, and credentials, are cut out of what went wrong, which is cut short, too."""
-    recent = Recent()
+    recent = RecentAnswers()
     trouble = "https://me:geheim@host/x?sig=geheim said Bearer geheimgeheim " + "x" * 1000
     recent.note("blob", "GET", 502, _Said(error=trouble), 0.5, "1-a")
     [answer] = recent.answers()
@@ -117,7 +117,7 @@ async def test_the_next_worker_goes_on(layout: Layout) -> None:
     before.save(_noted("old", "v1", at=1.0).answers())
     before.close()
     worker = _worker(layout)
-    recent = Recent(worker, now=lambda: 2.0)
+    recent = RecentAnswers(worker, now=lambda: 2.0)
     recent.note("manifest", "GET", 200, _Said(), 0.5, "1-a")
     running = asyncio.create_task(recent.run())
     try:
@@ -147,7 +147,7 @@ async def test_a_disk_that_fails_costs_nothing_else() -> None:
             saved.extend(answers)
 
     keeping = Failing()
-    recent = Recent(keeping)
+    recent = RecentAnswers(keeping)
     recent.note("manifest", "GET", 200, _Said(), 0.5, "1-a")
     await recent.flush()
     keeping.broken = False
@@ -180,7 +180,7 @@ class _Slow:
 async def test_stopped_while_it_takes_over() -> None:
     """Right after its start: the last answers wait for their turn at the file, and so does who stops it."""
     keeping = _Slow()
-    recent = Recent(keeping)
+    recent = RecentAnswers(keeping)
     recent.note("manifest", "GET", 200, _Said(), 0.5, "1-a")
     running = asyncio.create_task(recent.run())
     await asyncio.to_thread(keeping.begun.wait)
@@ -200,7 +200,7 @@ async def test_stopped_while_it_takes_over() -> None:
 async def test_stopped_while_it_writes() -> None:
     """What has begun is written before the file is let go."""
     keeping = _Slow()
-    recent = Recent(keeping)
+    recent = RecentAnswers(keeping)
     recent.note("manifest", "GET", 200, _Said(), 0.5, "1-a")
     flushing = asyncio.create_task(recent.flush())
     await asyncio.to_thread(keeping.begun.wait)

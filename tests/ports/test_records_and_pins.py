@@ -13,7 +13,7 @@ import pytest
 from mirror.errors import StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.records import Pin
-from mirror.policy.unread_notes import note_name
+from mirror.policy.unreadable_records import record_file_name
 from mirror.ports import ABSENT, Pins, Records
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
@@ -224,4 +224,4 @@ def test_a_file_in_the_place_of_the_pins(layout: Layout) -> None:
 
 def test_names_of_notes_are_those_of_stores_that_are_there() -> None:
     """They must not change: a note under another name would not be found again."""
-    assert note_name("docker.io/library/app 1.0") == "f242fee81d352d9655447a4f7483df5b"
+    assert record_file_name("docker.io/library/app 1.0") == "f242fee81d352d9655447a4f7483df5b"

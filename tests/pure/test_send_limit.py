@@ -16,7 +16,7 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.fills.outages import Outages
-from mirror.policy.send_limit import HELD_BACK, Tries, may_send, may_send_of_part, next_try
+from mirror.policy.send_limit import WITHHELD, Tries, may_send, may_send_of_part, next_try
 
 
 @given(st.integers(0, 1 << 40), st.none() | st.integers(0, 1 << 40))
@@ -29,9 +29,9 @@ def test_4_the_end_is_held_back(received: int, size: int | None) -> None:
     sendable = may_send(received, size, verified=False)
     assert 0 <= sendable <= received
     whole = received if size is None else size
-    assert sendable <= max(0, whole - HELD_BACK)
+    assert sendable <= max(0, whole - WITHHELD)
     # no more is held back than has to be
-    assert sendable == received or sendable == max(0, whole - HELD_BACK)
+    assert sendable == received or sendable == max(0, whole - WITHHELD)
     assert may_send(received, size, verified=True) == received
 
 
@@ -50,7 +50,7 @@ def test_4_the_end_of_a_part_is_held_back(received: int, stop: int, size: int) -
     assert may_send_of_part(may_send(size, size, verified=True), stop, size) == size
     # and no more is held back than of the whole
     limit = may_send(received, size, verified=False)
-    assert may_send_of_part(limit, stop, size) == min(limit, stop - HELD_BACK)
+    assert may_send_of_part(limit, stop, size) == min(limit, stop - WITHHELD)
 
 
 def _unavailable() -> UpstreamUnavailable:

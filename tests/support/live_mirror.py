@@ -39,7 +39,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.signed import signed_payload
 from mirror.ports import Upstream
 from mirror.server.registry.connection_limit import ConnectionLimiter
-from mirror.server.registry.handler import FrontServer
+from mirror.server.registry.handler import RegistryServer
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.scripted import Stall
@@ -109,7 +109,7 @@ class LiveMirror:
     """A running mirror and a client of it."""
 
     def __init__(
-        self, app: App, config: Config, clock: Clock, port: int, output: io.StringIO, server: FrontServer
+        self, app: App, config: Config, clock: Clock, port: int, output: io.StringIO, server: RegistryServer
     ) -> None:
         self.app = app
         self.server = server
@@ -243,7 +243,7 @@ async def live_mirror(
                 _set_clock(app, clock)
                 if before:
                     before(app)
-                server = FrontServer(
+                server = RegistryServer(
                     app.front,
                     limiter=ConnectionLimiter(stall=config.server.client_stall_timeout),
                     access_log=None,

@@ -19,7 +19,7 @@ from mirror.oci.digest import Digest, hasher
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
-from mirror.policy.unread_notes import UnreadNote
+from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports import ABSENT, BlobInfo, BlobReader, Body, Expected, Version, Versioned
 
 T = TypeVar("T")
@@ -445,7 +445,7 @@ class MemoryPins:
     def all(self) -> Iterable[Pin]:
         return list(self._pins.values())
 
-    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
+    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadableRecord]]:
         return list(self._pins.values()), ()
 
     def get(self, repo: Repo, reference: Reference) -> Pin | None:

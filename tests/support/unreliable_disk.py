@@ -12,7 +12,7 @@ from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
-from mirror.policy.unread_notes import UnreadNote
+from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports import BlobInfo, Expected
 from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryReader, MemoryStore
 
@@ -98,7 +98,7 @@ class UnreliablePins(MemoryPins):
         """Every pin."""
         return list(self._pins.values())
 
-    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
+    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadableRecord]]:
         if self.unreadable:
             _refuse("pins")
         return super().look()
@@ -118,7 +118,7 @@ class UnreliableFreezes:
     def all(self) -> Iterable[Freeze]:
         return self.look()[0]
 
-    def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadNote]]:
+    def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadableRecord]]:
         if self.unreadable:
             _refuse("freezes")
         return self.there(), ()

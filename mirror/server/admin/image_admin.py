@@ -13,10 +13,10 @@ from typing_extensions import TypedDict
 
 from mirror.aio.costly_cache import CostlyCache
 from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError, StoreFull
-from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.purge import Purge
+from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.eviction.space import Space
 from mirror.graph.references import names_of
 from mirror.inspect.as_json import (
@@ -96,7 +96,7 @@ class ImageAdmin:
         self._purge = purge
         self._rules = rules
         self._search = search
-        self._subjects = DamagedNoteOwners(catalog)
+        self._subjects = UnreadableRecordOwners(catalog)
         self._repositories: CostlyCache[list[Repo]] = CostlyCache(name="repository list")
         self._plans: CostlyCache[VictimsJson] = CostlyCache(name="eviction plans")
 

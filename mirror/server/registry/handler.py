@@ -24,7 +24,7 @@ from prometheus_client import Counter, Histogram
 
 from mirror import telemetry
 from mirror.errors import MirrorError, NotServed, RequestError, Unsupported, UpstreamError
-from mirror.inspect.recent_answers import Recent
+from mirror.inspect.recent_answers import RecentAnswers
 from mirror.oci.request import Kind, RegistryRequest, parse_request
 from mirror.policy.access_rules import ANONYMOUS
 from mirror.repository.answers import Outcome
@@ -66,7 +66,7 @@ class RegistryHandler:
         log_requests: bool,
         access: AccessControl | None = None,
         audit: Audit | None = None,
-        recent: Recent | None = None,
+        recent: RecentAnswers | None = None,
     ) -> None:
         """Without `access`, every client that reaches the mirror may pull everything. `audit` records each access and
         refusal, `recent` each answer about a repository.
@@ -299,7 +299,7 @@ def _sent(outcome: str) -> Counter:
     return telemetry.SENT_BYTES.labels(outcome)
 
 
-class FrontServer(web.Server):
+class RegistryServer(web.Server):
     """aiohttp's server with limits: requests that cannot be parsed get the same kind of error as all others, and
     clients must read answers in time.
 
@@ -321,7 +321,7 @@ class FrontServer(web.Server):
 
     def __repr__(self) -> str:
         ending = ", each ends after its next answer" if self.dismissing else ""
-        return f"<FrontServer {len(self.connections)} connections, {len(self._handshakes)} handshakes{ending}>"
+        return f"<RegistryServer {len(self.connections)} connections, {len(self._handshakes)} handshakes{ending}>"
 
     def over_tls(self, context: ssl.SSLContext) -> Handshake:
         """The first protocol of a new connection to a TLS listener."""

@@ -19,7 +19,7 @@ from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_ranges
-from mirror.policy.send_limit import HELD_BACK, may_send_of_part
+from mirror.policy.send_limit import WITHHELD, may_send_of_part
 from mirror.repository.answers import BlobContent, Outcome
 from mirror.repository.protocol import Fetchable, Readable
 from mirror.server.registry.byteranges import Byteranges
@@ -110,7 +110,7 @@ async def blob(
             # blob
             await content.wait_past(sys.maxsize)
             size = content.size
-        if size is not None and size <= HELD_BACK:
+        if size is not None and size <= WITHHELD:
             # a small blob is not sent before its digest is verified: a damaged one can then still be answered with an
             # error
             with suppress(StoreError):

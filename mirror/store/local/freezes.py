@@ -8,7 +8,7 @@ from typing import Final
 from mirror.errors import StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.records import Freeze
-from mirror.policy.unread_notes import UnreadNote
+from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.values.json_form import JsonForm
@@ -25,7 +25,7 @@ class LocalFreezes:
     def all(self) -> Sequence[Freeze]:
         return self.look()[0]
 
-    def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadNote]]:
+    def look(self) -> tuple[Sequence[Freeze], Sequence[UnreadableRecord]]:
         return self._records.look(_FREEZE.from_json)
 
     def get(self, repo: Repo, tag: str) -> Freeze | None:

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from mirror.policy.unread_notes import UnreadNote, note_name
+from mirror.policy.unreadable_records import UnreadableRecord, record_file_name
 from mirror.ports import Expected, Version, Versioned
 from mirror.store.local.durable import last_change, make_folder, store_errors, write_whole
 from mirror.store.local.layout import Layout
@@ -93,7 +93,7 @@ class JsonRecords:
             if record is not None and isinstance(record.get("key"), str) and self._path(record["key"]).name == name:
                 yield record
 
-    def look(self, read: Callable[[dict[str, Any]], T | None]) -> tuple[list[T], list[UnreadNote]]:
+    def look(self, read: Callable[[dict[str, Any]], T | None]) -> tuple[list[T], list[UnreadableRecord]]:
         """The results of `read` for every record, in no order, and the records that cannot be read or for which `read`
         returned None. Files of other names are foreign and skipped.
 
@@ -104,11 +104,11 @@ class JsonRecords:
         with store_errors(f"listing {self._folder}"), suppress(FileNotFoundError):
             names = os.listdir(self._folder)
         results: list[T] = []
-        unread: list[UnreadNote] = []
+        unread: list[UnreadableRecord] = []
         for match in filter(None, map(_NAME.fullmatch, names)):
             path = self._folder / match[0]
             record = self._examine(path)
-            if isinstance(record, UnreadNote):
+            if isinstance(record, UnreadableRecord):
                 unread.append(record)
             elif record is not None and (result := read(record)) is not None:
                 results.append(result)
@@ -116,7 +116,7 @@ class JsonRecords:
                 unread.append(self._unread(path, "its content is not valid", record["key"]))
         return results, unread
 
-    def _examine(self, path: Path) -> dict[str, Any] | UnreadNote | None:
+    def _examine(self, path: Path) -> dict[str, Any] | UnreadableRecord | None:
         """The record in this file, or why it cannot be read; None if the file was deleted in the meantime.
 
         Raises `StoreError` for an error in `_OURS`.
@@ -139,14 +139,14 @@ class JsonRecords:
             return self._unread(path, "its content is truncated or damaged", str(key))
         return self._unread(path, "its content is not a record, or that of another key")
 
-    def _unread(self, path: Path, why: str, key: str = "") -> UnreadNote:
-        return UnreadNote(self._folder.name, str(path), path.stem, why, key)
+    def _unread(self, path: Path, why: str, key: str = "") -> UnreadableRecord:
+        return UnreadableRecord(self._folder.name, str(path), path.stem, why, key)
 
     def _only_writer(self, key: str, expect: Expected) -> AbstractContextManager[None]:
         return only_writer(self._layout, self._path(key), expect, version=_version)
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{note_name(key)}.json"
+        return self._folder / f"{record_file_name(key)}.json"
 
 
 def _loaded(content: bytes) -> object:
@@ -160,7 +160,7 @@ def _loaded(content: bytes) -> object:
 def _is_named(key: object, name: str) -> bool:
     """True if the record of this key belongs in a file of this name."""
     try:
-        return isinstance(key, str) and note_name(key) == name
+        return isinstance(key, str) and record_file_name(key) == name
     except ValueError:
         # a lone surrogate cannot be encoded
         return False

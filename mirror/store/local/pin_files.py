@@ -7,7 +7,7 @@ from typing import Final
 
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.records import Pin
-from mirror.policy.unread_notes import UnreadNote
+from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.values.json_form import JsonForm
@@ -24,7 +24,7 @@ class LocalPins:
     def all(self) -> Sequence[Pin]:
         return self.look()[0]
 
-    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadNote]]:
+    def look(self) -> tuple[Sequence[Pin], Sequence[UnreadableRecord]]:
         return self._records.look(_PIN.from_json)
 
     def get(self, repo: Repo, reference: Reference) -> Pin | None:

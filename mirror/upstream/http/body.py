@@ -99,7 +99,7 @@ class RateFloor:
 class HttpBody:
     """A `mirror.ports.Body` over one answer. One thread at a time may read; any thread may call `abort` and `close`.
 
-    `start` is the offset of the body in the blob, `size` the size of the whole blob. If `wire` is None, no more bytes
+    `start` is the offset of the body in the blob, `size` the size of the whole blob. If `connection` is None, no more bytes
     follow. `give_back` receives the connection if it can take another request.
 
     A reader that can take bytes from the socket itself (splice) calls `plain_socket` and reports with `advance`.
@@ -109,7 +109,7 @@ class HttpBody:
         self,
         upstream: str,
         url: Url,
-        wire: Connection | None,
+        connection: Connection | None,
         framing: Framing,
         *,
         start: int = 0,
@@ -118,7 +118,7 @@ class HttpBody:
         give_back: Callable[[Connection], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._wire = wire
+        self._connection = connection
         self.upstream = upstream
         self._url = url
         self.start = start
@@ -128,7 +128,7 @@ class HttpBody:
         self._remaining = framing.length
         self._chunked = framing.chunked
         self._chunk_remaining: int | None = None
-        self._ended = wire is None
+        self._ended = connection is None
         self._pace = pace
         self._give_back = give_back
         self._clock = clock
@@ -148,12 +148,12 @@ class HttpBody:
         """
         if self._ended or not len(buffer):
             return self._end() if self._ended else 0
-        wire = self._enter()
+        connection = self._enter()
         began = self._clock()
         try:
-            count = self._receive(wire, buffer)
+            count = self._receive(connection, buffer)
         except (TimeoutError, BlockingIOError) as error:
-            raise UpstreamTimeout(f"no bytes for {wire.read_timeout:g} s", upstream=self.upstream) from error
+            raise UpstreamTimeout(f"no bytes for {connection.read_timeout:g} s", upstream=self.upstream) from error
         except (OSError, ValueError) as error:
             raise self._broken(describe(error)) from error
         finally:
@@ -170,14 +170,14 @@ class HttpBody:
         `advance`.
         """
         with self._lock:
-            wire = self._wire
-            if wire is None or self._closed or self._aborted or not self._remaining:
+            connection = self._connection
+            if connection is None or self._closed or self._aborted or not self._remaining:
                 return None
-            if wire.is_tls or not wire.is_drained():
+            if connection.is_tls or not connection.is_drained():
                 return None
             if not self._lent:
                 self._lent, self._lent_at = True, self._clock()
-            return wire.fileno(), self._remaining
+            return connection.fileno(), self._remaining
 
     def advance(self, count: int) -> None:
         """Report that `count` bytes were taken from `plain_socket`, or 0 if the socket has ended.
@@ -197,8 +197,8 @@ class HttpBody:
         """Make a blocked `readinto` fail soon. Callable from any thread, repeatable."""
         with self._lock:
             self._aborted = True
-            if self._wire is not None:
-                self._wire.shut_down()
+            if self._connection is not None:
+                self._connection.shut_down()
 
     def close(self) -> None:
         """Close the body. The connection is given back if the body was read to its end.
@@ -211,58 +211,58 @@ class HttpBody:
             self._closed = True
             if self._reading:
                 # the reader closes it: if it were closed here, another file could get the number of its descriptor
-                if self._wire is not None:
-                    self._wire.shut_down()
+                if self._connection is not None:
+                    self._connection.shut_down()
                 return
-            wire, self._wire = self._wire, None
+            connection, self._connection = self._connection, None
             complete = self._remaining == 0 if not self._chunked else self._ended
             lent = self._lent
-        if wire is None:
+        if connection is None:
             return
-        if complete and self._keeps and not self._aborted and wire.is_clean():
-            self._give_back(wire)
+        if complete and self._keeps and not self._aborted and connection.is_clean():
+            self._give_back(connection)
         elif lent:
             # a thread may still be in a system call on the descriptor: it is closed once this body is unreferenced
-            weakref.finalize(self, os.close, wire.detach())
+            weakref.finalize(self, os.close, connection.detach())
         else:
-            wire.close()
+            connection.close()
 
     def _enter(self) -> Connection:
         with self._lock:
-            if self._wire is None or self._closed or self._aborted:
+            if self._connection is None or self._closed or self._aborted:
                 raise self._broken("aborted")
             self._reading = True
-            return self._wire
+            return self._connection
 
     def _leave(self) -> None:
         with self._lock:
             self._reading = False
-            wire = self._wire if self._closed else None
-            if wire is not None:
-                self._wire = None
-        if wire is not None:
-            wire.close()
+            connection = self._connection if self._closed else None
+            if connection is not None:
+                self._connection = None
+        if connection is not None:
+            connection.close()
 
-    def _receive(self, wire: Connection, buffer: memoryview) -> int:
+    def _receive(self, connection: Connection, buffer: memoryview) -> int:
         if self._chunked:
-            return self._receive_chunk(wire, buffer)
+            return self._receive_chunk(connection, buffer)
         if self._remaining is None:
-            count = wire.take(buffer)
+            count = connection.take(buffer)
         elif self._remaining == 0:
             return 0
         else:
-            count = wire.take(buffer[: self._remaining])
+            count = connection.take(buffer[: self._remaining])
             if not count:
                 raise self._broken("the connection was closed")
             self._remaining -= count
         return count
 
-    def _receive_chunk(self, wire: Connection, buffer: memoryview) -> int:
+    def _receive_chunk(self, connection: Connection, buffer: memoryview) -> int:
         """Read from a chunked body (RFC 9112, 7.1), through the buffer that may hold bytes read with the headers."""
         while not self._chunk_remaining:
-            if self._chunk_remaining == 0 and wire.stream.readline(3) not in (b"\r\n", b"\n"):
+            if self._chunk_remaining == 0 and connection.stream.readline(3) not in (b"\r\n", b"\n"):
                 raise self._broken("a chunk does not end where it should")
-            line = wire.stream.readline(1024)
+            line = connection.stream.readline(1024)
             size = _CHUNK_LINE.fullmatch(line)
             if not size:
                 raise self._broken(
@@ -271,13 +271,13 @@ class HttpBody:
             self._chunk_remaining = int(size[1], 16)
             if not self._chunk_remaining:
                 for _ in range(_MOST_TRAILERS):
-                    trailer = wire.stream.readline(8192)
+                    trailer = connection.stream.readline(8192)
                     if trailer in (b"\r\n", b"\n"):
                         return 0
                     if not trailer.endswith(b"\n"):
                         break
                 raise self._broken("the trailer is cut short or too long")
-        count = wire.stream.readinto1(buffer[: self._chunk_remaining])
+        count = connection.stream.readinto1(buffer[: self._chunk_remaining])
         if not count:
             raise self._broken("the connection was closed")
         self._chunk_remaining -= count

@@ -12,14 +12,14 @@ import structlog
 from mirror.app.storage import make_purge
 from mirror.config import load
 from mirror.errors import ImageProtected, StoreError
-from mirror.eviction.damaged_notes import DamagedNoteOwners
 from mirror.eviction.pinned_images import PinnedContent
+from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
-from mirror.policy.unread_notes import UnreadNote, note_name
+from mirror.policy.unreadable_records import UnreadableRecord, record_file_name
 from tests.flows.test_pins import APP, SIZE, Site, layer, pin, present, pressure, pull, running, tagged
 from tests.support.clock import Clock
 from tests.support.command import mirror as command
@@ -244,9 +244,9 @@ async def test_commands_tell_it(mirror: LiveMirror, registry: FakeRegistry, tmp_
 # ------------------------------------------------------------------------------------------------ what they are for
 
 
-def unread(kind: str, reference: Reference, repo: Repo = APP, key: str = "") -> UnreadNote:
+def unread(kind: str, reference: Reference, repo: Repo = APP, key: str = "") -> UnreadableRecord:
     """A note of which the name is left, and perhaps the key."""
-    return UnreadNote(kind, f"/{kind}/x.json", note_name(f"{repo} {reference}"), "garbage", key)
+    return UnreadableRecord(kind, f"/{kind}/x.json", record_file_name(f"{repo} {reference}"), "garbage", key)
 
 
 class Watched(MemoryCatalog):
@@ -267,7 +267,7 @@ def test_what_a_note_is_for() -> None:
     catalog.put_tag(APP, TagRecord("v1", digest, OCI_MANIFEST, 1, 0.0))
     catalog.put_manifest(APP, ManifestRecord(digest, OCI_MANIFEST, 1, 0.0))
     clock = Clock(0.0)
-    subjects = DamagedNoteOwners(catalog, clock)
+    subjects = UnreadableRecordOwners(catalog, clock)
     by_text = unread("pins", "gone", key=f"{APP} gone")
     assert subjects.of([by_text]) == {by_text: (APP, "gone")}
     assert catalog.searches == 0
@@ -281,7 +281,7 @@ def test_what_a_note_is_for() -> None:
 def test_what_was_not_found_is_searched_for_once_a_minute() -> None:
     """A pull that waits for room must not wait for a search through all names each time."""
     catalog, clock = Watched(), Clock(0.0)
-    subjects = DamagedNoteOwners(catalog, clock)
+    subjects = UnreadableRecordOwners(catalog, clock)
     lost = unread("freezes", "v1")
     for _ in range(5):
         assert subjects.find([lost]) == {}
@@ -304,16 +304,18 @@ def test_a_key_that_is_no_image(key: str) -> None:
 class Damaged(MemoryPins):
     """With pins that cannot be read."""
 
-    def __init__(self, *lost: UnreadNote) -> None:
+    def __init__(self, *lost: UnreadableRecord) -> None:
         super().__init__()
         self.lost = lost
 
-    def look(self) -> tuple[list[Pin], tuple[UnreadNote, ...]]:
+    def look(self) -> tuple[list[Pin], tuple[UnreadableRecord, ...]]:
         """These, and the others."""
         return list(super().all()), self.lost
 
 
-def content(site: Site, pins: Damaged, *freezes: UnreadNote, answer: Callable[..., Digest | None]) -> PinnedContent:
+def content(
+    site: Site, pins: Damaged, *freezes: UnreadableRecord, answer: Callable[..., Digest | None]
+) -> PinnedContent:
     """What stays."""
     return PinnedContent(site.catalog, pins, (), site.names, frozen=lambda: ((), freezes), answer=answer)
 

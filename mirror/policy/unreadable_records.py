@@ -1,6 +1,6 @@
 """A pin or a freeze whose file exists but cannot be read, and what is still known about it. Pure.
 
-The name of a note's file is a hash of its key, `<repository> <tag or digest>`. So it can be checked whether a note was
+The name of a record's file is a hash of its key, `<repository> <tag or digest>`. So it can be checked whether a record was
 written for a given tag or digest, even if the content of the file is damaged.
 """
 
@@ -16,14 +16,14 @@ from mirror.oci.reference import Reference, Repo, check_name, check_registry, pa
 Subject = tuple[Repo, Reference]
 
 
-def note_name(key: str) -> str:
-    """The name of a note's file without its suffix: 32 hexadecimal digits."""
+def record_file_name(key: str) -> str:
+    """The name of a record's file without its suffix: 32 hexadecimal digits."""
     return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class UnreadNote:
-    """A note that cannot be read.
+class UnreadableRecord:
+    """A record that cannot be read.
 
     `kind` is `pins` or `freezes`. `file` is its path, `name` the file's name without suffix. `why` is the reason. `key`
     is the key found in what is left of the text, if it matches `name`; otherwise it is empty.
@@ -36,8 +36,8 @@ class UnreadNote:
     key: str = ""
 
     def is_about(self, repo: Repo, reference: Reference) -> bool:
-        """Whether the note was written for this tag or digest."""
-        return note_name(f"{repo} {reference}") == self.name
+        """Whether the record was written for this tag or digest."""
+        return record_file_name(f"{repo} {reference}") == self.name
 
     @property
     def subject(self) -> Subject | None:
@@ -51,7 +51,7 @@ class UnreadNote:
 
     @property
     def trouble(self) -> str:
-        """A message for a note whose subject is unknown: what is wrong and what to do."""
+        """A message for a record whose subject is unknown: what is wrong and what to do."""
         commands = "mirror pin` or `mirror unpin" if self.kind == "pins" else "mirror freeze` or `mirror unfreeze"
         return (
             f"{self.file} cannot be read ({self.why}), and what it keeps is not known: nothing is evicted or purged. "
