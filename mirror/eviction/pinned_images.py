@@ -143,8 +143,8 @@ class PinnedContent:
         frozen: Callable[[], tuple[Iterable[Freeze], Sequence[UnreadableRecord]]],
         answer: Callable[[Repo, str], Digest | None],
     ) -> None:
-        """`frozen` returns the freezes, and the records of freezes that cannot be read. `answer` returns the digest that
-        a tag answers, None if it is not known here; it raises `StoreError` if that cannot be read.
+        """`frozen` returns the freezes, and the records of freezes that cannot be read. `answer` returns the digest
+        that a tag answers, None if it is not known here; it raises `StoreError` if that cannot be read.
         """
         self._frozen = frozen
         self._answer = answer
@@ -201,7 +201,9 @@ class PinnedContent:
         return read
 
     def _subjects_of(self, unread: Collection[UnreadableRecord]) -> Mapping[UnreadableRecord, Subject]:
-        """Returns the image of each unreadable record, and logs new ones. Raises `StoreError` if one of the images is not known."""
+        """Returns the image of each unreadable record, and logs new ones. Raises `StoreError` if one of the images is
+        not known.
+        """
         owners = self._subjects.find(unread)
         log_unread(unread, self._logged, owners)
         return require_all(unread, owners)

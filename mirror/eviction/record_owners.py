@@ -1,4 +1,5 @@
-"""Finds the image of a damaged pin or freeze, so that it still protects that image. A *record* here is the file of either.
+"""Finds the image of a damaged pin or freeze, so that it still protects that image. A *record* here is the
+file of either.
 
     record that cannot be read
       ├── the text that is left names its image ─────────────────> that image

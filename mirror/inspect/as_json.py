@@ -223,8 +223,8 @@ def pins_json(
     *,
     state: bool,
 ) -> PinsJson:
-    """Blocking: returns the images pinned by hand and by rules, the expired pins, and the records that cannot be read. If
-    `state` is true, each pinned image says how much of it is here; for that all its manifests are read. Raises
+    """Blocking: returns the images pinned by hand and by rules, the expired pins, and the records that cannot be read.
+    If `state` is true, each pinned image says how much of it is here; for that all its manifests are read. Raises
     `StoreError`.
     """
     owners = subjects.find(unread)

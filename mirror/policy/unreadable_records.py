@@ -1,7 +1,7 @@
 """A pin or a freeze whose file exists but cannot be read, and what is still known about it. Pure.
 
-The name of a record's file is a hash of its key, `<repository> <tag or digest>`. So it can be checked whether a record was
-written for a given tag or digest, even if the content of the file is damaged.
+The name of a record's file is a hash of its key, `<repository> <tag or digest>`. So it can be checked whether a record
+was written for a given tag or digest, even if the content of the file is damaged.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ class RateFloor:
 class HttpBody:
     """A `mirror.ports.Body` over one answer. One thread at a time may read; any thread may call `abort` and `close`.
 
-    `start` is the offset of the body in the blob, `size` the size of the whole blob. If `connection` is None, no more bytes
-    follow. `give_back` receives the connection if it can take another request.
+    `start` is the offset of the body in the blob, `size` the size of the whole blob. If `connection` is None, no more
+    bytes follow. `give_back` receives the connection if it can take another request.
 
     A reader that can take bytes from the socket itself (splice) calls `plain_socket` and reports with `advance`.
     """
