@@ -30,6 +30,7 @@ from mirror.policy.eviction import Watermarks
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
 from mirror.ports import ContentIndex, Records
+from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
@@ -49,6 +50,13 @@ _IDLE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class HostedDisk:
+    """The files of hosted repositories, besides tags and manifests."""
+
+    records: LocalHostedRecords
+
+
+@dataclass(frozen=True, slots=True)
 class LocalDisk:
     """The files of the store, without an index: enough for commands that read the content or set pins."""
 
@@ -56,6 +64,7 @@ class LocalDisk:
     store: LocalStore
     catalog: LocalCatalog
     pins: LocalPins
+    hosted: HostedDisk
 
 
 @dataclass(slots=True)
@@ -67,6 +76,7 @@ class Storage:
     catalog: LocalCatalog
     freezes: LocalFreezes
     pins: LocalPins
+    hosted: HostedDisk
     index: ContentIndex
     locks: FileLocks
     eviction: Eviction
@@ -91,7 +101,8 @@ class Eviction:
 def open_disk(config: Config) -> LocalDisk:
     """The store's files. Blocking; nothing needs to be closed. Raises `StoreError`."""
     layout = Layout(config.store.root)
-    return LocalDisk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout))
+    hosted = HostedDisk(LocalHostedRecords(layout))
+    return LocalDisk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout), hosted)
 
 
 @asynccontextmanager
@@ -112,6 +123,7 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
             catalog,
             freezes,
             pins,
+            disk.hosted,
             index,
             locks,
             _make_eviction(config, disk, freezes, index, locks, now),

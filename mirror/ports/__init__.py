@@ -13,7 +13,7 @@ The ports, and what implements them (the tests have implementations in memory, i
                   Freezes        tags fixed at one digest       store/local/freezes.py
     hosting.py    HostedBlobs    hosted names of blobs          store/hosted/blob_names.py
                   Uploads        upload sessions                store/hosted/upload_files.py
-                  HostedRecords  links, referrers, deletions    store/hosted/hosted_records.py
+                  HostedRecords  links, referrers, deletions    store/hosted/repository_records.py
                   LinkLedger     sums and holders of links      index/link_ledger.py
     recording.py  Records        small JSON records by key      store/local/json_records.py
     locking.py    Locks          locks between processes        store/local/locks.py

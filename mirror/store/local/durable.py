@@ -78,13 +78,24 @@ class PendingSyncs:
             self._folders.add(path)
 
     def sync(self) -> None:
-        """Blocking: sync every folder that was added before the call. Raises `OSError`."""
+        """Blocking: sync every folder that was added before the call. Raises `OSError`; the next call then syncs the
+        folders that were not synced.
+        """
         # one at a time: folders that another call took from the set are durable only once that call has ended
         with self._syncing:
             with self._changing:
                 folders, self._folders = self._folders, set()
-            for folder in folders:
-                sync_folder(folder)
+            try:
+                while folders:
+                    folder = next(iter(folders))
+                    # a folder that was deleted has no names
+                    with suppress(FileNotFoundError):
+                        sync_folder(folder)
+                    folders.remove(folder)
+            except BaseException:
+                with self._changing:
+                    self._folders |= folders
+                raise
 
 
 def make_folder(path: Path, *, below: Path, sync: Sync = sync_folder) -> bool:

@@ -29,7 +29,13 @@
         └── <registry>/<name…>/
             ├── _tags/<tag>              JSON: digest, media type, size, fetched at
             ├── _history/<tag>           JSON: the digests it pointed to, and when; written if it moves, never dropped
-            └── _manifests/<algorithm>-<hex>   JSON: media type, size, fetched at
+            ├── _manifests/<algorithm>-<hex>   JSON: media type, size, fetched at
+            │   and, of hosted repositories (see `policy/hosted_records.py` for the JSON):
+            ├── _blobs/<algorithm>-<hex>       JSON: the link to a blob
+            ├── _referrers/<algorithm>-<hex>/<algorithm>-<hex>    JSON: the descriptor of a referrer, by its subject
+            ├── _deleted/<algorithm>-<hex>     JSON: a deleted manifest and the tags that it had
+            ├── _deleted_tags/<tag>            JSON: a deleted tag
+            └── _changes                       its size grows with each change; it has no content
 
 A repository name has several parts and may contain the words `tags` and `manifests`, but no part begins with an
 underscore (distribution-spec, "Pulling manifests"), so these folders cannot be confused with a part of a name.
@@ -124,6 +130,22 @@ class Layout:
     def manifests(self, repo: Repo) -> Path:
         return self.repository(repo) / "_manifests"
 
+    def links(self, repo: Repo) -> Path:
+        return self.repository(repo) / "_blobs"
+
+    def referrers(self, repo: Repo, subject: Digest) -> Path:
+        return self.repository(repo) / "_referrers" / file_name(subject)
+
+    def deleted_manifests(self, repo: Repo) -> Path:
+        return self.repository(repo) / "_deleted"
+
+    def deleted_tags(self, repo: Repo) -> Path:
+        return self.repository(repo) / "_deleted_tags"
+
+    def changes(self, repo: Repo) -> str:
+        """The path as `str`, because every request to a hosted repository needs it and `Path` is slow."""
+        return f"{self.root}/repositories/{repo.registry}/{repo.name}/_changes"
+
 
 def state_of(ingest: Path) -> Path:
     """The state file beside a growing blob."""
@@ -134,6 +156,11 @@ def digest_of_ingest(name: str) -> Digest | None:
     """The digest of a growing file under `ingest/`, also one that an older version left; None for any other name."""
     match = _INGEST.fullmatch(name)
     return digest_from(match["digest"]) if match else None
+
+
+def file_name(digest: Digest) -> str:
+    """The name of a file about a digest, where one folder has them all."""
+    return f"{digest.algorithm}-{digest.hex}"
 
 
 def digest_from(name: str) -> Digest | None:
