@@ -22,6 +22,7 @@ from mirror.config.settings import (
     UpstreamSettings,
 )
 from mirror.errors import ConfigError, RequestError
+from mirror.policy.routing import may_match
 from mirror.policy.upstream.url_bounds import needs_private, parse_url
 from mirror.trust.cosign import read_key
 from mirror.upstream.credentials.docker_config import DockerConfig
@@ -98,7 +99,31 @@ def hints(config: Config) -> list[str]:
                     f"upstream[{number}]{inner}: {parse_url(url).host} looks like a name in a private network; "
                     "it may resolve to a private address only with private_network = true"
                 )
+    return [*warnings, *_closed_to_all(config)]
+
+
+def _closed_to_all(config: Config) -> list[str]:
+    """Warnings about hosted registries that nobody may use, because no rule allows it."""
+    warnings = []
+    for number, hosted in enumerate(config.hosted, 1):
+        wanted = ("pull",) if hosted.read_only else ("pull", "push")
+        missing = [action for action in wanted if not _is_allowed(config.access, action, hosted.name)]
+        if missing:
+            warnings.append(
+                f"hosted[{number}]: no [[access.rule]] allows anybody to {' or '.join(missing)}; it needs one with "
+                f'repositories = ["{hosted.name}/**"]'
+            )
     return warnings
+
+
+def _is_allowed(access: AccessSettings, action: str, registry: str) -> bool:
+    """True if a rule allows somebody this in a repository of the registry."""
+    return any(
+        rule.effect == "allow"
+        and action in rule.actions
+        and (not rule.repositories or any(may_match(pattern, registry) for pattern in rule.repositories))
+        for rule in access.rule
+    )
 
 
 def _check_admin(config: Config) -> list[str]:

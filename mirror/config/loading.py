@@ -115,14 +115,14 @@ def _validated(content: dict[str, Any]) -> tuple[Config, list[str]]:
 def _leave_out(content: dict[str, Any], where: tuple[int | str, ...]) -> set[str]:
     """Removes the setting at one place. Returns the names of the settings that were removed."""
     match where:
-        case ("upstream", int(number), *inner) if isinstance(content["upstream"], list):
-            entry = content["upstream"][number]
+        case ("upstream" | "hosted" as listed, int(number), *inner) if isinstance(content[listed], list):
+            entry = content[listed][number]
             if inner and isinstance(entry, dict) and inner[0] in entry and inner[0] != "name":
                 del entry[inner[0]]
                 return {str(inner[0])}
             # the entry stays in the list, so that the others keep their numbers; a valid name stays, too
             name = entry.get("name") if isinstance(entry, dict) and (not inner or inner[0] != "name") else None
-            content["upstream"][number] = {"name": name or f"left-out-{number}.invalid"}
+            content[listed][number] = {"name": name or f"left-out-{listed}-{number}.invalid"}
             return {str(key) for key in entry} if isinstance(entry, dict) else set()
         case (str(section), str(setting), *_) if isinstance(content.get(section), dict):
             gone = content[section].pop(setting, None) is not None

@@ -334,15 +334,15 @@ class HostedSettings(_Section):
     host_headers: list[Annotated[str, AfterValidator(values.host)]] = Field(
         [], description="Requests with these Host headers are for this registry."
     )
-    repositories: list[str] = Field(
+    repositories: list[Annotated[str, AfterValidator(values.name_pattern)]] = Field(
         ["**"], description="Patterns of the names, within the registry, that a push may create."
     )
     quota: Annotated[str, AfterValidator(values.size)] | None = Field(
         None,
         description="How many bytes the registry's images may take, shared layers counted once; not set: no limit.",
     )
-    quotas: dict[str, Annotated[str, AfterValidator(values.size)]] = Field(
-        {}, description='Limits for repositories, by patterns within the registry: "team-a/**" = "50GB".'
+    quotas: dict[Annotated[str, AfterValidator(values.name_pattern)], Annotated[str, AfterValidator(values.size)]] = (
+        Field({}, description='Limits for repositories, by patterns within the registry: "team-a/**" = "50GB".')
     )
     keep_deleted: Seconds = Field(
         7 * 86400.0, description="How long deleted tags and manifests can be undeleted; 0: not at all."

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from mirror.errors import RequestError
-from mirror.oci.reference import check_registry
+from mirror.oci.reference import check_name, check_registry
 from mirror.policy.content_rules import ImagePattern
 from mirror.policy.pins import PinRule
 from mirror.policy.upstream.url_bounds import UrlRefused, parse_url
@@ -125,6 +125,18 @@ def token_host(name: str) -> str:
 def route_pattern(text: str) -> str:
     if "/" not in text and "**" not in text:
         raise ValueError(f"{text!r} matches nothing: write registry/name (* matches within one part, ** anything)")
+    return text
+
+
+def name_pattern(text: str) -> str:
+    """Accepts a pattern of a repository's name within its registry, such as `team-a/**`."""
+    literal = re.sub(r"[*?]", "a", text)
+    try:
+        check_name(literal)
+    except RequestError as error:
+        raise ValueError(
+            f"{text[:80]!r} matches no repository: write a name within the registry, such as team-a/**"
+        ) from error
     return text
 
 

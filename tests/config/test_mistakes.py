@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.config import load
+from mirror.config import hints, load
 from mirror.errors import ConfigError
 from tests.support.certificates import Certificate
 
@@ -123,6 +123,65 @@ def test_hosted_registries_and_upstreams_share_no_name(tmp_path: Path) -> None:
         "hosted[2]: corp is already the name of hosted[1]",
         "sync[1].from: corp is hosted here",
     )
+
+
+def test_patterns_of_a_hosted_registry_are_names(tmp_path: Path) -> None:
+    """A pattern that no repository can match is a mistake, and hides no other setting of its entry."""
+    _expect(
+        _mistakes(
+            tmp_path,
+            """
+            default_registry = "corp"
+            [[hosted]]
+            name = "corp"
+            repositories = ["team-*/**", "Team/**"]
+            quotas = { "/team/**" = "5GB", "team/**" = "much" }
+            """,
+        ),
+        "hosted[1].repositories[2]: 'Team/**' matches no repository",
+        "hosted[1].quotas./team/**",
+        "hosted[1].quotas.team/**",
+    )
+
+
+def test_hints_name_hosted_registries_that_no_rule_opens(tmp_path: Path) -> None:
+    """Each action that nobody may do is named; a registry that is read-only needs no rule for pushes."""
+    file = tmp_path / "mirror.toml"
+    file.write_text(
+        """
+        [[hosted]]
+        name = "corp"
+        [[hosted]]
+        name = "lab"
+        [[hosted]]
+        name = "archive"
+        read_only = true
+        [[access.rule]]
+        effect = "allow"
+        callers = ["*"]
+        repositories = ["corp/**", "arch*/**", "la/**"]
+        [[access.rule]]
+        effect = "allow"
+        callers = ["*"]
+        actions = ["pull", "push"]
+        repositories = ["*/team/**"]
+        [[access.rule]]
+        effect = "deny"
+        callers = ["*"]
+        actions = ["push"]
+        """
+    )
+    assert hints(load(file)) == []
+    file.write_text(file.read_text().replace("*/team/**", "lab*/team/**"))
+    assert [hint.partition(";")[0] for hint in hints(load(file))] == [
+        "hosted[1]: no [[access.rule]] allows anybody to push"
+    ]
+    file.write_text(file.read_text().partition("[[access.rule]]")[0])
+    assert [hint.partition(";")[0] for hint in hints(load(file))] == [
+        "hosted[1]: no [[access.rule]] allows anybody to pull or push",
+        "hosted[2]: no [[access.rule]] allows anybody to pull or push",
+        "hosted[3]: no [[access.rule]] allows anybody to pull",
+    ]
 
 
 def test_no_mistake_is_made_up(tmp_path: Path) -> None:
