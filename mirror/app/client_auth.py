@@ -15,12 +15,9 @@ from mirror.access.oidc import Issuer
 from mirror.access.own_tokens import IssuedTokens, read_keys
 from mirror.access.password_queue import PasswordQueue
 from mirror.access.static_tokens import StaticToken, StaticTokens
-from mirror.config import (
-    Config,
-    IssuerSettings,
-)
-from mirror.policy.access_rules import Policy, Rule, actions
+from mirror.config import Config, IssuerSettings, access_policy
 from mirror.ports import Authenticator
+from mirror.repository.router import Router
 from mirror.server.registry.access_control import AccessControl
 from mirror.store.local.layout import Layout
 from mirror.trust.upstream_access import Verifier
@@ -30,15 +27,15 @@ _CHECKING_THREADS = 2
 
 
 async def open_gate(
-    config: Config, layout: Layout, label: Callable[[str], str], stack: AsyncExitStack
+    config: Config, layout: Layout, router: Router, label: Callable[[str], str], stack: AsyncExitStack
 ) -> AccessControl | None:
-    """The access control, or None if every client may pull everything without logging in.
+    """The access control, or None if every client may pull everything without logging in, and nobody may push.
 
     `label` returns the configured entry that a registry belongs to. What is opened is closed by `stack`.
     """
     access = config.access
     verified = {entry.name for entry in config.upstream if entry.access == "verify"}
-    if access.is_open and not verified:
+    if access.is_open and not verified and not config.hosted:
         return None
     key_file = access.token_key_file or layout.root / "token.key"
     keys = await asyncio.to_thread(read_keys, key_file, create=access.token_key_file is None)
@@ -68,16 +65,13 @@ async def open_gate(
         ways.append(accounts)
     authentication = Authentication(ways, foreign=bool(verified))
     stack.push_async_callback(authentication.aclose)
-    rules = tuple(
-        Rule(rule.effect == "allow", tuple(rule.callers), actions(rule.actions), tuple(rule.repositories))
-        for rule in access.rule
-    )
     verifier = Verifier(verified_for=access.verified_for, verified_while_down=access.verified_while_down)
     stack.push_async_callback(verifier.aclose)
     return AccessControl(
         authentication,
-        Policy(rules, anonymous=access.anonymous),
+        access_policy(config),
         issued,
+        repository_of=router.guarded,
         verifier_of=lambda registry: verifier if label(registry) in verified else None,
         realm=access.realm,
     )

@@ -6,6 +6,7 @@ loading.py         from file and environment to checked settings
 checks.py          checks of several settings together, and of the files that they name
 redacted.py        the settings without secrets, for display
 routing_table.py   the routing table that follows from them
+access_policy.py   the access rules that follow from them
 
 Settings come from the TOML file given with `--config`. An environment variable takes precedence over the file:
 `MIRROR__STORE__CAPACITY=500GB` is `capacity` under `[store]`. A setting that is not given has its default. With neither
@@ -15,6 +16,7 @@ file nor environment, the mirror serves the public registries. A secret can be r
 Only `app/` and `cli/` import this package: the modules below them take ordinary arguments.
 """
 
+from mirror.config.access_policy import access_policy
 from mirror.config.checks import hints
 from mirror.config.loading import load
 from mirror.config.redacted import redacted_settings
@@ -45,6 +47,7 @@ __all__ = [
     "SyncSettings",
     "TraceSettings",
     "UpstreamSettings",
+    "access_policy",
     "hints",
     "load",
     "redacted_settings",

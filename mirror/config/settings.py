@@ -432,10 +432,15 @@ class RuleSettings(_Section):
         min_length=1,
         description="*, anonymous, authenticated, user:…, token:…, subject:…, certificate:…, upstream:…, group:…",
     )
-    actions: list[Literal["pull", "push", "admin"]] = Field(
-        ["pull"], min_length=1, description="The actions that the rule allows or denies."
+    actions: list[Literal["pull", "push", "overwrite", "write", "delete", "admin"]] = Field(
+        ["pull"],
+        min_length=1,
+        description="The actions that the rule allows or denies: pull, push (new tags), overwrite (move a tag), "
+        "write (both), delete, admin.",
     )
-    repositories: list[str] = Field([], description="Patterns as in routes; none: all repositories.")
+    repositories: list[Annotated[str, AfterValidator(values.route_pattern)]] = Field(
+        [], description="Patterns as in routes; none: all repositories."
+    )
 
 
 class AccessSettings(_Section):
@@ -489,7 +494,9 @@ class AccessSettings(_Section):
 
     @property
     def is_open(self) -> bool:
-        """True if everybody may pull everything, so that callers need not be identified."""
+        """True if everybody may pull everything from other registries than hosted ones, so that callers need not be
+        identified there.
+        """
         return self.has_no_login and self.anonymous and not self.rule
 
 

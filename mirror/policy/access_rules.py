@@ -2,10 +2,13 @@
 
 The order of the rules does not matter. An action is decided by the first of these that applies:
 
-    1. a deny rule fits                         refused
-    2. an allow rule fits                       allowed
-    3. other allow rules name the action        refused: they are for other identities or other repositories
-    4. no allow rule names the action           pull is allowed to every admitted identity; push and admin to none
+    1. a deny rule fits                                                 refused
+    2. an allow rule fits                                               allowed
+    3. it is not a pull, or the registry is hosted                      refused
+    4. another allow rule names pull and can match this registry        refused: it is for other identities or names
+    5. no allow rule names pull and can match this registry             allowed to every admitted identity
+
+So a rule about one registry changes nothing for another, and nobody may use a hosted registry until a rule allows it.
 
 A refusal must not reveal whether a repository exists. So it is answered like a request for an unknown name, or, if the
 client has not authenticated, with an authentication challenge. Both answers are the same for existing and unknown
@@ -15,14 +18,14 @@ names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
 from mirror.oci.authorization import CallerCredentials
 from mirror.oci.reference import Repo
-from mirror.policy.routing import compile_pattern
+from mirror.policy.routing import can_match_below, compile_pattern
 
 
 class Action(Enum):
@@ -58,6 +61,13 @@ class Identity:
     groups: frozenset[str] = frozenset()
     #: The caller's own credentials for an upstream, if `means` is `UPSTREAM`; never shown.
     own: CallerCredentials | None = field(default=None, repr=False)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The entries of a rule's `callers`, without `*` within a name, that mean this identity."""
+        if self.is_anonymous:
+            return frozenset({"*", "anonymous"})
+        return frozenset({"*", "authenticated", str(self), *(f"group:{group}" for group in self.groups)})
 
     @property
     def is_anonymous(self) -> bool:
@@ -104,15 +114,21 @@ class Rule:
     actions: frozenset[Action]
     match: tuple[str, ...] = ()
     name: str = ""
+    #: The entries of `callers` without a `*`, and those with one.
+    _exact: frozenset[str] = field(init=False, repr=False, compare=False)
     _names: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
     _repositories: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        callers = [check_caller(caller) for caller in self.callers]
         # names may contain slashes (certificate subjects, service accounts), and `*` matches slashes too
         names = tuple(
-            re.compile(".*".join(re.escape(part) for part in check_caller(caller).split("*")), re.DOTALL)
-            for caller in self.callers
-            if caller not in ("*", "anonymous", "authenticated")
+            re.compile(".*".join(re.escape(part) for part in caller.split("*")), re.DOTALL)
+            for caller in callers
+            if "*" in caller and caller != "*"
+        )
+        object.__setattr__(
+            self, "_exact", frozenset(caller for caller in callers if caller == "*" or "*" not in caller)
         )
         object.__setattr__(self, "_names", names)
         object.__setattr__(self, "_repositories", tuple(compile_pattern(pattern) for pattern in self.match))
@@ -122,17 +138,17 @@ class Rule:
 
         `repo` None means the mirror as a whole; only rules without patterns apply to that.
         """
-        return action in self.actions and self._is_about(identity) and self._covers(repo)
+        return action in self.actions and self.is_about(identity.names) and self._covers(repo)
 
-    def _is_about(self, identity: Identity) -> bool:
-        if "*" in self.callers:
+    def is_about(self, names: frozenset[str]) -> bool:
+        """Whether this rule applies to an identity with these names (`Identity.names`)."""
+        if not self._exact.isdisjoint(names):
             return True
-        if identity.is_anonymous:
-            return "anonymous" in self.callers
-        if "authenticated" in self.callers:
-            return True
-        names = [str(identity), *(f"group:{group}" for group in identity.groups)]
         return any(pattern.fullmatch(name) for pattern in self._names for name in names)
+
+    def can_cover(self, registry: str) -> bool:
+        """Whether this rule can apply to a repository of the registry."""
+        return not self.match or any(can_match_below(pattern, f"{registry}/") for pattern in self.match)
 
     def _covers(self, repo: Repo | None) -> bool:
         if not self._repositories:
@@ -142,23 +158,89 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """All rules. `anonymous` says whether callers without credentials are admitted at all."""
+    """All rules. `anonymous` says whether callers without credentials are admitted at all; `hosted` has the names of
+    the hosted registries.
+    """
 
     rules: tuple[Rule, ...] = ()
     anonymous: bool = True
+    hosted: frozenset[str] = frozenset()
+    #: The rules by action and by what the names of their repositories begin with, so that few must be looked at.
+    _begins: dict[tuple[Action, str], list[Rule]] = field(init=False, repr=False, compare=False)
+    #: Patterns that together match the registries for which rules say who may pull.
+    _pulls: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        pulls = [rule for rule in self.rules if rule.allow and Action.PULL in rule.actions]
+        object.__setattr__(self, "_pulls", frozenset(_head(one) for rule in pulls for one in rule.match or ("**",)))
+        begins: dict[tuple[Action, str], list[Rule]] = {}
+        for rule in self.rules:
+            for beginning in dict.fromkeys(map(_beginning, rule.match or ("**",))):
+                for action in rule.actions:
+                    begins.setdefault((action, beginning), []).append(rule)
+        object.__setattr__(self, "_begins", begins)
 
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
         """Whether the identity may do this with the repository (None: the mirror as a whole)."""
         if identity.is_anonymous and not self.anonymous:
             return False
-        about = [rule for rule in self.rules if action in rule.actions]
-        if any(not rule.allow and rule.fits(identity, action, repo) for rule in about):
+        fitting = [rule for rule in self.candidates(action, repo) if rule.fits(identity, action, repo)]
+        if fitting:
+            return all(rule.allow for rule in fitting)
+        return action is Action.PULL and repo is not None and self._is_open(repo.registry)
+
+    def may_anybody(self, action: Action, registry: str) -> bool:
+        """Whether there can be a caller who may do this with some repository of the registry, as far as the rules
+        that allow say. Rules that deny are not looked at.
+        """
+        for rule in self.rules:
+            reachable = self.anonymous or any(caller != "anonymous" for caller in rule.callers)
+            if rule.allow and action in rule.actions and reachable and rule.can_cover(registry):
+                return True
+        return action is Action.PULL and self._is_open(registry)
+
+    def _is_open(self, registry: str) -> bool:
+        """Whether every admitted identity may pull from this registry, if no rule fits."""
+        if registry in self.hosted:
             return False
-        if any(rule.allow and rule.fits(identity, action, repo) for rule in about):
-            return True
-        return action is Action.PULL and not any(rule.allow for rule in about)
+        return not any(can_match_below(pattern, f"{registry}/") for pattern in self._pulls)
+
+    def candidates(self, action: Action, repo: Repo | None) -> Iterator[Rule]:
+        """The rules that may fit, some of them more than once."""
+        for beginning in _beginnings(repo):
+            yield from self._begins.get((action, beginning), ())
+
+
+def _head(pattern: str) -> str:
+    """A pattern for the same registries, with as little as possible about the names in them: many have the same."""
+    first, slash, rest = pattern.partition("/")
+    if "**" in first:
+        return pattern[: pattern.index("**") + 2]
+    return f"{first}/*" if slash and rest else pattern
+
+
+def _beginning(pattern: str) -> str:
+    """What every name that this pattern matches begins with: at most two whole components, or the whole name if the
+    pattern matches only one name.
+    """
+    literal = re.split(r"[*?]", pattern, maxsplit=1)[0]
+    if literal == pattern:
+        return pattern
+    components = literal.split("/")[:-1][:2]
+    return "".join(f"{component}/" for component in components)
+
+
+def _beginnings(repo: Repo | None) -> tuple[str, ...]:
+    """The results of `_beginning` for all patterns that can match the repository."""
+    if repo is None:
+        return ("",)
+    first, slash, _ = repo.name.partition("/")
+    return ("", f"{repo.registry}/", f"{repo.registry}/{first}{slash}", str(repo))[: 4 if slash else 3]
 
 
 def actions(names: Iterable[str]) -> frozenset[Action]:
-    """The actions that a configuration names. Raises `ValueError`."""
-    return frozenset(Action(name) for name in names)
+    """The actions that a configuration names; `write` is `push` and `overwrite`. Raises `ValueError`."""
+    return frozenset(action for name in names for action in (_WRITE if name == "write" else (Action(name),)))
+
+
+_WRITE: Final = (Action.PUSH, Action.OVERWRITE)

@@ -24,11 +24,43 @@ from mirror.errors import NameInvalid, NameUnknown
 from mirror.oci.reference import Repo, check_name, check_registry
 
 _WILD: Final = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+_TOKEN: Final = re.compile(r"(\*\*|\*|\?)")
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a pattern of `registry/name`: `*` matches within one component, `**` anything, `?` one character."""
-    return re.compile("".join(_WILD.get(token) or re.escape(token) for token in re.split(r"(\*\*|\*|\?)", pattern)))
+    return re.compile("".join(_WILD.get(token) or re.escape(token) for token in _TOKEN.split(pattern)))
+
+
+def can_match_below(pattern: str, beginning: str) -> bool:
+    """True if a pattern, as in `compile_pattern`, can match a text that begins like this and is longer.
+
+    With `ghcr.io/` as the beginning: whether the pattern can match a repository of that registry.
+    """
+    items = [item for token in _TOKEN.split(pattern) for item in ((token,) if token in _WILD else token)]
+    places = _after_stars(items, {0})
+    for character in beginning:
+        reached = set()
+        for place in places:
+            item = items[place] if place < len(items) else ""
+            if item == character or (item == "?" and character != "/"):
+                reached.add(place + 1)
+            elif item == "**" or (item == "*" and character != "/"):
+                reached.add(place)
+        places = _after_stars(items, reached)
+        if not places:
+            return False
+    return any(place < len(items) for place in places)
+
+
+def _after_stars(items: list[str], places: set[int]) -> set[int]:
+    """The places in a pattern from which it can go on: a star may stand for nothing."""
+    reached = set(places)
+    for place in places:
+        while place < len(items) and items[place] in ("*", "**"):
+            place += 1
+            reached.add(place)
+    return reached
 
 
 def may_match(pattern: str, registry: str) -> bool:

@@ -6,11 +6,23 @@ import base64
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mirror.errors import Unauthorized
 from mirror.oci.authorization import CallerCredentials, read_authorization
 from mirror.oci.reference import Repo
-from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy, Rule, check_caller
+from mirror.policy.access_rules import (
+    ANONYMOUS,
+    Action,
+    AuthMethod,
+    Identity,
+    Policy,
+    Rule,
+    actions,
+    check_caller,
+)
+from mirror.policy.routing import can_match_below, compile_pattern
 
 _ALICE = Identity("alice", AuthMethod.PASSWORD, frozenset({"ops"}))
 _BOB = Identity("bob", AuthMethod.PASSWORD)
@@ -74,7 +86,6 @@ def test_denying_goes_first() -> None:
         assert policy.allows(_ALICE, Action.PULL, _APP)
         assert not policy.allows(_BOB, Action.PULL, _APP)
         assert policy.allows(_BOB, Action.PULL, Repo("ghcr.io", "other/app"))
-        assert not policy.allows(_ALICE, Action.PULL, _ALPINE)
 
 
 def test_rules_that_only_deny() -> None:
@@ -91,6 +102,93 @@ def test_rules_of_other_actions_do_not_count() -> None:
     assert policy.allows(_BOB, Action.PULL, _APP)
     assert policy.allows(_ALICE, Action.ADMIN, None)
     assert not policy.allows(_BOB, Action.ADMIN, None)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "open_registries"),
+    [
+        ("ghcr.io/**", {"docker.io", "quay.io"}),
+        ("ghcr.io/acme/app", {"docker.io", "quay.io"}),
+        ("corp/**", {"docker.io", "ghcr.io", "quay.io"}),
+        ("*/team/**", set()),
+        ("**", set()),
+        ("**/app", set()),
+        ("*.io/x", set()),
+        ("g*/x", {"docker.io", "quay.io"}),
+        ("g**", {"docker.io", "quay.io"}),
+        ("?uay.io/x", {"docker.io", "ghcr.io"}),
+        ("ghcr.io", {"docker.io", "ghcr.io", "quay.io"}),
+        ("ghcr.io/", {"docker.io", "ghcr.io", "quay.io"}),
+    ],
+)
+def test_a_rule_changes_nothing_for_registries_that_it_cannot_match(pattern: str, open_registries: set[str]) -> None:
+    """Everybody may pull from a cached registry unless a rule that can match its names says who may; from a hosted
+    registry, nobody may before a rule allows it.
+    """
+    policy = Policy((_rule("allow", ["user:nobody"], pattern),), hosted=frozenset({"corp"}))
+    cached = {"docker.io", "ghcr.io", "quay.io"}
+    found = {name for name in cached if policy.allows(_BOB, Action.PULL, Repo(name, "some/name"))}
+    assert found == open_registries
+    assert not policy.allows(_BOB, Action.PULL, Repo("corp", "some/name"))
+    assert all(policy.may_anybody(Action.PULL, name) for name in cached)
+
+
+@given(
+    pattern=st.lists(st.sampled_from(["a", "b", "/", "*", "**", "?", "."]), max_size=7).map("".join),
+    registry=st.sampled_from(["a", "b", "a.b", "ab", "b.a"]),
+    name=st.lists(st.sampled_from(["a", "b", "/", "."]), min_size=1, max_size=5).map("".join),
+)
+def test_can_cover_is_never_less_than_what_matches(pattern: str, registry: str, name: str) -> None:
+    """Whatever a pattern matches lies in a registry that it can cover, and the index of the rules finds the rule."""
+    rule = _rule("allow", ["*"], pattern)
+    if compile_pattern(pattern).fullmatch(f"{registry}/{name}"):
+        assert can_match_below(pattern, f"{registry}/")
+        assert rule.can_cover(registry)
+        assert Policy((rule,), hosted=frozenset({registry})).allows(_BOB, Action.PULL, Repo(registry, name))
+    elif rule.can_cover(registry):
+        assert not Policy((rule,)).allows(_BOB, Action.PULL, Repo(registry, name))
+    else:
+        assert Policy((rule,)).allows(_BOB, Action.PULL, Repo(registry, name))
+
+
+def test_a_hosted_registry_is_closed_until_rules_allow() -> None:
+    """Each action by itself: a right to push is none to pull, to move tags or to delete."""
+    corp = Repo("corp", "team/app")
+    policy = Policy(
+        (_rule("allow", ["user:alice"], "corp/team/**", actions=[Action.PUSH]),), hosted=frozenset({"corp"})
+    )
+    assert {action for action in Action if policy.allows(_ALICE, action, corp)} == {Action.PUSH}
+    assert not any(policy.allows(_BOB, action, corp) for action in Action)
+    assert not policy.allows(_ALICE, Action.PUSH, Repo("corp", "other/app"))
+    assert policy.allows(_BOB, Action.PULL, _ALPINE)
+    assert {action for action in Action if policy.may_anybody(action, "corp")} == {Action.PUSH}
+    assert not any(Policy(hosted=frozenset({"corp"})).may_anybody(action, "corp") for action in Action)
+
+
+def test_anybody_is_not_an_anonymous_caller_who_is_not_admitted() -> None:
+    """A rule for anonymous callers lets nobody in if `anonymous` is false."""
+    rule = _rule("allow", ["anonymous"], "corp/**")
+    for anonymous in (True, False):
+        policy = Policy((rule,), anonymous=anonymous, hosted=frozenset({"corp"}))
+        assert policy.may_anybody(Action.PULL, "corp") is anonymous
+
+
+def test_write_is_push_and_overwrite() -> None:
+    """A name for both; the others are what they are called."""
+    assert actions(["write"]) == {Action.PUSH, Action.OVERWRITE}
+    assert actions(["push", "delete"]) == {Action.PUSH, Action.DELETE}
+    with pytest.raises(ValueError, match="create"):
+        actions(["create"])
+
+
+def test_ten_thousand_rules_are_found_by_their_repositories() -> None:
+    """A verdict looks at the rules that can match the name, not at all of them."""
+    rules = [_rule("allow", [f"user:u{n}"], f"corp/team{n}/**", actions=[Action.PUSH]) for n in range(10_000)]
+    policy = Policy(tuple(rules), hosted=frozenset({"corp"}))
+    repo = Repo("corp", "team77/app")
+    assert list(policy.candidates(Action.PUSH, repo)) == [rules[77]]
+    assert policy.allows(Identity("u77", AuthMethod.PASSWORD), Action.PUSH, repo)
+    assert not policy.allows(Identity("u78", AuthMethod.PASSWORD), Action.PUSH, repo)
 
 
 def test_a_rule_of_repositories_is_not_about_the_whole_mirror() -> None:

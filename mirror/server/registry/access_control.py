@@ -1,8 +1,10 @@
 """Access control of the registry API: authentication, authorisation, and the token endpoint at which clients log in.
 
     request ── certificate or Authorization ──> identity ── policy ──> allowed
-                         │                                    └── refused ── anonymous ──> 401, with the URL of `/token`
-                         └── wrong ──> 401                                └── identified ──> 404, as for an unknown name
+                  │                                            └── refused
+                  └── wrong ──> 401                                  ├── anonymous ──────────> 401, and where to log in
+                                                                     ├── may do nothing here ──> 404, as an unknown name
+                                                                     └── may do something else ──> 403
 
 Docker, podman and containerd ask `/token` with name and password (distribution's token specification: GET, and the
 OAuth2 form of POST), and then send the token they get as a bearer. Clients that send Basic with each request are
@@ -14,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -28,8 +30,9 @@ from mirror.access.certificate import identity_of
 from mirror.access.own_tokens import IssuedTokens
 from mirror.aio.caches import LruCache
 from mirror.caller import on_behalf_of
-from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
+from mirror.errors import Denied, DigestInvalid, NameUnknown, NotFound, RequestError, Unauthorized
 from mirror.oci.authorization import CallerCredentials, presented_by, read_authorization
+from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy
@@ -51,6 +54,8 @@ _FORM_TIME: Final = 10.0
 _SERVICE: Final = "mirror"
 #: Verdicts that are cached; they stay valid because rules do not change while the process lives.
 _MOST: Final = 20_000
+#: What can be done with a repository.
+_REPOSITORY_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.OVERWRITE, Action.DELETE)
 
 
 class AccessControl:
@@ -64,12 +69,14 @@ class AccessControl:
         policy: Policy,
         issued: IssuedTokens,
         *,
+        repository_of: Callable[[Repo], Readable],
         verifier_of: Callable[[str], Verifier | None] = lambda registry: None,
         realm: str | None = None,
     ) -> None:
-        """`verifier_of` returns the verifier of a registry whose upstream is asked about every caller; None for other
-        registries.
+        """`repository_of` returns the repository of a name. `verifier_of` returns the verifier of a registry whose
+        upstream is asked about every caller; None for other registries.
         """
+        self._repository_of = repository_of
         self._verifier_of = verifier_of
         self._authentication = authentication
         self._policy = policy
@@ -135,34 +142,84 @@ class AccessControl:
         """
         repo = repository.repo
         verifier = self._verifier_of(repo.registry)
+        identity = self._proven(identity, repo)
+        if not self.allows(identity, Action.PULL, repo):
+            raise self._refusal(identity, request, wanted)
         if verifier is None:
-            # upstream does not check these credentials, so they prove nothing
-            identity = ANONYMOUS if identity.method is AuthMethod.UPSTREAM else identity
-            self.require(identity, Action.PULL, repo, request, wanted)
             return nullcontext()
-        self.require(identity, Action.PULL, repo, request, wanted)
-        # these credentials carry no client address yet: set that of this request
-        own = replace(identity.own, client=_from(request)) if identity.own else None
+        own = _own(identity, request)
         with on_behalf_of(own):
             allowed = await verifier.may_pull(repository, own, wanted)
         if allowed:
             record.caller = str(identity)
             return on_behalf_of(own)
-        if identity.is_anonymous:
-            raise self._unknown_caller(request, wanted)
-        raise NameUnknown("no such repository")
+        raise self._refusal(identity, request, wanted)
 
-    def require(
-        self, identity: Identity, action: Action, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest
-    ) -> None:
-        """Returns only if the caller may do this. Raises `Unauthorized` for an anonymous caller, `NameUnknown` for
-        others.
+    def authorize(
+        self,
+        identity: Identity,
+        actions: Collection[Action],
+        repo: Repo,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+    ) -> RegistryPusher:
+        """Returns the caller of a push or a deletion, only if the rules allow all these actions with a hosted
+        repository. Nothing is read, so the answer does not depend on what the repository has.
+
+        Raises `Unauthorized` for an anonymous caller, with a challenge that asks for all that the request needs;
+        `Denied` for a caller who may do something else with the repository; `NameUnknown` for others.
         """
-        if self.allows(identity, action, repo):
-            return
-        if identity.is_anonymous:
-            raise self._unknown_caller(request, wanted)
-        raise NameUnknown("no such repository")
+        identity = self._proven(identity, repo)
+        # all of them are judged, whatever the first verdict is: every refusal costs the same
+        allowed = {action: self.allows(identity, action, repo) for action in _REPOSITORY_ACTIONS}
+        missing = [action.value for action in actions if not allowed[action]]
+        if not missing:
+            return RegistryPusher(self, identity, request, wanted)
+        if identity.is_anonymous or not any(allowed.values()):
+            raise self._refusal(identity, request, wanted)
+        raise Denied(f"{identity} may not {' or '.join(missing)} here")
+
+    def pusher(
+        self, identity: Identity, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest
+    ) -> RegistryPusher | None:
+        """Returns the caller of a read, if the caller may also push to this repository; None otherwise."""
+        identity = self._proven(identity, repo)
+        return RegistryPusher(self, identity, request, wanted) if self.allows(identity, Action.PUSH, repo) else None
+
+    async def may_pull(self, identity: Identity, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest) -> bool:
+        """True if the caller may pull from this repository, which is another one than that of the request.
+
+        Raises `UpstreamError`, `TooManyLogins`.
+        """
+        verifier = self._verifier_of(repo.registry)
+        identity = self._proven(identity, repo)
+        if not self.allows(identity, Action.PULL, repo):
+            return False
+        if verifier is None:
+            return True
+        own = _own(identity, request)
+        asked = RegistryRequest(Kind.BLOB, wanted.name, wanted.reference or _mounted(wanted))
+        with on_behalf_of(own):
+            try:
+                return await verifier.may_pull(self._repository_of(repo), own, asked)
+            except NotFound:
+                return False
+
+    def may(self, identity: Identity, action: Action, repo: Repo) -> bool:
+        """True if the rules allow this; False for pulls of a registry whose upstream is asked about every caller."""
+        if action is Action.PULL and self._verifier_of(repo.registry) is not None:
+            return False
+        return self.allows(self._proven(identity, repo), action, repo)
+
+    def _proven(self, identity: Identity, repo: Repo) -> Identity:
+        """The identity as far as it is proven for this registry: credentials that no upstream checks prove nothing."""
+        if identity.method is AuthMethod.UPSTREAM and self._verifier_of(repo.registry) is None:
+            return ANONYMOUS
+        return identity
+
+    def _refusal(self, identity: Identity, request: web.BaseRequest, wanted: RegistryRequest) -> RequestError:
+        """The answer to a caller who may not know whether the repository exists."""
+        return self._unknown_caller(request, wanted) if identity.is_anonymous else NameUnknown("no such repository")
 
     def _unknown_caller(self, request: web.BaseRequest, wanted: RegistryRequest) -> Unauthorized:
         return Unauthorized("log in first", self._challenge(request, wanted))
@@ -171,9 +228,7 @@ class AccessControl:
         """True if a listing for this caller may name the repository. A repository whose upstream is asked about every
         caller is never listed.
         """
-        if self._verifier_of(repo.registry) is not None:
-            return False
-        return self.allows(ANONYMOUS if identity.method is AuthMethod.UPSTREAM else identity, Action.PULL, repo)
+        return self.may(identity, Action.PULL, repo)
 
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
         """The policy's verdict, cached."""
@@ -223,8 +278,63 @@ class AccessControl:
 
     def _challenge(self, request: web.BaseRequest, wanted: RegistryRequest) -> str:
         """A Bearer challenge with the token endpoint and the scope to ask for (distribution's token specification)."""
-        scope = f',scope="repository:{wanted.name}:pull"' if _SCOPED.fullmatch(wanted.name) else ""
+        scopes = " ".join(f"repository:{name}:{actions}" for name, actions in _needed(request.method, wanted))
+        scope = f',scope="{scopes}"' if scopes else ""
         return f'Bearer realm="{self._realm or _reached_at(request)}",service="{_SERVICE}"{scope}'
+
+
+class RegistryPusher:
+    """The caller of one request to a hosted repository; see `mirror.repository.protocol.Pusher`."""
+
+    def __init__(
+        self, access: AccessControl, identity: Identity, request: web.BaseRequest, wanted: RegistryRequest
+    ) -> None:
+        self._access = access
+        self._identity = identity
+        self._request = request
+        self._wanted = wanted
+
+    def __repr__(self) -> str:
+        return f"<RegistryPusher {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """The caller as in logs and records."""
+        return str(self._identity)
+
+    def may(self, action: Action, repo: Repo) -> bool:
+        """See `Pusher.may`."""
+        return self._access.may(self._identity, action, repo)
+
+    async def may_pull(self, repo: Repo) -> bool:
+        """See `Pusher.may_pull`. Raises also `TooManyLogins`."""
+        return await self._access.may_pull(self._identity, repo, self._request, self._wanted)
+
+
+def _needed(method: str, wanted: RegistryRequest) -> list[tuple[str, str]]:
+    """The names and actions that a token needs for this request. A mount needs two repositories. Names that cannot be
+    in a challenge are left out.
+    """
+    if wanted.kind is Kind.UPLOAD or method in ("PUT", "POST", "PATCH"):
+        needed = [(wanted.name, "pull,push")]
+        if "mount" in wanted.query and "from" in wanted.query:
+            needed.append((wanted.query["from"], "pull"))
+    else:
+        needed = [(wanted.name, "delete" if method == "DELETE" else "pull")]
+    return [(name, actions) for name, actions in needed if _SCOPED.fullmatch(name)]
+
+
+def _mounted(wanted: RegistryRequest) -> Digest | None:
+    """The digest that a request wants to mount; None if it is not valid."""
+    try:
+        return Digest.parse(wanted.query.get("mount", ""))
+    except DigestInvalid:
+        return None
+
+
+def _own(identity: Identity, request: web.BaseRequest) -> CallerCredentials | None:
+    """The caller's own credentials with the client's address: the identity was made without it."""
+    return replace(identity.own, client=_from(request)) if identity.own else None
 
 
 def _described(identity: Identity) -> str:
