@@ -29,8 +29,11 @@ from mirror.oci.reference import Repo
 from mirror.policy.eviction import Watermarks
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
-from mirror.ports import ContentIndex, Records
+from mirror.ports import Blobs, ContentIndex, HostedBlobs, Records, Uploads
+from mirror.store.hosted.blob_names import HostedNames
+from mirror.store.hosted.contents import LocalContents
 from mirror.store.hosted.repository_records import LocalHostedRecords
+from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
@@ -51,28 +54,40 @@ _IDLE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class HostedDisk:
-    """The files of hosted repositories, besides tags and manifests."""
+    """The files of hosted content, besides tags and manifests: its blobs, upload sessions, and the records of its
+    repositories.
+    """
 
+    blobs: HostedBlobs
+    uploads: Uploads
     records: LocalHostedRecords
 
 
 @dataclass(frozen=True, slots=True)
 class LocalDisk:
-    """The files of the store, without an index: enough for commands that read the content or set pins."""
+    """The files of the store, without an index: enough for commands that read the content or set pins.
+
+    `store` is the cache. `contents` finds blobs of the cache and hosted ones.
+    """
 
     layout: Layout
     store: LocalStore
     catalog: LocalCatalog
     pins: LocalPins
     hosted: HostedDisk
+    contents: Blobs
 
 
 @dataclass(slots=True)
 class Storage:
-    """Disk and index, and what maintains them: enough for commands that need no server."""
+    """Disk and index, and what maintains them: enough for commands that need no server.
+
+    `store` is the cache. `contents` finds blobs of the cache and hosted ones.
+    """
 
     layout: Layout
     store: LocalStore
+    contents: Blobs
     catalog: LocalCatalog
     freezes: LocalFreezes
     pins: LocalPins
@@ -101,8 +116,10 @@ class Eviction:
 def open_disk(config: Config) -> LocalDisk:
     """The store's files. Blocking; nothing needs to be closed. Raises `StoreError`."""
     layout = Layout(config.store.root)
-    hosted = HostedDisk(LocalHostedRecords(layout))
-    return LocalDisk(layout, LocalStore(layout), LocalCatalog(layout), LocalPins(layout), hosted)
+    store = LocalStore(layout)
+    names = HostedNames(layout)
+    hosted = HostedDisk(names, LocalUploads(layout, names), LocalHostedRecords(layout))
+    return LocalDisk(layout, store, LocalCatalog(layout), LocalPins(layout), hosted, LocalContents(layout))
 
 
 @asynccontextmanager
@@ -120,6 +137,7 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
         yield Storage(
             layout,
             store,
+            disk.contents,
             catalog,
             freezes,
             pins,

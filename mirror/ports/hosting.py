@@ -30,8 +30,10 @@ from mirror.ports.versioned import Expected, Version, Versioned
 
 
 class HostedBlobs(Protocol):
-    """The names of hosted blobs, which no eviction and no purge can delete. They are read through `Blobs`, which finds
-    a blob under either name.
+    """The names of hosted blobs, which no eviction and no purge can delete.
+
+    The bytes are read through a `Blobs` that finds a blob under either name. The `BlobStore` of the cache knows the
+    cache's names alone: what is cached must not rely on hosted content that may be collected.
     """
 
     def hosted(self, digest: Digest) -> BlobInfo:
@@ -103,7 +105,8 @@ class UploadFile(Protocol):
         """Check the digest and give the file its hosted name, durable on return; the session is over. If the blob is
         hosted already, its file stays. The blob is taken out of the queue.
 
-        Raises `BlobDamaged` if the bytes do not match: the session stays. Raises `StoreFull`, `StoreError`.
+        Raises `BlobDamaged` if the bytes do not match: the session stays. Raises `StoreFull`, `StoreError`: whether the
+        session stays is then uncertain.
         """
 
     def discard(self) -> None:
@@ -128,7 +131,8 @@ class Uploads(Protocol):
 
     def begin(self, owner: str) -> str:
         """Begin a session and return its id, which consists of letters, digits, `-` and `_`. `owner` says for which
-        caller and repository; it is compared, never interpreted. Raises `StoreFull`, `StoreError`.
+        caller and repository; it is compared, never interpreted: up to 128 letters, digits and `_`, such as hashes.
+        Raises `StoreFull`, `StoreError`.
         """
 
     def open(self, session: str) -> UploadFile | None:

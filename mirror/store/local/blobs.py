@@ -156,37 +156,13 @@ class LocalStore:
         return f"<LocalStore {self.layout.root}>"
 
     def stat(self, digest: Digest) -> BlobInfo:
-        try:
-            status = os.lstat(self.layout.blob(digest))
-        except OSError as error:
-            raise _not_found(digest, error) from error
-        if not modes.S_ISREG(status.st_mode):
-            raise BlobUnknown(f"{digest} is not in the store")
-        return _info(digest, status)
+        return stat_file(digest, self.layout.blob(digest))
 
     def open(self, digest: Digest) -> tuple[BlobInfo, LocalReader]:
-        try:
-            descriptor = _open_quietly(self.layout.blob(digest))
-        except OSError as error:
-            raise _not_found(digest, error) from error
-        reader = LocalReader(descriptor)
-        status = os.fstat(descriptor)
-        if not modes.S_ISREG(status.st_mode):
-            reader.close()
-            raise BlobUnknown(f"{digest} is not in the store")
-        return _info(digest, status), reader
+        return open_file(digest, self.layout.blob(digest))
 
     def read(self, digest: Digest, limit: int) -> bytes:
-        info, reader = self.open(digest)
-        try:
-            if info.size > limit:
-                raise BlobDamaged(f"{digest} has {info.size} bytes, more than the {limit} expected")
-            content = reader.pread(limit + 1, 0)
-        finally:
-            reader.close()
-        if not digest.matches(content):
-            raise BlobDamaged(f"the {len(content)} bytes of {digest} do not match the digest")
-        return content
+        return read_file(*self.open(digest), limit)
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
         if not digest.matches(content):
@@ -262,22 +238,65 @@ class LocalStore:
                 os.utime(path, (used_at, os.lstat(path).st_mtime), follow_symlinks=False)
 
     def walk(self) -> Iterator[BlobInfo]:
-        for algorithm, length in HEX_LENGTHS.items():
-            for folder in sorted(_folders(self.layout.blobs / algorithm), key=lambda entry: entry.name):
-                with store_errors("listing blobs"):
-                    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-                for entry in entries:
-                    digest = digest_from(f"{algorithm}-{entry.name}") if len(entry.name) == length else None
-                    if digest is None or digest.hex[:2] != folder.name:
-                        continue
-                    with store_errors("listing blobs"), suppress(FileNotFoundError):
-                        if entry.is_file(follow_symlinks=False):
-                            yield _info(digest, entry.stat(follow_symlinks=False))
+        return walk_files(self.layout.blobs)
 
     def free(self) -> tuple[int, int]:
         with store_errors("asking for free space"):
             disk = os.statvfs(self.layout.root)
         return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+
+
+def stat_file(digest: Digest, path: str) -> BlobInfo:
+    """The blob in this file. Raises `BlobUnknown` if there certainly is none, `StoreError`."""
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise _not_found(digest, error) from error
+    if not modes.S_ISREG(status.st_mode):
+        raise BlobUnknown(f"{digest} is not in the store")
+    return _info(digest, status)
+
+
+def open_file(digest: Digest, path: str) -> tuple[BlobInfo, LocalReader]:
+    """The blob in this file, and a reader that the caller closes. Raises like `stat_file`, and `BlobUnreadable`."""
+    try:
+        descriptor = _open_quietly(path)
+    except OSError as error:
+        raise _not_found(digest, error) from error
+    reader = LocalReader(descriptor)
+    status = os.fstat(descriptor)
+    if not modes.S_ISREG(status.st_mode):
+        reader.close()
+        raise BlobUnknown(f"{digest} is not in the store")
+    return _info(digest, status), reader
+
+
+def read_file(info: BlobInfo, reader: LocalReader, limit: int) -> bytes:
+    """The content of an open blob, which is closed. Raises `BlobDamaged` if it does not match, `StoreError`."""
+    try:
+        if info.size > limit:
+            raise BlobDamaged(f"{info.digest} has {info.size} bytes, more than the {limit} expected")
+        content = reader.pread(limit + 1, 0)
+    finally:
+        reader.close()
+    if not info.digest.matches(content):
+        raise BlobDamaged(f"the {len(content)} bytes of {info.digest} do not match the digest")
+    return content
+
+
+def walk_files(root: Path) -> Iterator[BlobInfo]:
+    """The blobs below `<root>/<algorithm>/<ab>/`, sorted by digest. Raises `StoreError`."""
+    for algorithm, length in HEX_LENGTHS.items():
+        for folder in sorted(_folders(root / algorithm), key=lambda entry: entry.name):
+            with store_errors("listing blobs"):
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            for entry in entries:
+                digest = digest_from(f"{algorithm}-{entry.name}") if len(entry.name) == length else None
+                if digest is None or digest.hex[:2] != folder.name:
+                    continue
+                with store_errors("listing blobs"), suppress(FileNotFoundError):
+                    if entry.is_file(follow_symlinks=False):
+                        yield _info(digest, entry.stat(follow_symlinks=False))
 
 
 def _info(digest: Digest, status: os.stat_result) -> BlobInfo:

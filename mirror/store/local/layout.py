@@ -12,6 +12,10 @@
     │   └── tmp-<random>                        a small file that will be renamed to its final name
     ├── quarantine/
     │   └── <algorithm>-<hex>            a damaged blob, kept for a while (see `quarantine.py`)
+    ├── hosted/<algorithm>/<ab>/<hex>    the hosted name of a blob, which no eviction deletes (`hosted/blob_names.py`)
+    ├── hosted-queue/<algorithm>/<ab>/<hex>   JSON: the hosted blob waits to be collected, since when
+    ├── hosted-damaged/<algorithm>-<hex>      a damaged hosted blob, kept until an operator deletes it
+    ├── uploads/<boot>-<owner>-<random>  the bytes of an upload session (see `hosted/upload_files.py`)
     ├── locks/                           empty files, for flock only
     ├── index.sqlite                     the embedded index, if no Redis is configured (see `index/embedded.py`)
     ├── misses.json                      images that a sealed mirror was asked for and lacks (see `miss_file.py`)
@@ -40,7 +44,8 @@
 A repository name has several parts and may contain the words `tags` and `manifests`, but no part begins with an
 underscore (distribution-spec, "Pulling manifests"), so these folders cannot be confused with a part of a name.
 
-`blobs` and `ingest` must be on one filesystem, because a blob is published by a rename.
+`blobs`, `ingest`, `hosted`, `hosted-damaged`, `quarantine` and `uploads` must be on one filesystem, because blobs get
+their names by renames and hard links.
 """
 
 from __future__ import annotations
@@ -86,6 +91,22 @@ class Layout:
         return self.root / "quarantine"
 
     @property
+    def hosted(self) -> Path:
+        return self.root / "hosted"
+
+    @property
+    def hosted_queue(self) -> Path:
+        return self.root / "hosted-queue"
+
+    @property
+    def hosted_damaged(self) -> Path:
+        return self.root / "hosted-damaged"
+
+    @property
+    def uploads(self) -> Path:
+        return self.root / "uploads"
+
+    @property
     def locks(self) -> Path:
         return self.root / "locks"
 
@@ -111,6 +132,14 @@ class Layout:
     def blob(self, digest: Digest) -> str:
         """The path as `str`, because every hit needs it and `Path` is slow."""
         return f"{self.root}/blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
+    def hosted_blob(self, digest: Digest) -> str:
+        """The hosted name of a blob, as `str` like `blob`."""
+        return f"{self.root}/hosted/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
+    def queued_blob(self, digest: Digest) -> Path:
+        """The record of a hosted blob that waits to be collected."""
+        return self.hosted_queue / digest.algorithm / digest.hex[:2] / digest.hex
 
     def ingest(self, digest: Digest, registry: str) -> Path:
         """The path of the growing file of this registry; `registry` is "" for bytes that come from no registry."""

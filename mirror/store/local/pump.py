@@ -9,6 +9,8 @@ are already in the file. Reading the file again for the hash costs less than pas
 buffers fall out of the processor's cache in between. A body that offers its plain socket is spliced, so its bytes
 are copied into this process only for the hash. Other bodies (TLS, chunked) are received into one reused buffer.
 
+The body of a push comes in pieces, as its bytes arrive (`GrowingEnd`). No thread waits while none arrive.
+
 Write-back is started every few megabytes, so that the `fsync` before a blob is published has little left to write.
 
 Followers may read bytes before they are hashed. They withhold the end of the blob until the digest is verified.
@@ -56,46 +58,92 @@ def pump(
     """
     if body.start > start:
         raise BlobDamaged(f"the body begins at {body.start}, beyond the {start} bytes that are here")
-    with store_errors("seeking in a partial"):
-        # a failed write may have left bytes beyond `start`
-        os.ftruncate(descriptor, start)
-        os.lseek(descriptor, start, os.SEEK_SET)
-    behind = _HashBehind(descriptor, hashing, start)
-    written_back = start
-
-    def advance(offset: int) -> None:
-        nonlocal written_back
-        behind.grew(offset)
-        grown(offset)
-        if offset - written_back >= _WRITE_BACK:
-            _start_write_back(descriptor, written_back, offset - written_back)
-            written_back = offset
-
+    end = GrowingEnd(descriptor, hashing, size=start, hashed=start)
     try:
-        offset = _skip(body, start)
-        with _Splice() as splice:
-            while True:
-                moved = splice.move(body, descriptor, offset, limit, advance)
-                offset += moved
-                received = _receive(body, descriptor, offset, limit)
-                if not received:
-                    return
-                offset += received
-                advance(offset)
+        end.append(body, grown, limit=limit, skip=start - body.start)
     finally:
-        behind.close()
+        end.finish()
 
 
-def _skip(body: Body, start: int) -> int:
-    """Skip the body's bytes before `start`, because not every upstream honours a range request; returns `start`."""
-    offset = body.start
-    buffer = memoryview(bytearray(_RECEIVE)) if offset < start else memoryview(b"")
-    while offset < start:
-        received = body.readinto(buffer[: start - offset])
+class GrowingEnd:
+    """The end of a file to which bodies are appended, one after another or one in several pieces. The bytes are hashed
+    behind. Not for several threads at once.
+
+    append() … ──> finish(): all is hashed, and append() again
+               └─> stop(): the bytes up to `hashed` are hashed, and no more
+    """
+
+    def __init__(self, descriptor: int, hashing: hashlib._Hash, *, size: int, hashed: int) -> None:
+        """`size` bytes are in the file, of which `hashing` has had the first `hashed`. The rest is read from it."""
+        self._descriptor = descriptor
+        self._behind = _HashBehind(descriptor, hashing, size, hashed)
+        self._written_back = size
+        #: True if the file may be longer, because a write failed, or its position may be elsewhere.
+        self._unsure = True
+        #: The size of the file in bytes.
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"<GrowingEnd {self.size} B, {self.hashed} hashed>"
+
+    @property
+    def hashed(self) -> int:
+        """How many bytes are hashed."""
+        return self._behind.hashed
+
+    def append(self, body: Body, grown: Callable[[int], None], *, limit: int | None, skip: int = 0) -> None:
+        """Append the body without its first `skip` bytes, until it has no more. `limit` is the most bytes that the file
+        may have; None if that is not known: then no byte is spliced.
+
+        Raises what the body and `grown` raise, `StoreFull`, `StoreError`, and `BlobDamaged` beyond the limit and if the
+        body ends before `skip`. After an error, the file may have more than `size` bytes.
+        """
+        if self._unsure:
+            with store_errors("seeking in a partial"):
+                os.ftruncate(self._descriptor, self.size)
+                os.lseek(self._descriptor, self.size, os.SEEK_SET)
+        self._unsure = True
+
+        def advance(offset: int) -> None:
+            self.size = offset
+            self._behind.grew(offset)
+            grown(offset)
+            if offset - self._written_back >= _WRITE_BACK:
+                _start_write_back(self._descriptor, self._written_back, offset - self._written_back)
+                self._written_back = offset
+
+        try:
+            _skip(body, skip)
+            with _Splice() as splice:
+                while True:
+                    splice.move(body, self._descriptor, self.size, limit, advance)
+                    received = _receive(body, self._descriptor, self.size, limit)
+                    if not received:
+                        break
+                    advance(self.size + received)
+            self._unsure = False
+        finally:
+            self._behind.pause()
+
+    def finish(self) -> None:
+        """Hash what is not hashed yet. Blocks as long as that takes. Raises `StoreError` if it cannot be read back."""
+        self._behind.finish()
+
+    def stop(self) -> None:
+        """Hash nothing more; nothing can be appended any more. Raises nothing."""
+        self._behind.stop()
+
+
+def _skip(body: Body, count: int) -> None:
+    """Skip the first bytes of the body, because not every upstream honours a range request."""
+    buffer = memoryview(bytearray(_RECEIVE)) if count else memoryview(b"")
+    skipped = 0
+    while skipped < count:
+        received = body.readinto(buffer[: count - skipped])
         if not received:
-            raise BlobDamaged(f"the body ends after {offset} bytes, of which {start} were here already")
-        offset += received
-    return offset
+            end = body.start + skipped
+            raise BlobDamaged(f"the body ends after {end} bytes, of which {body.start + count} were here already")
+        skipped += received
 
 
 _buffers = threading.local()
@@ -188,62 +236,99 @@ class _Splice:
 
 
 class _HashBehind:
-    """Hashes a growing file up to its current size. A file of more than one block is hashed in a separate thread."""
+    """Hashes a growing file up to its current size: in a thread of its own while it is more than a block behind.
 
-    def __init__(self, descriptor: int, hashing: hashlib._Hash, start: int) -> None:
+    The thread ends when it has caught up while nothing is appended, so that a slow upload costs no thread. What it
+    leaves, less than a block, is hashed by `finish`, or by the next thread.
+    """
+
+    def __init__(self, descriptor: int, hashing: hashlib._Hash, size: int, hashed: int) -> None:
         self._descriptor = descriptor
         self._hashing = hashing
-        self._start = self._hashed = start
-        self._grown = start
+        self._grown = size
+        #: How many bytes are hashed.
+        self.hashed = hashed
+        #: Guards the attributes below, and is notified when the thread has something to do.
         self._changed = threading.Condition()
-        self._closed = False
+        self._growing = False
+        self._stopped = False
         self._error: OSError | None = None
         self._thread: threading.Thread | None = None
 
-    def grew(self, offset: int) -> None:
+    def grew(self, size: int) -> None:
+        """The file has `size` bytes now, and grows on."""
         with self._changed:
-            self._grown = offset
+            self._growing = True
+            self._grown = size
+            behind = size - self.hashed
             # the thread hashes whole blocks; waking it for less would only cost context switches
-            if self._grown - self._hashed >= _HASH_BLOCK:
+            if behind >= _HASH_BLOCK:
                 self._changed.notify()
-        if self._thread is None and offset - self._start > _HASH_BLOCK:
+            if behind <= _HASH_BLOCK or self._thread or self._error or self._stopped:
+                return
             self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
-            self._thread.start()
+        self._thread.start()
 
-    def close(self) -> None:
-        """Hash the rest of the file and end the thread. Raises `StoreError` if the file could not be read back."""
+    def pause(self) -> None:
+        """The file does not grow for now. Does not wait for the thread."""
         with self._changed:
-            self._closed = True
+            self._growing = False
             self._changed.notify()
-        if self._thread:
-            self._thread.join()
-        else:
-            self._run()
+
+    def finish(self) -> None:
+        """Hash the rest of the file. Raises `StoreError` if the file could not be read back."""
+        self.pause()
+        self._join()
+        rest = self._grown - self.hashed
+        if rest and not self._error:
+            buffer = memoryview(bytearray(min(_HASH_BLOCK, rest)))
+            while self.hashed < self._grown and self._hash_block(buffer):
+                pass
         if self._error:
             with store_errors("reading back a partial"):
                 raise self._error
 
+    def stop(self) -> None:
+        """Hash no more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._join()
+
+    def _join(self) -> None:
+        with self._changed:
+            thread = self._thread
+        if thread:
+            thread.join()
+
     def _run(self) -> None:
-        # without a thread there is at most one block to hash: the buffer need not be larger
-        size = _HASH_BLOCK if self._thread else min(_HASH_BLOCK, max(1, self._grown - self._hashed))
-        buffer = memoryview(bytearray(size))
-        while True:
-            with self._changed:
-                while self._grown - self._hashed < _HASH_BLOCK and not self._closed:
-                    self._changed.wait()
-                ready = self._grown - self._hashed
-            if not ready:
-                return
-            try:
-                read = os.preadv(self._descriptor, [buffer[: min(ready, len(buffer))]], self._hashed)
-            except OSError as error:
-                self._error = error
-                return
-            if not read:
-                self._error = OSError(errno.EIO, os.strerror(errno.EIO))
-                return
-            self._hashing.update(buffer[:read])
-            self._hashed += read
+        buffer = memoryview(bytearray(_HASH_BLOCK))
+        while self._has_block() and self._hash_block(buffer):
+            pass
+
+    def _has_block(self) -> bool:
+        """Wait for a whole block to hash. False if there will be none: the thread ends."""
+        with self._changed:
+            while self._growing and not self._stopped and self._grown - self.hashed < _HASH_BLOCK:
+                self._changed.wait()
+            if not self._stopped and self._grown - self.hashed >= _HASH_BLOCK:
+                return True
+            self._thread = None
+            return False
+
+    def _hash_block(self, buffer: memoryview) -> bool:
+        """False if the bytes could not be read back."""
+        try:
+            read = os.preadv(self._descriptor, [buffer[: self._grown - self.hashed]], self.hashed)
+        except OSError as error:
+            self._error = error
+            return False
+        if not read:
+            self._error = OSError(errno.EIO, os.strerror(errno.EIO))
+            return False
+        self._hashing.update(buffer[:read])
+        self.hashed += read
+        return True
 
 
 def _start_write_back(descriptor: int, start: int, length: int) -> None:
