@@ -6,7 +6,7 @@
     │   ├── Unauthorized · Denied → QuotaExceeded · Unsupported · NotServed · TagTooNew · TooManyLogins
     │   ├── ManifestInvalid → ManifestTooLarge · ManifestBlobUnknown · BlobReferenced · TooManyTags      pushes
     │   ├── SizeInvalid · UploadOutOfOrder · UploadBusy · UploadBroken · TooManyUploads                  uploads
-    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · ImageProtected   in the admin API only
+    │   ├── BodyInvalid → BodyTooLarge · AlreadyRunning · TooManyJobs · ImageProtected · ImageHosted     admin API
     │   └── NotFound → NameUnknown · ManifestUnknown · BlobUnknown · UploadUnknown · JobUnknown · RuleUnknown
     │                → PinUnknown
     ├── UpstreamError            the other registry's fault; carries .upstream and .status
@@ -178,6 +178,10 @@ class TooManyJobs(RequestError):
 
 class ImageProtected(RequestError):
     """The image cannot be purged, because it is pinned or its tag is frozen."""
+
+
+class ImageHosted(RequestError):
+    """The operation is for cached images, and this image is hosted here."""
 
 
 class TagTooNew(RequestError):
@@ -391,6 +395,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     BodyTooLarge: ErrorAnswer(413, "BODY_INVALID"),
     AlreadyRunning: ErrorAnswer(409, "ALREADY_RUNNING"),
     ImageProtected: ErrorAnswer(409, "PROTECTED"),
+    ImageHosted: ErrorAnswer(409, "HOSTED"),
     TooManyJobs: ErrorAnswer(429, "TOOMANYREQUESTS"),
     TooManyLogins: ErrorAnswer(429, "TOOMANYREQUESTS"),
     TagTooNew: ErrorAnswer(403, "DENIED"),

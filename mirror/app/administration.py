@@ -15,7 +15,6 @@ from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage, make_purge, pin_rules
 from mirror.config import Config, redacted_settings
 from mirror.policy.image_names import Image, parse_image
-from mirror.policy.selection import search
 from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.api import Admin
@@ -69,7 +68,7 @@ def open_administration(
         storage.eviction.space,
         make_purge(config, storage, repositories.shared.caches.forget),
         rules=pin_rules(config),
-        search=lambda text: search(text, table),
+        table=table,
     )
     status = MirrorStatus(
         config.store.root,

@@ -31,9 +31,11 @@ def route_rule(route: RouteSettings, config: Config) -> RouteRule:
 
 
 def age_rule(config: Config, repo: Repo) -> AgeRule:
-    """The minimum age that the first matching route sets for a repository, for the command line. Sealed ones have
-    none.
+    """The minimum age that the first matching route sets for a repository, for the command line. Sealed and hosted ones
+    have none.
     """
+    if routing_table(config).hosts_registry(repo.registry):
+        return AgeRule()
     rule = route_of(config, repo)[1]
     return AgeRule() if rule.offline else rule.age
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from mirror.app.routes import age_rule
-from mirror.config import Config
+from mirror.config import Config, routing_table
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import PinnedContent
 from mirror.eviction.protection import Protection
@@ -220,6 +220,12 @@ def pin_rules(config: Config) -> list[PinRule]:
     return [PinRule(pin.match, pin.reason) for pin in config.pin]
 
 
+def hosted_repositories(config: Config) -> Callable[[Repo], bool]:
+    """A function that returns whether a repository belongs to a registry that is hosted here."""
+    table = routing_table(config)
+    return lambda repo: table.hosts_registry(repo.registry)
+
+
 def scrub_records(layout: Layout) -> JsonRecords:
     """The record of how far the scrub of the whole store has come."""
     return JsonRecords(layout, "scrub")
@@ -249,4 +255,5 @@ def make_purge(
         storage.index,
         storage.eviction.evictor,
         forget=forget_everywhere,
+        is_hosted=hosted_repositories(config),
     )

@@ -16,7 +16,15 @@ import typer
 from rich.progress import Progress
 
 from mirror import config as settings
-from mirror.app.storage import MISSES_LOCK, SCRUB_LOCK, Storage, open_storage, pin_rules, scrub_records
+from mirror.app.storage import (
+    MISSES_LOCK,
+    SCRUB_LOCK,
+    Storage,
+    hosted_repositories,
+    open_storage,
+    pin_rules,
+    scrub_records,
+)
 from mirror.cli.base import (
     ConfigFile,
     JsonOption,
@@ -63,10 +71,10 @@ def ls(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     incomplete: Annotated[bool, typer.Option("--incomplete", help="Only images that are incomplete.")] = False,
 ) -> None:
-    """List the cached images, with the platforms that are complete."""
+    """List the images that are here, cached and hosted, with the platforms that are complete."""
     loaded = _load(config)
     if not as_json:
-        say(_ROW.format("COMPLETE", "SIZE", "LAST PULL", "PINNED", "DIGEST", "IMAGE", "PLATFORMS").rstrip())
+        say(_ROW.format("COMPLETE", "SIZE", "LAST PULL", "STAYS", "DIGEST", "IMAGE", "PLATFORMS").rstrip())
     asyncio.run(_list(loaded, pattern, as_json, incomplete))
 
 
@@ -87,7 +95,7 @@ def _image_row(image: CachedImage) -> str:
         "manifest only" if image.manifests_only else _yes(image.complete),
         format_size(image.closure.present_size),
         format_minute(image.used_at),
-        "yes" if image.pinned else "frozen" if image.frozen else "",
+        "hosted" if image.hosted else "yes" if image.pinned else "frozen" if image.frozen else "",
         f"{image.root.digest.algorithm}:{image.root.digest.hex[:12]}",
         image.name,
         ",".join(image.complete_platforms),
@@ -126,13 +134,14 @@ def _print_whole(whole: ImageDetail) -> None:
     image = whole.image
     facts = {
         "image": image.name,
+        "hosted": "here, by pushes; never evicted" if image.hosted else "",
         "digest": str(image.root.digest),
         "media type": image.root.media_type,
         "complete offline": _completeness(image),
         "size": f"{format_size(image.closure.present_size)} here, of which {format_size(whole.shared)} are shared",
         "last pull": format_minute(image.used_at),
-        "fetched": format_minute(whole.fetched_at),
-        "tag looked up": format_minute(whole.checked_at),
+        "pushed" if image.hosted else "fetched": format_minute(whole.fetched_at),
+        "tag moved here" if image.hosted else "tag looked up": format_minute(whole.checked_at),
         "pinned": "; ".join(map(_reason, image.pinned)),
         "frozen": f"since {format_minute(whole.frozen.since)} {whole.frozen.reason}" if whole.frozen else "",
         "other tags": ", ".join(whole.other_tags),
@@ -396,7 +405,15 @@ def _load(config: Path | None) -> settings.Config:
 def _overview(loaded: settings.Config, storage: Storage) -> Overview:
     pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, time.time())
     freezes, unread = storage.freezes.look()
-    return Overview(storage.store, storage.catalog, storage.index, pinned, freezes, unread=unread)
+    return Overview(
+        storage.store,
+        storage.catalog,
+        storage.index,
+        pinned,
+        freezes,
+        unread=unread,
+        is_hosted=hosted_repositories(loaded),
+    )
 
 
 def _yes(answer: bool) -> str:

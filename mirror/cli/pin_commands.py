@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from mirror import config as settings
-from mirror.app.storage import open_disk, pin_rules
+from mirror.app.storage import hosted_repositories, open_disk, pin_rules
 from mirror.cli.admin_client import Refused, ask_if_running, target_of
 from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, parse_images, say, say_json
 from mirror.cli.store_checks import check_owner, check_there
-from mirror.errors import ConfigError, MirrorError, PinUnknown, answer_for
+from mirror.errors import ConfigError, ImageHosted, MirrorError, PinUnknown, answer_for
 from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.inspect.as_json import new_pin_json, pins_json
 from mirror.policy.image_names import Image, name_of
@@ -39,6 +39,9 @@ def pin(
     images = parse_images(image, loaded)
     now = time.time()
     end = _check(reason, until, now)
+    is_hosted = hosted_repositories(loaded)
+    if hosted := [str(wanted) for wanted in images if is_hosted(wanted.repo)]:
+        raise ImageHosted(f"hosted here, and hosted images are never evicted, so they need no pin: {', '.join(hosted)}")
     pins: list[Mapping[str, Any]] = []
     for wanted in images:
         answer = ask_if_running(loaded, "PUT", target_of("pins", wanted), body={"reason": reason, "until": until})

@@ -15,6 +15,7 @@ from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, load
 from mirror.cli.store_checks import check_owner, check_there, refuse_unread
 from mirror.errors import ConfigError, MirrorError, NotFound, RequestError
 from mirror.graph.closure import read_closure
+from mirror.graph.manifests import stored_descriptor
 from mirror.inspect.tag_view import TagState, TagView, read_tag
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
@@ -22,6 +23,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.history import pointed_to, recalled
 from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, Sighting
+from mirror.ports import Catalog
 from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.layout import Layout
@@ -66,7 +68,10 @@ def freeze(
     ] = None,
     reason: Annotated[str, typer.Option(help="Shown by `mirror freezes`.")] = "",
 ) -> None:
-    """Make a tag answer one digest until it is unfrozen: its present digest, or the one given with --at."""
+    """Make a tag answer one digest until it is unfrozen: its present digest, or the one given with --at.
+
+    A frozen tag of a hosted repository cannot be moved or deleted.
+    """
     loaded = load(config, level="warning")
     wanted = _tag(image, loaded, digest=at is None)
     check_owner(loaded)
@@ -75,21 +80,25 @@ def freeze(
     with audited(loaded, "freeze", repository=str(wanted.repo), reference=tag, reason=reason or None) as about:
         made, missing = asyncio.run(_freeze(loaded, wanted.repo, tag, where, reason))
         about["digest"] = str(made.digest)
-    say(f"{made.repo}:{made.tag} answers {made.digest} until it is unfrozen")
+    hosted = _is_hosted(loaded, wanted.repo)
+    say(
+        f"{made.repo}:{made.tag} answers {made.digest} until it is unfrozen"
+        f"{'; pushes and deletions of it are refused' if hosted else ''}"
+    )
     if missing:
         say(f"the image is not complete here ({missing} missing); a pull fetches the rest by digest")
 
 
 @application.command()
 def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
-    """Make a tag follow upstream again."""
+    """Make a tag follow upstream again, or, if it is hosted here, the next push."""
     loaded = load(config, level="warning")
     wanted = _tag(image, loaded)
     check_owner(loaded)
     with audited(loaded, "unfreeze", repository=str(wanted.repo), reference=str(wanted.tag)):
         if not asyncio.run(_unfreeze(loaded, wanted.repo, str(wanted.tag))):
             raise MirrorError(f"{wanted} is not frozen")
-    say(f"{wanted} follows upstream again")
+    say(f"{wanted} {'can be moved' if _is_hosted(loaded, wanted.repo) else 'follows upstream'} again")
 
 
 @application.command()
@@ -167,6 +176,8 @@ async def _freeze(
         rule = age_rule(loaded, repo)
 
         def find_here() -> Descriptor | None:
+            if _is_hosted(loaded, repo):
+                return _hosted_target(storage.catalog, repo, tag, where)
             if where is None:
                 if frozen := storage.freezes.get(repo, tag):
                     return frozen.descriptor
@@ -187,6 +198,20 @@ async def _freeze(
         await asyncio.to_thread(storage.freezes.put, made)
         closure = await asyncio.to_thread(read_closure, storage.store, storage.catalog, repo, target)
         return made, len(closure.missing)
+
+
+def _hosted_target(catalog: Catalog, repo: Repo, tag: str, where: Digest | float | None) -> Descriptor:
+    """Blocking: what a tag of a hosted repository points to. It moves by pushes only, so it is frozen where it is."""
+    root = stored_descriptor(catalog, repo, tag)
+    if root is None or catalog.get_manifest(repo, root.digest) is None:
+        raise MirrorError(f"{repo}:{tag} is not here")
+    if where not in (None, root.digest):
+        raise ConfigError([f"--at: {repo} is hosted here, so push the image under that tag first, then freeze it"])
+    return root
+
+
+def _is_hosted(loaded: settings.Config, repo: Repo) -> bool:
+    return settings.routing_table(loaded).hosts_registry(repo.registry)
 
 
 def _at_time(repo: Repo, tag: str, seen: tuple[Sighting, ...], when: float) -> Sighting:
@@ -239,7 +264,7 @@ def _summary(view: TagView) -> str:
         reason = f" ({view.freeze.reason})" if view.freeze.reason else ""
         return f"{name} is frozen at {view.freeze.digest} since {since}{reason}"
     if view.dropped:
-        return f"{name} is not stored: upstream did not have this tag when it was last asked"
+        return f"{name} is not here now: it was deleted, or upstream did not have it when it was last asked"
     if view.choice and view.choice.held_back:
         what = f"answers {view.answers}" if view.answers else "is refused"
         return f"{name} {what}: the newest digest is too new (minimum_age) and will be served from {_from(view)} on"

@@ -62,9 +62,10 @@ def _parse(text: str, loaded: settings.Config) -> Image | Digest:
 
 async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Explanation]:
     from mirror.app.routes import content_lists, route_of
-    from mirror.app.storage import open_storage, pin_rules
+    from mirror.app.storage import hosted_repositories, open_storage, pin_rules
     from mirror.store.local.answer_files import read_recent
 
+    is_hosted = hosted_repositories(loaded)
     async with open_storage(loaded) as storage:
         pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, now)
         freezes, unread = storage.freezes.look()
@@ -72,10 +73,13 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
             storage.store,
             storage.catalog,
             storage.freezes,
-            Overview(storage.store, storage.catalog, storage.index, pinned, freezes, unread=unread),
+            Overview(
+                storage.store, storage.catalog, storage.index, pinned, freezes, unread=unread, is_hosted=is_hosted
+            ),
             await asyncio.to_thread(read_recent, storage.layout),
             lambda repo: route_of(loaded, repo),
             content_lists(loaded),
+            is_hosted=is_hosted,
         )
         if isinstance(wanted, Digest):
             repos = await explainer.repositories(wanted)
@@ -110,11 +114,18 @@ def _describe_image(explanation: WhyImage, loaded: settings.Config, now: float) 
         "here:",
         *(f"  {line}" for line in _here(explanation, now)),
         "route:",
-        f"  {_route(explanation.route, explanation.rule)}",
-        f"  upstream {explanation.repo.registry} at {', '.join(_urls(explanation, loaded)) or 'no address (sealed)'}",
+        *(f"  {line}" for line in _way(explanation, loaded)),
         "the next pull:",
         *(f"  {line}" for line in explanation.next),
     ]
+
+
+def _way(explanation: WhyImage, loaded: settings.Config) -> Iterable[str]:
+    if explanation.hosted:
+        yield f"{explanation.repo.registry} is hosted here: images come by pushes and imports, and stay until deleted"
+        return
+    yield _route(explanation.route, explanation.rule)
+    yield f"upstream {explanation.repo.registry} at {', '.join(_urls(explanation, loaded)) or 'no address (sealed)'}"
 
 
 def _describe_blob(explanation: WhyBlob, now: float) -> list[str]:
@@ -176,8 +187,10 @@ def _here(explanation: WhyImage, now: float) -> Iterable[str]:
         if image.used_at:
             yield f"last used {_ago(image.used_at, now)}"
     if explanation.fetched_at:
-        yield f"manifest fetched {_ago(explanation.fetched_at, now)}"
-    if explanation.record:
+        yield f"manifest {'pushed' if explanation.hosted else 'fetched'} {_ago(explanation.fetched_at, now)}"
+    if explanation.record and explanation.hosted:
+        yield f"tag moved here {_ago(explanation.record.fetched_at, now)}"
+    elif explanation.record:
         yield f"tag confirmed by upstream {_ago(explanation.record.fetched_at, now)}"
     if explanation.tags:
         yield f"tags that point to it: {', '.join(explanation.tags)}"
@@ -223,7 +236,9 @@ def _route(route: str | None, rule: RouteRule) -> str:
 def _urls(explanation: WhyImage, loaded: settings.Config) -> list[str]:
     from mirror.app.routes import upstream_urls
 
-    return [] if explanation.rule.offline else upstream_urls(loaded, explanation.repo.registry)
+    if explanation.rule.offline or explanation.hosted:
+        return []
+    return upstream_urls(loaded, explanation.repo.registry)
 
 
 def _ago(at: float, now: float) -> str:
@@ -263,6 +278,7 @@ def _to_json(explanation: Explanation, loaded: settings.Config) -> dict[str, Any
         "route": {
             "match": explanation.route,
             "registry": explanation.repo.registry,
+            "hosted": explanation.hosted,
             "urls": _urls(explanation, loaded),
             "tag_ttl": explanation.rule.freshness.tag_ttl,
             "stale_while_down": explanation.rule.freshness.stale_while_down,
@@ -277,7 +293,9 @@ def _to_json(explanation: Explanation, loaded: settings.Config) -> dict[str, Any
 
 
 def _fresh_until(explanation: WhyImage) -> str | None:
-    return moment(explanation.record.fetched_at + explanation.rule.freshness.tag_ttl) if explanation.record else None
+    if explanation.record is None or explanation.hosted:
+        return None
+    return moment(explanation.record.fetched_at + explanation.rule.freshness.tag_ttl)
 
 
 def _answer_json(answer: LastAnswer) -> dict[str, Any]:

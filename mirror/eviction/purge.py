@@ -21,7 +21,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from mirror.aio.threads import uninterrupted
-from mirror.errors import BlobDamaged, ImageProtected, IndexUnavailable, ManifestUnknown, RecordDamaged, StoreError
+from mirror.errors import (
+    BlobDamaged,
+    ImageHosted,
+    ImageProtected,
+    IndexUnavailable,
+    ManifestUnknown,
+    RecordDamaged,
+    StoreError,
+)
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import images_of, why_pinned
 from mirror.eviction.record_owners import UnreadableRecordOwners
@@ -68,7 +76,7 @@ class _Plan:
 
 class Purge:
     """Purges images of one store. `forget` is called with the tags and manifests that must no longer be answered from
-    memory.
+    memory. `is_hosted` is true for repositories that are hosted here: their images are deleted, not purged.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class Purge:
         evictor: Evictor,
         *,
         forget: Callable[[Repo, Collection[str], Collection[Digest]], None] = lambda repo, tags, digests: None,
+        is_hosted: Callable[[Repo], bool] = lambda _: False,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -91,12 +100,15 @@ class Purge:
         self._index = index
         self._evictor = evictor
         self._forget = forget
+        self._is_hosted = is_hosted
 
     async def __call__(self, image: Image) -> Purged:
         """Purges an image and returns what was dropped. Raises `ManifestUnknown` if the image is not here,
-        `ImageProtected` if it must stay, and `StoreError`. After an error the image is unchanged, unless the message of
-        the `StoreError` says that blobs of it stay.
+        `ImageProtected` if it must stay, `ImageHosted`, and `StoreError`. After an error the image is unchanged, unless
+        the message of the `StoreError` says that blobs of it stay.
         """
+        if self._is_hosted(image.repo):
+            raise ImageHosted(f"{image} is hosted here, not cached: delete it instead")
         plan = await asyncio.to_thread(self._plan, image)
         async with self._evictor.turn():
             # pins set since the plan was made are read here; setting a pin now waits for the end of this turn

@@ -46,6 +46,7 @@ class ImageJson(TypedDict):
     last_pull: Timestamp | None
     pinned: bool
     frozen: Annotated[bool, about("A frozen tag answers it, so it is not evicted.")]
+    hosted: Annotated[bool, about("It was pushed to this mirror, which has the only copy: it is never evicted.")]
 
 
 class PinReasonJson(TypedDict):
@@ -73,7 +74,7 @@ class ImageDetailJson(ImageJson):
 
     missing_digests: Annotated[list[str], about("Manifests and blobs that are known but not here.")]
     shared: Annotated[Bytes, about("Bytes here that other images need too.")]
-    fetched: Annotated[Timestamp | None, about("When the manifest was fetched.")]
+    fetched: Annotated[Timestamp | None, about("When the manifest was fetched, or pushed.")]
     tag_checked: Annotated[Timestamp | None, about("When upstream was last asked for the tag.")]
     pins: Annotated[list[PinReasonJson], about("Why the image stays.")]
     frozen_since: Annotated[Timestamp | None, about("Set if this tag is frozen.")]
@@ -99,6 +100,7 @@ def image_json(image: CachedImage) -> ImageJson:
         "last_pull": moment(image.used_at),
         "pinned": bool(image.pinned),
         "frozen": image.frozen,
+        "hosted": image.hosted,
     }
 
 

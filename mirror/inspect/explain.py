@@ -15,7 +15,7 @@ from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.content_rules import ContentLists
-from mirror.policy.forecast import Facts, blob_forecast, forecast
+from mirror.policy.forecast import Facts, blob_forecast, forecast, hosted_blob_forecast
 from mirror.policy.history import Choice, choose, recalled
 from mirror.policy.last_answer import LastAnswer
 from mirror.policy.records import Freeze, TagRecord
@@ -31,6 +31,7 @@ RouteOf = Callable[[Repo], tuple[str | None, RouteRule]]
 class WhyImage:
     """An image in one repository. Times are epoch seconds. `tags` point to the same digest. `answers` are the last
     answers about the image itself, `parts` those about its manifests and blobs. `next` says what the next pull will do.
+    `hosted`: the repository is hosted here.
     """
 
     repo: Repo
@@ -46,6 +47,7 @@ class WhyImage:
     answers: tuple[LastAnswer, ...]
     parts: tuple[LastAnswer, ...]
     next: tuple[str, ...]
+    hosted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class WhyBlob:
 
 class Explainer:
     """Explains the contents of one store. `answers` are the last answers to clients, newest first
-    (`store/local/answer_files.py`).
+    (`store/local/answer_files.py`). `is_hosted` is true for repositories that are hosted here.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class Explainer:
         answers: Sequence[LastAnswer],
         route_of: RouteOf,
         lists: ContentLists | None = None,
+        *,
+        is_hosted: Callable[[Repo], bool] = lambda _: False,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -94,6 +98,7 @@ class Explainer:
         self._answers = answers
         self._route_of = route_of
         self._lists = lists or ContentLists()
+        self._is_hosted = is_hosted
 
     async def image(self, repo: Repo, reference: Reference, now: float) -> WhyImage:
         """Explains an image, even one that is not here. Raises `StoreError`."""
@@ -135,6 +140,7 @@ class Explainer:
             missing=len(closure.missing) if closure else 0,
             unpulled=len(closure.unpulled) if closure else 0,
             denied=self._denied(repo, tag or None, root or (reference if isinstance(reference, Digest) else None)),
+            hosted=self._is_hosted(repo),
         )
         tags = [
             other
@@ -160,6 +166,7 @@ class Explainer:
             answers=tuple(answers),
             parts=tuple(answer for answer in ours if answer.reference in named),
             next=tuple(forecast(facts, now)),
+            hosted=facts.hosted,
         )
 
     def _denied(self, repo: Repo, tag: str | None, digest: Digest | None) -> str:
@@ -174,7 +181,9 @@ class Explainer:
         in a sealed repository, or if no minimum age is set or the tag is not known.
         """
         rule = self._route_of(repo)[1]
-        if isinstance(reference, Digest) or rule.offline or not rule.age.minimum or self._freezes.get(repo, reference):
+        if isinstance(reference, Digest) or rule.offline or not rule.age.minimum or self._is_hosted(repo):
+            return None
+        if self._freezes.get(repo, reference):
             return None
         record = self._catalog.get_tag(repo, reference)
         history = recalled(self._catalog.get_history(repo, reference), record, now)
@@ -201,13 +210,16 @@ class Explainer:
             if answer.reference == str(digest) and (names is None or answer.repository in names)
         ]
         concerned = dict.fromkeys([repo for repo, _ in images] + (repos or []))
+
+        def next_pull(repo: Repo) -> str:
+            if self._is_hosted(repo):
+                return hosted_blob_forecast(here=size is not None)
+            return blob_forecast(repo.registry, self._route_of(repo)[1], here=size is not None, growing=growing)
+
         return WhyBlob(
             digest,
             BlobHere(size, used_at, growing),
             tuple(images),
             tuple(answers),
-            tuple(
-                (repo, blob_forecast(repo.registry, self._route_of(repo)[1], here=size is not None, growing=growing))
-                for repo in concerned
-            ),
+            tuple((repo, next_pull(repo)) for repo in concerned),
         )

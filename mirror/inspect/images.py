@@ -66,7 +66,10 @@ class PlatformHere:
 
 @dataclass(frozen=True, slots=True)
 class CachedImage:
-    """An image, by tag, or by digest alone if `tag` is None. `used_at` is in epoch seconds, 0 if not known."""
+    """An image, by tag, or by digest alone if `tag` is None. `used_at` is in epoch seconds, 0 if not known.
+
+    `hosted` is true if it was pushed to this mirror, which then has the only copy.
+    """
 
     repo: Repo
     tag: str | None
@@ -76,6 +79,7 @@ class CachedImage:
     used_at: float
     pinned: tuple[PinnedImage, ...]
     frozen: bool = False
+    hosted: bool = False
 
     @property
     def name(self) -> str:
@@ -133,7 +137,10 @@ class ImageDetail:
 
 
 class Overview:
-    """The images of one store. `pinned` are those that must stay (`pinned_images`); `freezes` are the frozen tags."""
+    """The images of one store. `pinned` are those that must stay (`pinned_images`); `freezes` are the frozen tags.
+
+    A tag of a hosted repository counts only while the repository has the manifest that it points to.
+    """
 
     def __init__(
         self,
@@ -144,9 +151,10 @@ class Overview:
         freezes: Iterable[Freeze] = (),
         rules: Sequence[PinRule] = (),
         unread: Iterable[UnreadableRecord] = (),
+        is_hosted: Callable[[Repo], bool] = lambda _: False,
     ) -> None:
         """`rules` pin further images; they are applied to each repository when it is read. `unread` are the freezes
-        that cannot be read.
+        that cannot be read. `is_hosted` is true for repositories that are hosted here.
         """
         self._store = store
         self._catalog = catalog
@@ -155,6 +163,7 @@ class Overview:
         self._frozen = {(freeze.repo, freeze.digest) for freeze in self._freezes.values()}
         self._unread = tuple(unread)
         self._rules = tuple(rules)
+        self._is_hosted = is_hosted
         self._by_rules: tuple[Repo, list[PinnedImage]] | None = None
         self._pinned: dict[Repo, list[PinnedImage]] = {}
         for image in pinned:
@@ -201,7 +210,8 @@ class Overview:
         tag, root, closure, platforms = entry
         why = await asyncio.to_thread(self._why, repo, tag, root.digest)
         used_at = await self._used_at(root.digest)
-        return CachedImage(repo, tag, root, closure, platforms, used_at, why, self._is_frozen(repo, tag, root.digest))
+        frozen = self._is_frozen(repo, tag, root.digest)
+        return CachedImage(repo, tag, root, closure, platforms, used_at, why, frozen, self._is_hosted(repo))
 
     def _walk(
         self, repos: Iterable[Repo], selection: Selection | None, begin: PageCursor | None = None
@@ -320,6 +330,9 @@ class Overview:
         return await self._image_of(repo, (tag, root, *await asyncio.to_thread(self._look_into, repo, root)))
 
     def _root(self, repo: Repo, reference: Reference) -> Descriptor | None:
+        if self._is_hosted(repo):
+            root = stored_descriptor(self._catalog, repo, reference)
+            return root if root and self._catalog.get_manifest(repo, root.digest) else None
         # a frozen tag answers with the digest of its freeze
         if not isinstance(reference, Digest) and (freeze := self._freezes.get((repo, reference))):
             return freeze.descriptor

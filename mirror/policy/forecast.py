@@ -20,6 +20,7 @@ class Facts:
     `registry` is its upstream. `tag` is empty if the image is pulled by digest. `here` says whether the manifest that
     will be answered is on disk. `missing` is the number of its blobs and manifests that are not on disk. `unpulled` is
     the number of its platforms that no client has asked for. `denied` is the reason if the content lists deny it.
+    `hosted`: the repository is hosted here, and has no upstream.
     """
 
     registry: str
@@ -32,6 +33,7 @@ class Facts:
     missing: int = 0
     unpulled: int = 0
     denied: str = ""
+    hosted: bool = False
 
 
 def forecast(facts: Facts, now: float) -> list[str]:
@@ -40,6 +42,8 @@ def forecast(facts: Facts, now: float) -> list[str]:
         return ["refused (403): the route takes digests only (require_digest)"]
     if facts.denied:
         return [f"refused (403): {facts.denied}"]
+    if facts.hosted:
+        return list(_hosted(facts))
     if facts.rule.offline:
         return list(_sealed(facts))
     steps = list(_of_tag(facts, now)) if facts.tag else []
@@ -56,6 +60,22 @@ def blob_forecast(registry: str, rule: RouteRule, *, here: bool, growing: int | 
         return "404: the repository is sealed (offline), and it is not here"
     begun = f", from byte {growing} on" if growing else ""
     return f"GET from {registry}{begun}, stored on its way"
+
+
+def hosted_blob_forecast(*, here: bool) -> str:
+    """What the next pull of a blob of a hosted repository will do."""
+    if here:
+        return "served from here, if the blob was pushed to this repository or mounted there"
+    return "404: the registry is hosted here, and the blob is not"
+
+
+def _hosted(facts: Facts) -> Iterator[str]:
+    if not facts.here:
+        yield "404: the registry is hosted here, and the image was not pushed, or was deleted"
+        return
+    yield "served from here, to callers whom an access rule allows to pull"
+    if facts.missing:
+        yield f"404 for {_parts(facts.missing)} not here: push the image again"
 
 
 def _sealed(facts: Facts) -> Iterator[str]:

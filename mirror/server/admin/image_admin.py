@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Final, TypeVar
@@ -12,7 +12,7 @@ from typing import Annotated, Final, TypeVar
 from typing_extensions import TypedDict
 
 from mirror.aio.costly_cache import CostlyCache
-from mirror.errors import BodyInvalid, ManifestUnknown, PinUnknown, RequestError, StoreFull
+from mirror.errors import BodyInvalid, ImageHosted, ManifestUnknown, PinUnknown, RequestError, StoreFull
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.purge import Purge
@@ -40,7 +40,8 @@ from mirror.policy.eviction import Victim
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.pins import LONGEST_REASON, PinRule, parse_until
 from mirror.policy.records import Pin
-from mirror.policy.selection import Selection
+from mirror.policy.routing import RoutingTable
+from mirror.policy.selection import search
 from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 from mirror.values.json_types import about
 
@@ -83,9 +84,11 @@ class ImageAdmin:
         purge: Purge,
         *,
         rules: Sequence[PinRule],
-        search: Callable[[str], Selection],
+        table: RoutingTable,
     ) -> None:
-        """`rules` are the configured rules that pin images; `search` parses a search text into a selection."""
+        """`rules` are the configured rules that pin images; `table` says what the registries in a search text mean, and
+        which of them are hosted here.
+        """
         self._store = store
         self._catalog = catalog
         self._pins = pins
@@ -95,7 +98,7 @@ class ImageAdmin:
         self._space = space
         self._purge = purge
         self._rules = rules
-        self._search = search
+        self._table = table
         self._subjects = UnreadableRecordOwners(catalog)
         self._repositories: CostlyCache[list[Repo]] = CostlyCache(name="repository list")
         self._plans: CostlyCache[VictimsJson] = CostlyCache(name="eviction plans")
@@ -109,7 +112,7 @@ class ImageAdmin:
         """
         limit = _number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
         begin = _cursor_of(query.get("after", ""))
-        selection = self._search(query.get("search", ""))
+        selection = search(query.get("search", ""), self._table)
         overview = await asyncio.to_thread(self._overview)
         page = await overview.page(selection, await self._all_repositories(), begin, limit, _MOST_EXAMINED)
         images = [image_json(image) for image in page.images]
@@ -127,7 +130,7 @@ class ImageAdmin:
         return image_detail_json(await overview.detail(cached))
 
     async def purge(self, image: Image) -> PurgedJson:
-        """Remove the image. Raises `ManifestUnknown`, `ImageProtected`, `StoreError`."""
+        """Remove the image. Raises `ManifestUnknown`, `ImageProtected`, `ImageHosted`, `StoreError`."""
         self._plans.forget()
         return purged_json(await self._purge(image))
 
@@ -135,7 +138,12 @@ class ImageAdmin:
         """Blocking: reads a small file for each pin and freeze."""
         pinned = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
         freezes, unread = self._freezes.look()
-        return Overview(self._store, self._catalog, self._index, pinned, freezes, self._rules, unread)
+        return Overview(
+            self._store, self._catalog, self._index, pinned, freezes, self._rules, unread, is_hosted=self._is_hosted
+        )
+
+    def _is_hosted(self, repo: Repo) -> bool:
+        return self._table.hosts_registry(repo.registry)
 
     # ------------------------------------------------------------------------------------------------------ pins
 
@@ -155,8 +163,10 @@ class ImageAdmin:
 
     async def pin(self, image: Image, body: object) -> PinJson:
         """Pin the image, with `reason` and `until` from the body. The answer says how much of the image is here; that
-        much is no longer evicted. Raises `BodyInvalid`, `StoreError`.
+        much is no longer evicted. Raises `BodyInvalid`, `ImageHosted`, `StoreError`.
         """
+        if self._is_hosted(image.repo):
+            raise ImageHosted(f"{image} is hosted here, and hosted images are never evicted: it needs no pin")
         now = time.time()
         reason, until = _read_pin(body, now)
         self._plans.forget()

@@ -114,7 +114,7 @@ OPERATIONS: Final = (
         {200: PinJson},
         body=PinBody,
         body_required=False,
-        errors=(400, 404, 413),
+        errors=(400, 404, 409, 413),
     ),
     Operation(
         "unpin",
@@ -206,7 +206,7 @@ _STATUSES: Final = {
     401: "Over TCP, if rules say who may administer the mirror: credentials are missing or wrong",
     403: "The caller may not do this, or the request comes from a page of another site",
     404: "There is no such image, pin, job or rule",
-    409: "Not now: it is already running, or the image is pinned or frozen",
+    409: "Not now: it is already running, the image is pinned or frozen, or it is hosted here",
     413: "The body is larger than 1 MiB",
     429: "A hundred jobs are waiting, or too many wrong passwords were tried",
     503: "The disk does not answer",

@@ -1,0 +1,118 @@
+"""Commands about images that this mirror hosts, which are not cached and have no upstream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from tests.support.command import mirror
+from tests.support.here import Here
+
+_APP = Repo("corp", "team/app")
+_CONFIG = """
+offline = false
+[store]
+root = "{root}"
+[[hosted]]
+name = "corp"
+[[upstream]]
+name = "docker.io"
+url = "http://127.0.0.1:9"
+[[route]]
+match = "**"
+minimum_age = "300d"
+minimum_age_new_tags = "refuse"
+"""
+
+
+class _Site:
+    def __init__(self, folder: Path) -> None:
+        self.config = folder / "mirror.toml"
+        self.config.write_text(_CONFIG.format(root=folder / "store"))
+        self.here = Here.at(folder / "store")
+        self.root = self.here.image([b"layer"], repo=_APP, tag="v1")
+        self.cached = self.here.image([b"other"], tag="v1")
+
+    def run(self, *words: str) -> str:
+        done = mirror(*words, "--config", self.config)
+        assert done.status == 0, done
+        return done.out
+
+    def refused(self, *words: str) -> str:
+        """The message of a command that fails."""
+        done = mirror(*words, "--config", self.config)
+        assert done.status in (1, 2), done
+        return done.err
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> _Site:
+    """A mirror with one hosted image and one that is cached; none of them runs."""
+    return _Site(tmp_path)
+
+
+def test_lists_and_details_say_what_is_hosted(site: _Site) -> None:
+    """By the name without a dot as well; a cached image looks as before."""
+    listed = [json.loads(line) for line in site.run("ls", "--json").splitlines()]
+    assert {entry["image"]: entry["hosted"] for entry in listed} == {
+        "corp/team/app:v1": True,
+        "docker.io/library/app:v1": False,
+    }
+    assert "hosted" in site.run("ls", "corp/**")
+    assert "hosted" not in site.run("ls", "app")
+    shown = site.run("show", "corp/team/app:v1")
+    assert "pushed:" in shown
+    assert "fetched:" not in shown
+    assert "fetched:" in site.run("show", "app:v1")
+    assert json.loads(site.run("show", "corp/team/app:v1", "--json"))["hosted"]
+
+
+def test_a_tag_whose_manifest_is_gone_is_not_there(site: _Site) -> None:
+    """A deletion that was interrupted between the manifest and its tags."""
+    site.here.catalog.drop_manifest(_APP, site.root.digest)
+    assert "is not here" in site.refused("show", "corp/team/app:v1")
+    assert site.run("ls", "corp/**", "--json") == ""
+
+
+def test_why_names_no_upstream(site: _Site) -> None:
+    """Neither routes nor an upstream concern it; what is missing can only be pushed."""
+    said = site.run("why", "corp/team/app:v1")
+    assert "corp is hosted here" in said
+    assert "served from here, to callers whom an access rule allows to pull" in said
+    assert "minimum_age" not in said
+    [explained] = json.loads(site.run("why", "corp/team/app:v1", "--json"))
+    assert explained["route"]["hosted"]
+    assert explained["route"]["urls"] == []
+    assert explained["fresh_until"] is None
+    assert "was not pushed, or was deleted" in site.run("why", "corp/team/app:v2")
+    layer = str(Digest.of(b"layer"))
+    assert "if the blob was pushed to this repository or mounted there" in site.run("why", layer)
+    site.here.store.delete(Digest.of(b"layer"))
+    assert "push the image again" in site.run("why", "corp/team/app:v1")
+
+
+def test_what_is_for_cached_images_only_is_refused(site: _Site) -> None:
+    """With what to do instead; nothing changes."""
+    assert "hosted here, not cached" in site.refused("purge", "corp/team/app:v1")
+    assert "need no pin: corp/team/app:v1" in site.refused("pin", "app:v1", "corp/team/app:v1")
+    assert json.loads(site.run("pins", "--json")) == []
+    assert site.here.catalog.get_tag(_APP, "v1")
+
+
+def test_a_hosted_tag_is_frozen_where_it_is(site: _Site) -> None:
+    """It moves by pushes only, so no freeze makes it answer something else; `minimum_age` does not concern it."""
+    assert f"answers {site.root.digest}" in site.run("history", "corp/team/app:v1")
+    assert "push the image under that tag first" in site.refused(
+        "freeze", "corp/team/app:v1", "--at", str(Digest.of(b"x"))
+    )
+    assert "is not here" in site.refused("freeze", "corp/team/app:v2")
+    assert json.loads(site.run("freezes", "--json")) == []
+    said = site.run("freeze", "corp/team/app:v1", "--at", str(site.root.digest))
+    assert "pushes and deletions of it are refused" in said
+    [frozen] = json.loads(site.run("freezes", "--json"))
+    assert (frozen["image"], frozen["digest"]) == ("corp/team/app:v1", str(site.root.digest))
+    assert "can be moved again" in site.run("unfreeze", "corp/team/app:v1")
