@@ -16,13 +16,14 @@ fails. So whoever is about to make a link first rescues the bytes, then writes t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
+from mirror.policy.hosted.quotas import Overrun
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag, QueuedBlob
 from mirror.ports.content import BlobInfo
 from mirror.ports.streams import Body
@@ -237,21 +238,54 @@ class HostedRecords(BlobLinks, ReferrerEntries, Deletions, ChangeCounter, Protoc
 
 
 class LinkLedger(Protocol):
-    """The links of all hosted repositories in a form that can be searched and summed up. It is derived from the link
-    records and may be lost; while it is incomplete, quotas count too little and no source is found for a reservation.
+    """Which blobs and manifests each hosted repository has, in a form that can be searched and summed up. All calls
+    block, for a millisecond or so, and may be made from any thread.
+
+    It is derived from the records and may be lost; while it is incomplete, quotas count too little and no source is
+    found for a reservation. A scope is a registry, or a pattern of its repositories that has a quota
+    (`mirror.policy.hosted.quotas`). Content counts once in a scope, however many repositories of the scope have it.
     """
 
-    def add(self, repo: Repo, digest: Digest, size: int) -> None:
-        """Note a link. Repeatable. Raises `IndexUnavailable`."""
+    def add(self, repo: Repo, digest: Digest, size: int, limits: Mapping[str, int] | None = None) -> Overrun | None:
+        """Note content that the repository has, after its record was written. Repeatable.
+
+        `limits` are bytes by scope: if the content is not noted yet and would take one of these scopes beyond its
+        limit, it is not noted, and the result says which scope. Calls of all processes are made one after another.
+        Raises `IndexUnavailable`.
+        """
 
     def remove(self, repo: Repo, digest: Digest) -> None:
-        """Note that a link has gone. Repeatable. Raises `IndexUnavailable`."""
+        """Note that a repository no longer has the content. Repeatable. Raises `IndexUnavailable`."""
 
     def usage(self, scope: str) -> int:
-        """The bytes of the distinct blobs that the repositories of a scope link. Raises `IndexUnavailable`."""
+        """The bytes of the distinct blobs and manifests of a scope; 0 for an unknown scope. Raises
+        `IndexUnavailable`.
+        """
 
     def adds(self, scope: str, digest: Digest) -> bool:
-        """True if this blob would count anew in the scope. Raises `IndexUnavailable`."""
+        """True if this content would count anew in the scope. Raises `IndexUnavailable`."""
 
     def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
-        """Up to `most` repositories that link the blob. Raises `IndexUnavailable`."""
+        """Up to `most` repositories that have the content. Raises `IndexUnavailable`."""
+
+    def repositories(self) -> Sequence[Repo]:
+        """The repositories that are noted to have content, in no order. Raises `IndexUnavailable`."""
+
+    def noted(self, repo: Repo) -> Sequence[Digest]:
+        """All that is noted of a repository, in no order. Raises `IndexUnavailable`."""
+
+    def is_complete(self) -> bool:
+        """True if everything was noted since the ledger was lost, or since a change could not be noted. Raises
+        `IndexUnavailable`.
+        """
+
+    def prepare(self) -> None:
+        """Make the ledger ready to be completed for the scopes that are configured now: if it counts for others, it
+        begins anew, empty. Raises `IndexUnavailable`.
+        """
+
+    def completed(self) -> None:
+        """Note that the ledger is complete. Raises `IndexUnavailable`."""
+
+    def close(self) -> None:
+        """Close the files. Repeatable."""
