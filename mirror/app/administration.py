@@ -12,7 +12,7 @@ from mirror.aio.caches import shown
 from mirror.app.client_files import ClientFiles
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.repositories import Repositories
-from mirror.app.storage import Storage, make_purge, pin_rules
+from mirror.app.storage import Storage, blob_places, make_purge, pin_rules
 from mirror.config import Config, redacted_settings
 from mirror.policy.image_names import Image, parse_image
 from mirror.prefetch.jobs import Jobs, prefetching
@@ -59,7 +59,7 @@ def open_administration(
     workers = _make_workers(storage, repositories)
     traffic = TrafficLog(storage.records("traffic"), locks=storage.locks)
     images = ImageAdmin(
-        storage.store,
+        blob_places(config, storage),
         storage.catalog,
         storage.pins,
         storage.freezes,

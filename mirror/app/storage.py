@@ -21,6 +21,7 @@ from mirror.eviction.rounds import EvictionRounds
 from mirror.eviction.space import Space
 from mirror.eviction.usage import StoreUsage
 from mirror.eviction.write_behind import WriteBehind
+from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
 from mirror.intake.tag_history import TagHistories
@@ -224,6 +225,11 @@ def hosted_repositories(config: Config) -> Callable[[Repo], bool]:
     """A function that returns whether a repository belongs to a registry that is hosted here."""
     table = routing_table(config)
     return lambda repo: table.hosts_registry(repo.registry)
+
+
+def blob_places(config: Config, storage: Storage) -> BlobPlaces:
+    """Where the blobs of each repository are read."""
+    return BlobPlaces(storage.store, storage.contents, hosted_repositories(config))
 
 
 def scrub_records(layout: Layout) -> JsonRecords:

@@ -20,7 +20,7 @@ from mirror.app.storage import (
     MISSES_LOCK,
     SCRUB_LOCK,
     Storage,
-    hosted_repositories,
+    blob_places,
     open_storage,
     pin_rules,
     scrub_records,
@@ -405,15 +405,7 @@ def _load(config: Path | None) -> settings.Config:
 def _overview(loaded: settings.Config, storage: Storage) -> Overview:
     pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, time.time())
     freezes, unread = storage.freezes.look()
-    return Overview(
-        storage.store,
-        storage.catalog,
-        storage.index,
-        pinned,
-        freezes,
-        unread=unread,
-        is_hosted=hosted_repositories(loaded),
-    )
+    return Overview(blob_places(loaded, storage), storage.catalog, storage.index, pinned, freezes, unread=unread)
 
 
 def _yes(answer: bool) -> str:

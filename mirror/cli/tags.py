@@ -156,13 +156,12 @@ def _parse_at(at: str) -> Digest | float:
 
 async def _read_tag(loaded: settings.Config, repo: Repo, tag: str) -> TagView:
     from mirror.app.routes import age_rule
-    from mirror.app.storage import open_storage
+    from mirror.app.storage import blob_places, open_storage
 
     async with open_storage(loaded) as storage:
         rule = age_rule(loaded, repo)
-        return await asyncio.to_thread(
-            read_tag, storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time()
-        )
+        store = blob_places(loaded, storage).of(repo)
+        return await asyncio.to_thread(read_tag, store, storage.catalog, storage.freezes, repo, tag, rule, time.time())
 
 
 async def _freeze(
@@ -170,10 +169,11 @@ async def _freeze(
 ) -> tuple[Freeze, int]:
     """The freeze, and how many blobs of the image are missing."""
     from mirror.app.routes import age_rule
-    from mirror.app.storage import open_storage
+    from mirror.app.storage import blob_places, open_storage
 
     async with open_storage(loaded) as storage:
         rule = age_rule(loaded, repo)
+        store = blob_places(loaded, storage).of(repo)
 
         def find_here() -> Descriptor | None:
             if _is_hosted(loaded, repo):
@@ -181,7 +181,7 @@ async def _freeze(
             if where is None:
                 if frozen := storage.freezes.get(repo, tag):
                     return frozen.descriptor
-                view = read_tag(storage.store, storage.catalog, storage.freezes, repo, tag, rule, time.time())
+                view = read_tag(store, storage.catalog, storage.freezes, repo, tag, rule, time.time())
                 return next((state.sighting.descriptor for state in view.states if state.answers), None)
             seen = recalled(storage.catalog.get_history(repo, tag), storage.catalog.get_tag(repo, tag), time.time())
             if isinstance(where, float):
@@ -196,7 +196,7 @@ async def _freeze(
             target = await _ask(loaded, repo, where if isinstance(where, Digest) else tag)
         made = Freeze(repo, tag, target.digest, target.media_type, target.size, reason, time.time())
         await asyncio.to_thread(storage.freezes.put, made)
-        closure = await asyncio.to_thread(read_closure, storage.store, storage.catalog, repo, target)
+        closure = await asyncio.to_thread(read_closure, store, storage.catalog, repo, target)
         return made, len(closure.missing)
 
 

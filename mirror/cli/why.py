@@ -62,24 +62,22 @@ def _parse(text: str, loaded: settings.Config) -> Image | Digest:
 
 async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Explanation]:
     from mirror.app.routes import content_lists, route_of
-    from mirror.app.storage import hosted_repositories, open_storage, pin_rules
+    from mirror.app.storage import blob_places, open_storage, pin_rules
     from mirror.store.local.answer_files import read_recent
 
-    is_hosted = hosted_repositories(loaded)
     async with open_storage(loaded) as storage:
         pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, now)
         freezes, unread = storage.freezes.look()
+        places = blob_places(loaded, storage)
         explainer = Explainer(
             storage.store,
             storage.catalog,
             storage.freezes,
-            Overview(
-                storage.store, storage.catalog, storage.index, pinned, freezes, unread=unread, is_hosted=is_hosted
-            ),
+            Overview(places, storage.catalog, storage.index, pinned, freezes, unread=unread),
             await asyncio.to_thread(read_recent, storage.layout),
             lambda repo: route_of(loaded, repo),
             content_lists(loaded),
-            is_hosted=is_hosted,
+            blobs=places,
         )
         if isinstance(wanted, Digest):
             repos = await explainer.repositories(wanted)

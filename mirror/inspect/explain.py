@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mirror.errors import BlobUnknown, Denied
+from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.manifests import here_since
 from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
@@ -76,7 +77,7 @@ class WhyBlob:
 
 class Explainer:
     """Explains the contents of one store. `answers` are the last answers to clients, newest first
-    (`store/local/answer_files.py`). `is_hosted` is true for repositories that are hosted here.
+    (`store/local/answer_files.py`). `blobs` says where the blobs of each repository are read.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Explainer:
         route_of: RouteOf,
         lists: ContentLists | None = None,
         *,
-        is_hosted: Callable[[Repo], bool] = lambda _: False,
+        blobs: BlobPlaces | None = None,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -98,7 +99,7 @@ class Explainer:
         self._answers = answers
         self._route_of = route_of
         self._lists = lists or ContentLists()
-        self._is_hosted = is_hosted
+        self._blobs = blobs or BlobPlaces.only(store)
 
     async def image(self, repo: Repo, reference: Reference, now: float) -> WhyImage:
         """Explains an image, even one that is not here. Raises `StoreError`."""
@@ -140,7 +141,7 @@ class Explainer:
             missing=len(closure.missing) if closure else 0,
             unpulled=len(closure.unpulled) if closure else 0,
             denied=self._denied(repo, tag or None, root or (reference if isinstance(reference, Digest) else None)),
-            hosted=self._is_hosted(repo),
+            hosted=self._blobs.is_hosted(repo),
         )
         tags = [
             other
@@ -181,7 +182,7 @@ class Explainer:
         in a sealed repository, or if no minimum age is set or the tag is not known.
         """
         rule = self._route_of(repo)[1]
-        if isinstance(reference, Digest) or rule.offline or not rule.age.minimum or self._is_hosted(repo):
+        if isinstance(reference, Digest) or rule.offline or not rule.age.minimum or self._blobs.is_hosted(repo):
             return None
         if self._freezes.get(repo, reference):
             return None
@@ -193,7 +194,7 @@ class Explainer:
 
     def _blob(self, digest: Digest, repos: list[Repo] | None) -> WhyBlob:
         try:
-            info = self._store.stat(digest)
+            info = self._blobs.contents.stat(digest)
             size, used_at = info.size, info.used_at
         except BlobUnknown:
             size, used_at = None, 0.0
@@ -201,7 +202,7 @@ class Explainer:
         images = [
             (repo, reference)
             for repo in (sorted(self._catalog.repositories()) if repos is None else repos)
-            for reference in images_naming(self._store, self._catalog, repo, [digest]).get(digest, ())
+            for reference in images_naming(self._blobs.of(repo), self._catalog, repo, [digest]).get(digest, ())
         ]
         names = None if repos is None else {str(repo) for repo in repos}
         answers = [
@@ -212,7 +213,7 @@ class Explainer:
         concerned = dict.fromkeys([repo for repo, _ in images] + (repos or []))
 
         def next_pull(repo: Repo) -> str:
-            if self._is_hosted(repo):
+            if self._blobs.is_hosted(repo):
                 return hosted_blob_forecast(here=size is not None)
             return blob_forecast(repo.registry, self._route_of(repo)[1], here=size is not None, growing=growing)
 

@@ -24,6 +24,7 @@ from typing import TypeVar
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
 from mirror.eviction.pinned_images import PinnedImage, pinned_by_rules, shown_root, why_pinned
 from mirror.eviction.reconcile import is_whole
+from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Closure, Node, Role, shown_closure
 from mirror.graph.manifests import for_display, stored_descriptor, stored_manifest
 from mirror.graph.walk import any_may_be_missing, walk
@@ -144,26 +145,24 @@ class Overview:
 
     def __init__(
         self,
-        store: Blobs,
+        store: Blobs | BlobPlaces,
         catalog: Catalog,
         index: ContentIndex,
         pinned: Iterable[PinnedImage] = (),
         freezes: Iterable[Freeze] = (),
         rules: Sequence[PinRule] = (),
         unread: Iterable[UnreadableRecord] = (),
-        is_hosted: Callable[[Repo], bool] = lambda _: False,
     ) -> None:
         """`rules` pin further images; they are applied to each repository when it is read. `unread` are the freezes
-        that cannot be read. `is_hosted` is true for repositories that are hosted here.
+        that cannot be read.
         """
-        self._store = store
+        self._blobs = store if isinstance(store, BlobPlaces) else BlobPlaces.only(store)
         self._catalog = catalog
         self._index: ContentIndex | None = index
         self._freezes = {(freeze.repo, freeze.tag): freeze for freeze in freezes}
         self._frozen = {(freeze.repo, freeze.digest) for freeze in self._freezes.values()}
         self._unread = tuple(unread)
         self._rules = tuple(rules)
-        self._is_hosted = is_hosted
         self._by_rules: tuple[Repo, list[PinnedImage]] | None = None
         self._pinned: dict[Repo, list[PinnedImage]] = {}
         for image in pinned:
@@ -211,7 +210,7 @@ class Overview:
         why = await asyncio.to_thread(self._why, repo, tag, root.digest)
         used_at = await self._used_at(root.digest)
         frozen = self._is_frozen(repo, tag, root.digest)
-        return CachedImage(repo, tag, root, closure, platforms, used_at, why, frozen, self._is_hosted(repo))
+        return CachedImage(repo, tag, root, closure, platforms, used_at, why, frozen, self._blobs.is_hosted(repo))
 
     def _walk(
         self, repos: Iterable[Repo], selection: Selection | None, begin: PageCursor | None = None
@@ -264,25 +263,25 @@ class Overview:
         return [roots[digest] for digest in sorted(roots.keys() - named, key=str)]
 
     def _look_into(self, repo: Repo, root: Descriptor) -> tuple[Closure, tuple[PlatformHere, ...]]:
-        closure = shown_closure(self._store, self._catalog, repo, root)
-        return closure, tuple(self._platforms(closure))
+        closure = shown_closure(self._blobs.of(repo), self._catalog, repo, root)
+        return closure, tuple(self._platforms(repo, closure))
 
-    def _platforms(self, closure: Closure) -> Iterator[PlatformHere]:
+    def _platforms(self, repo: Repo, closure: Closure) -> Iterator[PlatformHere]:
         nodes = {node.digest: node for node in closure.nodes}
         for node in closure.manifests:
             below = [nodes[digest] for digest in closure.named.get(node.digest, ()) if digest in nodes]
             missing = tuple(child for child in below if not child.present)
             size = sum(max(0, each.descriptor.size) for each in (node, *below))
-            yield PlatformHere(self._platform_of(node, below), node.digest, size, node.present, missing)
+            yield PlatformHere(self._platform_of(repo, node, below), node.digest, size, node.present, missing)
 
-    def _platform_of(self, node: Node, below: list[Node]) -> str:
+    def _platform_of(self, repo: Repo, node: Node, below: list[Node]) -> str:
         if node.descriptor.platform:
             return _platform(node.descriptor.platform)
         config = next((child for child in below if child.role is Role.CONFIG), None)
         if config is None or not config.present or config.descriptor.media_type not in _CONFIGS:
             return ""
         try:
-            return _platform(read_json(self._store.read(config.digest, _LARGEST_CONFIG)))
+            return _platform(read_json(self._blobs.of(repo).read(config.digest, _LARGEST_CONFIG)))
         except (BlobUnknown, BlobDamaged, StoreError, ValueError):
             return ""
 
@@ -315,7 +314,7 @@ class Overview:
         if record is not None:
             return record.last_used
         try:
-            return self._store.stat(digest).used_at
+            return self._blobs.contents.stat(digest).used_at
         except (BlobUnknown, StoreError):
             return 0.0
 
@@ -330,7 +329,7 @@ class Overview:
         return await self._image_of(repo, (tag, root, *await asyncio.to_thread(self._look_into, repo, root)))
 
     def _root(self, repo: Repo, reference: Reference) -> Descriptor | None:
-        if self._is_hosted(repo):
+        if self._blobs.is_hosted(repo):
             root = stored_descriptor(self._catalog, repo, reference)
             return root if root and self._catalog.get_manifest(repo, root.digest) else None
         # a frozen tag answers with the digest of its freeze
@@ -343,7 +342,9 @@ class Overview:
 
     def _shown(self, repo: Repo, digest: Digest) -> Manifest | None:
         """Blocking: returns the manifest, or None if it is not here or cannot be read."""
-        return for_display(lambda: stored_manifest(self._store, self._catalog, repo, digest), f"{repo}@{digest}")
+        return for_display(
+            lambda: stored_manifest(self._blobs.of(repo), self._catalog, repo, digest), f"{repo}@{digest}"
+        )
 
     async def detail(self, image: CachedImage) -> ImageDetail:
         """Returns all details of an image. If the index does not know what other images share, every manifest here is
@@ -428,7 +429,7 @@ class Overview:
         """Blocking: yields the manifests of a repository that are here and can be read, except those in `but`."""
 
         def read(repo: Repo, digest: Digest) -> Manifest | None:
-            return None if digest in but else stored_manifest(self._store, self._catalog, repo, digest)
+            return None if digest in but else stored_manifest(self._blobs.of(repo), self._catalog, repo, digest)
 
         return ((digest, manifest) for _, digest, manifest in walk(self._catalog, read, any_may_be_missing, [repo]))
 

@@ -27,7 +27,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.image_misses import Miss
-from mirror.ports import BlobStore, Catalog
+from mirror.ports import Blobs, BlobStore, Catalog
 
 #: Records that wait in memory; the least recent ones are dropped.
 _MOST: Final = 10_000
@@ -188,7 +188,7 @@ def _merge(waiting: LruCache[Hashable, Miss], key: Hashable, miss: Miss) -> None
 
 
 def images_naming(
-    store: BlobStore, catalog: Catalog, repo: Repo, digests: Iterable[Digest]
+    store: Blobs, catalog: Catalog, repo: Repo, digests: Iterable[Digest]
 ) -> dict[Digest, list[Reference]]:
     """Blocking: returns, for each digest, the images of the repository that contain it, by tag if they have one.
 
@@ -222,7 +222,7 @@ def images_naming(
     }
 
 
-def _used_at(store: BlobStore, digest: Digest) -> float:
+def _used_at(store: Blobs, digest: Digest) -> float:
     try:
         return store.stat(digest).used_at
     except (BlobUnknown, StoreError):

@@ -9,6 +9,8 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.store.hosted.blob_names import HostedNames
+from mirror.store.local.layout import Layout
 from tests.support.command import mirror
 from tests.support.here import Here
 
@@ -76,6 +78,20 @@ def test_a_tag_whose_manifest_is_gone_is_not_there(site: _Site) -> None:
     site.here.catalog.drop_manifest(_APP, site.root.digest)
     assert "is not here" in site.refused("show", "corp/team/app:v1")
     assert site.run("ls", "corp/**", "--json") == ""
+
+
+def test_only_hosted_repositories_are_read_under_hosted_names(site: _Site) -> None:
+    """A cached repository is not said to be complete because a hosted one has the bytes: it fetches what it lacks."""
+    layout = Layout(site.config.parent / "store")
+    for blob in (site.root.digest, Digest.of(b"layer"), Digest.of(b'{"os": "linux", "architecture": "amd64"}')):
+        HostedNames(layout).adopt(blob)
+    site.here.image([b"layer"], tag="same")
+    for info in list(site.here.store.walk()):
+        site.here.store.delete(info.digest)
+    listed = [json.loads(line) for line in site.run("ls", "--json").splitlines()]
+    assert [(entry["image"], entry["complete"]) for entry in listed] == [("corp/team/app:v1", True)]
+    assert "complete" in site.run("history", "corp/team/app:v1")
+    assert "corp/team/app:v1" in site.run("why", str(Digest.of(b"layer")))
 
 
 def test_why_names_no_upstream(site: _Site) -> None:

@@ -18,6 +18,7 @@ from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.purge import Purge
 from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.eviction.space import Space
+from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.references import names_of
 from mirror.inspect.as_json import (
     ImageDetailJson,
@@ -42,7 +43,7 @@ from mirror.policy.pins import LONGEST_REASON, PinRule, parse_until
 from mirror.policy.records import Pin
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
-from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
+from mirror.ports import Catalog, ContentIndex, Freezes, Pins
 from mirror.values.json_types import about
 
 _D = TypeVar("_D")
@@ -74,7 +75,7 @@ class ImageAdmin:
 
     def __init__(
         self,
-        store: BlobStore,
+        blobs: BlobPlaces,
         catalog: Catalog,
         pins: Pins,
         freezes: Freezes,
@@ -86,10 +87,8 @@ class ImageAdmin:
         rules: Sequence[PinRule],
         table: RoutingTable,
     ) -> None:
-        """`rules` are the configured rules that pin images; `table` says what the registries in a search text mean, and
-        which of them are hosted here.
-        """
-        self._store = store
+        """`rules` are the configured rules that pin images; `table` says what the registries in a search text mean."""
+        self._blobs = blobs
         self._catalog = catalog
         self._pins = pins
         self._freezes = freezes
@@ -138,12 +137,7 @@ class ImageAdmin:
         """Blocking: reads a small file for each pin and freeze."""
         pinned = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
         freezes, unread = self._freezes.look()
-        return Overview(
-            self._store, self._catalog, self._index, pinned, freezes, self._rules, unread, is_hosted=self._is_hosted
-        )
-
-    def _is_hosted(self, repo: Repo) -> bool:
-        return self._table.hosts_registry(repo.registry)
+        return Overview(self._blobs, self._catalog, self._index, pinned, freezes, self._rules, unread)
 
     # ------------------------------------------------------------------------------------------------------ pins
 
@@ -157,7 +151,9 @@ class ImageAdmin:
             pins, unread = self._pins.look()
             unread = [*unread, *self._freezes.look()[1]]
             now = time.time()
-            return pins_json(pins, unread, self._rules, self._store, self._catalog, now, self._subjects, state=state)
+            return pins_json(
+                pins, unread, self._rules, self._blobs.cache, self._catalog, now, self._subjects, state=state
+            )
 
         return await asyncio.to_thread(read)
 
@@ -165,7 +161,7 @@ class ImageAdmin:
         """Pin the image, with `reason` and `until` from the body. The answer says how much of the image is here; that
         much is no longer evicted. Raises `BodyInvalid`, `ImageHosted`, `StoreError`.
         """
-        if self._is_hosted(image.repo):
+        if self._blobs.is_hosted(image.repo):
             raise ImageHosted(f"{image} is hosted here, and hosted images are never evicted: it needs no pin")
         now = time.time()
         reason, until = _read_pin(body, now)
@@ -177,7 +173,7 @@ class ImageAdmin:
         with suppress(StoreFull):
             async with self._evictor.turn():
                 pass
-        return await asyncio.to_thread(new_pin_json, pin, self._store, self._catalog, now)
+        return await asyncio.to_thread(new_pin_json, pin, self._blobs.cache, self._catalog, now)
 
     async def unpin(self, image: Image) -> UnpinnedJson:
         """Remove a pin set by hand. Raises `PinUnknown`, `StoreError`."""

@@ -1,0 +1,29 @@
+"""Where the blobs of a repository are read: what a cached repository serves is in the cache, or it is fetched; what a
+hosted one serves is under the hosted names, or in the cache as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mirror.oci.reference import Repo
+from mirror.ports import Blobs
+
+
+@dataclass(frozen=True, slots=True)
+class BlobPlaces:
+    """`cache` has the blobs of cached repositories, `contents` all blobs, hosted or cached."""
+
+    cache: Blobs
+    contents: Blobs
+    is_hosted: Callable[[Repo], bool]
+
+    @classmethod
+    def only(cls, cache: Blobs) -> BlobPlaces:
+        """Of a site that hosts nothing."""
+        return cls(cache, cache, lambda _: False)
+
+    def of(self, repo: Repo) -> Blobs:
+        """The blobs that this repository may have."""
+        return self.contents if self.is_hosted(repo) else self.cache
