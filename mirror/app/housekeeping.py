@@ -62,8 +62,8 @@ class ReconcileTimer:
 
 
 async def run_housekeeping(config: Config, storage: Storage) -> None:
-    """Clears up after crashes at start and every hour; compares index and disk at start, every day, and after outages
-    of the index.
+    """Clears up after crashes and abandoned uploads at start and every hour; compares index and disk at start, every
+    day, and after outages of the index.
 
     Only the process that holds a lock does this; if it dies, another process takes over. The comparison finds blobs
     that a worker published before it was killed, but did not enter in the index: without it they would never be
@@ -102,6 +102,9 @@ async def _sweep(config: Config, storage: Storage) -> None:
     swept = await asyncio.to_thread(sweep, storage.layout, keep=config.store.partials_max_age, now=time.time)
     if swept.partials or swept.strays:
         telemetry.log.info("leftover files deleted", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
+    expired = await asyncio.to_thread(storage.hosted.uploads.sweep, time.time() - config.hosting.upload_timeout)
+    if expired.sessions:
+        telemetry.log.info("upload sessions expired", sessions=expired.sessions, bytes=expired.bytes)
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
         await asyncio.to_thread(storage.eviction.pinned.digests, time.time())
@@ -111,7 +114,7 @@ async def _compare(storage: Storage, comparisons: ReconcileTimer) -> None:
     began, done = time.monotonic(), False
     try:
         async with storage.locks.hold("rebuild"):
-            await reconcile(storage.store, storage.catalog, storage.index)
+            await reconcile(storage.store, storage.catalog, storage.index, hosting=storage.hosting)
         done = True
     finally:
         comparisons.ended(began, done=done)

@@ -16,7 +16,7 @@ from mirror.eviction.protection import Protection
 from mirror.eviction.purge import Purge
 from mirror.eviction.quarantine_sweep import QuarantineSweeper
 from mirror.eviction.rebuilding import IndexRebuilder
-from mirror.eviction.reconcile import ensure
+from mirror.eviction.reconcile import Hosting, ensure
 from mirror.eviction.rounds import EvictionRounds
 from mirror.eviction.space import Space
 from mirror.eviction.usage import StoreUsage
@@ -96,6 +96,7 @@ class Storage:
     index: ContentIndex
     locks: FileLocks
     eviction: Eviction
+    hosting: Hosting
 
     def records(self, kind: str) -> Records:
         """The records of one kind, such as `jobs`."""
@@ -146,7 +147,13 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
             index,
             locks,
             _make_eviction(config, disk, freezes, index, locks, now),
+            _hosting(config, disk),
         )
+
+
+def _hosting(config: Config, disk: LocalDisk) -> Hosting:
+    registries = {registry.name for registry in config.hosted}
+    return Hosting(disk.contents, lambda repo: repo.registry in registries)
 
 
 def _make_eviction(
@@ -186,7 +193,7 @@ def _make_eviction(
     rebuilder = IndexRebuilder(
         index,
         write_behind,
-        lambda: ensure(store, catalog, index, exclusive=lambda: locks.hold("rebuild")),
+        lambda: ensure(store, catalog, index, exclusive=lambda: locks.hold("rebuild"), hosting=_hosting(config, disk)),
         now=now,
     )
     space = Space(

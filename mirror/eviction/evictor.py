@@ -1,6 +1,9 @@
 """Chooses what to drop and drops it: first the blobs that no cached manifest names (loose blobs), then whole images,
 the least recently used first. `space.py` decides when, and how much.
 
+A blob of the cache that also has a hosted name is dropped like any other: then the cache has less, and the disk has no
+more room than before.
+
 What happens to one blob here:
 
     loose, or below the coldest image ── choose ──> victim ── 1 store.delete ──> 2 index.drop ──> gone
@@ -24,6 +27,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from mirror import telemetry
@@ -37,12 +41,23 @@ from mirror.eviction.write_behind import WriteBehind
 from mirror.graph.references import ReferenceReader
 from mirror.oci.digest import Digest
 from mirror.policy.eviction import Victim
-from mirror.ports import BlobStore, ContentIndex
+from mirror.ports import BlobStore, ContentIndex, Deleted
 
 #: Seconds to wait for the turn to drop. After that, a pull that waits for it is passed through without being cached.
 _TURN: Final = 20.0
 #: Blobs deleted before their records are dropped from the index.
 _BATCH: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What was dropped: the `victims` whose file was there; the bytes that were `recorded` for all that are gone now,
+    also for those without a file; and the bytes that were `freed` on the disk, fewer if blobs have a hosted name.
+    """
+
+    victims: list[Victim]
+    recorded: int
+    freed: int
 
 
 class Evictor:
@@ -120,16 +135,16 @@ class Evictor:
         victims = [Victim(digest, 0, 0.0, "purged") for digest in digests]
         async with self.turn():
             before = await asyncio.to_thread(self._write_behind.present, list(digests))
-            dropped, _ = await self.drop_victims(victims)
-        gone = {victim.digest for victim in dropped}
+            dropped = await self.drop_victims(victims)
+        gone = {victim.digest for victim in dropped.victims}
         return len(gone), sum(record.size for record in before if record.digest in gone)
 
-    async def drop_victims(self, victims: list[Victim]) -> tuple[list[Victim], int]:
+    async def drop_victims(self, victims: list[Victim]) -> Dropped:
         """Deletes the files, then the records; the caller has the turn. Victims that must stay by now are left out.
-        Returns the victims whose file was there, and the bytes that were recorded for the others. Raises `StoreError`.
+        Raises `StoreError`.
         """
         dropped: list[Victim] = []
-        without_file = 0
+        recorded = freed = 0
         stuck: set[Digest] = set()
         for cut in batches(victims, _BATCH):
             # asked again at the last moment: since the choice a fill may have begun, or an image may have been pinned
@@ -137,17 +152,18 @@ class Evictor:
             batch = [victim for victim in cut if victim.digest not in staying]
             # to its end, even if cancelled: files chosen in this turn must not be deleted during the next one
             deleted = await uninterrupted(asyncio.to_thread(self._delete, batch, stuck))
-            freed = [victim for victim, size in deleted if size]
-            dropped += freed
-            without_file += sum(victim.size for victim, size in deleted if not size)
-            self._count(freed, sum(size for _, size in deleted))
+            gone = [victim for victim, file in deleted if file.size]
+            dropped += gone
+            recorded += sum(victim.size for victim, _ in deleted)
+            freed += sum(file.freed for _, file in deleted)
+            self._count(gone, sum(file.size for _, file in deleted))
             await self._write_behind.forget([victim.digest for victim, _ in deleted])
-        return dropped, without_file
+        return Dropped(dropped, recorded, freed)
 
-    def _delete(self, victims: list[Victim], stuck: set[Digest]) -> list[tuple[Victim, int]]:
-        """Blocking: deletes the files of these victims, and returns each with the bytes that it freed. A victim that
-        cannot be deleted is left out, and its images are added to `stuck`: the victims that follow in these images
-        stay. Manifests come first, and a manifest that stays must not lose what it names.
+    def _delete(self, victims: list[Victim], stuck: set[Digest]) -> list[tuple[Victim, Deleted]]:
+        """Blocking: deletes the files of these victims, and returns each with what that has done. A victim that cannot
+        be deleted is left out, and its images are added to `stuck`: the victims that follow in these images stay.
+        Manifests come first, and a manifest that stays must not lose what it names.
         """
         deleted = []
         for victim in victims:

@@ -15,6 +15,9 @@ what may be dropped. A manifest whose bytes are damaged names nothing (`graph/ma
 One thing is corrected on the disk as well: a repository's record of a manifest stays when the manifest is evicted, and
 is of no more use. These records are deleted; otherwise every image that is never pulled again would cost a file for
 ever.
+
+Hosted repositories are passed over: eviction must not know their content. A record whose manifest has only a hosted
+name is never deleted here, even if the configuration does not name the registry any more.
 """
 
 from __future__ import annotations
@@ -74,6 +77,16 @@ class Reconciled:
     skipped: int
 
 
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """What is hosted beside the cache. `contents` has cached and hosted blobs; `is_hosted` is true for repositories of
+    hosted registries.
+    """
+
+    contents: Blobs
+    is_hosted: Callable[[Repo], bool]
+
+
 async def is_whole(index: ContentIndex) -> bool:
     """True if the index knows everything that the disk has. Raises `IndexUnavailable`."""
     return await index.marker() == MARK
@@ -85,6 +98,7 @@ async def ensure(
     index: ContentIndex,
     *,
     exclusive: Callable[[], AbstractAsyncContextManager[object]],
+    hosting: Hosting | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled | None:
     """Rebuilds the index if it is not whole; returns None if it is.
@@ -97,7 +111,7 @@ async def ensure(
     async with exclusive():
         if await is_whole(index):
             return None
-        return await reconcile(store, catalog, index, sleep=sleep)
+        return await reconcile(store, catalog, index, hosting=hosting, sleep=sleep)
 
 
 async def reconcile(
@@ -105,10 +119,12 @@ async def reconcile(
     catalog: Catalog,
     index: ContentIndex,
     *,
+    hosting: Hosting | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled:
-    """Reads the whole disk and corrects the index. Raises `IndexUnavailable` and `StoreError`. If a manifest cannot be
-    read, `StoreError` is raised after everything else was done.
+    """Reads the whole disk and corrects the index. `hosting` is None if nothing is hosted here. Raises
+    `IndexUnavailable` and `StoreError`. If a manifest cannot be read, `StoreError` is raised after everything else was
+    done.
     """
     telemetry.log.info("reconcile started")
     call = _Patient(sleep)
@@ -121,7 +137,8 @@ async def reconcile(
         total += sum(info.size for info in batch)
     after = (await call(index.usage)).blobs
     dropped = await _drop_strays(store, index, call) if after > blobs else 0
-    repositories, read, links, skipped = await _link(store, catalog, index, call)
+    hosting = hosting or Hosting(store, lambda _repo: False)
+    repositories, read, links, skipped = await _link(store, catalog, index, hosting, call)
     await call(partial(index.set_marker, MARK))
     result = Reconciled(blobs, total, max(0, after - before), dropped, repositories, read, links, skipped)
     telemetry.log.info("reconcile ended", **{name: getattr(result, name) for name in Reconciled.__slots__})
@@ -164,15 +181,19 @@ def _absent(store: Blobs, digests: Iterable[Digest]) -> list[Digest]:
     return [digest for digest in digests if not has_blob(store, digest)]
 
 
-async def _link(store: Blobs, catalog: Catalog, index: ContentIndex, call: _Patient) -> tuple[int, int, int, int]:
+async def _link(
+    store: Blobs, catalog: Catalog, index: ContentIndex, hosting: Hosting, call: _Patient
+) -> tuple[int, int, int, int]:
     """Writes to the index what each manifest names, and links to each repository the blobs that it may serve. Returns
     the numbers of repositories, manifests, links, and skipped manifests. Raises `StoreError` at the end if some
     manifests could not be read.
     """
     repositories = manifests = links = 0
-    reader = _Reader(store, catalog)
+    reader = _Reader(store, catalog, hosting.contents)
     async for batch in batches_in_thread(catalog.repositories(), 1):
         repo = batch[0]
+        if hosting.is_hosted(repo):
+            continue
         repositories += 1
         used: dict[Digest, float] = {}
         async for found in batches_in_thread(walk(catalog, reader.read, reader.note, batch), 50):
@@ -211,9 +232,10 @@ class _Reader:
     (`unread`); `trouble` is the error of the first of these.
     """
 
-    def __init__(self, store: Blobs, catalog: Catalog) -> None:
+    def __init__(self, store: Blobs, catalog: Catalog, contents: Blobs) -> None:
         self._store = store
         self._catalog = catalog
+        self._contents = contents
         self.skipped = self.unread = 0
         self.trouble: StoreError | None = None
 
@@ -224,7 +246,7 @@ class _Reader:
             used_at = self._store.stat(digest).used_at
         except BlobUnknown:
             # evicted: nothing to log
-            _forget(self._store, self._catalog, repo, digest)
+            _forget(self._contents, self._catalog, repo, digest)
             return None
         granted: Mapping[Digest, int] = {}
         try:
@@ -253,12 +275,12 @@ def _log_skipped(repo: Repo, digest: Digest, error: StoreError) -> None:
     telemetry.log.warning("manifest skipped by reconcile", repository=str(repo), digest=str(digest), reason=str(error))
 
 
-def _forget(store: Blobs, catalog: Catalog, repo: Repo, digest: Digest) -> None:
+def _forget(contents: Blobs, catalog: Catalog, repo: Repo, digest: Digest) -> None:
     """Blocking: deletes a repository's record of a manifest that is gone, unless the record is younger than a day or
     the manifest has come back meanwhile. Raises `StoreError`.
     """
     record = catalog.get_manifest(repo, digest)
     if record is None or time.time() - record.fetched_at < _FORGET_AFTER:
         return
-    if not has_blob(store, digest) and catalog.get_manifest(repo, digest) == record:
+    if not has_blob(contents, digest) and catalog.get_manifest(repo, digest) == record:
         catalog.drop_manifest(repo, digest)

@@ -12,17 +12,21 @@ gap between high water and limit is for that, and the next round, a second later
 dropped.
 
 If it is not known what must stay, nothing is dropped, and new content is stored until the limit is reached.
+
+Hosted content counts against no capacity. It takes room on the disk, and then the cache's limit shrinks (see
+`Watermarks.limit`), so that cached content makes way for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import BlobTooLarge, IndexUnavailable, StoreError, StoreFull
+from mirror.errors import BlobTooLarge, IndexUnavailable, NoRoomForPush, StoreError, StoreFull
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.protection import Protection
 from mirror.eviction.quarantine_sweep import QuarantineSweeper
@@ -141,6 +145,27 @@ class Space:
         """
         await self._evict(lambda _: (size, size), on_disk=True)
 
+    async def make_room_for_push(self, size: int) -> None:
+        """Makes sure that the disk has room for `size` more bytes of hosted content, which no capacity limits, and
+        evicts cached content if needed. To be called before they are received, and again while they arrive: nothing is
+        reserved. Quick if there is room. Raises `NoRoomForPush`, `StoreError`.
+        """
+        short = await self._short_of(size)
+        if short <= 0:
+            return
+        with suppress(StoreFull):
+            await self.make_room(short)
+        # measured, because blobs that also have a hosted name free nothing, and other processes write as well
+        if (short := await self._short_of(size)) > 0:
+            raise NoRoomForPush(
+                f"the disk has no room for {format_size(size)}: {format_size(short)} are missing after cached content "
+                "was evicted"
+            )
+
+    async def _short_of(self, size: int) -> int:
+        free, _ = await asyncio.to_thread(self._store.free)
+        return size + self._watermarks.reserve - free
+
     # ----------------------------------------------------------------------------------------------- measuring
 
     async def load(self, *, patient: bool = True) -> StoreLoad:
@@ -217,8 +242,8 @@ class Space:
         still needed. Returns what was dropped.
 
         `need` returns the bytes that should be dropped, and those that must be dropped or `StoreFull` is raised. No
-        blob is dropped if all that can be dropped would not be enough. If `on_disk`, only deleted files count as freed,
-        not the bytes of records without a file.
+        blob is dropped if all that can be dropped would not be enough. If `on_disk`, only what the disk gets back
+        counts: not the bytes of records without a file, nor of blobs that also have a hosted name.
         """
         with telemetry.span("evict") as span:
             async with self._evictor.turn():
@@ -256,9 +281,9 @@ class Space:
             if not victims:
                 return
             eviction.tried.update(victim.digest for victim in victims)
-            freed, without_file = await self._evictor.drop_victims(victims)
-            eviction.dropped += freed
-            eviction.has_freed(sum(victim.size for victim in freed) + (0 if on_disk else without_file))
+            dropped = await self._evictor.drop_victims(victims)
+            eviction.dropped += dropped.victims
+            eviction.has_freed(dropped.freed if on_disk else dropped.recorded)
 
     async def _reclaim_for(self, eviction: _Eviction) -> bool:
         """Drops interrupted downloads that no worker resumes at the moment, once for each eviction, before a fill is

@@ -178,14 +178,21 @@ class BlobIngester(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion has done, in bytes: the `size` of the blob, 0 if there was none, and how much of it was `freed`
+    on the disk: nothing if the blob has a hosted name as well.
+    """
+
+    size: int = 0
+    freed: int = 0
+
+
 class BlobDeleter(Protocol):
     """Delete blobs."""
 
-    def delete(self, digest: Digest) -> int:
-        """Delete a blob and return the number of bytes freed; 0 if there is none. Repeatable. Blocks.
-
-        Readers that are open can read on.
-        """
+    def delete(self, digest: Digest) -> Deleted:
+        """Delete a blob. Repeatable. Blocks. Readers that are open can read on."""
 
 
 class Quarantine(Protocol):

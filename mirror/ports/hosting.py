@@ -127,6 +127,14 @@ class UploadSession:
     changed_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """How many upload sessions were deleted because no byte came any more, and how many bytes they had."""
+
+    sessions: int = 0
+    bytes: int = 0
+
+
 class Uploads(Protocol):
     """The upload sessions of this machine. They survive the death of a worker, but not a restart of the machine."""
 
@@ -147,9 +155,9 @@ class Uploads(Protocol):
     def sessions(self) -> Sequence[UploadSession]:
         """All sessions, in no order. Raises `StoreError`."""
 
-    def sweep(self, before: float) -> int:
+    def sweep(self, before: float) -> Expired:
         """Delete the sessions that no request writes to and that got no byte since `before` (epoch seconds), and those
-        of an earlier boot. Returns how many bytes were freed.
+        of an earlier boot. Raises `StoreError` if they cannot be listed.
         """
 
 

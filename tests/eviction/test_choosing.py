@@ -18,7 +18,7 @@ from mirror.oci.digest import Digest
 from mirror.policy.eviction import Watermarks
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import ContentRecord, References, Usage
-from mirror.ports import ContentIndex
+from mirror.ports import ContentIndex, Deleted
 from mirror.values.sizes import Capacity
 from tests.support.clock import Clock
 from tests.support.eviction_parts import make_eviction
@@ -128,12 +128,12 @@ class Counted:
         self.names = set(digests)
         self.deleted: list[Digest] = []
 
-    def delete(self, digest: Digest) -> int:
+    def delete(self, digest: Digest) -> Deleted:
         if digest not in self.names:
-            return 0
+            return Deleted()
         self.names.remove(digest)
         self.deleted.append(digest)
-        return 1000
+        return Deleted(1000, 1000)
 
     def stat(self, digest: Digest) -> None:
         assert digest not in self.names

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from mirror.errors import IndexUnavailable
-from mirror.eviction.reconcile import MARK, Reconciled, ensure, reconcile
+from mirror.eviction.reconcile import MARK, Hosting, Reconciled, ensure, reconcile
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
@@ -22,6 +22,7 @@ from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ManifestRecord, TagRecord, Usage
 from mirror.ports import ContentIndex
+from tests.support.memory_hosting import MemoryContents, MemoryHostedBlobs
 from tests.support.memory_index import MemoryIndex
 from tests.support.memory_store import MemoryCatalog, MemoryStore
 from tests.support.redis_server import RedisServer
@@ -231,6 +232,36 @@ async def test_manifests_that_were_evicted_are_forgotten(index: ContentIndex, di
     assert {record.digest for record in disk.catalog.manifests(ALPINE)} == {disk.list, disk.image}
     assert [line["digest"] for line in lines if line["event"] == "manifest skipped by reconcile"] == [str(disk.image)]
     assert (await reconcile(disk.store, disk.catalog, index)).skipped == 2
+
+
+HOSTED = Repo("corp", "team/app")
+
+
+@pytest.mark.parametrize("configured", [True, False], ids=["hosted", "hosted no more"])
+async def test_hosted_manifests_are_never_forgotten(index: ContentIndex, disk: Disk, configured: bool) -> None:
+    """They have no name in the cache, which looks like an eviction. Their records stay all the same, also if somebody
+    removes the registry from the configuration for a day.
+    """
+    hosted = MemoryHostedBlobs(disk.store)
+    digest = disk.manifest(HOSTED, OCI_MANIFEST, config=CONFIG, layers=[LAYER])
+    hosted.adopt(digest)
+    disk.store.delete(digest)
+    record = disk.catalog.get_manifest(HOSTED, digest)
+    assert record
+    assert record.fetched_at < time.time() - 2 * 86400
+    both = MemoryContents(disk.store, hosted)
+    result = await reconcile(disk.store, disk.catalog, index, hosting=Hosting(both, lambda repo: configured))
+    assert disk.catalog.get_manifest(HOSTED, digest) == record
+    assert await index.linked(HOSTED, Digest.of(LAYER)) is None
+    assert result.repositories == (0 if configured else 3)
+
+
+async def test_hosted_repositories_are_unknown_to_the_index(index: ContentIndex, disk: Disk) -> None:
+    """Even if the cache has their manifest as well."""
+    disk.manifest(HOSTED, OCI_MANIFEST, config=CONFIG, layers=[LAYER])
+    hosting = Hosting(disk.store, lambda repo: repo == HOSTED)
+    assert (await reconcile(disk.store, disk.catalog, index, hosting=hosting)).repositories == 2
+    assert await index.linked(HOSTED, Digest.of(LAYER)) is None
 
 
 async def test_many_blobs(index: ContentIndex, disk: Disk) -> None:

@@ -12,6 +12,7 @@ from mirror.errors import BlobTooLarge, StoreFull
 from mirror.eviction.reconcile import MARK
 from mirror.oci.digest import Digest
 from mirror.policy.records import Usage
+from mirror.ports import Deleted
 from tests.support.eviction_world import World, growing, until
 from tests.support.memory_store import MemoryStore
 from tests.support.store_suite import filled
@@ -155,7 +156,7 @@ async def test_a_turn_that_is_cancelled_ends_with_its_last_file(world: World, mo
     deleting, go_on = threading.Event(), threading.Event()
     delete = world.store.delete
 
-    def slow(digest: Digest) -> int:
+    def slow(digest: Digest) -> Deleted:
         deleting.set()
         assert go_on.wait(30)
         return delete(digest)

@@ -15,7 +15,7 @@ from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Watermarks
 from mirror.policy.records import ContentRecord, ManifestRecord, References
-from mirror.ports import BlobInfo, ContentIndex
+from mirror.ports import BlobInfo, ContentIndex, Deleted
 from mirror.values.sizes import Capacity
 from tests.support.clock import Clock
 from tests.support.eviction_parts import EvictionParts, make_eviction
@@ -57,13 +57,17 @@ class Watched:
 
 
 class CountingStore(MemoryStore):
-    """Counts walks and notes of use, and may refuse to delete."""
+    """Counts walks and notes of use, and may refuse to delete. The blobs in `hosted` have a hosted name as well: their
+    deletion frees nothing. Hosted content without another name takes `hosted_bytes` of the disk.
+    """
 
     def __init__(self, disk: int = 1 << 40) -> None:
         super().__init__(disk)
         self.walks = 0
         self.marked: list[dict[Digest, float]] = []
         self.stuck: set[Digest] = set()
+        self.hosted: set[Digest] = set()
+        self.hosted_bytes = 0
         self.failing = False
 
     def walk(self) -> Any:
@@ -74,15 +78,20 @@ class CountingStore(MemoryStore):
         self.marked.append(dict(seen))
         super().mark_used(seen)
 
-    def delete(self, digest: Digest) -> int:
+    def delete(self, digest: Digest) -> Deleted:
         if digest in self.stuck:
             raise StoreError("read-only")
-        return super().delete(digest)
+        deleted = super().delete(digest)
+        if digest not in self.hosted:
+            return deleted
+        self.hosted_bytes += deleted.size
+        return Deleted(deleted.size, 0)
 
     def free(self) -> tuple[int, int]:
         if self.failing:
             raise StoreError("the disk is gone")
-        return super().free()
+        free, disk = super().free()
+        return max(0, free - self.hosted_bytes), disk
 
 
 class World:

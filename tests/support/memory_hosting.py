@@ -16,7 +16,7 @@ from typing import Final
 from mirror.errors import BlobDamaged, BlobUnknown, RecordChanged, StoreError, UploadBusy
 from mirror.oci.digest import Digest
 from mirror.policy.hosted_records import QueuedBlob
-from mirror.ports import BlobInfo, BlobReader, Body, UploadSession, Version, Versioned
+from mirror.ports import BlobInfo, BlobReader, Body, Expired, UploadSession, Version, Versioned
 from tests.support.memory_store import MemoryReader, MemoryStore
 
 _RECEIVE: Final = 64 * 1024
@@ -74,7 +74,7 @@ class MemoryHostedBlobs:
             if found is None or found.version != expect:
                 raise RecordChanged("the record was changed meanwhile")
             del self._queue[digest]
-            return self.names.delete(digest)
+            return self.names.delete(digest).size
 
     def all_queued(self) -> Iterable[QueuedBlob]:
         with self._changing:
@@ -167,14 +167,14 @@ class MemoryUploads:
     def sessions(self) -> Sequence[UploadSession]:
         return [found for name in list(self.open_sessions) if (found := self.session(name)) is not None]
 
-    def sweep(self, before: float) -> int:
+    def sweep(self, before: float) -> Expired:
         with self._changing:
             old = [
                 name
                 for name, session in self.open_sessions.items()
                 if session.writer is None and session.changed_at < before
             ]
-            return sum(len(self.open_sessions.pop(name).content) for name in old)
+            return Expired(len(old), sum(len(self.open_sessions.pop(name).content) for name in old))
 
 
 class MemoryUpload:

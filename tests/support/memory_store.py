@@ -20,7 +20,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import ABSENT, BlobInfo, BlobReader, Body, Expected, Version, Versioned
+from mirror.ports import ABSENT, BlobInfo, BlobReader, Body, Deleted, Expected, Version, Versioned
 
 T = TypeVar("T")
 
@@ -124,10 +124,10 @@ class MemoryStore:
                 if whose == registry and digest != besides
             )
 
-    def delete(self, digest: Digest) -> int:
+    def delete(self, digest: Digest) -> Deleted:
         with self.changed:
             blob = self._present.pop(digest, None)
-            return len(blob.content) if blob else 0
+            return Deleted(len(blob.content), len(blob.content)) if blob else Deleted()
 
     def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
         with self.changed:

@@ -15,7 +15,7 @@ import pytest
 
 from mirror.errors import BlobDamaged, BlobUnknown, UpstreamUnavailable
 from mirror.oci.digest import HEX_LENGTHS, Digest
-from mirror.ports import BlobInfo, BlobStore, Ingest
+from mirror.ports import BlobInfo, BlobStore, Deleted, Ingest
 
 CONTENT = bytes(range(256)) * 3000
 DIGEST = Digest.of(CONTENT)
@@ -99,7 +99,7 @@ class StoreSuite:
         for ask in (store.stat, store.open, lambda digest: store.read(digest, 10)):
             with pytest.raises(BlobUnknown):
                 ask(DIGEST)
-        assert store.delete(DIGEST) == 0
+        assert store.delete(DIGEST) == Deleted()
         assert not store.set_aside(DIGEST, None)
         store.mark_used({DIGEST: LATER})
         assert dict(store.growing()) == {}
@@ -136,8 +136,8 @@ class StoreSuite:
         """A deleted blob is unknown to every process and freed its size once; a reader that has it open reads on."""
         store.put(DIGEST, CONTENT)
         _, reader = another.open(DIGEST)
-        assert store.delete(DIGEST) == len(CONTENT)
-        assert store.delete(DIGEST) == 0
+        assert store.delete(DIGEST) == Deleted(len(CONTENT), len(CONTENT))
+        assert store.delete(DIGEST) == Deleted()
         with pytest.raises(BlobUnknown):
             another.stat(DIGEST)
         assert reader.pread(len(CONTENT), 0) == CONTENT

@@ -13,7 +13,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import BlobInfo, Expected
+from mirror.ports import BlobInfo, Deleted, Expected
 from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryReader, MemoryStore
 
 
@@ -42,7 +42,7 @@ class UnreliableStore(MemoryStore):
         self._check(digest)
         return super().read(digest, limit)
 
-    def delete(self, digest: Digest) -> int:
+    def delete(self, digest: Digest) -> Deleted:
         self.deleted.add(digest)
         return super().delete(digest)
 

@@ -13,7 +13,7 @@ import pytest
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull, UploadBusy, UpstreamUnavailable
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.policy.hosted_records import QueuedBlob
-from mirror.ports import Blobs, HostedBlobs, UploadFile, Uploads
+from mirror.ports import Blobs, Expired, HostedBlobs, UploadFile, Uploads
 from tests.support.store_suite import CONTENT, DIGEST, LATER, Pieces
 
 OWNER = "0123abcd_4567ef"
@@ -241,9 +241,9 @@ class UploadsSuite:
         """Old sessions go, except one that a request writes to."""
         idle, busy = pushed(uploads, CONTENT), pushed(uploads, CONTENT)
         upload = opened(another, busy)
-        assert uploads.sweep(before=-1.0) == 0
-        assert uploads.sweep(before=LATER) == len(CONTENT)
+        assert uploads.sweep(before=-1.0) == Expired()
+        assert uploads.sweep(before=LATER) == Expired(1, len(CONTENT))
         assert uploads.session(idle) is None
         assert [found.id for found in uploads.sessions()] == [busy]
         upload.publish(DIGEST)
-        assert uploads.sweep(before=LATER) == 0
+        assert uploads.sweep(before=LATER) == Expired()

@@ -43,7 +43,7 @@ from typing import Final
 
 from mirror.errors import BlobDamaged, StoreError, UploadBusy
 from mirror.oci.digest import Digest, hasher
-from mirror.ports import BlobInfo, Body, UploadSession
+from mirror.ports import BlobInfo, Body, Expired, UploadSession
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.local.durable import ABSENT_ERRNOS, make_folder, store_errors
 from mirror.store.local.ingest_state import boot_id
@@ -120,8 +120,8 @@ class LocalUploads:
     def sessions(self) -> Sequence[UploadSession]:
         return [found for name in self._names() if (found := self.session(name)) is not None]
 
-    def sweep(self, before: float) -> int:
-        freed = 0
+    def sweep(self, before: float) -> Expired:
+        sessions = size = 0
         for name in self._names():
             path = self._layout.uploads / name
             # one that cannot be examined does not keep the others; a writer has it, or the next sweep tries again
@@ -131,9 +131,9 @@ class LocalUploads:
                 status = os.fstat(descriptor)
                 if _owner_of(name) is None or status.st_mtime < before:
                     path.unlink()
-                    freed += status.st_size
+                    sessions, size = sessions + 1, size + status.st_size
                     self.forget(name)
-        return freed
+        return Expired(sessions, size)
 
     def _names(self) -> list[str]:
         """The names of all sessions, also of earlier boots. Other files are foreign. Raises `StoreError`."""

@@ -38,7 +38,7 @@ from typing import Final
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine_limits import QuarantinedBlob
-from mirror.ports import BlobInfo, BlobReader, Body, SupportsFileno
+from mirror.ports import BlobInfo, BlobReader, Body, Deleted, SupportsFileno
 from mirror.store.local import quarantine
 from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
@@ -206,15 +206,16 @@ class LocalStore:
                         return True
         return False
 
-    def delete(self, digest: Digest) -> int:
+    def delete(self, digest: Digest) -> Deleted:
         path = self.layout.blob(digest)
         with store_errors(f"deleting {digest}"):
             try:
-                size = os.lstat(path).st_size
+                status = os.lstat(path)
                 os.unlink(path)
             except FileNotFoundError:
-                return 0
-        return size
+                return Deleted()
+        # a hosted name keeps the file
+        return Deleted(status.st_size, status.st_size if status.st_nlink == 1 else 0)
 
     def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
         return quarantine.put(self.layout, digest, seen.fileno() if isinstance(seen, SupportsFileno) else None)

@@ -111,20 +111,21 @@ def blobs(layout: Layout) -> list[QuarantinedBlob]:
 
 
 def drop(layout: Layout, digest: Digest) -> int:
-    """Delete a blob from the quarantine; returns the bytes freed, 0 if it is absent or a filler still writes to it.
+    """Delete a blob from the quarantine; returns the bytes freed: 0 if it is absent, if a filler still writes to it, or
+    if `hosted-damaged/` has the same file.
 
     Repeatable. Raises `StoreError`.
     """
     path = _path(layout, digest)
     with store_errors(f"dropping {digest} from the quarantine"):
         try:
-            size = os.lstat(path).st_size
+            status = os.lstat(path)
             if _is_filled(path):
                 return 0
             os.unlink(path)
         except FileNotFoundError:
             return 0
-    return size
+    return status.st_size if status.st_nlink == 1 else 0
 
 
 def _path(layout: Layout, digest: Digest) -> str:
