@@ -153,7 +153,13 @@ class TooManyUploads(RequestError):
 
 
 class Unsupported(RequestError):
-    """A method that this repository does not offer, such as a push to a mirrored one."""
+    """A method that this repository does not offer, such as a push to a mirrored one. `allowed` are the methods that it
+    offers.
+    """
+
+    def __init__(self, message: str, allowed: Sequence[str] = ("GET", "HEAD")) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
 
 
 class NotServed(RequestError):

@@ -36,6 +36,7 @@ from mirror.server.probes import Readiness, health_pages
 from mirror.server.process_metrics import beat_regularly
 from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.handler import Page, RegistryHandler
+from mirror.server.registry.receiving import Receiver
 from mirror.server.registry.sending import Sender
 from mirror.store.local.answer_files import LocalRecent
 from mirror.values.sizes import parse_size
@@ -149,6 +150,7 @@ def _open_front(
         access=gate,
         audit=audit,
         recent=recent,
+        receiver=Receiver(parse_size(config.hosting.min_upload_rate)),
     )
 
 

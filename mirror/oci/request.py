@@ -6,14 +6,22 @@ refused. Nothing decodes the path a second time, which could bring them back (RF
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 from urllib.parse import parse_qsl, unquote
 
-from mirror.errors import NameInvalid, NotServed, PageInvalid
+from mirror.errors import NameInvalid, NotServed, PageInvalid, TooManyTags, UploadUnknown
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Reference, parse_reference
+from mirror.oci.reference import Reference, check_tag, parse_reference
+
+#: The most tags of one manifest PUT. The specification asks for at least 10.
+MOST_TAGS: Final = 32
+#: The most query parameters of one request.
+_MOST_FIELDS: Final = 64
+_SESSION: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 
 class Kind(Enum):
@@ -31,12 +39,18 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RegistryRequest:
-    """A parsed request. `name` is the part of the path before the resource; it may still begin with a registry."""
+    """A parsed request. `name` is the part of the path before the resource; it may still begin with a registry.
+
+    `session` is the id of an upload session; empty: a new one. `tags` are the `tag` parameters of a request for a
+    manifest.
+    """
 
     kind: Kind
     name: str = ""
     reference: Reference | None = None
     query: Mapping[str, str] = field(default_factory=dict)
+    session: str = ""
+    tags: tuple[str, ...] = ()
 
     @property
     def digest(self) -> Digest:
@@ -49,15 +63,20 @@ class RegistryRequest:
 def parse_request(target: str) -> RegistryRequest:
     """Parse a request target (path and query, not decoded).
 
-    Raises `NotServed` for a path outside the API, `NameInvalid`, `TagInvalid`, `DigestInvalid`.
+    The last two parts of the path name the resource, and everything before them is the repository's name. So a
+    repository may be called `blobs/uploads` or `tags/list`, and no request has two meanings.
+
+    Raises `NotServed` for a path outside the API, `NameInvalid`, `TagInvalid`, `DigestInvalid`, `UploadUnknown` for a
+    session that cannot exist, `TooManyTags`.
     """
     path, _, raw_query = target.partition("?")
     if not path.startswith("/v2"):
         raise NotServed(f"not a path of this API: {path[:120]!r}")
     if "%" in path:
         path = unquote(path)
+    fields = _fields(raw_query) if raw_query else ()
     # the first of a repeated parameter counts
-    query = dict(reversed(_fields(raw_query))) if raw_query else {}
+    query = dict(reversed(fields))
     if path in ("/v2", "/v2/"):
         return RegistryRequest(Kind.BASE, query=query)
     if path == "/v2/_catalog":
@@ -66,26 +85,35 @@ def parse_request(target: str) -> RegistryRequest:
         raise NotServed(f"not a path of this API: {path[:120]!r}")
     name, _, last = path[4:].rpartition("/")
     before, _, resource = name.rpartition("/")
-    if not before and resource in ("manifests", "blobs", "referrers", "tags"):
+    if (not before and resource in ("manifests", "blobs", "referrers", "tags")) or name == "blobs/uploads":
         raise NameInvalid("a repository name is missing")
     match resource:
         case "manifests":
-            return RegistryRequest(Kind.MANIFEST, before, parse_reference(last), query)
+            tags = tuple(check_tag(value) for key, value in fields if key == "tag") if fields else ()
+            if len(tags) > MOST_TAGS:
+                raise TooManyTags(f"{len(tags)} tags, more than the {MOST_TAGS} that one request may have")
+            return RegistryRequest(Kind.MANIFEST, before, parse_reference(last), query, tags=tags)
+        case "blobs" if last == "uploads":
+            return RegistryRequest(Kind.UPLOAD, before, None, query)
         case "blobs":
             return RegistryRequest(Kind.BLOB, before, Digest.parse(last), query)
+        case "uploads" if before.endswith("/blobs"):
+            if last and not _SESSION.fullmatch(last):
+                raise UploadUnknown("no such upload session")
+            return RegistryRequest(Kind.UPLOAD, before.removesuffix("/blobs"), None, query, last)
         case "referrers":
             return RegistryRequest(Kind.REFERRERS, before, Digest.parse(last), query)
         case "tags" if last == "list":
             return RegistryRequest(Kind.TAGS, before, None, query)
-    if "/blobs/uploads" in path:
-        return RegistryRequest(Kind.UPLOAD, path[4:].partition("/blobs/uploads")[0], None, query)
     raise NotServed(f"not a path of this API: {path[:120]!r}")
 
 
 def _fields(query: str) -> list[tuple[str, str]]:
     try:
-        return parse_qsl(query, max_num_fields=64)
+        return parse_qsl(query, max_num_fields=_MOST_FIELDS)
     except ValueError as error:
+        if query.count("tag=") > MOST_TAGS:
+            raise TooManyTags(f"more than the {MOST_TAGS} tags that one request may have") from error
         raise NotServed("too many query parameters") from error
 
 

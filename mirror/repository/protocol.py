@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, TypeGuard, runtime_checkable
 
 from mirror.fills.read_ahead import Fetching
 from mirror.oci.digest import Digest
@@ -200,3 +200,19 @@ class Writable(Protocol):
 
         Raises `ManifestUnknown` if there is nothing to bring back, `ManifestBlobUnknown` if content is gone.
         """
+
+
+class Hosted(Readable, Writable, Protocol):
+    """A repository that clients may read and write."""
+
+
+#: Whether the repositories of a class are `Writable`. `isinstance` would look for each verb at every request.
+_writable: Final[dict[type, bool]] = {}
+
+
+def is_hosted(repository: Readable) -> TypeGuard[Hosted]:
+    """True if clients may push to the repository."""
+    kind = type(repository)
+    if kind not in _writable:
+        _writable[kind] = isinstance(repository, Writable)
+    return _writable[kind]

@@ -28,6 +28,12 @@ REQUEST_SECONDS: Final = Histogram(
     "mirror_request_seconds", "Time from a request to the last byte of its answer", ["kind", "cache"], buckets=_TIMES
 )
 SENT_BYTES: Final = Counter("mirror_sent_bytes", "Bytes of response bodies sent to clients", ["cache"])
+PUSHES: Final = Counter(
+    "mirror_pushes",
+    "Answered pushes and deletions, by action, kind of resource and status",
+    ["action", "kind", "status"],
+)
+RECEIVED_BYTES: Final = Counter("mirror_received_bytes", "Bytes of blobs and manifests received from clients that push")
 CONNECTIONS: Final = Gauge("mirror_connections", "Open client connections", multiprocess_mode="livesum")
 CONNECTIONS_DROPPED: Final = Counter(
     "mirror_connections_dropped",

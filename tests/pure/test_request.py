@@ -6,7 +6,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mirror.errors import DigestInvalid, NameInvalid, NotServed, PageInvalid, RequestError, TagInvalid
+from mirror.errors import (
+    DigestInvalid,
+    NameInvalid,
+    NotServed,
+    PageInvalid,
+    RequestError,
+    TagInvalid,
+    TooManyTags,
+    UploadUnknown,
+)
 from mirror.oci.digest import Digest
 from mirror.oci.request import Kind, RegistryRequest, parse_page, parse_request
 
@@ -30,12 +39,25 @@ _DIGEST = Digest.of(b"")
         ),
         ("/v2/a/tags/list?n=5&last=x", RegistryRequest(Kind.TAGS, "a", None, {"n": "5", "last": "x"})),
         ("/v2/a/blobs/uploads/", RegistryRequest(Kind.UPLOAD, "a")),
-        ("/v2/a/b/blobs/uploads/some-id", RegistryRequest(Kind.UPLOAD, "a/b")),
+        ("/v2/a/blobs/uploads", RegistryRequest(Kind.UPLOAD, "a")),
+        ("/v2/a/b/blobs/uploads/some-id", RegistryRequest(Kind.UPLOAD, "a/b", session="some-id")),
+        (
+            f"/v2/a/blobs/uploads/?mount={_DIGEST}&from=b%2Fc",
+            RegistryRequest(Kind.UPLOAD, "a", query={"mount": str(_DIGEST), "from": "b/c"}),
+        ),
+        (
+            f"/v2/a/manifests/{_DIGEST}?tag=v1&x=y&tag=v2",
+            RegistryRequest(Kind.MANIFEST, "a", _DIGEST, {"tag": "v1", "x": "y"}, tags=("v1", "v2")),
+        ),
         # names may hold the words of the API
         ("/v2/manifests/manifests/manifests", RegistryRequest(Kind.MANIFEST, "manifests", "manifests")),
         ("/v2/a/tags/list/manifests/v1", RegistryRequest(Kind.MANIFEST, "a/tags/list", "v1")),
         (f"/v2/a/manifests/blobs/{_DIGEST}", RegistryRequest(Kind.BLOB, "a/manifests", _DIGEST)),
         ("/v2/blobs/tags/list", RegistryRequest(Kind.TAGS, "blobs")),
+        ("/v2/blobs/blobs/uploads/", RegistryRequest(Kind.UPLOAD, "blobs")),
+        ("/v2/a/blobs/uploads/blobs/uploads/list", RegistryRequest(Kind.UPLOAD, "a/blobs/uploads", session="list")),
+        ("/v2/a/blobs/uploads/manifests/uploads", RegistryRequest(Kind.MANIFEST, "a/blobs/uploads", "uploads")),
+        ("/v2/a/blobs/uploads/tags/list", RegistryRequest(Kind.TAGS, "a/blobs/uploads")),
         # the first of a repeated parameter counts
         ("/v2/a/tags/list?n=1&n=2", RegistryRequest(Kind.TAGS, "a", None, {"n": "1"})),
     ],
@@ -57,6 +79,16 @@ def test_targets(target: str, wanted: RegistryRequest) -> None:
         ("/v2/a/tags/other", NotServed),
         ("/V2/a/manifests/v1", NotServed),
         ("/v2/a/tags/list?" + "a=1&" * 65, NotServed),
+        ("/v2/a/blobs/uploads/x/y", NotServed),
+        ("/v2/a/uploads/x", NotServed),
+        ("/v2/blobs/uploads/", NameInvalid),
+        ("/v2/blobs/uploads/x", NameInvalid),
+        ("/v2/a/blobs/uploads/..%2Fx", NotServed),
+        ("/v2/a/blobs/uploads/a%20b", UploadUnknown),
+        ("/v2/a/blobs/uploads/" + "a" * 201, UploadUnknown),
+        ("/v2/a/manifests/v1?tag=a/b", TagInvalid),
+        ("/v2/a/manifests/v1?" + "tag=a&" * 33, TooManyTags),
+        ("/v2/a/manifests/v1?" + "tag=a&" * 65, TooManyTags),
         ("/v2/manifests/v1", NameInvalid),
         ("/v2/tags/list", NameInvalid),
         (f"/v2/blobs/{_DIGEST}", NameInvalid),
@@ -94,6 +126,29 @@ def test_31_any_target(pieces: list[str]) -> None:
         assert isinstance(request.reference, Digest)
     if request.kind is Kind.MANIFEST:
         assert isinstance(request.reference, Digest) or "/" not in request.reference  # type: ignore[operator]
+
+
+_WORDS = ["a", "blobs", "uploads", "tags", "list", "manifests", "referrers", "v2", "_catalog"]
+
+
+@given(
+    st.lists(st.sampled_from(_WORDS[:-1]), min_size=1, max_size=6).map("/".join),
+    st.sampled_from(
+        [
+            (Kind.UPLOAD, "blobs/uploads/"),
+            (Kind.UPLOAD, "blobs/uploads/list"),
+            (Kind.BLOB, f"blobs/{_DIGEST}"),
+            (Kind.MANIFEST, "manifests/uploads"),
+            (Kind.MANIFEST, "manifests/_catalog"),
+            (Kind.TAGS, "tags/list"),
+            (Kind.REFERRERS, f"referrers/{_DIGEST}"),
+        ]
+    ),
+)
+def test_108_names_like_resources(name: str, resource: tuple[Kind, str]) -> None:
+    """Row 108: a repository may be called like a resource; each request still has one meaning."""
+    request = parse_request(f"/v2/{name}/{resource[1]}")
+    assert (request.kind, request.name) == (resource[0], name)
 
 
 @pytest.mark.parametrize(

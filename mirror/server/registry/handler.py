@@ -11,37 +11,42 @@ import itertools
 import os
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, Final, Protocol, cast
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from prometheus_client import Counter, Histogram
 
 from mirror import telemetry
-from mirror.errors import MirrorError, NotServed, RequestError, Unsupported, UpstreamError
+from mirror.errors import Denied, MirrorError, NotServed, RequestError, Unsupported, UpstreamError
 from mirror.inspect.recent_answers import RecentAnswers
 from mirror.oci.request import Kind, RegistryRequest, parse_request
-from mirror.policy.access_rules import ANONYMOUS
+from mirror.policy.access_rules import ANONYMOUS, Action, Identity
 from mirror.repository.answers import Outcome
-from mirror.repository.protocol import Readable
+from mirror.repository.protocol import Readable, is_hosted
 from mirror.repository.router import Router
-from mirror.server.registry import pull
+from mirror.server.registry import pull, push
 from mirror.server.registry.access_control import TOKEN_PATH, AccessControl
+from mirror.server.registry.body_rest import RestOfBody
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handshake import Handshake
 from mirror.server.registry.head_limit import MOST_HEAD, BoundedHeads
 from mirror.server.registry.pull import RequestRecord
+from mirror.server.registry.receiving import Receiver, expects_continue
 from mirror.server.registry.responses import error_response
 from mirror.server.registry.sending import ClientGone, Sender
 from mirror.server.registry.writing import PIECE, PieceWriter, Unsent
 
 #: Statuses that go to the audit log even if the caller and the repository are unknown.
 _REFUSED: Final = frozenset({401, 403, 429})
+
+#: `RequestRecord.action` of everything but pushes and deletions.
+_PULL: Final = Action.PULL.value
 
 #: A page beside the API, such as `/readyz`. Pages are found by their path; probes and scrapers may add a query.
 Page = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -67,9 +72,10 @@ class RegistryHandler:
         access: AccessControl | None = None,
         audit: Audit | None = None,
         recent: RecentAnswers | None = None,
+        receiver: Receiver | None = None,
     ) -> None:
-        """Without `access`, every client that reaches the mirror may pull everything. `audit` records each access and
-        refusal, `recent` each answer about a repository.
+        """Without `access`, every client that reaches the mirror may pull everything, and nobody may push. `audit`
+        records each access and refusal, `recent` each answer about a repository.
         """
         self._router = router
         self._sender = sender
@@ -78,6 +84,7 @@ class RegistryHandler:
         self._access = access
         self._audit = audit
         self._recent = recent
+        self._receiver = receiver or Receiver(0.0)
         #: Requests are numbered. Most numbers are never logged, so they are formatted as identifiers only when needed.
         self._numbers = itertools.count(time.time_ns() // 1_000_000)
         self._name = f"{os.getpid():x}"
@@ -113,7 +120,7 @@ class RegistryHandler:
             record.error = f"{type(error).__name__}: {error}"
             if isinstance(error, UpstreamError):
                 record.upstream = error.upstream
-            response = error_response(error, self._id(number), head=request.method == "HEAD")
+            response = error_response(error, self._id(number), head=request.method == "HEAD", more=record.headers)
         except asyncio.CancelledError:
             record.error = "cancelled: the mirror is stopping"
             raise
@@ -136,7 +143,7 @@ class RegistryHandler:
         access = self._access
         identity = await access.enter(request, wanted, record) if access is not None else ANONYMOUS
         if request.method not in ("GET", "HEAD") or wanted.kind is Kind.UPLOAD:
-            raise Unsupported("this is a mirror: push to the registry itself")
+            return await self._push(request, wanted, identity, record)
         if wanted.kind is Kind.BASE:
             return pull.base()
         if wanted.kind is Kind.CATALOG:
@@ -150,7 +157,35 @@ class RegistryHandler:
         if access is None:
             return await self._pull(request, wanted, repository, record)
         with await access.admit(identity, repository, request, wanted, record):
-            return await self._pull(request, wanted, repository, record)
+            return await self._pull(request, wanted, repository, record, identity)
+
+    async def _push(
+        self, request: web.BaseRequest, wanted: RegistryRequest, identity: Identity, record: RequestRecord
+    ) -> web.StreamResponse:
+        action = push.asked_action(request.method, wanted)
+        record.action = action.value
+        if wanted.kind not in (Kind.UPLOAD, Kind.MANIFEST, Kind.BLOB):
+            raise Unsupported(f"{request.method} is not possible here")
+        if wanted.reference is not None:
+            record.reference = str(wanted.reference)
+        host, ns = request.headers.get("Host"), wanted.query.get("ns")
+        repository = self._router.resolve(wanted.name, host=host, ns=ns)
+        record.repository = str(repository.repo)
+        if not is_hosted(repository):
+            raise Unsupported("this is a mirror: push to the registry itself")
+        if self._access is None:
+            raise Denied("no rule allows anybody to push here")
+        return await push.push(
+            push.PushCall(
+                request,
+                wanted,
+                repository,
+                self._access.authorize(identity, (action,), repository.repo, request, wanted),
+                record,
+                self._receiver,
+                lambda name: self._router.resolve(name, host=host, ns=ns).repo,
+            )
+        )
 
     async def _pull(
         self,
@@ -158,17 +193,28 @@ class RegistryHandler:
         wanted: RegistryRequest,
         repository: Readable,
         record: RequestRecord,
+        identity: Identity = ANONYMOUS,
     ) -> web.StreamResponse:
         match wanted.kind:
             case Kind.MANIFEST:
                 return await pull.manifest(request, wanted, repository, record)
             case Kind.BLOB:
-                return await pull.blob(request, wanted, repository, record, self._sender)
+                source = self._blobs_for(identity, repository, request, wanted)
+                return await pull.blob(request, wanted, source, record, self._sender)
             case Kind.TAGS:
                 return await pull.tags(request, wanted, repository, record)
             case Kind.REFERRERS:
                 return await pull.referrers(request, wanted, repository, record)
         raise NotServed("not a path of this API")
+
+    def _blobs_for(
+        self, identity: Identity, repository: Readable, request: web.BaseRequest, wanted: RegistryRequest
+    ) -> pull.Blobs:
+        """The blobs of a repository as this caller sees them: who may push also sees what may be reserved."""
+        if self._access is None or not is_hosted(repository):
+            return repository
+        pusher = self._access.pusher(identity, repository.repo, request, wanted)
+        return repository if pusher is None else push.PushersBlobs(repository, pusher)
 
     def _log(
         self,
@@ -186,6 +232,9 @@ class RegistryHandler:
         _seconds(kind, outcome).observe(seconds)
         if record.sent:
             _sent(outcome).inc(record.sent)
+        if record.action != _PULL:
+            _pushes(record.action, kind, status).inc()
+            telemetry.RECEIVED_BYTES.inc(record.received)
         if self._recent is not None and record.repository is not None:
             self._recent.note(kind, request.method, status, record, seconds, self._id(number))
         if self._audit is not None and (
@@ -195,13 +244,14 @@ class RegistryHandler:
                 id=self._id(number),
                 caller=record.caller,
                 client=_client(request),
-                action="login" if kind == "token" else "pull",
+                action="login" if kind == "token" else record.action,
                 kind=kind,
                 method=request.method,
                 repository=record.repository,
                 reference=record.reference,
                 status=status,
-                bytes=record.sent,
+                bytes=record.received if record.action != _PULL else record.sent,
+                digest=str(record.digest) if record.action != _PULL and record.digest is not None else None,
                 reason=record.error,
             )
         if not self._log_requests:
@@ -218,6 +268,8 @@ class RegistryHandler:
             "duration": round(seconds, 6),
             **record.notes,
         }
+        if record.action != _PULL:
+            line["received"] = record.received
         if record.caller is not None:
             line["caller"] = record.caller
         if record.error:
@@ -247,6 +299,7 @@ def _note(
         mirror__reference=record.reference,
         mirror__upstream=record.upstream,
         mirror__bytes=record.sent,
+        mirror__received=record.received if record.action != _PULL else None,
         mirror__error=record.error,
         mirror__request=number,
     )
@@ -287,6 +340,11 @@ def _client(request: web.BaseRequest) -> str:
 @cache
 def _requests(kind: str, status: int, outcome: str) -> Counter:
     return telemetry.REQUESTS.labels(kind, status, outcome)
+
+
+@cache
+def _pushes(action: str, kind: str, status: int) -> Counter:
+    return telemetry.PUSHES.labels(action, kind, status)
 
 
 @cache
@@ -339,6 +397,8 @@ class RegistryServer(web.Server):
             # RFC 9112, 6.1: a peer that does not know chunks would take them for the next request
             return _refused(request, 400, "HTTP/1.0 has no Transfer-Encoding")
         response = await self._answers(request)
+        if not request._payload.is_eof() and not _may_follow(request):
+            response.force_close()
         body = response.body if isinstance(response, web.Response) else None
         if isinstance(body, bytes) and len(body) > PIECE:
             request._payload_writer = PieceWriter(request.protocol, self._loop, self.unsent)
@@ -356,6 +416,22 @@ class RegistryServer(web.Server):
             # the parser ignores everything after a request to upgrade: close, so that the client does not wait for it
             message = message._replace(should_close=True)
         return super()._make_request(message, payload, protocol, writer, task)
+
+
+#: Bytes of an unread body that aiohttp reads after the answer, so that the connection can take the next request.
+_MOST_UNREAD: Final = 1 << 20
+
+
+def _may_follow(request: web.BaseRequest) -> bool:
+    """Whether another request may follow one whose body was not read to its end.
+
+    Otherwise the connection is closed after the answer. aiohttp still reads from it for a moment (`lingering_time`):
+    a socket that is closed with unread bytes is reset, and the client could lose the answer (RFC 9112, 9.6).
+    """
+    if expects_continue(request) or request._message.chunked:
+        # a client that was not told to go on may send the body, or the next request
+        return False
+    return int(request.headers.get("Content-Length", "0")) - request._payload.total_bytes <= _MOST_UNREAD
 
 
 #: Bytes of pipelined requests that wait behind the one being answered; above this, reading pauses.
@@ -444,6 +520,60 @@ class _Connection(RequestHandler):
             return
         self._behind = 0
         super()._resume_reading_if_drained()
+
+    # -------------------------------------------------------------------- the socket, lent for a body (receiving.py)
+
+    def lend(self, body: StreamReader) -> tuple[int, bytes] | None:
+        """See `Lender.lend`."""
+        transport = self.transport
+        if transport is None or self.ssl_context is not None:
+            return None
+        plain = transport.get_extra_info("socket")
+        if plain is None:
+            return None
+        try:
+            socket = os.dup(plain.fileno())
+        except OSError:
+            # no descriptor is free; the body can also come through the transport
+            return None
+        self._pause_reading_for_buffer()
+        pieces = []
+        # if the parser has stopped because the body's buffer was full, reading makes it go on with what it has
+        while piece := body.read_nowait():
+            pieces.append(piece)
+        return socket, b"".join(pieces)
+
+    def give_back(self, body: StreamReader, rest: int) -> None:
+        """See `Lender.give_back`."""
+        if self.transport is None:
+            return
+        if rest:
+            self._parser = cast(Any, RestOfBody(body, rest, self._parse_after))
+        else:
+            self._parser = cast(Any, self._new_parser())
+            body.feed_eof()
+        self._resume_reading_for_buffer()
+
+    def _parse_after(self, data: bytes) -> tuple[Sequence[tuple[Any, StreamReader]], bool, bytes]:
+        parser = self._new_parser()
+        self._parser = cast(Any, parser)
+        return parser.feed_data(data)
+
+    def _new_parser(self) -> BoundedHeads:
+        """A parser like the connection's first one, at the beginning of a request."""
+        return BoundedHeads(
+            HttpRequestParser(
+                self,
+                self._loop,
+                self._read_bufsize,
+                max_line_size=self.max_line_size,
+                max_field_size=self.max_field_size,
+                max_headers=self.max_headers,
+                payload_exception=RequestPayloadError,
+                auto_decompress=False,
+                max_msg_queue_size=self._max_msg_queue_size,
+            )
+        )
 
     def _in_time(self) -> None:
         if self._late is not None:

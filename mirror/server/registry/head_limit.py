@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import _ErrInfo
+from aiohttp.web_protocol import RequestPayloadError, _ErrInfo
 
 #: Largest head in bytes. podman's 1,024 ranges of a blob of some gigabytes take about 24,000.
 MOST_HEAD: Final = 32 << 10
@@ -47,7 +47,13 @@ class BoundedHeads:
         if self._begun + len(data) > MOST_HEAD:
             self._measuring = True
         in_body = self._body is not EMPTY_PAYLOAD and not self._body.is_eof()
-        messages, upgraded, tail = self._parser.feed_data(data)
+        try:
+            messages, upgraded, tail = self._parser.feed_data(data)
+        except HttpProcessingError as error:
+            if in_body:
+                # aiohttp answers this on the connection; whoever reads the body would wait for ever
+                self._body.set_exception(RequestPayloadError(error.message), error)
+            raise
         if messages:
             self._body = messages[-1][1]
             self._begun = 0

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import quote
 
 from aiohttp import HttpVersion11, web
@@ -20,7 +21,7 @@ from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_ranges
 from mirror.policy.send_limit import WITHHELD, may_send_of_part
-from mirror.repository.answers import BlobContent, Outcome
+from mirror.repository.answers import BlobContent, BlobStat, Outcome
 from mirror.repository.protocol import Fetchable, Readable
 from mirror.server.registry.byteranges import Byteranges
 from mirror.server.registry.responses import (
@@ -56,6 +57,21 @@ class RequestRecord:
     digest: Digest | None = None
     tag_override: str | None = None
     notes: dict[str, object] = field(default_factory=dict)
+    #: What a push or deletion does, as in the audit log, and how many bytes of its body were received.
+    action: str = "pull"
+    received: int = 0
+    #: Headers that the answer has even if it is an error.
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Blobs(Protocol):
+    """The part of `Readable` that serves blobs."""
+
+    async def blob(self, digest: Digest) -> BlobContent:
+        """See `Readable.blob`."""
+
+    async def stat_blob(self, digest: Digest) -> BlobStat:
+        """See `Readable.stat_blob`."""
 
 
 def base() -> web.Response:
@@ -87,7 +103,7 @@ async def manifest(
 
 
 async def blob(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, record: RequestRecord, sender: Sender
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Blobs, record: RequestRecord, sender: Sender
 ) -> web.StreamResponse:
     """A blob or a part of it. An error after the headers breaks the connection, so that a short body never looks
     complete.

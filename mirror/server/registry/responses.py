@@ -14,7 +14,17 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from mirror.errors import MirrorError, RangeInvalid, TooManyLogins, Unauthorized, UpstreamThrottled, answer_for
+from mirror.errors import (
+    ManifestBlobUnknown,
+    MirrorError,
+    RangeInvalid,
+    TooManyLogins,
+    TooManyUploads,
+    Unauthorized,
+    Unsupported,
+    UpstreamThrottled,
+    answer_for,
+)
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import is_manifest_type
 from mirror.oci.span import Span
@@ -38,6 +48,9 @@ _STALE_WARNING: Final = '299 - "upstream is unavailable, this answer is an older
 
 #: Seconds after which a client may retry a request that failed for a temporary reason.
 _RETRY_AFTER: Final = 5
+
+#: Most digests that an error about a manifest's missing content lists.
+_MOST_MISSING: Final = 100
 
 #: `Cache-Status` values (RFC 9211); the name before the semicolon is that of the cache.
 _CACHE_STATUS: Final = {
@@ -122,27 +135,33 @@ def is_unchanged(if_none_match: str | None, current: Digest | str) -> bool:
 
 def error_body(error: MirrorError, request_id: str) -> bytes:
     """The JSON of an error (distribution-spec, "Error Codes"). Its detail names the request, so that it can be found in
-    the log.
+    the log. Missing content of a manifest has an entry for each digest.
     """
     code = answer_for(error).code
-    entry = {"code": code, "message": error.public, "detail": {"request": request_id, "error": type(error).__name__}}
-    return json.dumps({"errors": [entry]}).encode()
+    detail = {"request": request_id, "error": type(error).__name__}
+    missing = error.digests[:_MOST_MISSING] if isinstance(error, ManifestBlobUnknown) else ()
+    entries = [{"code": code, "message": error.public, "detail": {**detail, "digest": digest}} for digest in missing]
+    return json.dumps({"errors": entries or [{"code": code, "message": error.public, "detail": detail}]}).encode()
 
 
-def error_response(error: MirrorError, request_id: str, *, head: bool = False) -> web.Response:
-    """The answer for an error raised before anything was sent."""
+def error_response(
+    error: MirrorError, request_id: str, *, head: bool = False, more: Mapping[str, str] | None = None
+) -> web.Response:
+    """The answer for an error raised before anything was sent. `more` are headers that do not depend on the error."""
     body = error_body(error, request_id)
     status = answer_for(error).status
-    headers = {**API_VERSION, "Content-Type": "application/json", "X-Request-Id": request_id}
+    headers = {**(more or {}), **API_VERSION, "Content-Type": "application/json", "X-Request-Id": request_id}
     if isinstance(error, UpstreamThrottled):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    elif status == 503 or isinstance(error, TooManyLogins):
+    elif status == 503 or isinstance(error, TooManyLogins | TooManyUploads):
         headers["Retry-After"] = str(_RETRY_AFTER)
     if isinstance(error, Unauthorized) and error.challenge is not None:
         headers["WWW-Authenticate"] = error.challenge
     if isinstance(error, RangeInvalid):
         headers["Content-Range"] = f"bytes */{error.size}"
-    if status == 405:
+    if isinstance(error, Unsupported):
+        headers["Allow"] = ", ".join(error.allowed)
+    elif status == 405:
         headers["Allow"] = "GET, HEAD"
     if head:
         headers["Content-Length"] = str(len(body))

@@ -1,0 +1,327 @@
+"""The body of a client's request, received off the event loop.
+
+    plain TCP, length known   the socket itself: the reader's thread takes bytes as long as they come (splice, or recv)
+    TLS, chunked, small       through aiohttp's stream, in large pieces, which the reader's thread takes from memory
+
+                 ┌── bytes are here ──> readinto(), plain_socket() … in a thread ── none at the moment ──┐
+    ── wait() ───┤                                                                                      │
+         ^       ├── the end ──> close(): the connection goes on with its next request                   │
+         │       └── broke off, too slow ──> UploadBroken                                                │
+         └───────────────────────────────────────────────────────────────────────────────────────────────┘
+
+A client that sends nothing costs a task and a descriptor, but no thread: its reader waits on the event loop. A thread
+stays with a body only while bytes come at a fair rate (`_FAIR`).
+
+To take the socket, the connection stops reading from it (`Lender.lend`). The bytes that had arrived by then come first;
+the others are read from a duplicate of the descriptor, as in sending.py. When the body is over, or given up, the
+connection goes on (`Lender.give_back`): with a new parser, because the old one still waits for the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+from aiohttp import HttpVersion11, web
+from aiohttp.client_exceptions import ClientError
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestPayloadError
+
+from mirror.errors import ManifestTooLarge, UploadBroken
+from mirror.server.registry.upload_pace import UploadPace
+
+#: Bytes from which a body is worth the switch to its socket.
+_WORTH_IT: Final = 256 << 10
+#: Bytes that aiohttp's stream collects before it stops reading from the client, halved.
+_PIECE: Final = 512 << 10
+#: Seconds for which a small piece waits for more to come with it.
+_GATHER: Final = 0.002
+#: Bytes a second from which on a thread waits for a client's next bytes, and the longest time that it does so.
+_FAIR: Final = 1 << 20
+_LINGER: Final = 0.05
+#: Seconds over which the rate of a body is averaged.
+WINDOW: Final = 30.0
+
+#: Set in a request once its client was told to send the body.
+CONTINUED: Final = web.RequestKey("continued", bool)
+
+
+class Lender(Protocol):
+    """A connection that lends its socket for the rest of a body."""
+
+    def lend(self, body: StreamReader) -> tuple[int, bytes] | None:
+        """A duplicate of the socket's descriptor, which the caller closes, and the bytes of the body that were read
+        from it before. None if it cannot be lent. No byte is read from the socket until `give_back`.
+        """
+
+    def give_back(self, body: StreamReader, rest: int) -> None:
+        """The next `rest` bytes from the socket still belong to the body; after them comes the next request."""
+
+
+class Receiver:
+    """Makes the bodies of one process. A body that brings less than `lowest` bytes a second over `window` seconds is
+    given up; 0: none is.
+    """
+
+    def __init__(self, lowest: float, *, window: float = WINDOW, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lowest = lowest
+        self._window = window
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"<Receiver at least {self._lowest:g} bytes a second>"
+
+    def body(self, request: web.BaseRequest, start: int = 0) -> ClientBody:
+        """The body of a request, which begins at `start` of the blob. The caller closes it."""
+        return ClientBody(request, UploadPace(self._lowest, self._window), start=start, clock=self._clock)
+
+
+class ClientBody:
+    """A `PushBody`. The event loop calls `wait`, `read` and `close`; one thread at a time calls the others, and only
+    between two calls of `wait`.
+    """
+
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        pace: UploadPace,
+        *,
+        start: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.start = start
+        #: The size of the whole blob: a request's body may be a part of it.
+        self.size: int | None = None
+        self._request = request
+        self._stream = request._payload
+        self._pace = pace
+        self._clock = clock
+        self._length = _length(request)
+        self._received = 0
+        #: Bytes that are in memory here, and how many of them were given out.
+        self._piece = b""
+        self._given = 0
+        #: The duplicate of the socket, and how many bytes of the body are still to be read from it.
+        self._socket = -1
+        self._rest = 0
+        self._begun = False
+        self._ended = False
+        self._aborted = False
+        #: Seconds for which the thread may still wait for bytes.
+        self._credit = 0.0
+
+    def __repr__(self) -> str:
+        return f"<ClientBody {self._received}/{self._length}{' from the socket' if self._socket >= 0 else ''}>"
+
+    @property
+    def length(self) -> int | None:
+        """Size in bytes of the whole body; None if the client does not say it."""
+        return self._length
+
+    @property
+    def received(self) -> int:
+        """How many bytes were given to the reader."""
+        return self._received
+
+    # -------------------------------------------------------------------------------------- on the event loop
+
+    async def wait(self) -> bool:
+        """Returns once bytes can be read; False at the end of the body. Raises `UploadBroken`."""
+        if self._given < len(self._piece):
+            return True
+        if self._ended or self._aborted:
+            return False
+        if not self._begun:
+            self._begin()
+            if self._piece:
+                return True
+        self._credit = _GATHER
+        if self._socket >= 0:
+            if not self._rest:
+                self._ended = True
+                return False
+            await self._readable()
+            return True
+        return await self._more()
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body, which must be small. Raises `ManifestTooLarge` above `limit` bytes, `UploadBroken`."""
+        if self._length is not None and self._length > limit:
+            raise ManifestTooLarge(f"{self._length} bytes, more than the {limit} that a manifest may have")
+        content = bytearray()
+        self._begun = True
+        self._continue()
+        while await self.wait():
+            content += self._piece[self._given :]
+            self._received += len(self._piece) - self._given
+            self._given = len(self._piece)
+            if len(content) > limit:
+                raise ManifestTooLarge(f"more than the {limit} bytes that a manifest may have")
+        return bytes(content)
+
+    def close(self) -> None:
+        """Gives the connection back, before the answer is sent. Repeatable."""
+        self._ended = True
+        self._piece = b""
+        self._given = 0
+        if self._socket >= 0:
+            os.close(self._socket)
+            self._socket = -1
+            cast(Lender, self._request.protocol).give_back(self._stream, self._rest)
+
+    def _begin(self) -> None:
+        """The client is told to go on if it waits for that; a large body's socket is taken."""
+        self._begun = True
+        self._continue()
+        if self._length is None or self._stream.is_eof():
+            return
+        if self._length - self._stream.total_bytes < _WORTH_IT:
+            return
+        lent = cast(Lender, self._request.protocol).lend(self._stream)
+        if lent is not None:
+            self._socket, self._piece = lent
+            self._given = 0
+            self._rest = self._length - len(self._piece)
+
+    def _continue(self) -> None:
+        """RFC 9110, 10.1.1. Whoever answers before this costs the client no body."""
+        request = self._request
+        if expects_continue(request) and not self._stream.is_eof():
+            request[CONTINUED] = True
+            if request.transport is not None:
+                request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = self._clock()
+        while True:
+            ready = loop.create_future()
+            loop.add_reader(self._socket, _set, ready)
+            try:
+                async with asyncio.timeout(self._pace.patience):
+                    await ready
+                return self._keep_up(0, began)
+            except TimeoutError:
+                self._keep_up(0, began)
+                began = self._clock()
+            finally:
+                loop.remove_reader(self._socket)
+
+    async def _more(self) -> bool:
+        """The next piece from aiohttp's stream; False at the end of the body."""
+        stream = self._stream
+        while True:
+            began = self._clock()
+            try:
+                async with asyncio.timeout(self._pace.patience):
+                    piece = await stream.readany()
+                if not piece and stream.at_eof():
+                    self._ended = True
+                    return False
+                if len(piece) < _PIECE and not stream.is_eof():
+                    # one switch to a thread for a large piece, rather than many
+                    await asyncio.sleep(_GATHER)
+                    piece += stream.read_nowait()
+            except TimeoutError:
+                piece = b""
+            except (ConnectionError, ClientError, RequestPayloadError, RuntimeError) as error:
+                raise self._broken("the client left") from error
+            self._keep_up(len(piece), began)
+            if piece:
+                self._piece, self._given = piece, 0
+                return True
+
+    def _keep_up(self, count: int, began: float) -> None:
+        if not self._pace.keeps_up(count, self._clock() - began):
+            raise self._broken(f"it came more slowly than {self._pace.demand}")
+
+    def _broken(self, reason: str) -> UploadBroken:
+        of = "" if self._length is None else f" of {self._length}"
+        return UploadBroken(f"the body broke off after {self._received}{of} bytes: {reason}")
+
+    # ------------------------------------------------------------------------------------------- in a thread
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Returns the number of bytes written to the buffer; 0 if none is here at the moment, or at the end.
+
+        Raises `UploadBroken`.
+        """
+        if self._aborted:
+            raise self._broken("the request was given up")
+        left = len(self._piece) - self._given
+        if left:
+            count = min(left, len(buffer))
+            buffer[:count] = self._piece[self._given : self._given + count]
+            self._given += count
+            self._received += count
+            if count == left:
+                self._piece, self._given = b"", 0
+            return count
+        if self._socket < 0 or not self._rest:
+            return 0
+        try:
+            count = os.readv(self._socket, [buffer[: self._rest]])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._broken(os.strerror(error.errno or 0)) from error
+        self.advance(count)
+        return count
+
+    def plain_socket(self) -> tuple[int, int] | None:
+        """The descriptor of a socket that does not block and has bytes, and how many bytes of the body are left in it.
+
+        None if nothing has come for a moment, or if the next bytes are in memory (`readinto`).
+        """
+        if self._socket < 0 or not self._rest or self._piece or self._aborted:
+            return None
+        return (self._socket, self._rest) if self._comes() else None
+
+    def advance(self, count: int) -> None:
+        """Notes that `count` bytes were taken from the socket. Raises `UploadBroken` for 0, the end of the socket."""
+        if not count:
+            raise self._broken("the client left")
+        self._rest -= count
+        self._received += count
+        self._pace.keeps_up(count, 0.0)
+        self._credit = min(self._credit + count / _FAIR, _LINGER)
+
+    def abort(self) -> None:
+        """Makes `readinto` fail. May be called from any thread, and repeatedly."""
+        self._aborted = True
+
+    def _comes(self) -> bool:
+        """Whether bytes are in the socket, or come while the thread may wait for them."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if poll.poll(0):
+            return True
+        began = time.monotonic()
+        comes = bool(poll.poll(self._credit * 1000))
+        self._credit = max(0.0, self._credit - (time.monotonic() - began))
+        return comes
+
+
+def expects_continue(request: web.BaseRequest) -> bool:
+    """Whether the client waits for a `100 Continue` before it sends the body."""
+    return (
+        request.headers.get("Expect", "").strip().lower() == "100-continue"
+        and request.version >= HttpVersion11
+        and CONTINUED not in request
+    )
+
+
+def _length(request: web.BaseRequest) -> int | None:
+    """The body's length; None if it is chunked. A request without either header has no body (RFC 9112, 6.3)."""
+    if request._message.chunked:
+        return None
+    return int(request.headers.get("Content-Length", "0"))
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
