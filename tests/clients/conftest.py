@@ -1,4 +1,4 @@
-"""What every client test stands on: the images, two real registries that hold them, and a mirror before both.
+"""What every client test needs: the images, two real registries that have them, and a mirror in front of both.
 
 The images are made once a run. Each test file gets registries and a mirror of its own over them, so that its pulls are
 cold and its requests are counted alone.
@@ -63,7 +63,7 @@ def short_directory() -> Path:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A test's own; pytest's would be kept, and here it may hold hundreds of megabytes."""
+    """A folder of this test, deleted afterwards: pytest's own would stay, with hundreds of megabytes in it."""
     path = short_directory()
     yield path
     shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""An air gap acted out: a mirror with upstreams, a bundle, and a mirror whose upstreams nobody reaches."""
+"""A whole air gap: a mirror with upstreams, a bundle, and a mirror whose upstreams cannot be reached."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_difference_is_enough_for_a_site_that_has_the_rest(bundle: Bundled, is
 
 
 def test_a_difference_is_refused_where_the_rest_is_not(bundle: Bundled, isolated: Path, directory: Path) -> None:
-    """What was left out for another site is named, and nothing is taken in."""
+    """The blobs that the bundle omits for another site are named, and nothing is imported."""
     image = bundle.images["oci"]
     inventory, less = directory / "inventory.json", directory / "less.tar"
     inventory.write_text(mirror("inventory", "--json", "-c", bundle.config).out)

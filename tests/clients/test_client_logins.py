@@ -37,7 +37,7 @@ _ALICE, _BOB = ("alice", "alices-word"), ("bob", "bobs-word")
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A mirror that asks: alice may pull everything, bob nothing of docker.io, others nothing at all."""
+    """A mirror with access rules: alice may pull everything, bob nothing of docker.io, others nothing at all."""
 
     mirror: MirrorProcess
     docker: Published
@@ -90,7 +90,7 @@ def _refused(error: BaseException) -> bool:
 
 
 def test_skopeo(guarded: Guarded) -> None:
-    """`--src-creds`: alice has what bob is told does not exist; without credentials there is nothing."""
+    """`--src-creds`: alice gets what does not exist for bob; without credentials nothing exists."""
 
     def copy(image: Published, account: tuple[str, str] | None) -> Path:
         target = guarded.directory / "skopeo"
@@ -161,7 +161,7 @@ def test_containerd(guarded: Guarded) -> None:
 
 
 def test_docker_logs_in(guarded: Guarded) -> None:
-    """`docker login` is told of a wrong password; pulls by the mirror's name use the account."""
+    """`docker login` reports a wrong password; pulls by the mirror's name use the account."""
     with DockerdProcess(guarded.directory / "d", mirror=guarded.mirror.url) as dockerd:
         with pytest.raises(PullFailed):
             dockerd.log_in(guarded.mirror.address, "alice", "wrong")
@@ -181,8 +181,8 @@ def test_what_the_audit_says(guarded: Guarded) -> None:
         encoded = base64.b64encode(f"{name}:{word}".encode()).decode()
         assert guarded.mirror.get(target, {"Authorization": f"Basic {encoded}"})[0] == status
     text = (guarded.directory / "audit.jsonl").read_text()
-    said = [json.loads(line) for line in text.splitlines()][-2:]
-    assert [(line["caller"], line["status"], line["reference"]) for line in said] == [
+    entries = [json.loads(line) for line in text.splitlines()][-2:]
+    assert [(line["caller"], line["status"], line["reference"]) for line in entries] == [
         ("user:alice", 200, guarded.docker.tag),
         ("user:bob", 404, guarded.docker.tag),
     ]

@@ -22,8 +22,8 @@ def _pull(containerd: ContainerdProcess, image: Published, *options: str, hosts:
 def _forget(containerd: ContainerdProcess, image: Published) -> None:
     """With `--sync` the garbage is collected before the command returns, so nothing can be used again."""
     containerd.ctr("images", "rm", "--sync", image.name)
-    held = containerd.content()
-    assert not [digest for digest in (image.digest, *image.blobs) if digest in held]
+    content = containerd.content()
+    assert not [digest for digest in (image.digest, *image.blobs) if digest in content]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -84,7 +84,7 @@ def test_ctr_pulls_by_path_prefix_with_the_namespace_beside_it(
 
 
 def test_ctr_pulls_while_upstream_is_stopped(site: Site, containerd: ContainerdProcess) -> None:
-    """What was pulled once is there when upstream is not."""
+    """An image that was pulled once can be pulled while upstream is down."""
     image = site.images["many"]
     _pull(containerd, image)
     _forget(containerd, image)

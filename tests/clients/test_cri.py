@@ -21,7 +21,7 @@ def cri(containerd: ContainerdProcess) -> Iterator[Cri]:
 
 
 def _pull(containerd: ContainerdProcess, cri: Cri, image: Published) -> None:
-    """Pull, and compare what the kubelet would be told, and what is on disk, with what was pushed."""
+    """Pull, and compare the answer that the kubelet would get, and the content on disk, with the pushed image."""
     assert cri.pull(image.name) == image.native.config.digest
     known = cri.status(image.name)
     assert known is not None
@@ -35,8 +35,8 @@ def _forget(containerd: ContainerdProcess, cri: Cri, image: Published) -> None:
     """The garbage is collected before the call returns, so nothing can be used again."""
     cri.remove(image.name)
     assert cri.status(image.name) is None
-    held = containerd.content(CRI_NAMESPACE)
-    assert not [digest for digest in (image.digest, *image.blobs) if digest in held]
+    content = containerd.content(CRI_NAMESPACE)
+    assert not [digest for digest in (image.digest, *image.blobs) if digest in content]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -64,7 +64,7 @@ def test_pulls_from_another_registry_by_namespace(site: Site, containerd: Contai
 
 
 def test_pulls_while_upstream_is_stopped(site: Site, containerd: ContainerdProcess, cri: Cri) -> None:
-    """What was pulled once is there when upstream is not."""
+    """An image that was pulled once can be pulled while upstream is down."""
     image = site.images["index"]
     _pull(containerd, cri, image)
     _forget(containerd, cri, image)

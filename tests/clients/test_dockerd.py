@@ -101,7 +101,7 @@ def test_pulls_a_platform_by_name(site: Site, dockerd: DockerdProcess, tmp_path:
 
 
 def test_pulls_while_upstream_is_stopped(site: Site, dockerd: DockerdProcess, tmp_path: Path) -> None:
-    """What was pulled once is there when upstream is not."""
+    """An image that was pulled once can be pulled while upstream is down."""
     image = site.images["many"]
     dockerd.pull(image.name)
     _forget(dockerd, image)

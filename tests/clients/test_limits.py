@@ -15,7 +15,7 @@ from tests.support.skopeo import Skopeo, compare_directory
 
 
 def test_an_image_larger_than_the_store_is_pulled_all_the_same(library: Library, directory: Path) -> None:
-    """What can never be kept goes through uncached; what fits is kept as ever."""
+    """A layer that is larger than the store passes through uncached; what fits is stored as usual."""
     big, small = library.images["big"], library.images["oci"]
     with (
         RegistryProcess(library.docker_root, read_only=True) as registry,
@@ -29,8 +29,8 @@ def test_an_image_larger_than_the_store_is_pulled_all_the_same(library: Library,
             skopeo.copy(small.name, target)
             compare_directory(target, small, every_platform=True)
         assert not registry.blob_gets(since=before)
-        held = sum(file.stat().st_size for file in (directory / "store").rglob("*") if file.is_file())
-        assert held < 32_000_000
+        stored = sum(file.stat().st_size for file in (directory / "store").rglob("*") if file.is_file())
+        assert stored < 32_000_000
 
 
 def test_the_least_recently_used_makes_room(library: Library, directory: Path) -> None:
@@ -45,8 +45,8 @@ def test_the_least_recently_used_makes_room(library: Library, directory: Path) -
             image = library.images[name]
             skopeo.copy(image.name, target)
             compare_directory(target, image, every_platform=not image.is_index)
-            held = sum(file.stat().st_size for file in (directory / "store" / "blobs").rglob("*") if file.is_file())
-            assert held <= 69_000_000
+            stored = sum(file.stat().st_size for file in (directory / "store" / "blobs").rglob("*") if file.is_file())
+            assert stored <= 69_000_000
         again = [request.path for request in registry.blob_gets()]
         assert len(again) > len(set(again)), "nothing had to go, so nothing was tried"
 
@@ -64,7 +64,7 @@ def test_redis_may_be_emptied_hung_and_killed_under_pulls(library: Library, dire
         skopeo, target = Skopeo(directory, mirror.address), directory / "copy"
 
         def pull(image: Published) -> Counter[str]:
-            """What it cost upstream."""
+            """Pull, and return the bytes that upstream sent."""
             before = len(registry.requests())
             skopeo.copy(image.name, target, "--all")
             compare_directory(target, image, every_platform=True)

@@ -83,7 +83,7 @@ def test_a_stale_tag_is_served_while_upstream_is_stopped(registry: RegistryProce
 
 
 def test_a_restarted_mirror_needs_no_upstream(registry: RegistryProcess, directory: Path) -> None:
-    """What one mirror pulled, the next one on the same directory serves from disk alone."""
+    """Content that one mirror pulled is served from disk alone by the next one on the same directory."""
     image = _push(registry, "kept")
     config = write_config(directory, {"docker.io": registry.url})
     with MirrorProcess(config) as mirror:

@@ -54,7 +54,7 @@ def _address(mirror: MirrorProcess) -> str:
 
 @pytest.fixture
 def seen(mirror: MirrorProcess, tmp_path: Path) -> Iterator[Seen]:
-    """The page, open. At the end nobody has complained, and nothing was asked of anybody else."""
+    """The open page. At the end the browser has logged no error, and no other host was contacted."""
     address = _address(mirror)
     with browser_page(tmp_path / "browser", viewport={"width": 1200, "height": 900}) as opened:
         opened.page.goto(address)
@@ -118,7 +118,7 @@ def test_images_are_found_and_pinned(mirror: MirrorProcess, registry: FakeRegist
 
 def test_what_is_copied_is_what_configure_writes(mirror: MirrorProcess, seen: Seen) -> None:
     """Every client's button copies the file that `mirror configure` writes for the configured registry and the address
-    under which the browser came, and for the one that is typed then; what is no address is refused in words.
+    under which the browser came, and for the address that is typed then; an invalid address gets an error message.
     """
     seen.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page, address = seen.page, seen.page.get_by_label("Address of the mirror, as clients reach it")
@@ -144,7 +144,7 @@ def test_what_is_copied_is_what_configure_writes(mirror: MirrorProcess, seen: Se
 
 
 def test_names_from_outside_stay_text(mirror: MirrorProcess, registry: FakeRegistry, seen: Seen) -> None:
-    """What the API says never becomes markup, were it to say some."""
+    """Text from the API never becomes markup, even if it contains some."""
     page = seen.page
     nasty = "<img src=x onerror=alert(1)><b>bold</b>"
     image: dict[str, Any] = {
@@ -205,7 +205,7 @@ def test_by_keyboard(mirror: MirrorProcess, registry: FakeRegistry, seen: Seen) 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1200, "dark")])
 def test_small_and_dark(mirror: MirrorProcess, registry: FakeRegistry, tmp_path: Path, width: int, scheme: str) -> None:
-    """On a phone nothing lies beyond the edge; in the dark the page is dark, and text can be told from it."""
+    """On a phone nothing lies beyond the edge; in dark mode the page is dark, and its text is readable."""
     for tag in ("v0", "v1"):
         _pull(mirror, "library/app", tag)
     options: dict[str, Any] = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme}

@@ -1,6 +1,6 @@
-"""What the web page makes of answers that a small mirror never gives, in a real browser whose clock the tests turn.
+"""How the web page shows answers that a small mirror never gives, in a real browser whose clock the tests set.
 
-The page's files and their headers are the mirror's own; its answers are made up, as its OpenAPI document says.
+The page's files and their headers are the mirror's own; the answers are invented, in the form of its OpenAPI document.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _image(name: str, **more: Any) -> dict[str, Any]:
 
 
 def _flight(number: int, **more: Any) -> dict[str, Any]:
-    told = {"repository": "docker.io/library/app", "upstream": "docker.io", "received": number, "size": 5000}
-    return {"digest": f"sha256:{number:064x}", **told, "followers": 1, "filling": True, "workers": [1], **more}
+    common = {"repository": "docker.io/library/app", "upstream": "docker.io", "received": number, "size": 5000}
+    return {"digest": f"sha256:{number:064x}", **common, "followers": 1, "filling": True, "workers": [1], **more}
 
 
 def _rule(text: str) -> dict[str, Any]:
@@ -240,8 +240,8 @@ def test_a_word_is_not_broken(opened: _Drawn, width: int) -> None:
 
 
 def test_a_mirror_that_goes_and_comes_back(opened: _Drawn) -> None:
-    """What is read out says once that it is gone and once that it is back, while seconds are counted beside it; the
-    same where a proxy before it answers in its place.
+    """A screen reader says once that the mirror is gone and once that it is back, although seconds are counted beside
+    it; the same if a proxy in front of the mirror answers instead.
     """
     page = _load(opened)
     page.evaluate(
@@ -282,7 +282,9 @@ def test_who_is_logged_out_is_not_asked_again_and_again(opened: _Drawn) -> None:
 
 
 def test_a_store_that_is_counted(opened: _Drawn) -> None:
-    """While nobody knows how full it is, and what would go first, the page says so, and all else goes on."""
+    """While the store is counted, the page says that its fill level and the next evictions are unknown, and all else
+    works.
+    """
     refusal = {"errors": [{"code": "UNAVAILABLE", "message": "the index is being rebuilt", "detail": {}}]}
 
     def instead(route: Route) -> None:
@@ -454,7 +456,7 @@ def test_everything_written_can_be_read(opened: _Drawn) -> None:
 
 
 def test_everything_has_a_name(opened: _Drawn) -> None:
-    """Those who hear the page are told what each thing is that can be used or measures something."""
+    """Every control and every meter has a name for screen readers."""
     opened.answers["images"]["images"] = [_image("docker.io/a:1"), _image("docker.io/a:2", pinned=True)]
     opened.answers["flights"]["flights"] = [_flight(1), _flight(2, size=None)]
     page = _load(opened)

@@ -23,7 +23,7 @@ _INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 def publish(url: str, name: str, *, platforms: tuple[str, ...] = (NATIVE,)) -> Published:
-    """An image of two layers for each platform, nothing of it shared with others."""
+    """An image of two layers for each platform; it shares nothing with other images."""
     with Pusher(url, f"library/{name}") as pusher:
         images = [
             pusher.image(
@@ -43,7 +43,7 @@ def registry(directory: Path) -> Iterator[RegistryProcess]:
 
 
 def mirror(config: Path, *words: str) -> str:
-    """One command; what it says. Raises `CommandFailed`."""
+    """Run one command and return its output. Raises `CommandFailed`."""
     return run([sys.executable, "-m", "mirror", *words, "--config", config]).decode()
 
 
@@ -121,7 +121,7 @@ def test_the_life_of_a_pin(registry: RegistryProcess, directory: Path) -> None:
 
 
 def test_pins_by_rule_and_what_is_missing(registry: RegistryProcess, directory: Path) -> None:
-    """A rule's images are listed with its pattern, and what of them is not here; unpinning one says why it stays."""
+    """A rule's images are listed with its pattern and with what is missing of them; unpinning one says why it stays."""
     image = publish(registry.url, "app")
     rule = '[[pin]]\nmatch = "docker.io/library/*:v*"\nreason = "the platform"'
     config = write_config(directory, {"docker.io": registry.url}, more=rule)

@@ -84,7 +84,7 @@ def test_pulls_from_another_registry_by_path_prefix(site: Site, podman: Podman) 
 
 
 def test_pulls_while_upstream_is_stopped(site: Site, podman: Podman) -> None:
-    """What was pulled once is there when upstream is not."""
+    """An image that was pulled once can be pulled while upstream is down."""
     image = site.images["many"]
     podman("pull", "--quiet", image.name)
     _forget(podman, image.name)

@@ -169,8 +169,8 @@ def gated() -> Iterator[GatedRegistry]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_interrupted_in_mid_blob(gated: GatedRegistry, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """What has come stays; the same command asks upstream for the rest alone, and each byte has come once. The audit
-    log has both, unless there was no time to write to it.
+    """Received bytes stay; the same command asks upstream for the rest alone, so each byte is received once. The audit
+    log has both runs, unless there was no time to write to it.
     """
     audit = tmp_path / "audit.log"
     config = write_config(tmp_path, {"docker.io": gated.url}, more=f'[access]\naudit_log = "{audit}"')
@@ -258,7 +258,7 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], says: str) -> None:
 
 
 def test_every_mistake_at_once(tmp_path: Path) -> None:
-    """Nobody wants to be told one after the other."""
+    """All mistakes are reported at once, not one after the other."""
     config = write_config(tmp_path, {"docker.io": "http://127.0.0.1:9"})
     (tmp_path / "images.txt").write_text("quay.io/a/b\nalpine\nghcr.io/c/d\n")
     done = _run("UPPER", "--from-file", tmp_path / "images.txt", "-c", config)
@@ -267,7 +267,7 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
 
 
 def test_only_the_list(tmp_path: Path) -> None:
-    """`--dry-run` prints what is meant, in a form that is a list itself, and contacts nobody."""
+    """`--dry-run` prints the images in the form of a list, and contacts no upstream."""
     config = write_config(tmp_path, {"docker.io": "http://127.0.0.1:9"})
     pod = "kind: Pod\nspec: {containers: [{image: alpine}, {image: bitnami/redis:7}]}\n"
     done = _run("alpine", "--from-k8s", "-", "-c", config, "--dry-run", stdin=pod)
@@ -287,7 +287,7 @@ def test_only_the_list(tmp_path: Path) -> None:
 
 
 def test_the_store_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What root downloads, a server of another user could not read: refused before anything is written."""
+    """A server of another user could not read what root downloads: refused before anything is written."""
     config = write_config(tmp_path, {"docker.io": "http://127.0.0.1:9"})
     (tmp_path / "store").mkdir()
     (tmp_path / "store/store.json").write_text("{}")

@@ -50,7 +50,7 @@ def test_every_kind_of_image_is_taken_in(library: Library, isolated: Path) -> No
 
 
 def test_it_is_filed_under_another_registry(library: Library, isolated: Path) -> None:
-    """`--as` says which one its images are of."""
+    """`--as` names the registry of the images."""
     root = library.ghcr_root / "data"
     done = mirror("import", "--registry-data", root, "--as", "ghcr.io", "-c", isolated)
     assert done.status == 0, done
@@ -128,6 +128,6 @@ def test_a_link_in_the_data_is_not_followed(isolated: Path, directory: Path) -> 
 
 
 def test_a_folder_that_is_no_registry(isolated: Path, directory: Path) -> None:
-    """Is said at once."""
+    """It is refused at once."""
     done = mirror("import", "--registry-data", directory, "-c", isolated)
     assert (done.status, "not the data directory of a registry" in done.err) == (1, True), done

@@ -33,7 +33,7 @@ class Gap:
     images: dict[str, Published]
 
     def cli(self, *words: str) -> str:
-        """What a command of the mirror prints. Raises `CommandFailed`."""
+        """Run a command of the mirror and return its output. Raises `CommandFailed`."""
         command, *rest = words
         argv: list[str | Path] = [sys.executable, "-m", "mirror", command, "--config", self.config, *rest]
         return run(argv, env={"PYTHONPATH": str(_TREE)}).decode()
@@ -89,7 +89,7 @@ def test_containerd_pulls_what_is_complete(gap: Gap) -> None:
 
 
 def test_the_lists(gap: Gap) -> None:
-    """`ls` and `show` say of each image what is here of it."""
+    """`ls` and `show` say how much of each image is here."""
     found = {entry["image"]: entry for entry in map(json.loads, gap.cli("ls", "--json").splitlines())}
     oci, index = gap.images["oci"], gap.images["index"]
     assert found.keys() == {oci.name, index.name, gap.images["many"].name}
@@ -114,7 +114,9 @@ def test_the_lists(gap: Gap) -> None:
 
 
 def test_misses_reach_the_connected_side_as_a_list(gap: Gap) -> None:
-    """What clients ask for in vain stands in the report, once, as other commands read it, until it is cleared."""
+    """Each image that clients could not get is in the report once, in a form that other commands read, until it is
+    cleared.
+    """
     gap.cli("misses", "--clear")
     skopeo, image = Skopeo(gap.directory, gap.mirror.address), gap.images["schema2"]
     for _ in range(2):

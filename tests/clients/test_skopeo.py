@@ -31,7 +31,7 @@ def test_copies_every_platform_cold_and_warm(site: Site, skopeo: Skopeo, name: s
 
 @pytest.mark.parametrize("name", ["index", "list"])
 def test_copies_the_platform_of_this_machine(site: Site, skopeo: Skopeo, name: str) -> None:
-    """Without `--all` the index is followed to the one image that fits."""
+    """Without `--all` skopeo follows the index to the one image that fits."""
     image, target = site.images[name], site.directory / f"{name}-native"
     skopeo.copy(image.name, target)
     compare_directory(target, image, every_platform=False)
@@ -55,7 +55,7 @@ def test_copies_from_another_registry_by_path_prefix(site: Site, skopeo: Skopeo)
 
 
 def test_copies_while_upstream_is_stopped(site: Site, skopeo: Skopeo) -> None:
-    """What was pulled once is there when upstream is not."""
+    """An image that was pulled once can be pulled while upstream is down."""
     image, target = site.images["index"], site.directory / "stopped"
     skopeo.copy(image.name, target, "--all")
     with site.docker.stopped():
@@ -64,7 +64,7 @@ def test_copies_while_upstream_is_stopped(site: Site, skopeo: Skopeo) -> None:
 
 
 def test_an_unknown_image_is_an_error(site: Site, skopeo: Skopeo) -> None:
-    """What upstream does not have is refused as not known, not as a failure of the mirror."""
+    """An image that upstream does not have is answered as unknown, not as a failure of the mirror."""
     status, _, body = site.mirror.get("/v2/library/never-was/manifests/v1")
     assert (status, b"UNKNOWN" in body) == (404, True), body
     with pytest.raises(AssertionError, match=r"manifest unknown|name unknown|repository name not known"):

@@ -139,22 +139,22 @@ def test_freezing_at_a_date_and_at_what_it_is(registry: RegistryProcess, directo
         eventually(lambda: _answers(mirror, first.digest), "it is back in January")
         # what is frozen stays what it is
         assert first.digest in command("freeze", _IMAGE, "--reason", "again")
-    said = command("freeze", _IMAGE, "--at", "2024-12-31T23:59:59", code=1)
-    assert "begins at 2025-01-01T00:00:00Z" in said
+    output = command("freeze", _IMAGE, "--at", "2024-12-31T23:59:59", code=1)
+    assert "begins at 2025-01-01T00:00:00Z" in output
     assert command.json("history", _IMAGE)["answers"] == first.digest
 
 
 def test_freezing_at_any_digest_of_the_repository(registry: RegistryProcess, directory: Path) -> None:
-    """One that this mirror has never seen is asked for upstream, and fetched when it is pulled; one that nobody has is
-    an error, and changes nothing.
+    """Upstream is asked for a digest that this mirror has never seen, and the image is fetched when it is pulled; a
+    digest that does not exist is an error, and changes nothing.
     """
     image, other = _push(registry, "first"), _push(registry, "other", tag="9.9")
     config = write_config(directory, {"docker.io": registry.url}, workers=1)
     command = _Commands(config)
-    said = command("freeze", f"{_REPOSITORY}:1.2.3@{other.digest}")
-    assert "1 missing" in said
-    nobody = "sha256:" + "0" * 64
-    assert f"neither this mirror nor upstream has {nobody}" in command("freeze", _IMAGE, "--at", nobody, code=1)
+    output = command("freeze", f"{_REPOSITORY}:1.2.3@{other.digest}")
+    assert "1 missing" in output
+    unknown = "sha256:" + "0" * 64
+    assert f"neither this mirror nor upstream has {unknown}" in command("freeze", _IMAGE, "--at", unknown, code=1)
     with MirrorProcess(config) as mirror:
         target = directory / "copy"
         Skopeo(directory, mirror.address).copy(_IMAGE, target)
@@ -162,11 +162,11 @@ def test_freezing_at_any_digest_of_the_repository(registry: RegistryProcess, dir
         assert mirror.get(f"/v2/{_REPOSITORY}/manifests/{image.digest}")[0] == 200
     with registry.stopped():
         assert other.digest in command("freeze", _IMAGE, "--at", other.digest)
-        assert "no connection to docker.io" in command("freeze", _IMAGE, "--at", nobody, code=1)
+        assert "no connection to docker.io" in command("freeze", _IMAGE, "--at", unknown, code=1)
 
 
 def test_a_minimum_age_in_the_configuration(registry: RegistryProcess, directory: Path) -> None:
-    """A tag that moves answers what it was, a new one is refused, and `mirror history` says what is held back."""
+    """A moved tag still answers its old digest, a new tag is refused, and `mirror history` shows what is held back."""
     first = _push(registry, "first")
     config = write_config(directory, {"docker.io": registry.url}, tag_ttl="0s", workers=1)
     with MirrorProcess(config) as mirror:
@@ -198,7 +198,7 @@ def test_a_minimum_age_in_the_configuration(registry: RegistryProcess, directory
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("history", "docker.io/library/never:1"), 1, "never seen"),
         (("history", "example.org/app:1"), 2, "not configured"),
@@ -212,10 +212,10 @@ def test_a_minimum_age_in_the_configuration(registry: RegistryProcess, directory
         (("unfreeze", "app:1"), 1, "is not frozen"),
     ],
 )
-def test_bad_arguments(directory: Path, words: tuple[str, ...], code: int, said: str) -> None:
-    """Each is told plainly: 2 for what cannot be meant, 1 for what cannot be done."""
+def test_bad_arguments(directory: Path, words: tuple[str, ...], code: int, message: str) -> None:
+    """Each mistake has a clear message: exit status 2 for invalid arguments, 1 for what cannot be done."""
     config = write_config(directory, {"docker.io": "http://127.0.0.1:9"})
     commands = _Commands(config)
-    # where there is no store yet, that is told instead
+    # if there is no store yet, the message says that instead
     commands("pin", "docker.io/library/other:1")
-    assert said in commands(*words, code=code)
+    assert message in commands(*words, code=code)

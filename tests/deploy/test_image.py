@@ -134,7 +134,7 @@ def test_it_serves_read_only_without_root(built: Built) -> None:
     """
     store, settings = built.directory / "store-of-image", built.directory / "container.toml"
     store.mkdir()
-    # what a fresh ext4 volume has in it, and nobody but root may look into
+    # a fresh ext4 volume has this folder, which only root may read
     (store / "lost+found").mkdir(mode=0o700)
     shutil.chown(store, 65532, 65532)
     text = (_ROOT / "config/container.toml").read_text().replace("0.0.0.0:5000", "127.0.0.1:0")

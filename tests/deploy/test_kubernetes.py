@@ -1,4 +1,4 @@
-"""k8s/: every object is one that Kubernetes takes, and says what the documentation promises."""
+"""k8s/: Kubernetes accepts every object, and each object does what the documentation promises."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPERATOR: Final = {"ServiceMonitor", "PrometheusRule"}
 
 @pytest.fixture(scope="module", params=_FOLDERS)
 def objects(request: pytest.FixtureRequest) -> list[Object]:
-    """What a folder renders to."""
+    """The objects that a folder renders to."""
     return render(_ROOT / "k8s" / request.param)
 
 
@@ -150,7 +150,7 @@ def test_every_container_is_confined(objects: list[Object]) -> None:
 
 
 def configuration(objects: list[Object], directory: Path) -> Config:
-    """What the pods of an overlay are configured with; its secrets stand in `directory`."""
+    """The configuration of an overlay's pods; its secrets are in `directory`."""
     text = only(objects, "ConfigMap", "mirror-config")["data"]["mirror.toml"]
     (directory / "url").write_text("redis://:secret@mirror-redis:6379/0\n")
     file = directory / "mirror.toml"
@@ -429,7 +429,7 @@ def selectors(expression: Any) -> list[Any]:
 
 
 def metrics() -> dict[str, set[str]]:
-    """Labels of each sample that the mirror tells, by the sample's name."""
+    """The labels of each sample of the mirror's metrics, by the sample's name."""
     found: dict[str, set[str]] = {}
     for one in vars(telemetry).values():
         if isinstance(one, MetricWrapperBase):
@@ -463,9 +463,9 @@ def test_every_alert_says_what_to_do(monitoring: list[Object]) -> None:
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert set(rule["annotations"]) == {"summary", "description"}
         used = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
-        kept = set(re.findall(r"by \((\w+)\)", rule["expr"]))
-        # without an aggregation, a target's labels are kept
-        assert used <= (kept or {"pod"}), rule["alert"]
+        labels = set(re.findall(r"by \((\w+)\)", rule["expr"]))
+        # without an aggregation, a target's labels stay
+        assert used <= (labels or {"pod"}), rule["alert"]
 
 
 def test_the_service_monitor_finds_each_pod_once(monitoring: list[Object], replicas: list[Object]) -> None:

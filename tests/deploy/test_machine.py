@@ -88,7 +88,7 @@ def test_systemd_understands_the_unit(unit: Path) -> None:
 
 
 def _complaints(unit: Path) -> str:
-    """What `systemd-analyze verify` says, on its standard error, about this unit; others are the machine's."""
+    """The complaints of `systemd-analyze verify` about this unit; complaints about other units concern the machine."""
     command = 'systemd-analyze verify --man=no "$1" 2>&1 || true'
     lines = run(["sh", "-c", command, "sh", unit]).decode().splitlines()
     return "\n".join(line for line in lines if "mirror.service" in line)
@@ -109,7 +109,7 @@ def test_the_unit_runs_what_the_configuration_is_for(tmp_path: Path) -> None:
     assert Path("/var/lib", unit["StateDirectory"]) == config.store.root
     assert unit["RestartPreventExitStatus"] == "2"
     assert unit["KillSignal"] == "SIGTERM"
-    # what it tells systemd: tests/flows/test_systemd.py
+    # its messages to systemd: tests/flows/test_systemd.py
     assert (unit["Type"], unit["NotifyAccess"]) == ("notify", "main")
     assert int(unit["WatchdogSec"]) >= 10
     reloads = re.findall(r"^ExecReload=(.*)$", _UNIT.read_text(), re.MULTILINE)

@@ -43,8 +43,8 @@ class Node:
         """Raises `CommandFailed` unless all is as it should be."""
         return run([sys.executable, _NODES / "containerd_hosts.py", "check", *words], env=self.environment).decode()
 
-    def kept(self) -> list[str]:
-        """Run `keep` until it has looked once; what it said."""
+    def keep_once(self) -> list[str]:
+        """Run `keep` until it has looked once; returns its log lines."""
         with self.start("keep") as process:
             # before it holds SIGTERM back it would die of it
             process.wait_for(lambda line: line.startswith("keeping "), "it has begun")
@@ -86,14 +86,14 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 
 def test_writes_and_takes_back(node: Node) -> None:
     """A file for each registry that everyone may read, written whole; after `undo` there is nothing."""
-    assert len(node.kept()) == 2
+    assert len(node.keep_once()) == 2
     for registry in ("docker.io", "ghcr.io"):
         assert node.hosts(registry) == {
             "host": {"http://10.0.0.7:30500": {"capabilities": ["pull", "resolve"], "dial_timeout": "3s"}}
         }
         assert stat.S_IMODE((node.folder / registry / "hosts.toml").stat().st_mode) == 0o644
         assert os.listdir(node.folder / registry) == ["hosts.toml"]
-    assert node.kept() == []
+    assert node.keep_once() == []
     with pytest.raises(CommandFailed, match="still there"):
         node.check("--gone")
     node.undone()
@@ -105,11 +105,11 @@ def test_writes_and_takes_back(node: Node) -> None:
 @pytest.mark.parametrize("fallback", ["yes", "no"])
 @pytest.mark.parametrize("registry", ["docker.io", "registry.corp:5443", "_default"])
 def test_writes_what_configure_writes(node: Node, url: str, fallback: str, registry: str) -> None:
-    """Below the marker its file is, to the letter, the one of `mirror configure containerd`, with and without
+    """Below the marker its file is exactly the file of `mirror configure containerd`, with and without
     `--no-fallback`.
     """
     node.environment |= {"MIRROR_URL": url, "REGISTRIES": registry, "FALLBACK": fallback}
-    node.kept()
+    node.keep_once()
     wanted = Wanted(MirrorUrl.parse(url), () if registry == "_default" else (registry,), fallback=fallback == "yes")
     path = f"/etc/containerd/certs.d/{registry}/hosts.toml"
     [planned] = [one.content for one in CONTAINERD.plan(GivenFiles({}), wanted).changes if one.path == path]
@@ -154,23 +154,23 @@ def test_leaves_alone_what_is_not_ours(node: Node) -> None:
 
 def test_follows_its_settings(node: Node) -> None:
     """Another address and fewer registries: files are rewritten, and those of registries that went are removed."""
-    node.kept()
+    node.keep_once()
     later = Node(node.folder, "https://mirror.example.com", "ghcr.io")
-    said = later.kept()
+    lines = later.keep_once()
     assert list(later.hosts("ghcr.io")["host"]) == ["https://mirror.example.com"]
     assert not (node.folder / "docker.io").exists()
-    assert any("not in REGISTRIES any more" in line for line in said)
+    assert any("not in REGISTRIES any more" in line for line in lines)
 
 
 def test_an_address_of_ipv6_gets_brackets(node: Node) -> None:
     """A node's own address comes without them."""
     later = Node(node.folder, "http://fd00::7:30500", "docker.io")
-    later.kept()
+    later.keep_once()
     assert list(later.hosts("docker.io")["host"]) == ["http://[fd00::7]:30500"]
 
 
 def test_for_all_registries_it_names_the_exceptions(node: Node) -> None:
-    """With `_default`, registries that have settings of their own do not come through the mirror: the log says so."""
+    """With `_default`, registries that have settings of their own do not go through the mirror, and the log says so."""
     (node.folder / "registry.corp").mkdir()
     (node.folder / "registry.corp/hosts.toml").write_text(_FOREIGN)
     later = Node(node.folder, registries="_default")
@@ -222,7 +222,7 @@ def test_containerd_follows_without_a_restart(directory: Path) -> None:
         with pytest.raises(CommandFailed):
             containerd.ctr(*words)
         node = Node(folder, mirror.url, "docker.io")
-        node.kept()
+        node.keep_once()
         containerd.ctr(*words)
         containerd.compare(image, (image.native,))
         asked = len(mirror.requests(path=image.repository))

@@ -93,7 +93,7 @@ async def test_uses_wait_for_the_index(world: World) -> None:
     assert "touch" not in world.index.calls
 
 
-async def test_uses_kept_in_memory_are_bounded(world: World) -> None:
+async def test_uses_in_memory_are_bounded(world: World) -> None:
     """A hundred thousand are kept at most; the oldest go first."""
     digests = [Digest.of(str(number).encode()) for number in range(100_010)]
     world.index.down = True

@@ -1,4 +1,4 @@
-"""Row 63: cancelled at any await, the work leaves nothing behind, and the next one who asks gets everything."""
+"""Row 63: work that is cancelled at any await leaves nothing behind, and the next caller gets everything."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_63_a_tag(registry: FakeRegistry, mirror: LiveMirror, inside: str,
 
 
 async def test_63_a_reservation(registry: FakeRegistry, mirror: LiveMirror, tally: Tally) -> None:
-    """Row 63: room that is being made for a fill is given back, wherever whoever wants it is cancelled."""
+    """Row 63: room that is being made for a fill is given back, at whichever await its caller is cancelled."""
     registry.add_image("library/app", "v1", [_LAYER])
     await mirror.ask(_TAG)
     await mirror.ask(_AT)
@@ -216,8 +216,8 @@ async def test_63_tokens(inside: str, given: tuple[Credentials, ...], least: int
 
 @pytest.mark.parametrize("inside", ["first_waiter", "other_waiter", "_as_coroutine"])
 async def test_63_waiters_for_one_token(inside: str, tally: Tally) -> None:
-    """Row 63: of many who wait for one exchange, whoever is cancelled takes nothing from the others; where the exchange
-    itself is, each of them ends, and the next one gets a token.
+    """Row 63: of many callers that wait for one exchange, a cancelled one does not disturb the others; if the exchange
+    itself is cancelled, each of them ends, and the next caller gets a token.
     """
     async with _token_source(_GOOD) as (source, challenge, registry):
         await source.learn([challenge], _SCOPE)
@@ -301,7 +301,7 @@ async def test_63_a_pull_that_needs_a_token(tmp_path: Path, inside: str, target:
 
 @pytest.mark.parametrize("inside", ["one_share", "_as_coroutine"])
 async def test_63_answers_shared_through_redis(inside: str, tally: Tally) -> None:
-    """Row 63: cancelled in the middle of a call to Redis: nobody ever gets the answer to another one's question."""
+    """Row 63: after a cancellation in the middle of a call to Redis, no caller gets the answer to another call."""
     with RedisServer() as redis:
         # a busy machine may take longer than the budget; Redis would then be left alone, and nothing be cancelled in it
         memo = Memo(shared=redis_cache(redis.url), budget=PATIENCE)

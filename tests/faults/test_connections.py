@@ -91,7 +91,7 @@ def _dropped(mirror: MirrorProcess, reason: str) -> float:
 
 def test_26_heads_that_drip_are_cut_off(registry: FakeRegistry, tmp_path: Path) -> None:
     """Row 26: bytes that come steadily do not prolong the time of a head, neither on a new connection nor on one that
-    has been answered; others are answered meanwhile, the metric counts each, and the log tells of it once a minute.
+    has been answered; others are answered meanwhile, the metric counts each, and the log has a line once a minute.
     """
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
     with MirrorProcess(
@@ -160,8 +160,8 @@ def test_26_one_address_has_only_so_many(registry: FakeRegistry, tmp_path: Path)
                 return False
 
             eventually(let_in, "another one is let in")
-            told = mirror.wait_for_event("connections dropped")
-            assert (told["many"], told["client"]) == (1, "127.0.0.1")
+            event = mirror.wait_for_event("connections dropped")
+            assert (event["many"], event["client"]) == (1, "127.0.0.1")
         eventually(lambda: _one_more_is_let_in(mirror), "all have left")
         assert _dropped(mirror, "many") >= 1
 
@@ -202,8 +202,8 @@ def test_26_what_is_one_client(peer: object, key: str | None) -> None:
 
 
 def test_26_the_log_is_not_flooded() -> None:
-    """Row 26: however many are dropped, a line comes once a minute, with how many since; nothing of an address stays
-    after its last connection.
+    """Row 26: however many connections are dropped, the log has one line a minute with their number; nothing about an
+    address stays after its last connection.
     """
     now = 0.0
     limiter = ConnectionLimiter(most=1, clock=lambda: now)
@@ -235,7 +235,7 @@ class _Lines:
 
 @asynccontextmanager
 async def _over_tls(mirror: LiveMirror, certificate: Certificate, **limits: Any) -> AsyncIterator[_Tls]:
-    """A listener with TLS of its own, that listens already and accepts nobody before `serve`."""
+    """A listener with its own TLS, which already listens and accepts no connection before `serve`."""
     listener = socket.create_server(("127.0.0.1", 0))
     limiter = ConnectionLimiter(**limits)
     server = RegistryServer(mirror.app.front, limiter=limiter)
@@ -291,7 +291,7 @@ def certificate(tmp_path: Path) -> Certificate:
 
 
 async def test_26_connections_count_before_their_handshake(mirror: LiveMirror, certificate: Certificate) -> None:
-    """Row 26: `connections_per_client` counts from the moment a connection is accepted, whatever it says."""
+    """Row 26: `connections_per_client` counts a connection from the moment it is accepted, whatever it sends."""
     async with _over_tls(mirror, certificate, most=2) as tls:
         await tls.serve()
         silent = [tls.connect() for _ in range(2)]
@@ -306,8 +306,8 @@ async def test_26_connections_count_before_their_handshake(mirror: LiveMirror, c
         await until(lambda: tls.count() == 0)
 
 
-@pytest.mark.parametrize("said", ["nothing", "a part", "in drips"])
-async def test_26_handshakes_come_in_time(mirror: LiveMirror, certificate: Certificate, said: str) -> None:
+@pytest.mark.parametrize("sent", ["nothing", "a part", "in drips"])
+async def test_26_handshakes_come_in_time(mirror: LiveMirror, certificate: Certificate, sent: str) -> None:
     """Row 26: a handshake has `request_head_timeout`, however much of it comes and however steadily; then it is
     closed and counted. Others are answered meanwhile.
     """
@@ -316,12 +316,12 @@ async def test_26_handshakes_come_in_time(mirror: LiveMirror, certificate: Certi
     async with _over_tls(mirror, certificate, most=10, head=0.5) as tls:
         await tls.serve()
         slow = tls.connect()
-        if said != "nothing":
+        if sent != "nothing":
             slow.sendall(hello[:20])
         rest = iter(hello[20:])
 
         def closed() -> bool:
-            if said == "in drips":
+            if sent == "in drips":
                 with suppress(ConnectionError):
                     slow.send(bytes([next(rest, 0)]))
             return _is_closed(slow)
@@ -393,16 +393,16 @@ async def test_26_clients_that_do_not_end_tls_are_left(mirror: LiveMirror, certi
 
 
 async def test_26_handshakes_that_fail_count_no_more(mirror: LiveMirror, certificate: Certificate) -> None:
-    """Row 26: nothing of a handshake stays that fails, or whose client leaves, however it does."""
+    """Row 26: nothing stays of a handshake that fails, or whose client leaves in any way."""
     gauge = telemetry.CONNECTIONS._value
     open_before = gauge.get()
     async with _over_tls(mirror, certificate, most=100) as tls:
         await tls.serve()
         hello = _client_hello(certificate)
-        for said in (b"", b"\x16", _WHOLE, hello[:100], hello):
+        for opening in (b"", b"\x16", _WHOLE, hello[:100], hello):
             for reset in (False, True):
                 connection = tls.connect()
-                connection.sendall(said)
+                connection.sendall(opening)
                 if reset:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 connection.close()
@@ -413,7 +413,7 @@ async def test_26_handshakes_that_fail_count_no_more(mirror: LiveMirror, certifi
 
 
 async def test_26_a_handshake_that_began_before_it_was_accepted(mirror: LiveMirror, certificate: Certificate) -> None:
-    """What the event loop has read before TLS is in place is not lost."""
+    """Bytes that the event loop has read before TLS is in place are not lost."""
     async with _over_tls(mirror, certificate, most=100) as tls:
         # all have sent the first message of their handshake, and wait for an answer
         asking = [asyncio.create_task(tls.ask(tls.connect())) for _ in range(4)]
@@ -423,7 +423,7 @@ async def test_26_a_handshake_that_began_before_it_was_accepted(mirror: LiveMirr
 
 
 def _waiting_to_be_read(port: int) -> int:
-    """Connections to this port of loopback that have sent something nobody has read (proc(5), /proc/net/tcp)."""
+    """The connections to this loopback port with bytes that were sent and not read yet (proc(5), /proc/net/tcp)."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     local = f"0100007F:{port:04X}"
     return sum(line[1] == local and line[3] == "01" and int(line[4].partition(":")[2], 16) > 0 for line in lines)

@@ -32,7 +32,7 @@ def library(registry: FakeRegistry) -> FakeRegistry:
 
 
 def _final_names(root: Path) -> dict[Digest, Path]:
-    """What is published."""
+    """The files under final names."""
     found = {}
     for file in (root / "blobs").glob("*/*/*"):
         found[Digest.parse(f"{file.parent.parent.name}:{file.name}")] = file
@@ -40,7 +40,7 @@ def _final_names(root: Path) -> dict[Digest, Path]:
 
 
 def _corrupt(root: Path) -> list[str]:
-    """Published files whose bytes are not what their name says."""
+    """The published files whose bytes do not match their name."""
     return [str(digest) for digest, file in _final_names(root).items() if not digest.matches(file.read_bytes())]
 
 

@@ -183,8 +183,8 @@ def test_36_pins_that_cannot_be_read(full: FakeRegistry, tmp_path: Path) -> None
             for layer in layers:
                 pull(mirror, layer)
                 eventually(lambda: mirror.metrics()["mirror_flights"] == 0, "nothing is on its way")
-            for told in ("eviction failed", "store failed"):
-                assert f"listing {root}/pins: Input/output error" in mirror.wait_for_event(told)["reason"]
+            for event in ("eviction failed", "store failed"):
+                assert f"listing {root}/pins: Input/output error" in mirror.wait_for_event(event)["reason"]
             assert len([line for line in mirror.log if line["event"] == "eviction failed"]) == 1
             assert published.exists()
             assert sum(file.stat().st_size > 100_000 for file in (root / "blobs").glob("*/*/*")) == 4
@@ -209,8 +209,8 @@ def _ended(mirror: MirrorProcess) -> bool:
 
 
 def test_37_out_of_descriptors(full: FakeRegistry, tmp_path: Path) -> None:
-    """Row 37: with no descriptor left, who is connected gets what memory and open connections have, and else 503; who
-    comes is turned away at once; with descriptors again everything is served as before, and nothing is corrupt.
+    """Row 37: with no descriptor left, connected clients get what memory and open connections have, and else 503; new
+    connections are closed at once; with descriptors again everything is served as before, and nothing is corrupt.
     """
     root = tmp_path / "store"
     with FakeRegistry() as other:
@@ -254,7 +254,7 @@ def _lowest_free(pid: int) -> int:
 
 @contextmanager
 def _connection(mirror: MirrorProcess) -> Iterator[http.client.HTTPConnection]:
-    """One that is kept."""
+    """A connection that stays open."""
     with closing(http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)) as connection:
         yield connection
 

@@ -1,4 +1,4 @@
-"""Whatever comes in from outside: nothing of it crashes the mirror, and no answer says that it was our fault.
+"""Any input from outside: none crashes the mirror, and no answer says that the mirror was at fault.
 
 Examples are few in ordinary runs; `MIRROR_FAULTS_REQUESTS` says how many raw requests are sent.
 """
@@ -169,7 +169,7 @@ def _request(chance: random.Random) -> bytes:
 
 
 async def _exchange(port: int, request: bytes) -> bytes:
-    """What comes until the mirror closes the connection, or waits for more."""
+    """The bytes received until the mirror closes the connection or waits for more."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = bytearray()
     try:
@@ -283,7 +283,7 @@ def _no_session() -> Any:
 @given(_documents | st.dictionaries(st.sampled_from(_RECORD_FIELDS), _json).map(lambda it: json.dumps(it).encode()))
 @settings(max_examples=300, deadline=None)
 def test_54_any_record(content: bytes) -> None:
-    """Row 54: a record of the disk that makes no sense counts as none; one that does is written back as it was."""
+    """Row 54: a record on disk that makes no sense counts as absent; a valid record is written back unchanged."""
     tag = TagRecord.from_json("v1", content)
     assert tag is None or TagRecord.from_json("v1", tag.to_json()) == tag
     manifest = ManifestRecord.from_json(_DIGEST, content)
@@ -351,7 +351,7 @@ _KINDS: Final = ("string", "hash", "zset", "set", "list")
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 def test_54_any_redis(redis: RedisServer, held: dict[str, tuple[str, list[tuple[str, str]]]]) -> None:
-    """Row 54: whatever stands under our keys in Redis, of whichever type, is a miss; a rebuild puts it right."""
+    """Row 54: junk under our keys in Redis, of any type, is a miss; a rebuild repairs it."""
     keys = Keys("junk")
     redis.command("FLUSHALL")
     for name, (kind, members) in held.items():
@@ -381,7 +381,7 @@ def test_54_any_redis(redis: RedisServer, held: dict[str, tuple[str, list[tuple[
 
 
 async def _rebuilt(index: ContentIndex) -> None:
-    """Begun anew it counts exactly: nothing of the junk is left."""
+    """After a rebuild the index counts exactly: no junk is left."""
     await index.clear()
     assert await index.marker() is None
     await index.put([ContentRecord(_DIGEST, 10, 1.0)])
@@ -403,7 +403,7 @@ _cells = st.none() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) |
 def test_54_any_embedded_index(
     content: list[tuple[object, ...]], links: list[tuple[object, ...]], usage: list[tuple[object, ...]]
 ) -> None:
-    """Row 54: whatever stands in the tables of the embedded index is a miss; and after a rebuild all is right."""
+    """Row 54: junk in the tables of the embedded index is a miss; a rebuild repairs it."""
 
     async def use(path: Path) -> None:
         index = EmbeddedIndex(path)

@@ -1,7 +1,7 @@
 """Row 81: names without end, made up by clients, leave memory, metrics and the disk bounded.
 
-Bounds are those that the caches state (`shown`). `MIRROR_FAULTS_NAMES` says how many names go through what is kept in
-memory.
+The bounds are those that the caches state (`shown`). `MIRROR_FAULTS_NAMES` is the number of names that go through the
+caches in memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CACHES = ("routes", "repositories", "missing images", "missing blobs")
 
 
 class _Unwritten:
-    """A report of misses that nobody reads."""
+    """A report of misses that is never written."""
 
     def add(self, misses: Iterable[Miss]) -> None:
         """As `MissRecords`."""
@@ -95,8 +95,8 @@ async def test_81_answers_in_the_memo(times: Callable[[str, int], int], tally: T
 
 
 async def test_81_hosts_under_a_wildcard(tmp_path: Path, tally: Tally) -> None:
-    """Row 81: hosts that are made up under a wildcard never have more than so many upstreams, and what an operator has
-    named stays, with its connections; whoever holds on to upstreams is told to let go.
+    """Row 81: invented hosts under a wildcard never have more upstreams than the bound, and a configured registry keeps
+    its upstream and its connections; users of dropped upstreams are notified.
     """
     content: dict[str, Any] = {"store": {"root": tmp_path / "store"}}
     content["upstream"] = [{"name": "*.example"}, {"name": "docker.io"}]
@@ -140,8 +140,8 @@ async def test_81_hosts_through_the_whole_mirror(tmp_path: Path) -> None:
 
 
 async def test_81_labels_and_files(registry: FakeRegistry, mirror: LiveMirror, tally: Tally) -> None:
-    """Row 81: tags, repositories and blobs that are nowhere, asked for through the whole mirror, leave no file, no time
-    series and no task behind; errors of upstream neither.
+    """Row 81: requests through the whole mirror for tags, repositories and blobs that do not exist leave no file, no
+    time series and no task behind; errors of upstream neither.
     """
 
     async def ask(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Row 69: probes tell whether the event loops turn, and wait for nobody else."""
+"""Row 69: probes say whether the event loops turn, and wait for nothing else."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def _page(mirror: MirrorProcess, page: str) -> tuple[int, bytes] | None:
 
 
 def test_69_a_handler_that_blocks(full: FakeRegistry, tmp_path: Path) -> None:
-    """Row 69: while a handler blocks the loop of one worker, the other says on `/livez` that something is wrong."""
+    """Row 69: while a handler blocks the loop of one worker, the other reports it on `/livez`."""
     environment, flag = _blocking(tmp_path)
     config = write_config(tmp_path, {"docker.io": full.url}, workers=2)
-    # half of it passes before it is said; the parent puts an end to it after the whole
+    # it is reported after half of the time; the parent kills the worker after the whole
     with MirrorProcess(config, env={**environment, "MIRROR__SERVER__BLOCKED_TIMEOUT": "20s"}) as mirror:
         mirror.wait_for_workers(2)
         assert eventually(lambda: _page(mirror, "/livez"), "it answers") == (200, b"ok\n")
@@ -101,15 +101,15 @@ def test_69_a_worker_that_blocks_is_replaced(full: FakeRegistry, tmp_path: Path,
         before = mirror.wait_for_workers(workers)
         flag.touch()
         with closing(_begin(mirror, "/v2/")) as blocked:
-            told = mirror.wait_for_event("blocked worker killed")
+            event = mirror.wait_for_event("blocked worker killed")
             with closing(blocked):
                 blocked.settimeout(PATIENCE)
                 assert _ends(blocked)
-        assert told["worker"] in before
-        died = mirror.wait_for_event("worker died", slot=told["slot"])
+        assert event["worker"] in before
+        died = mirror.wait_for_event("worker died", slot=event["slot"])
         assert died["code"] == -signal.SIGKILL
         now = eventually(
-            lambda: pids if told["worker"] not in (pids := mirror.wait_for_workers(workers)) else None, "a new worker"
+            lambda: pids if event["worker"] not in (pids := mirror.wait_for_workers(workers)) else None, "a new worker"
         )
         assert len(now) == workers
         assert mirror.get(_TAG)[0] == 200
@@ -138,7 +138,7 @@ def test_69_a_worker_that_is_stopped_is_replaced(full: FakeRegistry, tmp_path: P
 
 
 @pytest.mark.parametrize("page", ["/livez", "/readyz"])
-def test_69_probes_wait_for_nobody(tmp_path: Path, page: str) -> None:
+def test_69_probes_wait_for_nothing_else(tmp_path: Path, page: str) -> None:
     """Row 69: with Redis hanging and an upstream that takes requests and says nothing, while pulls wait for it, alive
     and ready are answered.
     """
@@ -162,8 +162,8 @@ def test_69_probes_wait_for_nobody(tmp_path: Path, page: str) -> None:
                 redis.resume()
 
 
-def test_69_silence_is_told_by_all_who_serve() -> None:
-    """Row 69: the longest silence of any slot; one that nobody serves in, or whose worker drains, tells nothing."""
+def test_69_the_silence_of_all_serving_workers() -> None:
+    """Row 69: the longest silence of any slot counts; not that of a slot without a worker, or whose worker drains."""
     beats = Heartbeats.of(3)
     try:
         assert beats.silence() == 0

@@ -58,7 +58,7 @@ async def _status(mirror: LiveMirror, path: str, who: dict[str, str], **more: st
     ("kind", "path"),
     [("manifests", "manifests/2.0"), ("blobs", f"blobs/{Digest.of(_LAYER)}"), ("manifests", "digest")],
 )
-async def test_one_is_told_that_it_is_not_there(private: FakeRegistry, tmp_path: Path, kind: str, path: str) -> None:
+async def test_one_caller_gets_404(private: FakeRegistry, tmp_path: Path, kind: str, path: str) -> None:
     """A registry hides by 404 what one may not see any more: that is remembered of that one alone."""
     path = f"manifests/{private.add_image(_NAME, None, [b'third'])}" if path == "digest" else path
     async with _verifying(tmp_path, private) as mirror:
@@ -69,7 +69,7 @@ async def test_one_is_told_that_it_is_not_there(private: FakeRegistry, tmp_path:
 
 
 def _for_the_first(fault: Fault) -> Fault:
-    """What the first caller gets, for each of their requests (HEAD, then GET); other callers get what they may have."""
+    """The answer to the first caller, for each request (HEAD, then GET); other callers get what they may have."""
     first: list[str | None] = []
 
     def judged(request: Request, answer: Answering) -> Script:
@@ -110,7 +110,7 @@ async def test_one_joins_what_another_is_refused(private: FakeRegistry, tmp_path
 
 
 async def test_one_without_a_right_joins_a_flight(private: FakeRegistry, tmp_path: Path) -> None:
-    """Nothing of what comes for alice goes to one who may not have it: not whole, not in part, not «unchanged»."""
+    """Nothing that is fetched for alice goes to a caller without the right: no whole, no part, no 304."""
     assert private.rights
     private.rights["carol"] = set()
     private.users["carol"] = "carols-word"
@@ -134,7 +134,7 @@ async def test_one_without_a_right_joins_a_flight(private: FakeRegistry, tmp_pat
 
 
 async def test_one_has_no_pulls_left(private: FakeRegistry, tmp_path: Path) -> None:
-    """Registries count by account: whose is spent, or who is told to slow down, waits alone, and keeps waiting."""
+    """Registries count by account: a caller whose account is used up or throttled waits alone, and keeps waiting."""
     async with _verifying(tmp_path, private) as mirror:
         private.budget = (100, 0)
         assert await _status(mirror, "manifests/1.0", _BOB) == 429
@@ -228,7 +228,7 @@ async def test_a_token_of_ours_is_shown_to_no_upstream(private: FakeRegistry, tm
 
 
 async def test_one_goes_by_the_name_of_another(private: FakeRegistry, tmp_path: Path) -> None:
-    """Who pulled, in the audit log, is whom upstream has judged; a name that is only claimed is told as that."""
+    """The audit log names the caller whom upstream has verified; a name that is only claimed is marked."""
     mallory = _basic("alice", "a guess")
     with FakeRegistry() as shared:
         shared.add_image("library/app", "1.0", [b"layer"])
@@ -252,7 +252,7 @@ async def test_one_goes_by_the_name_of_another(private: FakeRegistry, tmp_path: 
     ]
 
 
-async def test_a_mirror_in_which_nobody_is_anonymous(private: FakeRegistry, tmp_path: Path) -> None:
+async def test_a_mirror_without_anonymous_callers(private: FakeRegistry, tmp_path: Path) -> None:
     """Credentials that only one upstream could judge open nothing else: no catalog, no other registry."""
     with FakeRegistry() as shared:
         shared.add_image("library/app", "1.0", [b"layer"])

@@ -74,7 +74,7 @@ def _basic(name: str, password: str) -> dict[str, str]:
 async def test_a_flood_of_wrong_passwords(
     accounts: Path, checks: _Bcrypt, registry: FakeRegistry, tmp_path: Path
 ) -> None:
-    """What waits is bounded, the rest is told when to ask again; who was right before goes before all that waits."""
+    """The queue is bounded, the rest get `Retry-After`; a caller whose password was right before goes first."""
     registry.add_image("library/app", "1.0", [b"layer"])
     access: dict[str, Any] = {"anonymous": False, "htpasswd": accounts}
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, access=access) as mirror:
@@ -128,8 +128,8 @@ async def test_clients_take_turns(accounts: Path, checks: _Bcrypt) -> None:
         assert await way.identify(CallerCredentials("alice", "alice", client="mallory")) is not None
 
 
-async def test_who_leaves_gives_the_turn_on() -> None:
-    """Cancelled while it waits, or in the moment when its turn comes: nobody waits for ever."""
+async def test_a_cancelled_check_passes_its_turn_on() -> None:
+    """A check that is cancelled while it waits, or at the moment of its turn, blocks no other."""
     turns = PasswordQueue(1)
     done: list[str] = []
 
@@ -153,7 +153,7 @@ async def test_who_leaves_gives_the_turn_on() -> None:
 
 
 async def test_a_password_that_was_right(accounts: Path, checks: _Bcrypt) -> None:
-    """Goes before others as long as it is right: one that was changed since is a guess like any other."""
+    """It goes first as long as it is right: a password that was changed since is a guess like any other."""
     with ThreadPoolExecutor(1) as threads:
         way = Htpasswd(accounts, threads, queue=PasswordQueue(1, each=1))
         way.load()
@@ -171,8 +171,8 @@ async def test_a_password_that_was_right(accounts: Path, checks: _Bcrypt) -> Non
         assert await asyncio.gather(*waiting) == [None, None]
 
 
-async def test_tokens_that_are_made_up_push_nobody_out() -> None:
-    """However many are refused, who is known stays known; what is kept of both is bounded."""
+async def test_invented_tokens_displace_no_known_caller() -> None:
+    """However many are refused, known callers stay known; the memory for both is bounded."""
     asked = []
 
     class _Way(StaticTokens):
@@ -193,7 +193,7 @@ async def test_tokens_that_are_made_up_push_nobody_out() -> None:
 
 @pytest.mark.parametrize("name", ["alice\n", "a\0lice", "\x7f", "alice\r\nX: y"])
 async def test_control_characters(name: str, accounts: Path, registry: FakeRegistry, tmp_path: Path) -> None:
-    """In a name or password they are refused (RFC 7617, 2), in either form of a login, and are nobody in the log."""
+    """In a name or password they are refused (RFC 7617, 2), in either form of a login, and the log names no caller."""
     form = b"grant_type=password&username=x%00&password=y"
     access: dict[str, Any] = {"htpasswd": accounts}
     upstreams = {"docker.io": {"url": registry.url, "access": "verify"}}
@@ -207,7 +207,7 @@ async def test_control_characters(name: str, accounts: Path, registry: FakeRegis
         assert "caller" not in {key for line in mirror.events("request") for key in line}
 
 
-async def test_what_is_kept_of_strangers(registry: FakeRegistry, tmp_path: Path) -> None:
+async def test_memory_for_unknown_callers_is_bounded(registry: FakeRegistry, tmp_path: Path) -> None:
     """Credentials that only upstream can judge, tokens that hold such, hosts and names made up: each of any length, and
     without end, they leave nothing behind in memory but hashes.
     """

@@ -88,7 +88,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess
 
 @pytest.mark.parametrize("number", range(len(_TRICKS)), ids=list(_TRICKS))
 async def test_a_manifest_that_a_registry_reads_otherwise(number: int, honest: RegistryProcess, tmp_path: Path) -> None:
-    """What an honest registry has not looked at, reading the manifest in its own way, opens no layer here."""
+    """Layers that an honest registry did not check, because it reads the manifest differently, are not granted here."""
     layer = Digest.of(_SECRET)
     async with live_mirror(tmp_path, {"docker.io": honest.url}) as mirror:
         for target in ("manifests/1.0", f"blobs/{layer}"):
@@ -102,7 +102,7 @@ async def test_a_manifest_that_a_registry_reads_otherwise(number: int, honest: R
 
 
 async def test_denied_content_under_another_digest(registry: FakeRegistry, tmp_path: Path) -> None:
-    """What is denied by its sha256 is denied, too, where it is asked for by its sha512."""
+    """Content that is denied by its sha256 is also denied if it is requested by its sha512."""
     body = registry.manifest("acme/bad", registry.add_image("acme/bad", "1.0", [_SECRET]))
     other = registry.add_manifest("acme/bad", body, OCI_MANIFEST, "2.0", algorithm="sha512")
     content = {"deny": [f"**@{Digest.of(body)}"]}
@@ -112,11 +112,11 @@ async def test_denied_content_under_another_digest(registry: FakeRegistry, tmp_p
             assert (answer.status, answer.code) == (403, "DENIED"), reference
 
 
-@pytest.mark.parametrize("said", ["by the body", "by the header"])
-async def test_80_a_manifest_that_is_a_page(said: str, registry: FakeRegistry, tmp_path: Path) -> None:
-    """Row 80: nobody is served a page from the mirror's own origin, by a manifest or by what is said of one."""
+@pytest.mark.parametrize("stated", ["by the body", "by the header"])
+async def test_80_a_manifest_that_is_a_page(stated: str, registry: FakeRegistry, tmp_path: Path) -> None:
+    """Row 80: no client is served a page from the mirror's own origin, by a manifest or by a descriptor of one."""
     page = "<script>fetch('/v2/_catalog')</script>"
-    kind = {"mediaType": "text/html"} if said == "by the body" else {}
+    kind = {"mediaType": "text/html"} if stated == "by the body" else {}
     body = json.dumps({"schemaVersion": 2, **kind, "layers": [], "annotations": {"page": page}}).encode()
     digest = registry.add_manifest("mallory/own", body, "text/html", "1.0")
     subject = registry.add_image("mallory/own", "2.0", [_OWN])
@@ -128,11 +128,11 @@ async def test_80_a_manifest_that_is_a_page(said: str, registry: FakeRegistry, t
             for method in ("HEAD", "GET", "HEAD"):
                 answer = await mirror.ask(f"/v2/mallory/own/manifests/{reference}", method=method)
                 assert answer.headers["Content-Type"].startswith("application/")
-                assert answer.status == (502 if said == "by the body" else 200)
+                assert answer.status == (502 if stated == "by the body" else 200)
         assert (await mirror.ask(f"/v2/mallory/own/referrers/{subject}")).json["manifests"] == []
 
 
-async def test_a_large_layer_that_is_said_to_be_elsewhere(registry: FakeRegistry, tmp_path: Path) -> None:
+async def test_a_large_layer_declared_foreign(registry: FakeRegistry, tmp_path: Path) -> None:
     """With `urls` it is had from here all the same: it counts for the largest size."""
     layer = b"x" * 100_000
     for content in (layer, _CONFIG):

@@ -1,4 +1,4 @@
-"""Somebody without an account, who sends what no client would; what is told of it in answers and logs."""
+"""A caller without an account sends what no client would; the answers and logs reveal nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ACCESS: dict[str, Any] = {"anonymous": False, "token": [{"name": "ci", "token":
     ],
 )
 async def test_names_in_a_challenge(target: str, scope: str | None, registry: FakeRegistry, tmp_path: Path) -> None:
-    """What a path holds breaks neither out of the header nor the answer; what can be no name is not repeated."""
+    """The content of a path cannot break out of the header or the body; an invalid name is not repeated."""
     async with live_mirror(tmp_path, {"docker.io": registry.url}, access=_ACCESS) as mirror:
         for method in ("GET", "HEAD", "POST", "DELETE"):
             answer = await mirror.ask(target, method=method)
@@ -70,7 +70,7 @@ _RIGHT = f"Authorization: Basic {base64.b64encode(b'x:s3cret').decode()}\r\n"
     ],
 )
 async def test_ways_around_the_gate(request_text: str, status: int, registry: FakeRegistry, tmp_path: Path) -> None:
-    """Whoever says who they are twice, or elsewhere than in the one header, has not; no other host is asked."""
+    """Credentials that are given twice, or elsewhere than in the one header, do not count; no other host is asked."""
     async with live_mirror(tmp_path, {"docker.io": registry.url}, access=_ACCESS) as mirror:
         received = await mirror.raw(f"{request_text.rstrip()}\r\nConnection: close\r\n\r\n".encode())
         assert received.split(b" ", 2)[1] == str(status).encode(), received[:200]
@@ -81,7 +81,7 @@ async def test_ways_around_the_gate(request_text: str, status: int, registry: Fa
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
 async def test_the_admin_api_is_not_there(method: str, registry: FakeRegistry, tmp_path: Path) -> None:
-    """On the port of pulls no path of it is served, whoever asks and however the path is written."""
+    """The port for pulls serves no path of it, for any caller and any spelling of the path."""
     access = {**_ACCESS, "rule": [{"effect": "allow", "callers": ["*"], "actions": ["admin", "pull"]}]}
     async with live_mirror(tmp_path, {"docker.io": registry.url}, access=access) as mirror:
         who = {"Authorization": "Bearer s3cret", HEADER: "1", "Host": "localhost"}
@@ -89,9 +89,9 @@ async def test_the_admin_api_is_not_there(method: str, registry: FakeRegistry, t
             assert (await mirror.ask(target, method=method, headers=who)).status == 404, target
 
 
-async def test_who_is_told_in_the_audit_log(registry: FakeRegistry, tmp_path: Path) -> None:
-    """The address is that of the connection, whatever headers claim; who got in is named, nobody else is, and what
-    they sent stands in one line.
+async def test_the_caller_in_the_audit_log(registry: FakeRegistry, tmp_path: Path) -> None:
+    """The address is that of the connection, whatever headers claim; only an admitted caller is named, and what the
+    caller sent is one line.
     """
     registry.add_image("library/app", "1.0", [b"layer"])
     path = tmp_path / "audit"

@@ -67,7 +67,7 @@ def _push(
     sizes: int | None = None,
     config: bytes = b"{}",
 ) -> Digest:
-    """A manifest of these layers; `sizes` is what it says of each, whatever they have."""
+    """Push a manifest of these layers; `sizes` are the sizes that it states, which may be wrong."""
     body = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
@@ -124,7 +124,9 @@ def _program() -> tuple[bytes, bytes]:
 async def test_a_program_that_calls_itself_a_signature(
     kind: str, beside: str, registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]
 ) -> None:
-    """podman unpacks a layer whatever it is called: only what our key has signed is a signature that may be pulled."""
+    """podman unpacks a layer whatever its media type: only a document that our key has signed may be pulled as a
+    signature.
+    """
     layer, config = _program()
     other = registry.add_image(_NAME, None, [b"other"])
     more = {"nothing": [], "their signature": [_simple(_THEIRS, other)]}.get(beside, [_simple(_OURS, other)])
@@ -194,7 +196,7 @@ async def test_an_attestation_that_is_a_tar_as_well(
     tmp_path: Path,
     route: list[dict[str, object]],
 ) -> None:
-    """A genuine attestation in a JSON text that podman would unpack: nobody gets its manifest, by whatever name."""
+    """A genuine attestation in a JSON text that podman would unpack: its manifest cannot be pulled by any name."""
     image = registry.add_image(_NAME, None, [b"layer"])
     other = registry.add_image(_NAME, None, [b"other"])
     kind, genuine, notes = _attestation(_OURS, image if about == "this image" else other)
@@ -213,7 +215,7 @@ async def test_an_attestation_that_is_a_tar_as_well(
 async def test_an_attestation_that_is_not_only_one(
     change: str, registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]
 ) -> None:
-    """What has more in it than the form has fields is none, though our key has signed what is in the fields."""
+    """A document with more than the known fields is no attestation, although our key has signed the known fields."""
     image = registry.add_image(_NAME, None, [b"layer"])
     kind, genuine, notes = _attestation(_OURS, image)
     layer = {
@@ -279,7 +281,7 @@ async def test_a_bad_signature_beside_a_good_one(
     tmp_path: Path,
     route: list[dict[str, object]],
 ) -> None:
-    """Who attaches another one, whatever it is, keeps the image from nobody."""
+    """Another signature that somebody attaches, of any kind, does not block the image."""
     image = registry.add_image(_NAME, "1.0", [b"layer"])
     attach(registry, image)
     _push(registry, _simple(_OURS, image), subject=image)
@@ -323,7 +325,7 @@ async def test_a_document_that_takes_long(
 
 
 async def test_a_manifest_as_a_blob(registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]) -> None:
-    """What is refused as a manifest is none by the path of blobs: its type is that of bytes."""
+    """A refused manifest that is requested as a blob is sent as plain bytes, not as a manifest."""
     digest = registry.add_image(_NAME, "1.0", [b"layer"])
     registry.add_blob(_NAME, registry.manifest(_NAME, digest))
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=route) as mirror:
@@ -335,7 +337,7 @@ async def test_a_manifest_as_a_blob(registry: FakeRegistry, tmp_path: Path, rout
 async def test_a_prefetch_of_a_signed_image(
     registry: FakeRegistry, tmp_path: Path, route: list[dict[str, object]]
 ) -> None:
-    """What others have attached, which nobody may pull here, is passed over; the image and our signature come."""
+    """Attachments of others, which may not be pulled here, are skipped; the image and our signature are fetched."""
     image = registry.add_image(_NAME, "1.0", [b"layer"])
     ours = _push(registry, _simple(_OURS, image), subject=image)
     theirs = _push(registry, _attestation(_THEIRS, image), subject=image)

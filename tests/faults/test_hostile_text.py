@@ -77,7 +77,7 @@ def test_what_an_image_says_of_itself(words: list[str], stocked: Stocked, tmp_pa
 
 
 def test_what_people_write(stocked: Stocked) -> None:
-    """Reasons of pins and freezes, in tables and in what is told of them."""
+    """Reasons of pins and freezes, in tables and in messages about them."""
     settings = write_settings(stocked.root)
     reason = _ODD.replace("\ud800", "")
     for words in (
@@ -111,7 +111,7 @@ def test_what_people_write(stocked: Stocked) -> None:
     ],
 )
 def test_what_is_typed(words: list[str], stocked: Stocked) -> None:
-    """Errors tell it back."""
+    """Errors repeat it."""
     settings = str(write_settings(stocked.root))
     _is_plain(command(*words, *([] if words[0] == "configure" else ["--config", settings])))
 

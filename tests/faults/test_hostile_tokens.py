@@ -80,13 +80,13 @@ def _claims(url: str, **more: Any) -> dict[str, Any]:
 
 
 def _signed(claims: bytes | dict[str, Any], **header: Any) -> str:
-    """By the issuer's own RSA key, whatever stands in it."""
+    """A token signed by the issuer's own RSA key, with any content."""
     content = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
     return jwt.api_jws.encode(content, _RSA, "RS256", headers={"kid": "rsa", **header})
 
 
 async def test_another_algorithm_than_the_key_has(registry: FakeRegistry, tmp_path: Path) -> None:
-    """No algorithm, a symmetric one with the public key as its secret, or one of another kind of key: nobody."""
+    """No algorithm, a symmetric one with the public key as its secret, or one of another kind of key: refused."""
     public = _RSA.public_key()
     secrets = [
         public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
@@ -107,7 +107,7 @@ async def test_another_algorithm_than_the_key_has(registry: FakeRegistry, tmp_pa
 
 
 async def test_a_key_that_is_named_as_one_likes(registry: FakeRegistry, tmp_path: Path) -> None:
-    """Names that are none, paths, addresses of keys and keys within the token: none is looked at, nobody is asked."""
+    """Invalid names, paths, addresses of keys and keys within the token: none is used, and no host is asked."""
     asked: list[str] = []
     mine = {**ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True), "kid": "mine"}
     async with _mirror(tmp_path, registry, asked) as (mirror, url, clock):
@@ -173,7 +173,7 @@ async def test_claims(registry: FakeRegistry, tmp_path: Path) -> None:
     ],
 )
 async def test_odd_json(make: Callable[[bytes], bytes], registry: FakeRegistry, tmp_path: Path) -> None:
-    """Of a name that stands twice the last counts, as for whoever has signed it; what is no JSON object is nobody."""
+    """Of a repeated name the last counts, as for the issuer; a payload that is no JSON object is refused."""
     async with _mirror(tmp_path, registry, []) as (mirror, url, _):
         assert await _status(mirror, _signed(make(url.encode()))) == 401
 
@@ -239,7 +239,7 @@ async def test_a_token_of_ours_has_one_spelling(registry: FakeRegistry, tmp_path
 
 
 async def test_a_token_for_one_is_none_for_another(registry: FakeRegistry, tmp_path: Path) -> None:
-    """What `/token` gives says who it is; the scope that was asked for opens nothing, and rules hold under every
+    """A token from `/token` states the identity; the requested scope grants nothing, and rules hold under every
     spelling of a name.
     """
     registry.add_image("secret/app", "1.0", [b"secret"])

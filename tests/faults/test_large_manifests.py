@@ -63,7 +63,7 @@ async def test_18_too_many_descriptors(kind: str, registry: FakeRegistry, tmp_pa
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("kind", [OCI_MANIFEST, OCI_INDEX])
-async def test_18_a_large_manifest_holds_up_nobody(
+async def test_18_a_large_manifest_delays_no_other_request(
     kind: str, signed: bool, registry: FakeRegistry, tmp_path: Path, readers: list[int]
 ) -> None:
     """Row 18: it is read in a thread, once from upstream and once from the disk, however often it is asked for."""

@@ -1,5 +1,5 @@
-"""Rows 46 to 52 and 54: whatever becomes of Redis, pulls through a whole mirror go on, and warm ones cost upstream
-nothing.
+"""Rows 46 to 52 and 54: whatever happens to Redis, pulls through a whole mirror succeed, and warm pulls do not reach
+upstream.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _another_password(redis: RedisServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("becomes", "said"),
+    ("becomes", "event"),
     [
         (_down, "index unavailable"),
         (_hung, "index unavailable"),
@@ -133,7 +133,7 @@ def _another_password(redis: RedisServer) -> None:
     ids=["47 killed", "48 hung", "49 flushed", "50 out of memory", "51 read-only", "51 loading", "52 password"],
 )
 def test_46_to_52_what_becomes_of_redis(
-    full: FakeRegistry, tmp_path: Path, tally: Tally, becomes: Callable[[RedisServer], None], said: str | None
+    full: FakeRegistry, tmp_path: Path, tally: Tally, becomes: Callable[[RedisServer], None], event: str | None
 ) -> None:
     """Row 47 to 52: no warm pull fails or asks upstream, no cold one fails; the log says what is wrong, no secret."""
     patience = "100ms" if becomes is _hung else "5s"
@@ -143,8 +143,8 @@ def test_46_to_52_what_becomes_of_redis(
         before = len(mirror.log)
         becomes(redis)
         pulls.again()
-        if said:
-            eventually(lambda: _is_said(mirror, said, before), f"{said} is logged")
+        if event:
+            eventually(lambda: _is_logged(mirror, event, before), f"{event} is logged")
         pulls.again()
         if becomes is _hung:
             redis.resume()
@@ -152,11 +152,11 @@ def test_46_to_52_what_becomes_of_redis(
         assert not [line for line in mirror.log if _SECRET in str(line)]
 
 
-def _is_said(mirror: MirrorProcess, said: str, before: int) -> bool:
+def _is_logged(mirror: MirrorProcess, event: str, before: int) -> bool:
     """Since line `before` of the log; or already before, if a busy machine made Redis slow and it is not back since."""
     events = [line["event"] for line in mirror.log]
-    return said in events[before:] or (
-        said == "index unavailable" and events.count(said) > events.count("index available")
+    return event in events[before:] or (
+        event == "index unavailable" and events.count(event) > events.count("index available")
     )
 
 
@@ -201,7 +201,7 @@ def _held(root: Path) -> int:
     return sum(file.stat().st_size for file in (root / "blobs").glob("*/*/*"))
 
 
-def test_47_what_a_killed_worker_had_not_told(full: FakeRegistry, tmp_path: Path) -> None:
+def test_47_uses_that_a_killed_worker_had_not_written(full: FakeRegistry, tmp_path: Path) -> None:
     """Row 47, 55: a blob that a worker stored while Redis was away, and that it took to its grave, is in the index
     soon after Redis is back: the worker that keeps house compares index and disk then.
     """

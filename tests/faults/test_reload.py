@@ -1,4 +1,4 @@
-"""A running mirror is given another configuration, or told to end, while it is pulled from."""
+"""A running mirror gets another configuration, or is asked to end, while clients pull from it."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def test_66_a_download_outlives_the_reload(full: FakeRegistry, tmp_path: Path) -
 
 
 def test_67_a_bad_configuration_changes_nothing(full: FakeRegistry, tmp_path: Path) -> None:
-    """Row 67: every mistake is logged, no secret among them, the workers stay; and one that dies afterwards comes back
-    with the configuration in force, not with the file that lies there.
+    """Row 67: every mistake is logged, without secrets, and the workers stay; a worker that dies afterwards is replaced
+    by one with the configuration in force, not with the file on disk.
     """
     config = write_config(tmp_path, {"docker.io": full.url}, workers=1)
     good = config.read_text()
@@ -130,9 +130,9 @@ def test_67_a_bad_configuration_changes_nothing(full: FakeRegistry, tmp_path: Pa
         )
         _hang_up(mirror)
         given_up = mirror.wait_for_event("configuration not reloaded")
-        said = [line["mistake"] for line in mirror.log if line["event"] == "configuration refused"]
-        assert given_up["mistakes"] == len(said) == 2
-        assert [mistake.partition(":")[0] for mistake in said] == ["store.capacity", "upstream[2]"]
+        mistakes = [line["mistake"] for line in mirror.log if line["event"] == "configuration refused"]
+        assert given_up["mistakes"] == len(mistakes) == 2
+        assert [mistake.partition(":")[0] for mistake in mistakes] == ["store.capacity", "upstream[2]"]
         assert mirror.worker_pids() == [old]
         mirror.kill_worker(old)
         eventually(lambda: mirror.worker_pids() not in ([old], [mirror.pid]), "another worker")
@@ -170,7 +170,7 @@ def test_67_a_worker_that_cannot_start_changes_nothing(full: FakeRegistry, tmp_p
 
 
 def test_67_a_good_configuration_takes_effect(full: FakeRegistry, tmp_path: Path) -> None:
-    """Row 67: another upstream is there after SIGHUP; what takes a restart is said and changes nothing."""
+    """Row 67: another upstream is in use after SIGHUP; settings that need a restart are logged and change nothing."""
     with FakeRegistry() as second:
         second.add_image("team/tool", "v1", [noise(1000, seed=5)])
         config = write_config(tmp_path, {"docker.io": full.url}, workers=1)
@@ -227,8 +227,8 @@ def test_66_unix_listeners_stay(full: FakeRegistry, tmp_path: Path) -> None:
 
 
 def _port_for_servers() -> int:
-    """A free port that the kernel gives to no client: one that connects to a port where nobody listens may otherwise be
-    given that very port, and be connected with itself.
+    """A free port that the kernel gives to no client: a client that connects to a port without a listener may otherwise
+    get that very port, and be connected with itself.
     """
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in random.sample(range(max(1025, lowest - 10_000), lowest), 100):
@@ -240,7 +240,7 @@ def _port_for_servers() -> int:
     raise AssertionError("no port is free")
 
 
-def test_65_told_to_end_while_clients_pull(
+def test_65_ending_while_clients_pull(
     full: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
 ) -> None:
     """Row 65: SIGTERM again and again under load, each time followed by a new mirror on the same port: clients that
@@ -264,8 +264,8 @@ def test_65_told_to_end_while_clients_pull(
 
 
 def test_66_the_admin_listeners_show_what_is_in_force(full: FakeRegistry, tmp_path: Path) -> None:
-    """Row 66: after SIGHUP the admin API's listeners, which the parent keeps, tell the new settings and pin rules and
-    let in those whom the new rules know, over the socket and over TCP; after a bad configuration, still the same.
+    """Row 66: after SIGHUP the admin API's listeners, which the parent keeps, show the new settings and pin rules and
+    admit the callers of the new rules, over the socket and over TCP; a bad configuration changes nothing.
     """
 
     def text(ttl: str, token: str, pins: str = "") -> str:
@@ -283,8 +283,8 @@ def test_66_the_admin_listeners_show_what_is_in_force(full: FakeRegistry, tmp_pa
         """Route, pins by rules, and how the two tokens fare over TCP."""
         settings = ask_admin(admin, "GET", "/admin/v1/config").json
         pins = ask_admin(admin, "GET", "/admin/v1/pins").json["pins"]
-        said = [line["address"] for line in mirror.log if line["event"] == "admin listening"]
-        [port] = [int(one.rpartition(":")[2]) for one in said if not one.startswith("unix:")]
+        addresses = [line["address"] for line in mirror.log if line["event"] == "admin listening"]
+        [port] = [int(address.rpartition(":")[2]) for address in addresses if not address.startswith("unix:")]
         first, second = (_status(port, token) for token in ("first-token", "second-token"))
         return settings["route"][0]["tag_ttl"], [one["image"] for one in pins], first, second
 

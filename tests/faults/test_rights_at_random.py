@@ -1,4 +1,4 @@
-"""Who may have what, by dice: nobody is ever given what upstream would refuse to them, whatever happens meanwhile.
+"""Rights, at random: no caller ever gets content that upstream would refuse, whatever happens meanwhile.
 
 Two users and the anonymous pull from three repositories that share layers: `acme/one` is alice's, `acme/two` is bob's,
 `acme/all` is everybody's. Each also asks for the digests of the others by the names that they may use. Meanwhile
@@ -95,7 +95,7 @@ class _Callers:
         await self.begin()
 
     async def caller(self, steps: int) -> None:
-        """One client after another, whoever they are."""
+        """One client after another, of any user."""
         for _ in range(steps):
             async with asyncio.timeout(PATIENCE):
                 await self.ask()
@@ -181,7 +181,7 @@ class _Callers:
                     await self.restart()
 
     async def all_may_in_the_end(self) -> None:
-        """What was refused on the way is no habit: everybody has what is theirs."""
+        """Earlier refusals have no lasting effect: every caller gets what the caller may have."""
         self.registry.heal()
         for gate in self.gates:
             gate.release()
@@ -203,7 +203,7 @@ class _Callers:
 
 @pytest.mark.parametrize("seed", range(_FIRST, _FIRST + _SEEDS))
 @pytest.mark.parametrize("tokens", [True, False])
-async def test_nobody_gets_what_is_not_theirs(seed: int, tokens: bool, tmp_path: Path, tally: Tally) -> None:
+async def test_no_caller_gets_content_without_the_right(seed: int, tokens: bool, tmp_path: Path, tally: Tally) -> None:
     """Bytes are shared, rights are not."""
     callers = _Callers(seed, tmp_path / "store", tokens=tokens)
     with callers.registry:

@@ -1,4 +1,4 @@
-"""Row 25: clients that ask, and take nothing of the answer: of every kind of answer, behind TLS, and in pipelines."""
+"""Row 25: clients that send requests and read no answer: for every kind of answer, behind TLS, and in pipelines."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ class _Passing(asyncio.Protocol):
 
 
 class _Client:
-    """A connection that reads only when it is told to."""
+    """A connection that reads only on request."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
     @classmethod
     async def connect(cls, port: int, context: ssl.SSLContext | None = None) -> _Client:
-        """With TLS, if there is a context; its buffer for what comes is small."""
+        """Connect, with TLS if there is a context; the receive buffer is small."""
 
         def connect() -> socket.socket:
             plain = socket.socket()
@@ -154,7 +154,7 @@ def certificate(tmp_path: Path) -> Certificate:
 
 
 @pytest.mark.parametrize("tls", [False, True])
-async def test_25_a_manifest_that_nobody_reads_is_not_copied(
+async def test_25_an_unread_manifest_is_not_copied(
     registry: FakeRegistry, tmp_path: Path, certificate: Certificate, tls: bool
 ) -> None:
     """Row 25: however many clients ask for a large manifest and read nothing, each costs a piece of it or two."""
@@ -220,7 +220,7 @@ async def test_25_every_answer_is_taken_in_time_or_its_client_dropped(
         one.close()
 
 
-async def test_25_requests_behind_an_answer_that_nobody_reads(registry: FakeRegistry, tmp_path: Path) -> None:
+async def test_25_requests_behind_an_unread_answer(registry: FakeRegistry, tmp_path: Path) -> None:
     """Rows 25, 29: while an answer waits for its client no more requests are read than a few, and all are answered once
     the client reads.
     """
@@ -274,8 +274,8 @@ class _Waiting:
 
 
 def test_25_bodies_that_wait_are_bounded_together() -> None:
-    """Row 25: when all that wait for their clients are too many bytes, the one that has waited longest without taking
-    anything goes. A body that several wait for counts once.
+    """Row 25: if all answers that wait for their clients are too many bytes together, the client that has read nothing
+    for the longest time is disconnected. A body that several clients wait for counts once.
     """
     unsent = Unsent(most=100)
     first, second, third = (_Waiting() for _ in range(3))

@@ -58,8 +58,8 @@ def redis(request: pytest.FixtureRequest) -> Iterator[RedisServer | None]:
 def test_58_workers_are_killed_at_random(
     library: FakeRegistry, redis: RedisServer | None, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
 ) -> None:
-    """Rows 41, 44, 58: whichever worker dies, and whatever else goes wrong, each client has right bytes in the end by
-    ordinary retry; no published file is wrong, nothing is left over, and index and disk agree.
+    """Rows 41, 44, 58: whichever worker dies, and whatever else goes wrong, an ordinary retry gives each client the
+    right bytes in the end; no published file is wrong, nothing is left over, and index and disk agree.
     """
     kills = times("KILLS", 12)
     dice = random.Random(_SEED)
@@ -98,7 +98,7 @@ def test_58_workers_are_killed_at_random(
         for one in workers:
             one.stop()
         workers[0].start()
-        # what the killed ones have left half done is finished by whoever asks
+        # the next request finishes what the killed workers have left half done
         for name, tag in APPS:
             with Stubborn(workers[0].port, [(name, tag)], clients=1, tries=50) as last:
                 last.wait_for_pulls(1)
@@ -146,7 +146,7 @@ def _trouble(
 
 
 def _wrong(root: Path) -> list[Path]:
-    """Published files whose bytes are not what their name says."""
+    """The published files whose bytes do not match their name."""
     files = list((root / "blobs").glob("*/*/*"))
     assert files
     return [file for file in files if not Digest.parse(f"{file.parts[-3]}:{file.name}").matches(file.read_bytes())]

@@ -65,9 +65,7 @@ async def _log_in(mirror: LiveMirror, headers: Mapping[str, str]) -> str:
     return str(answer.json["token"])
 
 
-async def test_nobody_in_particular_is_asked_who_they_are(
-    registry: FakeRegistry, tmp_path: Path, access: dict[str, Any]
-) -> None:
+async def test_anonymous_callers_are_challenged(registry: FakeRegistry, tmp_path: Path, access: dict[str, Any]) -> None:
     """The same 401 for what is there, what is not, and what is of no registry; it says where to log in."""
     targets = _targets(registry, "secret/app")
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, access=access) as mirror:

@@ -110,7 +110,7 @@ def _tcp(mirror: MirrorProcess) -> str:
 # ------------------------------------------------------------------------------------------------------ what is shown
 
 
-def test_a_download_is_told_by_every_worker(
+def test_every_worker_reports_a_download(
     mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., AdminReply]
 ) -> None:
     """Whichever worker fills it, both tell of it with its progress; afterwards both tell that it is over."""
@@ -147,7 +147,7 @@ def test_a_download_is_told_by_every_worker(
     eventually(over, "both know that it is over")
 
 
-def test_what_a_killed_worker_said_is_forgotten(mirror: MirrorProcess, api: Callable[..., AdminReply]) -> None:
+def test_the_status_of_a_killed_worker_is_dropped(mirror: MirrorProcess, api: Callable[..., AdminReply]) -> None:
     """Its place is taken by its successor; nobody counts it any more."""
     eventually(lambda: len(api("GET", "/status").json["workers"]) == 2, "both have published their status")
     victim = mirror.worker_pids()[0]

@@ -79,7 +79,7 @@ async def test_a_cloud(tmp_path: Path) -> None:
             assert azure.issued[0] not in mirror.log_text
 
 
-def test_what_operators_are_told(tmp_path: Path) -> None:
+def test_messages_for_operators(tmp_path: Path) -> None:
     """Why there are no credentials, since when and whose fault it is: by the admin API, whichever of two workers
     answers, by `mirror status`, and no more once it works again. No secret stands there, in the log or on the board.
     """

@@ -147,7 +147,7 @@ def test_a_registry_that_is_down(mirror: MirrorProcess, registry: FakeRegistry, 
     assert found.level("/readyz") == "ok"
 
 
-def test_nobody_there(root: Path) -> None:
+def test_no_mirror_at_the_address(root: Path) -> None:
     """The trial pull is not tried."""
     found = Doctor("http://127.0.0.1:9", *_IMAGE, "--root", root)
     assert found.code == 1
@@ -155,14 +155,14 @@ def test_nobody_there(root: Path) -> None:
     assert "refused" in found.findings["reach"][1]
 
 
-def test_a_name_that_nobody_knows(root: Path) -> None:
+def test_an_unknown_host_name(root: Path) -> None:
     """DNS is named, not the mirror."""
     found = Doctor("http://mirror.invalid:5000", *_IMAGE, "--root", root)
     assert (found.code, found.findings["reach"][1]) == (1, "mirror.invalid: no such name")
     assert "DNS" in found.findings["reach"][2]
 
 
-def test_clients_that_nobody_has_configured(mirror: MirrorProcess, root: Path) -> None:
+def test_clients_without_configuration(mirror: MirrorProcess, root: Path) -> None:
     """A node with nothing but the programs goes around the mirror, and is not called well; nor is one with none."""
     found = Doctor(mirror.url, "--root", root)
     assert (found.code, found.level("clients")) == (0, "warning")

@@ -26,7 +26,7 @@ def _value(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-async def test_flights_and_those_who_follow(registry: FakeRegistry, mirror: LiveMirror) -> None:
+async def test_flights_and_their_followers(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """Readers of a download are counted until they have it; connections while they are open."""
     registry.add_image("library/app", "v1", [_LAYER])
     await mirror.ask("/v2/library/app/manifests/v1")

@@ -57,7 +57,7 @@ async def test_136_clients_wait_with_the_fill(registry: FakeRegistry, tmp_path: 
             _is_whole(answer)
 
 
-async def test_136_nobody_waits_if_told_so(registry: FakeRegistry, tmp_path: Path) -> None:
+async def test_136_no_wait_if_configured(registry: FakeRegistry, tmp_path: Path) -> None:
     """`wait_for_upstream = 0`: the answer breaks as soon as upstream has refused a few times."""
     registry.add_blob(_NAME, _LAYER)
     gate = Stall()

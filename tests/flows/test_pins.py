@@ -457,7 +457,7 @@ def test_what_people_call_a_manifest() -> None:
     }
 
 
-async def test_names_are_told_by_whoever_serves(registry: FakeRegistry, tmp_path: Path) -> None:
+async def test_every_worker_lists_names(registry: FakeRegistry, tmp_path: Path) -> None:
     """A manifest that the index has forgotten the names of is told again by a worker that reads it from the disk."""
     registry.add_image("library/app", "v1", [layer(1)])
     async with running(registry, tmp_path / "store") as mirror:

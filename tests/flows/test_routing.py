@@ -92,7 +92,7 @@ async def test_one_part_names_are_only_special_on_docker_hub(other: FakeRegistry
 
 
 @pytest.mark.parametrize("ns", ["evil.example", "169.254.169.254", "localhost:1", "quay.io"])
-async def test_70_unknown_ns_contacts_nobody(
+async def test_70_an_unknown_ns_contacts_no_host(
     registry: FakeRegistry, other: FakeRegistry, mirror: LiveMirror, ns: str
 ) -> None:
     """Row 70: `ns` leads to configured registries only; another one is 404 and nobody is asked."""
@@ -111,7 +111,9 @@ async def test_70_odd_ns_is_refused(registry: FakeRegistry, mirror: LiveMirror, 
     assert not registry.requests
 
 
-async def test_70_host_contacts_nobody(registry: FakeRegistry, other: FakeRegistry, mirror: LiveMirror) -> None:
+async def test_70_an_unknown_host_header_contacts_no_host(
+    registry: FakeRegistry, other: FakeRegistry, mirror: LiveMirror
+) -> None:
     """Row 70: a Host that is not configured is not a name of a registry; the default one is meant."""
     registry.add_image("library/app", "v1", [b"layer"])
     answer = await mirror.ask("/v2/library/app/manifests/v1", headers={"Host": "169.254.169.254"})

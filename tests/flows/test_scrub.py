@@ -131,7 +131,7 @@ async def test_manifest_and_layer_at_once(full: LiveMirror, image: Digest) -> No
     assert full.blob_file(_DIGEST).read_bytes() == _LAYER
 
 
-async def test_sealed_it_is_lost_and_said_so(sealed: LiveMirror) -> None:
+async def test_a_sealed_mirror_reports_the_loss(sealed: LiveMirror) -> None:
     """Nothing can be fetched; the damaged file is in quarantine and clients are told that the layer is not here."""
     _flip(sealed.blob_file(_DIGEST))
     progress = await _everything(sealed)
@@ -168,7 +168,7 @@ async def test_what_no_image_needs(full: LiveMirror) -> None:
     assert (progress.damaged, progress.unneeded, progress.good) == (1, 1, True)
 
 
-async def test_whoever_is_reading_reads_on(full: LiveMirror) -> None:
+async def test_open_readers_read_on(full: LiveMirror) -> None:
     """A reader that has the file open keeps it when it is set aside."""
     _, reader = full.app.storage.store.open(_DIGEST)
     _flip(full.blob_file(_DIGEST))

@@ -91,7 +91,7 @@ def test_what_verify_refuses(site: _Site) -> None:
             site.cli("verify", *words)
 
 
-def test_records_without_content_are_told(site: _Site) -> None:
+def test_records_without_content_are_reported(site: _Site) -> None:
     """They are harmless here: the next pull mends them. Of such an image nothing can be told, so it is not listed."""
     [entry] = map(json.loads, site.cli("ls", "--json").splitlines())
     Path(site.layout.blob(Digest.parse(entry["digest"]))).unlink()
@@ -99,7 +99,7 @@ def test_records_without_content_are_told(site: _Site) -> None:
     assert site.cli("ls", "--json") == ""
 
 
-def test_pins_are_told_with_their_reason(site: _Site) -> None:
+def test_pins_are_listed_with_their_reason(site: _Site) -> None:
     """Those by rules of the configuration as well."""
     [entry] = map(json.loads, site.cli("ls", "app", "--json").splitlines())
     assert (entry["image"], entry["pinned"], entry["complete"]) == (_IMAGE, True, True)

@@ -81,7 +81,7 @@ async def test_other_workers_do_not_wait_for_the_disk(
     assert not [line for line in (*mirror.log, *another.log) if line["event"] == "lock not obtained"]
 
 
-async def test_those_who_read_do_not_wait_for_those_who_write(
+async def test_readers_do_not_wait_for_writers(
     registry: FakeRegistry, mirror: LiveMirror, image: Digest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many tags a busy disk has to take note of, what is on it already is served meanwhile."""
@@ -176,7 +176,7 @@ async def test_39_truncated_and_the_index_lost(
 
 @pytest.mark.usefixtures("image")
 @pytest.mark.parametrize("ask", ["GET", "HEAD", "fill"])
-async def test_39_the_index_was_told_of_a_truncated_file(registry: FakeRegistry, tmp_path: Path, ask: str) -> None:
+async def test_39_a_truncated_file_in_the_index(registry: FakeRegistry, tmp_path: Path, ask: str) -> None:
     """Row 39: the index was rebuilt after the file was cut, so that it remembers the wrong size. That is not taken for
     the size of the blob: neither is the cut file served whole, nor is what upstream has refused for its size.
     """

@@ -52,7 +52,7 @@ def test_what_writes_is_refused_to_another_user(
     assert tree(store) == before
 
 
-def test_a_running_mirror_purges_for_whoever_reaches_its_socket(
+def test_a_running_mirror_purges_for_users_of_its_socket(
     registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Root, that is: the mirror writes, and as itself."""
@@ -66,7 +66,7 @@ def test_a_running_mirror_purges_for_whoever_reaches_its_socket(
         eventually(lambda: mirror("purge", "app:v1", "--config", config).status == 0 or None, "it is purged")
 
 
-def test_a_running_mirror_pins_for_whoever_reaches_its_socket(
+def test_a_running_mirror_pins_for_users_of_its_socket(
     registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its pins are its own files, which it can read."""
@@ -115,7 +115,7 @@ def test_a_running_mirror_pins_for_whoever_reaches_its_socket(
     ],
     ids=" ".join,
 )
-def test_who_looks_makes_no_store(tmp_path: Path, words: list[str]) -> None:
+def test_a_listing_makes_no_store(tmp_path: Path, words: list[str]) -> None:
     """Nor takes a configuration that names a wrong place for a mirror that has lost everything."""
     config = write_settings(tmp_path / "nowhere", more=_RULE)
     done = mirror(*words, "--config", config)

@@ -49,7 +49,7 @@ def test_a_unit_of_type_notify(registry: FakeRegistry, tmp_path: Path, ear: sock
         _hear(ear, "STOPPING=1")
 
 
-def test_it_is_told_four_times_in_a_period(ear: socket.socket, tmp_path: Path) -> None:
+def test_four_messages_in_a_period(ear: socket.socket, tmp_path: Path) -> None:
     """However often the mirror looks; nothing where systemd does not watch."""
     now = 0.0
     watched = Systemd(str(tmp_path / "notify"), 2.0, lambda: now)
@@ -72,7 +72,7 @@ def test_names_in_the_abstract_namespace() -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": "/nonexistent/notify", "WATCHDOG_USEC": "soon"}])
-def test_nobody_listens(environment: dict[str, str]) -> None:
+def test_no_one_listens_on_the_socket(environment: dict[str, str]) -> None:
     """Nothing happens, and nothing fails."""
     one = Systemd.of(environment)
     for tell in (one.ready, one.alive, one.stopping):

@@ -237,7 +237,9 @@ async def test_fallback_tag(registry: FakeRegistry, mirror: LiveMirror, subject:
     assert answer.json["manifests"] == [one]
 
 
-async def test_no_referrers_api_holds_nobody(registry: FakeRegistry, mirror: LiveMirror, subject: Digest) -> None:
+async def test_an_upstream_without_referrers_api_delays_no_request(
+    registry: FakeRegistry, mirror: LiveMirror, subject: Digest
+) -> None:
     """Faults row 10: a web page on another host that answers 429 in place of the API is nothing but that page's."""
     registry.add_index("library/app", f"sha256-{subject.hex}", [])
     with Scripted() as pages:
@@ -263,7 +265,7 @@ async def test_numbers_that_are_none(registry: FakeRegistry, mirror: LiveMirror,
     assert (answer.status, answer.code) == (502, "UNAVAILABLE")
 
 
-async def test_kept_ones_while_down(registry: FakeRegistry, mirror: LiveMirror, subject: Digest) -> None:
+async def test_stored_lists_while_upstream_is_down(registry: FakeRegistry, mirror: LiveMirror, subject: Digest) -> None:
     """While upstream is down those that were pulled are named, with a warning."""
     listed = (await mirror.ask(f"/v2/library/app/referrers/{subject}")).json["manifests"]
     pulled = next(one for one in listed if one["artifactType"] == "application/x.sbom")

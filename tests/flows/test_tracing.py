@@ -86,7 +86,7 @@ async def test_a_clients_trace_is_continued(registry: FakeRegistry, tmp_path: Pa
     assert request.attributes["mirror.cache"] == "hit"
 
 
-async def test_failures_are_told_without_secrets(registry: FakeRegistry, tmp_path: Path) -> None:
+async def test_failures_are_traced_without_secrets(registry: FakeRegistry, tmp_path: Path) -> None:
     """What failed is marked with the error's name; queries and credentials of the request are nowhere."""
     registry.fail("manifests", status(502), times=100)
     headers = {"Authorization": "Bearer geheimgeheim", "Cookie": "geheim=geheim"}

@@ -111,7 +111,7 @@ async def test_a_damaged_freeze_keeps_its_repository(mirror: LiveMirror, registr
 
 
 @pytest.mark.parametrize("kind", ["pins", "freezes"])
-async def test_nothing_goes_where_nobody_knows(mirror: LiveMirror, registry: FakeRegistry, kind: str) -> None:
+async def test_nothing_goes_if_the_image_is_unknown(mirror: LiveMirror, registry: FakeRegistry, kind: str) -> None:
     """Pulls are stored while there is room and go through uncached afterwards, all of them whole; the log names the
     file and what to do. Once it is gone things are as before."""
     first = await pull(mirror, "v1")
@@ -143,7 +143,7 @@ async def test_nothing_goes_where_nobody_knows(mirror: LiveMirror, registry: Fak
     assert present(mirror, first) != first
 
 
-async def test_interrupted_downloads_go_where_nobody_knows(mirror: LiveMirror, registry: FakeRegistry) -> None:
+async def test_interrupted_downloads_go_if_the_image_is_unknown(mirror: LiveMirror, registry: FakeRegistry) -> None:
     """They are nobody's, and what makes room without them is stored."""
     await pull(mirror, "v1")
     strange("pins", mirror.root)
@@ -336,7 +336,7 @@ def test_a_pinned_tag_whose_freeze_is_damaged() -> None:
     assert kept == {*roots, Digest.of(b"a"), Digest.of(b"b")}
 
 
-def test_it_is_said_once() -> None:
+def test_it_is_logged_once() -> None:
     """However often it is asked; again once it was mended in between."""
     site = Site()
     tagged(site, "v1", b"a")

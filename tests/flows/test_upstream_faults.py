@@ -470,7 +470,7 @@ def _secrets() -> Sequence[str]:
 
 
 @pytest.mark.parametrize("tokens", [True, False])
-async def test_76_no_secret_is_told(tmp_path: Path, tokens: bool) -> None:
+async def test_76_no_secret_is_revealed(tmp_path: Path, tokens: bool) -> None:
     """Row 76: neither log nor answers hold the password, a token, or the signature of a URL, in good days and bad."""
     with FakeRegistry(tokens=tokens, users={"user": "canary-password"}, cdn=True) as registry:
         registry.add_image("library/app", "v1", [_LAYER])

@@ -61,7 +61,7 @@ def test_whom_a_rule_is_about(who: str, identities: list[Identity]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "alice", "user:", "user: ", "admin:x", "group:", "*:x", "users:x"])
-def test_what_names_nobody(text: str) -> None:
+def test_entries_without_a_caller(text: str) -> None:
     """A mistake in a rule must not make it fit nobody, or everybody."""
     with pytest.raises(ValueError, match="is none of"):
         check_caller(text)
@@ -165,7 +165,7 @@ def test_a_hosted_registry_is_closed_until_rules_allow() -> None:
     assert not any(Policy(hosted=frozenset({"corp"})).may_anybody(action, "corp") for action in Action)
 
 
-def test_anybody_is_not_an_anonymous_caller_who_is_not_admitted() -> None:
+def test_a_star_does_not_admit_anonymous_callers() -> None:
     """A rule for anonymous callers lets nobody in if `anonymous` is false."""
     rule = _rule("allow", ["anonymous"], "corp/**")
     for anonymous in (True, False):

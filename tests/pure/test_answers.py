@@ -55,7 +55,7 @@ def test_every_error_has_its_row(kind: type[MirrorError]) -> None:
         assert answer.status != 500
 
 
-def test_errors_of_others_are_told_by_their_ancestor() -> None:
+def test_other_errors_are_answered_like_their_ancestor() -> None:
     """An error without a row of its own is answered like what it is a kind of."""
 
     class Special(errors.BlobUnknown):

@@ -168,7 +168,7 @@ def test_no_candidate_is_read_that_is_not_needed() -> None:
         (-100, "last used just now"),
     ],
 )
-def test_the_reason_is_said_for_people(age: float, words: str) -> None:
+def test_the_reason_in_plain_words(age: float, words: str) -> None:
     """Each victim says why, with the time since its last use in the largest unit."""
     (victim,) = plan([record(0, last_used=1e9)], 1, (), 1e9 + age)
     assert victim.reason == f"no cached manifest names it: {words}"

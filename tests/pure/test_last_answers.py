@@ -101,7 +101,7 @@ def test_every_outcome_has_words(kind: str, reference: str, outcome: str) -> Non
         ({"status": 499}, "client went away"),
     ],
 )
-def test_what_is_said(changes: dict[str, Any], words: str) -> None:
+def test_the_text_of_answers(changes: dict[str, Any], words: str) -> None:
     """The sentence says what decided."""
     assert words in explain(replace(_HIT, **changes))
 

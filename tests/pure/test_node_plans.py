@@ -556,7 +556,7 @@ def test_k3s_refuses(text: str, reason: str) -> None:
         *((name, Wanted(_MIRROR, ("*.pkg.dev",))) for name in CLIENTS),
     ],
 )
-def test_what_a_client_cannot_be_told(client: str, wanted: Wanted) -> None:
+def test_settings_that_a_client_lacks(client: str, wanted: Wanted) -> None:
     """It is said, rather than done in part."""
     with pytest.raises(ConfigError, match=r"--(registry|no-fallback|username)"):
         CLIENTS[client].plan(GivenFiles({}), wanted)

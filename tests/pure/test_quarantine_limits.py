@@ -37,7 +37,7 @@ def test_a_small_store_keeps_less() -> None:
 
 
 @pytest.mark.parametrize("nothing", [QuarantineLimits(size=0), QuarantineLimits(keep=0.0)])
-def test_nothing_is_kept(nothing: QuarantineLimits) -> None:
+def test_limits_of_zero(nothing: QuarantineLimits) -> None:
     """Where one of both is 0, an empty file goes too."""
     kept = [aside(2, 0), aside(1, 7)]
     assert nothing.surplus(kept, NOW, LARGE) == kept

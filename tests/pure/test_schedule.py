@@ -141,7 +141,7 @@ def test_mistakes(expression: str, timezone: str, said: str | None) -> None:
         Cron(expression, timezone)
 
 
-def test_how_plans_are_told() -> None:
+def test_plans_as_text() -> None:
     """As people would write them."""
     plans = [_EVERY, Every(90), Every(86400 * 2), _DAILY, Cron("0 3 * * *", "Europe/Berlin")]
     assert [*map(str, plans)] == [

@@ -63,7 +63,7 @@ async def test_an_error_reaches_all() -> None:
     assert [type(result) for result in results] == [ValueError] * 3
 
 
-async def test_a_caller_who_leaves_takes_nothing_along() -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_work() -> None:
     """The first one neither: the work goes on, and the others have its result."""
     once = SingleFlight()
     release = asyncio.Event()

@@ -8,7 +8,7 @@ from mirror.eviction.token_bucket import TokenBucket
 
 
 @pytest.mark.parametrize("piece", [1, 100, 1000, 5000])
-def test_the_rate_is_kept(piece: int) -> None:
+def test_the_rate_is_not_exceeded(piece: int) -> None:
     """Over many pieces the time is that of their bytes at the rate."""
     pace, now = TokenBucket(1000.0), 50.0
     for _ in range(100):

@@ -30,7 +30,7 @@ def test_totals_that_begin_anew() -> None:
     assert since(Traffic(3, 1, 10, 10), before) == Traffic(3, 1, 10, 10)
 
 
-def test_points_are_kept_for_a_time() -> None:
+def test_old_points_are_dropped() -> None:
     """The oldest go, and what a clock that was set has left in the future; nonsense in the file is passed over."""
     points = add_point([(0.0, Traffic()), (50.0, Traffic()), (999.0, Traffic())], 100.0, Traffic(1), 60.0)
     assert [at for at, _ in points] == [50.0, 100.0]

@@ -215,7 +215,7 @@ INTERNAL = [
 
 
 @pytest.mark.parametrize("address", NEVER)
-def test_addresses_that_nobody_may_lead_to(address: str) -> None:
+def test_forbidden_addresses(address: str) -> None:
     """Faults rows 71, 72: link-local, metadata, unspecified and multicast, in all their spellings, even internally."""
     for bounds in (HUB, LOOPBACK, UrlBounds.of("https://registry.example.com", internal=True)):
         assert not bounds.permits(bounds.base.host, address)

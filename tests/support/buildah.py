@@ -1,4 +1,4 @@
-"""buildah with a storage and settings of its own; whatever it pulls comes through a mirror."""
+"""buildah with its own storage and settings; it pulls through a mirror."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Buildah:
         self("build", *ways, *options, "--tag", name, context)
 
     def config(self, name: str) -> dict[str, Any]:
-        """What a container of this image is started with."""
+        """The settings with which a container of this image starts."""
         found: dict[str, Any] = json.loads(self("inspect", "--type", "image", name))["Docker"]["config"]
         return found
 

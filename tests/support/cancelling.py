@@ -3,8 +3,8 @@
     rounds = await cancelled_everywhere("Flights._run", scenario)
 
 In each round the first task whose coroutine has this name is cancelled at one of its awaits, as `Task.cancel` does it:
-what it waits for is cancelled, and the cancellation comes out of the await. `scenario` has to end whatever happens, and
-looks itself at what is left. `Baseline` tells what may be left: no task, no descriptor and no file more than before.
+the awaited future is cancelled, and the cancellation comes out of the await. `scenario` must end in every case, and
+checks itself what is left. `Baseline` says what may be left: no more tasks, descriptors and files than before.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Baseline:
         self._sockets, self._others = _counted()
 
     async def reached(self) -> None:
-        """Returns once there are no more than then; an idle connection to an upstream may be kept, both ends."""
+        """Returns once there are no more than before; both ends of one idle connection to an upstream may stay open."""
         await until(self._is_reached, self._told)
 
     def _is_reached(self) -> bool:

@@ -87,7 +87,7 @@ class CatalogSuite:
         assert another.repositories_added() > before
 
     def test_tags_are_sorted(self, catalog: Catalog) -> None:
-        """By code point, whatever the order they came in, with every character that a tag may have."""
+        """Sorted by code point, in whichever order they were added, with every character that a tag may have."""
         names = ["v1.10", "v1.2", "_x", "1", "Z", "a-b", "A" * 128, "sha256-" + "a" * 64, "a..."]
         for name in names:
             catalog.put_tag(ALPINE, tag(name))

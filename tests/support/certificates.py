@@ -1,4 +1,4 @@
-"""A self-signed certificate for loopback, made when a test needs one: none that is kept would stay valid or secret."""
+"""A self-signed certificate for loopback, made for each test: a stored one would expire and not be secret."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Certificate:
         )
 
     def server(self) -> ssl.SSLContext:
-        """For whoever shows it."""
+        """The context of a server that shows the certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, self.key)
         return context
 
     def client(self) -> ssl.SSLContext:
-        """For whoever trusts it, and nothing else."""
+        """The context of a client that trusts this certificate and no other."""
         return ssl.create_default_context(cafile=str(self.certificate))

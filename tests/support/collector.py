@@ -23,7 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 @dataclass(frozen=True)
 class Received:
-    """A span; ids in hexadecimal, `parent` empty at a root, `kind` such as SERVER, `failed` with what it says."""
+    """A span; ids in hexadecimal, `parent` empty at a root, `kind` such as SERVER, `failed` with its message."""
 
     name: str
     kind: str
@@ -41,7 +41,7 @@ class Collector:
         self.spans: list[Received] = []
         self.resources: list[dict[str, str | int | float]] = []
         self.paths: list[str] = []
-        #: What came, for whoever looks for what must not be in it.
+        #: The received bytes, for tests that look for what must not be in them.
         self.raw = b""
         outer = self
 

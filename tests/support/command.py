@@ -32,7 +32,7 @@ class Done:
 
 
 def mirror(*words: str | Path) -> Done:
-    """Run `mirror words…` to its end. Exceptions that are not told as errors come through."""
+    """Run `mirror words…` to its end. Exceptions that the command does not report as errors are raised."""
     out, err = io.StringIO(), io.StringIO()
     logger = logging.getLogger()
     before = structlog.get_config(), list(logger.handlers), logger.level

@@ -92,7 +92,7 @@ class ContainerdProcess:
         return run(["ctr", "--address", self.socket, "--namespace", namespace, *words], env=OFFLINE, timeout=timeout)
 
     def content(self, namespace: str = "default") -> dict[str, str]:
-        """What its content store holds: sizes, as it writes them, by digest."""
+        """The sizes of the blobs in its content store, as it prints them, by digest."""
         lines = self.ctr("content", "ls", namespace=namespace).decode().splitlines()[1:]
         return {words[0]: words[1] for words in (line.split() for line in lines) if words}
 
@@ -102,13 +102,13 @@ class ContainerdProcess:
         return self.directory / "root" / f"{_PLUGINS}.content.v1.content" / "blobs" / algorithm / encoded
 
     def compare(self, image: Published, images: Iterable[Image], namespace: str = "default") -> None:
-        """Manifests and blobs of these platforms are there as pushed, byte for byte, and held by the namespace."""
-        held = self.content(namespace)
+        """Manifests and blobs of these platforms are in the namespace as they were pushed, byte for byte."""
+        content = self.content(namespace)
         wanted = {image.digest: len(image.content)}
         for one in images:
             wanted |= {one.digest: len(one.manifest), **one.blobs}
         for digest, size in wanted.items():
-            assert digest in held
+            assert digest in content
             with self.blob_file(digest).open("rb") as file:
                 assert "sha256:" + hashlib.file_digest(file, "sha256").hexdigest() == digest
                 assert file.tell() == size

@@ -3,8 +3,8 @@
     Client   connecting ── head ──> body ──┬──> COMPLETE  as many bytes as were promised
                                            └──> BROKEN    the connection ended before that
 
-Memory is one buffer for all: nothing that arrives is kept. Comparing is done by the C library on the spot, which costs
-less than hashing and says more (where the first wrong byte is).
+All clients share one buffer: received bytes are compared at once and then dropped. The C library compares, which costs
+less than hashing and also shows where the first wrong byte is.
 """
 
 from __future__ import annotations

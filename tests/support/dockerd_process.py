@@ -19,7 +19,7 @@ from tests.support.pulls import OFFLINE
 
 
 class PullFailed(AssertionError):
-    """dockerd answered that a pull did not work; shows what it said."""
+    """dockerd answered that a pull failed; the message has its answer."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -100,8 +100,8 @@ class DockerdProcess:
             written = json.dumps({"username": account[0], "password": account[1]}).encode()
             headers["X-Registry-Auth"] = base64.urlsafe_b64encode(written).decode()
         with self._ask("POST", "/images/create?" + urlencode(words), headers=headers) as answer:
-            said = [json.loads(line) for line in answer.read().splitlines() if line.strip()]
-        for line in said:
+            events = [json.loads(line) for line in answer.read().splitlines() if line.strip()]
+        for line in events:
             if "error" in line:
                 raise PullFailed(f"{name}: {line['error']}\n{self._process.tail()}")
 

@@ -1,4 +1,4 @@
-"""What evicts, put together between any store, index and clock."""
+"""The parts of eviction, put together for any store, index and clock."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ REPO = Repo("docker.io", "library/app")
 
 
 class Watched:
-    """An index that can be taken away. Counts the records that choosing reads, and tells when something is called."""
+    """An index that can be made unavailable. Counts the records that a choice reads, and reports calls."""
 
     def __init__(self, index: ContentIndex) -> None:
         self.index = index
@@ -120,7 +120,7 @@ class World:
         return cast(ContentIndex, self.index)
 
     def another(self, protected: Callable[[], Collection[Digest]] | None = None, **more: Any) -> EvictionParts:
-        """What another process has, with its own view of what is in flight."""
+        """The parts as another process has them, with its own view of the blobs in flight."""
         given: dict[str, Any] = {"pinned": lambda _: self.pinned, "rebuild": self.rebuild, **more}
         return make_eviction(
             self.store,
@@ -143,7 +143,7 @@ class World:
         await ensure(self.store, self.catalog, self.port, exclusive=lambda: locked(asyncio.Lock()))
 
     async def publish(self, number: int) -> BlobInfo:
-        """A blob that was just published; the index is told of it if it answers."""
+        """Publish a blob; the index learns of it if it answers."""
         content = f"{number:08}".encode().ljust(100, b".")
         self.store.put(digest := Digest.of(content), content)
         info = self.store.stat(digest)
@@ -177,7 +177,7 @@ class World:
         return digest
 
     def present(self) -> set[Digest]:
-        """What is on disk, without counting as a walk."""
+        """The blobs on disk; reading them does not count as a walk."""
         return {info.digest for info in MemoryStore.walk(self.store)}
 
 
@@ -199,5 +199,5 @@ def growing(store: MemoryStore, content: bytes, size: int) -> MemoryIngest:
 async def until(condition: Callable[[], bool]) -> None:
     """Let others work until it is so."""
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  # what is waited for is told by nobody
+        while not condition():  # noqa: ASYNC110  # nothing announces the condition
             await asyncio.sleep(0.001)

@@ -2,8 +2,8 @@
 
     with Ext4(directory) as disk:          # disk.mount_point
         disk.cut()                         # FS_IOC_SHUTDOWN: nothing more reaches it, not even what is in memory
-        ... end whoever uses it ...
-        disk.remount()                     # what a machine finds after the power came back
+        ... end the processes that use it ...
+        disk.remount()                     # the state that a machine finds when the power is back
 
 The ioctl with flag 2 (no log flush) forgets everything that was not synced, as a power cut does; a rename without an
 fsync then leaves files full of zeros. Needs root, loop devices and mkfs.ext4.

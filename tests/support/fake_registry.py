@@ -101,7 +101,7 @@ def gzipped(request: Request, answer: Answering) -> Script:
 
 
 def ignore_range(request: Request, answer: Answering) -> Script:
-    """200 and the whole, whatever part was asked for."""
+    """200 with the whole blob, whichever part was requested."""
     return answer(
         Request(
             request.method,
@@ -125,11 +125,11 @@ class _Repository:
 
 
 class FakeRegistry:
-    """The registry. A context manager; every knob may be turned while it runs.
+    """The registry. A context manager; every option may be changed while it runs.
 
     `tokens`: Bearer challenges, a token service on the same port. `users`: names and passwords; with some, repositories
     are for them alone: by token if `tokens`, else by Basic. `rights`: which repositories each user may pull, "" being
-    whoever has not logged in; None: every user everything. `cdn`: blobs are redirected to
+    anonymous callers; None: every user may pull everything. `cdn`: blobs are redirected to
     signed URLs on a second port, each good for `cdn_uses` requests. `referrers`: whether that API is there.
     """
 
@@ -238,7 +238,7 @@ class FakeRegistry:
         self._repositories.clear()
 
     def repository(self, name: str) -> _Repository:
-        """What it has of a repository, to be changed by a test."""
+        """The content of a repository, which a test may change."""
         return self._repositories.setdefault(name, _Repository())
 
     def _descriptor(self, name: str, media_type: str, content: bytes) -> dict[str, Any]:
@@ -257,7 +257,7 @@ class FakeRegistry:
             self._faults.clear()
 
     def expire_tokens(self) -> None:
-        """Every token given so far is refused, whatever lifetime it was said to have."""
+        """Refuse every token issued so far, whatever its stated lifetime."""
         with self._lock:
             self._good_tokens.clear()
 
@@ -492,7 +492,7 @@ def _user(authorization: str) -> str:
 
 
 def _part(request: Request, content: bytes) -> Script:
-    """The whole or the one range that was asked for."""
+    """The whole blob, or the one range that was requested."""
     wanted = request.header("Range")
     if not wanted:
         return reply(200, content, {"Accept-Ranges": "bytes"})

@@ -1,4 +1,4 @@
-"""What a client would be sent of a flight."""
+"""The bytes of a flight that a client would be sent."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ class ForkedWorkers:
         self._pid = 0
 
     def start(self, *, boot: int = 0, wait: bool = True) -> int:
-        """Begin a worker; returns once it answers, or at once if not `wait`. `boot` tells boots of the machine apart:
-        after a simulated power cut the kernel's own name of it is the same.
+        """Start a worker; returns once it answers, or at once if not `wait`. `boot` is the id of the machine's boot:
+        after a simulated power cut the kernel's own id is still the same.
         """
         assert not self._pid, "it runs"
         self._say(f"start {boot}")
@@ -47,8 +47,8 @@ class ForkedWorkers:
 
     def wait_ready(self) -> None:
         """Until the worker that was started answers."""
-        said = self._heard()
-        assert said == "ready", f"the worker said {said!r}:\n{self.log.read_text()[-4000:]}"
+        message = self._heard()
+        assert message == "ready", f"the worker sent {message!r}:\n{self.log.read_text()[-4000:]}"
 
     def kill(self) -> None:
         """SIGKILL; returns when it is gone. Repeatable."""
@@ -66,10 +66,10 @@ class ForkedWorkers:
     def _ended(self) -> int:
         self._pid = 0
         while True:
-            said = self._heard()
+            message = self._heard()
             # it may have become ready in its last moment
-            if said.startswith("ended"):
-                return int(said.split()[1])
+            if message.startswith("ended"):
+                return int(message.split()[1])
 
     def _say(self, line: str) -> None:
         assert self._process.stdin
@@ -126,7 +126,7 @@ def _main(config: Path, listener: int) -> None:
         go, gone = os.pipe()
         pid = os.fork()
         if pid == 0:
-            # its number is said before it says anything itself
+            # the worker's number is sent before any message of its own
             os.read(go, 1)
             _pretend_boot(int(boot))
             code = 1

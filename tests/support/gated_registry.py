@@ -137,8 +137,8 @@ class GatedRegistry:
         if path == "/v2/":
             self._send(connection, method, "200 OK", b"{}")
         elif path in (f"{base}manifests/v1", f"{base}manifests/{sha256(self.manifest)}"):
-            told = f"Docker-Content-Digest: {sha256(self.manifest)}"
-            self._send(connection, method, "200 OK", self.manifest, _MANIFEST, told)
+            header = f"Docker-Content-Digest: {sha256(self.manifest)}"
+            self._send(connection, method, "200 OK", self.manifest, _MANIFEST, header)
         elif path == f"{base}blobs/{sha256(self._config)}":
             self._send(connection, method, "200 OK", self._config)
         elif path == f"{base}blobs/{self.digest}":
@@ -184,7 +184,7 @@ class GatedRegistry:
             offset += len(step)
 
     def _may_pass(self, offset: int) -> bool:
-        """Blocks at the gate until it is opened; below it, says that only the bytes up to the gate may leave."""
+        """Blocks at the gate until it is opened; before the gate, returns that only the bytes up to it may be sent."""
         with self._changed:
             if offset >= self.gate and not self._open:
                 self._at_gate += 1

@@ -42,12 +42,12 @@ class HelperProgram:
         fresh.replace(self._program)
 
     def answers(self, username: str, secret: str) -> None:
-        """As the protocol says."""
+        """The program's output, as the protocol of credential helpers defines it."""
         self.does(f"echo {shlex.quote(json.dumps({'ServerURL': 'x', 'Username': username, 'Secret': secret}))}")
 
     @property
     def runs(self) -> list[str]:
-        """The server that each run was told."""
+        """The server that each run was given."""
         return self._runs.read_text().splitlines() if self._runs.exists() else []
 
     @property

@@ -1,7 +1,7 @@
 """Images that the tests make themselves, without network, and push to a registry over the distribution API.
 
 Everything is seeded: the same image has the same digest in every run (but the one that umoci makes, with its clock).
-No two images share a blob, so that the first pull of each is cold whatever was pulled before.
+No two images share a blob, so that the first pull of each is cold, whichever images were pulled before.
 
     oci       one layer, OCI manifest, busybox with ENTRYPOINT and CMD
     schema2   one layer, Docker image manifest v2 schema 2
@@ -105,7 +105,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a tag of a registry names: one image, or an index of several."""
+    """The content that a tag names: one image, or an index of several."""
 
     registry: str
     repository: str
@@ -152,8 +152,8 @@ class Pusher:
     ) -> http.client.HTTPMessage:
         self._connection.request(method, target, body, dict(headers))
         answer = self._connection.getresponse()
-        said = answer.read()
-        assert answer.status == wanted, f"{method} {target}: {answer.status} {said[:1000]!r}"
+        body = answer.read()
+        assert answer.status == wanted, f"{method} {target}: {answer.status} {body[:1000]!r}"
         return answer.headers
 
     def blob(self, media_type: str, content: bytes | Path) -> Blob:

@@ -27,7 +27,7 @@ def record(number: int, *, size: int = 10, last_used: float = 100.0) -> ContentR
 
 
 def names(number: int, *blobs: int, manifests: Sequence[int] = ()) -> References:
-    """What the manifest `digest(number)` names."""
+    """The references of the manifest `digest(number)`."""
     return References(digest(number), tuple(map(digest, manifests)), tuple(map(digest, blobs)))
 
 
@@ -111,7 +111,7 @@ class IndexSuite:
         assert await index.get(digest(1)) == record(1, last_used=300)
 
     async def test_drop_forgets_blobs_but_not_links(self, index: ContentIndex) -> None:
-        """What is dropped is not counted any more, its links stay; again is harmless."""
+        """Dropped blobs are no longer counted, and their links stay; dropping again is harmless."""
         await index.put([record(1), record(2), record(3)])
         await index.link(ALPINE, {digest(1): 10})
         for _ in range(2):
@@ -164,7 +164,9 @@ class IndexSuite:
     # ------------------------------------------------------------------------------ what manifests name
 
     async def test_three_standings(self, index: ContentIndex) -> None:
-        """What no manifest names is loose, a manifest that no index names is a root, and each has its own order."""
+        """A blob that no manifest names is loose, a manifest that no index names is a root, and each role has its own
+        order.
+        """
         await index.put([record(number, last_used=number) for number in range(8)])
         await index.record_references([names(0, manifests=[1, 2]), names(2, 4, 3), names(1, 4), names(5)])
         assert await numbers(index, BlobRole.ROOT) == [0, 5]
@@ -204,7 +206,7 @@ class IndexSuite:
         assert await index.successors([digest(0), digest(1)]) == {digest(1): [ReferencedBlob(record(2), 1)]}
 
     async def test_below_an_index_are_manifests(self, index: ContentIndex) -> None:
-        """Which of them are known as manifests is told; one that names nothing has an empty list."""
+        """Each successor says whether it is a manifest; a manifest that names nothing has an empty list."""
         await index.put([record(number) for number in range(4)])
         await index.record_references([names(0, manifests=[1, 2, 9]), names(1)])
         found = await index.successors([digest(0), digest(1), digest(3), digest(77)])
@@ -318,7 +320,7 @@ class IndexSuite:
         assert await index.usage() == Usage(2, 20)
 
     async def test_agrees_with_the_simplest_one(self, index: ContentIndex) -> None:
-        """After any sequence of changes it says the same as dicts do."""
+        """After any sequence of changes the index gives the same answers as dicts."""
         chance = random.Random(20)
         model = MemoryIndex()
         # numbers below 3 are indexes, below 7 images, the others blobs; what a manifest names never changes

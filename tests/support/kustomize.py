@@ -16,8 +16,8 @@ Object = dict[str, Any]
 def render(folder: Path) -> list[Object]:
     """Every object, by `kubectl kustomize`; no cluster is asked. Raises `CommandFailed`."""
     # the test extra brings this kubectl, beside the interpreter
-    said = run([Path(sys.executable).with_name("kubectl"), "kustomize", folder])
-    return [one for one in yaml.safe_load_all(said) if one is not None]
+    rendered = run([Path(sys.executable).with_name("kubectl"), "kustomize", folder])
+    return [document for document in yaml.safe_load_all(rendered) if document is not None]
 
 
 def only(objects: list[Object], kind: str, name: str) -> Object:

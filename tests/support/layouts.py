@@ -1,4 +1,4 @@
-"""Image layouts made by hand: tars with whatever in them, good and bad."""
+"""Image layouts made by hand: tars with valid and invalid content."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
         answer = await mirror.ask("/v2/library/app/manifests/v1", method="HEAD")
         mirror.clock.forward(301)
 
-Two things are checked in every test without being asked for. Each complete body is what its digest names, whatever
-happened before (`ask`). And at the end nothing has crashed, and no file of the store is still open.
+Every test checks two things without asking for them. Each complete body matches its digest, whatever happened before
+(`ask`). And at the end nothing has crashed, and no file of the store is still open.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Clock:
         self._now += seconds
 
     def steady(self) -> float:
-        """Seconds that have passed, whatever the clock was set to."""
+        """Seconds that have passed, unchanged by setting the clock."""
         return self._passed
 
 
@@ -149,7 +149,7 @@ class LiveMirror:
         return self.session.request(method, url, headers=headers, allow_redirects=False)
 
     async def raw(self, *pieces: bytes) -> bytes:
-        """Send bytes as they are on a connection of their own; what comes back until the mirror closes it."""
+        """Send raw bytes on a new connection; returns the bytes received until the mirror closes it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             for piece in pieces:
@@ -338,7 +338,9 @@ def _open_below(root: Path) -> list[str]:
 
 
 async def until(question: Callable[[], T | None], what: Callable[[], str] = lambda: "") -> T:
-    """Ask again and again until the answer is true, for what nobody announces. `what` tells how it stands if not."""
+    """Ask again and again until the answer is true, for conditions that nothing announces. `what` describes the state
+    if the condition never holds.
+    """
     deadline = time.monotonic() + PATIENCE
     while not (answer := question()):
         assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what()}"
@@ -348,7 +350,7 @@ async def until(question: Callable[[], T | None], what: Callable[[], str] = lamb
 
 async def reached(gate: Stall) -> None:
     """Returns once the upstream stands at this gate."""
-    assert await asyncio.to_thread(gate.reached.wait, PATIENCE), "nobody came to the gate"
+    assert await asyncio.to_thread(gate.reached.wait, PATIENCE), "no request reached the gate"
 
 
 def noise(size: int, seed: int = 0) -> bytes:

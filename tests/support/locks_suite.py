@@ -1,5 +1,5 @@
 """What every implementation of `Locks` does. A test class inherits `LocksSuite` and supplies the fixture `process`,
-which makes the locks as one more process sees them.
+which makes the locks of one more process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LocksSuite:
             await take_and_leave(process(), KEY)
 
     async def test_a_lock_that_is_taken_is_not_taken_again(self, process: Callable[[], Locks]) -> None:
-        """Not even by its own process; another name is free; releasing twice releases nothing of another's."""
+        """Not even by its own process; another name is free; a second release does not release another's lock."""
         first = process()
         lease = await first.try_hold("house")
         assert lease is not None

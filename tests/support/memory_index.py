@@ -23,7 +23,7 @@ class MemoryIndex:
         self._marker: str | None = None
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
-        """Add or replace records; the later time of last use is kept."""
+        """Add or replace records; the later time of last use counts."""
         for record in records:
             before = self._records.get(record.digest)
             if before is not None:

@@ -89,7 +89,9 @@ class MirrorProcess:
 
     @staticmethod
     def _listening(seen: int) -> Any:
-        """Asked of one line after the other, from number `seen` on: that of the next line, and the address said."""
+        """Looks at the lines of the log from number `seen` on; returns the number of the next line, and the address in
+        it.
+        """
 
         def question(line: str) -> tuple[int, str] | None:
             nonlocal seen
@@ -252,7 +254,7 @@ class MirrorProcess:
             self.expect_clean_log()
 
     def expect_clean_log(self) -> None:
-        """No exception that nobody expected was logged, and no worker had to be killed for not draining."""
+        """No unexpected exception was logged, and no worker had to be killed because it did not drain."""
         bad = [line for line in self._process.lines if "Traceback" in line or "did not drain" in line]
         assert not bad, f"{bad[0]}\n{self.tail()}"
 
@@ -319,7 +321,7 @@ def _open_sockets(pid: int) -> set[str]:
 def _sockets(wanted: Callable[[int, int, str], bool]) -> dict[str, int]:
     """This machine's IPv4 TCP sockets for which `wanted(local port, remote port, state)` holds: remote port by inode.
 
-    The states are proc(5)'s, `0A` is listening. A connection that nobody has accepted yet has inode 0.
+    The states are those of proc(5); `0A` is listening. A connection that is not accepted yet has inode 0.
     """
     found = {}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:

@@ -1,4 +1,4 @@
-"""Bodies of several parts, read as clients read them: by the boundary alone, knowing nothing of lengths."""
+"""Bodies of several parts, read as clients read them: by the boundary alone, without the lengths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.live_mirror import Got
 
 @dataclass(frozen=True)
 class Part:
-    """`first` and `last` byte of a blob of `size` bytes, as the part's `Content-Range` says, and what came."""
+    """`first` and `last` byte of a blob of `size` bytes, from the part's `Content-Range`, and the part's content."""
 
     first: int
     last: int

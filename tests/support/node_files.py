@@ -16,6 +16,6 @@ class GivenFiles:
         return self.texts.get(path)
 
     def names(self, folder: str) -> list[str]:
-        """What is right below a folder."""
+        """The entries of a folder."""
         inside = (path[len(folder) + 1 :] for path in self.texts if path.startswith(folder + "/"))
         return sorted({path.partition("/")[0] for path in inside})

@@ -1,6 +1,6 @@
 """What every implementation of `Pins` does. A test class inherits `PinsSuite` and supplies the fixtures.
 
-`pins` is empty; `another` is the same pins as another process sees them.
+`pins` is empty; `another` is the same pins in another process.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""podman with a storage and settings of its own; whatever it pulls comes through a mirror. Also the settings that it
-shares with skopeo and buildah.
+"""podman with its own storage and settings; it pulls through a mirror. Also the settings that it shares with skopeo and
+buildah.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Podman:
         return run(["podman", "--events-backend=none", *words], env={**OFFLINE, **self._settings}).decode().strip()
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """What it knows about an image."""
+        """The output of `podman inspect` for an image."""
         image: dict[str, Any] = json.loads(self("image", "inspect", name))[0]
         return image
 

@@ -29,7 +29,7 @@ _SHOWN = 200
 
 
 class ProgramFailed(AssertionError):
-    """A program ended early, or never said what was waited for. Shows the end of its output."""
+    """A program ended early, or its awaited output never came. The message has the end of its output."""
 
 
 class CommandFailed(AssertionError):
@@ -71,7 +71,7 @@ def run(
 
 
 def eventually(question: Callable[[], T | None], what: str, *, timeout: float = PATIENCE) -> T:
-    """Ask until the answer is neither None nor False, for conditions that nobody announces (the kernel's tables).
+    """Ask until the answer is neither None nor False, for conditions that nothing announces (the kernel's tables).
 
     Raises `ProgramFailed` after `timeout` seconds.
     """

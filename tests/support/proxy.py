@@ -4,7 +4,7 @@
         ... go through proxy.url ...
         assert proxy.requests[0].startswith("CONNECT registry.test:443")
 
-Names that do not exist are reached where `hosts` says: only the proxy can resolve them.
+`hosts` has the addresses of names that do not exist: only the proxy can resolve them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every client's pull is judged by, so that the clients' tests differ only in how they pull and look."""
+"""The checks of every client's pull, so that the clients' tests differ only in how they pull and inspect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OFFLINE = {
 
 
 def wanted_blobs(image: Published, *, every_platform: bool = False) -> dict[str, int]:
-    """What a pull has to fetch: size in bytes by digest."""
+    """The blobs that a pull has to fetch: size in bytes by digest."""
     images: Iterable[Image] = image.images if every_platform else [image.native]
     return {digest: size for one in images for digest, size in one.blobs.items()}
 

@@ -1,6 +1,6 @@
 """What every implementation of `Records` does. A test class inherits `RecordsSuite` and supplies the fixtures.
 
-`records` is empty; `another` is the same records as another process sees them.
+`records` is empty; `another` is the same records in another process.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class RegistryProcess:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """For as long as the block runs, nobody listens at `address`."""
+        """While the block runs, no process listens at `address`."""
         self.stop()
         try:
             yield

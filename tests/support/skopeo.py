@@ -19,7 +19,7 @@ class Skopeo:
         self._settings = write_registries(directory, mirror, mirrored=["ghcr.io"])
 
     def copy(self, image: str, target: Path, *options: str) -> None:
-        """Copy into a directory, emptied before: nothing of an earlier copy is used. Raises `CommandFailed`."""
+        """Copy into a directory that is emptied first, so that no earlier copy is used. Raises `CommandFailed`."""
         shutil.rmtree(target, ignore_errors=True)
         settings = ["--insecure-policy", f"--registries-conf={self._settings}"]
         run(["skopeo", *settings, "copy", *options, f"docker://{image}", f"dir:{target}"], env=OFFLINE)

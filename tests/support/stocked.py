@@ -26,7 +26,7 @@ _REGISTRY: Final = "docker.io"
 
 
 def write_settings(root: Path, *, capacity: str = "10GB", more: str = "") -> Path:
-    """A configuration of one registry that nobody can reach, with its store at `root`."""
+    """Write a configuration of one unreachable registry, with its store at `root`."""
     file = root.with_suffix(".toml")
     file.write_text(
         f'[store]\nroot = {json.dumps(str(root))}\ncapacity = "{capacity}"\n'
@@ -128,7 +128,7 @@ class Stocked:
         return f"{_REGISTRY}/{name}:{tag}"
 
     def tagged(self, name: str, tag: str = "v1") -> Digest | None:
-        """What a tag points to."""
+        """The digest that a tag points to."""
         record = self.catalog.get_tag(Repo(_REGISTRY, name), tag)
         return record.digest if record else None
 
@@ -138,7 +138,7 @@ class Stocked:
         return path.exists() and path.read_bytes() == content
 
     def plant(self, digest: Digest, content: bytes) -> None:
-        """Bytes that are not what the digest names, where it says that they are."""
+        """Wrong bytes under the name of this digest."""
         place = Path(self.layout.blob(digest))
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from mirror.ports import BlobInfo, BlobStore, Deleted, Ingest
 
 CONTENT = bytes(range(256)) * 3000
 DIGEST = Digest.of(CONTENT)
-#: Whose bytes a growing blob holds, unless a test says otherwise.
+#: The registry that sends a growing blob, unless a test gives another.
 REGISTRY = "docker.io"
 #: Later than any file of a test was written, in seconds since the epoch.
 LATER = 2_000_000_000.0
@@ -95,7 +95,7 @@ class StoreSuite:
     # ------------------------------------------------------------------------------------------- present or not
 
     def test_an_empty_store_has_nothing(self, store: BlobStore) -> None:
-        """What was never put is unknown, frees nothing and is not listed."""
+        """A blob that was never put is unknown, frees nothing and is not listed."""
         for ask in (store.stat, store.open, lambda digest: store.read(digest, 10)):
             with pytest.raises(BlobUnknown):
                 ask(DIGEST)
@@ -304,7 +304,7 @@ class StoreSuite:
         ingest.close()
 
     def test_wrong_bytes_are_never_published(self, store: BlobStore) -> None:
-        """Bytes of another digest fail `verify`; given up without `keep`, nothing of them stays."""
+        """Bytes of another digest fail `verify`; after `abort` without `keep` none of them stays."""
         wrong = b"!" + CONTENT[1:]
         ingest = store.ingest(DIGEST, REGISTRY)
         assert ingest.try_lock()
@@ -520,7 +520,7 @@ class StoreSuite:
         assert len(list(store.walk())) == 1
 
     def test_registries_do_not_share_a_growing_blob(self, store: BlobStore, another: BlobStore) -> None:
-        """What one registry sends is not seen by another, is not locked by it, and does not end with it."""
+        """Bytes that one registry sends are not visible to another, not locked by it, and do not end with it."""
         first = filled(store, CONTENT, upto=1000)
         second = another.ingest(DIGEST, "quay.io")
         assert (second.offset, second.size, second.announced) == (0, None, False)

@@ -1,19 +1,19 @@
-"""Everything at once, by dice: clients, a bad upstream, eviction, purges, damage, restarts and a Redis that dies.
+"""Everything at once, at random: clients, a bad upstream, eviction, purges, damage, restarts and a Redis that dies.
 
     await Storm(seed, tmp_path).run(rounds=3)
 
 One round:
 
-    weather ──> so many actors, each some steps ──> calm: faults end, every gate opens ──> what must hold is looked at
+    weather ──> many actors, some steps each ──> calm: faults end, every gate opens ──> the invariants are checked
        └── some of: bad upstream, no upstream, an index that is lost, a mirror that is built anew in the middle of it
 
-What must hold in the middle of it: a complete body is what its digest names, and its part where a part was asked for; a
-tag answers a digest that it had; what is pinned and whole is a hit whatever upstream and index do; each request ends.
-What must hold in the calm: everything upstream has can be pulled, bytes on disk are what the index counts, no partial
-is left, what is called complete can be pulled with upstream off.
+Invariants during the storm: a complete body matches its digest, and a part is that part of it; a tag answers a digest
+that it had; a pinned and whole image is a hit whatever upstream and index do; each request ends.
+Invariants in the calm: everything that upstream has can be pulled, the index counts the bytes on disk, no partial is
+left, and an image that is called complete can be pulled with upstream off.
 
-Dice are thrown by the seed, but the order in which things happen is the machine's: a seed that fails may have to be run
-a few times.
+The seed decides what happens, but the machine decides in which order: a seed that fails may have to be run a few
+times.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _TAGS: Final = ("v1", "v2", "v3", "v4")
 #: Seconds that any one step may take; nothing here waits for more than a second on purpose.
 _PATIENCE: Final = 45.0
 _CAPACITY: Final = 1_500_000
-#: Seconds for which partials are kept.
+#: Seconds for which partials stay.
 _LONG: Final = 86400.0
 
 
@@ -157,7 +157,7 @@ class Storm:
         self._stormy = False
         for mirror in self._mirrors:
             await asyncio.wait_for(mirror.idle(), _PATIENCE)
-        # what is remembered of bad times is over: misses, held and broken upstreams
+        # forget the bad times: misses, and upstreams that were blocked or broken
         self.clock.forward(4000)
         self._registry.heal()
 
@@ -182,7 +182,7 @@ class Storm:
         self._generation += 1
 
     async def _restart(self) -> None:
-        """In the middle of whatever is under way."""
+        """Restart the mirror while other actors are at work."""
         async with self._restarting:
             self._say("restart")
             self._generation += 1
@@ -437,7 +437,7 @@ class Storm:
         if self.dice.random() < 0.5:
             digest, content = self.dice.choice(list(self._blobs[name].items()))
             got = await self._ask(f"/v2/{name}/blobs/{digest}", method="HEAD")
-            # what a HEAD says of a blob that is not here is upstream's word
+            # HEAD of a blob that is not here repeats upstream's answer
             if got and got.status == 200 and not self._stormy and "Content-Length" in got.headers:
                 assert int(got.headers["Content-Length"]) == len(content), got
             return
@@ -569,7 +569,7 @@ class Storm:
         await self._do(work)
 
     async def _prefetch(self) -> None:
-        """What it says is here is here, unless it was evicted since."""
+        """Content that the prefetch reports as present is present, unless it was evicted since."""
         name, tag = self._some()
         self._say(f"prefetch {name}:{tag}")
         stormy = self._stormy
@@ -588,7 +588,7 @@ class Storm:
         await self._do(lambda mirror: mirror.app.storage.index.clear(), IndexUnavailable)
 
     async def _tell(self) -> None:
-        """What only looks."""
+        """Commands that only read."""
 
         async def work(mirror: LiveMirror) -> None:
             images = mirror.app.admin.images
@@ -615,7 +615,7 @@ class Storm:
             for tag in _TAGS:
                 mirror.app.storage.freezes.drop(Repo("docker.io", name), tag)
         self.clock.forward(10)
-        # a partial may be of bytes that were wrong: whoever resumes it finds that out, and nobody after that
+        # a partial may have wrong bytes: the first request that resumes it notices that, and no later one
         for name, digest in self._partials():
             await mirror.ask(f"/v2/{name}/blobs/{digest}")
         for name in _NAMES:
@@ -625,7 +625,7 @@ class Storm:
                 now = self._registry.repository(name).tags[tag]
                 assert got.headers["Docker-Content-Digest"] == str(now), f"{name}:{tag} is not {now}: {got.headers}"
                 await self._pull_one(name, tag, must=True)
-        # partials of what no tag has any more are finished by whoever asks, unless pins leave no room for them
+        # the next request finishes a partial that no tag names any more, unless pins leave no room for it
         for one in self._mirrors:
             await asyncio.wait_for(one.idle(), _PATIENCE)
         kept = set()
@@ -645,7 +645,7 @@ class Storm:
             return [file for file in files if digest_of_ingest(file.name.removesuffix(".state")) not in kept]
 
         await until(lambda: not left(), lambda: f"left in ingest: {left()}")
-        # files that were cut short, and that nobody has asked for since
+        # files that were cut short, and that no client has requested since
         await self._scrub()
         for one in self._mirrors:
             await asyncio.wait_for(one.idle(), _PATIENCE)
@@ -654,7 +654,7 @@ class Storm:
         await self._look_without_upstream(mirror)
 
     def _partials(self) -> list[tuple[str, Digest]]:
-        """What is growing, or was interrupted, each with a repository that has it upstream."""
+        """The growing and the interrupted blobs, each with a repository that has it upstream."""
         files = sorted((self.root / "ingest").iterdir())
         digests = [digest for file in files if (digest := digest_of_ingest(file.name))]
         return [
@@ -683,7 +683,7 @@ class Storm:
             recorded = await _patiently(lambda: _recorded(storage.index))
         lacking, strays = on_disk.keys() - recorded, recorded - on_disk.keys()
         assert not lacking, f"the index lacks what is on disk: {lacking}"
-        # what a replica tells the index a little later may be of a blob that was evicted meanwhile; such a record is
+        # a late record from a replica may name a blob that was evicted meanwhile; such a record is
         # dropped when it is met
         assert self.redis or not strays, f"the index has what is not on disk: {strays}"
         for one in self._mirrors:
@@ -742,7 +742,7 @@ async def _recorded(index: ContentIndex) -> set[Digest]:
 
 
 def _where(task: asyncio.Task[Any]) -> str:
-    """What a task waits for, from the outermost call to the innermost."""
+    """The await of a task, from the outermost call to the innermost."""
     found = []
     coroutine: Any = task.get_coro()
     while coroutine is not None:
@@ -753,7 +753,7 @@ def _where(task: asyncio.Task[Any]) -> str:
             break
         found.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
         if frame.f_code.co_name in ("__aexit__", "__aenter__") and hasattr(frame.f_locals.get("self"), "gen"):
-            # asyncio does not tell what an asynchronous generator waits for
+            # asyncio does not say what an asynchronous generator waits for
             coroutine = frame.f_locals["self"].gen
         else:
             kinds = ("cr_await", "gi_yieldfrom", "ag_await")

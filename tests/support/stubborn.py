@@ -149,7 +149,7 @@ class Stubborn:
     def _ask(
         self, connection: http.client.HTTPConnection, target: str, headers: dict[str, str]
     ) -> tuple[int, Any, bytes, bool]:
-        """Status (0: no answer), headers, what came of the body, whether that is all of it."""
+        """Status (0: no answer), headers, the received part of the body, and whether that is the whole body."""
         status, said, body, whole = 0, None, b"", False
         try:
             connection.request("GET", target, headers=headers)
@@ -187,5 +187,5 @@ class Stubborn:
         if error is None:
             self.leave()
         else:
-            # whatever went wrong, nobody may be left to answer them
+            # after any failure, no server may be left that answers them
             self._leaving.set()

@@ -66,7 +66,7 @@ class UnreliableCatalog(MemoryCatalog):
         return ((repo, digest) for repo, records in self._manifests.items() for digest in records)
 
     def pointed(self, repo: Repo, tag: str) -> Digest | None:
-        """What a tag points to."""
+        """The digest that a tag points to."""
         record = self._tags.get(repo, {}).get(tag)
         return record.digest if record else None
 

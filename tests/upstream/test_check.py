@@ -136,7 +136,7 @@ def test_registries_that_do_not(tmp_path: Path) -> None:
             assert advice in said
 
 
-def test_without_online_nobody_is_asked(tmp_path: Path) -> None:
+def test_without_online_no_host_is_asked(tmp_path: Path) -> None:
     """Checking a file needs no network."""
     with FakeRegistry() as registry:
         code, said = run(tmp_path, [{"name": "a.test", "url": registry.url}], "--json")
@@ -144,7 +144,7 @@ def test_without_online_nobody_is_asked(tmp_path: Path) -> None:
         assert not registry.requests
 
 
-def test_a_sealed_mirror_asks_nobody(tmp_path: Path) -> None:
+def test_a_sealed_mirror_asks_no_host(tmp_path: Path) -> None:
     """Where no registry may be contacted, a check does not do so either."""
     with FakeRegistry() as registry:
         code, said = run(tmp_path, [{"name": "a.test", "url": registry.url}], "--online", MIRROR__OFFLINE="true")

@@ -1,8 +1,8 @@
-"""What cannot be read at the moment is not absent: every caller that drops, evicts, grants, imports, repairs or
-decides, with each of its reads failing in turn, and each file failing for good.
+"""Content that cannot be read at the moment is not absent: every caller that drops, evicts, grants, imports, repairs or
+decides is tried with each of its reads failing in turn, and with each file failing for good.
 
-Nobody may lose what an image that stays consists of. A caller is done as if nothing had been, or it raises and a second
-try, once the disk gives everything again, ends as if nothing had been.
+An image that stays never loses content. A caller either ends as if nothing had failed, or it raises, and a second try,
+once the disk can be read again, ends as if nothing had failed.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ async def opened(disk: Disk) -> AsyncIterator[Storage]:
 
 @pytest.mark.parametrize("by_digest", [False, True])
 async def test_36_37_purge(disk: Disk, by_digest: bool) -> None:
-    """What others need stays; a purge that cannot be decided says so, has changed nothing but perhaps the names of its
-    own image, and a second one ends as it should.
+    """Content that other images need stays; a purge that cannot be decided says so, has changed nothing except perhaps
+    the names of its own image, and a second purge succeeds.
     """
 
     async def purge(copy: Disk) -> None:
@@ -191,7 +191,7 @@ async def test_36_37_purge(disk: Disk, by_digest: bool) -> None:
 
 @pytest.mark.parametrize("damage", ["a manifest", "a tag"])
 async def test_39_purge_beside_what_is_damaged(disk: Disk, damage: str) -> None:
-    """What it named cannot be known either: refused with what helps, and nothing has changed."""
+    """It is unknown what the damaged record names: the purge is refused with advice, and nothing has changed."""
     [tool] = disk.stocked.catalog.manifest_digests(TOOL)
     if damage == "a manifest":
         disk.stocked.plant(tool, b"garbage")
@@ -276,9 +276,7 @@ async def test_36_37_what_the_index_has_and_the_disk_does_not_give(disk: Disk) -
 
 
 async def test_36_37_repair(disk: Disk) -> None:
-    """A damaged layer is brought back for the repository that names it, or waits: it is never said to be needed by
-    nobody.
-    """
+    """A damaged layer is fetched again for the repository that names it, or waits: it never counts as unneeded."""
     layer = Digest.of(TOOLS)
     disk.stocked.plant(layer, b"garbage")
     progress = ScrubProgress(0.0)
@@ -308,7 +306,7 @@ async def test_36_37_repair(disk: Disk) -> None:
 
 
 async def test_36_37_rights(disk: Disk) -> None:
-    """Of a cold process without an index: the size, or that it cannot be told; never that there is no right."""
+    """A cold process without an index gives the size or `StoreError`, never the answer that there is no right."""
     sizes: list[int | None] = []
 
     async def ask(copy: Disk) -> None:
@@ -341,7 +339,7 @@ async def test_36_37_a_right_that_others_give_is_enough(disk: Disk) -> None:
 
 
 async def test_36_37_a_sealed_site_answers(disk: Disk) -> None:
-    """Tag, manifest, blob and referrers: what is here, or 503; never that it is not here."""
+    """Tag, manifest, blob and referrers: the content that is here, or 503; never 404."""
 
     async def pull(copy: Disk) -> None:
         async with build(copy.config) as app:
@@ -358,8 +356,8 @@ async def test_36_37_a_sealed_site_answers(disk: Disk) -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 async def test_36_37_a_tag_of_an_upstream(registry: FakeRegistry, tmp_path: Path, frozen: bool) -> None:
-    """Frozen, or held back by the minimum age, it answers the old digest or 503; 200 with the new one, or 404, never;
-    and what is known of it stays on the disk.
+    """A tag that is frozen, or held back by the minimum age, answers the old digest or 503, never the new digest or
+    404; and its records stay on the disk.
     """
     old = registry.add_image("library/app", "v1", [b"old layer"])
     rule = {"match": "**", "minimum_age": "7d", "tag_ttl": "1s"}
@@ -511,7 +509,7 @@ def _write_config(disk: Disk) -> Path:
 
 
 async def test_36_a_closure_is_not_read_in_part(disk: Disk) -> None:
-    """Whoever decides by what an image consists of is told that it cannot be read."""
+    """A caller that decides by the content of an image gets an error if the content cannot be read."""
     store, catalog = disk.stocked.store, disk.stocked.catalog
     stored = read_stored(store, catalog, APP, disk.first)
     assert stored
