@@ -12,6 +12,7 @@ from typing import Final
 from mirror.aio.background import BackgroundTasks
 from mirror.aio.memo import Memo, redis_cache
 from mirror.aio.singleflight import cancel_and_wait
+from mirror.app.hosting import Hosting, open_hosting
 from mirror.app.routes import content_lists, route_rule
 from mirror.app.storage import MISSES_LOCK, Storage
 from mirror.app.upstreams import Upstreams
@@ -62,7 +63,8 @@ async def open_repositories(
     upstreams.open()
 
     shared = _open_shared(config, storage, memo, filling, upstreams.label, now, stack)
-    return Repositories(upstreams, shared, _open_router(config, upstreams, shared, stack))
+    hosting = open_hosting(config, storage, shared, (), upstreams.table.hosts_registry)
+    return Repositories(upstreams, shared, _open_router(config, upstreams, shared, hosting, stack))
 
 
 def _open_shared(
@@ -122,13 +124,16 @@ def _open_shared(
     return shared
 
 
-def _open_router(config: Config, upstreams: Upstreams, shared: Shared, stack: AsyncExitStack) -> Router:
+def _open_router(
+    config: Config, upstreams: Upstreams, shared: Shared, hosting: Hosting, stack: AsyncExitStack
+) -> Router:
     router = Router(
         upstreams.table,
         [(route.match, route_rule(route, config)) for route in config.route],
         RouteRule(offline=config.offline),
         upstreams.named,
         shared,
+        hosted=hosting.repository,
         lists=content_lists(config),
         keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
     )

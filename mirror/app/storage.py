@@ -30,7 +30,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.eviction import Watermarks
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
-from mirror.ports import Blobs, ContentIndex, HostedBlobs, Records, Uploads
+from mirror.ports import ContentIndex, HostedBlobs, Records, RepairableBlobs, Uploads
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.contents import LocalContents
 from mirror.store.hosted.repository_records import LocalHostedRecords
@@ -76,7 +76,7 @@ class LocalDisk:
     catalog: LocalCatalog
     pins: LocalPins
     hosted: HostedDisk
-    contents: Blobs
+    contents: RepairableBlobs
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class Storage:
 
     layout: Layout
     store: LocalStore
-    contents: Blobs
+    contents: RepairableBlobs
     catalog: LocalCatalog
     freezes: LocalFreezes
     pins: LocalPins

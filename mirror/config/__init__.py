@@ -24,6 +24,7 @@ from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
     PUBLIC,
     Config,
+    HostedSettings,
     IssuerSettings,
     PinSettings,
     ReachSettings,
@@ -38,6 +39,7 @@ from mirror.config.settings import (
 __all__ = [
     "PUBLIC",
     "Config",
+    "HostedSettings",
     "IssuerSettings",
     "PinSettings",
     "ReachSettings",

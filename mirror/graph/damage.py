@@ -9,10 +9,10 @@ from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import INDEXES
 from mirror.oci.reference import Repo
-from mirror.ports import BlobInfo, BlobReader, Blobs, BlobStore, Catalog
+from mirror.ports import BlobInfo, BlobReader, Blobs, Catalog, RepairableBlobs
 
 
-def manifest_to_serve(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
+def manifest_to_serve(store: RepairableBlobs, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
     """Blocking: returns the manifest if this repository has it and its bytes match the digest, else None. A damaged
     manifest is set aside and is absent from then on.
 
@@ -26,7 +26,7 @@ def manifest_to_serve(store: BlobStore, catalog: Catalog, repo: Repo, digest: Di
         return None
 
 
-def indexes_naming(store: BlobStore, catalog: Catalog, repo: Repo, digest: Digest) -> list[Digest]:
+def indexes_naming(store: RepairableBlobs, catalog: Catalog, repo: Repo, digest: Digest) -> list[Digest]:
     """Blocking: returns the indexes of this repository that are here and name this manifest. Raises `StoreError`."""
 
     def read(repo: Repo, index: Digest) -> StoredManifest | None:
@@ -40,7 +40,7 @@ def indexes_naming(store: BlobStore, catalog: Catalog, repo: Repo, digest: Diges
     ]
 
 
-def set_aside(store: BlobStore, digest: Digest) -> None:
+def set_aside(store: RepairableBlobs, digest: Digest) -> None:
     """Blocking: reads the whole blob, and takes it out of service if it is damaged or cannot be read. Raises
     `StoreError`.
 
@@ -63,12 +63,14 @@ def set_aside(store: BlobStore, digest: Digest) -> None:
         reader.close()
 
 
-def _put_aside(store: BlobStore, digest: Digest, seen: BlobReader | None, error: BlobDamaged | BlobUnreadable) -> None:
+def _put_aside(
+    store: RepairableBlobs, digest: Digest, seen: BlobReader | None, error: BlobDamaged | BlobUnreadable
+) -> None:
     if store.set_aside(digest, seen):
         telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
 
 
-def try_set_aside(store: BlobStore, digest: Digest) -> None:
+def try_set_aside(store: RepairableBlobs, digest: Digest) -> None:
     """Blocking: like `set_aside`, for a blob that could not be sent or was found damaged. A `StoreError` is logged
     instead of raised.
     """

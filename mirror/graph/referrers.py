@@ -73,7 +73,14 @@ class ReferrerScan:
         manifest = stored.manifest
         if manifest.subject is None:
             return None, manifest.descriptor
-        return manifest.subject.digest, replace(manifest.descriptor, annotations=_annotations(manifest))
+        return manifest.subject.digest, referrer_descriptor(manifest)
+
+
+def referrer_descriptor(manifest: Manifest) -> Descriptor:
+    """Returns the descriptor of a manifest as a list of referrers has it: with artifact type and annotations
+    (distribution-spec, "Listing Referrers").
+    """
+    return replace(manifest.descriptor, annotations=_annotations(manifest))
 
 
 def _annotations(manifest: Manifest) -> dict[str, str]:

@@ -14,13 +14,13 @@ from mirror.aio.singleflight import SingleFlight
 from mirror.errors import BlobDamaged
 from mirror.graph.damage import is_sound, set_aside, try_set_aside
 from mirror.oci.digest import Digest
-from mirror.ports import BlobInfo, BlobStore
+from mirror.ports import BlobInfo, RepairableBlobs
 
 
 class Integrity:
     """The checks of one process."""
 
-    def __init__(self, store: BlobStore, once: SingleFlight, background: BackgroundTasks) -> None:
+    def __init__(self, store: RepairableBlobs, once: SingleFlight, background: BackgroundTasks) -> None:
         self._store = store
         self._once = once
         self._background = background

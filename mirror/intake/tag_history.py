@@ -92,11 +92,12 @@ class TagHistories:
 
         The history is written before the record, so that a crash in between does not lose the move.
         """
-        before = self._record_move(repo, was, fresh, rule)
+        before = self.record_move(repo, was, fresh, rule)
         self.catalog.put_tag(repo, fresh)
         return before
 
-    def _record_move(self, repo: Repo, was: TagRecord | None, fresh: TagRecord, rule: AgeRule) -> Digest | None:
+    def record_move(self, repo: Repo, was: TagRecord | None, fresh: TagRecord, rule: AgeRule) -> Digest | None:
+        """Writes the history of a tag whose record becomes, or has become, `fresh`; otherwise like `put_tag`."""
         now = self.clocks.later()
         before = self.catalog.get_history(repo, fresh.tag)
         history = recalled(before, was, now)

@@ -20,7 +20,7 @@ OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
-_SCHEMA_1: Final = (
+SCHEMA_1: Final = (
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
     "application/vnd.docker.distribution.manifest.v1+json",
 )
@@ -28,7 +28,7 @@ _ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
 
 #: The media types that the mirror accepts from upstreams, best first. Without the schema 2 types an old registry
 #: converts to schema 1, and a converted manifest has another digest than the one that the tag points to.
-ACCEPT: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST, _ARTIFACT, *_SCHEMA_1)
+ACCEPT: Final = (OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST, _ARTIFACT, *SCHEMA_1)
 
 #: The largest manifest that is accepted, in bytes (distribution-spec, "Pushing Manifests", asks for at least this).
 LARGEST: Final = 4 * 1024 * 1024
@@ -46,7 +46,7 @@ INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _IMAGES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 #: Media types that registries know. They accept such a manifest only if they have the blobs in the fields that its type
 #: defines.
-CHECKED: Final = frozenset({*_IMAGES, _ARTIFACT, *_SCHEMA_1})
+CHECKED: Final = frozenset({*_IMAGES, _ARTIFACT, *SCHEMA_1})
 
 #: Media types of blobs that an index may list: layers, configs, and the config of BuildKit's cache.
 _BLOBS: Final = frozenset(
@@ -193,7 +193,7 @@ def read_manifest(content: bytes, media_type: str | None = None, *, algorithm: s
         blobs=(*(child for child in children if _is_blob(child)), *_blobs(body, kind)),
         subject=read_descriptor(subject) if isinstance(subject, dict) else None,
         artifact_type=printable(artifact) if isinstance(artifact, str) else None,
-        has_config=isinstance(config, dict) and kind not in (_ARTIFACT, *_SCHEMA_1),
+        has_config=isinstance(config, dict) and kind not in (_ARTIFACT, *SCHEMA_1),
     )
 
 
@@ -226,7 +226,7 @@ def _blobs(body: Mapping[str, Any], kind: str) -> tuple[Descriptor, ...]:
         return ()
     if kind in _IMAGES:
         return (*configs, *_descriptors(body.get("layers", [])))
-    if kind in _SCHEMA_1:
+    if kind in SCHEMA_1:
         return _schema_1_layers(body.get("fsLayers", []))
     if kind == _ARTIFACT:
         return _descriptors(body.get("blobs", []))
@@ -253,7 +253,7 @@ def _media_type(body: dict[str, Any], header: str | None) -> str:
         if sent:
             return sent
         if body.get("schemaVersion") == 1:
-            return _SCHEMA_1[0] if "signatures" in body else _SCHEMA_1[1]
+            return SCHEMA_1[0] if "signatures" in body else SCHEMA_1[1]
         if not body.keys() & {"manifests", "config", "layers", "blobs"}:
             # an error or a login page that was sent as JSON with status 200
             raise ManifestMalformed("has neither content nor a media type")

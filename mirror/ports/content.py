@@ -195,7 +195,7 @@ class BlobDeleter(Protocol):
         """Delete a blob. Repeatable. Blocks. Readers that are open can read on."""
 
 
-class Quarantine(Protocol):
+class Repairs(Protocol):
     """Take damaged blobs out of service."""
 
     def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
@@ -206,6 +206,10 @@ class Quarantine(Protocol):
         this call removed the damaged blob from its place. Raises `StoreError`.
         """
 
+
+class Quarantine(Repairs, Protocol):
+    """Damaged blobs that were set aside."""
+
     def quarantined(self) -> Sequence[QuarantinedBlob]:
         """The blobs that were set aside and are still kept, in no order. Blocks. Raises `StoreError`."""
 
@@ -214,6 +218,10 @@ class Quarantine(Protocol):
 
         Returns 0 if there is none, or if a process still writes to it, in which case it stays. Raises `StoreError`.
         """
+
+
+class RepairableBlobs(Blobs, Repairs, Protocol):
+    """Blobs that are read, and taken out of service if they are damaged."""
 
 
 class DiskUsage(Protocol):
@@ -233,5 +241,5 @@ class DiskUsage(Protocol):
         """Record times of last use on disk, so that they survive the loss of the index. Skips unknown blobs. Blocks."""
 
 
-class BlobStore(Blobs, BlobWriter, BlobIngester, BlobDeleter, Quarantine, DiskUsage, Protocol):
+class BlobStore(RepairableBlobs, BlobWriter, BlobIngester, BlobDeleter, Quarantine, DiskUsage, Protocol):
     """All that a store of blobs on a local disk does. `stat` and `open` are quick enough for the event loop."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
 
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import BlobDamaged, DigestMismatch, UpstreamInvalid
+from mirror.errors import BlobDamaged, DigestMismatch, StoreError, UpstreamInvalid
 from mirror.fills.flight import Flight
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
@@ -204,6 +204,19 @@ class UpstreamStream:
             )
         if unsent:
             yield unsent
+
+
+def no_stream(digest: Digest, registry: str, executor: Executor, why: str) -> UpstreamStream:
+    """Returns the fallback for a disk that fails in mid-body, if there is no upstream. It raises `StoreError` and says
+    `why`.
+    """
+
+    @asynccontextmanager
+    async def nowhere(_start: int) -> AsyncIterator[Body]:
+        raise StoreError(f"{digest} cannot be read, and {why}")
+        yield
+
+    return UpstreamStream(digest, registry, nowhere, executor)
 
 
 class StoredContent:

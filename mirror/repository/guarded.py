@@ -17,7 +17,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from mirror.aio.caches import LruCache, TtlCache
 from mirror.aio.singleflight import SingleFlight
@@ -31,9 +31,9 @@ from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.policy.content_rules import ContentLists, ContentRule, check_size
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
-from mirror.repository.protocol import Readable
+from mirror.repository.hosted import HostedRepository
+from mirror.repository.protocol import Pusher, Readable
 from mirror.repository.proxied import ProxiedRepository
-from mirror.repository.stored import StoredRepository
 from mirror.trust.cosign import (
     LARGEST,
     PublicKey,
@@ -60,19 +60,26 @@ _MOST_READ: Final = 100
 _MOST_IMAGES: Final = 10
 
 
+class KnowsIndexes(Protocol):
+    """What a repository has here."""
+
+    async def indexes_naming(self, digest: Digest) -> list[Digest]:
+        """Returns the indexes of this repository that name this manifest. Raises `StoreError`."""
+
+
 class GuardedRepository(Generic[R]):
     """A repository without the content that the rules refuse. Cheap to make."""
 
     def __init__(
         self,
         inner: R,
-        stored: StoredRepository,
+        stored: KnowsIndexes,
         lists: ContentLists,
         rule: ContentRule,
         keys: Sequence[PublicKey],
         signatures: Signatures,
     ) -> None:
-        """`stored` is what the store has of `inner`. `keys` are those of `rule.signed_by`."""
+        """`stored` says what the store has of `inner`. `keys` are those of `rule.signed_by`."""
         self.repo = inner.repo
         self.has = inner.has
         # the rules do not apply to a list of tags
@@ -195,6 +202,40 @@ class GuardedProxy(GuardedRepository[ProxiedRepository]):
     def fetch_ahead(self, answer: ManifestAnswer, through: Fetching | None = None) -> None:
         """Like `ProxiedRepository.fetch_ahead`: blobs that the lists deny are not fetched."""
         self._inner.fetch_ahead(answer, through or self)
+
+
+class GuardedHosted(GuardedRepository[HostedRepository]):
+    """A guarded hosted repository: the rules apply to pulls. What may be pushed, the repository itself decides."""
+
+    def __init__(
+        self,
+        inner: HostedRepository,
+        stored: KnowsIndexes,
+        lists: ContentLists,
+        rule: ContentRule,
+        keys: Sequence[PublicKey],
+        signatures: Signatures,
+    ) -> None:
+        super().__init__(inner, stored, lists, rule, keys, signatures)
+        self.begin_upload = inner.begin_upload
+        self.upload_offset = inner.upload_offset
+        self.upload = inner.upload
+        self.mount = inner.mount
+        self.put_manifest = inner.put_manifest
+        self.delete_tag = inner.delete_tag
+        self.delete_manifest = inner.delete_manifest
+        self.delete_blob = inner.delete_blob
+        self.undelete = inner.undelete
+
+    async def stat_for_push(self, digest: Digest, pusher: Pusher) -> BlobStat:
+        """Returns the answer to HEAD of a blob by a caller who may push. Raises `Denied`, and like `inner`."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.stat_for_push(digest, pusher)
+
+    async def blob_for_push(self, digest: Digest, pusher: Pusher) -> BlobContent:
+        """Returns the blob for a caller who may have reserved it. Raises `Denied`, and like `inner`."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.blob_for_push(digest, pusher)
 
 
 class Signatures:

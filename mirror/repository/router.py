@@ -1,4 +1,4 @@
-"""Finds the repository that a request means, and makes it: proxied or sealed, guarded by rules or not."""
+"""Finds the repository that a request means, and makes it: proxied, sealed or hosted, guarded by rules or not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mirror.policy.content_rules import ContentLists, ContentRule
 from mirror.policy.routing import RoutingTable, compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.ports import Upstream
-from mirror.repository.guarded import GuardedProxy, GuardedRepository, Signatures
+from mirror.repository.guarded import GuardedHosted, GuardedProxy, GuardedRepository, Signatures
+from mirror.repository.hosted import HostedRepository
 from mirror.repository.protocol import Readable
 from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.sealed import SealedRepository
@@ -38,22 +39,28 @@ class Router:
         upstream_for: Callable[[str], Upstream],
         shared: Shared,
         *,
+        hosted: Callable[[Repo], HostedRepository] | None = None,
         lists: ContentLists | None = None,
         keys: Mapping[str, PublicKey] | None = None,
     ) -> None:
-        """`rules` are (pattern, rule) pairs; the first that matches applies. `keys` maps the names that rules use."""
+        """`rules` are (pattern, rule) pairs; the first that matches applies. `hosted` makes the repositories of hosted
+        registries. `keys` maps the names that rules use.
+        """
         self._table = table
         self._rules = [(compile_pattern(pattern), rule) for pattern, rule in rules]
         self._default_rule = default_rule
         self._upstream_for = upstream_for
         self._shared = shared
+        self._hosted = hosted
         self._lists = lists or ContentLists()
         self._keys = keys or {}
         self._signatures = Signatures()
         self._listed: tuple[Repo, ...] = ()
         self._listed_at = float("-inf")
         self._listed_added = -1
-        self._made: LruCache[Repo, ProxiedRepository | SealedRepository] = LruCache(_MOST, name="repositories")
+        self._made: LruCache[Repo, ProxiedRepository | SealedRepository | HostedRepository] = LruCache(
+            _MOST, name="repositories"
+        )
         self._routed: LruCache[tuple[str, str | None, str | None], Readable] = LruCache(_MOST, name="routes")
 
     def __repr__(self) -> str:
@@ -71,25 +78,30 @@ class Router:
 
     def guarded(self, repo: Repo) -> Readable:
         """Returns the repository of a checked name, guarded by the rules about its content if there are any. It is also
-        `Fetchable` if it has an upstream.
+        `Fetchable` if it has an upstream, `Writable` if it is hosted.
         """
         inner, rule = self.repository(repo), self.rule_for(repo).content
         if rule == ContentRule() and self._lists == ContentLists():
             return inner
         keys = [self._keys[name] for name in rule.signed_by]
-        guards = self._shared.stored(repo), self._lists, rule, keys, self._signatures
+        guards = self._lists, rule, keys, self._signatures
+        if isinstance(inner, HostedRepository):
+            return GuardedHosted(inner, inner, *guards)
+        stored = self._shared.stored(repo)
         if isinstance(inner, ProxiedRepository):
-            return GuardedProxy(inner, *guards)
-        return GuardedRepository(inner, *guards)
+            return GuardedProxy(inner, stored, *guards)
+        return GuardedRepository(inner, stored, *guards)
 
-    def repository(self, repo: Repo) -> ProxiedRepository | SealedRepository:
+    def repository(self, repo: Repo) -> ProxiedRepository | SealedRepository | HostedRepository:
         """Returns the repository of a checked name, without rules about its content."""
         repository = self._made.get(repo)
         if repository is None:
             repository = self._made[repo] = self._make(repo)
         return repository
 
-    def _make(self, repo: Repo) -> ProxiedRepository | SealedRepository:
+    def _make(self, repo: Repo) -> ProxiedRepository | SealedRepository | HostedRepository:
+        if self._hosted is not None and self._table.hosts_registry(repo.registry):
+            return self._hosted(repo)
         rule = self.rule_for(repo)
         if rule.offline:
             return self._shared.sealed(repo)

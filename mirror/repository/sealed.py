@@ -15,11 +15,9 @@ a moment later.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 
-from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
@@ -27,8 +25,8 @@ from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference
-from mirror.ports import BlobInfo, BlobReader, Body
-from mirror.repository.answers import BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, UpstreamStream
+from mirror.ports import BlobInfo, BlobReader
+from mirror.repository.answers import BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import LOOK_EVERY, CachedTag, Caches
 from mirror.repository.miss_report import Misses
 from mirror.repository.stored import StoredRepository
@@ -121,7 +119,8 @@ class SealedRepository:
     async def blob(self, digest: Digest) -> StoredContent:
         """Returns the blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""
         info, reader = await self._open(digest)
-        return StoredContent(digest, info.size, reader, self._no_stream(digest), self._integrity.recheck_later)
+        stream = no_stream(digest, self.repo.registry, self._executor, "a sealed mirror has no upstream")
+        return StoredContent(digest, info.size, reader, stream, self._integrity.recheck_later)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """Returns the answer to HEAD, which succeeds only if GET would. Raises like `blob`."""
@@ -157,16 +156,6 @@ class SealedRepository:
     def _missed(self, digest: Digest, *, named: bool) -> BlobUnknown:
         self._misses.blob(self.repo, digest, named=named)
         return BlobUnknown(f"blob {digest} of {self.repo} is not in this sealed mirror")
-
-    def _no_stream(self, digest: Digest) -> UpstreamStream:
-        """Returns the fallback for a disk that fails in mid-body. It raises `StoreError`, for there is no upstream."""
-
-        @asynccontextmanager
-        async def nowhere(_start: int) -> AsyncIterator[Body]:
-            raise StoreError(f"{digest} cannot be read, and a sealed mirror has no upstream")
-            yield
-
-        return UpstreamStream(digest, self.repo.registry, nowhere, self._executor)
 
     # ------------------------------------------------------------------------------------ tags, referrers
 

@@ -1,1 +1,1 @@
-"""Pure decisions that concern hosted registries."""
+"""Decisions about hosted content: what a push must fulfil, and who may use what. Nothing acts here."""

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 from mirror.errors import BlobUnknown
 from mirror.oci.digest import Digest
-from mirror.ports import BlobInfo
+from mirror.ports import BlobInfo, BlobReader, SupportsFileno
+from mirror.store.local import quarantine
 from mirror.store.local.blobs import LocalReader, open_file, read_file, stat_file, walk_files
 from mirror.store.local.layout import Layout
 
 
 class LocalContents:
     """`Blobs` of all that is on the disk, hosted or cached. The hosted name is tried first, because hosted repositories
-    read through this. `LocalStore.set_aside` accepts its readers.
+    read through this. Damaged blobs are set aside under both names.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -37,6 +38,9 @@ class LocalContents:
 
     def read(self, digest: Digest, limit: int) -> bytes:
         return read_file(*self.open(digest), limit)
+
+    def set_aside(self, digest: Digest, seen: BlobReader | None) -> bool:
+        return quarantine.put(self._layout, digest, seen.fileno() if isinstance(seen, SupportsFileno) else None)
 
     def walk(self) -> Iterator[BlobInfo]:
         """See `Blobs`. A blob that has both names comes once."""

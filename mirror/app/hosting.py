@@ -1,0 +1,108 @@
+"""Opens what serves hosted registries: pulls, pushes and deletions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mirror.app.storage import Storage
+from mirror.config import Config, HostedSettings
+from mirror.hosting.deleting import Deleting
+from mirror.hosting.links import Links
+from mirror.hosting.parts import HostedParts
+from mirror.hosting.placing import Placing
+from mirror.hosting.pushing import Pushing
+from mirror.hosting.rights import Holders, Sources
+from mirror.hosting.sessions import Sessions
+from mirror.intake.integrity import Integrity
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted.push_checks import HostedRules
+from mirror.repository.hosted import HostedRepository, HostedVerbs
+from mirror.repository.hosted_content import HostedContent, HostedMemory
+from mirror.repository.shared import Shared
+
+
+class _Unlimited:
+    """`Accounts` without quotas."""
+
+    def check(self, repo: Repo, size: int, digest: Digest | None = None) -> None:
+        """Does nothing."""
+
+    def allow(self, repo: Repo, size: int) -> None:
+        """Does nothing."""
+
+    def link(self, repo: Repo, digest: Digest, size: int) -> None:
+        """Does nothing."""
+
+    def unlink(self, repo: Repo, digest: Digest) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """Makes the repositories of hosted registries."""
+
+    verbs: HostedVerbs
+    memory: HostedMemory
+    integrity: Integrity
+    shared: Shared
+    rules: dict[str, HostedRules]
+
+    def repository(self, repo: Repo) -> HostedRepository:
+        """The repository of a hosted registry."""
+        content = HostedContent(
+            repo,
+            self.verbs.parts,
+            self.verbs.links,
+            self.memory,
+            self.shared.caches,
+            self.integrity,
+            self.verbs.executor,
+        )
+        return HostedRepository(content, self.rules[repo.registry], self.verbs)
+
+
+def open_hosting(
+    config: Config,
+    storage: Storage,
+    shared: Shared,
+    holders: Sequence[Holders],
+    is_hosted: Callable[[str], bool],
+) -> Hosting:
+    """Opens everything that hosted registries need."""
+    parts = HostedParts(
+        storage.contents,
+        storage.hosted.blobs,
+        storage.catalog,
+        storage.hosted.records,
+        shared.histories,
+        _Unlimited(),
+        config.hosting.grace,
+    )
+    integrity = Integrity(storage.contents, shared.caches.once, shared.background)
+    links = Links(parts)
+    placing = Placing(parts, links)
+    deleting = Deleting(parts, links, placing)
+    settings = config.hosting
+    verbs = HostedVerbs(
+        parts,
+        links,
+        Pushing(parts, placing, deleting),
+        deleting,
+        Sessions(storage.hosted.uploads, most=settings.max_uploads, most_per_caller=settings.max_uploads_per_caller),
+        Sources(parts, links, holders, shared.grants, storage.store, shared.integrity, is_hosted=is_hosted),
+        shared.executor,
+    )
+    rules = {entry.name: hosted_rules(entry) for entry in config.hosted}
+    return Hosting(verbs, HostedMemory(parts, shared.caches), integrity, shared, rules)
+
+
+def hosted_rules(settings: HostedSettings) -> HostedRules:
+    """The rules of one hosted registry."""
+    return HostedRules(
+        tuple(settings.repositories),
+        read_only=settings.read_only,
+        sparse_indexes=settings.sparse_indexes,
+        keep_deleted=settings.keep_deleted,
+    )

@@ -1,0 +1,287 @@
+"""Deletes tags, manifests and links of hosted repositories, and brings deleted ones back.
+
+    delete a manifest    _deleted: it and its tags ──> durable ──> _manifests dropped ──> its tags dropped ──> durable
+                                                                   (from here on it is gone, and its tags with it)
+    undelete it          links of its blobs ──> _manifests ──> the links again ──> tags ──> _deleted dropped
+    delete a tag         _deleted_tags ──> the tag dropped ──> durable
+    delete a blob        the link becomes a mark (REMOVED) ──> the manifests are looked at again
+
+A tag whose manifest has no record counts as absent, so a crash between the steps of a deletion leaves nothing that can
+be pulled. The tags that such a crash leaves are dropped before the same manifest is pushed again (`drop_stale_tags`).
+
+A push looks at the manifest's record again after it has written a tag, and a deletion looks for tags again after it has
+dropped the record. So a tag that is pushed meanwhile is dropped by one of the two. In the same way, a push looks at the
+links again after it has written a manifest, and the deletion of a blob looks at the manifests again after it has
+removed the link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from mirror.errors import (
+    BlobReferenced,
+    BlobUnknown,
+    Denied,
+    ManifestBlobUnknown,
+    ManifestUnknown,
+    RecordChanged,
+    RecordDamaged,
+    StoreError,
+)
+from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.hosting.links import TRIES, Links
+from mirror.hosting.parts import HostedParts
+from mirror.hosting.placing import Placing
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted.push_checks import may_use
+from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
+from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.ports import Version, Versioned
+
+
+@dataclass(slots=True)
+class _Change:
+    """Whether something was changed, or may have been."""
+
+    made: bool = False
+
+
+class Deleting:
+    """Deletions in all hosted repositories. All calls block, and raise `StoreError` if a record cannot be read."""
+
+    def __init__(self, parts: HostedParts, links: Links, placing: Placing) -> None:
+        self._parts = parts
+        self._links = links
+        self._placing = placing
+
+    def __repr__(self) -> str:
+        return "<Deleting>"
+
+    # --------------------------------------------------------------------------------------------------------- tags
+
+    def delete_tag(self, repo: Repo, tag: str, caller: str, *, keep: bool) -> None:
+        """Deletes a tag. `keep`: it can be undeleted. Raises `ManifestUnknown`, `Denied` if the tag is frozen."""
+        with self._changing(repo) as change:
+            for _ in range(TRIES):
+                if self._drop_damaged_tag(repo, tag):
+                    change.made = True
+                    return
+                found = self._parts.catalog.tag(repo, tag)
+                if found is None or self._parts.catalog.get_manifest(repo, found.record.digest) is None:
+                    raise ManifestUnknown(f"{repo} has no tag {tag}")
+                self._placing.check_freeze(repo, tag, None)
+                change.made = True
+                if keep:
+                    record = found.record
+                    self._parts.records.put_deleted_tag(
+                        repo,
+                        DeletedTag(tag, record.digest, record.media_type, record.size, self._parts.now(), by=caller),
+                    )
+                    self._parts.records.flush()
+                else:
+                    self._parts.records.drop_deleted_tag(repo, tag)
+                with suppress(RecordChanged):
+                    self._parts.catalog.drop_tag(repo, tag, expect=found.version)
+                    return
+        raise StoreError(f"the tag {repo}:{tag} was changed all the time")
+
+    def _drop_damaged_tag(self, repo: Repo, tag: str) -> bool:
+        """Drops a tag whose record is damaged, so that nobody can say what it points to. False if it is not."""
+        try:
+            self._parts.catalog.tag(repo, tag)
+        except RecordDamaged:
+            self._parts.catalog.drop_tag(repo, tag)
+            return True
+        return False
+
+    def undelete_tag(self, repo: Repo, tag: str) -> None:
+        """Brings back a deleted tag. Raises `ManifestUnknown` if there is none, or if its manifest is not here, and
+        `Denied` if the tag points to something again.
+        """
+        with self._changing(repo) as change:
+            deleted = self._parts.records.deleted_tag(repo, tag)
+            if deleted is None:
+                raise ManifestUnknown(f"{repo} has no deleted tag {tag}")
+            record = deleted.record
+            if self._parts.catalog.get_manifest(repo, record.digest) is None:
+                raise ManifestUnknown(f"the tag {tag} pointed to {record.digest}, which {repo} does not have")
+            fresh = TagRecord(tag, record.digest, record.media_type, record.size, self._parts.now())
+            change.made = True
+            if not self._placing.put_absent_tag(repo, fresh):
+                raise Denied(f"the tag {repo}:{tag} exists; delete it first")
+            with suppress(RecordChanged):
+                self._parts.records.drop_deleted_tag(repo, tag, expect=deleted.version)
+
+    # ---------------------------------------------------------------------------------------------------- manifests
+
+    def delete_manifest(self, repo: Repo, digest: Digest, caller: str, *, keep: bool) -> None:
+        """Deletes a manifest and all its tags. `keep`: they can be undeleted. Raises `ManifestUnknown`, `Denied` if one
+        of the tags is frozen.
+        """
+        catalog, records = self._parts.catalog, self._parts.records
+        with self._changing(repo) as change:
+            for _ in range(TRIES):
+                found = catalog.manifest(repo, digest)
+                if found is None:
+                    raise ManifestUnknown(f"{repo} has no manifest {digest}")
+                tags = dict(self._tags_of(repo, digest))
+                for tag in tags:
+                    self._placing.check_freeze(repo, tag, None)
+                record = self._deletion(found.record, tuple(tags), caller)
+                change.made = True
+                # written even if it cannot be undeleted: after a crash, it says which tags are stale
+                version = records.put_deleted_manifest(repo, record)
+                records.flush()
+                try:
+                    catalog.drop_manifest(repo, digest, expect=found.version)
+                except RecordChanged:
+                    # pushed again meanwhile
+                    continue
+                self._drop_tags(repo, record, version, keep=keep)
+                self._parts.accounts.unlink(repo, digest)
+                return
+        raise StoreError(f"the manifest {repo}@{digest} was changed all the time")
+
+    def _deletion(self, record: ManifestRecord, tags: tuple[str, ...], caller: str) -> DeletedManifest:
+        now = self._parts.now()
+        return DeletedManifest(record.digest, record.media_type, record.size, record.fetched_at, now, caller, tags)
+
+    def _drop_tags(self, repo: Repo, record: DeletedManifest, version: Version, *, keep: bool) -> None:
+        records = self._parts.records
+        tags = dict(self._tags_of(repo, record.digest))
+        late = tuple(tag for tag in tags if tag not in record.tags)
+        if late:
+            with suppress(RecordChanged):
+                more = DeletedManifest(
+                    record.digest,
+                    record.media_type,
+                    record.size,
+                    record.pushed_at,
+                    record.deleted_at,
+                    record.by,
+                    (*record.tags, *late),
+                )
+                version = records.put_deleted_manifest(repo, more, expect=version)
+                records.flush()
+        for tag, seen in tags.items():
+            # a tag that moved meanwhile points elsewhere, or its push drops it
+            with suppress(RecordChanged):
+                self._parts.catalog.drop_tag(repo, tag, expect=seen)
+        if not keep:
+            self._parts.catalog.flush()
+            with suppress(RecordChanged):
+                records.drop_deleted_manifest(repo, record.digest, expect=version)
+
+    def _tags_of(self, repo: Repo, digest: Digest) -> Iterator[tuple[str, Version]]:
+        """Yields the tags that point to a manifest, with the versions of their records. A damaged record points to
+        nothing. Raises `StoreError` if one cannot be read.
+        """
+        for tag in self._parts.catalog.tags(repo):
+            with suppress(RecordDamaged):
+                found = self._parts.catalog.tag(repo, tag)
+                if found is not None and found.record.digest == digest:
+                    yield tag, found.version
+
+    def drop_stale_tags(self, repo: Repo, digest: Digest) -> Versioned[DeletedManifest] | None:
+        """To be called before a manifest without a record gets one: drops the tags that an interrupted deletion has
+        left, so that they do not come back with it. Returns the record of the deletion.
+        """
+        deleted = self._parts.records.deleted_manifest(repo, digest)
+        if deleted is None:
+            return None
+        stale = list(self._tags_of(repo, digest))
+        if self._parts.catalog.get_manifest(repo, digest) is not None:
+            # another push was faster; the tags are its own
+            return deleted
+        for tag, version in stale:
+            # every push of a tag writes its record anew, so a tag that is pushed meanwhile has another version
+            with suppress(RecordChanged):
+                self._parts.catalog.drop_tag(repo, tag, expect=version)
+        return deleted
+
+    def undelete_manifest(self, repo: Repo, digest: Digest, caller: str) -> None:
+        """Brings back a deleted manifest, and those of its tags that point to nothing now. Raises `ManifestUnknown` if
+        there is none, `ManifestBlobUnknown` if content that it needs is gone, `QuotaExceeded`.
+        """
+        with self._changing(repo) as change:
+            deleted = self._parts.records.deleted_manifest(repo, digest)
+            if deleted is None:
+                raise ManifestUnknown(f"{repo} has no deleted manifest {digest}")
+            record = deleted.record
+            manifest = manifest_of_bytes(self._parts.contents, digest, record.media_type)
+            if manifest is None:
+                raise ManifestBlobUnknown(f"the bytes of {digest} are gone", [str(digest)])
+            change.made = True
+            live = ManifestRecord(digest, record.media_type, record.size, record.pushed_at)
+            self._placing.put_manifest(repo, manifest, live, caller)
+            for tag in record.tags:
+                fresh = TagRecord(tag, digest, record.media_type, record.size, self._parts.now())
+                self._placing.put_absent_tag(repo, fresh)
+            self._parts.flush()
+            with suppress(RecordChanged):
+                self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)
+
+    # -------------------------------------------------------------------------------------------------------- blobs
+
+    def delete_blob(self, repo: Repo, digest: Digest, caller: str) -> None:
+        """Removes the link to a blob. Raises `BlobUnknown`, and `BlobReferenced` if a manifest of the repository names
+        the blob, or a deleted one that can be undeleted.
+        """
+        records = self._parts.records
+        with self._changing(repo) as change:
+            for _ in range(TRIES):
+                found = records.link(repo, digest)
+                if found is None or not may_use(found.record, caller):
+                    raise BlobUnknown(f"{repo} has no blob {digest}")
+                self._refuse_if_named(repo, digest)
+                change.made = True
+                with suppress(RecordChanged):
+                    version = self._links.remove(repo, found)
+                    self._look_again(repo, found.record, version)
+                    self._parts.accounts.unlink(repo, digest)
+                    return
+        raise StoreError(f"the link of {repo} to {digest} was changed all the time")
+
+    def _look_again(self, repo: Repo, link: BlobLink, version: Version) -> None:
+        """Puts the link back if it cannot be said that no manifest needs it. Raises `BlobReferenced`, `StoreError`."""
+        try:
+            self._refuse_if_named(repo, link.digest)
+        except BaseException:
+            with suppress(RecordChanged):
+                self._parts.records.put_link(repo, link, expect=version)
+            raise
+
+    def _refuse_if_named(self, repo: Repo, digest: Digest) -> None:
+        if (by := self._named_by(repo, digest)) is not None:
+            raise BlobReferenced(f"the manifest {by} of {repo} names {digest}; delete the manifest first")
+
+    def _named_by(self, repo: Repo, digest: Digest) -> Digest | None:
+        """Returns a manifest of the repository that names the blob, live ones first; None if none does. Raises
+        `StoreError` if one cannot be read: it may name it.
+        """
+        # in this order: a deletion writes the record of the deletion before it drops the manifest's
+        for listed in (self._parts.catalog.manifest_digests(repo), self._parts.records.deleted_manifests(repo)):
+            for each in listed:
+                manifest = manifest_of_bytes(self._parts.contents, each)
+                if manifest is None:
+                    if has_blob(self._parts.contents, each):
+                        continue
+                    raise StoreError(f"the manifest {repo}@{each} is missing, and may name {digest}")
+                if any(blob.digest == digest for blob in (*manifest.blobs, *manifest.manifests)):
+                    return each
+        return None
+
+    @contextmanager
+    def _changing(self, repo: Repo) -> Iterator[_Change]:
+        """What is done inside is durable afterwards, and every process sees it, also if it fails in the middle."""
+        change = _Change()
+        try:
+            yield change
+            self._parts.flush()
+        finally:
+            if change.made:
+                self._parts.records.note_change(repo)

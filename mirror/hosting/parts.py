@@ -1,0 +1,54 @@
+"""What pushes and deletions work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from mirror.intake.tag_history import TagHistories
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.ports import Catalog, HostedBlobs, HostedRecords, RepairableBlobs
+
+
+class Accounts(Protocol):
+    """Compares what hosted repositories have with their quotas. All calls block for a short time."""
+
+    def check(self, repo: Repo, size: int, digest: Digest | None = None) -> None:
+        """Returns if `size` more bytes fit. Raises `QuotaExceeded`."""
+
+    def allow(self, repo: Repo, size: int) -> None:
+        """Like `check`, for an upload that has `size` bytes so far. Cheap: called while they arrive."""
+
+    def link(self, repo: Repo, digest: Digest, size: int) -> None:
+        """Notes content of `size` bytes that the repository has now, after its record was written. Repeatable.
+
+        Raises `QuotaExceeded` if it does not fit; it is not noted then.
+        """
+
+    def unlink(self, repo: Repo, digest: Digest) -> None:
+        """Notes that the repository no longer has the content. Repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostedParts:
+    """The bytes and records of all hosted repositories. `contents` has the bytes of hosted and of cached blobs."""
+
+    contents: RepairableBlobs
+    blobs: HostedBlobs
+    catalog: Catalog
+    records: HostedRecords
+    histories: TagHistories
+    accounts: Accounts
+    #: Seconds for which content that nothing names stays (`hosting.grace`).
+    grace: float = 86400.0
+
+    def now(self) -> float:
+        """Returns the time to record, in epoch seconds."""
+        return self.histories.clocks.later()
+
+    def flush(self) -> None:
+        """Blocking: makes all that this process has written durable. Raises `StoreError`."""
+        self.blobs.flush()
+        self.records.flush()
+        self.catalog.flush()

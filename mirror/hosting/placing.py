@@ -1,0 +1,163 @@
+"""Gives a hosted repository a manifest and its tags, in the order that a crash and a collector may interrupt anywhere:
+
+    links that the manifest needs ──> bytes ──> referrers entry ──> record of the manifest ──> the links again ──> tags
+                                                                                                 └─ one has gone: the
+                                                                                                    record is dropped
+
+A collector drops a link only if no manifest named it in a walk that began after the link was queued. So either the walk
+meets the record, or the second look meets the missing or queued link. A tag is written last, by compare-and-set. After
+that the record of its manifest is looked at again: a deletion may have dropped it, and then the tag goes as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from mirror.errors import (
+    BlobUnknown,
+    Denied,
+    ManifestBlobUnknown,
+    ManifestUnknown,
+    RecordChanged,
+    StoreError,
+)
+from mirror.graph.referrers import referrer_descriptor
+from mirror.hosting.links import TRIES, Links
+from mirror.hosting.parts import HostedParts
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.reference import Repo
+from mirror.policy.access_rules import Action
+from mirror.policy.history import AgeRule
+from mirror.policy.hosted.push_checks import check_size, requirements, tag_action
+from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.ports import ABSENT, Expected, Version
+
+
+class Placing:
+    """Writes manifests and tags of hosted repositories. All calls block, and raise `StoreError` if a record cannot be
+    read. Nothing is durable before `HostedParts.flush`.
+    """
+
+    def __init__(self, parts: HostedParts, links: Links) -> None:
+        self._parts = parts
+        self._links = links
+
+    def __repr__(self) -> str:
+        return "<Placing>"
+
+    # ----------------------------------------------------------------------------------------------------- manifests
+
+    def put_manifest(self, repo: Repo, manifest: Manifest, record: ManifestRecord, caller: str) -> None:
+        """Gives the repository a manifest. The manifests that it names are not looked at.
+
+        Raises `ManifestBlobUnknown` if the repository has not all blobs that the manifest needs, for this caller;
+        `ManifestInvalid` if it gives them other sizes than they have; `QuotaExceeded`.
+        """
+        needed = requirements(manifest, sparse=True)
+        for each in needed.embedded:
+            self._put_embedded(repo, each)
+        self._keep_links(repo, needed.blobs, caller)
+        self._parts.blobs.put(manifest.digest, manifest.content)
+        self._parts.accounts.link(repo, manifest.digest, len(manifest.content))
+        subject = manifest.subject.digest if manifest.subject else None
+        if subject:
+            self._parts.records.put_referrer(repo, subject, referrer_descriptor(manifest))
+        was = self._parts.catalog.manifest(repo, manifest.digest)
+        version = self._parts.catalog.put_manifest(repo, record)
+        try:
+            self._keep_links(repo, (*needed.blobs, *needed.embedded), caller)
+            # a collector may have queued the bytes before the record was written
+            self._parts.blobs.put(manifest.digest, manifest.content)
+        except BaseException:
+            if was is None:
+                with suppress(RecordChanged):
+                    self._parts.catalog.drop_manifest(repo, manifest.digest, expect=version)
+                    self._parts.accounts.unlink(repo, manifest.digest)
+            raise
+        if subject:
+            # a collector may have dropped the entry while there was no record
+            self._parts.records.put_referrer(repo, subject, referrer_descriptor(manifest))
+
+    def _put_embedded(self, repo: Repo, blob: Descriptor) -> None:
+        if blob.data is not None:
+            self._parts.blobs.put(blob.digest, blob.data)
+            self._links.make(repo, blob.digest, len(blob.data))
+
+    def _keep_links(self, repo: Repo, blobs: Sequence[Descriptor], caller: str) -> None:
+        missing: list[Digest] = []
+        for blob in blobs:
+            try:
+                check_size(blob, self._links.keep(repo, blob.digest, caller).size)
+            except BlobUnknown:
+                missing.append(blob.digest)
+        if missing:
+            raise _unknown(repo, missing)
+
+    def require_manifests(self, repo: Repo, digests: Sequence[Digest]) -> None:
+        """Raises `ManifestBlobUnknown` if the repository does not have all these manifests."""
+        missing = [digest for digest in digests if self._parts.catalog.get_manifest(repo, digest) is None]
+        if missing:
+            raise _unknown(repo, missing)
+
+    # ---------------------------------------------------------------------------------------------------------- tags
+
+    def check_tag(self, repo: Repo, tag: str, digest: Digest, *, may_overwrite: bool) -> None:
+        """Returns if the caller may let the tag point to a manifest. Raises `Denied`."""
+        self._check_move(repo, tag, digest, self._parts.catalog.get_tag(repo, tag), may_overwrite)
+
+    def put_tag(self, repo: Repo, fresh: TagRecord, *, may_overwrite: bool) -> Version:
+        """Lets a tag point to a manifest. The record is written anew even if the tag points there already: otherwise a
+        deletion that runs meanwhile could drop it. Raises `Denied`.
+        """
+        for _ in range(TRIES):
+            found = self._parts.catalog.tag(repo, fresh.tag)
+            was = found.record if found else None
+            self._check_move(repo, fresh.tag, fresh.digest, was, may_overwrite)
+            with suppress(RecordChanged):
+                return self._write_tag(repo, fresh, was, found.version if found else ABSENT)
+        raise StoreError(f"the tag {repo}:{fresh.tag} was changed all the time")
+
+    def put_absent_tag(self, repo: Repo, fresh: TagRecord) -> bool:
+        """Like `put_tag`, for a tag that points to nothing. False if it points to something."""
+        try:
+            self.put_tag(repo, fresh, may_overwrite=False)
+        except Denied:
+            return False
+        return True
+
+    def _write_tag(self, repo: Repo, fresh: TagRecord, was: TagRecord | None, expect: Expected) -> Version:
+        version = self._parts.catalog.put_tag(repo, fresh, expect=expect)
+        # not before: of two pushes that race, only the one that moved the tag may write the history
+        self._parts.histories.record_move(repo, was, fresh, AgeRule())
+        return version
+
+    def _check_move(self, repo: Repo, tag: str, digest: Digest, was: TagRecord | None, may_overwrite: bool) -> None:
+        self.check_freeze(repo, tag, digest)
+        now = was.digest if was and self._parts.catalog.get_manifest(repo, was.digest) is not None else None
+        if not may_overwrite and tag_action(digest, now) is Action.OVERWRITE:
+            raise Denied(f"the tag {repo}:{tag} exists, and the rules do not let you overwrite it")
+
+    def check_freeze(self, repo: Repo, tag: str, digest: Digest | None) -> None:
+        """Returns if the tag is not frozen, or frozen at this digest. Raises `Denied`."""
+        freeze = self._parts.histories.frozen(repo, tag)
+        if freeze is not None and freeze.digest != digest:
+            raise Denied(f"the tag {repo}:{tag} is frozen at {freeze.digest}")
+
+    def check_still_there(self, repo: Repo, digest: Digest, tags: dict[str, Version]) -> None:
+        """To be called after these tags were written: drops them if the manifest was deleted meanwhile, and raises
+        `ManifestUnknown` then.
+        """
+        if self._parts.catalog.get_manifest(repo, digest) is not None:
+            return
+        for tag, version in tags.items():
+            with suppress(RecordChanged):
+                self._parts.catalog.drop_tag(repo, tag, expect=version)
+        raise ManifestUnknown(f"{repo}@{digest} was deleted while it was pushed")
+
+
+def _unknown(repo: Repo, digests: Sequence[Digest]) -> ManifestBlobUnknown:
+    names = ", ".join(str(digest) for digest in digests[:5])
+    more = f" and {len(digests) - 5} more" if len(digests) > 5 else ""
+    return ManifestBlobUnknown(f"{repo} does not have {names}{more}, which the manifest names", [*map(str, digests)])

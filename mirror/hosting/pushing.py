@@ -1,0 +1,77 @@
+"""The PUT of a manifest into a hosted repository. `placing.py` has the order of the steps that write."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mirror.errors import RecordChanged
+from mirror.hosting.deleting import Deleting
+from mirror.hosting.parts import HostedParts
+from mirror.hosting.placing import Placing
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.hosted.push_checks import HostedRules, requirements
+from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.ports import Version
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestPut:
+    """A manifest that a client pushes: under its digest or a tag (`reference`), and under more `tags`."""
+
+    manifest: Manifest
+    reference: Reference
+    tags: tuple[str, ...] = ()
+
+    @property
+    def all_tags(self) -> tuple[str, ...]:
+        """The tags that shall point to the manifest, each once."""
+        named = () if isinstance(self.reference, Digest) else (self.reference,)
+        return tuple(dict.fromkeys((*named, *self.tags)))
+
+
+class Pushing:
+    """Pushes of manifests into all hosted repositories."""
+
+    def __init__(self, parts: HostedParts, placing: Placing, deleting: Deleting) -> None:
+        self._parts = parts
+        self._placing = placing
+        self._deleting = deleting
+
+    def __repr__(self) -> str:
+        return "<Pushing>"
+
+    def put(self, repo: Repo, rules: HostedRules, put: ManifestPut, caller: str, *, may_overwrite: bool) -> None:
+        """Blocking: stores the manifest and its tags; all is durable on return.
+
+        Raises `ManifestBlobUnknown`, `ManifestInvalid`, `QuotaExceeded`; `Denied` if a tag would move and the caller
+        may not overwrite; `ManifestUnknown` if the manifest was deleted meanwhile; `StoreError`.
+        """
+        manifest, digest = put.manifest, put.manifest.digest
+        for tag in put.all_tags:
+            self._placing.check_tag(repo, tag, digest, may_overwrite=may_overwrite)
+        self._placing.require_manifests(repo, requirements(manifest, sparse=rules.sparse_indexes).manifests)
+        try:
+            self._store(repo, put, caller, may_overwrite=may_overwrite)
+            self._parts.flush()
+        finally:
+            # other processes must not believe what they remember, also if only a part was written
+            self._parts.records.note_change(repo)
+
+    def _store(self, repo: Repo, put: ManifestPut, caller: str, *, may_overwrite: bool) -> None:
+        manifest, digest, size = put.manifest, put.manifest.digest, len(put.manifest.content)
+        deleted = None
+        if self._parts.catalog.get_manifest(repo, digest) is None:
+            deleted = self._deleting.drop_stale_tags(repo, digest)
+        record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
+        self._placing.put_manifest(repo, manifest, record, caller)
+        written: dict[str, Version] = {}
+        for tag in put.all_tags:
+            fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now())
+            written[tag] = self._placing.put_tag(repo, fresh, may_overwrite=may_overwrite)
+        self._placing.check_still_there(repo, digest, written)
+        if deleted is not None:
+            with suppress(RecordChanged):
+                self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)

@@ -1,0 +1,75 @@
+"""What this process remembers of the records of hosted repositories, for as long as they do not change.
+
+Each change of a repository raises a counter, for every process. A record is remembered with the count that was read
+before the record. So a deletion is seen by the next request, in whichever worker, and costs a hit one `stat`. What is
+remembered is also forgotten after some seconds: a process may die between a change and the count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from mirror.aio.caches import LruCache
+from mirror.aio.singleflight import SingleFlight
+from mirror.oci.reference import Repo
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+#: Seconds for which a record is believed without a change of its repository.
+_BELIEVED: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Read(Generic[T]):
+    """A record that was read at `at` (epoch seconds), when the repository had changed `changes` times."""
+
+    record: T
+    changes: int
+    at: float
+
+
+class Remembered(Generic[K, T]):
+    """Records of one kind, of all hosted repositories."""
+
+    def __init__(
+        self,
+        kind: str,
+        changes: Callable[[Repo], int],
+        once: SingleFlight,
+        now: Callable[[], float],
+        *,
+        most: int,
+        weight: Callable[[T], int] | None = None,
+    ) -> None:
+        """`changes` gives the count of a repository, -1 if it cannot be read. `most` is in units of `weight` (None: in
+        records).
+        """
+        self._kind = kind
+        self._changes = changes
+        self._once = once
+        self._now = now
+        self._read: LruCache[tuple[Repo, K], _Read[T]] = LruCache(
+            most, (lambda read: weight(read.record)) if weight else (lambda _: 1), name=kind
+        )
+
+    def __repr__(self) -> str:
+        return f"<Remembered {self._kind} {len(self._read)}>"
+
+    async def get(self, repo: Repo, key: K, read: Callable[[], T]) -> T:
+        """Returns the record, from memory if it is still true. `read` blocks; it is called in a thread. Raises what
+        `read` raises.
+        """
+        changes, now = self._changes(repo), self._now()
+        seen = self._read.get((repo, key))
+        if seen is not None and seen.changes == changes and 0 <= now - seen.at < _BELIEVED:
+            return seen.record
+        if changes < 0:
+            return await asyncio.to_thread(read)
+        # the key has the count: a read that began before a change must not answer those who ask after it
+        record: T = await self._once.run((self._kind, repo, key, changes), lambda: asyncio.to_thread(read))
+        self._read[repo, key] = _Read(record, changes, now)
+        return record

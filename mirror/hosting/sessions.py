@@ -1,0 +1,66 @@
+"""Upload sessions: who may go on with which, and how many there may be.
+
+A session belongs to one caller and one repository. Its id is random, so a caller cannot guess one; it is bound all the
+same, because ids stand in logs and in the answers that proxies see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from mirror.errors import TooManyUploads, UploadUnknown
+from mirror.oci.reference import Repo
+from mirror.ports import UploadFile, Uploads
+
+#: Hexadecimal digits of a hash: 128 bits, so that no caller can choose a name with another's hash.
+_DIGITS: Final = 32
+
+
+class Sessions:
+    """The upload sessions of this machine. All calls block for a short time, and raise `StoreError`."""
+
+    def __init__(self, uploads: Uploads, *, most: int = 1000, most_per_caller: int = 100) -> None:
+        self._uploads = uploads
+        self._most = most
+        self._most_per_caller = most_per_caller
+
+    def __repr__(self) -> str:
+        return f"<Sessions of at most {self._most}>"
+
+    def begin(self, repo: Repo, caller: str) -> str:
+        """Begins a session and returns its id. Raises `TooManyUploads`, `StoreFull`.
+
+        Workers that begin sessions at the same moment may together exceed a limit by their number.
+        """
+        sessions = self._uploads.sessions()
+        if len(sessions) >= self._most:
+            raise TooManyUploads(f"{len(sessions)} uploads are open, and no more are accepted now")
+        of_caller = _hash(caller)
+        own = sum(session.owner.startswith(of_caller) for session in sessions)
+        if own >= self._most_per_caller:
+            raise TooManyUploads(f"{own} of your uploads are open; complete or cancel some of them first")
+        return self._uploads.begin(_owner(repo, caller))
+
+    def offset(self, session: str, repo: Repo, caller: str) -> int:
+        """Returns how many bytes a session has. Raises `UploadUnknown`. Quick enough for the event loop."""
+        found = self._uploads.session(session)
+        if found is None or found.owner != _owner(repo, caller):
+            raise UploadUnknown(f"{repo} has no such upload")
+        return found.size
+
+    def open(self, session: str, repo: Repo, caller: str) -> UploadFile:
+        """Returns the file of a session, locked. Raises `UploadUnknown`, `UploadBusy`."""
+        self.offset(session, repo, caller)
+        file = self._uploads.open(session)
+        if file is None:
+            raise UploadUnknown(f"{repo} has no such upload")
+        return file
+
+
+def _owner(repo: Repo, caller: str) -> str:
+    return f"{_hash(caller)}_{_hash(str(repo))}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]

@@ -1,0 +1,215 @@
+"""A hosted repository: clients pull from it, push to it and delete from it.
+
+    pull             `hosted_content.py`
+    upload a blob    begin_upload ──> upload ──> append … ──> commit       `hosted_uploads.py`
+    or not           stat_for_push: reserved   mount: linked               if the caller may pull it elsewhere here
+    put_manifest     `hosting/pushing.py`
+    delete           `hosting/deleting.py`
+
+Whoever calls a verb that writes has checked that the caller may push, or delete. Only what depends on content is
+decided here: whether a tag would be overwritten, and from where a blob may be taken. Everything that is answered is
+durable, and every process sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mirror.aio.threads import run_uninterrupted
+from mirror.errors import BlobUnknown, Denied
+from mirror.hosting.deleting import Deleting
+from mirror.hosting.links import Links
+from mirror.hosting.parts import HostedParts
+from mirror.hosting.pushing import ManifestPut, Pushing
+from mirror.hosting.rights import Sources
+from mirror.hosting.sessions import Sessions
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.access_rules import Action
+from mirror.policy.hosted.push_checks import HostedRules, may_use, read_pushed
+from mirror.policy.hosted_records import LinkState
+from mirror.repository.answers import BlobContent, BlobStat, Outcome
+from mirror.repository.hosted_content import HostedContent
+from mirror.repository.hosted_uploads import HostedUpload
+from mirror.repository.protocol import ManifestPushed, Pusher, Upload
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class HostedVerbs:
+    """What can be done with hosted repositories, by the classes that do it. `executor` runs the threads that write."""
+
+    parts: HostedParts
+    links: Links
+    pushing: Pushing
+    deleting: Deleting
+    sessions: Sessions
+    sources: Sources
+    executor: Executor
+
+
+class HostedRepository:
+    """One repository of a hosted registry: `Readable` and `Writable`. Cheap to make: it keeps no state of its own."""
+
+    def __init__(self, content: HostedContent, rules: HostedRules, verbs: HostedVerbs) -> None:
+        self.repo: Repo = content.repo
+        self._content = content
+        self._rules = rules
+        self._verbs = verbs
+        # pulls are answered by the other half, without a call in between
+        self.manifest = content.manifest
+        self.resolve = content.resolve
+        self.blob = content.blob
+        self.stat_blob = content.stat_blob
+        self.read = content.read
+        self.tags = content.tags
+        self.referrers = content.referrers
+        self.has = content.has
+        self.indexes_naming = content.indexes_naming
+
+    def __repr__(self) -> str:
+        return f"<HostedRepository {self.repo}>"
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await run_uninterrupted(self._verbs.executor, work)
+
+    def _check_writable(self, *, creates: bool = True) -> None:
+        """Raises `Denied` if the registry is read-only, or does not allow pushes to this name."""
+        if self._rules.read_only:
+            raise Denied(f"the registry {self.repo.registry} is read-only")
+        if creates and not self._rules.allow_name(self.repo.name):
+            raise Denied(f"the registry {self.repo.registry} does not allow repositories named {self.repo.name}")
+
+    @property
+    def _takes_pushes(self) -> bool:
+        return not self._rules.read_only and self._rules.allow_name(self.repo.name)
+
+    # --------------------------------------------------------------------------------------------------------- blobs
+
+    async def stat_for_push(self, digest: Digest, pusher: Pusher) -> BlobStat:
+        """See `Writable`."""
+        if not self._takes_pushes:
+            return await self._content.stat_blob(digest)
+        repo, links = self.repo, self._verbs.links
+        with suppress(BlobUnknown):
+            link = await self._run(lambda: links.use(repo, digest, pusher.name))
+            return BlobStat(link.size, Outcome.HIT, repo.registry)
+        size = await self._source(digest, pusher)
+        if size is None or not await self._run(lambda: self._reserve(digest, size, pusher.name)):
+            raise BlobUnknown(f"{repo} has no blob {digest}")
+        return BlobStat(size, Outcome.HIT, repo.registry)
+
+    async def _source(self, digest: Digest, pusher: Pusher) -> int | None:
+        """Returns the size of a blob that the caller may pull elsewhere here, unless a client has deleted it in this
+        repository; None if there is none.
+        """
+        link = await asyncio.to_thread(self._verbs.links.find, self.repo, digest)
+        if link is not None and link.state is LinkState.REMOVED:
+            return None
+        return await self._verbs.sources.find(digest, lambda repo: pusher.may(Action.PULL, repo))
+
+    def _reserve(self, digest: Digest, size: int, caller: str) -> bool:
+        """Blocking: reserves a blob. False if a client has deleted it here. Raises `BlobUnknown`."""
+        reserved = self._verbs.links.reserve(self.repo, digest, size, caller)
+        self._settle()
+        return reserved
+
+    def _settle(self) -> None:
+        self._verbs.parts.flush()
+        self._verbs.parts.records.note_change(self.repo)
+
+    async def blob_for_push(self, digest: Digest, pusher: Pusher) -> BlobContent:
+        """See `Writable`."""
+        link = await self._content.link(digest)
+        if link is None or not may_use(link, pusher.name):
+            raise BlobUnknown(f"{self.repo} has no blob {digest}")
+        return await self._content.content(link)
+
+    async def mount(self, digest: Digest, source: Repo | None, pusher: Pusher) -> bool:
+        """See `Writable`."""
+        self._check_writable()
+        if source is None:
+            size = await self._source(digest, pusher)
+        elif await pusher.may_pull(source):
+            size = await self._verbs.sources.size(source, digest)
+        else:
+            size = None
+        return size is not None and await self._run(lambda: self._mount(digest, size))
+
+    def _mount(self, digest: Digest, size: int) -> bool:
+        """Blocking: links a blob. False if its bytes have gone meanwhile. Raises `QuotaExceeded`."""
+        with suppress(BlobUnknown):
+            self._verbs.links.make(self.repo, digest, size)
+            self._settle()
+            return True
+        return False
+
+    async def begin_upload(self, pusher: Pusher, size: int | None = None) -> str:
+        """See `Writable`."""
+        self._check_writable()
+        verbs = self._verbs
+
+        def begin() -> str:
+            verbs.parts.accounts.check(self.repo, size or 1)
+            return verbs.sessions.begin(self.repo, pusher.name)
+
+        return await self._run(begin)
+
+    def upload_offset(self, session: str, pusher: Pusher) -> int:
+        """See `Writable`."""
+        return self._verbs.sessions.offset(session, self.repo, pusher.name)
+
+    async def upload(self, session: str, pusher: Pusher) -> Upload:
+        """See `Writable`."""
+        self._check_writable()
+        file = await self._run(lambda: self._verbs.sessions.open(session, self.repo, pusher.name))
+        return HostedUpload(self.repo, file, self._verbs.parts, self._verbs.links, self._verbs.executor)
+
+    async def delete_blob(self, digest: Digest, pusher: Pusher) -> None:
+        """See `Writable`."""
+        self._check_writable(creates=False)
+        await self._run(lambda: self._verbs.deleting.delete_blob(self.repo, digest, pusher.name))
+
+    # ---------------------------------------------------------------------------------------------- manifests and tags
+
+    async def put_manifest(
+        self, reference: Reference, tags: tuple[str, ...], content: bytes, media_type: str | None, pusher: Pusher
+    ) -> ManifestPushed:
+        """See `Writable`."""
+        self._check_writable()
+        may_overwrite = pusher.may(Action.OVERWRITE, self.repo)
+
+        def put() -> ManifestPushed:
+            pushed = ManifestPut(read_pushed(content, media_type, reference), reference, tags)
+            self._verbs.pushing.put(self.repo, self._rules, pushed, pusher.name, may_overwrite=may_overwrite)
+            subject = pushed.manifest.subject
+            return ManifestPushed(pushed.manifest.digest, pushed.all_tags, subject.digest if subject else None)
+
+        return await self._run(put)
+
+    async def delete_tag(self, tag: str, pusher: Pusher) -> None:
+        """See `Writable`."""
+        self._check_writable(creates=False)
+        keep = self._rules.keep_deleted > 0
+        await self._run(lambda: self._verbs.deleting.delete_tag(self.repo, tag, pusher.name, keep=keep))
+
+    async def delete_manifest(self, digest: Digest, pusher: Pusher) -> None:
+        """See `Writable`."""
+        self._check_writable(creates=False)
+        keep = self._rules.keep_deleted > 0
+        await self._run(lambda: self._verbs.deleting.delete_manifest(self.repo, digest, pusher.name, keep=keep))
+
+    async def undelete(self, reference: Reference, pusher: Pusher) -> None:
+        """See `Writable`."""
+        self._check_writable(creates=False)
+        deleting = self._verbs.deleting
+        if isinstance(reference, Digest):
+            await self._run(lambda: deleting.undelete_manifest(self.repo, reference, pusher.name))
+        else:
+            await self._run(lambda: deleting.undelete_tag(self.repo, reference))

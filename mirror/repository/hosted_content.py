@@ -1,0 +1,255 @@
+"""What clients may pull from a hosted repository. It has no upstream: the records on the disk are all there is.
+
+    manifest by tag      the tag's record, unless its manifest has no record ──> by digest
+    manifest by digest   the manifest's record ──> its bytes
+    blob                 the repository's link, in force ──> the bytes
+    referrers            the entries of the subject, and those of the referrers tag
+
+That bytes are on the disk gives no right to them. Damaged content is unknown, so that a push repairs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from typing import Final
+
+from mirror.errors import (
+    BlobDamaged,
+    BlobUnknown,
+    BlobUnreadable,
+    ManifestUnknown,
+    NameUnknown,
+    StoreError,
+)
+from mirror.graph.damage import indexes_naming, manifest_to_serve
+from mirror.graph.manifests import has_blob
+from mirror.hosting.links import Links
+from mirror.hosting.parts import HostedParts
+from mirror.hosting.remembered import Remembered
+from mirror.intake.integrity import Integrity
+from mirror.oci.attachments import referrers_tag
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.reference import Reference, Repo
+from mirror.policy.hosted_records import BlobLink, LinkState
+from mirror.policy.records import ManifestRecord
+from mirror.ports import BlobInfo, BlobReader
+from mirror.repository.answers import BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
+from mirror.repository.caches import CachedTag, Caches
+
+#: Repositories have few links that are used often, and clients may ask for any number of others.
+_MOST_RECORDS: Final = 100_000
+#: Bytes of memory for the lists of tags and of referrers.
+_MOST_LISTED: Final = 32 << 20
+
+
+class HostedMemory:
+    """What this process remembers of all hosted repositories."""
+
+    def __init__(self, parts: HostedParts, caches: Caches) -> None:
+        changes, once, now = parts.records.changes, caches.once, caches.now
+        self.links: Remembered[Digest, BlobLink | None] = Remembered(
+            "hosted links", changes, once, now, most=_MOST_RECORDS
+        )
+        self.manifests: Remembered[Digest, ManifestRecord | None] = Remembered(
+            "hosted manifests", changes, once, now, most=_MOST_RECORDS
+        )
+        self.tags: Remembered[str, CachedTag | None] = Remembered("hosted tags", changes, once, now, most=_MOST_RECORDS)
+        self.tag_lists: Remembered[str, tuple[str, ...] | None] = Remembered(
+            "hosted tag lists", changes, once, now, most=_MOST_LISTED, weight=lambda tags: 512 + 128 * len(tags or ())
+        )
+        self.referrers: Remembered[Digest, tuple[Descriptor, ...]] = Remembered(
+            "hosted referrers", changes, once, now, most=_MOST_LISTED, weight=lambda found: 512 + 2048 * len(found)
+        )
+
+    def __repr__(self) -> str:
+        return f"<HostedMemory {self.links!r} {self.manifests!r}>"
+
+
+class HostedContent:
+    """One hosted repository as clients read it: `Readable`. Cheap to make: it keeps no state of its own."""
+
+    def __init__(
+        self,
+        repo: Repo,
+        parts: HostedParts,
+        links: Links,
+        memory: HostedMemory,
+        caches: Caches,
+        integrity: Integrity,
+        executor: Executor,
+    ) -> None:
+        """`integrity` checks the bytes of hosted blobs; `executor` runs the threads that read blobs."""
+        self.repo = repo
+        self._parts = parts
+        self._links = links
+        self._memory = memory
+        self._caches = caches
+        self._integrity = integrity
+        self._executor = executor
+
+    def __repr__(self) -> str:
+        return f"<HostedContent {self.repo}>"
+
+    # ----------------------------------------------------------------------------------------------------- manifests
+
+    async def manifest(self, reference: Reference) -> ManifestAnswer:
+        """Returns an answer with the manifest itself. Raises `ManifestUnknown`, `StoreError`."""
+        tag = None if isinstance(reference, Digest) else await self._tag(reference)
+        digest = reference if isinstance(reference, Digest) else tag.record.digest if tag else None
+        manifest = await self._manifest(digest) if digest else None
+        if manifest is None:
+            joint = "@" if isinstance(reference, Digest) else ":"
+            raise ManifestUnknown(f"{self.repo}{joint}{reference} does not exist")
+        return ManifestAnswer.of(manifest, Outcome.HIT, self.repo.registry, tag.override if tag else None)
+
+    async def resolve(self, reference: Reference) -> ManifestAnswer:
+        """Returns the same answer as `manifest`: HEAD succeeds only if GET would. Raises like `manifest`."""
+        return await self.manifest(reference)
+
+    async def _tag(self, tag: str) -> CachedTag | None:
+        return await self._memory.tags.get(self.repo, tag, lambda: self._read_tag(tag))
+
+    def _read_tag(self, tag: str) -> CachedTag | None:
+        """Blocking: returns what a tag answers; None if it is absent. A freeze overrides the record. Raises
+        `StoreError` if one of the two cannot be read.
+        """
+        now = self._caches.now()
+        if freeze := self._parts.histories.frozen(self.repo, tag):
+            return CachedTag.frozen(freeze, now)
+        record = self._parts.catalog.get_tag(self.repo, tag)
+        return CachedTag(record, Outcome.HIT, now, now) if record else None
+
+    async def _manifest(self, digest: Digest) -> Manifest | None:
+        record = await self._memory.manifests.get(
+            self.repo, digest, lambda: self._parts.catalog.get_manifest(self.repo, digest)
+        )
+        if record is None:
+            return None
+        manifest = self._caches.manifests.get((self.repo, digest))
+        if manifest is None:
+            key = "hosted manifest", self.repo, digest
+            manifest = await self._caches.once.run(key, lambda: asyncio.to_thread(self._read_manifest, digest))
+            if manifest is not None:
+                self._caches.manifests[self.repo, digest] = manifest
+        return manifest
+
+    def _read_manifest(self, digest: Digest) -> Manifest | None:
+        stored = manifest_to_serve(self._parts.contents, self._parts.catalog, self.repo, digest)
+        return stored.manifest if stored else None
+
+    async def indexes_naming(self, digest: Digest) -> list[Digest]:
+        """Returns the indexes of this repository that name this manifest. Raises `StoreError`."""
+        parts = self._parts
+        return await asyncio.to_thread(indexes_naming, parts.contents, parts.catalog, self.repo, digest)
+
+    # --------------------------------------------------------------------------------------------------------- blobs
+
+    async def blob(self, digest: Digest) -> StoredContent:
+        """Returns the blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""
+        link = await self.link(digest)
+        if link is None or link.state is not LinkState.LINKED:
+            raise self._unknown(digest)
+        return await self.content(link)
+
+    async def link(self, digest: Digest) -> BlobLink | None:
+        """Returns the repository's link to a blob, whatever its state; None if it has none."""
+        return await self._memory.links.get(self.repo, digest, lambda: self._links.find(self.repo, digest))
+
+    async def content(self, link: BlobLink) -> StoredContent:
+        """Returns the blob of a link that the caller may use. Raises `BlobUnknown` if its bytes are not here."""
+        info, reader = await self._open(link)
+        stream = no_stream(link.digest, self.repo.registry, self._executor, "a hosted repository has no upstream")
+        return StoredContent(link.digest, info.size, reader, stream, self._integrity.recheck_later)
+
+    async def _open(self, link: BlobLink) -> tuple[BlobInfo, BlobReader]:
+        try:
+            info, reader = self._parts.contents.open(link.digest)
+        except BlobUnknown:
+            raise self._unknown(link.digest) from None
+        except BlobUnreadable:
+            await self._integrity.set_aside(link.digest)
+            raise
+        try:
+            await self._integrity.check(info, link.size)
+        except BlobDamaged:
+            reader.close()
+            await self._integrity.set_aside(link.digest)
+            raise self._unknown(link.digest) from None
+        except BaseException:
+            reader.close()
+            raise
+        return info, reader
+
+    async def stat_blob(self, digest: Digest) -> BlobStat:
+        """Returns the answer to HEAD, which succeeds only if GET would. Raises like `blob`."""
+        content = await self.blob(digest)
+        content.close()
+        return BlobStat(content.size, Outcome.HIT, self.repo.registry)
+
+    async def read(self, digest: Digest, limit: int) -> bytes:
+        """Returns the whole content of a small blob. Raises like `blob`, and `BlobDamaged` above `limit` bytes."""
+        await self.stat_blob(digest)
+        return await asyncio.to_thread(self._parts.contents.read, digest, limit)
+
+    def has(self, digest: Digest) -> bool:
+        """True if the store has the content, from any repository. Fast enough for the event loop."""
+        try:
+            return has_blob(self._parts.contents, digest)
+        except StoreError:
+            return False
+
+    def _unknown(self, digest: Digest) -> BlobUnknown:
+        return BlobUnknown(f"{self.repo} has no blob {digest}")
+
+    # ------------------------------------------------------------------------------------------------ tags, referrers
+
+    async def tags(self, last: str, count: int) -> Listing:
+        """Returns up to `count` tags after `last`. Raises `NameUnknown` if the repository has nothing."""
+        tags = await self._memory.tag_lists.get(self.repo, "", self._read_tags)
+        if tags is None:
+            raise NameUnknown(f"{self.repo} does not exist")
+        return Listing.page(tags, last, count, Outcome.HIT, self.repo.registry)
+
+    def _read_tags(self) -> tuple[str, ...] | None:
+        """Blocking: returns the tags, without those that an interrupted deletion has left; None if the repository has
+        no tag, manifest or blob.
+        """
+        catalog, records = self._parts.catalog, self._parts.records
+        tags = catalog.tags(self.repo)
+        if not tags:
+            listings = catalog.manifest_digests(self.repo), records.linked(self.repo)
+            return () if any(True for listed in listings for _ in listed) else None
+        stale: set[str] = set()
+        for digest in records.deleted_manifests(self.repo):
+            if catalog.get_manifest(self.repo, digest) is not None:
+                continue
+            deleted = records.deleted_manifest(self.repo, digest)
+            for tag in deleted.record.tags if deleted else ():
+                record = catalog.get_tag(self.repo, tag)
+                if record is not None and record.digest == digest:
+                    stale.add(tag)
+        return tuple(tag for tag in tags if tag not in stale)
+
+    async def referrers(self, digest: Digest) -> Listing:
+        """Returns descriptors of the referrers of a manifest, which may be absent. Raises `StoreError`."""
+        found = await self._memory.referrers.get(self.repo, digest, lambda: self._read_referrers(digest))
+        return Listing(found, Outcome.HIT, self.repo.registry)
+
+    def _read_referrers(self, subject: Digest) -> tuple[Descriptor, ...]:
+        """Blocking: returns the manifests here whose subject this is, and those that clients which do not know the API
+        have listed under the referrers tag (distribution-spec, "Referrers Tag Schema").
+        """
+        catalog = self._parts.catalog
+        found = {
+            entry.digest: entry
+            for entry in self._parts.records.referrers(self.repo, subject)
+            if catalog.get_manifest(self.repo, entry.digest) is not None
+        }
+        tag = catalog.get_tag(self.repo, referrers_tag(subject))
+        index = self._read_manifest(tag.digest) if tag else None
+        if index is not None and index.is_index:
+            for each in index.manifests:
+                found.setdefault(each.digest, each)
+        return tuple(found[digest] for digest in sorted(found))

@@ -1,0 +1,99 @@
+"""One request that writes to an upload session of a hosted repository.
+
+    append ──┬─ the body ends ──────────────────────────────> the session has it all
+             ├─ the body breaks off, or comes too slowly ───> the session keeps what arrived
+             └─ the quota or the disk is full ──────────────> the session is over, and leaves nothing
+    commit ──┬─ the digest is right ──> hosted and linked; the session is over
+             └─ it is not ────────────> the session stays
+
+A thread is used only while bytes are here: a client that sends slowly is waited for on the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import TypeVar
+
+from mirror.aio.threads import run_uninterrupted
+from mirror.errors import BlobDamaged, BlobUnknown, DigestInvalid, NoRoomForPush, QuotaExceeded, StoreError, StoreFull
+from mirror.hosting.links import Links
+from mirror.hosting.parts import HostedParts
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.ports import UploadFile
+from mirror.repository.protocol import PushBody
+
+T = TypeVar("T")
+
+
+class HostedUpload:
+    """See `Upload`. `executor` runs the threads that receive bytes."""
+
+    def __init__(self, repo: Repo, file: UploadFile, parts: HostedParts, links: Links, executor: Executor) -> None:
+        self._repo = repo
+        self._file = file
+        self._parts = parts
+        self._links = links
+        self._executor = executor
+
+    def __repr__(self) -> str:
+        return f"<HostedUpload {self._repo} {self._file!r}>"
+
+    @property
+    def offset(self) -> int:
+        """How many bytes the session has."""
+        return self._file.offset
+
+    async def append(self, body: PushBody) -> int:
+        """See `Upload.append`."""
+        try:
+            if body.length:
+                await self._run(self._grown, self.offset + body.length)
+            while await body.wait():
+                await self._run(self._file.fill, body, self._grown, stop=body.abort)
+        except (QuotaExceeded, StoreFull) as error:
+            await self._give_up()
+            if isinstance(error, StoreFull):
+                raise NoRoomForPush(f"no room for this upload: {error}") from error
+            raise
+        return self.offset
+
+    def _grown(self, offset: int) -> None:
+        self._parts.accounts.allow(self._repo, offset)
+
+    async def _give_up(self) -> None:
+        with suppress(StoreError):
+            await self._run(self._file.discard)
+
+    async def commit(self, digest: Digest) -> int:
+        """See `Upload.commit`."""
+        try:
+            return await self._run(self._commit, digest)
+        except BlobDamaged as error:
+            raise DigestInvalid(f"what was uploaded is not {digest}") from error
+        except StoreFull as error:
+            await self._give_up()
+            raise NoRoomForPush(f"no room for {digest}: {error}") from error
+
+    def _commit(self, digest: Digest) -> int:
+        info = self._file.publish(digest)
+        try:
+            self._links.make(self._repo, digest, info.size)
+        except BlobUnknown as error:
+            raise StoreError(f"{digest} was collected as soon as it was stored") from error
+        self._parts.flush()
+        self._parts.records.note_change(self._repo)
+        return info.size
+
+    async def cancel(self) -> None:
+        """See `Upload.cancel`."""
+        await self._run(self._file.discard)
+
+    async def close(self) -> None:
+        """See `Upload.close`."""
+        await self._run(self._file.close)
+
+    async def _run(self, work: Callable[..., T], *arguments: object, stop: Callable[[], None] | None = None) -> T:
+        return await run_uninterrupted(self._executor, work, *arguments, stop=stop)
