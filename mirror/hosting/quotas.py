@@ -41,7 +41,9 @@ class ScopeUsage:
 
 
 class Quotas:
-    """Quotas of all hosted registries. `allow` may be called from any thread. `now` returns seconds."""
+    """Quotas of all hosted registries. All calls but `usage` block for a millisecond or so, and may be made from any
+    thread. `now` returns seconds.
+    """
 
     def __init__(self, ledger: LinkLedger, rules: QuotaRules, *, now: Callable[[], float] = monotonic) -> None:
         self._ledger = ledger
@@ -53,37 +55,37 @@ class Quotas:
     def __repr__(self) -> str:
         return f"<Quotas {self._rules.registries}{' failing' if self._failing else ''}>"
 
-    async def check(self, repo: Repo, size: int, digest: Digest | None = None) -> None:
+    def check(self, repo: Repo, size: int, digest: Digest | None = None) -> None:
         """Check that `size` more bytes fit, before an upload. Content that `digest` names counts only where it is new.
 
         Raises `QuotaExceeded`.
         """
         limits = self._rules.limits(repo)
         if limits:
-            await asyncio.to_thread(self._check, limits, size, digest)
+            self._check(limits, size, digest)
 
     def allow(self, repo: Repo, size: int) -> None:
-        """Check that an upload of so far `size` bytes may go on. Reads the ledger at most once a second, so it is to be
-        called in a thread. Raises `QuotaExceeded`.
+        """Check that an upload of so far `size` bytes may go on. Reads the ledger at most once a second. Raises
+        `QuotaExceeded`.
         """
         limits = self._rules.limits(repo)
         if too_much := overrun(limits, {scope: self._recently_used(scope) for scope in limits}, size):
             raise QuotaExceeded(str(too_much))
 
-    async def link(self, repo: Repo, digest: Digest, size: int) -> None:
+    def link(self, repo: Repo, digest: Digest, size: int) -> None:
         """Note a blob or a manifest of `size` bytes that the repository has now. Repeatable.
 
         To be called after its record was written. Raises `QuotaExceeded`: the caller then takes the record back, by its
         version. Content that is noted already is never refused.
         """
         limits = self._rules.limits(repo)
-        too_much = await asyncio.to_thread(self._asked, lambda: self._ledger.add(repo, digest, size, limits), None)
+        too_much = self._asked(lambda: self._ledger.add(repo, digest, size, limits), None)
         if too_much:
             raise QuotaExceeded(str(too_much))
 
-    async def unlink(self, repo: Repo, digest: Digest) -> None:
+    def unlink(self, repo: Repo, digest: Digest) -> None:
         """Note that the repository no longer has a blob or a manifest. To be called after its record was dropped."""
-        await asyncio.to_thread(self._asked, lambda: self._ledger.remove(repo, digest), None)
+        self._asked(lambda: self._ledger.remove(repo, digest), None)
 
     async def usage(self) -> list[ScopeUsage]:
         """How full each registry and each pattern with a quota is, sorted by scope."""
