@@ -16,11 +16,13 @@ from bench.machine import facts, filesystem
 from bench.measure import COLD, WARM, Bench, Scale, measure_cold, measure_warm
 from bench.origin import Origin
 from bench.process import BenchFailed
+from bench.pushing import measure_pushes
 from bench.results import Results
 from bench.systems import COMPARED, SYSTEMS
 from bench.table import as_json, as_table
 
 _MIB: Final = 1 << 20
+_GROUPS: Final = [*WARM, *COLD, "push"]
 
 FULL: Final = Scale(
     rounds=5, blob=1024 * _MIB, stampede=200 * _MIB, clients=100, slow=10, load=5, readers=1000, pause=0.4
@@ -50,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round of small sizes: does everything work?")
-    groups = ",".join([*WARM, *COLD])
-    parser.add_argument("--only", type=_names([*WARM, *COLD]), default=[*WARM, *COLD], help=f"of {groups}")
+    groups = ",".join(_GROUPS)
+    parser.add_argument("--only", type=_names(_GROUPS), default=_GROUPS, help=f"of {groups}")
     parser.add_argument("--systems", type=_names([*SYSTEMS]), default=[*COMPARED], help=f"of {','.join(SYSTEMS)}")
     parser.add_argument("--rounds", type=int, help="how often each figure is measured")
     parser.add_argument("--mib", type=int, help="size of the blob; of the one for many clients a fifth")
@@ -93,6 +95,9 @@ def _measure(
             if warm := [group for group in WARM if group in only]:
                 measure_warm(bench, warm)
             measure_cold(bench, [group for group in COLD if group in only])
+            if "push" in only:
+                _say("push")
+                measure_pushes(bench)
         finally:
             origin.stop()
         return results, machine

@@ -81,7 +81,8 @@ def _all_running(bench: Bench) -> Iterator[Mapping[str, Running]]:
             shutil.rmtree(bench.directory / system.name)
 
 
-def _settled_cpu(bench: Bench, system: Running) -> float:
+def settled_cpu(bench: Bench, system: Running) -> float:
+    """CPU seconds of a system's processes, once they have nothing left to do."""
     # one hundredth of a second is the unit of the kernel's account
     return settle(lambda: cpu_seconds(system.pid), change=0.02, pause=bench.scale.pause)
 
@@ -101,7 +102,7 @@ def _warm_blob(bench: Bench, systems: Mapping[str, Running]) -> None:
             done = download(system.port, bench.blob.layer_path, bench.blob.size, connections, repeat)
             size = bench.blob.size * connections * repeat
             bench.results.add(f"{key}.rate", name, size / _MIB / done.seconds)
-            bench.results.add(f"{key}.cpu", name, (_settled_cpu(bench, system) - before) / (size / _GIB))
+            bench.results.add(f"{key}.cpu", name, (settled_cpu(bench, system) - before) / (size / _GIB))
 
 
 def _small(bench: Bench, systems: Mapping[str, Running]) -> None:
@@ -122,7 +123,7 @@ def _small(bench: Bench, systems: Mapping[str, Running]) -> None:
             before = cpu_seconds(systems[name].pid)
             rate, count = measured(systems[name].port)
             bench.results.add(f"{key}.rate", name, rate)
-            bench.results.add(f"{key}.cpu", name, (_settled_cpu(bench, systems[name]) - before) / count * 1e6)
+            bench.results.add(f"{key}.cpu", name, (settled_cpu(bench, systems[name]) - before) / count * 1e6)
 
 
 #: Measured on systems that have everything in their cache, in one go.
@@ -138,7 +139,7 @@ def measure_warm(bench: Bench, groups: Sequence[str]) -> None:
         for system in systems.values():
             bench.say(f"comparing bytes of {system.name}")
             check_image(system.port, bench.blob)
-            _settled_cpu(bench, system)
+            settled_cpu(bench, system)
             check_image(system.port, bench.blob)
         for group in groups:
             bench.say(group)
@@ -152,10 +153,10 @@ def _cold(bench: Bench) -> None:
     for name in bench.turns():
         with bench.running(name, bench.origin.fast) as system:
             pull_small(system.port, bench.blob)
-            before, mark = _settled_cpu(bench, system), bench.origin.mark()
+            before, mark = settled_cpu(bench, system), bench.origin.mark()
             done = download(system.port, bench.blob.layer_path, bench.blob.size, 1)
             bench.results.add("cold.rate", name, bench.blob.size / _MIB / done.seconds)
-            bench.results.add("cold.cpu", name, (_settled_cpu(bench, system) - before) / (bench.blob.size / _GIB))
+            bench.results.add("cold.cpu", name, (settled_cpu(bench, system) - before) / (bench.blob.size / _GIB))
             sent = bench.origin.sent(bench.blob.layer_path, mark)
             bench.results.add("cold.upstream", name, sent.size / bench.blob.size)
 
@@ -173,9 +174,9 @@ def _crowd(bench: Bench, key: str, upstream: str) -> None:
     for name in bench.turns():
         with bench.running(name, upstream) as system:
             pull_small(system.port, image)
-            before, mark = _settled_cpu(bench, system), bench.origin.mark()
+            before, mark = settled_cpu(bench, system), bench.origin.mark()
             done = download(system.port, image.layer_path, image.size, bench.scale.clients)
-            cpu = _settled_cpu(bench, system) - before
+            cpu = settled_cpu(bench, system) - before
             bench.results.add(f"{key}.seconds", name, done.seconds)
             bench.results.add(f"{key}.first", name, statistics.median(done.first) * 1000)
             bench.results.add(f"{key}.worst", name, max(done.first) * 1000)
@@ -193,7 +194,7 @@ def _stalled(bench: Bench) -> None:
         with bench.running(name, bench.origin.fast) as system:
             pull_small(system.port, image)
             download(system.port, image.layer_path, image.size, 1)
-            _settled_cpu(bench, system)
+            settled_cpu(bench, system)
             # buffers that a process has once, however many readers there are, are not a reader's
             download(system.port, image.layer_path, image.size, 8)
             before = _settled_memory(bench, system)

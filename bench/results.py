@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from bench.systems import MIRROR, NGINX, REGISTRY
 
-Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled"]
+Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,16 @@ FIGURES: Final[Sequence[Figure]] = (
     Figure("digest.cpu", "small", "— its CPU", "µs/req"),
     Figure("head.rate", "small", "blob HEAD", "req/s", _SMALL),
     Figure("head.cpu", "small", "— its CPU", "µs/req"),
+    Figure("push1.rate", "push", "push of one blob", "MiB/s", (_at_least(1.0, REGISTRY),)),
+    Figure("push1.cpu", "push", "— its CPU", "s/GiB", (_at_most(0.4, REGISTRY),)),
+    Figure("push1.floor", "push", "— receive, hash and write alone", "s/GiB"),
+    Figure("push16.rate", "push", "16 pushes at once", "MiB/s", (_at_least(1.0, REGISTRY),)),
+    Figure("push16.cpu", "push", "— their CPU", "s/GiB", (_at_most(0.4, REGISTRY),)),
+    Figure("push16.floor", "push", "— receive, hash and write alone, 16 at once", "s/GiB"),
+    Figure("pushes.rate", "push", "pushes of a small image", "images/s", (_at_least(1.0, REGISTRY),)),
+    Figure("pushes.cpu", "push", "— CPU of each", "ms", (_at_most(1.0, REGISTRY),)),
+    Figure("mount.rate", "push", "mounts of a layer", "mounts/s", (_at_least(1.0, REGISTRY),)),
+    Figure("mount.cpu", "push", "— CPU of each", "ms", (_at_most(1.0, REGISTRY),)),
     Figure("stalled.memory", "stalled", "memory of a stalled reader", "KiB", (_at_most(32),)),
 )
 

@@ -128,6 +128,48 @@ def _listening(line: str) -> int | None:
     return int(str(event["address"]).rpartition(":")[2])
 
 
+def _hosting_registry(directory: Path) -> Running:
+    directory.mkdir()
+    port = free_port()
+    config = directory / "config.yml"
+    config.write_text(f"""version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {directory}/cache}}, cache: {{blobdescriptor: inmemory}}}}
+http: {{addr: "127.0.0.1:{port}"}}
+""")
+    server = Server([program("docker-registry"), "serve", str(config)], log=directory / "output")
+    wait_listening(server, port)
+    return Running(REGISTRY, port, server)
+
+
+def _hosting_mirror(directory: Path) -> Running:
+    directory.mkdir()
+    config = directory / "mirror.toml"
+    config.write_text(f"""[server]
+listen = ["127.0.0.1:0"]
+workers = {WORKERS}
+access_log = false
+[store]
+root = "{directory}/cache"
+capacity = "50GB"
+[[hosted]]
+name = "corp"
+[[access.rule]]
+effect = "allow"
+callers = ["*"]
+actions = ["pull", "write"]
+repositories = ["corp/**"]
+""")
+    argv = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
+    server = Server(argv, log=directory / "output", cwd=_ROOT)
+    port = server.line(_listening, "listening")
+    wait_listening(server, port)
+    return Running(MIRROR, port, server)
+
+
+#: How to start those that take pushes: with a new directory.
+HOSTS: Final[Mapping[str, Callable[[Path], Running]]] = {REGISTRY: _hosting_registry, MIRROR: _hosting_mirror}
+
 #: How to start each: with a new directory and the address of its upstream.
 SYSTEMS: Final[Mapping[str, Callable[[Path, str], Running]]] = {
     NGINX: _nginx,
