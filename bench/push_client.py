@@ -63,7 +63,7 @@ class _Client:
     """One connection."""
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port)
         self._connection.connect()
 
     def ask(
