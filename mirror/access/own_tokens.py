@@ -25,7 +25,8 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from mirror.errors import ConfigError
 from mirror.oci.authorization import CallerCredentials
-from mirror.policy.access_rules import AuthMethod, Identity
+from mirror.oci.reference import Repo
+from mirror.policy.access_rules import Action, AuthMethod, Identity, Scope
 
 #: Distinguishes our tokens from all others.
 _PREFIX: Final = "mirror-1."
@@ -91,8 +92,10 @@ class IssuedTokens:
         self._keys = keys
         self._now = now
 
-    def issue(self, identity: Identity) -> str:
-        """A token that carries this identity."""
+    def issue(self, identity: Identity, instead: CallerCredentials | None = None) -> str:
+        """A token that carries this identity, with its scope. A token that is issued `instead` of another one of ours
+        is not valid for longer than that one.
+        """
         content: dict[str, Any] = {
             "name": identity.name,
             "method": identity.method.value,
@@ -100,7 +103,12 @@ class IssuedTokens:
         }
         if identity.own is not None:
             content["own"] = [identity.own.username, identity.own.password]
-        encrypted = self._keys.encrypt_at_time(json.dumps(content).encode(), int(self._now()))
+        if identity.scope is not None:
+            grants = sorted((repo.registry, repo.name, action.value) for repo, action in identity.scope.grants)
+            content["scope"] = {"grants": grants, "catalog": identity.scope.catalog}
+        left = self.seconds_left(instead) if instead is not None else None
+        began = self._now() if left is None else self._now() - (self.lifetime - left)
+        encrypted = self._keys.encrypt_at_time(json.dumps(content).encode(), int(began))
         return _PREFIX + encrypted.decode()
 
     async def identify(self, presented: CallerCredentials) -> Identity | None:
@@ -134,4 +142,8 @@ class IssuedTokens:
 def _read(content: Any) -> Identity:
     """The identity in the decrypted content of a token, which we wrote ourselves."""
     own = CallerCredentials(*content["own"]) if "own" in content else None
-    return Identity(content["name"], AuthMethod(content["method"]), frozenset(content["groups"]), own)
+    scope = None
+    if "scope" in content:
+        grants = frozenset((Repo(*where), Action(action)) for *where, action in content["scope"]["grants"])
+        scope = Scope(grants, content["scope"]["catalog"])
+    return Identity(content["name"], AuthMethod(content["method"]), frozenset(content["groups"]), own, scope)

@@ -16,6 +16,7 @@ from mirror.access.own_tokens import IssuedTokens, read_keys
 from mirror.access.password_queue import PasswordQueue
 from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.config import Config, IssuerSettings, access_policy
+from mirror.policy.routing import RoutingTable
 from mirror.ports import Authenticator
 from mirror.repository.router import Router
 from mirror.server.registry.access_control import AccessControl
@@ -27,7 +28,12 @@ _CHECKING_THREADS = 2
 
 
 async def open_gate(
-    config: Config, layout: Layout, router: Router, label: Callable[[str], str], stack: AsyncExitStack
+    config: Config,
+    layout: Layout,
+    table: RoutingTable,
+    router: Router,
+    label: Callable[[str], str],
+    stack: AsyncExitStack,
 ) -> AccessControl | None:
     """The access control, or None if every client may pull everything without logging in, and nobody may push.
 
@@ -71,6 +77,7 @@ async def open_gate(
         authentication,
         access_policy(config),
         issued,
+        table,
         repository_of=router.guarded,
         verifier_of=lambda registry: verifier if label(registry) in verified else None,
         realm=access.realm,

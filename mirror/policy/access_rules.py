@@ -53,6 +53,35 @@ class AuthMethod(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """What a token may be used for, at most: these actions with these repositories, and the list of all of them. The
+    rules are asked in addition, at each use.
+    """
+
+    grants: frozenset[tuple[Repo, Action]] = frozenset()
+    catalog: bool = False
+
+    def covers(self, action: Action, repo: Repo | None) -> bool:
+        """Whether the token may be used for this; a token for `push` also moves tags, if the rules allow it."""
+        if repo is None:
+            return False
+        return (repo, Action.PUSH if action is Action.OVERWRITE else action) in self.grants
+
+    def __and__(self, other: Scope) -> Scope:
+        return Scope(self.grants & other.grants, self.catalog and other.catalog)
+
+    def __str__(self) -> str:
+        """As in the token specification, with the registry's name: `repository:corp/app:pull,push`."""
+        actions: dict[str, set[str]] = {}
+        for repo, action in self.grants:
+            actions.setdefault(str(repo), set()).add(action.value)
+        # `pull,push` and not `push,pull` is what clients write, and `delete` comes last
+        order = [Action.PULL.value, Action.PUSH.value, Action.DELETE.value]
+        texts = [f"repository:{name}:{','.join(sorted(of, key=order.index))}" for name, of in sorted(actions.items())]
+        return " ".join([*texts, *(["registry:catalog:*"] if self.catalog else [])])
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """A caller who was admitted. `name` is unique for its `method`: of an account or token, a JWT's subject."""
 
@@ -61,6 +90,8 @@ class Identity:
     groups: frozenset[str] = frozenset()
     #: The caller's own credentials for an upstream, if `means` is `UPSTREAM`; never shown.
     own: CallerCredentials | None = field(default=None, repr=False)
+    #: What the presented token is limited to; None: to nothing. It does not change what the rules say.
+    scope: Scope | None = field(default=None, compare=False)
 
     @property
     def names(self) -> frozenset[str]:

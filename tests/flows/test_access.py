@@ -56,8 +56,8 @@ def _targets(registry: FakeRegistry, name: str) -> list[str]:
     ]
 
 
-async def _log_in(mirror: LiveMirror, headers: Mapping[str, str]) -> str:
-    answer = await mirror.ask("/token?service=mirror&scope=repository:secret/app:pull", headers=headers)
+async def _log_in(mirror: LiveMirror, headers: Mapping[str, str], name: str = "secret/app") -> str:
+    answer = await mirror.ask(f"/token?service=mirror&scope=repository:{name}:pull", headers=headers)
     assert answer.status == 200
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.json["token"] == answer.json["access_token"]
@@ -188,7 +188,7 @@ async def test_anonymous_beside_accounts(registry: FakeRegistry, tmp_path: Path,
     settings = {**access, "anonymous": True, "rule": rules}
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, access=settings) as mirror:
         assert (await mirror.ask("/v2/")).status == 401
-        nobody = _bearer(await _log_in(mirror, {}))
+        nobody = _bearer(await _log_in(mirror, {}, "open/app"))
         for headers in ({}, nobody, {"Authorization": "Basic Og=="}):
             for target in public:
                 assert (await mirror.ask(target, headers=headers)).status == 200

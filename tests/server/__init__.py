@@ -1,0 +1,1 @@
+"""The HTTP side: one class at a time."""

@@ -16,18 +16,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 from aiohttp import web
 
 from mirror.access.authentication import Authentication
 from mirror.access.certificate import identity_of
 from mirror.access.own_tokens import IssuedTokens
+from mirror.access.token_scopes import asked_scope
 from mirror.aio.caches import LruCache
 from mirror.caller import on_behalf_of
 from mirror.errors import Denied, DigestInvalid, NameUnknown, NotFound, RequestError, Unauthorized
@@ -35,7 +36,8 @@ from mirror.oci.authorization import CallerCredentials, presented_by, read_autho
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
-from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy
+from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy, Scope
+from mirror.policy.routing import RoutingTable
 from mirror.repository.protocol import Readable
 from mirror.server.registry.connection_limit import client_key
 from mirror.server.registry.pull import RequestRecord
@@ -48,6 +50,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]
 #: Names that may appear in a challenge's `scope`. The name comes from the request path and has not been validated yet.
 _SCOPED: Final = re.compile(r"[a-z0-9._:/-]{1,320}")
 _LARGEST_FORM: Final = 64 * 1024
+_MOST_FIELDS: Final = 128
 #: Seconds within which a whole form must arrive, however slowly the client sends it.
 _FORM_TIME: Final = 10.0
 #: The service name in challenges.
@@ -68,19 +71,21 @@ class AccessControl:
         authentication: Authentication,
         policy: Policy,
         issued: IssuedTokens,
+        table: RoutingTable,
         *,
         repository_of: Callable[[Repo], Readable],
         verifier_of: Callable[[str], Verifier | None] = lambda registry: None,
         realm: str | None = None,
     ) -> None:
-        """`repository_of` returns the repository of a name. `verifier_of` returns the verifier of a registry whose
-        upstream is asked about every caller; None for other registries.
+        """`table` says which repository a scope means, `repository_of` returns the repository of a name. `verifier_of`
+        returns the verifier of a registry whose upstream is asked about every caller; None for other registries.
         """
         self._repository_of = repository_of
         self._verifier_of = verifier_of
         self._authentication = authentication
         self._policy = policy
         self._issued = issued
+        self._table = table
         self._realm = realm
         self._verdicts: LruCache[tuple[Identity, Action, Repo | None], bool] = LruCache(_MOST, name="access verdicts")
 
@@ -94,10 +99,13 @@ class AccessControl:
         except Unauthorized as error:
             raise Unauthorized(str(error), self._challenge(request, wanted)) from error
         record.caller = _described(identity)
+        record.scope = None if identity.scope is None else str(identity.scope)
         # clients send `GET /v2/` to learn whether they have to log in
         asking_how = wanted.kind is Kind.BASE and "Authorization" not in request.headers
         if identity.is_anonymous and (asking_how or not self._policy.anonymous):
             raise self._unknown_caller(request, wanted)
+        if wanted.kind is Kind.CATALOG and identity.scope is not None and not identity.scope.catalog:
+            raise self._out_of_scope(request, wanted)
         return identity
 
     async def administrator(self, request: web.BaseRequest, identified: Callable[[Identity], None]) -> Identity:
@@ -115,7 +123,7 @@ class AccessControl:
             # credentials meant for an upstream prove nothing as long as that upstream has not checked them
             raise Unauthorized("log in first", challenge)
         identified(identity)
-        if not self.allows(identity, Action.ADMIN, None):
+        if identity.scope is not None or not self.allows(identity, Action.ADMIN, None):
             raise Denied(f"{identity} may not administer this mirror")
         return identity
 
@@ -145,6 +153,8 @@ class AccessControl:
         identity = self._proven(identity, repo)
         if not self.allows(identity, Action.PULL, repo):
             raise self._refusal(identity, request, wanted)
+        if not _in_scope(identity, Action.PULL, repo):
+            raise self._out_of_scope(request, wanted)
         if verifier is None:
             return nullcontext()
         own = _own(identity, request)
@@ -162,29 +172,40 @@ class AccessControl:
         repo: Repo,
         request: web.BaseRequest,
         wanted: RegistryRequest,
+        *,
+        source: Repo | None = None,
     ) -> RegistryPusher:
         """Returns the caller of a push or a deletion, only if the rules allow all these actions with a hosted
         repository. Nothing is read, so the answer does not depend on what the repository has.
 
-        Raises `Unauthorized` for an anonymous caller, with a challenge that asks for all that the request needs;
-        `Denied` for a caller who may do something else with the repository; `NameUnknown` for others.
+        `source` is the repository that a blob is to be mounted from; if the rules allow the caller to pull from it, the
+        token must be for it, too. Raises `Unauthorized` for an anonymous caller and for a token whose scope is too
+        narrow, with a challenge that asks for all that the request needs; `Denied` for a caller who may do something
+        else with the repository; `NameUnknown` for others.
         """
         identity = self._proven(identity, repo)
         # all of them are judged, whatever the first verdict is: every refusal costs the same
         allowed = {action: self.allows(identity, action, repo) for action in _REPOSITORY_ACTIONS}
         missing = [action.value for action in actions if not allowed[action]]
-        if not missing:
-            return RegistryPusher(self, identity, request, wanted)
-        if identity.is_anonymous or not any(allowed.values()):
+        if missing and (identity.is_anonymous or not any(allowed.values())):
             raise self._refusal(identity, request, wanted)
-        raise Denied(f"{identity} may not {' or '.join(missing)} here")
+        if missing:
+            raise Denied(f"{identity} may not {' or '.join(missing)} here")
+        needed = [(action, repo) for action in actions]
+        if source is not None and self.allows(self._proven(identity, source), Action.PULL, source):
+            needed.append((Action.PULL, source))
+        if not all(_in_scope(identity, action, of) for action, of in needed):
+            raise self._out_of_scope(request, wanted)
+        return RegistryPusher(self, identity, request, wanted)
 
     def pusher(
         self, identity: Identity, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest
     ) -> RegistryPusher | None:
         """Returns the caller of a read, if the caller may also push to this repository; None otherwise."""
         identity = self._proven(identity, repo)
-        return RegistryPusher(self, identity, request, wanted) if self.allows(identity, Action.PUSH, repo) else None
+        if not self.allows(identity, Action.PUSH, repo) or not _in_scope(identity, Action.PUSH, repo):
+            return None
+        return RegistryPusher(self, identity, request, wanted)
 
     async def may_pull(self, identity: Identity, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest) -> bool:
         """True if the caller may pull from this repository, which is another one than that of the request.
@@ -206,7 +227,10 @@ class AccessControl:
                 return False
 
     def may(self, identity: Identity, action: Action, repo: Repo) -> bool:
-        """True if the rules allow this; False for pulls of a registry whose upstream is asked about every caller."""
+        """True if the rules allow this; False for pulls of a registry whose upstream is asked about every caller.
+
+        The scope of the caller's token does not matter: `authorize` has compared it with what the request names.
+        """
         if action is Action.PULL and self._verifier_of(repo.registry) is not None:
             return False
         return self.allows(self._proven(identity, repo), action, repo)
@@ -220,6 +244,11 @@ class AccessControl:
     def _refusal(self, identity: Identity, request: web.BaseRequest, wanted: RegistryRequest) -> RequestError:
         """The answer to a caller who may not know whether the repository exists."""
         return self._unknown_caller(request, wanted) if identity.is_anonymous else NameUnknown("no such repository")
+
+    def _out_of_scope(self, request: web.BaseRequest, wanted: RegistryRequest) -> Unauthorized:
+        """The answer to a caller who may do this, but not with this token (RFC 6750, 3.1)."""
+        challenge = f'{self._challenge(request, wanted)},error="insufficient_scope"'
+        return Unauthorized("the token is not for this: ask for one with the scope of the challenge", challenge)
 
     def _unknown_caller(self, request: web.BaseRequest, wanted: RegistryRequest) -> Unauthorized:
         return Unauthorized("log in first", self._challenge(request, wanted))
@@ -244,43 +273,95 @@ class AccessControl:
     # --------------------------------------------------------------------------------- the token endpoint
 
     async def token(self, request: web.BaseRequest, record: RequestRecord) -> web.Response:
-        """Answer `GET` with Basic, or `POST` with an OAuth2 form. The token carries the identity; the rules decide what
-        it may do.
+        """Answer `GET` with Basic, or `POST` with an OAuth2 form. The token carries the identity. If the client asks
+        for scopes, it is limited to those that are allowed now. The rules decide at each use what it may do.
 
-        A caller that presents a token of ours gets the same token back: with a new one, a deleted account could renew
-        its access for ever. Raises `Unauthorized`, `RequestError`, `AccessUnavailable`.
+        A caller that presents a token of ours gets one that is valid for no longer: otherwise, a deleted account could
+        renew its access for ever. Raises `Unauthorized`, `RequestError`, `AccessUnavailable`.
         """
+        query = _fields(request._message.path.partition("?")[2])
         presented: CallerCredentials | None = None
         if request.method == "POST":
-            presented = await _read_form(request)
+            form = await _read_form(request)
+            presented, scopes = _in_form(form), _values(form, "scope")
             identity = await self._authentication.authenticate(presented, lambda: _from(request))
         elif request.method == "GET":
             identity, presented = await self._identify(request)
+            scopes = _values(query, "scope")
         else:
             raise RequestError("the token endpoint takes GET and POST")
         record.caller = _described(identity)
         if identity.is_anonymous and not self._policy.anonymous:
             raise Unauthorized("log in first", f'Basic realm="{_SERVICE}"')
-        lifetime = self._issued.seconds_left(presented) if presented is not None else None
-        if presented is None or lifetime is None:
-            token, lifetime = self._issued.issue(identity), self._issued.lifetime
-        else:
-            token = presented.secret
+        scope = self._granted(identity, scopes, request, query)
+        token, lifetime = self._issue(replace(identity, scope=scope), identity.scope, presented)
+        record.scope = None if scope is None else str(scope)
         issued_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         body = {
             "token": token,
             "access_token": token,
             "expires_in": int(lifetime),
             "issued_at": issued_at,
+            **({} if scope is None else {"scope": str(scope)}),
         }
         headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Control": "no-store"}
         return web.Response(body=json.dumps(body).encode(), headers=headers)
 
+    def _granted(
+        self,
+        identity: Identity,
+        scopes: Sequence[str],
+        request: web.BaseRequest,
+        query: Sequence[tuple[str, str]],
+    ) -> Scope | None:
+        """The scope of the token to issue: what is asked for, what the presented token has, and what is allowed now.
+
+        Raises `RequestError`.
+        """
+        ns = next(iter(_values(query, "ns")), None)
+        host = request.headers.get("Host") if ns is None else None
+        asked = asked_scope(scopes, lambda name: self._table.route(name, host=host, ns=ns))
+        if asked is None:
+            return identity.scope
+        allowed = Scope(
+            frozenset(
+                (repo, action)
+                for repo, action in asked.grants
+                if self.allows(self._proven(identity, repo), action, repo)
+                or (action is Action.PUSH and self.allows(self._proven(identity, repo), Action.OVERWRITE, repo))
+            ),
+            asked.catalog,
+        )
+        return allowed if identity.scope is None else allowed & identity.scope
+
+    def _issue(
+        self, identity: Identity, before: Scope | None, presented: CallerCredentials | None
+    ) -> tuple[str, float]:
+        """A token and the seconds for which it is valid. `before` is the scope of the presented token."""
+        lifetime = self._issued.seconds_left(presented) if presented is not None else None
+        if presented is None or lifetime is None:
+            return self._issued.issue(identity), self._issued.lifetime
+        if identity.scope == before:
+            return presented.secret, lifetime
+        return self._issued.issue(identity, instead=presented), lifetime
+
     def _challenge(self, request: web.BaseRequest, wanted: RegistryRequest) -> str:
-        """A Bearer challenge with the token endpoint and the scope to ask for (distribution's token specification)."""
-        scopes = " ".join(f"repository:{name}:{actions}" for name, actions in _needed(request.method, wanted))
+        """A Bearer challenge with the token endpoint and the scopes to ask for (distribution's token specification)."""
+        scopes = " ".join(f"{kind}:{name}:{actions}" for kind, name, actions in _needed(request.method, wanted))
         scope = f',scope="{scopes}"' if scopes else ""
-        return f'Bearer realm="{self._realm or _reached_at(request)}",service="{_SERVICE}"{scope}'
+        return f'Bearer realm="{self._realm_for(request, wanted)}",service="{_SERVICE}"{scope}'
+
+    def _realm_for(self, request: web.BaseRequest, wanted: RegistryRequest) -> str:
+        """The token endpoint's URL. If a scope would mean another repository there than the path means here, the URL
+        also names the registry; clients keep the query of the URL that they are given.
+        """
+        mapped = self._table.meant_by(request.headers.get("Host"))
+        if self._realm is None and mapped is not None:
+            return _reached_at(request)
+        registry = mapped or wanted.query.get("ns", "").lower()
+        known = registry and _SCOPED.fullmatch(registry) and self._table.registry(registry) is not None
+        query = f"?ns={quote(registry, safe=':')}" if known else ""
+        return f"{self._realm or _reached_at(request)}{query}"
 
 
 class RegistryPusher:
@@ -311,17 +392,24 @@ class RegistryPusher:
         return await self._access.may_pull(self._identity, repo, self._request, self._wanted)
 
 
-def _needed(method: str, wanted: RegistryRequest) -> list[tuple[str, str]]:
-    """The names and actions that a token needs for this request. A mount needs two repositories. Names that cannot be
-    in a challenge are left out.
+def _needed(method: str, wanted: RegistryRequest) -> list[tuple[str, str, str]]:
+    """Type, name and actions of the scopes that a token needs for this request. A mount needs two repositories. Names
+    that cannot be in a challenge are left out.
     """
+    if wanted.kind is Kind.CATALOG:
+        return [("registry", "catalog", "*")]
     if wanted.kind is Kind.UPLOAD or method in ("PUT", "POST", "PATCH"):
-        needed = [(wanted.name, "pull,push")]
+        needed = [("repository", wanted.name, "pull,push")]
         if "mount" in wanted.query and "from" in wanted.query:
-            needed.append((wanted.query["from"], "pull"))
+            needed.append(("repository", wanted.query["from"], "pull"))
     else:
-        needed = [(wanted.name, "delete" if method == "DELETE" else "pull")]
-    return [(name, actions) for name, actions in needed if _SCOPED.fullmatch(name)]
+        needed = [("repository", wanted.name, "delete" if method == "DELETE" else "pull")]
+    return [scope for scope in needed if _SCOPED.fullmatch(scope[1])]
+
+
+def _in_scope(identity: Identity, action: Action, repo: Repo) -> bool:
+    """Whether the caller's token may be used for this; the rules say whether the caller may do it."""
+    return identity.scope is None or identity.scope.covers(action, repo)
 
 
 def _mounted(wanted: RegistryRequest) -> Digest | None:
@@ -358,10 +446,8 @@ def _reached_at(request: web.BaseRequest) -> str:
     return f"{'https' if secure else 'http'}://{host}{TOKEN_PATH}"
 
 
-async def _read_form(request: web.BaseRequest) -> CallerCredentials:
-    """The credentials in an OAuth2 form (RFC 6749, 4.3 and 6) as containerd and Docker send it. Raises
-    `RequestError`.
-    """
+async def _read_form(request: web.BaseRequest) -> list[tuple[str, str]]:
+    """The fields of an OAuth2 form. Raises `RequestError`."""
     try:
         async with asyncio.timeout(_FORM_TIME):
             content = await request.content.read(_LARGEST_FORM + 1)
@@ -372,12 +458,31 @@ async def _read_form(request: web.BaseRequest) -> CallerCredentials:
     if len(content) > _LARGEST_FORM:
         raise RequestError("the form is too large")
     try:
-        form = dict(parse_qsl(content.decode(), max_num_fields=32))
+        return parse_qsl(content.decode(), max_num_fields=_MOST_FIELDS)
     except ValueError as error:
         raise RequestError("not a form") from error
+
+
+def _in_form(fields: Sequence[tuple[str, str]]) -> CallerCredentials:
+    """The credentials in an OAuth2 form (RFC 6749, 4.3 and 6) as containerd and Docker send it. Raises
+    `RequestError`.
+    """
+    form = dict(fields)
     match form.get("grant_type"):
         case "password":
             return presented_by(form.get("username", ""), form.get("password", ""))
         case "refresh_token":
             return CallerCredentials(bearer=form.get("refresh_token", ""))
     raise RequestError("grant_type is neither password nor refresh_token")
+
+
+def _fields(query: str) -> list[tuple[str, str]]:
+    """The parameters of the token endpoint. Raises `RequestError`."""
+    try:
+        return parse_qsl(query, max_num_fields=_MOST_FIELDS)
+    except ValueError as error:
+        raise RequestError("too many query parameters") from error
+
+
+def _values(fields: Sequence[tuple[str, str]], name: str) -> list[str]:
+    return [value for field, value in fields if field == name]

@@ -243,6 +243,7 @@ class RegistryHandler:
             self._audit.record(
                 id=self._id(number),
                 caller=record.caller,
+                scope=record.scope,
                 client=_client(request),
                 action="login" if kind == "token" else record.action,
                 kind=kind,

@@ -49,8 +49,11 @@ class RequestRecord:
     upstream: str | None = None
     sent: int = 0
     error: str | None = None
-    #: The caller, if callers are identified; the repository and reference of the request, once known.
+    #: The caller, if callers are identified.
     caller: str | None = None
+    #: What the caller's token is limited to, as in a `scope` parameter; None: to nothing.
+    scope: str | None = None
+    #: The repository and reference of the request, once known.
     repository: str | None = None
     reference: str | None = None
     #: The digest that was answered for a manifest, and why a tag's answer may differ from upstream's.
