@@ -7,9 +7,7 @@ The life of the file:
                                         └──────────────────────── created again, without a marker <────┘
 
 The index can be rebuilt from the disk, so nothing is rescued from a damaged file: the new file has no marker, and the
-mirror therefore rebuilds it. A worker that sets a file aside holds a lock (flock) on `<file>.lock`, so that two workers
-that find the same damage do not set aside each other's new file. A worker notices by the inode that its file was
-replaced, and opens the new one.
+mirror therefore rebuilds it. `sqlite_file.py` says how workers agree on setting a file aside.
 
 Every operation is a single SQL statement on a batch, which is passed as JSON. So an operation is atomic, makes one trip
 to the connection's thread, and leaves no transaction open if its task is cancelled. Reads have their own connection,
@@ -21,12 +19,10 @@ fork.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +32,7 @@ import aiosqlite
 from mirror.aio.batches import batches
 from mirror.aio.threads import uninterrupted
 from mirror.errors import IndexUnavailable, MirrorError
+from mirror.index.sqlite_file import file_lock, inode_of, is_busy, is_damaged, primary_code, renew, set_aside
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
@@ -163,8 +160,6 @@ _CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 4000"
 #: More rows than this are converted to records in a thread; each takes about 10 µs.
 _MANY: Final = 1000
 
-_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-
 
 @dataclass(slots=True)
 class _Connections:
@@ -285,7 +280,7 @@ class EmbeddedIndex:
             if self._connections is connections:
                 await self._close_connections()
             try:
-                await asyncio.to_thread(_renew, self._path, connections.inode, keep=False)
+                await asyncio.to_thread(renew, self._path, connections.inode, keep=False)
             except OSError as error:
                 INDEX_FAILURES.inc()
                 raise _unavailable(error) from error
@@ -312,16 +307,16 @@ class EmbeddedIndex:
             return list(await connection.execute_fetchall(statement, parameters))
         except (sqlite3.Error, ValueError) as error:  # aiosqlite raises ValueError on a closed connection
             INDEX_FAILURES.inc()
-            if not _is_busy(error):
-                await self._reopen_after(both, damaged=_is_damaged(error))
+            if not is_busy(error):
+                await self._reopen_after(both, damaged=is_damaged(error))
             raise _unavailable(error) from error
 
     async def _open(self) -> _Connections:
         """The connections to the file that currently has the name. Raises `IndexUnavailable`."""
-        if self._connections is not None and self._connections.inode == _inode(self._path):
+        if self._connections is not None and self._connections.inode == inode_of(self._path):
             return self._connections
         async with self._opening:
-            if self._connections is not None and self._connections.inode == _inode(self._path):
+            if self._connections is not None and self._connections.inode == inode_of(self._path):
                 return self._connections
             await self._close_connections()
             if self._closed:
@@ -366,7 +361,7 @@ class EmbeddedIndex:
             if damaged:
                 log.warning("index damaged", path=str(self._path))
                 with suppress(OSError):
-                    await asyncio.to_thread(_renew, self._path, failed.inode, keep=True)
+                    await asyncio.to_thread(renew, self._path, failed.inode, keep=True)
 
     async def _close_connections(self) -> None:
         if self._connections is not None:
@@ -384,15 +379,15 @@ async def _close(connections: _Connections) -> None:
 def _prepare(path: Path, busy_timeout: float) -> int:
     """Blocking: make sure that the file exists and has this schema; returns its inode."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    with file_lock(path):
         if not _is_current(path, busy_timeout):
             if path.exists() and path.stat().st_size:
                 log.warning("index recreated", path=str(path))
-            _set_aside(path)
+            set_aside(path)
             with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_CREATE)
-        inode = _inode(path)
+        inode = inode_of(path)
         if inode is None:
             raise FileNotFoundError(path)
         return inode
@@ -414,64 +409,9 @@ def _is_current(path: Path, busy_timeout: float) -> bool:
             return bool(counters == (1,))
     except sqlite3.DatabaseError as error:
         # SQLITE_ERROR: a table is missing, so the file is foreign. A held lock or a failing disk is neither
-        if _is_damaged(error) or _primary_code(error) == sqlite3.SQLITE_ERROR:
+        if is_damaged(error) or primary_code(error) == sqlite3.SQLITE_ERROR:
             return False
         raise
-
-
-def _renew(path: Path, inode: int, *, keep: bool) -> None:
-    """Blocking: set the file aside, or delete it unless `keep`; a no-op if its inode is no longer `inode`.
-
-    Another worker has then replaced the file already. Raises `OSError`.
-    """
-    with _locked(path):
-        if _inode(path) == inode:
-            _set_aside(path, keep=keep)
-
-
-def _set_aside(path: Path, *, keep: bool = True) -> None:
-    """Move the file to `<file>.old` for diagnosis, or delete it unless `keep`. Delete its logs: they would mislead.
-
-    The caller holds the lock.
-    """
-    if not keep:
-        path.unlink(missing_ok=True)
-    for suffix in ("-wal", "-shm", "-journal"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    with suppress(FileNotFoundError):
-        path.replace(path.with_name(path.name + ".old"))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the file. Blocking. The kernel releases the lock if its holder dies."""
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _inode(path: Path) -> int | None:
-    """The inode of the file; None if there is none. Costs 2 µs, and reveals that the file was deleted or replaced."""
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
-
-
-def _primary_code(error: Exception) -> int:
-    """SQLite's primary result code, without the extended part; 0 if the error has none."""
-    return int(getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-
-
-def _is_damaged(error: Exception) -> bool:
-    return _primary_code(error) in _DAMAGED
-
-
-def _is_busy(error: Exception) -> bool:
-    return _primary_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _unavailable(error: Exception) -> IndexUnavailable:
