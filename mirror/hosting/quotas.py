@@ -53,7 +53,7 @@ class Quotas:
         self._failing = False
 
     def __repr__(self) -> str:
-        return f"<Quotas {self._rules.registries}{' failing' if self._failing else ''}>"
+        return f"<Quotas {self._rules.scopes.all()}{' failing' if self._failing else ''}>"
 
     def check(self, repo: Repo, size: int, digest: Digest | None = None) -> None:
         """Check that `size` more bytes fit, before an upload. Content that `digest` names counts only where it is new.
@@ -89,9 +89,10 @@ class Quotas:
 
     async def usage(self) -> list[ScopeUsage]:
         """How full each registry and each pattern with a quota is, sorted by scope."""
-        return await asyncio.to_thread(
-            lambda: [ScopeUsage(scope, self._used(scope), self._rules.limit(scope)) for scope in self._rules.all_scopes]
-        )
+        return await asyncio.to_thread(self._usage)
+
+    def _usage(self) -> list[ScopeUsage]:
+        return [ScopeUsage(scope, self._used(scope), self._rules.limit(scope)) for scope in self._rules.scopes.all()]
 
     def _check(self, limits: Mapping[str, int], size: int, digest: Digest | None) -> None:
         counting = {scope: limit for scope, limit in limits.items() if digest is None or self._adds(scope, digest)}

@@ -283,17 +283,19 @@ class LinkLedger(Protocol):
         """All that is noted of a repository, in no order. Raises `IndexUnavailable`."""
 
     def is_complete(self) -> bool:
-        """True if everything was noted since the ledger was lost, or since a change could not be noted. Raises
+        """True if everything was noted since the ledger was lost, and since a change could not be noted. Raises
         `IndexUnavailable`.
         """
 
-    def prepare(self) -> None:
-        """Make the ledger ready to be completed for the scopes that are configured now: if it counts for others, it
-        begins anew, empty. Raises `IndexUnavailable`.
+    def prepare(self) -> int:
+        """To be called before the ledger is completed. If it counts for other scopes than are configured now, it begins
+        anew, empty. Returns how many changes were missed so far. Raises `IndexUnavailable`.
         """
 
-    def completed(self) -> None:
-        """Note that the ledger is complete. Raises `IndexUnavailable`."""
+    def completed(self, missed: int) -> None:
+        """Note that everything is noted now. The ledger is complete if no change was missed since `prepare` returned
+        `missed`. Raises `IndexUnavailable`.
+        """
 
     def close(self) -> None:
         """Close the files. Repeatable."""

@@ -29,7 +29,7 @@ def blob(number: int) -> Digest:
 @pytest.fixture
 def ledger() -> MemoryLedger:
     """Empty."""
-    return MemoryLedger(RULES)
+    return MemoryLedger(RULES.scopes)
 
 
 @pytest.fixture

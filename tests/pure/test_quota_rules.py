@@ -17,13 +17,12 @@ RULES = QuotaRules(
 
 def test_which_scopes_a_repository_counts_in() -> None:
     """Its registry, with a quota or without, and every pattern that matches its whole name."""
-    assert RULES.scopes(Repo("corp", "team-a/app")) == ("corp", "corp/team-a/**")
-    assert RULES.scopes(Repo("corp", "team-a/cache")) == ("corp", "corp/team-a/**", "corp/*/cache")
-    assert RULES.scopes(Repo("corp", "team-b/cache")) == ("corp", "corp/*/cache")
-    assert RULES.scopes(Repo("corp", "team-b/team-a/app")) == ("corp",)
-    assert RULES.scopes(Repo("lab", "team-a/app")) == ("lab",)
-    assert RULES.all_scopes == ("corp", "corp/*/cache", "corp/team-a/**", "lab")
-    assert RULES.registries == ("corp", "lab")
+    assert RULES.scopes.of(Repo("corp", "team-a/app")) == ("corp", "corp/team-a/**")
+    assert RULES.scopes.of(Repo("corp", "team-a/cache")) == ("corp", "corp/*/cache", "corp/team-a/**")
+    assert RULES.scopes.of(Repo("corp", "team-b/cache")) == ("corp", "corp/*/cache")
+    assert RULES.scopes.of(Repo("corp", "team-b/team-a/app")) == ("corp",)
+    assert RULES.scopes.of(Repo("lab", "team-a/app")) == ("lab",)
+    assert RULES.scopes.all() == ["corp", "corp/*/cache", "corp/team-a/**", "lab"]
 
 
 def test_which_limits_apply() -> None:

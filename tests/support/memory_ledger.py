@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from mirror.errors import IndexUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.hosted.quotas import Overrun, QuotaRules, overrun
+from mirror.policy.hosted.quotas import Overrun, ScopePatterns, overrun
 
 
 class MemoryLedger:
     """See `mirror.ports.LinkLedger`. Every call raises `IndexUnavailable` while `fails` is true."""
 
-    def __init__(self, rules: QuotaRules | None = None) -> None:
-        self._rules = rules or QuotaRules({})
+    def __init__(self, scopes: ScopePatterns | None = None) -> None:
+        self._scopes = scopes or ScopePatterns()
         self._noted: dict[Repo, dict[Digest, int]] = {}
-        self._complete = False
+        self._missed, self._completed = 1, 0
         self._changing = threading.Lock()
         self.fails = False
 
@@ -58,25 +58,27 @@ class MemoryLedger:
 
     def is_complete(self) -> bool:
         self._check()
-        return self._complete
+        return self._missed == self._completed
 
-    def prepare(self) -> None:
+    def prepare(self) -> int:
         self._check()
+        return self._missed
 
-    def completed(self) -> None:
+    def completed(self, missed: int) -> None:
         self._check()
-        self._complete = True
+        self._completed = missed
 
     def close(self) -> None:
         """Does nothing: there are no files."""
 
     def _check(self) -> None:
         if self.fails:
+            self._missed += 1
             raise IndexUnavailable("the ledger failed")
 
     def _content(self, scope: str) -> dict[Digest, int]:
         content: dict[Digest, int] = {}
         for repo, noted in self._noted.items():
-            if scope in self._rules.scopes(repo):
+            if scope in self._scopes.of(repo):
                 content |= noted
         return content

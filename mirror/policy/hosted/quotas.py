@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from mirror.oci.reference import Repo
 from mirror.policy.routing import compile_pattern
@@ -43,15 +44,31 @@ class Overrun:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ScopePatterns:
+    """Which scopes there are: the hosted registries, with the patterns that have a quota."""
+
+    patterns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def all(self) -> list[str]:
+        """Every scope, sorted."""
+        return sorted(
+            {*self.patterns, *(f"{registry}/{one}" for registry, listed in self.patterns.items() for one in listed)}
+        )
+
+    def of(self, repo: Repo) -> tuple[str, ...]:
+        """The scopes in which the content of a repository counts, its registry first."""
+        listed = self.patterns.get(repo.registry, ())
+        matching = (one for one in listed if compile_pattern(one).fullmatch(repo.name))
+        return (repo.registry, *(f"{repo.registry}/{one}" for one in matching))
+
+
 class QuotaRules:
     """The quotas of all hosted registries. Immutable."""
 
     def __init__(self, registries: Mapping[str, RegistryQuota]) -> None:
+        self.scopes: Final = ScopePatterns({name: tuple(sorted(quota.patterns)) for name, quota in registries.items()})
         self._limits: dict[str, int] = {}
-        self._patterns = {
-            registry: tuple((f"{registry}/{pattern}", compile_pattern(pattern)) for pattern in quota.patterns)
-            for registry, quota in registries.items()
-        }
         for registry, quota in registries.items():
             if quota.whole is not None:
                 self._limits[registry] = quota.whole
@@ -60,28 +77,13 @@ class QuotaRules:
     def __repr__(self) -> str:
         return f"<QuotaRules {self._limits}>"
 
-    @property
-    def registries(self) -> tuple[str, ...]:
-        """The hosted registries, with a quota or without."""
-        return tuple(self._patterns)
-
-    @property
-    def all_scopes(self) -> tuple[str, ...]:
-        """Every registry, and every pattern that has a quota; sorted."""
-        return tuple(sorted({*self._patterns, *self._limits}))
-
-    def scopes(self, repo: Repo) -> tuple[str, ...]:
-        """The scopes in which the content of a repository counts: its registry first, with a quota or without."""
-        patterns = self._patterns.get(repo.registry, ())
-        return (repo.registry, *(scope for scope, pattern in patterns if pattern.fullmatch(repo.name)))
-
     def limit(self, scope: str) -> int | None:
         """The limit of a scope in bytes; None if it has none."""
         return self._limits.get(scope)
 
     def limits(self, repo: Repo) -> dict[str, int]:
         """The limits that apply to a repository: bytes by scope."""
-        return {scope: self._limits[scope] for scope in self.scopes(repo) if scope in self._limits}
+        return {scope: self._limits[scope] for scope in self.scopes.of(repo) if scope in self._limits}
 
 
 def overrun(limits: Mapping[str, int], used: Mapping[str, int], wanted: int) -> Overrun | None:

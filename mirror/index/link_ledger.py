@@ -1,0 +1,361 @@
+"""A `LinkLedger` in one SQLite file, shared by the worker processes of one machine.
+
+    absent ── first call ──> incomplete ── completed() ──> complete
+                              ^   ^                            │
+                              │   └── a change was missed ─────┤
+                              │                                │
+                              └── new file: damaged, of another schema, or for other scopes (prepare)
+
+Triggers keep the counts and totals of each scope, so no call sums up. The file says for which scopes it counts, and
+every process counts for these, whatever its own configuration says. So workers that still run with an older
+configuration do not disturb it; only `prepare`, which the server calls, begins a new file for other scopes.
+
+`state.missed` counts the changes that could not be noted (plus one for those before the file was made), and `completed`
+says how many of them the last completion has covered: the ledger is complete while both are the same. A power cut may
+lose the latest changes without a trace; therefore the server completes the ledger at each start.
+
+Reads have a connection of their own, because in WAL mode they never wait for a writer. An instance belongs to one
+process; its calls may come from any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from mirror.errors import IndexUnavailable, RequestError
+from mirror.index.sqlite_file import file_lock, inode_of, is_busy, is_damaged, primary_code, renew, set_aside
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo, check_name, check_registry
+from mirror.policy.hosted.quotas import Overrun, ScopePatterns, overrun
+from mirror.telemetry import log
+
+T = TypeVar("T")
+
+#: Written to `PRAGMA user_version`. A file of another schema is replaced by a new one.
+SCHEMA: Final = 1
+
+_CREATE: Final = """
+BEGIN IMMEDIATE;
+CREATE TABLE state (
+    missed    INTEGER NOT NULL,
+    completed INTEGER NOT NULL,
+    scopes    TEXT NOT NULL -- {registry: [pattern, …]}
+);
+CREATE TABLE repos (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE scopes (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL DEFAULT 0);
+-- the scopes in which a repository counts
+CREATE TABLE members (repo INTEGER NOT NULL, scope INTEGER NOT NULL, PRIMARY KEY (repo, scope)) WITHOUT ROWID;
+-- blobs and manifests that at least one repository has
+CREATE TABLE content (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, size INTEGER NOT NULL);
+CREATE TABLE links (content INTEGER NOT NULL, repo INTEGER NOT NULL, PRIMARY KEY (content, repo)) WITHOUT ROWID;
+CREATE INDEX links_by_repo ON links (repo, content);
+-- how many repositories of a scope have the content
+CREATE TABLE counts (
+    content INTEGER NOT NULL,
+    scope   INTEGER NOT NULL,
+    links   INTEGER NOT NULL,
+    PRIMARY KEY (content, scope)
+) WITHOUT ROWID;
+CREATE TRIGGER link_added AFTER INSERT ON links BEGIN
+    INSERT INTO counts (content, scope, links) SELECT new.content, scope, 1 FROM members WHERE repo = new.repo
+    ON CONFLICT (content, scope) DO UPDATE SET links = links + 1;
+END;
+CREATE TRIGGER link_removed AFTER DELETE ON links BEGIN
+    UPDATE counts SET links = links - 1
+    WHERE content = old.content AND scope IN (SELECT scope FROM members WHERE repo = old.repo);
+    DELETE FROM counts WHERE content = old.content AND links <= 0;
+    DELETE FROM content WHERE id = old.content AND NOT EXISTS (SELECT 1 FROM links WHERE content = old.content);
+END;
+CREATE TRIGGER content_counted AFTER INSERT ON counts BEGIN
+    UPDATE scopes SET bytes = bytes + (SELECT size FROM content WHERE id = new.content) WHERE id = new.scope;
+END;
+CREATE TRIGGER content_gone AFTER DELETE ON counts BEGIN
+    UPDATE scopes SET bytes = bytes - (SELECT size FROM content WHERE id = old.content) WHERE id = old.scope;
+END;
+"""
+
+_COUNTED: Final = """
+SELECT scopes.name FROM counts JOIN scopes ON scopes.id = counts.scope
+WHERE counts.content = (SELECT id FROM content WHERE digest = ?)
+"""
+_LINKED: Final = "SELECT 1 FROM links WHERE content = ? AND repo = ?"
+_HOLDERS: Final = """
+SELECT repos.name FROM links JOIN repos ON repos.id = links.repo
+WHERE links.content = (SELECT id FROM content WHERE digest = ?) LIMIT ?
+"""
+_NOTED: Final = """
+SELECT content.digest FROM links JOIN content ON content.id = links.content
+WHERE links.repo = (SELECT id FROM repos WHERE name = ?)
+"""
+_REPOSITORIES: Final = "SELECT name FROM repos WHERE EXISTS (SELECT 1 FROM links WHERE repo = repos.id)"
+_REMOVE: Final = """
+DELETE FROM links
+WHERE content = (SELECT id FROM content WHERE digest = ?) AND repo = (SELECT id FROM repos WHERE name = ?)
+"""
+#: Content is spread over the file, because ids come in the order in which it was pushed.
+_CACHE: Final = "PRAGMA cache_size = -16000"
+
+
+class SqliteLedger:
+    """See `mirror.ports.LinkLedger`. The first call opens the file; a missing folder is created."""
+
+    def __init__(self, path: Path, scopes: ScopePatterns, *, busy_timeout: float = 5.0) -> None:
+        """`scopes` are for a file that is made now. A write waits up to `busy_timeout` seconds for other processes."""
+        self._path = path
+        self._scopes = scopes
+        self._reading = _Connection(path, scopes, busy_timeout)
+        self._writing = _Connection(path, scopes, busy_timeout)
+        self._missed = False
+
+    def __repr__(self) -> str:
+        return f"<SqliteLedger {self._path}{' missed a change' if self._missed else ''}>"
+
+    def add(self, repo: Repo, digest: Digest, size: int, limits: Mapping[str, int] | None = None) -> Overrun | None:
+        return self._write(lambda connection: _add(connection, repo, str(digest), size, limits or {}))
+
+    def remove(self, repo: Repo, digest: Digest) -> None:
+        self._write(lambda connection: connection.execute(_REMOVE, (str(digest), str(repo))))
+
+    def usage(self, scope: str) -> int:
+        return self._reading.run(lambda connection: _used(connection, scope))
+
+    def adds(self, scope: str, digest: Digest) -> bool:
+        return scope not in self._reading.run(lambda connection: _counted(connection, str(digest)))
+
+    def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
+        rows = self._reading.run(lambda connection: connection.execute(_HOLDERS, (str(digest), most)).fetchall())
+        return [repo for (name,) in rows if (repo := _repo(name))]
+
+    def repositories(self) -> Sequence[Repo]:
+        rows = self._reading.run(lambda connection: connection.execute(_REPOSITORIES).fetchall())
+        return [repo for (name,) in rows if (repo := _repo(name))]
+
+    def noted(self, repo: Repo) -> Sequence[Digest]:
+        rows = self._reading.run(lambda connection: connection.execute(_NOTED, (str(repo),)).fetchall())
+        return [digest for (text,) in rows if (digest := _digest(text))]
+
+    def is_complete(self) -> bool:
+        if self._missed:
+            self._write(lambda _connection: None)
+        missed, completed, _scopes = self._reading.run(_state)
+        return bool(missed == completed)
+
+    def prepare(self) -> int:
+        if self._reading.run(_patterns).patterns != self._scopes.patterns:
+            log.info("ledger begun anew", path=str(self._path))
+            self._reading.renew(keep=False)
+        return int(self._reading.run(_state)[0])
+
+    def completed(self, missed: int) -> None:
+        self._write(lambda connection: connection.execute("UPDATE state SET completed = ?", (missed,)))
+
+    def close(self) -> None:
+        self._reading.close()
+        self._writing.close()
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do the work in one transaction. If that fails, the next one that succeeds makes the ledger incomplete."""
+
+        def transaction(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN IMMEDIATE")
+            missed = self._missed
+            try:
+                if missed:
+                    connection.execute("UPDATE state SET missed = missed + 1")
+                result = work(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                # SQLite has ended the transaction already after some errors, such as a full disk
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+                raise
+            if missed:
+                self._missed = False
+            return result
+
+        try:
+            return self._writing.run(transaction)
+        except IndexUnavailable:
+            self._missed = True
+            raise
+
+
+class _Connection:
+    """A connection that is opened when it is needed, and again when the file was replaced. For any thread."""
+
+    def __init__(self, path: Path, scopes: ScopePatterns, busy_timeout: float) -> None:
+        self._path = path
+        self._scopes = scopes
+        self._busy_timeout = busy_timeout
+        self._using = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._inode: int | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<_Connection {self._path} {'closed' if self._closed else 'open' if self._connection else 'not open'}>"
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Returns the result of the work. A damaged file is set aside. Raises `IndexUnavailable`."""
+        with self._using:
+            try:
+                return work(self._open())
+            except (sqlite3.Error, OSError, OverflowError, ValueError, TypeError, AttributeError) as error:
+                self._failed(error)
+                raise IndexUnavailable(f"the ledger failed: {error}") from error
+
+    def renew(self, *, keep: bool) -> None:
+        """Set the file that is open aside, or delete it unless `keep`. Raises `IndexUnavailable`."""
+        with self._using:
+            inode = self._inode
+            self._disconnect()
+            try:
+                if inode is not None:
+                    renew(self._path, inode, keep=keep)
+            except OSError as error:
+                raise IndexUnavailable(f"the ledger failed: {error}") from error
+
+    def close(self) -> None:
+        """Close the file for good. Repeatable."""
+        with self._using:
+            self._closed = True
+            self._disconnect()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._closed:
+            raise IndexUnavailable("the ledger is closed")
+        if self._connection is None or inode_of(self._path) != self._inode:
+            self._disconnect()
+            self._inode = _prepare(self._path, self._scopes, self._busy_timeout)
+            connection = sqlite3.connect(
+                self._path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
+            )
+            self._connection = connection
+            # NORMAL syncs only at checkpoints: a power cut may lose the latest changes, but does not damage the file
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(_CACHE)
+        return self._connection
+
+    def _failed(self, error: Exception) -> None:
+        inode = self._inode
+        if not is_busy(error):
+            self._disconnect()
+        if is_damaged(error) and inode is not None:
+            log.warning("ledger damaged", path=str(self._path))
+            with suppress(OSError):
+                renew(self._path, inode, keep=True)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+
+def _prepare(path: Path, scopes: ScopePatterns, busy_timeout: float) -> int:
+    """Make sure that the file exists and has this schema; returns its inode. Raises `OSError`, `sqlite3.Error`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(path):
+        if not _is_current(path, busy_timeout):
+            set_aside(path)
+            with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_CREATE)
+                connection.execute("INSERT INTO state VALUES (1, 0, ?)", (json.dumps(dict(scopes.patterns)),))
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+                connection.execute("COMMIT")
+        inode = inode_of(path)
+        if inode is None:
+            raise FileNotFoundError(path)
+        return inode
+
+
+def _is_current(path: Path, busy_timeout: float) -> bool:
+    """True if the file exists, is readable and has this schema."""
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
+            return bool(
+                connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+                and connection.execute("SELECT count(*) FROM state").fetchone() == (1,)
+                and _patterns(connection)
+            )
+    except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError) as error:
+        # SQLITE_ERROR: a table is missing, so the file is foreign. A held lock or a failing disk is neither
+        if is_damaged(error) or primary_code(error) == sqlite3.SQLITE_ERROR or not isinstance(error, sqlite3.Error):
+            return False
+        raise
+
+
+def _add(
+    connection: sqlite3.Connection, repo: Repo, digest: str, size: int, limits: Mapping[str, int]
+) -> Overrun | None:
+    found = connection.execute("SELECT id, size FROM content WHERE digest = ?", (digest,)).fetchone()
+    member = _member(connection, repo)
+    if found and connection.execute(_LINKED, (found[0], member)).fetchone():
+        return None
+    if limits:
+        counted = _counted(connection, digest)
+        counting = {scope: limit for scope, limit in limits.items() if scope not in counted}
+        used = {scope: _used(connection, scope) for scope in counting}
+        if too_much := overrun(counting, used, found[1] if found else size):
+            return too_much
+    if found is None:
+        cursor = connection.execute("INSERT INTO content (digest, size) VALUES (?, ?)", (digest, size))
+        found = cursor.lastrowid, size
+    connection.execute("INSERT INTO links (content, repo) VALUES (?, ?)", (found[0], member))
+    return None
+
+
+def _member(connection: sqlite3.Connection, repo: Repo) -> int:
+    """The id of a repository, which is entered with its scopes if it is new."""
+    row = connection.execute("SELECT id FROM repos WHERE name = ?", (str(repo),)).fetchone()
+    if row:
+        return int(row[0])
+    member = connection.execute("INSERT INTO repos (name) VALUES (?)", (str(repo),)).lastrowid or 0
+    for scope in _patterns(connection).of(repo):
+        connection.execute("INSERT OR IGNORE INTO scopes (name) VALUES (?)", (scope,))
+        connection.execute("INSERT INTO members SELECT ?, id FROM scopes WHERE name = ?", (member, scope))
+    return member
+
+
+def _used(connection: sqlite3.Connection, scope: str) -> int:
+    row = connection.execute("SELECT bytes FROM scopes WHERE name = ?", (scope,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _counted(connection: sqlite3.Connection, digest: str) -> set[str]:
+    """The scopes in which the content counts."""
+    return {name for (name,) in connection.execute(_COUNTED, (digest,))}
+
+
+def _state(connection: sqlite3.Connection) -> Any:
+    return connection.execute("SELECT missed, completed, scopes FROM state").fetchone()
+
+
+def _patterns(connection: sqlite3.Connection) -> ScopePatterns:
+    """The scopes for which the file counts. Raises `ValueError`, `TypeError`, `AttributeError` if they are garbage."""
+    listed = json.loads(_state(connection)[2])
+    return ScopePatterns({registry: tuple(patterns) for registry, patterns in listed.items()})
+
+
+def _repo(name: object) -> Repo | None:
+    registry, _, rest = str(name).partition("/")
+    try:
+        return Repo(check_registry(registry), check_name(rest))
+    except RequestError:
+        return None
+
+
+def _digest(text: object) -> Digest | None:
+    try:
+        return Digest.parse(str(text))
+    except RequestError:
+        return None
