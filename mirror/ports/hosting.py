@@ -236,6 +236,9 @@ class ChangeCounter(Protocol):
 class HostedRecords(BlobLinks, ReferrerEntries, Deletions, ChangeCounter, Protocol):
     """What each hosted repository has, besides tags and manifests."""
 
+    def registries(self) -> Iterable[str]:
+        """All registries that have a folder here, hosted or mirrored, configured or not, in no order."""
+
     def repositories(self, registry: str) -> Iterable[Repo]:
         """The repositories of a registry that have a tag, a manifest, a link or a deletion, in no order."""
 

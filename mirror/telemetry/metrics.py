@@ -128,6 +128,27 @@ SCRUB_COMPLETE: Final = Gauge(
     "When every blob had been hashed last, in epoch seconds",
     multiprocess_mode="mostrecent",
 )
+COLLECTED: Final = Counter("mirror_collected_blobs", "Hosted blobs that garbage collection has deleted")
+COLLECTED_BYTES: Final = Counter("mirror_collected_bytes", "Bytes of these blobs")
+COLLECTED_LINKS: Final = Counter("mirror_collected_links", "Links of repositories to blobs that were collected")
+COLLECTION_WAITING: Final = Gauge(
+    "mirror_collection_waiting_blobs",
+    "Hosted blobs that no repository has, and that wait to be collected",
+    multiprocess_mode="mostrecent",
+)
+COLLECTION_WAITING_BYTES: Final = Gauge(
+    "mirror_collection_waiting_bytes", "Bytes of these blobs", multiprocess_mode="mostrecent"
+)
+COLLECTION_UNREAD: Final = Gauge(
+    "mirror_collection_unread",
+    "What the last round of collection could not read, and therefore kept",
+    multiprocess_mode="mostrecent",
+)
+COLLECTION_COMPLETE: Final = Gauge(
+    "mirror_collection_last_complete_timestamp_seconds",
+    "When collection had last looked at everything, in epoch seconds",
+    multiprocess_mode="mostrecent",
+)
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in time")
 BREAKER: Final = Gauge(
     "mirror_index_breaker_open", "Workers that do not call Redis because it has failed", multiprocess_mode="livesum"

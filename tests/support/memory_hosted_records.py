@@ -92,6 +92,12 @@ class MemoryHostedRecords:
         with self._changing:
             self._changes[repo] = self._changes.get(repo, 0) + 1
 
+    def registries(self) -> Iterable[str]:
+        records = (self._links, self._referrers, self._manifests, self._tags)
+        with self._changing:
+            found = {repo.registry for repo in chain.from_iterable(records)}
+        return found | {repo.registry for repo in self._catalog.repositories()}
+
     def repositories(self, registry: str) -> Iterable[Repo]:
         records = (self._links, self._referrers, self._manifests, self._tags)
         with self._changing:

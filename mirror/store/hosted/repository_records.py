@@ -28,7 +28,14 @@ from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
 from mirror.ports import Expected, Version, Versioned
 from mirror.store.local.durable import make_folder, store_errors
 from mirror.store.local.layout import Layout, file_name
-from mirror.store.local.record_files import RecordFiles, digests_in, read_record, repositories_with, tags_in
+from mirror.store.local.record_files import (
+    RecordFiles,
+    digests_in,
+    read_record,
+    registries_in,
+    repositories_with,
+    tags_in,
+)
 
 #: A repository that is about to get its first manifest may have only links or referrers.
 _FOLDERS: Final = ("_tags", "_manifests", "_blobs", "_referrers", "_deleted", "_deleted_tags")
@@ -120,6 +127,9 @@ class LocalHostedRecords:
                 os.ftruncate(descriptor, os.fstat(descriptor).st_size + 1)
             finally:
                 os.close(descriptor)
+
+    def registries(self) -> Iterable[str]:
+        return registries_in(self._layout)
 
     def repositories(self, registry: str) -> Iterable[Repo]:
         return repositories_with(self._layout, _FOLDERS, registry)

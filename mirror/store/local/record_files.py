@@ -109,6 +109,13 @@ def tags_in(folder: Path) -> list[str]:
     return sorted(_tags(_listed(folder)))
 
 
+def registries_in(layout: Layout) -> Iterator[str]:
+    """The registries that have a folder, in no order. Raises `StoreError`."""
+    for name in _listed(layout.repositories):
+        with suppress(RequestError):
+            yield check_registry(name)
+
+
 def repositories_with(layout: Layout, folders: Iterable[str], registry: str = "") -> Iterator[Repo]:
     """The repositories that have one of these folders, in no order: all, or those of one registry. Raises `StoreError`.
 

@@ -1,0 +1,78 @@
+"""What a round of collection has done, and what it left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mirror.values.json_form import CAMEL_CASE, JsonForm, Moment
+
+#: The most things that a report names as unread.
+_MOST_NAMED: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Something that could not be read, and therefore kept everything that it may name."""
+
+    what: str
+    reason: str
+
+
+@dataclass(slots=True)
+class CollectionReport:
+    """One round. Times are in epoch seconds, sizes in bytes.
+
+    `complete` is true if every repository was read, so that bytes could be judged. `more` is true if bytes that have
+    waited long enough were left to the next round.
+    """
+
+    __pydantic_config__ = CAMEL_CASE
+
+    begun_at: Moment
+    ended_at: Moment | None = None
+    complete: bool = False
+    more: bool = False
+    repositories: int = 0
+    manifests: int = 0
+    #: Links that began to wait, and links that are gone.
+    links_queued: int = 0
+    links: int = 0
+    #: Blobs whose bytes began to wait, blobs whose bytes are gone, and how many bytes that was.
+    blobs_queued: int = 0
+    blobs: int = 0
+    bytes: int = 0
+    #: Deletions that can no longer be undone, referrers whose subject was gone, and the bytes of abandoned uploads.
+    deletions: int = 0
+    referrers: int = 0
+    upload_bytes: int = 0
+    #: What waits at the end of the round, and since when at the longest.
+    waiting_links: int = 0
+    waiting_blobs: int = 0
+    waiting_bytes: int = 0
+    waiting_since: Moment | None = None
+    unread_count: int = 0
+    unread: list[Unread] = field(default_factory=list)
+
+    def note_unread(self, what: str, reason: str) -> None:
+        """Notes something that cannot be read."""
+        self.unread_count += 1
+        if len(self.unread) < _MOST_NAMED:
+            self.unread.append(Unread(what, reason))
+
+    def note_waiting(self, since: float) -> None:
+        """Notes since when something waits."""
+        self.waiting_since = since if self.waiting_since is None else min(since, self.waiting_since)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the form that is stored."""
+        return _REPORT.to_json(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any] | None) -> CollectionReport | None:
+        """Reads it back; None if there is none."""
+        return _REPORT.from_json(stored)
+
+
+_REPORT: Final = JsonForm(CollectionReport)

@@ -1,0 +1,144 @@
+"""Collects on a schedule or on demand, one process at a time.
+
+due, or asked ── try_hold("collect") ──┬─ another process has it ──> nothing to do
+                                       └─ held ── steps, with pauses ──> report stored, lease released
+                                                    └─ lost, StoreError ──> ends early; the next round begins anew
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from mirror import telemetry
+from mirror.aio.threads import uninterrupted
+from mirror.collection.collection_report import CollectionReport
+from mirror.collection.collection_round import collection_round
+from mirror.collection.grace_clock import GraceClock
+from mirror.collection.hosted_content import HostedContent
+from mirror.errors import IndexUnavailable, StoreError
+from mirror.policy.hosted.collection import CollectionRules
+from mirror.ports import Lease, Locks, Records
+
+#: The lock of the process that collects.
+_LOCK: Final = "collect"
+_KEY: Final = "last"
+#: After a step, the collector pauses so many times as long as the step took, and at most so many seconds.
+_PAUSES: Final = 3.0
+_LONGEST_PAUSE: Final = 0.5
+#: Seconds between two attempts if another process collects, or if a round failed.
+_TRY_AGAIN: Final = 60.0
+_LOOK_EVERY: Final = 60.0
+
+
+class Collector:
+    """The garbage collection of hosted content, as one process does it."""
+
+    def __init__(
+        self,
+        content: HostedContent,
+        rules: CollectionRules,
+        locks: Locks,
+        rounds: Records,
+        clock: GraceClock,
+        *,
+        ended: Callable[[CollectionReport], None] = lambda report: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`rounds` has the report of the last round. `ended` is called with each report of this process."""
+        self._content = content
+        self._rules = rules
+        self._locks = locks
+        self._rounds = rounds
+        self._clock = clock
+        self._ended = ended
+        self._sleep = sleep
+
+    def __repr__(self) -> str:
+        return f"<Collector {sorted(self._rules.registries)}>"
+
+    async def run(self) -> CollectionReport | None:
+        """Does one round. Returns None if another process is at it. Raises `StoreError`, `IndexUnavailable`."""
+        lease = await self._locks.try_hold(_LOCK)
+        if lease is None:
+            return None
+        with lease:
+            return await self._round(lease)
+
+    async def _round(self, lease: Lease) -> CollectionReport:
+        report = CollectionReport(self._clock.read().later)
+        steps = collection_round(self._content, self._rules, self._clock.read, report)
+        try:
+            while not lease.lost.is_set():
+                began = time.monotonic()
+                # to its end, even if cancelled: a generator cannot be closed while it runs
+                if await uninterrupted(asyncio.to_thread(next, steps, report)) is report:
+                    break
+                await self._sleep(min((time.monotonic() - began) * _PAUSES, _LONGEST_PAUSE))
+        finally:
+            steps.close()
+            # not in a thread: a cancelled task cannot wait for one
+            self._end(report)
+        return report
+
+    def _end(self, report: CollectionReport) -> None:
+        report.ended_at = self._clock.read().later
+        try:
+            self._rounds.put(_KEY, report.to_json())
+        except StoreError as error:
+            telemetry.log.warning("collection not recorded", reason=str(error))
+        telemetry.COLLECTED.inc(report.blobs)
+        telemetry.COLLECTED_BYTES.inc(report.bytes)
+        telemetry.COLLECTED_LINKS.inc(report.links)
+        show_collection(report)
+        telemetry.log.info(
+            "collection ended",
+            complete=report.complete,
+            blobs=report.blobs,
+            bytes=report.bytes,
+            links=report.links,
+            waiting=report.waiting_blobs,
+            unread=report.unread_count,
+        )
+        self._ended(report)
+
+    def last(self) -> CollectionReport | None:
+        """Blocking: returns the report of the last round of any process; None without one. Raises `StoreError`."""
+        return CollectionReport.from_json(self._rounds.get(_KEY))
+
+    async def run_when_due(self, every: float) -> None:
+        """Does a round `every` seconds after the end of the last one. Runs until cancelled."""
+        while True:
+            try:
+                last = await asyncio.to_thread(self.last)
+                wait = self._wait(last, every)
+                if wait <= 0 and await self.run() is None:
+                    wait = _TRY_AGAIN
+            except (StoreError, IndexUnavailable) as error:
+                telemetry.log.warning("collection failed", reason=str(error))
+                wait = _TRY_AGAIN
+            except Exception:
+                # no error may end this task: nothing would be collected any more
+                telemetry.log.exception("collection crashed")
+                wait = _TRY_AGAIN
+            # not all the time at once: another process may do the next round
+            await self._sleep(min(max(wait, 0.0), _LOOK_EVERY))
+
+    def _wait(self, last: CollectionReport | None, every: float) -> float:
+        if last is None or last.more:
+            return 0.0
+        show_collection(last)
+        passed = self._clock.read().earlier - (last.ended_at or last.begun_at)
+        # a round in the future was dated by a wrong clock
+        return 0.0 if passed < 0 else every - passed
+
+
+def show_collection(report: CollectionReport) -> None:
+    """Sets the metrics of the last round."""
+    telemetry.COLLECTION_WAITING.set(report.waiting_blobs)
+    telemetry.COLLECTION_WAITING_BYTES.set(report.waiting_bytes)
+    telemetry.COLLECTION_UNREAD.set(report.unread_count)
+    if report.complete:
+        telemetry.COLLECTION_COMPLETE.set(report.ended_at or report.begun_at)

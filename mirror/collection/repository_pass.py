@@ -1,0 +1,383 @@
+"""The first pass of collection, over one repository: which links it no longer needs.
+
+    1 read      what the manifests name, live ones first, then those that were deleted and are kept
+    2 deletions interrupted ones are finished, expired ones are forgotten
+    3 referrers whose subject is gone, if the registry collects them
+    4 links     those that no manifest names are queued; those that have waited long enough are dropped
+
+The order of step 1 matters. A deletion writes the record of the deletion before it drops the manifest's: whoever lists
+in this order meets the manifest in one of the two places. Whatever brings a manifest to a repository (a push, an
+undelete) renews its links first, by compare-and-set.
+
+Before a link is dropped, and after a referrer was dropped, the manifests are listed a second time, and those that came
+meanwhile are read. The version of the link was read before this second look. So:
+
+    the manifest came before the second look    it is met, and the link stays
+    it came after it                            its push renewed the link before: the version is another, the link stays
+                                                or found no link, and told the client so
+
+If a manifest, or a record of one, cannot be read, it may name anything: the repository is left alone in this round. A
+link that cannot be read stays, and keeps its bytes. A repository of a registry that is not configured loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+from mirror import telemetry
+from mirror.collection.collection_report import CollectionReport
+from mirror.collection.hosted_content import HostedContent
+from mirror.collection.marks import Marks
+from mirror.collection.pace import CHANGE, MANIFEST, NAME, RECORD, Pace
+from mirror.errors import IndexUnavailable, RecordChanged, StoreError
+from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted.collection import (
+    COLLECTOR,
+    ClockReading,
+    LinkStep,
+    RegistryRules,
+    Waited,
+    deletion_of,
+    next_step,
+    restored,
+    waited,
+)
+from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
+from mirror.policy.records import ManifestRecord
+from mirror.ports import Version, Versioned
+
+#: Links that are dropped after one second look.
+_DROPPED_AT_ONCE: Final = 200
+
+
+class RepositoryPass:
+    """One repository in one round. `steps` is a generator; each of its steps blocks for a short time."""
+
+    def __init__(
+        self,
+        content: HostedContent,
+        repo: Repo,
+        rules: RegistryRules | None,
+        grace: float,
+        now: Callable[[], ClockReading],
+        marks: Marks,
+        report: CollectionReport,
+        pace: Pace,
+    ) -> None:
+        """`rules` is None if the registry is not configured. What the repository has is added to `marks`."""
+        self._content = content
+        self._repo = repo
+        self._rules = rules
+        self._grace = grace
+        self._now = now
+        self._marks = marks
+        self._report = report
+        self._pace = pace
+        #: Manifests that were read, and what they name.
+        self._read: set[Digest] = set()
+        self._named = Marks()
+        #: What indexes name.
+        self._children = Marks()
+        #: Referrers that are old enough to go, with their subjects.
+        self._referrers: dict[Digest, Digest] = {}
+
+    def __repr__(self) -> str:
+        return f"<RepositoryPass {self._repo}>"
+
+    def steps(self) -> Iterator[None]:
+        """Collects. Raises `StoreError` if it cannot be said what the repository has."""
+        self._report.repositories += 1
+        try:
+            if self._rules is None:
+                yield from self._keep_everything()
+                return
+            yield from self._read_manifests()
+            yield from self._end_deletions(self._rules)
+            if self._rules.collect_dangling:
+                yield from self._drop_referrers(self._rules)
+            yield from self._judge_links()
+            self._content.records.flush()
+        except StoreError as error:
+            telemetry.log.warning("repository left uncollected", repository=str(self._repo), reason=str(error))
+            self._report.note_unread(str(self._repo), str(error))
+            yield from self._keep_everything()
+
+    def _keep_everything(self) -> Iterator[None]:
+        """Marks everything that the repository may have, without opening a record."""
+        records = self._content.records
+        for listed in (
+            self._content.catalog.manifest_digests(self._repo),
+            records.deleted_manifests(self._repo),
+            records.linked(self._repo),
+        ):
+            yield from self._mark(listed)
+
+    def _mark(self, digests: Iterable[Digest]) -> Iterator[None]:
+        for digest in digests:
+            self._marks.add(digest)
+            if self._pace.spent(NAME):
+                yield
+
+    # ------------------------------------------------------------------------------------------ what manifests name
+
+    def _read_manifests(self) -> Iterator[None]:
+        """Reads every manifest that was not read yet, live ones first. Raises `StoreError`."""
+        catalog, records = self._content.catalog, self._content.records
+        for digest in catalog.manifest_digests(self._repo):
+            if digest not in self._read and (live := catalog.get_manifest(self._repo, digest)):
+                self._note_names(live.digest, self._manifest(digest, live.media_type), live)
+            if self._pace.spent(MANIFEST):
+                yield
+        for digest in records.deleted_manifests(self._repo):
+            if digest not in self._read and (deleted := records.deleted_manifest(self._repo, digest)):
+                self._note_names(digest, self._manifest(digest, deleted.record.media_type), None)
+            if self._pace.spent(MANIFEST):
+                yield
+
+    def _manifest(self, digest: Digest, media_type: str) -> Manifest | None:
+        """Returns the manifest; None if the bytes are no manifest, and so name nothing. Raises `StoreError`."""
+        store = self._content.store
+        manifest = manifest_of_bytes(store, digest, media_type)
+        if manifest is None and not has_blob(store, digest):
+            # a push of the same manifest repairs this; what it names must be there then
+            raise StoreError(f"the manifest {self._repo}@{digest} is missing")
+        return manifest
+
+    def _note_names(self, digest: Digest, manifest: Manifest | None, live: ManifestRecord | None) -> None:
+        self._read.add(digest)
+        self._marks.add(digest)
+        self._report.manifests += 1
+        if manifest is None:
+            return
+        for blob in manifest.blobs:
+            self._named.add(blob.digest)
+        for child in manifest.manifests:
+            self._named.add(child.digest)
+            self._children.add(child.digest)
+        if manifest.subject and live and waited(live.fetched_at, self._now(), self._grace) is Waited.LONG_ENOUGH:
+            self._referrers[digest] = manifest.subject.digest
+
+    # ------------------------------------------------------------------------------------------------- deletions
+
+    def _end_deletions(self, rules: RegistryRules) -> Iterator[None]:
+        records = self._content.records
+        for digest in records.deleted_manifests(self._repo):
+            if deletion := records.deleted_manifest(self._repo, digest):
+                self._end_deletion(deletion, rules)
+            if self._pace.spent(RECORD * 2):
+                yield
+        for tag in records.deleted_tags(self._repo):
+            if deleted := records.deleted_tag(self._repo, tag):
+                age = waited(deleted.record.deleted_at, self._now(), rules.keep_deleted)
+                with suppress(RecordChanged):
+                    if age is Waited.UNKNOWN:
+                        begun_anew = replace(deleted.record, deleted_at=self._now().later)
+                        records.put_deleted_tag(self._repo, begun_anew, expect=deleted.version)
+                    elif age is Waited.LONG_ENOUGH:
+                        records.drop_deleted_tag(self._repo, tag, expect=deleted.version)
+                        self._report.deletions += 1
+            if self._pace.spent(RECORD):
+                yield
+
+    def _end_deletion(self, deletion: Versioned[DeletedManifest], rules: RegistryRules) -> None:
+        """Finishes a deletion that was interrupted, and forgets one that has expired."""
+        records, record = self._content.records, deletion.record
+        if self._content.catalog.get_manifest(self._repo, record.digest) is None:
+            if record.by == COLLECTOR and record.digest in self._children:
+                # this process, or another one, died between dropping it and the second look
+                self._bring_back(deletion)
+                return
+            self._drop_tags(record)
+        age = waited(record.deleted_at, self._now(), rules.keep_deleted)
+        with suppress(RecordChanged):
+            if age is Waited.UNKNOWN:
+                begun_anew = replace(record, deleted_at=self._now().later)
+                records.put_deleted_manifest(self._repo, begun_anew, expect=deletion.version)
+            elif age is Waited.LONG_ENOUGH:
+                self._forget(deletion)
+
+    def _drop_tags(self, record: DeletedManifest) -> None:
+        """Drops the tags that point to a deleted manifest: they count as absent. A tag is read before the look whether
+        its manifest is back, because a push brings back the manifest first.
+        """
+        catalog, dropped = self._content.catalog, False
+        for name in record.tags:
+            tag = catalog.tag(self._repo, name)
+            if tag is None or tag.record.digest != record.digest:
+                continue
+            if catalog.get_manifest(self._repo, record.digest) is not None:
+                break
+            with suppress(RecordChanged):
+                catalog.drop_tag(self._repo, name, expect=tag.version)
+                dropped = True
+        if dropped:
+            self._content.records.note_change(self._repo)
+            telemetry.log.info("deletion finished", repository=str(self._repo), digest=str(record.digest))
+
+    def _forget(self, deletion: Versioned[DeletedManifest]) -> None:
+        """Makes a deletion final. Raises `RecordChanged`."""
+        records, record = self._content.records, deletion.record
+        manifest = self._manifest(record.digest, record.media_type)
+        records.drop_deleted_manifest(self._repo, record.digest, expect=deletion.version)
+        self._report.deletions += 1
+        if manifest and manifest.subject:
+            self._forget_referrer(record.digest, manifest.subject.digest)
+
+    def _forget_referrer(self, digest: Digest, subject: Digest) -> None:
+        """Drops the entry of a referrer that is gone. A push of the same manifest writes its entry after its record: so
+        one of the two, this or the push, writes the entry last.
+        """
+        records, catalog = self._content.records, self._content.catalog
+        entry = next((one for one in records.referrers(self._repo, subject) if one.digest == digest), None)
+        if entry is None or catalog.get_manifest(self._repo, digest) is not None:
+            return
+        records.drop_referrer(self._repo, subject, digest)
+        if catalog.get_manifest(self._repo, digest) is not None:
+            records.put_referrer(self._repo, subject, entry)
+
+    # ------------------------------------------------------------------------------------------ dangling referrers
+
+    def _drop_referrers(self, rules: RegistryRules) -> Iterator[None]:
+        """Drops untagged referrers whose subject is absent and that no index names."""
+        catalog = self._content.catalog
+        for digest, subject in [*self._referrers.items()]:
+            if digest in self._children or catalog.get_manifest(self._repo, subject) is not None:
+                del self._referrers[digest]
+            if self._pace.spent(RECORD):
+                yield
+        for name in catalog.tags(self._repo) if self._referrers else ():
+            if tag := catalog.get_tag(self._repo, name):
+                self._referrers.pop(tag.digest, None)
+            if self._pace.spent(RECORD):
+                yield
+        for digest in self._referrers:
+            yield from self._drop_referrer(digest, rules)
+
+    def _drop_referrer(self, digest: Digest, rules: RegistryRules) -> Iterator[None]:
+        catalog, records = self._content.catalog, self._content.records
+        live = catalog.manifest(self._repo, digest)
+        if live is None or waited(live.record.fetched_at, self._now(), self._grace) is not Waited.LONG_ENOUGH:
+            return
+        # written even if deletions are not kept: it says after a crash that the second look is still due
+        records.put_deleted_manifest(self._repo, deletion_of(live.record, self._now()))
+        records.flush()
+        try:
+            catalog.drop_manifest(self._repo, digest, expect=live.version)
+        except RecordChanged:
+            # pushed again; the push has dropped the record of the deletion, or will find it
+            records.drop_deleted_manifest(self._repo, digest)
+            return
+        records.note_change(self._repo)
+        yield
+        yield from self._read_manifests()
+        deletion = records.deleted_manifest(self._repo, digest)
+        if deletion is None:
+            return
+        if digest in self._children:
+            self._bring_back(deletion)
+            return
+        self._report.referrers += 1
+        if not rules.keep_deleted:
+            with suppress(RecordChanged):
+                self._forget(deletion)
+
+    def _bring_back(self, deletion: Versioned[DeletedManifest]) -> None:
+        """Makes a manifest live again that an index names which came while it was collected."""
+        records = self._content.records
+        self._content.catalog.put_manifest(self._repo, restored(deletion.record))
+        self._content.catalog.flush()
+        records.note_change(self._repo)
+        records.drop_deleted_manifest(self._repo, deletion.record.digest)
+
+    # ------------------------------------------------------------------------------------------------------- links
+
+    def _judge_links(self) -> Iterator[None]:
+        due: list[tuple[BlobLink, Version]] = []
+        for digest in self._content.records.linked(self._repo):
+            cost = NAME
+            if digest in self._named:
+                self._marks.add(digest)
+            else:
+                cost = self._judge_link(digest, due)
+            if self._pace.spent(cost):
+                yield
+            if len(due) >= _DROPPED_AT_ONCE:
+                yield from self._drop_links(due)
+                due.clear()
+        yield from self._drop_links(due)
+
+    def _judge_link(self, digest: Digest, due: list[tuple[BlobLink, Version]]) -> int:
+        """Judges a link that no manifest names, and adds it to `due` if it is to be dropped. Returns the cost."""
+        records, now = self._content.records, self._now()
+        try:
+            found = records.link(self._repo, digest)
+        except StoreError as error:
+            self._report.note_unread(f"the link of {self._repo} to {digest}", str(error))
+            self._marks.add(digest)
+            return RECORD
+        if found is None:
+            return RECORD
+        link = found.record
+        step = next_step(link, now, self._grace)
+        if link.state is LinkState.REMOVED:
+            if step is LinkStep.DROP and not has_blob(self._content.store, digest):
+                self._drop_link(link, found.version)
+            elif step is LinkStep.BEGIN_ANEW:
+                self._renew(replace(link, since=now.later), found.version)
+            return RECORD
+        if step is LinkStep.DROP:
+            due.append((link, found.version))
+            return RECORD
+        self._marks.add(digest)
+        if step is LinkStep.STAY:
+            if link.queued_at is not None:
+                self._report.waiting_links += 1
+                self._report.note_waiting(link.queued_at)
+            return RECORD
+        if step is LinkStep.QUEUE:
+            self._report.links_queued += 1
+            self._renew(replace(link, queued_at=now.later), found.version)
+        else:
+            self._renew(replace(link, since=now.later, queued_at=None), found.version)
+        return CHANGE
+
+    def _renew(self, link: BlobLink, expect: Version) -> None:
+        with suppress(RecordChanged):
+            self._content.records.put_link(self._repo, link, expect=expect)
+
+    def _drop_links(self, due: list[tuple[BlobLink, Version]]) -> Iterator[None]:
+        """Drops links that have waited long enough, unless a manifest names them that came since the first look."""
+        if not due:
+            return
+        yield from self._read_manifests()
+        dropped = False
+        for link, version in due:
+            if link.digest in self._named or not self._drop_link(link, version):
+                self._marks.add(link.digest)
+            else:
+                dropped = True
+            if self._pace.spent(CHANGE):
+                yield
+        if dropped:
+            self._content.records.note_change(self._repo)
+
+    def _drop_link(self, link: BlobLink, expect: Version) -> bool:
+        """Drops a link; False if a client relies on it again."""
+        records, ledger = self._content.records, self._content.ledger
+        try:
+            records.drop_link(self._repo, link.digest, expect=expect)
+        except RecordChanged:
+            return False
+        self._report.links += 1
+        with suppress(IndexUnavailable, StoreError):
+            ledger.remove(self._repo, link.digest)
+            # whoever links it again writes the link first, and then the ledger
+            if (again := records.link(self._repo, link.digest)) and again.record.state is not LinkState.REMOVED:
+                ledger.add(self._repo, link.digest, link.size)
+        return True
