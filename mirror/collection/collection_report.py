@@ -43,10 +43,9 @@ class CollectionReport:
     blobs_queued: int = 0
     blobs: int = 0
     bytes: int = 0
-    #: Deletions that can no longer be undone, referrers whose subject was gone, and the bytes of abandoned uploads.
+    #: Deletions that can no longer be undone, and referrers whose subject was gone.
     deletions: int = 0
     referrers: int = 0
-    upload_bytes: int = 0
     #: What waits at the end of the round, and since when at the longest.
     waiting_links: int = 0
     waiting_blobs: int = 0

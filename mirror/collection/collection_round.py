@@ -7,17 +7,17 @@ from collections.abc import Callable, Generator
 from mirror import telemetry
 from mirror.collection.blob_pass import BlobPass
 from mirror.collection.collection_report import CollectionReport
-from mirror.collection.hosted_content import HostedContent
 from mirror.collection.marks import Marks
 from mirror.collection.pace import Pace
 from mirror.collection.repository_pass import RepositoryPass
 from mirror.errors import StoreError
+from mirror.hosting.parts import HostedParts
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import ClockReading, CollectionRules
 
 
 def collection_round(
-    content: HostedContent,
+    parts: HostedParts,
     rules: CollectionRules,
     now: Callable[[], ClockReading],
     report: CollectionReport,
@@ -27,15 +27,13 @@ def collection_round(
     next round begins anew. Rounds of several processes at once do no harm. Raises `StoreError`.
     """
     pace, marks, certain = pace or Pace(), Marks(), True
-    _sweep_uploads(content, rules, now, report)
-    yield
-    blobs = BlobPass(content.blobs, rules.grace, now, report, pace)
+    blobs = BlobPass(parts.blobs, rules.grace, now, report, pace)
     yield from blobs.candidates()
     # a registry that is no longer configured keeps what it has: the configuration may be wrong
-    for registry in sorted({*rules.registries, *content.records.registries()} - {*rules.upstreams}):
-        for repo in content.records.repositories(registry):
+    for registry in sorted({*rules.registries, *parts.records.registries()} - {*rules.upstreams}):
+        for repo in parts.records.repositories(registry):
             try:
-                yield from _repository_pass(content, rules, now, report, pace, marks, repo).steps()
+                yield from _repository_pass(parts, rules, now, report, pace, marks, repo).steps()
             except StoreError as error:
                 telemetry.log.warning("repository cannot be listed", repository=str(repo), reason=str(error))
                 certain = False
@@ -46,7 +44,7 @@ def collection_round(
 
 
 def _repository_pass(
-    content: HostedContent,
+    parts: HostedParts,
     rules: CollectionRules,
     now: Callable[[], ClockReading],
     report: CollectionReport,
@@ -54,13 +52,4 @@ def _repository_pass(
     marks: Marks,
     repo: Repo,
 ) -> RepositoryPass:
-    return RepositoryPass(content, repo, rules.registries.get(repo.registry), rules.grace, now, marks, report, pace)
-
-
-def _sweep_uploads(
-    content: HostedContent, rules: CollectionRules, now: Callable[[], ClockReading], report: CollectionReport
-) -> None:
-    try:
-        report.upload_bytes = content.uploads.sweep(now().earlier - rules.upload_timeout)
-    except StoreError as error:
-        report.note_unread("the upload sessions", str(error))
+    return RepositoryPass(parts, repo, rules.registries.get(repo.registry), rules.grace, now, marks, report, pace)

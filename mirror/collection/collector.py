@@ -17,8 +17,8 @@ from mirror.aio.threads import uninterrupted
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
 from mirror.collection.grace_clock import GraceClock
-from mirror.collection.hosted_content import HostedContent
 from mirror.errors import IndexUnavailable, StoreError
+from mirror.hosting.parts import HostedParts
 from mirror.policy.hosted.collection import CollectionRules
 from mirror.ports import Lease, Locks, Records
 
@@ -38,7 +38,7 @@ class Collector:
 
     def __init__(
         self,
-        content: HostedContent,
+        parts: HostedParts,
         rules: CollectionRules,
         locks: Locks,
         rounds: Records,
@@ -48,7 +48,7 @@ class Collector:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`rounds` has the report of the last round. `ended` is called with each report of this process."""
-        self._content = content
+        self._parts = parts
         self._rules = rules
         self._locks = locks
         self._rounds = rounds
@@ -69,7 +69,7 @@ class Collector:
 
     async def _round(self, lease: Lease) -> CollectionReport:
         report = CollectionReport(self._clock.read().later)
-        steps = collection_round(self._content, self._rules, self._clock.read, report)
+        steps = collection_round(self._parts, self._rules, self._clock.read, report)
         try:
             while not lease.lost.is_set():
                 began = time.monotonic()

@@ -29,11 +29,11 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.collection.collection_report import CollectionReport
-from mirror.collection.hosted_content import HostedContent
 from mirror.collection.marks import Marks
 from mirror.collection.pace import CHANGE, MANIFEST, NAME, RECORD, Pace
-from mirror.errors import IndexUnavailable, RecordChanged, StoreError
+from mirror.errors import QuotaExceeded, RecordChanged, StoreError
 from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
@@ -61,7 +61,7 @@ class RepositoryPass:
 
     def __init__(
         self,
-        content: HostedContent,
+        parts: HostedParts,
         repo: Repo,
         rules: RegistryRules | None,
         grace: float,
@@ -71,7 +71,7 @@ class RepositoryPass:
         pace: Pace,
     ) -> None:
         """`rules` is None if the registry is not configured. What the repository has is added to `marks`."""
-        self._content = content
+        self._parts = parts
         self._repo = repo
         self._rules = rules
         self._grace = grace
@@ -102,7 +102,7 @@ class RepositoryPass:
             if self._rules.collect_dangling:
                 yield from self._drop_referrers(self._rules)
             yield from self._judge_links()
-            self._content.records.flush()
+            self._parts.records.flush()
         except StoreError as error:
             telemetry.log.warning("repository left uncollected", repository=str(self._repo), reason=str(error))
             self._report.note_unread(str(self._repo), str(error))
@@ -110,9 +110,9 @@ class RepositoryPass:
 
     def _keep_everything(self) -> Iterator[None]:
         """Marks everything that the repository may have, without opening a record."""
-        records = self._content.records
+        records = self._parts.records
         for listed in (
-            self._content.catalog.manifest_digests(self._repo),
+            self._parts.catalog.manifest_digests(self._repo),
             records.deleted_manifests(self._repo),
             records.linked(self._repo),
         ):
@@ -128,7 +128,7 @@ class RepositoryPass:
 
     def _read_manifests(self) -> Iterator[None]:
         """Reads every manifest that was not read yet, live ones first. Raises `StoreError`."""
-        catalog, records = self._content.catalog, self._content.records
+        catalog, records = self._parts.catalog, self._parts.records
         for digest in catalog.manifest_digests(self._repo):
             if digest not in self._read and (live := catalog.get_manifest(self._repo, digest)):
                 self._note_names(live.digest, self._manifest(digest, live.media_type), live)
@@ -142,9 +142,8 @@ class RepositoryPass:
 
     def _manifest(self, digest: Digest, media_type: str) -> Manifest | None:
         """Returns the manifest; None if the bytes are no manifest, and so name nothing. Raises `StoreError`."""
-        store = self._content.store
-        manifest = manifest_of_bytes(store, digest, media_type)
-        if manifest is None and not has_blob(store, digest):
+        manifest = manifest_of_bytes(self._parts.contents, digest, media_type)
+        if manifest is None and not has_blob(self._parts.contents, digest):
             # a push of the same manifest repairs this; what it names must be there then
             raise StoreError(f"the manifest {self._repo}@{digest} is missing")
         return manifest
@@ -166,7 +165,7 @@ class RepositoryPass:
     # ------------------------------------------------------------------------------------------------- deletions
 
     def _end_deletions(self, rules: RegistryRules) -> Iterator[None]:
-        records = self._content.records
+        records = self._parts.records
         for digest in records.deleted_manifests(self._repo):
             if deletion := records.deleted_manifest(self._repo, digest):
                 self._end_deletion(deletion, rules)
@@ -187,8 +186,8 @@ class RepositoryPass:
 
     def _end_deletion(self, deletion: Versioned[DeletedManifest], rules: RegistryRules) -> None:
         """Finishes a deletion that was interrupted, and forgets one that has expired."""
-        records, record = self._content.records, deletion.record
-        if self._content.catalog.get_manifest(self._repo, record.digest) is None:
+        records, record = self._parts.records, deletion.record
+        if self._parts.catalog.get_manifest(self._repo, record.digest) is None:
             if record.by == COLLECTOR and record.digest in self._children:
                 # this process, or another one, died between dropping it and the second look
                 self._bring_back(deletion)
@@ -206,7 +205,7 @@ class RepositoryPass:
         """Drops the tags that point to a deleted manifest: they count as absent. A tag is read before the look whether
         its manifest is back, because a push brings back the manifest first.
         """
-        catalog, dropped = self._content.catalog, False
+        catalog, dropped = self._parts.catalog, False
         for name in record.tags:
             tag = catalog.tag(self._repo, name)
             if tag is None or tag.record.digest != record.digest:
@@ -217,15 +216,17 @@ class RepositoryPass:
                 catalog.drop_tag(self._repo, name, expect=tag.version)
                 dropped = True
         if dropped:
-            self._content.records.note_change(self._repo)
+            self._parts.records.note_change(self._repo)
             telemetry.log.info("deletion finished", repository=str(self._repo), digest=str(record.digest))
 
     def _forget(self, deletion: Versioned[DeletedManifest]) -> None:
         """Makes a deletion final. Raises `RecordChanged`."""
-        records, record = self._content.records, deletion.record
+        records, record = self._parts.records, deletion.record
         manifest = self._manifest(record.digest, record.media_type)
         records.drop_deleted_manifest(self._repo, record.digest, expect=deletion.version)
         self._report.deletions += 1
+        if self._parts.catalog.get_manifest(self._repo, record.digest) is None:
+            self._parts.accounts.unlink(self._repo, record.digest)
         if manifest and manifest.subject:
             self._forget_referrer(record.digest, manifest.subject.digest)
 
@@ -233,7 +234,7 @@ class RepositoryPass:
         """Drops the entry of a referrer that is gone. A push of the same manifest writes its entry after its record: so
         one of the two, this or the push, writes the entry last.
         """
-        records, catalog = self._content.records, self._content.catalog
+        records, catalog = self._parts.records, self._parts.catalog
         entry = next((one for one in records.referrers(self._repo, subject) if one.digest == digest), None)
         if entry is None or catalog.get_manifest(self._repo, digest) is not None:
             return
@@ -245,7 +246,7 @@ class RepositoryPass:
 
     def _drop_referrers(self, rules: RegistryRules) -> Iterator[None]:
         """Drops untagged referrers whose subject is absent and that no index names."""
-        catalog = self._content.catalog
+        catalog = self._parts.catalog
         for digest, subject in [*self._referrers.items()]:
             if digest in self._children or catalog.get_manifest(self._repo, subject) is not None:
                 del self._referrers[digest]
@@ -260,7 +261,7 @@ class RepositoryPass:
             yield from self._drop_referrer(digest, rules)
 
     def _drop_referrer(self, digest: Digest, rules: RegistryRules) -> Iterator[None]:
-        catalog, records = self._content.catalog, self._content.records
+        catalog, records = self._parts.catalog, self._parts.records
         live = catalog.manifest(self._repo, digest)
         if live is None or waited(live.record.fetched_at, self._now(), self._grace) is not Waited.LONG_ENOUGH:
             return
@@ -289,9 +290,9 @@ class RepositoryPass:
 
     def _bring_back(self, deletion: Versioned[DeletedManifest]) -> None:
         """Makes a manifest live again that an index names which came while it was collected."""
-        records = self._content.records
-        self._content.catalog.put_manifest(self._repo, restored(deletion.record))
-        self._content.catalog.flush()
+        records = self._parts.records
+        self._parts.catalog.put_manifest(self._repo, restored(deletion.record))
+        self._parts.catalog.flush()
         records.note_change(self._repo)
         records.drop_deleted_manifest(self._repo, deletion.record.digest)
 
@@ -299,7 +300,7 @@ class RepositoryPass:
 
     def _judge_links(self) -> Iterator[None]:
         due: list[tuple[BlobLink, Version]] = []
-        for digest in self._content.records.linked(self._repo):
+        for digest in self._parts.records.linked(self._repo):
             cost = NAME
             if digest in self._named:
                 self._marks.add(digest)
@@ -314,7 +315,7 @@ class RepositoryPass:
 
     def _judge_link(self, digest: Digest, due: list[tuple[BlobLink, Version]]) -> int:
         """Judges a link that no manifest names, and adds it to `due` if it is to be dropped. Returns the cost."""
-        records, now = self._content.records, self._now()
+        records, now = self._parts.records, self._now()
         try:
             found = records.link(self._repo, digest)
         except StoreError as error:
@@ -326,7 +327,7 @@ class RepositoryPass:
         link = found.record
         step = next_step(link, now, self._grace)
         if link.state is LinkState.REMOVED:
-            if step is LinkStep.DROP and not has_blob(self._content.store, digest):
+            if step is LinkStep.DROP and not has_blob(self._parts.contents, digest):
                 self._drop_link(link, found.version)
             elif step is LinkStep.BEGIN_ANEW:
                 self._renew(replace(link, since=now.later), found.version)
@@ -349,7 +350,7 @@ class RepositoryPass:
 
     def _renew(self, link: BlobLink, expect: Version) -> None:
         with suppress(RecordChanged):
-            self._content.records.put_link(self._repo, link, expect=expect)
+            self._parts.records.put_link(self._repo, link, expect=expect)
 
     def _drop_links(self, due: list[tuple[BlobLink, Version]]) -> Iterator[None]:
         """Drops links that have waited long enough, unless a manifest names them that came since the first look."""
@@ -365,19 +366,19 @@ class RepositoryPass:
             if self._pace.spent(CHANGE):
                 yield
         if dropped:
-            self._content.records.note_change(self._repo)
+            self._parts.records.note_change(self._repo)
 
     def _drop_link(self, link: BlobLink, expect: Version) -> bool:
         """Drops a link; False if a client relies on it again."""
-        records, ledger = self._content.records, self._content.ledger
+        records, accounts = self._parts.records, self._parts.accounts
         try:
             records.drop_link(self._repo, link.digest, expect=expect)
         except RecordChanged:
             return False
         self._report.links += 1
-        with suppress(IndexUnavailable, StoreError):
-            ledger.remove(self._repo, link.digest)
-            # whoever links it again writes the link first, and then the ledger
-            if (again := records.link(self._repo, link.digest)) and again.record.state is not LinkState.REMOVED:
-                ledger.add(self._repo, link.digest, link.size)
+        accounts.unlink(self._repo, link.digest)
+        # whoever links it again writes the link first, and notes it then
+        with suppress(QuotaExceeded, StoreError):
+            if (again := records.link(self._repo, link.digest)) and again.record.state is LinkState.LINKED:
+                accounts.link(self._repo, link.digest, again.record.size)
         return True

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from mirror.collection.hosted_content import HostedContent
 from mirror.errors import BlobUnknown
 from mirror.graph.manifests import for_display
+from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import CollectionRules, link_may_go_at
@@ -30,26 +30,26 @@ class Waiting:
     repository: str | None = None
 
 
-def waiting(content: HostedContent, rules: CollectionRules) -> Iterator[Waiting]:
+def waiting(parts: HostedParts, rules: CollectionRules) -> Iterator[Waiting]:
     """Blocking: yields all that waits, in no order. Opens every link of the hosted registries. What cannot be read is
     left out and logged. Raises `StoreError` if something cannot be listed.
     """
     for registry in sorted(rules.registries):
-        for repo in content.records.repositories(registry):
-            yield from _links(content, rules, repo)
-            yield from _deletions(content, rules, repo)
-    for record in content.blobs.all_queued():
+        for repo in parts.records.repositories(registry):
+            yield from _links(parts, rules, repo)
+            yield from _deletions(parts, rules, repo)
+    for record in parts.blobs.all_queued():
         try:
-            size = content.blobs.hosted(record.digest).size
+            size = parts.blobs.hosted(record.digest).size
         except BlobUnknown:
             continue
         why, may_go_at = "no repository has it", record.queued_at + rules.grace
         yield Waiting("bytes", record.digest, size, record.queued_at, why, may_go_at)
 
 
-def _links(content: HostedContent, rules: CollectionRules, repo: Repo) -> Iterator[Waiting]:
-    for digest in content.records.linked(repo):
-        found = for_display(partial(content.records.link, repo, digest), f"{repo}@{digest}")
+def _links(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterator[Waiting]:
+    for digest in parts.records.linked(repo):
+        found = for_display(partial(parts.records.link, repo, digest), f"{repo}@{digest}")
         if found is None or found.record.queued_at is None or found.record.state is LinkState.REMOVED:
             continue
         link = found.record
@@ -59,10 +59,10 @@ def _links(content: HostedContent, rules: CollectionRules, repo: Repo) -> Iterat
         )
 
 
-def _deletions(content: HostedContent, rules: CollectionRules, repo: Repo) -> Iterator[Waiting]:
+def _deletions(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterator[Waiting]:
     keep = rules.registries[repo.registry].keep_deleted
-    for digest in content.records.deleted_manifests(repo):
-        found = for_display(partial(content.records.deleted_manifest, repo, digest), f"{repo}@{digest}")
+    for digest in parts.records.deleted_manifests(repo):
+        found = for_display(partial(parts.records.deleted_manifest, repo, digest), f"{repo}@{digest}")
         if found is None:
             continue
         record = found.record

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from mirror.collection import blob_pass
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
 from mirror.collection.waiting import waiting
@@ -16,16 +17,16 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import COLLECTOR, CollectionRules
 from mirror.policy.hosted_records import BlobLink, DeletedTag, LinkState, QueuedBlob
 from mirror.ports import Versioned
-from tests.support.collecting import APP, GRACE, KEEP, TWIN, HostedWorld, image, index
+from tests.support.collecting import APP, GRACE, KEEP, TWIN, CollectedWorld, image, index
 
 
 @pytest.fixture
-def world() -> HostedWorld:
+def world() -> CollectedWorld:
     """Hosted content and its collection."""
-    return HostedWorld()
+    return CollectedWorld()
 
 
-def test_what_is_named_stays(world: HostedWorld) -> None:
+def test_what_is_named_stays(world: CollectedWorld) -> None:
     """However often it is collected."""
     pushed = world.push_image(APP, b"one", b"two")
     before = world.hosted()
@@ -34,7 +35,7 @@ def test_what_is_named_stays(world: HostedWorld) -> None:
     assert set(world.records.linked(APP)) == {Digest.of(b"one"), Digest.of(b"two")}
 
 
-def test_an_upload_without_a_manifest_waits_twice(world: HostedWorld) -> None:
+def test_an_upload_without_a_manifest_waits_twice(world: CollectedWorld) -> None:
     """First the link, then the bytes; each is queued before it goes."""
     digest = world.upload(APP, b"one")
     world.collect(pause=GRACE - 1)
@@ -53,7 +54,7 @@ def test_an_upload_without_a_manifest_waits_twice(world: HostedWorld) -> None:
     assert not world.hosted()
 
 
-def test_a_manifest_that_comes_in_time_keeps_a_queued_link(world: HostedWorld) -> None:
+def test_a_manifest_that_comes_in_time_keeps_a_queued_link(world: CollectedWorld) -> None:
     """Although the link waits already, and has waited long enough."""
     digest = world.upload(APP, b"one")
     world.collect(2, pause=GRACE + 1)
@@ -63,7 +64,7 @@ def test_a_manifest_that_comes_in_time_keeps_a_queued_link(world: HostedWorld) -
     assert digest in world.hosted()
 
 
-def test_a_deleted_image_stays_until_it_cannot_be_undeleted(world: HostedWorld) -> None:
+def test_a_deleted_image_stays_until_it_cannot_be_undeleted(world: CollectedWorld) -> None:
     """Then everything that only it named goes."""
     layer = world.upload(APP, b"shared")
     first = world.push_image(APP, b"shared", b"only")
@@ -76,7 +77,7 @@ def test_a_deleted_image_stays_until_it_cannot_be_undeleted(world: HostedWorld) 
     assert not list(world.records.deleted_manifests(APP))
 
 
-def test_a_deletion_that_is_not_kept(world: HostedWorld) -> None:
+def test_a_deletion_that_is_not_kept(world: CollectedWorld) -> None:
     """Its content goes after the grace time."""
     pushed = world.push_image(APP, b"one")
     world.delete(APP, pushed, "v1", keep=False)
@@ -84,7 +85,7 @@ def test_a_deletion_that_is_not_kept(world: HostedWorld) -> None:
     assert not world.hosted()
 
 
-def test_bytes_that_another_repository_has_stay(world: HostedWorld) -> None:
+def test_bytes_that_another_repository_has_stay(world: CollectedWorld) -> None:
     """Links go by repository, bytes only when no repository has them."""
     world.push_image(APP, b"one")
     pushed = world.push_image(TWIN, b"one")
@@ -94,7 +95,7 @@ def test_bytes_that_another_repository_has_stay(world: HostedWorld) -> None:
     assert world.hosted() == {pushed, Digest.of(b"one")}
 
 
-def test_an_interrupted_deletion_is_finished(world: HostedWorld) -> None:
+def test_an_interrupted_deletion_is_finished(world: CollectedWorld) -> None:
     """The tags that still point to the manifest are dropped; one that points elsewhere stays."""
     first, second = world.push_image(APP, b"one", tag="v1"), world.push_image(APP, b"two", tag="v2")
     record = world.catalog.get_manifest(APP, first)
@@ -108,7 +109,7 @@ def test_an_interrupted_deletion_is_finished(world: HostedWorld) -> None:
     assert world.records.changes(APP) > before
 
 
-def test_a_deletion_that_never_began_changes_nothing(world: HostedWorld) -> None:
+def test_a_deletion_that_never_began_changes_nothing(world: CollectedWorld) -> None:
     """The process died after it had written the record of the deletion: the image is live."""
     pushed = world.push_image(APP, b"one")
     record = world.catalog.get_manifest(APP, pushed)
@@ -120,7 +121,7 @@ def test_a_deletion_that_never_began_changes_nothing(world: HostedWorld) -> None
     assert not list(world.records.deleted_manifests(APP))
 
 
-def test_row_101_a_manifest_that_cannot_be_read_keeps_what_it_may_name(world: HostedWorld) -> None:
+def test_row_101_a_manifest_that_cannot_be_read_keeps_what_it_may_name(world: CollectedWorld) -> None:
     """The whole repository is left alone; other repositories are not."""
     pushed = world.push_image(APP, b"one")
     loose, other = world.upload(APP, b"loose"), world.upload(TWIN, b"other")
@@ -134,7 +135,7 @@ def test_row_101_a_manifest_that_cannot_be_read_keeps_what_it_may_name(world: Ho
     assert world.hosted() == {pushed, Digest.of(b"one")}
 
 
-def test_row_101_bytes_of_a_manifest_that_are_missing_keep_its_layers(world: HostedWorld) -> None:
+def test_row_101_bytes_of_a_manifest_that_are_missing_keep_its_layers(world: CollectedWorld) -> None:
     """A push of the same manifest repairs it, and needs them."""
     pushed = world.push_image(APP, b"one")
     world.blobs.names.delete(pushed)
@@ -142,7 +143,7 @@ def test_row_101_bytes_of_a_manifest_that_are_missing_keep_its_layers(world: Hos
     assert world.hosted() == {Digest.of(b"one")}
 
 
-def test_row_101_a_damaged_link_keeps_its_bytes(world: HostedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_101_a_damaged_link_keeps_its_bytes(world: CollectedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can say what it grants."""
     digest, other = world.upload(APP, b"one"), world.upload(APP, b"two")
     real = world.records.link
@@ -159,7 +160,7 @@ def test_row_101_a_damaged_link_keeps_its_bytes(world: HostedWorld, monkeypatch:
 
 
 def test_a_repository_that_cannot_be_listed_stops_the_second_pass(
-    world: HostedWorld, monkeypatch: pytest.MonkeyPatch
+    world: CollectedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody can say which bytes it has."""
     world.push_image(APP, b"one")
@@ -176,7 +177,7 @@ def test_a_repository_that_cannot_be_listed_stops_the_second_pass(
     assert loose not in world.hosted()
 
 
-def test_a_registry_that_is_not_configured_keeps_everything(world: HostedWorld) -> None:
+def test_a_registry_that_is_not_configured_keeps_everything(world: CollectedWorld) -> None:
     """The configuration may be wrong."""
     elsewhere = Repo("old", "team/app")
     world.push_image(elsewhere, b"one")
@@ -187,7 +188,7 @@ def test_a_registry_that_is_not_configured_keeps_everything(world: HostedWorld) 
     assert loose in set(world.records.linked(elsewhere))
 
 
-def test_row_103_nothing_goes_early_when_the_clock_is_set_back(world: HostedWorld) -> None:
+def test_row_103_nothing_goes_early_when_the_clock_is_set_back(world: CollectedWorld) -> None:
     """And nothing is kept for ever: what was queued before the jump goes at last."""
     digest = world.upload(APP, b"one")
     world.collect(2, pause=GRACE / 2 + 1)
@@ -200,7 +201,7 @@ def test_row_103_nothing_goes_early_when_the_clock_is_set_back(world: HostedWorl
     assert not world.hosted()
 
 
-def test_row_103_nothing_goes_early_when_the_clock_is_set_forward(world: HostedWorld) -> None:
+def test_row_103_nothing_goes_early_when_the_clock_is_set_forward(world: CollectedWorld) -> None:
     """A year ahead, in the middle of the wait."""
     digest = world.upload(APP, b"one")
     world.collect(pause=GRACE + 1)
@@ -211,7 +212,7 @@ def test_row_103_nothing_goes_early_when_the_clock_is_set_forward(world: HostedW
     assert not world.hosted()
 
 
-def test_records_of_the_future_wait_anew(world: HostedWorld) -> None:
+def test_records_of_the_future_wait_anew(world: CollectedWorld) -> None:
     """A clock that was wrong has dated them."""
     digest, future = world.upload(APP, b"one"), world.clock() + 365 * 86400.0
     world.records.put_link(APP, BlobLink(digest, 3, LinkState.LINKED, future))
@@ -227,7 +228,7 @@ def test_records_of_the_future_wait_anew(world: HostedWorld) -> None:
     assert not world.hosted()
 
 
-def test_a_mark_of_a_removal_goes_with_the_bytes(world: HostedWorld) -> None:
+def test_a_mark_of_a_removal_goes_with_the_bytes(world: CollectedWorld) -> None:
     """As long as the bytes are here, for whomever, it forbids something."""
     removed = world.upload(APP, b"one")
     world.records.put_link(APP, BlobLink(removed, 3, LinkState.REMOVED, world.clock()))
@@ -241,7 +242,7 @@ def test_a_mark_of_a_removal_goes_with_the_bytes(world: HostedWorld) -> None:
     assert list(world.records.linked(APP)) == []
 
 
-def test_dangling_referrers_stay_by_default(world: HostedWorld) -> None:
+def test_dangling_referrers_stay_by_default(world: CollectedWorld) -> None:
     """Like all untagged manifests."""
     pushed = world.push(APP, image(world.upload(APP, b"sig"), subject=Digest.of(b"gone")))
     world.collect_until_nothing_waits()
@@ -250,7 +251,7 @@ def test_dangling_referrers_stay_by_default(world: HostedWorld) -> None:
 
 def test_dangling_referrers_go_if_that_is_set() -> None:
     """But not if a tag or an index keeps them, or if their subject is here."""
-    world = HostedWorld(collect_dangling=True)
+    world = CollectedWorld(collect_dangling=True)
     gone = Digest.of(b"gone")
     subject = world.push_image(APP, b"one")
     dangling = world.push(APP, image(world.upload(APP, b"sig"), subject=gone))
@@ -273,7 +274,7 @@ def test_dangling_referrers_go_if_that_is_set() -> None:
 
 def test_a_referrer_that_an_index_names_comes_back_after_a_crash() -> None:
     """The collector died between dropping it and looking a second time."""
-    world = HostedWorld(collect_dangling=True)
+    world = CollectedWorld(collect_dangling=True)
     named = world.push(APP, image(world.upload(APP, b"sig"), subject=Digest.of(b"gone")))
     record = world.catalog.get_manifest(APP, named)
     assert record is not None
@@ -285,7 +286,7 @@ def test_a_referrer_that_an_index_names_comes_back_after_a_crash() -> None:
     assert not list(world.records.deleted_manifests(APP))
 
 
-def test_deleted_tags_are_forgotten(world: HostedWorld) -> None:
+def test_deleted_tags_are_forgotten(world: CollectedWorld) -> None:
     """Once they can no longer be undeleted; those of the future begin to wait now."""
     pushed = world.push_image(APP, b"one")
     for tag, at in (("old", world.clock()), ("future", world.clock() + 10 * KEEP)):
@@ -298,27 +299,14 @@ def test_deleted_tags_are_forgotten(world: HostedWorld) -> None:
     assert world.records.deleted_tags(APP) == []
 
 
-def test_abandoned_uploads_go(world: HostedWorld) -> None:
-    """Those that got no byte for the time of the setting."""
-    session = world.uploads.begin("owner")
-    world.passes(10 * GRACE - 1)
-    world.collect()
-    assert world.uploads.session(session) is not None
-    world.passes(2)
-    world.collect()
-    assert world.uploads.session(session) is None
-
-
-def test_a_round_takes_no_more_than_it_may(world: HostedWorld) -> None:
+def test_a_round_takes_no_more_than_it_may(world: CollectedWorld) -> None:
     """What is left is for the next round, which is due at once."""
     for number in range(5):
         world.blobs.put(Digest.of(b"%d" % number), b"%d" % number)
     world.collect()
     world.passes(GRACE + 1)
-    from mirror.collection import blob_pass
-
     report = CollectionReport(world.clock())
-    steps = collection_round(world.content, world.rules, world.grace_clock.read, report)
+    steps = collection_round(world.parts, world.rules, world.grace_clock.read, report)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(blob_pass, "MOST", 3)
         for _ in steps:
@@ -327,16 +315,16 @@ def test_a_round_takes_no_more_than_it_may(world: HostedWorld) -> None:
     assert world.collect().blobs == 2
 
 
-def test_what_waits_can_be_listed(world: HostedWorld) -> None:
+def test_what_waits_can_be_listed(world: CollectedWorld) -> None:
     """With the reason, and when it may go."""
     loose = world.upload(APP, b"loose")
     world.records.put_link(TWIN, BlobLink(loose, 5, LinkState.RESERVED, world.clock(), "user:a"))
     pushed = world.push_image(APP, b"one")
     world.delete(APP, pushed, "v1")
     world.blobs.put(Digest.of(b"bytes"), b"bytes")
-    assert [entry.kind for entry in waiting(world.content, world.rules)] == ["manifest"]
+    assert [entry.kind for entry in waiting(world.parts, world.rules)] == ["manifest"]
     world.collect(pause=GRACE + 1)
-    listed = {(entry.kind, entry.repository): entry for entry in waiting(world.content, world.rules)}
+    listed = {(entry.kind, entry.repository): entry for entry in waiting(world.parts, world.rules)}
     assert {key: entry.why for key, entry in listed.items()} == {
         ("link", str(APP)): "no manifest names it",
         ("link", str(TWIN)): "reserved by user:a, and not pushed",
@@ -347,17 +335,17 @@ def test_what_waits_can_be_listed(world: HostedWorld) -> None:
     assert listed["bytes", None].size == 5
 
 
-def test_rules_without_registries_collect_nothing(world: HostedWorld) -> None:
+def test_rules_without_registries_collect_nothing(world: CollectedWorld) -> None:
     """All hosted registries were taken out of the configuration."""
     world.push_image(APP, b"one")
     loose = world.upload(APP, b"two")
-    world.rules = CollectionRules(GRACE, GRACE, {})
+    world.rules = CollectionRules(GRACE, {})
     before = world.hosted()
     world.collect_until_nothing_waits()
     assert loose in world.hosted() == before
 
 
-def _link(world: HostedWorld, repo: Repo, digest: Digest) -> BlobLink:
+def _link(world: CollectedWorld, repo: Repo, digest: Digest) -> BlobLink:
     found = world.records.link(repo, digest)
     assert found is not None
     return found.record

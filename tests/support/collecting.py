@@ -6,23 +6,24 @@ The pushes here keep the order of the real ones. `tests/collection/test_any_orde
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from collections.abc import Sequence
+from typing import Final
 
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
 from mirror.collection.grace_clock import GraceClock
-from mirror.collection.hosted_content import HostedContent
+from mirror.hosting.parts import HostedParts
+from mirror.intake.tag_history import TagHistories, TamperProofClock
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import CollectionRules, RegistryRules
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
 from mirror.policy.records import ManifestRecord, TagRecord
-from mirror.ports import LinkLedger
 from tests.support.clock import Clock
+from tests.support.hosted_world import Limited, MemoryFreezes
 from tests.support.memory_hosted_records import MemoryHostedRecords
-from tests.support.memory_hosting import MemoryContents, MemoryHostedBlobs, MemoryUploads
+from tests.support.memory_hosting import MemoryContents, MemoryHostedBlobs
 from tests.support.unreliable_disk import UnreliableCatalog, UnreliableStore
 
 GRACE: Final = 100.0
@@ -31,17 +32,7 @@ APP: Final = Repo("corp", "team/app")
 TWIN: Final = Repo("corp", "team/twin")
 
 
-class NoLedger:
-    """A ledger that nobody asks."""
-
-    def add(self, repo: Repo, digest: Digest, size: int, limits: Mapping[str, int] | None = None) -> None:
-        """Forgets it."""
-
-    def remove(self, repo: Repo, digest: Digest) -> None:
-        """Nothing is noted."""
-
-
-class HostedWorld:
+class CollectedWorld:
     """Hosted registries of one disk, in memory. `clock` is the wall clock and the steady one."""
 
     def __init__(self, *, keep_deleted: float = KEEP, collect_dangling: bool = False) -> None:
@@ -50,18 +41,19 @@ class HostedWorld:
         self.cache = UnreliableStore()
         self.catalog = UnreliableCatalog()
         self.blobs = MemoryHostedBlobs(self.cache)
-        self.uploads = MemoryUploads(self.blobs, now=self.clock)
         self.records = MemoryHostedRecords(self.catalog)
-        self.content = HostedContent(
+        self.accounts = Limited()
+        self.parts = HostedParts(
             MemoryContents(self.cache, self.blobs),
-            self.catalog,
             self.blobs,
+            self.catalog,
             self.records,
-            self.uploads,
-            cast(LinkLedger, NoLedger()),
+            TagHistories(self.catalog, MemoryFreezes(), TamperProofClock(self.clock, self.steady)),
+            self.accounts,
+            GRACE,
         )
         self.rules = CollectionRules(
-            GRACE, 10 * GRACE, {"corp": RegistryRules(keep_deleted, collect_dangling)}, upstreams=("docker.io",)
+            GRACE, {"corp": RegistryRules(keep_deleted, collect_dangling)}, upstreams=("docker.io",)
         )
         self.grace_clock = GraceClock(self.clock, self.steady, GRACE)
 
@@ -75,7 +67,7 @@ class HostedWorld:
         for _ in range(rounds):
             self.passes(pause)
             report = CollectionReport(self.clock())
-            for _step in collection_round(self.content, self.rules, self.grace_clock.read, report):
+            for _step in collection_round(self.parts, self.rules, self.grace_clock.read, report):
                 pass
         return report
 

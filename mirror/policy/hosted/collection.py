@@ -105,7 +105,6 @@ class CollectionRules:
     """
 
     grace: float
-    upload_timeout: float
     registries: dict[str, RegistryRules]
     upstreams: Collection[str] = ()
 
