@@ -63,7 +63,10 @@ class BoundedHeads:
                     if isinstance(message, RawRequestMessage) and _size(message) > MOST_HEAD:
                         return self._refuse(messages[:number])
                 if self._body.is_eof():
-                    self._begun = max(0, len(data) - data.rfind(b"\r\n\r\n") - 4)
+                    behind = len(data) - data.rfind(b"\r\n\r\n") - 4
+                    # a chunked body ends with such an empty line; another one lies behind that of its head
+                    whole_body = 0 if messages[-1][0].chunked else self._body.total_bytes
+                    self._begun = max(0, behind - whole_body)
         elif not in_body:
             self._begun += len(data)
         return self._refuse(messages) if self._begun > MOST_HEAD else (messages, upgraded, tail)

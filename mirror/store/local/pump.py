@@ -193,8 +193,9 @@ class _Splice:
             taken = self._take(socket, count)
             if not taken:
                 break
-            self._put(descriptor, taken)
+            # before the disk may fail: a connection that goes on after that has to know where the body ends
             body.advance(taken)
+            self._put(descriptor, taken)
             moved += taken
             advance(offset + moved)
         return moved
