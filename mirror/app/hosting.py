@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirror.app.storage import Storage
@@ -12,7 +12,7 @@ from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
 from mirror.hosting.pushing import Pushing
-from mirror.hosting.rights import Holders, Sources
+from mirror.hosting.rights import Sources
 from mirror.hosting.sessions import Sessions
 from mirror.intake.integrity import Integrity
 from mirror.oci.digest import Digest
@@ -67,7 +67,6 @@ def open_hosting(
     config: Config,
     storage: Storage,
     shared: Shared,
-    holders: Sequence[Holders],
     is_hosted: Callable[[str], bool],
 ) -> Hosting:
     """Opens everything that hosted registries need."""
@@ -91,7 +90,10 @@ def open_hosting(
         Pushing(parts, placing, deleting),
         deleting,
         Sessions(storage.hosted.uploads, most=settings.max_uploads, most_per_caller=settings.max_uploads_per_caller),
-        Sources(parts, links, holders, shared.grants, storage.store, shared.integrity, is_hosted=is_hosted),
+        Sources(
+            parts, links, [storage.index.holders], shared.grants, storage.store, shared.integrity, is_hosted=is_hosted
+        ),
+        storage.eviction.space.make_room_for_push,
         shared.executor,
     )
     rules = {entry.name: hosted_rules(entry) for entry in config.hosted}

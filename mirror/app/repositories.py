@@ -63,7 +63,7 @@ async def open_repositories(
     upstreams.open()
 
     shared = _open_shared(config, storage, memo, filling, upstreams.label, now, stack)
-    hosting = open_hosting(config, storage, shared, (), upstreams.table.hosts_registry)
+    hosting = open_hosting(config, storage, shared, upstreams.table.hosts_registry)
     return Repositories(upstreams, shared, _open_router(config, upstreams, shared, hosting, stack))
 
 

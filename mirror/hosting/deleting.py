@@ -142,7 +142,9 @@ class Deleting:
                     # pushed again meanwhile
                     continue
                 self._drop_tags(repo, record, version, keep=keep)
-                self._parts.accounts.unlink(repo, digest)
+                if not keep:
+                    # what can be undeleted counts until it is collected
+                    self._parts.accounts.unlink(repo, digest)
                 return
         raise StoreError(f"the manifest {repo}@{digest} was changed all the time")
 

@@ -34,7 +34,7 @@ from mirror.aio.threads import uninterrupted
 from mirror.errors import IndexUnavailable, MirrorError
 from mirror.index.sqlite_file import file_lock, inode_of, is_busy, is_damaged, primary_code, renew, set_aside
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Repo
+from mirror.oci.reference import Repo, read_repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.telemetry import INDEX_FAILURES, log
 
@@ -43,6 +43,9 @@ SCHEMA: Final = 2
 
 #: Records per statement: the write lock is held for about 10 ms, so that other workers get their turn.
 _BATCH: Final = 250
+
+#: Also made in a file that an older version has created.
+_HOLDERS: Final = "CREATE INDEX IF NOT EXISTS holders ON links (digest, repo);"
 
 _CREATE: Final = f"""
 BEGIN IMMEDIATE;
@@ -70,6 +73,7 @@ CREATE TABLE links (
     size   INTEGER NOT NULL,
     PRIMARY KEY (repo, digest)
 ) WITHOUT ROWID;
+{_HOLDERS}
 CREATE TABLE usage (blobs INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO usage VALUES (0, 0);
 CREATE TABLE marker (mark TEXT NOT NULL);
@@ -264,6 +268,11 @@ class EmbeddedIndex:
         for batch in batches(digests, _BATCH):
             await self._write(_UNLINK, str(repo), json.dumps([*map(str, batch)]))
 
+    async def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
+        """Up to `most` repositories that a blob is linked to."""
+        rows = await self._read("SELECT repo FROM links WHERE digest = ? LIMIT ?", str(digest), most)
+        return [repo for row in rows if (repo := read_repo(row[0])) is not None]
+
     async def marker(self) -> str | None:
         """The mark of the last complete rebuild; None if there is none."""
         rows = await self._read("SELECT max(mark) FROM marker")
@@ -387,6 +396,9 @@ def _prepare(path: Path, busy_timeout: float) -> int:
             with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_CREATE)
+        else:
+            with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
+                connection.execute(_HOLDERS)
         inode = inode_of(path)
         if inode is None:
             raise FileNotFoundError(path)

@@ -41,7 +41,7 @@ from mirror.index import redis_scripts as scripts
 from mirror.index.breaker import Breaker
 from mirror.index.redis_address import RedisAddress, no_connection
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Repo
+from mirror.oci.reference import Repo, read_repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.telemetry import BREAKER, INDEX_FAILURES, log
 
@@ -54,6 +54,8 @@ _BATCH: Final = 100
 _PER_SCRIPT: Final = 10
 #: Records per page of `least_recently_used` and `digests`.
 _PAGE: Final = 1000
+#: Repositories that `holders` looks at: some milliseconds.
+_MOST_LOOKED_AT: Final = 5000
 
 
 class Keys:
@@ -196,6 +198,11 @@ class RedisIndex:
         """Drop links of a repository. Repeatable."""
         for batch in batches(digests, _BATCH):
             await self._run(scripts.UNLINK, [str(repo), *map(str, batch)], repo=str(repo))
+
+    async def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
+        """Up to `most` repositories that a blob is linked to, of some thousand that are looked at."""
+        names = await self._run(scripts.HOLDERS, [str(digest), most, self._keys.links(""), _MOST_LOOKED_AT])
+        return [repo for name in names if (repo := read_repo(_text(name))) is not None]
 
     async def marker(self) -> str | None:
         """The mark of the last complete rebuild; None if there is none.

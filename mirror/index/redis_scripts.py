@@ -179,6 +179,20 @@ LINKED: Final = (
 return redis.call('HGET', links, ARGV[1])
 """
 )
+# The keys of other repositories' links are made here, which is possible because Cluster is refused.
+HOLDERS: Final = (
+    _LOCALS
+    + """
+local found = {}
+for _, repo in ipairs(redis.call('SRANDMEMBER', repos, ARGV[4])) do
+    if redis.call('HEXISTS', ARGV[3] .. repo, ARGV[1]) == 1 then
+        found[#found + 1] = repo
+        if #found >= tonumber(ARGV[2]) then break end
+    end
+end
+return found
+"""
+)
 UNLINK: Final = (
     _LOCALS
     + """

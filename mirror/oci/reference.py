@@ -51,6 +51,14 @@ def check_registry(host: str) -> str:
     return host
 
 
+def read_repo(text: str) -> Repo | None:
+    """Read `registry/name` back; None if it is no repository."""
+    registry, _, name = text.partition("/")
+    if len(name) > _LONGEST or not _REGISTRY.fullmatch(registry) or not _NAME.fullmatch(name):
+        return None
+    return Repo(registry, name)
+
+
 def is_tag(text: str) -> bool:
     """Whether the text matches the tag grammar (at most 128 characters)."""
     return _TAG.fullmatch(text) is not None

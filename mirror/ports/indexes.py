@@ -64,6 +64,9 @@ class ContentIndex(Protocol):
     async def unlink(self, repo: Repo, digests: Sequence[Digest]) -> None:
         """Remove the links of these blobs. Repeatable."""
 
+    async def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
+        """Up to `most` repositories that may serve the blob, in no order; some may be missing."""
+
     async def marker(self) -> str | None:
         """The mark set at the end of the last complete rebuild; None if the index was lost since."""
 

@@ -14,7 +14,7 @@ durable, and every process sees it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,7 +43,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class HostedVerbs:
-    """What can be done with hosted repositories, by the classes that do it. `executor` runs the threads that write."""
+    """What can be done with hosted repositories, by the classes that do it.
+
+    `room` makes sure that the disk has room for so many bytes more; it raises `NoRoomForPush`. `executor` runs the
+    threads that write.
+    """
 
     parts: HostedParts
     links: Links
@@ -51,6 +55,7 @@ class HostedVerbs:
     deleting: Deleting
     sessions: Sessions
     sources: Sources
+    room: Callable[[int], Awaitable[None]]
     executor: Executor
 
 
@@ -159,6 +164,7 @@ class HostedRepository:
             verbs.parts.accounts.check(self.repo, size or 1)
             return verbs.sessions.begin(self.repo, pusher.name)
 
+        await verbs.room(size or 0)
         return await self._run(begin)
 
     def upload_offset(self, session: str, pusher: Pusher) -> int:
@@ -169,7 +175,8 @@ class HostedRepository:
         """See `Writable`."""
         self._check_writable()
         file = await self._run(lambda: self._verbs.sessions.open(session, self.repo, pusher.name))
-        return HostedUpload(self.repo, file, self._verbs.parts, self._verbs.links, self._verbs.executor)
+        verbs = self._verbs
+        return HostedUpload(self.repo, file, verbs.parts, verbs.links, verbs.room, verbs.executor)
 
     async def delete_blob(self, digest: Digest, pusher: Pusher) -> None:
         """See `Writable`."""

@@ -11,10 +11,10 @@ A thread is used only while bytes are here: a client that sends slowly is waited
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import BlobDamaged, BlobUnknown, DigestInvalid, NoRoomForPush, QuotaExceeded, StoreError, StoreFull
@@ -27,15 +27,29 @@ from mirror.repository.protocol import PushBody
 
 T = TypeVar("T")
 
+#: Bytes for which the disk must have room while a body arrives; after as many, it is looked at again.
+_AHEAD: Final = 64 << 20
+
 
 class HostedUpload:
-    """See `Upload`. `executor` runs the threads that receive bytes."""
+    """See `Upload`. `room` makes sure that the disk has room for so many bytes more; `executor` runs the threads that
+    receive bytes.
+    """
 
-    def __init__(self, repo: Repo, file: UploadFile, parts: HostedParts, links: Links, executor: Executor) -> None:
+    def __init__(
+        self,
+        repo: Repo,
+        file: UploadFile,
+        parts: HostedParts,
+        links: Links,
+        room: Callable[[int], Awaitable[None]],
+        executor: Executor,
+    ) -> None:
         self._repo = repo
         self._file = file
         self._parts = parts
         self._links = links
+        self._room = room
         self._executor = executor
 
     def __repr__(self) -> str:
@@ -49,13 +63,17 @@ class HostedUpload:
     async def append(self, body: PushBody) -> int:
         """See `Upload.append`."""
         try:
-            if body.length:
-                await self._run(self._grown, self.offset + body.length)
+            await self._run(self._grown, self.offset + (body.length or 0))
+            await self._room(_AHEAD if body.length is None else body.length)
+            looked_at = self.offset
             while await body.wait():
                 await self._run(self._file.fill, body, self._grown, stop=body.abort)
+                if self.offset - looked_at >= _AHEAD:
+                    looked_at = self.offset
+                    await self._room(_AHEAD)
         except (QuotaExceeded, StoreFull) as error:
             await self._give_up()
-            if isinstance(error, StoreFull):
+            if isinstance(error, StoreFull) and not isinstance(error, NoRoomForPush):
                 raise NoRoomForPush(f"no room for this upload: {error}") from error
             raise
         return self.offset

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from mirror.aio.background import BackgroundTasks
-from mirror.errors import QuotaExceeded, UploadBroken
+from mirror.errors import NoRoomForPush, QuotaExceeded, UploadBroken
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
@@ -159,6 +159,7 @@ class HostedWorld:
         self.index = MemoryIndex()
         self.grants = Grants(self.index, self.catalog, self.cache)
         self.executor = ThreadPoolExecutor(4, "hosted")
+        self.free = 1 << 40
         self.most_uploads = 1000
         self.most_uploads_per_caller = 100
 
@@ -194,7 +195,13 @@ class HostedWorld:
             is_hosted=lambda registry: registry == "corp",
         )
         sessions = Sessions(self.uploads, most=self.most_uploads, most_per_caller=self.most_uploads_per_caller)
-        return HostedVerbs(parts, links, Pushing(parts, placing, deleting), deleting, sessions, sources, self.executor)
+        pushing = Pushing(parts, placing, deleting)
+        return HostedVerbs(parts, links, pushing, deleting, sessions, sources, self.room, self.executor)
+
+    async def room(self, size: int) -> None:
+        """The disk has room for `free` bytes."""
+        if size > self.free:
+            raise NoRoomForPush("the disk is full")
 
     def caches(self) -> Caches:
         """The caches of a process."""

@@ -281,6 +281,17 @@ class IndexSuite:
             assert await index.linked(ALPINE, digest(1)) is None
             assert await index.linked(PAUSE, digest(1)) == 10
 
+    async def test_holders_are_the_repositories_that_have_a_link(self, index: ContentIndex) -> None:
+        """As many as are asked for; none once the links are gone."""
+        await index.link(ALPINE, {digest(1): 10, digest(2): 0})
+        await index.link(PAUSE, {digest(1): -1})
+        assert set(await index.holders(digest(1), 10)) == {ALPINE, PAUSE}
+        assert len(await index.holders(digest(1), 1)) == 1
+        assert await index.holders(digest(2), 10) == [ALPINE]
+        assert await index.holders(digest(3), 10) == []
+        await index.unlink(ALPINE, [digest(2)])
+        assert await index.holders(digest(2), 10) == []
+
     async def test_an_unknown_size_does_not_hide_a_known_one(self, index: ContentIndex) -> None:
         """-1 is remembered until the size is known, and never replaces it."""
         await index.link(ALPINE, {digest(1): -1})

@@ -116,6 +116,10 @@ class MemoryIndex:
         for digest in digests:
             links.pop(digest, None)
 
+    async def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
+        """Up to `most` repositories that a blob is linked to."""
+        return [repo for repo, links in self._links.items() if digest in links][:most]
+
     async def marker(self) -> str | None:
         """The mark of the last complete rebuild; None if there is none."""
         return self._marker
