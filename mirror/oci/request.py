@@ -110,7 +110,9 @@ def parse_request(target: str) -> RegistryRequest:
 
 def _fields(query: str) -> list[tuple[str, str]]:
     try:
-        return parse_qsl(query, max_num_fields=_MOST_FIELDS)
+        fields = parse_qsl(query, keep_blank_values=True, max_num_fields=_MOST_FIELDS)
+        # referrers without an artifact type can be asked for; other parameters without a value say nothing
+        return [(key, value) for key, value in fields if value or key == "artifactType"]
     except ValueError as error:
         if query.count("tag=") > MOST_TAGS:
             raise TooManyTags(f"more than the {MOST_TAGS} tags that one request may have") from error

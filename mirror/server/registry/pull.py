@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Protocol
 from urllib.parse import quote
 
@@ -16,7 +17,7 @@ from aiohttp import HttpVersion11, web
 
 from mirror.errors import MirrorError, StoreError
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import OCI_INDEX
+from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor
 from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_ranges
@@ -30,6 +31,7 @@ from mirror.server.registry.responses import (
     cache_status,
     is_unchanged,
     link_to_next,
+    link_to_referrers,
     manifest_headers,
     stale_warning,
 )
@@ -37,6 +39,8 @@ from mirror.server.registry.sending import ClientGone, Sender, WaitPast
 
 #: Most tags in one page (CVE-2023-2253: an `n` of any size caused an allocation of any size).
 _MOST_TAGS = 10_000
+#: Most bytes of the entries in one page of referrers, so that the list is no larger than a manifest may be.
+_LARGEST_LIST = LARGEST - 256
 
 
 @dataclass(slots=True)
@@ -96,6 +100,7 @@ async def manifest(
     if answer.override is not None:
         record.tag_override = record.notes["tag"] = answer.override.value
     headers = manifest_headers(answer)
+    _note_namespace(headers, wanted)
     if is_unchanged(request.headers.get("If-None-Match"), answer.digest):
         del headers["Content-Length"]
         return web.Response(status=304, headers=headers)
@@ -116,7 +121,9 @@ async def blob(
         record.outcome, record.upstream = blob.outcome, blob.upstream
         if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
             return web.Response(status=304, headers=blob_headers(wanted.digest, None, blob.outcome))
-        return web.Response(headers=blob_headers(wanted.digest, blob.size, blob.outcome))
+        headers = blob_headers(wanted.digest, blob.size, blob.outcome)
+        _note_namespace(headers, wanted)
+        return web.Response(headers=headers)
     content = await repository.blob(wanted.digest)
     try:
         record.outcome, record.upstream = content.outcome, content.upstream
@@ -138,6 +145,7 @@ async def blob(
         span = spans[0] if len(spans) == 1 else None
         several = Byteranges(spans, size) if len(spans) > 1 and size is not None else None
         headers = blob_headers(wanted.digest, size, content.outcome, span)
+        _note_namespace(headers, wanted)
         if several:
             headers |= several.headers
             record.notes["parts"] = len(spans)
@@ -287,6 +295,7 @@ async def tags(
         headers |= stale_warning()
     if page and listing.more:
         headers["Link"] = link_to_next(wanted.name, count, page[-1], wanted.query)
+    _note_namespace(headers, wanted)
     return _json({"name": repository.repo.name, "tags": page}, headers, request, record)
 
 
@@ -314,13 +323,46 @@ async def referrers(
     listing = await repository.referrers(wanted.digest)
     record.outcome, record.upstream = listing.outcome, listing.upstream
     kind = wanted.query.get("artifactType")
-    manifests = [item.to_json() for item in listing.items if kind is None or item.artifact_type == kind]
+    items = [item for item in listing.items if kind is None or (item.artifact_type or "") == kind]
+    manifests, following = _referrers_page(items, wanted.query.get("last"))
     headers = {**API_VERSION, "Content-Type": OCI_INDEX, "Cache-Status": cache_status(listing.outcome)}
     if kind is not None:
         headers["OCI-Filters-Applied"] = "artifactType"
+    if following is not None:
+        headers["Link"] = link_to_referrers(wanted.name, wanted.digest, following, wanted.query)
     if listing.outcome is Outcome.STALE:
         headers |= stale_warning()
+    _note_namespace(headers, wanted)
     return _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}, headers, request, record)
+
+
+def _referrers_page(items: Sequence[Descriptor], last: str | None) -> tuple[list[dict[str, object]], str | None]:
+    """As many referrers as fit in a manifest, and the digest of the last of them if more follow. `last` is the digest
+    after which the page begins (distribution-spec, "Listing Referrers").
+    """
+    entries = [item.to_json() for item in items]
+    sizes = [len(json.dumps(entry)) + 2 for entry in entries]
+    if last is None and sum(sizes) <= _LARGEST_LIST:
+        return entries, None
+    page: list[dict[str, object]] = []
+    room = _LARGEST_LIST
+    for digest, size, entry in sorted(
+        zip([str(item.digest) for item in items], sizes, entries, strict=True), key=itemgetter(0)
+    ):
+        if last is not None and digest <= last:
+            continue
+        room -= size
+        if room < 0 and page:
+            return page, str(page[-1]["digest"])
+        page.append(entry)
+    return page, None
+
+
+def _note_namespace(headers: dict[str, str], wanted: RegistryRequest) -> None:
+    """Say by which `?ns=` the request was routed (distribution-spec, "Registry Proxying")."""
+    namespace = wanted.query.get("ns")
+    if namespace is not None and namespace.isascii():
+        headers["OCI-Namespace"] = namespace
 
 
 def _json(body: object, headers: dict[str, str], request: web.BaseRequest, record: RequestRecord) -> web.Response:

@@ -173,3 +173,9 @@ def link_to_next(name: str, count: int, last: str, query: Mapping[str, str]) -> 
     """The `Link` header to the next page of a tag list, with our own path (distribution-spec, "Listing Tags")."""
     namespace = f"&ns={quote(query['ns'], safe='')}" if "ns" in query else ""
     return f'</v2/{quote(name)}/tags/list?n={count}&last={quote(last, safe="")}{namespace}>; rel="next"'
+
+
+def link_to_referrers(name: str, digest: Digest, last: str, query: Mapping[str, str]) -> str:
+    """The `Link` header to the next page of referrers (distribution-spec, "Listing Referrers")."""
+    kept = "".join(f"&{key}={quote(query[key], safe='')}" for key in ("artifactType", "ns") if key in query)
+    return f'</v2/{quote(name)}/referrers/{digest}?last={quote(last, safe="")}{kept}>; rel="next"'
