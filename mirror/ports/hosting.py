@@ -97,6 +97,7 @@ class UploadFile(Protocol):
         raise to stop the upload.
 
         Raises what `body` and `grown` raise, `StoreFull`, `StoreError`. The bytes written before an error are kept.
+        After `StoreFull`, the caller may make room and call it again with the same body: no byte of it is lost.
         """
 
     def cut(self, offset: int) -> None:

@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from mirror.errors import BlobDamaged
+from mirror.errors import BlobDamaged, StoreError
 from mirror.ports import Body, SupportsSplice
 from mirror.store.local.durable import store_errors, write_all
 
@@ -80,6 +80,8 @@ class GrowingEnd:
         self._written_back = size
         #: True if the file may be longer, because a write failed, or its position may be elsewhere.
         self._unsure = True
+        #: Bytes that the body has given and that could not be written.
+        self._unwritten = b""
         #: The size of the file in bytes.
         self.size = size
 
@@ -96,7 +98,8 @@ class GrowingEnd:
         may have; None if that is not known: then no byte is spliced.
 
         Raises what the body and `grown` raise, `StoreFull`, `StoreError`, and `BlobDamaged` beyond the limit and if the
-        body ends before `skip`. After an error, the file may have more than `size` bytes.
+        body ends before `skip`. After an error, the file may have more than `size` bytes. After `StoreFull`, call it
+        again with the same body once there is room: what could not be written is in memory, and written first.
         """
         if self._unsure:
             with store_errors("seeking in a partial"):
@@ -113,17 +116,32 @@ class GrowingEnd:
                 self._written_back = offset
 
         try:
+            if self._unwritten:
+                piece, self._unwritten = self._unwritten, b""
+                self._write(piece, advance)
             _skip(body, skip)
             with _Splice() as splice:
-                while True:
-                    splice.move(body, self._descriptor, self.size, limit, advance)
-                    received = _receive(body, self._descriptor, self.size, limit)
-                    if not received:
-                        break
-                    advance(self.size + received)
+                try:
+                    while True:
+                        splice.move(body, self._descriptor, self.size, limit, advance)
+                        received = _receive(body, self.size, limit)
+                        if not received:
+                            break
+                        self._write(received, advance)
+                finally:
+                    self._unwritten += splice.unwritten
             self._unsure = False
         finally:
             self._behind.pause()
+
+    def _write(self, piece: bytes | memoryview, advance: Callable[[int], None]) -> None:
+        try:
+            with store_errors("writing a partial"):
+                write_all(self._descriptor, piece)
+        except StoreError:
+            self._unwritten = bytes(piece)
+            raise
+        advance(self.size + len(piece))
 
     def finish(self) -> None:
         """Hash what is not hashed yet. Blocks as long as that takes. Raises `StoreError` if it cannot be read back."""
@@ -149,17 +167,15 @@ def _skip(body: Body, count: int) -> None:
 _buffers = threading.local()
 
 
-def _receive(body: Body, descriptor: int, offset: int, limit: int | None) -> int:
-    """Write one buffer of the body to the file; returns its size in bytes, 0 at the end of the body."""
+def _receive(body: Body, offset: int, limit: int | None) -> memoryview:
+    """One buffer of the body, valid until the next call; empty at the end of the body."""
     buffer: memoryview | None = getattr(_buffers, "receive", None)
     if buffer is None:
         buffer = _buffers.receive = memoryview(bytearray(_RECEIVE))
     received = body.readinto(buffer)
     if limit is not None and offset + received > limit:
         raise BlobDamaged(f"upstream sent more than the {limit} bytes that it announced")
-    with store_errors("writing a partial"):
-        write_all(descriptor, buffer[:received])
-    return received
+    return buffer[:received]
 
 
 class _Splice:
@@ -167,7 +183,8 @@ class _Splice:
 
     def __init__(self) -> None:
         self._pipe: tuple[int, int] | None = None
-        self._room = 0
+        #: Bytes that were taken from the socket, and could not be written to the file.
+        self.unwritten = b""
 
     def __enter__(self) -> _Splice:
         return self
@@ -177,28 +194,32 @@ class _Splice:
             os.close(self._pipe[0])
             os.close(self._pipe[1])
 
-    def move(self, body: Body, descriptor: int, offset: int, limit: int | None, advance: Callable[[int], None]) -> int:
-        """Splice as many bytes as possible; returns their number, 0 if the body has nothing to splice.
+    def move(self, body: Body, descriptor: int, offset: int, limit: int | None, advance: Callable[[int], None]) -> None:
+        """Splice as many bytes as possible, from `offset` of the file on; none if the body has nothing to splice.
 
         The caller continues with the body's `readinto`, which finds the end of the body or raises its error.
         """
         if not isinstance(body, SupportsSplice) or limit is None:
-            return 0
-        moved = 0
-        while (offered := body.plain_socket()) and offset + moved < limit:
+            return
+        while (offered := body.plain_socket()) and offset < limit:
             socket, there = offered
-            count = min(there, limit - offset - moved, _PIPE)
+            count = min(there, limit - offset, _PIPE)
             if not count or not self._open():
-                break
+                return
             taken = self._take(socket, count)
             if not taken:
-                break
-            # before the disk may fail: a connection that goes on after that has to know where the body ends
+                return
+            put, error = self._put(descriptor, taken)
+            if error:
+                self._save(taken - put)
+            # also if the disk has failed: a connection that goes on after that has to know where the body ends
             body.advance(taken)
-            self._put(descriptor, taken)
-            moved += taken
-            advance(offset + moved)
-        return moved
+            if put:
+                offset += put
+                advance(offset)
+            if error:
+                with store_errors("writing a partial"):
+                    raise error
 
     def _open(self) -> bool:
         if self._pipe is None:
@@ -224,16 +245,24 @@ class _Splice:
         except OSError:
             return 0
 
-    def _put(self, descriptor: int, count: int) -> None:
-        """Splice all `count` bytes from the pipe into the file; bytes left in the pipe would be lost."""
-        if self._pipe is None:
-            return
-        with store_errors("writing a partial"):
-            while count:
-                put = os.splice(self._pipe[0], descriptor, count, flags=_MOVE)
-                if not put:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-                count -= put
+    def _put(self, descriptor: int, count: int) -> tuple[int, OSError | None]:
+        """Splice all `count` bytes from the pipe into the file. Returns how many are there, and why no more."""
+        done = 0
+        while self._pipe and done < count:
+            try:
+                put = os.splice(self._pipe[0], descriptor, count - done, flags=_MOVE)
+            except OSError as error:
+                return done, error
+            if not put:
+                return done, OSError(errno.EIO, os.strerror(errno.EIO))
+            done += put
+        return done, None
+
+    def _save(self, count: int) -> None:
+        """Take the `count` bytes that are left in the pipe, which would be lost with it."""
+        with store_errors("reading back a pipe"):
+            while self._pipe and len(self.unwritten) < count:
+                self.unwritten += os.read(self._pipe[0], count - len(self.unwritten))
 
 
 class _HashBehind:
