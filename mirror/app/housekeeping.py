@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from mirror import telemetry
-from mirror.app.storage import SCRUB_LOCK, Storage, scrub_records
+from mirror.app.storage import SCRUB_LOCK, Storage, blob_places, scrub_records
 from mirror.config import Config
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
@@ -81,7 +81,7 @@ async def run_housekeeping(config: Config, storage: Storage) -> None:
                     swept_at = time.monotonic()
                     await _sweep(config, storage)
                 if lease and comparisons.due_in() <= 0:
-                    await _compare(storage, comparisons)
+                    await _compare(config, storage, comparisons)
             except (StoreError, IndexUnavailable) as error:
                 telemetry.log.warning("housekeeping failed", reason=str(error))
             except Exception:
@@ -110,11 +110,11 @@ async def _sweep(config: Config, storage: Storage) -> None:
         await asyncio.to_thread(storage.eviction.pinned.digests, time.time())
 
 
-async def _compare(storage: Storage, comparisons: ReconcileTimer) -> None:
+async def _compare(config: Config, storage: Storage, comparisons: ReconcileTimer) -> None:
     began, done = time.monotonic(), False
     try:
         async with storage.locks.hold("rebuild"):
-            await reconcile(storage.store, storage.catalog, storage.index, hosting=storage.hosting)
+            await reconcile(storage.store, storage.catalog, storage.index, places=blob_places(config, storage))
         done = True
     finally:
         comparisons.ended(began, done=done)

@@ -16,7 +16,7 @@ from mirror.eviction.protection import Protection
 from mirror.eviction.purge import Purge
 from mirror.eviction.quarantine_sweep import QuarantineSweeper
 from mirror.eviction.rebuilding import IndexRebuilder
-from mirror.eviction.reconcile import Hosting, ensure
+from mirror.eviction.reconcile import ensure
 from mirror.eviction.rounds import EvictionRounds
 from mirror.eviction.space import Space
 from mirror.eviction.usage import StoreUsage
@@ -96,7 +96,6 @@ class Storage:
     index: ContentIndex
     locks: FileLocks
     eviction: Eviction
-    hosting: Hosting
 
     def records(self, kind: str) -> Records:
         """The records of one kind, such as `jobs`."""
@@ -147,13 +146,7 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
             index,
             locks,
             _make_eviction(config, disk, freezes, index, locks, now),
-            _hosting(config, disk),
         )
-
-
-def _hosting(config: Config, disk: LocalDisk) -> Hosting:
-    registries = {registry.name for registry in config.hosted}
-    return Hosting(disk.contents, lambda repo: repo.registry in registries)
 
 
 def _make_eviction(
@@ -193,7 +186,9 @@ def _make_eviction(
     rebuilder = IndexRebuilder(
         index,
         write_behind,
-        lambda: ensure(store, catalog, index, exclusive=lambda: locks.hold("rebuild"), hosting=_hosting(config, disk)),
+        lambda: ensure(
+            store, catalog, index, exclusive=lambda: locks.hold("rebuild"), places=blob_places(config, disk)
+        ),
         now=now,
     )
     space = Space(
@@ -234,7 +229,7 @@ def hosted_repositories(config: Config) -> Callable[[Repo], bool]:
     return lambda repo: table.hosts_registry(repo.registry)
 
 
-def blob_places(config: Config, storage: Storage) -> BlobPlaces:
+def blob_places(config: Config, storage: Storage | LocalDisk) -> BlobPlaces:
     """Where the blobs of each repository are read."""
     return BlobPlaces(storage.store, storage.contents, hosted_repositories(config))
 

@@ -33,6 +33,7 @@ from typing import Final, TypeVar
 from mirror import telemetry
 from mirror.aio.batches import batches, batches_in_thread
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
+from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
 from mirror.graph.walk import walk
 from mirror.intake.grants import granted_by
@@ -77,16 +78,6 @@ class Reconciled:
     skipped: int
 
 
-@dataclass(frozen=True, slots=True)
-class Hosting:
-    """What is hosted beside the cache. `contents` has cached and hosted blobs; `is_hosted` is true for repositories of
-    hosted registries.
-    """
-
-    contents: Blobs
-    is_hosted: Callable[[Repo], bool]
-
-
 async def is_whole(index: ContentIndex) -> bool:
     """True if the index knows everything that the disk has. Raises `IndexUnavailable`."""
     return await index.marker() == MARK
@@ -98,7 +89,7 @@ async def ensure(
     index: ContentIndex,
     *,
     exclusive: Callable[[], AbstractAsyncContextManager[object]],
-    hosting: Hosting | None = None,
+    places: BlobPlaces | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled | None:
     """Rebuilds the index if it is not whole; returns None if it is.
@@ -111,7 +102,7 @@ async def ensure(
     async with exclusive():
         if await is_whole(index):
             return None
-        return await reconcile(store, catalog, index, hosting=hosting, sleep=sleep)
+        return await reconcile(store, catalog, index, places=places, sleep=sleep)
 
 
 async def reconcile(
@@ -119,10 +110,10 @@ async def reconcile(
     catalog: Catalog,
     index: ContentIndex,
     *,
-    hosting: Hosting | None = None,
+    places: BlobPlaces | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled:
-    """Reads the whole disk and corrects the index. `hosting` is None if nothing is hosted here. Raises
+    """Reads the whole disk and corrects the index. `places` is None if nothing is hosted here. Raises
     `IndexUnavailable` and `StoreError`. If a manifest cannot be read, `StoreError` is raised after everything else was
     done.
     """
@@ -137,8 +128,7 @@ async def reconcile(
         total += sum(info.size for info in batch)
     after = (await call(index.usage)).blobs
     dropped = await _drop_strays(store, index, call) if after > blobs else 0
-    hosting = hosting or Hosting(store, lambda _repo: False)
-    repositories, read, links, skipped = await _link(store, catalog, index, hosting, call)
+    repositories, read, links, skipped = await _link(store, catalog, index, places or BlobPlaces.only(store), call)
     await call(partial(index.set_marker, MARK))
     result = Reconciled(blobs, total, max(0, after - before), dropped, repositories, read, links, skipped)
     telemetry.log.info("reconcile ended", **{name: getattr(result, name) for name in Reconciled.__slots__})
@@ -182,17 +172,17 @@ def _absent(store: Blobs, digests: Iterable[Digest]) -> list[Digest]:
 
 
 async def _link(
-    store: Blobs, catalog: Catalog, index: ContentIndex, hosting: Hosting, call: _Patient
+    store: Blobs, catalog: Catalog, index: ContentIndex, places: BlobPlaces, call: _Patient
 ) -> tuple[int, int, int, int]:
     """Writes to the index what each manifest names, and links to each repository the blobs that it may serve. Returns
     the numbers of repositories, manifests, links, and skipped manifests. Raises `StoreError` at the end if some
     manifests could not be read.
     """
     repositories = manifests = links = 0
-    reader = _Reader(store, catalog, hosting.contents)
+    reader = _Reader(store, catalog, places.contents)
     async for batch in batches_in_thread(catalog.repositories(), 1):
         repo = batch[0]
-        if hosting.is_hosted(repo):
+        if places.is_hosted(repo):
             continue
         repositories += 1
         used: dict[Digest, float] = {}

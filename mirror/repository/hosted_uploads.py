@@ -2,7 +2,8 @@
 
     append ──┬─ the body ends ──────────────────────────────> the session has it all
              ├─ the body breaks off, or comes too slowly ───> the session keeps what arrived
-             └─ the quota or the disk is full ──────────────> the session is over, and leaves nothing
+             ├─ the disk is full ───────────────────────────> cached content makes way, and the body goes on
+             └─ the quota, or the disk all the same, is full > the session is over, and leaves nothing
     commit ──┬─ the digest is right ──> hosted and linked; the session is over
              └─ it is not ────────────> the session stays
 
@@ -64,10 +65,10 @@ class HostedUpload:
         """See `Upload.append`."""
         try:
             await self._run(self._grown, self.offset + (body.length or 0))
-            await self._room(_AHEAD if body.length is None else body.length)
+            await self._room(body.length or 0)
             looked_at = self.offset
             while await body.wait():
-                await self._run(self._file.fill, body, self._grown, stop=body.abort)
+                await self._receive(body)
                 if self.offset - looked_at >= _AHEAD:
                     looked_at = self.offset
                     await self._room(_AHEAD)
@@ -77,6 +78,19 @@ class HostedUpload:
                 raise NoRoomForPush(f"no room for this upload: {error}") from error
             raise
         return self.offset
+
+    async def _receive(self, body: PushBody) -> None:
+        """Receives what is here. Raises what `UploadFile.fill` raises, and `StoreFull` if no room can be made."""
+        room_made_at = -1
+        while True:
+            try:
+                return await self._run(self._file.fill, body, self._grown, stop=body.abort)
+            except StoreFull:
+                if self.offset == room_made_at:
+                    raise
+                # what could not be written is in memory, and is written by the next call
+                room_made_at = self.offset
+                await self._room(_AHEAD)
 
     def _grown(self, offset: int) -> None:
         self._parts.accounts.allow(self._repo, offset)

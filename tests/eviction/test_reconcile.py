@@ -14,7 +14,8 @@ import pytest
 import structlog
 
 from mirror.errors import IndexUnavailable
-from mirror.eviction.reconcile import MARK, Hosting, Reconciled, ensure, reconcile
+from mirror.eviction.reconcile import MARK, Reconciled, ensure, reconcile
+from mirror.graph.blob_places import BlobPlaces
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
@@ -250,7 +251,8 @@ async def test_hosted_manifests_are_never_forgotten(index: ContentIndex, disk: D
     assert record
     assert record.fetched_at < time.time() - 2 * 86400
     both = MemoryContents(disk.store, hosted)
-    result = await reconcile(disk.store, disk.catalog, index, hosting=Hosting(both, lambda repo: configured))
+    places = BlobPlaces(disk.store, both, lambda repo: configured)
+    result = await reconcile(disk.store, disk.catalog, index, places=places)
     assert disk.catalog.get_manifest(HOSTED, digest) == record
     assert await index.linked(HOSTED, Digest.of(LAYER)) is None
     assert result.repositories == (0 if configured else 3)
@@ -259,8 +261,8 @@ async def test_hosted_manifests_are_never_forgotten(index: ContentIndex, disk: D
 async def test_hosted_repositories_are_unknown_to_the_index(index: ContentIndex, disk: Disk) -> None:
     """Even if the cache has their manifest as well."""
     disk.manifest(HOSTED, OCI_MANIFEST, config=CONFIG, layers=[LAYER])
-    hosting = Hosting(disk.store, lambda repo: repo == HOSTED)
-    assert (await reconcile(disk.store, disk.catalog, index, hosting=hosting)).repositories == 2
+    places = BlobPlaces(disk.store, disk.store, lambda repo: repo == HOSTED)
+    assert (await reconcile(disk.store, disk.catalog, index, places=places)).repositories == 2
     assert await index.linked(HOSTED, Digest.of(LAYER)) is None
 
 

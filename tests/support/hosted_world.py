@@ -159,7 +159,10 @@ class HostedWorld:
         self.index = MemoryIndex()
         self.grants = Grants(self.index, self.catalog, self.cache)
         self.executor = ThreadPoolExecutor(4, "hosted")
+        #: Bytes for which room can be made at the most, those that evictions could free, and what was asked of `room`.
         self.free = 1 << 40
+        self.cached_bytes = 0
+        self.room_wanted: list[int] = []
         self.most_uploads = 1000
         self.most_uploads_per_caller = 100
 
@@ -199,9 +202,13 @@ class HostedWorld:
         return HostedVerbs(parts, links, pushing, deleting, sessions, sources, self.room, self.executor)
 
     async def room(self, size: int) -> None:
-        """The disk has room for `free` bytes."""
+        """The disk has room for `free` bytes. Notes what is wanted, and frees what is cached."""
+        if size:
+            self.room_wanted.append(size)
         if size > self.free:
             raise NoRoomForPush("the disk is full")
+        if size > self.uploads.room:
+            self.uploads.room, self.cached_bytes = self.uploads.room + self.cached_bytes, 0
 
     def caches(self) -> Caches:
         """The caches of a process."""

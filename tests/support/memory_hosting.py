@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from mirror.errors import BlobDamaged, BlobUnknown, RecordChanged, StoreError, UploadBusy
+from mirror.errors import BlobDamaged, BlobUnknown, RecordChanged, StoreError, StoreFull, UploadBusy
 from mirror.oci.digest import Digest
 from mirror.policy.hosted_records import QueuedBlob
 from mirror.ports import BlobInfo, BlobReader, Body, Expired, UploadSession, Version, Versioned
@@ -139,6 +139,8 @@ class MemoryUploads:
     def __init__(self, blobs: MemoryHostedBlobs, *, now: Callable[[], float] = lambda: 0.0) -> None:
         self.blobs = blobs
         self.now = now
+        #: Bytes that the disk still has room for.
+        self.room = 1 << 60
         self.open_sessions: Final[dict[str, _Session]] = {}
         self._numbers = itertools.count(1)
         self._changing = threading.Lock()
@@ -184,6 +186,7 @@ class MemoryUpload:
         self._uploads = uploads
         self._name = name
         self._session = session
+        self._unwritten = b""
 
     @property
     def offset(self) -> int:
@@ -192,8 +195,13 @@ class MemoryUpload:
     def fill(self, body: Body, grown: Callable[[int], None]) -> None:
         self._must_be_open()
         buffer = memoryview(bytearray(_RECEIVE))
-        while received := body.readinto(buffer):
-            self._session.content += buffer[:received]
+        while piece := self._unwritten or bytes(buffer[: body.readinto(buffer)]):
+            self._unwritten = piece
+            if len(piece) > self._uploads.room:
+                raise StoreFull("the disk is full")
+            self._uploads.room -= len(piece)
+            self._session.content += piece
+            self._unwritten = b""
             self._session.changed_at = self._uploads.now()
             grown(self.offset)
 
