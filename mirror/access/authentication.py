@@ -1,8 +1,11 @@
 """All methods of authentication, tried one after the other, with a short cache of the results.
 
-    credentials ── cached ──> the same identity, or refused again
-        └── not cached ──> each method in turn ── one accepts them ──> identity, cached for a minute
-                                └── none does ──> refused, cached for some seconds
+    credentials ── cached ──> does the identity still hold? ── yes ──> the identity, with its present groups and rights
+        │                           └── no: not cached any more ──┐
+        └── not cached ───────────────────────────────────────────┴──> each method in turn
+                                                                         ├── accepted ──> identity, cached for a minute
+                                                                         └── refused, until something changes, or for
+                                                                             some seconds
 
 The cache key is a keyed hash of the credentials; the credentials themselves are not stored. Refusals are cached apart,
 so that any number of them cannot push out known identities. Identities that carry credentials for an upstream are not
@@ -15,17 +18,18 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from mirror.access.own_tokens import is_issued
+from mirror.access.robots import is_robot_secret
 from mirror.aio.caches import TtlCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import Unauthorized
 from mirror.oci.authorization import CallerCredentials, read_authorization
 from mirror.policy.access_rules import ANONYMOUS, AuthMethod, Identity
-from mirror.ports import Authenticator
+from mirror.ports import Authenticator, Membership
 
 #: Seconds for which an identity, and for which a refusal, is cached.
 _KNOWN_FOR: Final = 60.0
@@ -39,16 +43,24 @@ class Authentication:
     """
 
     def __init__(
-        self, methods: Sequence[Authenticator], *, foreign: bool = False, now: Callable[[], float] = time.monotonic
+        self,
+        methods: Sequence[Authenticator],
+        members: Mapping[AuthMethod, Membership] | None = None,
+        *,
+        foreign: bool = False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`members` say which identities still hold. Those of other methods hold as long as they are remembered."""
         self._methods = tuple(methods)
+        self._members = dict(members or {})
         self._foreign = foreign
         self._now = now
         self._key = secrets.token_bytes(32)
         self._identities: TtlCache[bytes, Identity] = TtlCache(
             _MOST, _KNOWN_FOR, lambda: self._now(), name="identities"
         )
-        self._refused: TtlCache[bytes, bool] = TtlCache(
+        #: Refused credentials, and what the members' stamps were when they were checked.
+        self._refused: TtlCache[bytes, object] = TtlCache(
             _MOST, _REFUSED_FOR, lambda: self._now(), name="refused credentials"
         )
         self._once = SingleFlight()
@@ -69,17 +81,31 @@ class Authentication:
         """The identity behind these credentials. Raises `Unauthorized`, `AccessUnavailable`, `TooManyLogins`."""
         text = "\0".join((presented.username, presented.password, presented.bearer))
         key = hashlib.blake2b(text.encode(), key=self._key, digest_size=16).digest()
-        identity = self._identities.get(key)
+        known = self._identities.get(key)
+        identity = None if known is None else await self._current(known)
         if identity is not None:
             return identity
-        if key not in self._refused:
-            identity = await self._once.run(key, lambda: self._check(replace(presented, client=client())))
+        stamps = tuple(member.stamp() for member in self._members.values())
+        if known is not None or self._refused.get(key) != stamps:
+            known = await self._once.run(key, lambda: self._check(replace(presented, client=client())))
+            # asked again, because the check may have begun before this request came
+            identity = None if known is None else await self._current(known)
             if identity is None or identity.own is None:
-                self._remember(key, identity)
+                self._remember(key, identity, stamps)
         identity = identity or self._unverified(presented)
         if identity is None:
             raise Unauthorized("unknown or wrong credentials")
         return identity
+
+    async def _current(self, identity: Identity) -> Identity | None:
+        """The identity as it is now; None if it holds no more. Raises `AccessUnavailable`."""
+        member = self._members.get(identity.method)
+        if member is None:
+            return identity
+        present = await member.current(identity)
+        if present is None or identity.scope is None:
+            return present
+        return replace(present, scope=identity.scope)
 
     async def _check(self, presented: CallerCredentials) -> Identity | None:
         for method in self._methods:
@@ -89,18 +115,31 @@ class Authentication:
 
     def _unverified(self, presented: CallerCredentials) -> Identity | None:
         """An identity that only an upstream can verify; None if these credentials cannot be for an upstream."""
-        if self._foreign and presented.username and presented.password and not is_issued(presented):
+        ours = is_issued(presented) or is_robot_secret(presented)
+        if self._foreign and presented.username and presented.password and not ours:
             return Identity(presented.username, AuthMethod.UPSTREAM, own=presented)
         return None
 
-    def _remember(self, key: bytes, identity: Identity | None) -> None:
+    def _remember(self, key: bytes, identity: Identity | None, stamps: object) -> None:
         self._identities.pop(key, None)
         self._refused.pop(key, None)
         if identity is not None:
             self._identities[key] = identity
         else:
-            self._refused[key] = True
+            self._refused[key] = stamps
 
     async def aclose(self) -> None:
         """Cancel checks under way. Repeatable."""
         await self._once.aclose()
+
+
+class Nobody:
+    """The `Membership` of a method that is not configured: identities of it that tokens still carry hold no more."""
+
+    async def current(self, _: Identity) -> Identity | None:
+        """See `Membership.current`."""
+        return None
+
+    def stamp(self) -> object:
+        """See `Membership.stamp`."""
+        return None

@@ -16,6 +16,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -67,7 +68,9 @@ def check_htpasswd(path: Path) -> dict[str, str]:
 
 
 class Htpasswd:
-    """Authenticates by an htpasswd file; see `mirror.ports.Authenticator`. `groups` are the groups of each name."""
+    """Authenticates by an htpasswd file; see `Authenticator` and `Membership` in `mirror.ports`. `groups` are those of
+    each name.
+    """
 
     def __init__(
         self,
@@ -122,7 +125,23 @@ class Htpasswd:
             for cost in costs_to_spend(hashed, self._accounts.values()):
                 _matches(password[:_LONGEST], f"{_DUMMY[:4]}{cost:02}{_DUMMY[6:]}")
             return None
-        return Identity(presented.username, AuthMethod.PASSWORD, self._groups.get(presented.username, frozenset()))
+        return self._identity(presented.username, hashed)
+
+    def _identity(self, name: str, hashed: str) -> Identity:
+        return Identity(name, AuthMethod.PASSWORD, self._groups.get(name, frozenset()), proof=_proof(hashed))
+
+    async def current(self, identity: Identity) -> Identity | None:
+        """See `Membership.current`: the account must be there, with the password that it had."""
+        if _stamp(self._path) != self._stamp:
+            await asyncio.to_thread(self._refresh)
+        hashed = self._accounts.get(identity.name)
+        if hashed is None or _proof(hashed) != identity.proof:
+            return None
+        return self._identity(identity.name, hashed)
+
+    def stamp(self) -> object:
+        """See `Membership.stamp`."""
+        return _stamp(self._path)
 
     def _refresh(self) -> None:
         stamp = _stamp(self._path)
@@ -146,6 +165,12 @@ def costs_to_spend(hashed: str | None, accounts: Iterable[str]) -> list[int]:
     """
     highest = max(map(_cost, accounts), default=_cost(_DUMMY))
     return [highest] if hashed is None else list(range(_cost(hashed), highest))
+
+
+@lru_cache(_MOST)
+def _proof(hashed: str) -> str:
+    """What names a password without revealing it: another password, or another hash of it, has another one."""
+    return hashlib.sha256(hashed.encode()).hexdigest()[:32]
 
 
 def _cost(hashed: str) -> int:

@@ -100,6 +100,7 @@ class IssuedTokens:
             "name": identity.name,
             "method": identity.method.value,
             "groups": sorted(identity.groups),
+            "proof": identity.proof,
         }
         if identity.own is not None:
             content["own"] = [identity.own.username, identity.own.password]
@@ -146,4 +147,8 @@ def _read(content: Any) -> Identity:
     if "scope" in content:
         grants = frozenset((Repo(*where), Action(action)) for *where, action in content["scope"]["grants"])
         scope = Scope(grants, content["scope"]["catalog"])
-    return Identity(content["name"], AuthMethod(content["method"]), frozenset(content["groups"]), own, scope)
+    method = AuthMethod(content["method"])
+    # a robot's list is not part of the token: until it has been looked up, nothing is allowed
+    only = () if method is AuthMethod.ROBOT else None
+    groups, proof = frozenset(content["groups"]), content.get("proof", "")
+    return Identity(content["name"], method, groups, own, scope, proof, only)

@@ -98,8 +98,7 @@ async def build(
             stack.push_async_callback(await asyncio.to_thread(_start_tracing, config.trace))
         repositories = await open_repositories(config, storage, stack, now)
         recent = _open_recent(storage, stack, now, on_disk=housework)
-        upstreams = repositories.upstreams
-        gate = await open_gate(config, storage.layout, upstreams.table, repositories.router, upstreams.label, stack)
+        gate = await open_gate(config, storage, repositories, stack, now)
         audit = open_audit(config, stack)
         readiness = Readiness()
         front = _open_front(config, repositories.router, _pages(config, readiness, pulse), gate, audit, recent, stack)

@@ -9,18 +9,20 @@ from contextlib import AsyncExitStack
 
 from mirror.access import oidc as issuer_of
 from mirror.access.audit import AuditLog
-from mirror.access.authentication import Authentication
+from mirror.access.authentication import Authentication, Nobody
 from mirror.access.htpasswd import Htpasswd
 from mirror.access.oidc import Issuer
 from mirror.access.own_tokens import IssuedTokens, read_keys
 from mirror.access.password_queue import PasswordQueue
+from mirror.access.robots import ROBOTS, USES, Robots
 from mirror.access.static_tokens import StaticToken, StaticTokens
+from mirror.app.repositories import Repositories
+from mirror.app.storage import Storage
 from mirror.config import Config, IssuerSettings, access_policy
-from mirror.policy.routing import RoutingTable
-from mirror.ports import Authenticator
-from mirror.repository.router import Router
+from mirror.policy.access_rules import AuthMethod
+from mirror.ports import Authenticator, Membership
 from mirror.server.registry.access_control import AccessControl
-from mirror.store.local.layout import Layout
+from mirror.store.local.json_records import JsonRecords
 from mirror.trust.upstream_access import Verifier
 
 #: Passwords checked at once. Each check takes a tenth of a second of a core, so guessing must not use all cores.
@@ -28,33 +30,36 @@ _CHECKING_THREADS = 2
 
 
 async def open_gate(
-    config: Config,
-    layout: Layout,
-    table: RoutingTable,
-    router: Router,
-    label: Callable[[str], str],
-    stack: AsyncExitStack,
+    config: Config, storage: Storage, repositories: Repositories, stack: AsyncExitStack, now: Callable[[], float]
 ) -> AccessControl | None:
     """The access control, or None if every client may pull everything without logging in, and nobody may push.
 
-    `label` returns the configured entry that a registry belongs to. What is opened is closed by `stack`.
+    What is opened is closed by `stack`. `now` is in epoch seconds.
     """
     access = config.access
     verified = {entry.name for entry in config.upstream if entry.access == "verify"}
     if access.is_open and not verified and not config.hosted:
         return None
-    key_file = access.token_key_file or layout.root / "token.key"
+    key_file = access.token_key_file or storage.layout.root / "token.key"
     keys = await asyncio.to_thread(read_keys, key_file, create=access.token_key_file is None)
     issued = IssuedTokens(keys, lifetime=access.token_lifetime)
-    ways: list[Authenticator] = [issued]
-    if access.token:
-        ways.append(
-            StaticTokens(
-                StaticToken(entry.name, entry.token.get_secret_value(), frozenset(entry.groups))
-                for entry in access.token
-                if entry.token is not None
-            )
-        )
+    robots = Robots(JsonRecords(storage.layout, ROBOTS), JsonRecords(storage.layout, USES), now=now)
+    stack.push_async_callback(robots.aclose)
+    tokens = StaticTokens(
+        StaticToken(entry.name, entry.token.get_secret_value(), frozenset(entry.groups))
+        for entry in access.token
+        if entry.token is not None
+    )
+    ways: list[Authenticator] = [issued, robots, tokens]
+    members: dict[AuthMethod, Membership] = {
+        AuthMethod.ROBOT: robots,
+        AuthMethod.TOKEN: tokens,
+        AuthMethod.PASSWORD: Nobody(),
+    }
+    if access.client_ca is None:
+        members[AuthMethod.CERTIFICATE] = Nobody()
+    if not verified:
+        members[AuthMethod.UPSTREAM] = Nobody()
     for entry in access.issuer:
         issuer = Issuer(_issuer(entry))
         stack.push_async_callback(issuer.aclose)
@@ -62,14 +67,13 @@ async def open_gate(
     if access.htpasswd is not None:
         checking = ThreadPoolExecutor(_CHECKING_THREADS, "check")
         stack.callback(checking.shutdown, wait=False, cancel_futures=True)
-        members = {name for listed in access.groups.values() for name in listed}
-        groups = {
-            name: frozenset(group for group, listed in access.groups.items() if name in listed) for name in members
-        }
+        named = {name for listed in access.groups.values() for name in listed}
+        groups = {name: frozenset(group for group, listed in access.groups.items() if name in listed) for name in named}
         accounts = Htpasswd(access.htpasswd, checking, groups, queue=PasswordQueue(_CHECKING_THREADS))
         await asyncio.to_thread(accounts.load)
         ways.append(accounts)
-    authentication = Authentication(ways, foreign=bool(verified))
+        members[AuthMethod.PASSWORD] = accounts
+    authentication = Authentication(ways, members, foreign=bool(verified))
     stack.push_async_callback(authentication.aclose)
     verifier = Verifier(verified_for=access.verified_for, verified_while_down=access.verified_while_down)
     stack.push_async_callback(verifier.aclose)
@@ -77,9 +81,9 @@ async def open_gate(
         authentication,
         access_policy(config),
         issued,
-        table,
-        repository_of=router.guarded,
-        verifier_of=lambda registry: verifier if label(registry) in verified else None,
+        repositories.upstreams.table,
+        repository_of=repositories.router.guarded,
+        verifier_of=lambda registry: verifier if repositories.upstreams.label(registry) in verified else None,
         realm=access.realm,
     )
 

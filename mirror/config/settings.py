@@ -430,7 +430,8 @@ class RuleSettings(_Section):
     effect: Literal["allow", "deny"] = Field(description="Whether the rule allows or denies.")
     callers: list[Annotated[str, AfterValidator(check_caller)]] = Field(
         min_length=1,
-        description="*, anonymous, authenticated, user:…, token:…, subject:…, certificate:…, upstream:…, group:…",
+        description="*, anonymous, authenticated, user:…, token:…, robot:…, subject:…, certificate:…, upstream:…, "
+        "group:…",
     )
     actions: list[Literal["pull", "push", "overwrite", "write", "delete", "admin"]] = Field(
         ["pull"],

@@ -3,10 +3,11 @@
 The order of the rules does not matter. An action is decided by the first of these that applies:
 
     1. a deny rule fits                                                 refused
-    2. an allow rule fits                                               allowed
-    3. it is not a pull, or the registry is hosted                      refused
-    4. another allow rule names pull and can match this registry        refused: it is for other identities or names
-    5. no allow rule names pull and can match this registry             allowed to every admitted identity
+    2. the identity is a robot                                          allowed if the robot's own list has it
+    3. an allow rule fits                                               allowed
+    4. it is not a pull, or the registry is hosted                      refused
+    5. another allow rule names pull and can match this registry        refused: it is for other identities or names
+    6. no allow rule names pull and can match this registry             allowed to every admitted identity
 
 So a rule about one registry changes nothing for another, and nobody may use a hosted registry until a rule allows it.
 
@@ -46,6 +47,7 @@ class AuthMethod(Enum):
     ANONYMOUS = "anonymous"
     PASSWORD = "password"  # noqa: S105  # a kind, not a password
     TOKEN = "token"  # noqa: S105  # a kind, not a token
+    ROBOT = "robot"
     ISSUER = "issuer"
     CERTIFICATE = "certificate"
     #: By the caller's own credentials for an upstream, which only that upstream can check.
@@ -92,6 +94,10 @@ class Identity:
     own: CallerCredentials | None = field(default=None, repr=False)
     #: What the presented token is limited to; None: to nothing. It does not change what the rules say.
     scope: Scope | None = field(default=None, compare=False)
+    #: What the identity rests on, such as a hash of the account's password hash; it holds no more once that is another.
+    proof: str = field(default="", repr=False, compare=False)
+    #: A robot's own rules, of which one must allow what it does, beside those of the policy that deny.
+    only: tuple[Rule, ...] | None = field(default=None, repr=False)
 
     @property
     def names(self) -> frozenset[str]:
@@ -115,19 +121,22 @@ ANONYMOUS: Final = Identity("", AuthMethod.ANONYMOUS)
 _KINDS: Final = {
     AuthMethod.PASSWORD: "user",
     AuthMethod.TOKEN: "token",
+    AuthMethod.ROBOT: "robot",
     AuthMethod.ISSUER: "subject",
     AuthMethod.CERTIFICATE: "certificate",
     AuthMethod.UPSTREAM: "upstream",
 }
-_CALLER: Final = re.compile(r"\*|anonymous|authenticated|(?:user|token|subject|certificate|upstream|group):\S(?:.*\S)?")
+_CALLER: Final = re.compile(
+    r"\*|anonymous|authenticated|(?:user|token|robot|subject|certificate|upstream|group):\S(?:.*\S)?"
+)
 
 
 def check_caller(text: str) -> str:
     """Return one entry of a rule's `callers` unchanged. Raises `ValueError` if it is invalid."""
     if not _CALLER.fullmatch(text):
         raise ValueError(
-            f"{text!r} is none of *, anonymous, authenticated, and user, token, subject, certificate, upstream or group"
-            " with a colon and a name"
+            f"{text!r} is none of *, anonymous, authenticated, and user, token, robot, subject, certificate, upstream"
+            " or group with a colon and a name"
         )
     return text
 
@@ -216,6 +225,9 @@ class Policy:
         if identity.is_anonymous and not self.anonymous:
             return False
         fitting = [rule for rule in self.candidates(action, repo) if rule.fits(identity, action, repo)]
+        if identity.only is not None:
+            listed = any(rule.fits(identity, action, repo) for rule in identity.only)
+            return listed and all(rule.allow for rule in fitting)
         if fitting:
             return all(rule.allow for rule in fitting)
         return action is Action.PULL and repo is not None and self._is_open(repo.registry)

@@ -22,6 +22,7 @@ The ports, and what implements them (the tests have implementations in memory, i
     remotes.py    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
     streams.py    Body           an upstream answer's bytes     upstream/http/download.py
     callers.py    Authenticator  who the caller is              access/*.py
+                  Membership     whether that still holds       access/*.py
 
 `BlobStore` and `Catalog` are sums of small protocols (`Blobs`, `BlobDeleter`, `TagRecords`, ...): a function asks for
 the part that it needs. Ports of bytes and records block and are called in threads; `Locks`, `ContentIndex` and

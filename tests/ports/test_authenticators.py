@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from mirror.access.audit import AuditLog
-from mirror.access.authentication import Authentication
+from mirror.access.authentication import Authentication, Nobody
 from mirror.access.certificate import identity_of
 from mirror.access.htpasswd import Htpasswd, costs_to_spend, parse_htpasswd
 from mirror.access.oidc import Issuer, OidcIssuer
@@ -524,3 +524,97 @@ def test_an_audit_log_that_cannot_be_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["caller"] == "kept"
     log.close()
     assert os.listdir(path.parent) == ["audit"]
+
+
+# ------------------------------------------------------------------------------------------ identities that end
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        ("nothing", True),
+        ("another account", True),
+        ("the same password, hashed anew", True),
+        ("another password", False),
+        ("removed", False),
+        ("unusable", True),
+        ("no file", True),
+    ],
+)
+async def test_an_account_that_changes(change: str, holds: bool, tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    """The next request sees it, with a remembered password and with a token from before. A token is bound to the hash:
+    a new one of the same password ends it, too, and the client logs in again.
+    """
+    path = tmp_path / "accounts"
+    path.write_text(f"alice:{_hashed('one')}\n")
+    accounts = Htpasswd(path, threads, {"alice": frozenset({"ops"})})
+    accounts.load()
+    issued = IssuedTokens(MultiFernet([Fernet(Fernet.generate_key())]), lifetime=300.0)
+    front = Authentication([issued, accounts], {AuthMethod.PASSWORD: accounts})
+    password = CallerCredentials("alice", "one")
+    identity = await front.authenticate(password)
+    token = CallerCredentials(bearer=issued.issue(Identity("alice", AuthMethod.PASSWORD, proof=identity.proof)))
+    # the groups are those of now, not those in the token
+    assert (await front.authenticate(token)).groups == frozenset({"ops"})
+    match change:
+        case "another account":
+            path.write_text(path.read_text() + f"bob:{_hashed('two')}\n")
+        case "the same password, hashed anew":
+            path.write_text(f"alice:{_hashed('one')}\n# anew\n")
+        case "another password":
+            path.write_text(f"alice:{_hashed('other')}\n# other\n")
+        case "removed":
+            path.write_text("")
+        case "unusable":
+            path.write_text("nonsense")
+        case "no file":
+            path.unlink()
+    if holds:
+        assert await front.authenticate(password) == identity
+    else:
+        with pytest.raises(Unauthorized):
+            await front.authenticate(password)
+    if holds and change != "the same password, hashed anew":
+        assert await front.authenticate(token) == identity
+    else:
+        with pytest.raises(Unauthorized):
+            await front.authenticate(token)
+
+
+async def test_a_new_account_is_let_in_although_it_was_just_refused(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    """A refusal is remembered only while the file stays as it is."""
+    path = tmp_path / "accounts"
+    path.write_text("")
+    accounts = Htpasswd(path, threads)
+    accounts.load()
+    front = Authentication([accounts], {AuthMethod.PASSWORD: accounts})
+    with pytest.raises(Unauthorized):
+        await front.authenticate(CallerCredentials("alice", "one"))
+    path.write_text(f"alice:{_hashed('one')}\n")
+    assert (await front.authenticate(CallerCredentials("alice", "one"))).name == "alice"
+
+
+async def test_a_token_of_a_way_in_that_is_no_more() -> None:
+    """What the configuration has no longer, lets nobody in; a changed secret is another token."""
+    issued = IssuedTokens(MultiFernet([Fernet(Fernet.generate_key())]), lifetime=300.0)
+    before = StaticTokens([StaticToken("ci", "s3cret", frozenset({"old"}))])
+    identity = await before.identify(CallerCredentials(bearer="s3cret"))
+    assert identity is not None
+    token = CallerCredentials(bearer=issued.issue(identity))
+    for tokens, groups in [
+        ([StaticToken("ci", "s3cret", frozenset({"new"}))], {"new"}),
+        ([StaticToken("ci", "changed")], None),
+        ([StaticToken("other", "s3cret")], None),
+        ([], None),
+    ]:
+        after = StaticTokens(tokens)
+        front = Authentication([issued, after], {AuthMethod.TOKEN: after})
+        if groups is None:
+            with pytest.raises(Unauthorized):
+                await front.authenticate(token)
+        else:
+            assert (await front.authenticate(token)).groups == groups
+    with pytest.raises(Unauthorized):
+        await Authentication([issued], {AuthMethod.TOKEN: Nobody()}).authenticate(token)
