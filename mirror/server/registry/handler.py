@@ -25,6 +25,7 @@ from prometheus_client import Counter, Histogram
 from mirror import telemetry
 from mirror.errors import Denied, MirrorError, NotServed, RequestError, Unsupported, UpstreamError
 from mirror.inspect.recent_answers import RecentAnswers
+from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest, parse_request
 from mirror.policy.access_rules import ANONYMOUS, Action, Identity
 from mirror.repository.answers import Outcome
@@ -175,17 +176,13 @@ class RegistryHandler:
             raise Unsupported("this is a mirror: push to the registry itself")
         if self._access is None:
             raise Denied("no rule allows anybody to push here")
-        return await push.push(
-            push.PushCall(
-                request,
-                wanted,
-                repository,
-                self._access.authorize(identity, (action,), repository.repo, request, wanted),
-                record,
-                self._receiver,
-                lambda name: self._router.resolve(name, host=host, ns=ns).repo,
-            )
-        )
+
+        def find(name: str) -> Repo:
+            return self._router.resolve(name, host=host, ns=ns).repo
+
+        source = push.source_of(wanted, find)
+        pusher = self._access.authorize(identity, (action,), repository.repo, request, wanted, source=source)
+        return await push.push(push.PushCall(request, wanted, repository, pusher, record, self._receiver, find))
 
     async def _pull(
         self,

@@ -143,15 +143,20 @@ async def begin(call: PushCall) -> web.Response:
     return web.Response(status=202, headers=_session_headers(call, session, 0))
 
 
+def source_of(wanted: RegistryRequest, find: Callable[[str], Repo]) -> Repo | None:
+    """The repository that a mount names as its source; None if there is none, or no such registry."""
+    name = wanted.query.get("from") if "mount" in wanted.query else None
+    try:
+        return find(name) if name else None
+    except (NameInvalid, NameUnknown):
+        return None
+
+
 async def _mount(call: PushCall, digest: Digest) -> bool:
-    name = call.wanted.query.get("from")
-    source: Repo | None = None
-    if name:
-        try:
-            source = call.find(name)
-        except (NameInvalid, NameUnknown):
-            # the answer of a repository that lacks the blob, or that the caller may not pull
-            return False
+    source = source_of(call.wanted, call.find)
+    if source is None and call.wanted.query.get("from"):
+        # the answer of a repository that lacks the blob, or that the caller may not pull
+        return False
     return await call.repository.mount(digest, source, call.pusher)
 
 
