@@ -65,7 +65,7 @@ class _Gate:
     async def admit(self, *_: object) -> Any:
         return nullcontext()
 
-    def authorize(self, identity: Identity, actions: tuple[Action, ...], *_: object) -> FreePusher:
+    def authorize(self, identity: Identity, actions: tuple[Action, ...], *_: object, **_more: object) -> FreePusher:
         self.asked.append(actions)
         if self.refuse is not None:
             raise self.refuse
