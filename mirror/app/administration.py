@@ -14,10 +14,12 @@ from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage, blob_places, make_purge, pin_rules
 from mirror.config import Config, redacted_settings
+from mirror.hosting.operator_deletions import OperatorDeletions
 from mirror.policy.image_names import Image, parse_image
 from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.api import Admin
+from mirror.server.admin.hosted_admin import HostedAdmin
 from mirror.server.admin.image_admin import ImageAdmin
 from mirror.server.admin.mirror_status import MirrorStatus
 from mirror.server.admin.traffic_log import TrafficLog
@@ -70,6 +72,7 @@ def open_administration(
         rules=pin_rules(config),
         table=table,
     )
+    keep_deleted = {entry.name: entry.keep_deleted for entry in config.hosted}
     status = MirrorStatus(
         config.store.root,
         storage.eviction.space,
@@ -80,11 +83,21 @@ def open_administration(
         offline=config.offline,
         caches=shown,
     )
+    hosted = HostedAdmin(
+        OperatorDeletions(repositories.hosting.verbs.parts, repositories.hosting.verbs.deleting, keep_deleted),
+        storage.store,
+        storage.catalog,
+        storage.eviction.evictor,
+        table,
+        keep_deleted,
+        now=now,
+    )
     admin = Admin(
         jobs,
         sync,
         images,
         status,
+        hosted,
         parse_image=parse,
         config=redacted_settings(config),
         clients=ClientFiles(config),

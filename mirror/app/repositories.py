@@ -47,6 +47,7 @@ class Repositories:
 
     upstreams: Upstreams
     shared: Shared
+    hosting: Hosting
     router: Router
 
 
@@ -64,7 +65,7 @@ async def open_repositories(
 
     shared = _open_shared(config, storage, memo, filling, upstreams.label, now, stack)
     hosting = open_hosting(config, storage, shared, upstreams.table.hosts_registry)
-    return Repositories(upstreams, shared, _open_router(config, upstreams, shared, hosting, stack))
+    return Repositories(upstreams, shared, hosting, _open_router(config, upstreams, shared, hosting, stack))
 
 
 def _open_shared(

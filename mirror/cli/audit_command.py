@@ -49,13 +49,18 @@ def _audit(loaded: settings.Config, action: str, **what: object) -> None:
         return
     is_new = not path.exists()
     log = AuditLog(path)
-    log.record(caller=f"cli:{_user()}", client="local", action=action, **what)
+    log.record(caller=cli_caller(), client="local", action=action, **what)
     log.close()
     if is_new:
         # root may have created the file, and the server must be able to write to it
         with suppress(OSError):
             owner = Layout(loaded.store.root).marker.stat()
             os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def cli_caller() -> str:
+    """The caller of this command, as in the audit log and in records: `cli:<user>`."""
+    return f"cli:{_user()}"
 
 
 def _user() -> str:

@@ -108,7 +108,7 @@ class Purge:
         the message of the `StoreError` says that blobs of it stay.
         """
         if self._is_hosted(image.repo):
-            raise ImageHosted(f"{image} is hosted here, not cached: delete it instead")
+            raise ImageHosted(f"{image} is hosted here, not cached: use `mirror delete`")
         plan = await asyncio.to_thread(self._plan, image)
         async with self._evictor.turn():
             # pins set since the plan was made are read here; setting a pin now waits for the end of this turn

@@ -81,7 +81,8 @@ _MAY_IMPORT: Final = {
     # HTTP in front of it
     "server": {"telemetry", "server/registry"},
     "server/registry": _BELOW_ALL | {"access", "caller", "inspect", "repository", "trust"},
-    "server/admin": _BELOW_ALL | {"values", "eviction", "fills", "graph", "inspect", "prefetch", "server/registry"},
+    "server/admin": _BELOW_ALL
+    | {"values", "eviction", "fills", "graph", "hosting", "inspect", "prefetch", "server/registry"},
     # machines that pull
     "nodes": {"errors", "oci", "policy", "policy/upstream", "values"},
 }

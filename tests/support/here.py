@@ -18,7 +18,7 @@ from mirror.store.local.layout import Layout
 
 APP = Repo("docker.io", "library/app")
 CONFIG = "application/vnd.oci.image.config.v1+json"
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
 
 
 class Here:
@@ -34,7 +34,7 @@ class Here:
         layout = Layout(root)
         return cls(LocalStore(layout), LocalCatalog(layout))
 
-    def blob(self, content: bytes, media_type: str = _LAYER, *, here: bool = True) -> dict[str, Any]:
+    def blob(self, content: bytes, media_type: str = LAYER, *, here: bool = True) -> dict[str, Any]:
         """Its descriptor; not `here`: only named."""
         digest = Digest.of(content)
         if here:

@@ -39,6 +39,7 @@ from mirror.errors import (
     Unsupported,
 )
 from mirror.inspect.as_json import PinJson, PurgedJson, VictimsJson
+from mirror.oci.reference import Repo
 from mirror.oci.strict_json import read_json
 from mirror.policy.access_rules import Identity
 from mirror.policy.image_names import Image
@@ -46,7 +47,8 @@ from mirror.prefetch.job_record import JobJson
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.assets import ASSETS, Asset
-from mirror.server.admin.image_admin import ImageAdmin
+from mirror.server.admin.hosted_admin import DeletedJson, HostedAdmin, UndeletedJson
+from mirror.server.admin.image_admin import ImageAdmin, boolean
 from mirror.server.admin.mirror_status import MirrorStatus
 from mirror.server.admin.operations import PREFIX, Operation, find, openapi
 from mirror.server.admin.replies import MOST_IMAGES, ClientsJson, JobsJson, SyncRulesJson
@@ -107,6 +109,7 @@ class Admin:
         sync: Sync,
         images: ImageAdmin,
         status: MirrorStatus,
+        hosted: HostedAdmin,
         *,
         parse_image: Callable[[str], Image],
         config: Mapping[str, Any],
@@ -121,6 +124,7 @@ class Admin:
         self._jobs = jobs
         self._sync = sync
         self.images = images
+        self.hosted = hosted
         self._status = status
         self._parse_image = parse_image
         self._config = config
@@ -138,6 +142,9 @@ class Admin:
             "images": lambda call: images.images(call.query),
             "image": lambda call: images.image(parse_image(call.value)),
             "purge": self._purge,
+            "delete": self._delete,
+            "deleted": lambda call: hosted.deleted(call.query),
+            "undelete": self._undelete,
             "pins": lambda call: images.pins(call.query),
             "pin": self._pin,
             "unpin": lambda call: images.unpin(self._image(call)),
@@ -254,6 +261,24 @@ class Admin:
         purged = await self.images.purge(self._image(call))
         call.audited |= {"bytes": purged["bytes"]}
         return purged
+
+    async def _delete(self, call: _Call) -> DeletedJson:
+        repo, image = self._hosted_image(call)
+        at_once, dry_run = boolean(call.query, "now"), boolean(call.query, "dry_run")
+        call.audited |= {"now": at_once or None, "dry_run": dry_run or None}
+        deleted = await self.hosted.delete(repo, image, call.caller or "", at_once=at_once, dry_run=dry_run)
+        call.audited |= {"manifests": len(deleted["manifests"]), "bytes": deleted["bytes"]}
+        return deleted
+
+    async def _undelete(self, call: _Call) -> UndeletedJson:
+        repo, image = self._hosted_image(call)
+        return await self.hosted.undelete(repo, image, call.caller or "")
+
+    def _hosted_image(self, call: _Call) -> tuple[Repo, Image | None]:
+        """The hosted repository in the path, and the image in it, which the audit log then names."""
+        repo, image = self.hosted.parse(call.value, repository=boolean(call.query, "repository"))
+        call.audited |= {"repository": str(repo), "reference": str(image.reference) if image else None}
+        return repo, image
 
     async def _pin(self, call: _Call) -> PinJson:
         pinned = await self.images.pin(self._image(call), await _body(call.request, optional=True))

@@ -145,7 +145,7 @@ class ImageAdmin:
         """Pins set by hand and by rules (with `state`, how much of each image is here), expired pins, and the pin and
         freeze files that cannot be read. Raises `RequestError`, `StoreError`.
         """
-        state = _boolean(query, "state")
+        state = boolean(query, "state")
 
         def read() -> PinsJson:
             pins, unread = self._pins.look()
@@ -247,7 +247,7 @@ def _number(query: Mapping[str, str], name: str, default: _D, least: int, most: 
     return int(text)
 
 
-def _boolean(query: Mapping[str, str], name: str) -> bool:
+def boolean(query: Mapping[str, str], name: str) -> bool:
     """The boolean parameter `name`; false if it is absent. Raises `RequestError`."""
     text = query.get(name, "false")
     if text not in ("true", "false"):

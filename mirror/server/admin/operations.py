@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from mirror.inspect.as_json import ImageDetailJson, PinJson, PinsJson, PurgedJson, VictimsJson
 from mirror.prefetch.job_record import JobJson
+from mirror.server.admin.hosted_admin import DeletedJson, DeletionsJson, UndeletedJson
 from mirror.server.admin.image_admin import ImagesJson, UnpinnedJson
 from mirror.server.admin.mirror_status import CachesJson, FlightsJson, StatusJson, UpstreamsJson
 from mirror.server.admin.replies import ClientsJson, ErrorsJson, JobsJson, PinBody, PrefetchBody, SyncRulesJson
@@ -90,6 +91,53 @@ OPERATIONS: Final = (
         "Remove an image, with the blobs that no other image needs",
         {200: PurgedJson},
         errors=(400, 404, 409),
+    ),
+    Operation(
+        "delete",
+        "DELETE",
+        "/hosted/{image}",
+        "Delete a hosted tag, image or repository",
+        {200: DeletedJson},
+        query={
+            "repository": {
+                "type": "boolean",
+                "default": False,
+                "description": "Delete everything in the repository that `image` then names, without tag and digest.",
+            },
+            "now": {
+                "type": "boolean",
+                "default": False,
+                "description": "Delete the bytes at once; nothing can be undeleted then. Of a tag: the image that it"
+                " points to, with all its tags.",
+            },
+            "dry_run": {
+                "type": "boolean",
+                "default": False,
+                "description": "Change nothing; tell what would be deleted.",
+            },
+        },
+        errors=(400, 404),
+    ),
+    Operation(
+        "deleted",
+        "GET",
+        "/deleted",
+        "The hosted tags and images that were deleted and can be undeleted, the last deletion first",
+        {200: DeletionsJson},
+        query={
+            "search": {**_TEXT, "description": "A part of the repository's name, or a pattern with `*` and `**`."},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 200},
+        },
+        errors=(400,),
+    ),
+    Operation(
+        "undelete",
+        "POST",
+        "/deleted/{image}",
+        "Undelete a hosted tag, image or repository",
+        {200: UndeletedJson},
+        query={"repository": {"type": "boolean", "default": False, "description": "Everything in the repository."}},
+        errors=(400, 404),
     ),
     Operation(
         "pins",

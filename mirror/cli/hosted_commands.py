@@ -1,0 +1,180 @@
+"""`delete` and `undelete`: hosted images. They ask the running mirror, or do it themselves if none runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote, urlencode
+
+import typer
+
+from mirror import config as settings
+from mirror.cli.admin_client import ask_if_running
+from mirror.cli.audit_command import audited, cli_caller
+from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, load, say, say_json
+from mirror.cli.store_checks import check_owner, check_there
+from mirror.errors import ConfigError, RequestError
+from mirror.oci.reference import Repo
+from mirror.policy.image_names import Image
+from mirror.values.sizes import format_size
+
+if TYPE_CHECKING:
+    from mirror.server.admin.hosted_admin import HostedAdmin
+
+ImageArgument = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="corp/team/app:1.0, by digest, or with --repository corp/team/app.")
+]
+RepositoryOption = Annotated[bool, typer.Option("--repository", help="Everything in the repository.")]
+
+
+@application.command()
+def delete(
+    image: ImageArgument,
+    config: ConfigFile = None,
+    repository: RepositoryOption = False,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now", help="For a leaked secret: delete the bytes at once, and so that nothing can be undeleted."
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a tag, an image or a repository that is hosted here. It can be undeleted for a while."""
+    loaded = load(config, level="warning")
+    if not dry_run and not yes and (now or repository) and sys.stdin.isatty():
+        _print_deleted(_delete(loaded, image, repository=repository, now=now, dry_run=True))
+        how = "the bytes at once, for good" if now else "it"
+        if not typer.confirm(f"Delete {how}?", err=True):
+            raise typer.Exit(1)
+    deleted = _delete(loaded, image, repository=repository, now=now, dry_run=dry_run)
+    say_json(deleted) if as_json else _print_deleted(deleted)
+
+
+def _delete(loaded: settings.Config, image: str, *, repository: bool, now: bool, dry_run: bool) -> Mapping[str, Any]:
+    target = _target("hosted", image, repository=repository, now=now, dry_run=dry_run)
+    deleted: Mapping[str, Any] | None = ask_if_running(loaded, "DELETE", target, patience=None)
+    return _on_disk(loaded, "delete", image, repository, now=now, dry_run=dry_run) if deleted is None else deleted
+
+
+def _target(collection: str, image: str, **flags: bool) -> str:
+    query = urlencode({name: "true" for name, given in flags.items() if given})
+    return f"/admin/v1/{collection}/{quote(image, safe='/:@')}{f'?{query}' if query else ''}"
+
+
+@application.command()
+def undelete(
+    image: Annotated[
+        str | None,
+        typer.Argument(metavar="[IMAGE]", help="As for delete; without it, list what can be undeleted."),
+    ] = None,
+    config: ConfigFile = None,
+    repository: RepositoryOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring back a deleted tag, image or repository that is hosted here; or list what can be undeleted."""
+    loaded = load(config, level="warning")
+    if image is None:
+        if repository:
+            raise ConfigError(["--repository needs the name of a repository"])
+        _list(loaded, as_json)
+        return
+    undeleted: Mapping[str, Any] | None = ask_if_running(
+        loaded, "POST", _target("deleted", image, repository=repository), patience=None
+    )
+    if undeleted is None:
+        undeleted = _on_disk(loaded, "undelete", image, repository)
+    if as_json:
+        say_json(undeleted)
+        return
+    say(f"{undeleted['image']}: undeleted")
+    for digest in undeleted["manifests"]:
+        say(f"  {digest}")
+
+
+def _on_disk(
+    loaded: settings.Config, action: str, text: str, repository: bool, *, now: bool = False, dry_run: bool = False
+) -> Mapping[str, Any]:
+    check_there(loaded)
+    check_owner(loaded)
+
+    async def work() -> Mapping[str, Any]:
+        from mirror.app.building import build
+
+        async with build(loaded, housework=False) as app:
+            repo, image = _parse(app.admin.hosted, text, repository)
+            reference = str(image.reference) if image else None
+            with audited(
+                loaded, action, dry_run=dry_run, repository=str(repo), reference=reference, now=now or None
+            ) as about:
+                if action == "undelete":
+                    return await app.admin.hosted.undelete(repo, image, cli_caller())
+                deleted = await app.admin.hosted.delete(repo, image, cli_caller(), at_once=now, dry_run=dry_run)
+                about |= {"manifests": len(deleted["manifests"]), "bytes": deleted["bytes"]}
+                return deleted
+
+    return asyncio.run(work())
+
+
+def _parse(hosted: HostedAdmin, text: str, repository: bool) -> tuple[Repo, Image | None]:
+    try:
+        return hosted.parse(text, repository=repository)
+    except RequestError as error:
+        raise ConfigError([str(error)]) from error
+
+
+def _list(loaded: settings.Config, as_json: bool) -> None:
+    listed: Mapping[str, Any] | None = ask_if_running(loaded, "GET", "/admin/v1/deleted?limit=10000", patience=None)
+    if listed is None:
+        check_there(loaded)
+        listed = asyncio.run(_list_on_disk(loaded))
+    if as_json:
+        say_json(listed)
+        return
+    table = TextTable("image", "tags", "deleted", "by", "until")
+    for entry in listed["deleted"]:
+        table.add_row(
+            entry["image"], ", ".join(entry["tags"]), _minute(entry["deleted"]), entry["by"], _minute(entry["until"])
+        )
+    if listed["deleted"]:
+        table.show()
+    more = f", and {listed['more']} more" if listed["more"] else ""
+    say(f"{counted(len(listed['deleted']), 'deletion')} can be undone{more}")
+
+
+async def _list_on_disk(loaded: settings.Config) -> Mapping[str, Any]:
+    from mirror.app.building import build
+
+    async with build(loaded, housework=False) as app:
+        return await app.admin.hosted.deleted({"limit": "10000"})
+
+
+def _print_deleted(deleted: Mapping[str, Any]) -> None:
+    verb = "would be deleted" if deleted["dry_run"] else "deleted"
+    tags, manifests = deleted["tags"], deleted["manifests"]
+    parts = [counted(len(tags), "tag"), f"{counted(len(manifests), 'manifest')} of images with"]
+    what = f"{parts[0]} and {parts[1]} {format_size(deleted['size'])}" if manifests else parts[0]
+    say(f"{deleted['image']}: {verb}: {what}")
+    if tags:
+        say(f"  tags: {', '.join(tags)}")
+    for digest in manifests:
+        say(f"  {digest}")
+    if not manifests:
+        say("the image stays; delete it by its digest")
+    if deleted["until"]:
+        say(f"`mirror undelete {deleted['image']}` brings it back, until {_minute(deleted['until'])}")
+    if deleted["blobs"]:
+        say(f"erased at once: {counted(deleted['blobs'], 'file')}, {format_size(deleted['bytes'])}")
+    for entry in deleted["elsewhere"]:
+        say(f"not erased: {counted(entry['blobs'], 'blob')} of it, because {entry['repository']} has them too")
+    for digest in deleted["busy"]:
+        say(f"not erased: {digest}, because it was pushed at the same moment; run the same again")
+
+
+def _minute(moment: str) -> str:
+    """`2025-01-31 12:30`, from `2025-01-31T12:30:00Z`."""
+    return moment[:16].replace("T", " ")

@@ -1,0 +1,297 @@
+"""Deletions by operators: a whole image, a whole repository, and at once if a secret has leaked.
+
+    a tag           the tag alone, like a client's deletion
+    an image        its manifest with all its tags, and the manifests of its platforms that nothing else needs
+    a repository    all its images and tags
+
+Without haste, everything can be undeleted for a while, and the collector frees the bytes later. At once (`erase`):
+
+    manifests ──> their blobs that no other manifest of the repository names: links become marks
+              ──> bytes that no hosted repository has any more ── queue ── looked for again ── collect ──> gone
+
+Between the two looks, whoever makes a link takes the bytes out of the queue first, and `collect` then fails: so bytes
+that somebody pushes at the same moment stay. What stays is reported, with the repositories that have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from mirror.errors import BlobReferenced, BlobUnknown, ManifestUnknown, RecordChanged, StoreError
+from mirror.graph.manifests import manifest_of_bytes
+from mirror.hosting.deleting import Deleting
+from mirror.hosting.parts import HostedParts
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted_records import DeletedManifest, DeletedTag, LinkState, QueuedBlob
+
+
+@dataclass(frozen=True, slots=True)
+class DeletionPlan:
+    """What a deletion removes from a repository: tags, and manifests with their children, parents first."""
+
+    repo: Repo
+    tags: tuple[str, ...]
+    manifests: tuple[Digest, ...]
+
+
+@dataclass(slots=True)
+class Erased:
+    """What was erased. `blobs` are the digests whose bytes are gone, with their sizes. `elsewhere` are those that stay,
+    with the repositories that have them. `busy` stay because somebody pushed them at the same moment.
+    """
+
+    blobs: dict[Digest, int] = field(default_factory=dict)
+    elsewhere: dict[Digest, tuple[Repo, ...]] = field(default_factory=dict)
+    busy: list[Digest] = field(default_factory=list)
+
+
+class OperatorDeletions:
+    """Deletes and undeletes for operators. All calls block, and raise `StoreError` if something cannot be read: then
+    nothing was deleted yet, unless the message says so.
+    """
+
+    def __init__(self, parts: HostedParts, deleting: Deleting, registries: Collection[str]) -> None:
+        """`registries` are the names of all hosted registries."""
+        self._parts = parts
+        self._deleting = deleting
+        self._registries = tuple(registries)
+
+    def __repr__(self) -> str:
+        return f"<OperatorDeletions {', '.join(self._registries)}>"
+
+    # ------------------------------------------------------------------------------------------------------- plans
+
+    def plan_tag(self, repo: Repo, tag: str) -> DeletionPlan:
+        """The deletion of a tag alone. Raises `ManifestUnknown`."""
+        self.digest_of(repo, tag)
+        return DeletionPlan(repo, (tag,), ())
+
+    def digest_of(self, repo: Repo, tag: str) -> Digest:
+        """What a tag points to. Raises `ManifestUnknown`."""
+        record = self._parts.catalog.get_tag(repo, tag)
+        if record is None or self._parts.catalog.get_manifest(repo, record.digest) is None:
+            raise ManifestUnknown(f"{repo}:{tag} is not here")
+        return record.digest
+
+    def plan_image(self, repo: Repo, digest: Digest) -> DeletionPlan:
+        """The deletion of an image, also of a deleted one that is still kept. Raises `ManifestUnknown`."""
+        catalog = self._parts.catalog
+        kept = self._parts.records.deleted_manifest(repo, digest) is not None
+        if catalog.get_manifest(repo, digest) is None and not kept:
+            raise ManifestUnknown(f"{repo}@{digest} is not here")
+        children = {each: self._children(each) for each in self._manifests(repo, kept=kept)}
+        parents: dict[Digest, set[Digest]] = {each: set() for each in children}
+        for parent, named in children.items():
+            for child in named:
+                parents.setdefault(child, set()).add(parent)
+        tags = dict(self._tags(repo))
+        family = dict.fromkeys([digest])
+        waiting = [digest]
+        while waiting:
+            for child in children.get(waiting.pop(), ()):
+                needed = child in tags.values() or child in family or not parents[child] <= family.keys()
+                if child in children and not needed:
+                    family[child] = None
+                    waiting.append(child)
+        pointing = tuple(tag for tag, root in tags.items() if root == digest)
+        return DeletionPlan(repo, pointing, tuple(family))
+
+    def plan_repository(self, repo: Repo, *, kept: bool) -> DeletionPlan:
+        """The deletion of everything in a repository; of deleted images that are kept as well if `kept`. Raises
+        `ManifestUnknown` if there is nothing.
+        """
+        manifests = tuple(sorted(self._manifests(repo, kept=kept), key=lambda each: not self._children(each)))
+        tags = tuple(self._parts.catalog.tags(repo))
+        if not manifests and not tags and not (kept and any(True for _ in self._parts.records.linked(repo))):
+            raise ManifestUnknown(f"{repo} has nothing here")
+        return DeletionPlan(repo, tags, manifests)
+
+    def size(self, plan: DeletionPlan) -> int:
+        """The bytes of everything that the manifests of a plan are or name."""
+        sizes: dict[Digest, int] = {}
+        for each in plan.manifests:
+            manifest = manifest_of_bytes(self._parts.contents, each)
+            if manifest is not None:
+                sizes[each] = len(manifest.content)
+                sizes |= {blob.digest: max(0, blob.size) for blob in manifest.blobs if not blob.foreign}
+        return sum(sizes.values())
+
+    def _manifests(self, repo: Repo, *, kept: bool) -> list[Digest]:
+        manifests = list(self._parts.catalog.manifest_digests(repo))
+        return list(dict.fromkeys([*manifests, *(self._parts.records.deleted_manifests(repo) if kept else ())]))
+
+    def _children(self, digest: Digest) -> tuple[Digest, ...]:
+        manifest = manifest_of_bytes(self._parts.contents, digest)
+        return tuple(child.digest for child in manifest.manifests) if manifest else ()
+
+    def _tags(self, repo: Repo) -> Iterator[tuple[str, Digest]]:
+        for tag in self._parts.catalog.tags(repo):
+            record = self._parts.catalog.get_tag(repo, tag)
+            if record is not None:
+                yield tag, record.digest
+
+    # -------------------------------------------------------------------------------------------------- deletions
+
+    def delete(self, plan: DeletionPlan, caller: str, *, keep: bool) -> None:
+        """Deletes what a plan names; what is gone already is passed over. `keep`: it can be undeleted. Raises `Denied`
+        if a tag is frozen.
+        """
+        for digest in plan.manifests:
+            with suppress(ManifestUnknown):
+                self._deleting.delete_manifest(plan.repo, digest, caller, keep=keep)
+        for tag in plan.tags:
+            with suppress(ManifestUnknown):
+                self._deleting.delete_tag(plan.repo, tag, caller, keep=keep)
+
+    def erase(self, plan: DeletionPlan, caller: str, *, everything: bool = False) -> Erased:
+        """Deletes what a plan names so that nothing can be undeleted, and the bytes that no hosted repository has any
+        more. `everything`: also what the repository has besides, such as uploads without a manifest.
+        """
+        repo, records = plan.repo, self._parts.records
+        named = set(plan.manifests)
+        for each in plan.manifests:
+            manifest = manifest_of_bytes(self._parts.contents, each)
+            named.update(blob.digest for blob in (manifest.blobs if manifest else ()) if not blob.foreign)
+        if everything:
+            named.update(records.linked(repo))
+        self.delete(plan, caller, keep=False)
+        erased = Erased()
+        try:
+            for each in plan.manifests:
+                records.drop_deleted_manifest(repo, each)
+            self._drop_notes(repo, plan.manifests)
+            for digest in sorted(named):
+                self._unlink(repo, digest, caller)
+                self._collect(digest, erased)
+            self._parts.flush()
+            records.note_change(repo)
+        except StoreError as error:
+            raise StoreError(f"deleted from {repo}, but bytes stay: {error}; run the same again") from error
+        return erased
+
+    def _drop_notes(self, repo: Repo, manifests: Collection[Digest]) -> None:
+        """Drops the records of deleted tags that point to these manifests: they could not be undeleted."""
+        for tag in self._parts.records.deleted_tags(repo):
+            deleted = self._parts.records.deleted_tag(repo, tag)
+            if deleted is not None and deleted.record.digest in manifests:
+                self._parts.records.drop_deleted_tag(repo, tag)
+
+    def _unlink(self, repo: Repo, digest: Digest, caller: str) -> None:
+        # what another manifest of the repository names stays, and is reported
+        with suppress(BlobUnknown, BlobReferenced):
+            self._deleting.delete_blob(repo, digest, caller)
+
+    def _collect(self, digest: Digest, erased: Erased) -> None:
+        blobs = self._parts.blobs
+        try:
+            blobs.hosted(digest)
+        except BlobUnknown:
+            return
+        if holders := self.holders(digest):
+            erased.elsewhere[digest] = holders
+            return
+        try:
+            waiting = blobs.queued(digest)
+            version = waiting.version if waiting else blobs.queue(QueuedBlob(digest, self._parts.now()))
+            if holders := self.holders(digest):
+                erased.elsewhere[digest] = holders
+                with suppress(BlobUnknown):
+                    blobs.rescue(digest)
+                return
+            erased.blobs[digest] = blobs.collect(digest, version)
+        except RecordChanged:
+            erased.busy.append(digest)
+
+    def holders(self, digest: Digest) -> tuple[Repo, ...]:
+        """The hosted repositories that have this content, as a blob or as a manifest, deleted ones that are kept
+        included; sorted. Reads a few files for each repository.
+        """
+        return tuple(sorted(repo for repo in self.repositories() if self._has(repo, digest)))
+
+    def _has(self, repo: Repo, digest: Digest) -> bool:
+        records, catalog = self._parts.records, self._parts.catalog
+        link = records.link(repo, digest)
+        if link is not None and link.record.state is not LinkState.REMOVED:
+            return True
+        if catalog.get_manifest(repo, digest) is not None:
+            return True
+        return records.deleted_manifest(repo, digest) is not None
+
+    def repositories(self) -> Iterable[Repo]:
+        """All hosted repositories."""
+        for registry in self._registries:
+            yield from self._parts.records.repositories(registry)
+
+    # ------------------------------------------------------------------------------------------------- undeletions
+
+    def deleted(self, wanted: Callable[[Repo], bool]) -> Iterator[tuple[Repo, DeletedManifest | DeletedTag]]:
+        """Yields what can be undeleted in these repositories, in no order. Expired records may be among it."""
+        records = self._parts.records
+        for repo in filter(wanted, self.repositories()):
+            for digest in records.deleted_manifests(repo):
+                if (manifest := records.deleted_manifest(repo, digest)) is not None:
+                    yield repo, manifest.record
+            for tag in records.deleted_tags(repo):
+                if (deleted := records.deleted_tag(repo, tag)) is not None:
+                    yield repo, deleted.record
+
+    def undelete_tag(self, repo: Repo, tag: str, caller: str) -> list[Digest]:
+        """Brings back a deleted tag, with its image if that was deleted as well. Returns the manifests that came back.
+        Raises like `Deleting`.
+        """
+        records = self._parts.records
+        deleted = records.deleted_tag(repo, tag)
+        if deleted is not None and self._parts.catalog.get_manifest(repo, deleted.record.digest) is not None:
+            self._deleting.undelete_tag(repo, tag)
+            return []
+        pointed_to = deleted.record.digest if deleted is not None else None
+        of_tag = [
+            record
+            for _, record in self.deleted(lambda each: each == repo)
+            if isinstance(record, DeletedManifest) and (tag in record.tags or record.digest == pointed_to)
+        ]
+        if not of_tag:
+            raise ManifestUnknown(f"{repo} has no deleted tag {tag}")
+        latest = max(of_tag, key=lambda record: record.deleted_at)
+        back = self.undelete_image(repo, latest.digest, caller)
+        if deleted is not None and tag not in latest.tags:
+            self._deleting.undelete_tag(repo, tag)
+        return back
+
+    def undelete_image(self, repo: Repo, digest: Digest, caller: str) -> list[Digest]:
+        """Brings back a deleted image, with its tags and with the manifests of its platforms that were deleted. Returns
+        the manifests that came back. Raises like `Deleting`.
+        """
+        back: list[Digest] = []
+        for child in self._children(digest):
+            if child != digest and self._parts.records.deleted_manifest(repo, child) is not None:
+                back += self.undelete_image(repo, child, caller)
+        self._deleting.undelete_manifest(repo, digest, caller)
+        return [*back, digest]
+
+    def undelete_repository(self, repo: Repo, caller: str) -> list[Digest]:
+        """Brings back everything that was deleted in a repository and can be undeleted. Raises `ManifestUnknown` if
+        there is nothing, and like `Deleting`.
+        """
+        found: Sequence[DeletedManifest | DeletedTag] = [
+            record for _, record in self.deleted(lambda each: each == repo)
+        ]
+        if not found:
+            raise ManifestUnknown(f"{repo} has nothing that was deleted and can be undeleted")
+        back: list[Digest] = []
+        # newest first: of two images that had the same tag, the one that had it last gets it back
+        for record in sorted(found, key=lambda record: -record.deleted_at):
+            if isinstance(record, DeletedManifest) and record.digest not in back:
+                back += self.undelete_image(repo, record.digest, caller)
+        for record in found:
+            if isinstance(record, DeletedTag):
+                with suppress(ManifestUnknown):
+                    self._undelete_absent_tag(repo, record.tag)
+        return back
+
+    def _undelete_absent_tag(self, repo: Repo, tag: str) -> None:
+        if self._parts.catalog.get_tag(repo, tag) is None:
+            self._deleting.undelete_tag(repo, tag)

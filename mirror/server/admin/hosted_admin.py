@@ -1,0 +1,248 @@
+"""The admin API's operations on hosted images: delete, undelete, and list what can be undeleted.
+
+The commands do the same through this class, in the running mirror or, if none runs, in their own process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated, Final
+
+from typing_extensions import TypedDict
+
+from mirror.errors import BlobUnknown, RequestError
+from mirror.eviction.evictor import Evictor
+from mirror.graph.manifests import manifest_of_bytes
+from mirror.graph.walk import damaged_may_be_missing, walk
+from mirror.hosting.operator_deletions import DeletionPlan, Erased, OperatorDeletions
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted_records import DeletedManifest, DeletedTag
+from mirror.policy.image_names import Image, name_of, parse_image
+from mirror.policy.routing import RoutingTable
+from mirror.policy.selection import search
+from mirror.ports import BlobStore, Catalog
+from mirror.values.json_types import Bytes, Count, Timestamp, about
+from mirror.values.timestamps import format_moment, moment
+
+#: Deletions that are listed if the request does not say how many, and at most.
+_LISTED: Final = 200
+_MOST_LISTED: Final = 10_000
+
+
+class ElsewhereJson(TypedDict):
+    """Repositories that have content which was to be erased."""
+
+    repository: str
+    blobs: Count
+
+
+class DeletedJson(TypedDict):
+    """What a deletion removed, or, as a dry run, would remove."""
+
+    image: str
+    dry_run: bool
+    tags: list[str]
+    manifests: Annotated[list[str], about("Digests of the manifests that the repository no longer has.")]
+    size: Annotated[Bytes, about("Bytes of all content of these manifests, shared with others or not.")]
+    until: Annotated[Timestamp | None, about("Until when it can be undeleted; null: not at all.")]
+    blobs: Annotated[Count, about("Number of files removed at once; others follow when they are collected.")]
+    bytes: Annotated[Bytes, about("Bytes of these files.")]
+    elsewhere: Annotated[list[ElsewhereJson], about("With `now`: which repositories still have some of the content.")]
+    busy: Annotated[list[str], about("With `now`: digests that stay because they were pushed at the same moment.")]
+
+
+class UndeletedJson(TypedDict):
+    """What was brought back."""
+
+    image: str
+    manifests: Annotated[list[str], about("Digests of the manifests that are back; empty: only the tag was deleted.")]
+
+
+class DeletionJson(TypedDict):
+    """A deleted tag or image that can be undeleted."""
+
+    image: Annotated[str, about("Undelete it by this name.")]
+    digest: str
+    tags: Annotated[list[str], about("Tags that come back, unless they point to something again.")]
+    deleted: Timestamp
+    by: Annotated[str, about("Who deleted it.")]
+    until: Annotated[Timestamp, about("Until then it can be undeleted.")]
+
+
+class DeletionsJson(TypedDict):
+    """What can be undeleted, the last deletion first."""
+
+    deleted: list[DeletionJson]
+    more: Annotated[Count, about("Number of deletions that are not listed.")]
+
+
+class HostedAdmin:
+    """The operations on hosted images."""
+
+    def __init__(
+        self,
+        deletions: OperatorDeletions,
+        store: BlobStore,
+        catalog: Catalog,
+        evictor: Evictor,
+        table: RoutingTable,
+        keep_deleted: Mapping[str, float],
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`store` is the cache; `evictor` drops from it. `keep_deleted` are the seconds for which each hosted registry
+        keeps what is deleted.
+        """
+        self._deletions = deletions
+        self._store = store
+        self._catalog = catalog
+        self._evictor = evictor
+        self._table = table
+        self._keep_deleted = keep_deleted
+        self._now = now
+
+    def __repr__(self) -> str:
+        return f"<HostedAdmin {', '.join(self._keep_deleted)}>"
+
+    def parse(self, text: str, *, repository: bool) -> tuple[Repo, Image | None]:
+        """The repository that is named, and the image in it; None if the whole repository is meant, which must be said
+        by `repository`. Raises `RequestError` with what to write instead.
+        """
+        image = parse_image(text, self._table)
+        last = text.rpartition("/")[2]
+        is_named = "@" in text or ":" in last
+        if not self._table.hosts_registry(image.repo.registry):
+            raise RequestError(f"{image.repo} is not hosted here, but cached: use `mirror purge`")
+        if repository and is_named:
+            raise RequestError(f"{text}: a whole repository is named without tag and digest")
+        if not repository and not is_named:
+            raise RequestError(f"{text}: name a tag or a digest, or say that the whole repository is meant")
+        return image.repo, None if repository else image
+
+    # -------------------------------------------------------------------------------------------------- deletions
+
+    async def delete(
+        self, repo: Repo, image: Image | None, caller: str, *, at_once: bool = False, dry_run: bool = False
+    ) -> DeletedJson:
+        """Deletes an image, or, if that is None, the whole repository. `at_once`: the image that a tag points to goes
+        with all its tags, nothing can be undeleted, and the bytes go now. Raises `ManifestUnknown`, `Denied` if a tag
+        is frozen, `StoreError`.
+        """
+        plan = await asyncio.to_thread(self._plan, repo, image, at_once)
+        size = await asyncio.to_thread(self._deletions.size, plan)
+        keep = 0.0 if at_once else self._keep_deleted.get(repo.registry, 0.0)
+        erased, freed = Erased(), (0, 0)
+        until = moment(self._now() + keep) if keep > 0 else None
+        if not dry_run and at_once:
+            erased = await asyncio.to_thread(self._deletions.erase, plan, caller, everything=image is None)
+            freed = await self._erase_cached(erased)
+        elif not dry_run:
+            await asyncio.to_thread(self._deletions.delete, plan, caller, keep=keep > 0)
+        return {
+            "image": str(repo) if image is None else name_of(repo, image.reference),
+            "dry_run": dry_run,
+            "tags": list(plan.tags),
+            "manifests": [str(digest) for digest in plan.manifests],
+            "size": size,
+            "until": until,
+            "blobs": freed[0],
+            "bytes": freed[1],
+            "elsewhere": _elsewhere(erased),
+            "busy": [str(digest) for digest in erased.busy],
+        }
+
+    def _plan(self, repo: Repo, image: Image | None, at_once: bool) -> DeletionPlan:
+        if image is None:
+            return self._deletions.plan_repository(repo, kept=at_once)
+        if image.digest is not None:
+            return self._deletions.plan_image(repo, image.digest)
+        tag = str(image.reference)
+        if not at_once:
+            return self._deletions.plan_tag(repo, tag)
+        return self._deletions.plan_image(repo, self._deletions.digest_of(repo, tag))
+
+    async def _erase_cached(self, erased: Erased) -> tuple[int, int]:
+        """Drops erased blobs from the cache as well, except those that cached images need: these are noted as being
+        elsewhere. Returns how many blobs are gone altogether, and their bytes.
+        """
+        cached = await asyncio.to_thread(lambda: {digest for digest in erased.blobs if self._is_cached(digest)})
+        needed = await asyncio.to_thread(self._needed, cached)
+        await self._evictor.drop(cached - needed.keys())
+        erased.elsewhere |= needed
+        gone = [size for digest, size in erased.blobs.items() if digest not in needed]
+        return len(gone), sum(gone)
+
+    def _is_cached(self, digest: Digest) -> bool:
+        try:
+            self._store.stat(digest)
+        except BlobUnknown:
+            return False
+        return True
+
+    def _needed(self, digests: set[Digest]) -> dict[Digest, tuple[Repo, ...]]:
+        """Blocking: the cached repositories whose manifests are or name these blobs. Reads every cached manifest."""
+        needed: dict[Digest, set[Repo]] = {}
+
+        def read(_: Repo, digest: Digest) -> Manifest | None:
+            return manifest_of_bytes(self._store, digest)
+
+        cached = (repo for repo in self._catalog.repositories() if not self._table.hosts_registry(repo.registry))
+        for repo, digest, manifest in walk(self._catalog, read, damaged_may_be_missing, cached if digests else ()):
+            for named in (digest, *(blob.digest for blob in manifest.blobs)):
+                if named in digests:
+                    needed.setdefault(named, set()).add(repo)
+        return {digest: tuple(sorted(repos)) for digest, repos in needed.items()}
+
+    # ------------------------------------------------------------------------------------------------- undeletions
+
+    async def undelete(self, repo: Repo, image: Image | None, caller: str) -> UndeletedJson:
+        """Brings back a deleted tag or image, or everything in a repository. Raises `ManifestUnknown`,
+        `ManifestBlobUnknown`, `Denied`, `QuotaExceeded`, `StoreError`.
+        """
+        back = await asyncio.to_thread(self._undelete, repo, image, caller)
+        name = str(repo) if image is None else name_of(repo, image.reference)
+        return {"image": name, "manifests": [str(digest) for digest in back]}
+
+    def _undelete(self, repo: Repo, image: Image | None, caller: str) -> list[Digest]:
+        if image is None:
+            return self._deletions.undelete_repository(repo, caller)
+        if image.digest is not None:
+            return self._deletions.undelete_image(repo, image.digest, caller)
+        return self._deletions.undelete_tag(repo, str(image.reference), caller)
+
+    async def deleted(self, query: Mapping[str, str]) -> DeletionsJson:
+        """What can be undeleted. Raises `RequestError`, `StoreError`."""
+        selection = search(query.get("search", ""), self._table)
+        text = query.get("limit", str(_LISTED))
+        if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= _MOST_LISTED):
+            raise RequestError(f"limit: not a number from 1 to {_MOST_LISTED}: {text[:40]!r}")
+        found = await asyncio.to_thread(lambda: list(self._deletions.deleted(selection.has)))
+        found.sort(key=lambda each: -each[1].deleted_at)
+        return {
+            "deleted": [self._deletion(repo, record) for repo, record in found[: int(text)]],
+            "more": max(0, len(found) - int(text)),
+        }
+
+    def _deletion(self, repo: Repo, record: DeletedManifest | DeletedTag) -> DeletionJson:
+        until = record.deleted_at + self._keep_deleted.get(repo.registry, 0.0)
+        tags = (record.tag,) if isinstance(record, DeletedTag) else record.tags
+        return {
+            "image": name_of(repo, record.tag if isinstance(record, DeletedTag) else record.digest),
+            "digest": str(record.digest),
+            "tags": list(tags),
+            "deleted": format_moment(record.deleted_at),
+            "by": record.by,
+            "until": format_moment(until),
+        }
+
+
+def _elsewhere(erased: Erased) -> list[ElsewhereJson]:
+    blobs: dict[Repo, int] = {}
+    for repos in erased.elsewhere.values():
+        for repo in repos:
+            blobs[repo] = blobs.get(repo, 0) + 1
+    return [{"repository": str(repo), "blobs": count} for repo, count in sorted(blobs.items())]
