@@ -149,11 +149,13 @@ class HostedWorld:
         self.rules = rules or HostedRules()
         self.clock = Clock()
         self.cache = MemoryStore()
-        self.catalog = MemoryCatalog()
-        self.blobs = MemoryHostedBlobs(self.cache)
-        self.contents = MemoryContents(self.cache, self.blobs)
-        self.records = MemoryHostedRecords(self.catalog)
-        self.uploads = MemoryUploads(self.blobs, now=self.clock)
+        catalog, blobs = MemoryCatalog(), MemoryHostedBlobs(self.cache)
+        #: May be replaced, by a `Hooked` for example.
+        self.catalog: Any = catalog
+        self.blobs: Any = blobs
+        self.contents: Any = MemoryContents(self.cache, blobs)
+        self.records: Any = MemoryHostedRecords(catalog)
+        self.uploads: Any = MemoryUploads(blobs, now=self.clock)
         self.freezes = MemoryFreezes()
         self.accounts = Limited()
         self.index = MemoryIndex()
