@@ -19,7 +19,7 @@ from mirror.access.audit import AuditLog
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.administration import open_administration
 from mirror.app.client_auth import open_audit, open_gate
-from mirror.app.housekeeping import fetching_through, run_housekeeping, run_scrubs
+from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
 from mirror.app.repositories import open_repositories
 from mirror.app.storage import Storage, open_storage
 from mirror.config import Config, TraceSettings
@@ -119,6 +119,7 @@ async def build(
             for work in (
                 storage.eviction.rounds.run(),
                 run_housekeeping(config, storage),
+                keep_ledger(config, storage),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
                 recent.run(),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mirror.app.storage import Storage
+from mirror.app.storage import Storage, quota_rules
 from mirror.config import Config, HostedSettings
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
 from mirror.hosting.pushing import Pushing
+from mirror.hosting.quotas import Quotas
 from mirror.hosting.rights import Sources
 from mirror.hosting.sessions import Sessions
 from mirror.intake.integrity import Integrity
@@ -21,22 +23,6 @@ from mirror.policy.hosted.push_checks import HostedRules
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
 from mirror.repository.shared import Shared
-
-
-class _Unlimited:
-    """`Accounts` without quotas."""
-
-    def check(self, repo: Repo, size: int, digest: Digest | None = None) -> None:
-        """Does nothing."""
-
-    def allow(self, repo: Repo, size: int) -> None:
-        """Does nothing."""
-
-    def link(self, repo: Repo, digest: Digest, size: int) -> None:
-        """Does nothing."""
-
-    def unlink(self, repo: Repo, digest: Digest) -> None:
-        """Does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +56,17 @@ def open_hosting(
     is_hosted: Callable[[str], bool],
 ) -> Hosting:
     """Opens everything that hosted registries need."""
+
+    async def hosted_holders(digest: Digest, most: int) -> Sequence[Repo]:
+        return await asyncio.to_thread(storage.hosted.ledger.holders, digest, most)
+
     parts = HostedParts(
         storage.contents,
         storage.hosted.blobs,
         storage.catalog,
         storage.hosted.records,
         shared.histories,
-        _Unlimited(),
+        Quotas(storage.hosted.ledger, quota_rules(config)),
         config.hosting.grace,
     )
     integrity = Integrity(storage.contents, shared.caches.once, shared.background)
@@ -91,7 +81,7 @@ def open_hosting(
         deleting,
         Sessions(storage.hosted.uploads, most=settings.max_uploads, most_per_caller=settings.max_uploads_per_caller),
         Sources(
-            parts, links, [storage.index.holders], shared.grants, storage.store, shared.integrity, is_hosted=is_hosted
+            parts, links, [hosted_holders, storage.index.holders], shared.grants, storage.store, shared.integrity, is_hosted=is_hosted
         ),
         storage.eviction.space.make_room_for_push,
         shared.executor,

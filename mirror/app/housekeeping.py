@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from mirror import telemetry
-from mirror.app.storage import SCRUB_LOCK, Storage, blob_places, scrub_records
+from mirror.app.storage import LEDGER_LOCK, SCRUB_LOCK, Storage, blob_places, quota_rules, scrub_records
 from mirror.config import Config
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
+from mirror.hosting.ledger_upkeep import LedgerUpkeep
+from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.oci.digest import Digest
 from mirror.repository.caches import Caches
 from mirror.repository.protocol import Fetchable
@@ -28,6 +30,9 @@ _COMPARE_EVERY = 86400.0
 #: for an index that comes and goes.
 _COMPARE_AGAIN = 5.0
 _COMPARING_SHARE = 0.05
+#: Seconds between two completions of the ledger, and between two updates of its metrics.
+_COMPLETE_EVERY = 3600.0
+_SHOW_EVERY = 15.0
 #: Seconds between two attempts to take over the work of a worker that died.
 _SUCCEED_AFTER = 30.0
 
@@ -118,6 +123,48 @@ async def _compare(config: Config, storage: Storage, comparisons: ReconcileTimer
         done = True
     finally:
         comparisons.ended(began, done=done)
+
+
+async def keep_ledger(config: Config, storage: Storage) -> None:
+    """Completes the ledger of hosted content at start, every hour, and when it has missed a change; shows in the
+    metrics how full the hosted registries are. One process does this at a time.
+    """
+    if not config.hosted:
+        return
+    rules, hosted = quota_rules(config), storage.hosted
+    quotas = Quotas(hosted.ledger, rules)
+    upkeep = LedgerUpkeep(hosted.ledger, hosted.records, storage.catalog, [entry.name for entry in config.hosted])
+    lease, completed_at = None, -_COMPLETE_EVERY
+    try:
+        while True:
+            pause = _SUCCEED_AFTER
+            try:
+                lease = lease or await storage.locks.try_hold(LEDGER_LOCK)
+                if lease:
+                    due = time.monotonic() - completed_at >= _COMPLETE_EVERY
+                    if due or not await asyncio.to_thread(hosted.ledger.is_complete):
+                        corrections = await upkeep.complete()
+                        completed_at = time.monotonic()
+                        telemetry.log.info("ledger completed", corrections=corrections)
+                    for usage in await quotas.usage():
+                        _show_usage(usage)
+                    pause = _SHOW_EVERY
+            except (StoreError, IndexUnavailable) as error:
+                telemetry.log.warning("ledger not completed", reason=str(error))
+            except Exception:
+                # no error may end this task: the ledger would stay incomplete
+                telemetry.log.exception("ledger upkeep crashed")
+            await asyncio.sleep(pause)
+    finally:
+        if lease:
+            lease.release()
+
+
+def _show_usage(usage: ScopeUsage) -> None:
+    if usage.used is not None:
+        telemetry.HOSTED_BYTES.labels(usage.scope).set(usage.used)
+    if usage.limit is not None:
+        telemetry.HOSTED_QUOTA.labels(usage.scope).set(usage.limit)
 
 
 async def run_scrubs(config: Config, storage: Storage, scrub: Scrub) -> None:

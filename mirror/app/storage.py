@@ -24,13 +24,15 @@ from mirror.eviction.write_behind import WriteBehind
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
+from mirror.index.link_ledger import SqliteLedger
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Watermarks
+from mirror.policy.hosted.quotas import QuotaRules, RegistryQuota
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
-from mirror.ports import ContentIndex, HostedBlobs, Records, RepairableBlobs, Uploads
+from mirror.ports import ContentIndex, HostedBlobs, LinkLedger, Records, RepairableBlobs, Uploads
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.contents import LocalContents
 from mirror.store.hosted.repository_records import LocalHostedRecords
@@ -49,19 +51,21 @@ from mirror.values.sizes import parse_capacity, parse_size
 #: Locks between all processes of a store; commands take them, too.
 MISSES_LOCK = "misses"
 SCRUB_LOCK = "scrub"
+LEDGER_LOCK = "ledger"
 #: Seconds without a new byte after which an interrupted download may be dropped, if eviction does not free enough.
 _IDLE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class HostedDisk:
-    """The files of hosted content, besides tags and manifests: its blobs, upload sessions, and the records of its
-    repositories.
+    """The files of hosted content, besides tags and manifests: its blobs, upload sessions, the records of its
+    repositories, and the ledger that is derived from them.
     """
 
     blobs: HostedBlobs
     uploads: Uploads
     records: LocalHostedRecords
+    ledger: LinkLedger
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,8 @@ def open_disk(config: Config) -> LocalDisk:
     layout = Layout(config.store.root)
     store = LocalStore(layout)
     names = HostedNames(layout)
-    hosted = HostedDisk(names, LocalUploads(layout, names), LocalHostedRecords(layout))
+    ledger = SqliteLedger(layout.ledger, quota_rules(config).scopes)
+    hosted = HostedDisk(names, LocalUploads(layout, names), LocalHostedRecords(layout), ledger)
     return LocalDisk(layout, store, LocalCatalog(layout), LocalPins(layout), hosted, LocalContents(layout))
 
 
@@ -130,6 +135,7 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
     """
     async with AsyncExitStack() as stack:
         disk = await asyncio.to_thread(open_disk, config)
+        stack.callback(disk.hosted.ledger.close)
         layout, store, catalog, pins = disk.layout, disk.store, disk.catalog, disk.pins
         locks = FileLocks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
@@ -216,6 +222,19 @@ def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:
 
         return RedisIndex(parse_redis_url(url), store_id=store_id, budget=config.index.timeout)
     return EmbeddedIndex(layout.root / "index.sqlite")
+
+
+def quota_rules(config: Config) -> QuotaRules:
+    """The quotas of the hosted registries that are configured."""
+    return QuotaRules(
+        {
+            entry.name: RegistryQuota(
+                parse_size(entry.quota) if entry.quota is not None else None,
+                {pattern: parse_size(size) for pattern, size in entry.quotas.items()},
+            )
+            for entry in config.hosted
+        }
+    )
 
 
 def pin_rules(config: Config) -> list[PinRule]:

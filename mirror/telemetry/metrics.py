@@ -101,6 +101,18 @@ EVICTED_BYTES: Final = Counter("mirror_evicted_bytes", "Bytes of blobs evicted")
 STORE_BYTES: Final = Gauge("mirror_store_bytes", "Bytes of blobs in the store", multiprocess_mode="mostrecent")
 STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs in the store", multiprocess_mode="mostrecent")
 STORE_LIMIT: Final = Gauge("mirror_store_limit_bytes", "Bytes that blobs may take", multiprocess_mode="mostrecent")
+HOSTED_BYTES: Final = Gauge(
+    "mirror_hosted_bytes",
+    "Bytes of different blobs and manifests of a hosted registry, or of a pattern with a quota",
+    ["scope"],
+    multiprocess_mode="mostrecent",
+)
+HOSTED_QUOTA: Final = Gauge(
+    "mirror_hosted_quota_bytes",
+    "The quota of a hosted registry, or of a pattern",
+    ["scope"],
+    multiprocess_mode="mostrecent",
+)
 STORE_FAILING: Final = Gauge(
     "mirror_store_failing_workers", "Workers whose last write to the store failed", multiprocess_mode="livesum"
 )

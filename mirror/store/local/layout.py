@@ -17,6 +17,7 @@
     ├── hosted-damaged/<algorithm>-<hex>      a damaged hosted blob, kept until an operator deletes it
     ├── uploads/<boot>-<owner>-<random>  the bytes of an upload session (see `hosted/upload_files.py`)
     ├── locks/                           empty files, for flock only
+    ├── hosted.sqlite                    sums and holders of hosted content (see `index/link_ledger.py`)
     ├── index.sqlite                     the embedded index, if no Redis is configured (see `index/embedded.py`)
     ├── misses.json                      images that a sealed mirror was asked for and lacks (see `miss_file.py`)
     ├── lists/<hash>.sqlite              long tag lists of upstreams that do not sort (see `index/sorted_tags.py`)
@@ -117,6 +118,10 @@ class Layout:
     @property
     def repositories_added(self) -> Path:
         return self.root / "repositories-added"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "hosted.sqlite"
 
     @property
     def lists(self) -> Path:
