@@ -81,7 +81,13 @@ def open_hosting(
         deleting,
         Sessions(storage.hosted.uploads, most=settings.max_uploads, most_per_caller=settings.max_uploads_per_caller),
         Sources(
-            parts, links, [hosted_holders, storage.index.holders], shared.grants, storage.store, shared.integrity, is_hosted=is_hosted
+            parts,
+            links,
+            [hosted_holders, storage.index.holders],
+            shared.grants,
+            storage.store,
+            shared.integrity,
+            is_hosted=is_hosted,
         ),
         storage.eviction.space.make_room_for_push,
         shared.executor,

@@ -1,0 +1,78 @@
+"""How full hosted registries are: the ledger of a whole mirror."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted_records import BlobLink, LinkState
+from mirror.store.hosted.repository_records import LocalHostedRecords
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
+from mirror.telemetry import render_metrics
+from tests.support.live_mirror import LiveMirror, live_mirror, until
+
+_CORP: Final = {"name": "corp", "quota": "1MB", "quotas": {"team-a/**": "500kB"}}
+_UPSTREAM: Final = {"docker.io": "http://127.0.0.1:1"}
+
+
+def _link(root: Path, name: str, size: int) -> None:
+    """Give a hosted repository a blob of this size, as another process would."""
+    records = LocalHostedRecords(LocalStore(Layout(root)).layout)
+    digest = Digest.of(f"{name} {size}".encode())
+    records.put_link(Repo("corp", name), BlobLink(digest, size, LinkState.LINKED, 1.0))
+
+
+def _completed(mirror: LiveMirror) -> list[dict[str, Any]]:
+    return mirror.events("ledger completed")
+
+
+def _shown(metric: str, scope: str) -> float | None:
+    """A figure among the metrics; None if it is not there."""
+    start = f'{metric}{{scope="{scope}"}} '
+    shown = [line.removeprefix(start) for line in render_metrics().decode().splitlines() if line.startswith(start)]
+    return float(shown[0]) if shown else None
+
+
+async def test_the_ledger_is_completed_at_start(tmp_path: Path) -> None:
+    """From the records on the disk, at each start; the metrics show each registry, and each pattern with a quota."""
+    root = tmp_path / "store"
+    _link(root, "team-a/app", 300_000)
+    _link(root, "team-b/app", 40_000)
+    async with live_mirror(root, _UPSTREAM, hosted=[_CORP, {"name": "lab"}]) as mirror:
+        await until(lambda: bool(_completed(mirror)))
+        ledger = mirror.app.storage.hosted.ledger
+        assert ledger.is_complete()
+        assert ledger.usage("corp") == 340_000
+        await until(lambda: _shown("mirror_hosted_bytes", "lab") == 0)
+        assert _shown("mirror_hosted_bytes", "corp") == 340_000
+        assert _shown("mirror_hosted_bytes", "corp/team-a/**") == 300_000
+        assert _shown("mirror_hosted_quota_bytes", "corp") == 1_000_000
+        assert _shown("mirror_hosted_quota_bytes", "corp/team-a/**") == 500_000
+    _link(root, "team-a/app", 1)
+    async with live_mirror(root, _UPSTREAM, hosted=[_CORP, {"name": "lab"}]) as mirror:
+        await until(lambda: bool(_completed(mirror)))
+        assert mirror.app.storage.hosted.ledger.usage("corp") == 340_001
+
+
+async def test_other_patterns_count_anew(tmp_path: Path) -> None:
+    """After a restart with other quotas, each new pattern counts what its repositories have."""
+    root = tmp_path / "store"
+    _link(root, "team-a/app", 300_000)
+    _link(root, "team-b/app", 40_000)
+    async with live_mirror(root, _UPSTREAM, hosted=[_CORP]) as mirror:
+        await until(lambda: bool(_completed(mirror)))
+    async with live_mirror(root, _UPSTREAM, hosted=[{"name": "corp", "quotas": {"*/app": "1GB"}}]) as mirror:
+        await until(lambda: bool(_completed(mirror)))
+        ledger = mirror.app.storage.hosted.ledger
+        assert (ledger.usage("corp"), ledger.usage("corp/*/app")) == (340_000, 340_000)
+        assert ledger.usage("corp/team-a/**") == 0
+
+
+async def test_a_mirror_that_hosts_nothing_has_no_ledger(tmp_path: Path) -> None:
+    """No file is made, and nothing is counted."""
+    async with live_mirror(tmp_path / "store", _UPSTREAM) as mirror:
+        await mirror.rebuilt()
+    assert not (tmp_path / "store" / "hosted.sqlite").exists()
