@@ -29,6 +29,7 @@ from mirror.inspect.recent_answers import RecentAnswers
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.scheduler import SyncScheduler
 from mirror.prefetch.sync import Sync
+from mirror.repository.protocol import Fetchable
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
 from mirror.server.admin.api import Admin
@@ -62,15 +63,15 @@ class App:
     def scrub(self, *, rate: float | None, repair: bool = True, read: Callable[[int], None] = lambda _: None) -> Scrub:
         """Returns a scrub that hashes blobs at no more than `rate` bytes per second; None: as fast as it can.
 
-        Damaged blobs are fetched again if `repair` is set and the repository is not sealed. `read` is called with the
-        number of bytes that were read.
+        Damaged blobs are fetched again if `repair` is set and the repository is neither sealed nor hosted. `read` is
+        called with the number of bytes that were read.
         """
         return Scrub(
-            self.storage.store,
+            self.storage.contents,
             self.storage.catalog,
             rate=rate,
             fetch_again=fetching_through(self.router, self.shared.caches) if repair else None,
-            may_fetch=lambda repo: not self.router.rule_for(repo).offline,
+            may_fetch=lambda repo: isinstance(self.router.repository(repo), Fetchable),
             read=read,
         )
 

@@ -173,7 +173,7 @@ async def run_scrubs(config: Config, storage: Storage, scrub: Scrub) -> None:
         return
     await scrub_when_due(
         scrub,
-        storage.store,
+        storage.contents,
         scrub_records(storage.layout),
         every=config.scrub.every,
         since=storage.layout.marker.stat().st_mtime,

@@ -22,6 +22,7 @@ from mirror.bundles.layout_target import LayoutTarget
 from mirror.bundles.oci_layout import INDEX, INVENTORY, MARKER, SIGNATURE, blob_name, index_bytes, marker_bytes
 from mirror.bundles.signing import sign
 from mirror.errors import BlobUnknown, BundleError, StoreError
+from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Closure, Node, Role, read_closure
 from mirror.graph.manifests import has_blob, sound_manifest
 from mirror.graph.walk import walk
@@ -30,7 +31,7 @@ from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
-from mirror.ports import BlobReader, BlobStore, Catalog
+from mirror.ports import BlobReader, BlobStore, Catalog, RepairableBlobs
 from mirror.values.platforms import Platform
 from mirror.values.sizes import format_size
 
@@ -69,6 +70,7 @@ def select(
     images: Iterable[Image],
     *,
     answers: Callable[[Repo, str], Digest | None],
+    places: BlobPlaces | None = None,
     platforms: Iterable[Platform] = (),
     referrers: bool = False,
     partial: bool = False,
@@ -77,13 +79,14 @@ def select(
     """Blocking: collect everything below these images.
 
     `answers` gives the digest that this mirror serves for a tag now; because of a freeze or the minimum age this may be
-    another digest than upstream's. Without `platforms`, the platforms that are here are selected. `referrers` adds
-    signatures, SBOMs and other referrers. `since` is the other side's inventory: blobs in it need not be here.
+    another digest than upstream's. `places` says where the blobs of each repository are. Without `platforms`, the
+    platforms that are here are selected. `referrers` adds signatures, SBOMs and other referrers. `since` is the other
+    side's inventory: blobs in it need not be here.
 
     Raises `BundleError`, which lists everything that is missing, unless `partial` is true; an image whose manifest is
     missing is always an error. Raises `StoreError` if something cannot be read.
     """
-    selector = _Selector(store, catalog, answers, tuple(platforms), since)
+    selector = _Selector(store, catalog, answers, places or BlobPlaces.only(store), tuple(platforms), since)
     for image in dict.fromkeys(images):
         selector.image(image, referrers=referrers)
     if selector.unknown or (selector.incomplete and not partial):
@@ -97,6 +100,7 @@ class _Selector:
         store: BlobStore,
         catalog: Catalog,
         answers: Callable[[Repo, str], Digest | None],
+        places: BlobPlaces,
         platforms: tuple[Platform, ...],
         since: Inventory | None,
     ) -> None:
@@ -106,6 +110,7 @@ class _Selector:
         self._store = store
         self._catalog = catalog
         self._answers = answers
+        self._blobs = places
         self._platforms = platforms
         self._theirs = since.present if since else {}
         self._added: dict[str, Digest] = {}
@@ -134,13 +139,13 @@ class _Selector:
         return Descriptor(manifest.media_type, manifest.digest, len(manifest.content)) if manifest else None
 
     def _add(self, image: ListedImage, platforms: tuple[Platform, ...]) -> Closure:
-        closure = read_closure(self._store, self._catalog, image.repo, image.root, platforms)
+        closure = read_closure(self._blobs.of(image.repo), self._catalog, image.repo, image.root, platforms)
         if image.name in self._added:
             return closure
         self._added[image.name] = image.root.digest
         self.selection.images.append(image)
         for node in closure.nodes:
-            self._add_node(node)
+            self._add_node(image.repo, node)
         if missing := self._missing(closure, platforms):
             shown = ", ".join(_describe(node) for node in missing[:_SHOWN])
             more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -155,7 +160,7 @@ class _Selector:
         """The manifest, or None. Raises `StoreError` if it cannot be read, so that a read error never makes a bundle
         incomplete.
         """
-        return sound_manifest(self._store, self._catalog, repo, digest)
+        return sound_manifest(self._blobs.of(repo), self._catalog, repo, digest)
 
     def _not_for(self, image: ListedImage, platforms: tuple[Platform, ...]) -> list[Platform]:
         """The chosen platforms that the index does not list. An index that lists no platforms fits all of them."""
@@ -170,7 +175,7 @@ class _Selector:
         missing = [*closure.missing, *(closure.unpulled if platforms else [])]
         return [node for node in missing if node.digest not in self._theirs or _is_manifest(node)]
 
-    def _add_node(self, node: Node) -> None:
+    def _add_node(self, repo: Repo, node: Node) -> None:
         digest, size = node.digest, node.descriptor.size
         if not node.present:
             if not _is_manifest(node):
@@ -181,10 +186,10 @@ class _Selector:
                     self.selection.blobs[digest] = their_size
             return
         try:
-            if node.descriptor.data is not None and not has_blob(self._store, digest):
+            if node.descriptor.data is not None and not has_blob(self._blobs.of(repo), digest):
                 # only the manifest has the bytes (`data`), and a bundle needs a file
                 self._store.put(digest, node.descriptor.data)
-            size = self._store.stat(digest).size
+            size = self._blobs.contents.stat(digest).size
         except BlobUnknown as error:
             raise BundleError(f"{digest} was evicted meanwhile") from error
         (self.selection.manifests if _is_manifest(node) else self.selection.blobs)[digest] = size
@@ -195,10 +200,10 @@ class _Selector:
         about = {str(digest) for digest in chosen}
         for child in manifest.manifests if manifest else ():
             if child.annotations.get(ATTESTED_DIGEST) in about:
-                closure = read_closure(self._store, self._catalog, repo, child)
+                closure = read_closure(self._blobs.of(repo), self._catalog, repo, child)
                 if closure.complete:
                     for node in closure.nodes:
-                        self._add_node(node)
+                        self._add_node(repo, node)
 
     def _add_referrers(self, repo: Repo, subject: Digest) -> None:
         """Add the referrers of the subject in this repository, the referrers of those in turn, and the tags that belong
@@ -242,7 +247,7 @@ def _describe(node: Node) -> str:
 
 def export(
     selection: ExportSelection,
-    store: BlobStore,
+    store: RepairableBlobs,
     target: LayoutTarget,
     *,
     since: Inventory | None = None,
@@ -270,7 +275,7 @@ def export(
     return inventory, Digest.of(content)
 
 
-def _verified(store: BlobStore, digest: Digest, on_read: OnRead) -> Iterator[bytes]:
+def _verified(store: RepairableBlobs, digest: Digest, on_read: OnRead) -> Iterator[bytes]:
     """The blob's bytes in chunks. Raises `BundleError` after the last one if they do not match the digest; the damaged
     blob is set aside.
     """
@@ -292,7 +297,7 @@ def _verified(store: BlobStore, digest: Digest, on_read: OnRead) -> Iterator[byt
         reader.close()
 
 
-def _damaged(store: BlobStore, digest: Digest, reader: BlobReader) -> BundleError:
+def _damaged(store: RepairableBlobs, digest: Digest, reader: BlobReader) -> BundleError:
     """Set aside the damaged file that the reader has open; returns the error to raise."""
     try:
         if store.set_aside(digest, reader):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mirror.errors import BundleError, RecordDamaged, RequestError
+from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.walk import damaged_may_be_missing, stored_in, walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, check_manifest_type
@@ -146,16 +147,18 @@ def _size(entry: dict[str, Any]) -> int:
     return size
 
 
-def take_inventory(store: Blobs, catalog: Catalog) -> Inventory:
-    """Blocking: the inventory of this site, read from the disk.
+def take_inventory(store: Blobs | BlobPlaces, catalog: Catalog) -> Inventory:
+    """Blocking: the inventory of this site, read from the disk. Blobs of hosted images are listed only if the cache has
+    them too: a cached image cannot use the others.
 
     An image is listed if its manifest or index is here. A manifest without a tag is listed if no index here names it.
     Raises `StoreError` if a manifest cannot be read at the moment, instead of leaving it out.
     """
+    places = store if isinstance(store, BlobPlaces) else BlobPlaces.only(store)
     images: list[ListedImage] = []
     for repo in catalog.repositories():
-        images += _images_of(store, catalog, repo)
-    return Inventory(tuple(images), {info.digest: info.size for info in store.walk()})
+        images += _images_of(places.of(repo), catalog, repo)
+    return Inventory(tuple(images), {info.digest: info.size for info in places.cache.walk()})
 
 
 def _images_of(store: Blobs, catalog: Catalog, repo: Repo) -> Iterator[ListedImage]:

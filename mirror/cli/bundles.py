@@ -60,7 +60,7 @@ def export_images(
     loaded = load(config)
     if not output:
         raise ConfigError(["export: --output is missing: where to write the bundle"])
-    from mirror.app.storage import open_storage
+    from mirror.app.storage import blob_places, open_storage
     from mirror.config import routing_table
 
     check_there(loaded)
@@ -83,6 +83,7 @@ def export_images(
                         storage.catalog,
                         chosen,
                         answers=_answers(loaded, storage),
+                        places=blob_places(loaded, storage),
                         platforms=platforms,
                         referrers=referrers,
                         partial=partial,
@@ -93,7 +94,7 @@ def export_images(
                 target = create_layout(place, folder=is_folder)
                 return await in_thread(
                     lambda stoppable: export(
-                        selection, storage.store, target, since=there, key=key, on_read=stoppable(told)
+                        selection, storage.contents, target, since=there, key=key, on_read=stoppable(told)
                     )
                 )
 
@@ -170,10 +171,11 @@ def inventory(
     check_there(loaded)
 
     async def work() -> Inventory:
-        from mirror.app.storage import open_storage
+        from mirror.app.storage import blob_places, open_storage
 
         async with open_storage(loaded) as storage:
-            return await in_thread(lambda _: take_inventory(storage.store, storage.catalog))
+            places = blob_places(loaded, storage)
+            return await in_thread(lambda _: take_inventory(places, storage.catalog))
 
     taken = asyncio.run(work())
     if as_json:

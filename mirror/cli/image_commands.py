@@ -239,7 +239,7 @@ async def _verify(
 async def _verify_images(
     loaded: settings.Config, storage: Storage, images: Sequence[Image], scrub: Scrub, set_total: _SetTotal
 ) -> dict[str, Any]:
-    store, catalog = storage.store, storage.catalog
+    store, catalog = storage.contents, storage.catalog
     overview = _overview(loaded, storage)
     looked_up = [(wanted, await overview.image(wanted.repo, wanted.reference)) for wanted in images]
     absent = [str(wanted) for wanted, image in looked_up if image is None]
@@ -258,7 +258,7 @@ async def _verify_images(
 
 
 async def _verify_all(storage: Storage, scrub: Scrub, set_total: _SetTotal) -> dict[str, Any]:
-    store, catalog = storage.store, storage.catalog
+    store, catalog = storage.contents, storage.catalog
     lease = await storage.locks.try_hold(SCRUB_LOCK)
     if lease is None:
         raise MirrorError("another process is verifying this store")

@@ -9,7 +9,7 @@ A blob that is found damaged:
     wrong twice in a row ── set aside: moved to quarantine; open readers can read on
                               ├── fetched again, by a repository that names it and may ask upstream    repaired
                               ├── no image here names it                                               not needed
-                              └── sealed, or upstream does not have it                                 lost
+                              └── sealed, hosted, or upstream does not have it                         lost
     cannot be read ── left in place: the cause may be a cable; the digest goes into the report         unreadable
 
 A blob is hashed twice because memory and cables fail too, and because another process may have replaced the file
@@ -37,7 +37,7 @@ from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
-from mirror.ports import BlobReader, BlobStore, Catalog, Lease, Records, SupportsReadOnce
+from mirror.ports import BlobReader, Blobs, Catalog, Lease, Records, RepairableBlobs, SupportsReadOnce
 from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 
 #: Bytes in one read.
@@ -101,7 +101,7 @@ class Scrub:
 
     def __init__(
         self,
-        store: BlobStore,
+        store: RepairableBlobs,
         catalog: Catalog,
         *,
         rate: float | None = None,
@@ -253,7 +253,7 @@ _KEY: Final = "everything"
 
 
 async def scrub_all(
-    scrub: Scrub, store: BlobStore, records: Records, *, now: Callable[[], float] = time.time
+    scrub: Scrub, store: Blobs, records: Records, *, now: Callable[[], float] = time.time
 ) -> ScrubProgress:
     """Checks every blob of the store, or, if the last scrub was interrupted, the rest. The caller holds a lock, so that
     one process at a time does this.
@@ -295,7 +295,7 @@ def _save(records: Records, progress: ScrubProgress) -> None:
 
 
 async def scrub_image(
-    scrub: Scrub, store: BlobStore, catalog: Catalog, repo: Repo, root: Descriptor, progress: ScrubProgress
+    scrub: Scrub, store: Blobs, catalog: Catalog, repo: Repo, root: Descriptor, progress: ScrubProgress
 ) -> list[Node]:
     """Checks everything of one image, and also fetches what is missing. Returns what is still missing. Raises
     `StoreError`.
@@ -323,7 +323,7 @@ async def scrub_image(
 # ---------------------------------------------------------------------------------------------- what names what
 
 
-def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -> dict[Digest, list[Owner]]:
+def owners_of(catalog: Catalog, store: Blobs, digests: Collection[Digest]) -> dict[Digest, list[Owner]]:
     """Blocking: returns the repositories that have or name these blobs, a few for each blob. Reads every manifest that
     is here. Raises `StoreError` if one cannot be read: it may be the only one that needs a blob.
     """
@@ -348,7 +348,7 @@ def owners_of(catalog: Catalog, store: BlobStore, digests: Collection[Digest]) -
     return owners
 
 
-def dangling_records(catalog: Catalog, store: BlobStore) -> Iterator[str]:
+def dangling_records(catalog: Catalog, store: Blobs) -> Iterator[str]:
     """Blocking: yields tags without their manifest, manifests without their bytes, and records that cannot be read, as
     text for people. Raises `StoreError` if something cannot be listed.
 
@@ -363,7 +363,7 @@ def dangling_records(catalog: Catalog, store: BlobStore) -> Iterator[str]:
                 yield f"{repo}:{tag}: {trouble}"
 
 
-def _trouble_with_manifest(catalog: Catalog, store: BlobStore, repo: Repo, digest: Digest) -> str | None:
+def _trouble_with_manifest(catalog: Catalog, store: Blobs, repo: Repo, digest: Digest) -> str | None:
     try:
         catalog.get_manifest(repo, digest)
         return None if has_blob(store, digest) else "its manifest is gone"
@@ -386,7 +386,7 @@ def _trouble_with_tag(catalog: Catalog, repo: Repo, tag: str) -> str | None:
 
 async def scrub_when_due(
     scrub: Scrub,
-    store: BlobStore,
+    store: Blobs,
     records: Records,
     *,
     every: float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.local.layout import Layout
 from tests.support.command import mirror
 from tests.support.here import Here
+from tests.support.hosted_here import HostedHere
 
 _APP = Repo("corp", "team/app")
 _CONFIG = """
@@ -43,6 +45,10 @@ class _Site:
         done = mirror(*words, "--config", self.config)
         assert done.status == 0, done
         return done.out
+
+    def json(self, *words: str) -> Any:
+        """What a command prints; it may fail."""
+        return mirror(*words, "--json", "--config", self.config).json
 
     def refused(self, *words: str) -> str:
         """The message of a command that fails."""
@@ -132,3 +138,36 @@ def test_a_hosted_tag_is_frozen_where_it_is(site: _Site) -> None:
     [frozen] = json.loads(site.run("freezes", "--json"))
     assert (frozen["image"], frozen["digest"]) == ("corp/team/app:v1", str(site.root.digest))
     assert "can be moved again" in site.run("unfreeze", "corp/team/app:v1")
+
+
+def test_verify_hashes_what_is_hosted(tmp_path: Path) -> None:
+    """All of it, or one image; what is damaged is set aside, and only a push brings it back."""
+    site = _Site(tmp_path)
+    hosted = HostedHere(tmp_path / "store")
+    hosted.repo = Repo("corp", "own")
+    hosted.image([b"only here"], tag="v1")
+    assert site.json("verify", "corp/own:v1")["blobs"] == 3
+    everything = site.json("verify", "--no-repair")
+    assert everything["blobs"] == 3 + 4  # the cache has four more, and the config under its own name
+    file = Path(Layout(tmp_path / "store").hosted_blob(Digest.of(b"only here")))
+    file.chmod(0o600)
+    file.write_bytes(b"ONLY HERE")
+    done = mirror("verify", "corp/own:v1", "--config", site.config)
+    assert done.status == 1
+    assert f"damaged and not repaired, moved to quarantine: {Digest.of(b'only here')}" in done.out
+    assert "push the image again" in site.run("why", "corp/own:v1")
+
+
+def test_a_hosted_image_goes_into_a_bundle(tmp_path: Path) -> None:
+    """Whole, and under its name; the inventory lists it."""
+    site = _Site(tmp_path)
+    hosted = HostedHere(tmp_path / "store")
+    hosted.repo = Repo("corp", "own")
+    hosted.image([b"only here"], tag="v1")
+    written = site.json("export", "corp/own:v1", "-o", str(tmp_path / "bundle.tar"))
+    assert (written["images"], written["blobs"]) == (["corp/own:v1"], 3)
+    assert "corp/own:v1" in site.run("inventory")
+    sealed = tmp_path / "other"
+    sealed.mkdir()
+    other = _Site(sealed)
+    assert other.json("import", str(tmp_path / "bundle.tar"), "--dry-run")["images"] == ["corp/own:v1"]
