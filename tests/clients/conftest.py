@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.containerd_process import PULLS, ContainerdProcess, write_hosts
+from tests.support.counting_proxy import CountingProxy
 from tests.support.images import Published, publish_all, publish_small
 from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.pushed import Pushed, read_pushed
 from tests.support.registry_process import RegistryProcess
 
 
@@ -54,6 +56,48 @@ class Site:
         """How often each blob was asked of its upstream since a mark, by any method, ranged or whole."""
         asked = self.upstream_of(image).requests()[since:]
         return Counter(request.path.rpartition("/")[2] for request in asked if request.is_blob)
+
+
+@dataclass(frozen=True, slots=True)
+class HostingSite:
+    """A mirror that hosts the registry `corp`, to which everybody may push, and mirrors docker.io; a proxy before it
+    counts what clients send. `directory` is for the clients' own files, its path short.
+    """
+
+    docker: RegistryProcess
+    mirror: MirrorProcess
+    proxy: CountingProxy
+    images: dict[str, Published]
+    directory: Path
+
+    @property
+    def address(self) -> str:
+        """`127.0.0.1:port`, the name of the mirror's registry for clients."""
+        return self.proxy.address
+
+    def own_name(self, image: Published) -> str:
+        """An image of docker.io by the mirror's own name, repository and tag."""
+        return f"{self.address}/{image.registry}/{image.repository}:{image.tag}"
+
+    def uploads(self, name: str) -> int:
+        """How many blobs clients have sent to a repository of `corp`."""
+        sent = self.mirror.requests(path=f"/v2/corp/{name}/blobs/uploads/")
+        return len([line for line in sent if "digest=" in line["path"] and line["status"] == 201])
+
+    def read(self, name: str, reference: str) -> Pushed:
+        """An image of `corp`, whole. Raises `AssertionError`."""
+        return read_pushed(self.mirror.url, f"corp/{name}", reference)
+
+
+#: Everybody may push to `corp`, move its tags, and delete there.
+OPEN_TO_PUSHES = """
+    [[hosted]]
+    name = "corp"
+    [[access.rule]]
+    effect = "allow"
+    callers = ["*"]
+    actions = ["pull", "push", "overwrite", "delete"]
+"""
 
 
 def short_directory() -> Path:
@@ -94,6 +138,20 @@ def site(library: Library) -> Iterator[Site]:
             MirrorProcess(write_config(directory, {"docker.io": docker.url, "ghcr.io": ghcr.url})) as mirror,
         ):
             yield Site(docker, ghcr, mirror, library.images, library.foreign, directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def hosting(library: Library) -> Iterator[HostingSite]:
+    directory = short_directory()
+    try:
+        with (
+            RegistryProcess(library.docker_root, read_only=True) as docker,
+            MirrorProcess(write_config(directory, {"docker.io": docker.url}, more=OPEN_TO_PUSHES)) as mirror,
+            CountingProxy(mirror.port) as proxy,
+        ):
+            yield HostingSite(docker, mirror, proxy, library.images, directory)
     finally:
         shutil.rmtree(directory)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import io
 import json
 import socket
+import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,10 @@ from tests.support.pulls import OFFLINE
 
 class PullFailed(AssertionError):
     """dockerd answered that a pull failed; the message has its answer."""
+
+
+class PushFailed(AssertionError):
+    """dockerd answered that a push failed; the message has its answer."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -74,11 +80,10 @@ class DockerdProcess:
         self, method: str, target: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         connection = _UnixConnection(self.socket)
-        content = None if body is None else json.dumps(body)
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        kind = "application/x-tar" if isinstance(body, bytes) else "application/json"
         try:
-            connection.request(
-                method, target, content, {"Host": "docker", "Content-Type": "application/json", **(headers or {})}
-            )
+            connection.request(method, target, content, {"Host": "docker", "Content-Type": kind, **(headers or {})})
             answer = connection.getresponse()
             if answer.status >= 400:
                 raise PullFailed(f"{method} {target}: {answer.status} {answer.read()[:2000]!r}\n{self._process.tail()}")
@@ -95,15 +100,37 @@ class DockerdProcess:
     def pull(self, name: str, *, platform: str = "", account: tuple[str, str] | None = None) -> None:
         """`docker pull`, as a user name with a password where one is given. Raises `PullFailed`."""
         words = {"fromImage": name, **({"platform": platform} if platform else {})}
-        headers = {}
-        if account is not None:
-            written = json.dumps({"username": account[0], "password": account[1]}).encode()
-            headers["X-Registry-Auth"] = base64.urlsafe_b64encode(written).decode()
+        headers = {} if account is None else _registry_auth(account)
         with self._ask("POST", "/images/create?" + urlencode(words), headers=headers) as answer:
-            events = [json.loads(line) for line in answer.read().splitlines() if line.strip()]
-        for line in events:
-            if "error" in line:
-                raise PullFailed(f"{name}: {line['error']}\n{self._process.tail()}")
+            if error := _error_of(answer):
+                raise PullFailed(f"{name}: {error}\n{self._process.tail()}")
+
+    def build(self, name: str, dockerfile: str, files: Mapping[str, bytes]) -> None:
+        """`docker build` without BuildKit, of a context with these files."""
+        context = io.BytesIO()
+        with tarfile.open(fileobj=context, mode="w") as tar:
+            for path, content in {"Dockerfile": dockerfile.encode(), **files}.items():
+                entry = tarfile.TarInfo(path)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+        with self._ask("POST", "/build?" + urlencode({"t": name, "version": "1"}), context.getvalue()) as answer:
+            error = _error_of(answer)
+            assert not error, f"{name}: {error}\n{self._process.tail()}"
+
+    def tag(self, name: str, other: str) -> None:
+        """`docker tag`."""
+        repository, _, tag = other.rpartition(":")
+        words = urlencode({"repo": repository, "tag": tag})
+        with self._ask("POST", f"/images/{quote(name, safe='/')}/tag?{words}") as answer:
+            answer.read()
+
+    def push(self, name: str, *, account: tuple[str, str] | None = None) -> None:
+        """`docker push`, as a user name with a password where one is given. Raises `PushFailed`."""
+        repository, _, tag = name.rpartition(":")
+        target = f"/images/{quote(repository, safe='/')}/push?{urlencode({'tag': tag})}"
+        with self._ask("POST", target, headers=_registry_auth(account)) as answer:
+            if error := _error_of(answer):
+                raise PushFailed(f"{name}: {error}\n{self._process.tail()}")
 
     def inspect(self, name: str) -> dict[str, Any]:
         """`docker image inspect`."""
@@ -139,3 +166,15 @@ class DockerdProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _registry_auth(account: tuple[str, str] | None) -> dict[str, str]:
+    """The header with which a client of dockerd hands it an account for a registry; pushes need it in any case."""
+    said = {} if account is None else {"username": account[0], "password": account[1]}
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(said).encode()).decode()}
+
+
+def _error_of(answer: http.client.HTTPResponse) -> str | None:
+    """The last error among the lines of progress; None if all went well."""
+    lines = [json.loads(line) for line in answer.read().splitlines() if line.strip()]
+    return next((str(line["error"]) for line in reversed(lines) if "error" in line), None)

@@ -1,0 +1,127 @@
+"""A TCP proxy before one server that counts what clients send, and can break their connections in the middle of it.
+
+    with CountingProxy(mirror.port) as proxy:
+        ... push to proxy.address ...
+        proxy.sent                    # bytes of all requests so far, heads included
+        proxy.break_after(100_000)    # so many bytes of requests later, connections break; until heal()
+
+It copies bytes and looks at nothing. A broken connection is reset, as a network or a client that dies leaves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Self
+
+#: Close by a reset, without waiting for the other side (socket(7), SO_LINGER).
+_RESET = struct.pack("ii", 1, 0)
+
+
+class CountingProxy:
+    """Listens on a port of its own; `port` is the server's, on the loopback address."""
+
+    def __init__(self, port: int) -> None:
+        self._server = port
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._left: int | None = None
+        self._once = False
+        self.sent = 0
+
+    @property
+    def address(self) -> str:
+        """`127.0.0.1:port`."""
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @property
+    def url(self) -> str:
+        """Root URL, without a slash at its end."""
+        return f"http://{self.address}"
+
+    def break_after(self, count: int, *, once: bool = False) -> None:
+        """Once clients have sent `count` more bytes, the connection that sends the next one breaks, and so does every
+        later one; with `once` only this one does.
+        """
+        with self._lock:
+            self._left = count
+            self._once = once
+
+    def heal(self) -> None:
+        """Connections are let through again."""
+        with self._lock:
+            self._left = None
+
+    def __enter__(self) -> Self:
+        self._spawn(self._accept)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            left = list(self._open)
+        for one in left:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+
+    def _spawn(self, work: object, *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self._spawn(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._server)) as server:
+            with self._lock:
+                self._open |= {client, server}
+            try:
+                answers = threading.Thread(target=_copy, args=(server, client), daemon=True)
+                answers.start()
+                self._forward(client, server)
+                answers.join()
+            finally:
+                with self._lock:
+                    self._open -= {client, server}
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        """What the client sends, up to where its connection has to break."""
+        while piece := client.recv(1 << 16):
+            with self._lock:
+                allowed = len(piece) if self._left is None else min(len(piece), self._left)
+                self.sent += allowed
+                if self._left is not None:
+                    self._left -= allowed
+                    if allowed < len(piece) and self._once:
+                        self._left = None
+            server.sendall(piece[:allowed])
+            if allowed < len(piece):
+                for one in (client, server):
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    one.shutdown(socket.SHUT_RDWR)
+                return
+        server.shutdown(socket.SHUT_WR)
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while piece := source.recv(1 << 16):
+            sink.sendall(piece)
+        sink.shutdown(socket.SHUT_WR)
