@@ -20,8 +20,8 @@ from typing import Final
 
 from tests.support.process import run
 
-_FS_IOC_SHUTDOWN: Final = 0x8004587D
-_NO_LOG_FLUSH: Final = struct.pack("i", 2)
+FS_IOC_SHUTDOWN: Final = 0x8004587D
+NO_LOG_FLUSH: Final = struct.pack("i", 2)
 
 
 def refusal() -> str | None:
@@ -48,7 +48,7 @@ class Ext4:
         """The power is gone: every later access fails."""
         descriptor = os.open(self.mount_point, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.ioctl(descriptor, _FS_IOC_SHUTDOWN, _NO_LOG_FLUSH)
+            fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, NO_LOG_FLUSH)
         finally:
             os.close(descriptor)
 

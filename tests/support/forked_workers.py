@@ -19,14 +19,18 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.breaking_steps import Steps, install
 from tests.support.process import PATIENCE
 
 
 class ForkedWorkers:
-    """At most one worker at a time. `log` is the file that all of them write to. `beside`: on the listener of those."""
+    """At most one worker at a time. `log` is the file that all of them write to. `beside`: on the listener of those.
+    `steps`: where a worker is to end.
+    """
 
-    def __init__(self, config: Path, *, beside: ForkedWorkers | None = None) -> None:
+    def __init__(self, config: Path, *, beside: ForkedWorkers | None = None, steps: Steps | None = None) -> None:
         self._config = config
+        self._steps = steps
         self._listener: socket.socket = (
             beside._listener.dup() if beside else socket.create_server(("127.0.0.1", 0), backlog=1024)
         )
@@ -51,9 +55,10 @@ class ForkedWorkers:
         assert message == "ready", f"the worker sent {message!r}:\n{self.log.read_text()[-4000:]}"
 
     def kill(self) -> None:
-        """SIGKILL; returns when it is gone. Repeatable."""
+        """SIGKILL; returns when it is gone, which it may be already. Repeatable."""
         if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
             self._ended()
 
     def stop(self) -> None:
@@ -85,7 +90,14 @@ class ForkedWorkers:
     def __enter__(self) -> ForkedWorkers:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.forked_workers", str(self._config), str(self._listener.fileno())],
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.support.forked_workers",
+                    str(self._config),
+                    str(self._listener.fileno()),
+                    *([str(self._steps.file)] if self._steps else []),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -97,8 +109,7 @@ class ForkedWorkers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.kill()
+        self.kill()
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.close()
@@ -107,7 +118,7 @@ class ForkedWorkers:
         self._listener.close()
 
 
-def _main(config: Path, listener: int) -> None:
+def _main(config: Path, listener: int, steps: Path | None) -> None:
     """The process that forks."""
     from mirror import telemetry
     from mirror.config import load
@@ -129,6 +140,8 @@ def _main(config: Path, listener: int) -> None:
             # the worker's number is sent before any message of its own
             os.read(go, 1)
             _pretend_boot(int(boot))
+            if steps is not None:
+                install(steps, loaded.store.root)
             code = 1
             try:
                 # as an own descriptor: the loop closes it
@@ -146,14 +159,15 @@ def _main(config: Path, listener: int) -> None:
 
 
 def _pretend_boot(number: int) -> None:
+    from mirror.store.hosted import upload_files
     from mirror.store.local import blobs, recovery
 
     def boot_id() -> bytes:
         return number.to_bytes(16, "big")
 
-    for module in (blobs, recovery):
+    for module in (blobs, recovery, upload_files):
         vars(module)["boot_id"] = boot_id
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]))
+    _main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
