@@ -68,7 +68,4 @@ class Adopting:
 
     def settle(self, repo: Repo) -> None:
         """Makes all that was brought durable, and lets every process see it."""
-        try:
-            self._parts.flush()
-        finally:
-            self._parts.records.note_change(repo)
+        self._parts.settle(repo)

@@ -47,6 +47,15 @@ class HostedParts:
         """Returns the time to record, in epoch seconds."""
         return self.histories.clocks.later()
 
+    def settle(self, repo: Repo) -> None:
+        """Blocking: makes all that this process has written durable, and lets every process see that the repository has
+        changed. Raises `StoreError`; the change is seen nevertheless.
+        """
+        try:
+            self.flush()
+        finally:
+            self.records.note_change(repo)
+
     def flush(self) -> None:
         """Blocking: makes all that this process has written durable. Raises `StoreError`."""
         self.blobs.flush()

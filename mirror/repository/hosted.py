@@ -122,12 +122,8 @@ class HostedRepository:
     def _reserve(self, digest: Digest, size: int, caller: str) -> bool:
         """Blocking: reserves a blob. False if a client has deleted it here. Raises `BlobUnknown`."""
         reserved = self._verbs.links.reserve(self.repo, digest, size, caller)
-        self._settle()
+        self._verbs.parts.settle(self.repo)
         return reserved
-
-    def _settle(self) -> None:
-        self._verbs.parts.flush()
-        self._verbs.parts.records.note_change(self.repo)
 
     async def blob_for_push(self, digest: Digest, pusher: Pusher) -> BlobContent:
         """See `Writable`."""
@@ -151,7 +147,7 @@ class HostedRepository:
         """Blocking: links a blob. False if its bytes have gone meanwhile. Raises `QuotaExceeded`."""
         with suppress(BlobUnknown):
             self._verbs.links.make(self.repo, digest, size)
-            self._settle()
+            self._verbs.parts.settle(self.repo)
             return True
         return False
 

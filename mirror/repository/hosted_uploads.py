@@ -115,8 +115,7 @@ class HostedUpload:
             self._links.make(self._repo, digest, info.size)
         except BlobUnknown as error:
             raise StoreError(f"{digest} was collected as soon as it was stored") from error
-        self._parts.flush()
-        self._parts.records.note_change(self._repo)
+        self._parts.settle(self._repo)
         return info.size
 
     async def cancel(self) -> None:

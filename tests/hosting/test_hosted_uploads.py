@@ -1,0 +1,159 @@
+"""Upload sessions of a hosted repository: limits, quotas, and bodies that end early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mirror.errors import (
+    DigestInvalid,
+    NoRoomForPush,
+    QuotaExceeded,
+    StoreFull,
+    TooManyUploads,
+    UploadBroken,
+    UploadBusy,
+    UploadUnknown,
+)
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from tests.support.hooked import Hooked
+from tests.support.hosted_world import TEAM, Caller, HostedWorld, Limited, Sent, push_image, read_blob, upload
+
+ALICE = Caller("user:alice", TEAM)
+BOB = Caller("user:bob", TEAM)
+
+
+@pytest.fixture
+def world() -> Iterator[HostedWorld]:
+    with HostedWorld() as world:
+        yield world
+
+
+async def test_one_request_writes_at_a_time(world: HostedWorld) -> None:
+    """Another is told so, and may write once the first has closed the session."""
+    [repository] = world.open(TEAM)
+    session = await repository.begin_upload(ALICE)
+    writing = await repository.upload(session, ALICE)
+    with pytest.raises(UploadBusy):
+        await repository.upload(session, ALICE)
+    await writing.close()
+    writing = await repository.upload(session, ALICE)
+    await writing.cancel()
+    await writing.close()
+    with pytest.raises(UploadUnknown):
+        repository.upload_offset(session, ALICE)
+    assert world.uploads.sessions() == []
+
+
+async def test_a_body_that_breaks_off_leaves_what_arrived(world: HostedWorld) -> None:
+    """The client goes on at that byte."""
+    [repository] = world.open(TEAM)
+    session = await repository.begin_upload(ALICE)
+    writing = await repository.upload(session, ALICE)
+    with pytest.raises(UploadBroken):
+        await writing.append(Sent(b"hel", UploadBroken("gone")))
+    await writing.close()
+    assert repository.upload_offset(session, ALICE) == 3
+    writing = await repository.upload(session, ALICE)
+    await writing.append(Sent(b"lo"))
+    await writing.commit(Digest.of(b"hello"))
+    await writing.close()
+    assert await read_blob(repository, Digest.of(b"hello")) == b"hello"
+
+
+async def test_104_sessions_are_bounded(world: HostedWorld) -> None:
+    """Row 104: for each caller, over all repositories, and in all."""
+    world.most_uploads, world.most_uploads_per_caller = 3, 2
+    first, second = world.open(TEAM, Repo("corp", "second"))
+    session = await first.begin_upload(ALICE)
+    await second.begin_upload(ALICE)
+    with pytest.raises(TooManyUploads, match="2 of your uploads"):
+        await first.begin_upload(ALICE)
+    await first.begin_upload(BOB)
+    with pytest.raises(TooManyUploads, match="3 uploads are open"):
+        await second.begin_upload(Caller("user:carol"))
+    writing = await first.upload(session, ALICE)
+    await writing.cancel()
+    await first.begin_upload(ALICE)
+
+
+async def test_89_a_quota_ends_an_upload(world: HostedWorld) -> None:
+    """Row 89: before the body if its length is known, else while it arrives; nothing is left."""
+    world.accounts = Limited(10)
+    [repository] = world.open(TEAM)
+    await upload(repository, b"12345678", ALICE)
+    for body in (Sent(b"123", length=3), Sent(b"12", b"3", b"4")):
+        session = await repository.begin_upload(ALICE)
+        writing = await repository.upload(session, ALICE)
+        with pytest.raises(QuotaExceeded):
+            await writing.append(body)
+        await writing.close()
+        with pytest.raises(UploadUnknown):
+            repository.upload_offset(session, ALICE)
+    with pytest.raises(QuotaExceeded):
+        await repository.begin_upload(ALICE, 3)
+    assert world.uploads.sessions() == []
+
+
+async def test_a_quota_is_judged_once_more_when_the_blob_is_linked(world: HostedWorld) -> None:
+    """Two uploads that fit one by one: the second is refused, and its blob is not served."""
+    world.accounts = Limited(10)
+    [repository] = world.open(TEAM)
+    uploads = []
+    for content in (b"first!", b"second"):
+        writing = await repository.upload(await repository.begin_upload(ALICE), ALICE)
+        await writing.append(Sent(content))
+        uploads.append((writing, Digest.of(content)))
+    await uploads[0][0].commit(uploads[0][1])
+    with pytest.raises(QuotaExceeded):
+        await uploads[1][0].commit(uploads[1][1])
+    assert world.records.link(TEAM, uploads[1][1]) is None
+    with pytest.raises(QuotaExceeded):
+        await push_image(repository, ALICE, "1", b"first!")
+    assert world.catalog.tags(TEAM) == []
+
+
+async def test_88_a_full_disk_ends_an_upload(world: HostedWorld) -> None:
+    """Row 88: if nothing can be evicted for it, before the body or while it arrives; nothing is left."""
+    world.uploads = Hooked(world.uploads)
+    [repository] = world.open(TEAM)
+    session = await repository.begin_upload(ALICE)
+    writing = await repository.upload(session, ALICE)
+    full = Hooked(writing._file)  # type: ignore[attr-defined]
+    full.fail("fill", StoreFull("no space left on device"))
+    writing._file = full  # type: ignore[attr-defined]
+    with pytest.raises(NoRoomForPush):
+        await writing.append(Sent(b"hello"))
+    await writing.close()
+    assert world.uploads.sessions() == []
+    world.free = 4
+    with pytest.raises(NoRoomForPush):
+        await repository.begin_upload(ALICE, 5)
+    session = await repository.begin_upload(ALICE, 4)
+    writing = await repository.upload(session, ALICE)
+    with pytest.raises(NoRoomForPush):
+        await writing.append(Sent(b"hello", length=5))
+    assert world.uploads.sessions() == []
+
+
+async def test_86_a_wrong_digest_of_another_algorithm(world: HostedWorld) -> None:
+    """Row 86: refused; the session stays, and the right digest is accepted."""
+    [repository] = world.open(TEAM)
+    session = await repository.begin_upload(ALICE)
+    writing = await repository.upload(session, ALICE)
+    await writing.append(Sent(b"hello"))
+    with pytest.raises(DigestInvalid):
+        await writing.commit(Digest.of(b"other", "sha512"))
+    assert await writing.commit(Digest.of(b"hello", "sha512")) == 5
+    await writing.close()
+    assert await read_blob(repository, Digest.of(b"hello", "sha512")) == b"hello"
+
+
+async def test_94_two_pushers_of_one_blob(world: HostedWorld) -> None:
+    """Row 94: both are told that it is there."""
+    [repository] = world.open(TEAM)
+    for caller in (ALICE, BOB):
+        await upload(repository, b"hello", caller)
+    assert await read_blob(repository, Digest.of(b"hello")) == b"hello"
