@@ -21,9 +21,10 @@ from mirror.app.administration import open_administration
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
 from mirror.app.repositories import open_repositories
-from mirror.app.storage import Storage, open_storage
+from mirror.app.storage import Storage, blob_places, open_storage
 from mirror.config import Config, TraceSettings
-from mirror.eviction.scrub import Scrub
+from mirror.eviction.scrub import HostedNaming, Scrub
+from mirror.graph.blob_places import BlobPlaces
 from mirror.heartbeat import Heartbeat
 from mirror.inspect.recent_answers import RecentAnswers
 from mirror.prefetch.jobs import Jobs
@@ -59,6 +60,7 @@ class App:
     scheduler: SyncScheduler
     jobs: Jobs
     admin: Admin
+    places: BlobPlaces
 
     def scrub(self, *, rate: float | None, repair: bool = True, read: Callable[[int], None] = lambda _: None) -> Scrub:
         """Returns a scrub that hashes blobs at no more than `rate` bytes per second; None: as fast as it can.
@@ -67,8 +69,9 @@ class App:
         called with the number of bytes that were read.
         """
         return Scrub(
-            self.storage.contents,
+            self.storage.store,
             self.storage.catalog,
+            hosted=HostedNaming(self.storage.hosted.blobs, self.places),
             rate=rate,
             fetch_again=fetching_through(self.router, self.shared.caches) if repair else None,
             may_fetch=lambda repo: isinstance(self.router.repository(repo), Fetchable),
@@ -114,6 +117,7 @@ async def build(
             SyncScheduler(admin.sync),
             admin.jobs,
             admin.admin,
+            blob_places(config, storage),
         )
         if housework:
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)

@@ -51,6 +51,7 @@ from mirror.eviction.scrub import (
     scrub_all,
     scrub_image,
 )
+from mirror.graph.blob_places import BlobPlaces
 from mirror.inspect.as_json import image_detail_json, image_json
 from mirror.inspect.images import CachedImage, ImageDetail, Overview, PlatformHere
 from mirror.oci.manifest import Descriptor
@@ -233,13 +234,13 @@ async def _verify(
         scrub = app.scrub(rate=rate, repair=repair, read=lambda size: bars.advance(task, size))
         if images:
             return await _verify_images(loaded, app.storage, images, scrub, set_total)
-        return await _verify_all(app.storage, scrub, set_total)
+        return await _verify_all(app.storage, app.places, scrub, set_total)
 
 
 async def _verify_images(
     loaded: settings.Config, storage: Storage, images: Sequence[Image], scrub: Scrub, set_total: _SetTotal
 ) -> dict[str, Any]:
-    store, catalog = storage.contents, storage.catalog
+    places, catalog = blob_places(loaded, storage), storage.catalog
     overview = _overview(loaded, storage)
     looked_up = [(wanted, await overview.image(wanted.repo, wanted.reference)) for wanted in images]
     absent = [str(wanted) for wanted, image in looked_up if image is None]
@@ -251,14 +252,14 @@ async def _verify_images(
     progress = ScrubProgress(time.time())
     missing: list[str] = []
     for image in cached:
-        lost = await scrub_image(scrub, store, catalog, image.repo, image.root, progress)
+        lost = await scrub_image(scrub, places.of(image.repo), catalog, image.repo, image.root, progress)
         missing += [f"{image.name}: {node.digest}" for node in lost]
     progress.complete_at = time.time()
     return {**_progress_json(progress), "missing": missing, "dangling": []}
 
 
-async def _verify_all(storage: Storage, scrub: Scrub, set_total: _SetTotal) -> dict[str, Any]:
-    store, catalog = storage.contents, storage.catalog
+async def _verify_all(storage: Storage, places: BlobPlaces, scrub: Scrub, set_total: _SetTotal) -> dict[str, Any]:
+    store = places.contents
     lease = await storage.locks.try_hold(SCRUB_LOCK)
     if lease is None:
         raise MirrorError("another process is verifying this store")
@@ -271,7 +272,7 @@ async def _verify_all(storage: Storage, scrub: Scrub, set_total: _SetTotal) -> d
             done = before.bytes
         set_total(await asyncio.to_thread(lambda: sum(info.size for info in store.walk())), done)
         progress = await scrub_all(scrub, store, notes)
-    dangling = await asyncio.to_thread(lambda: list(dangling_records(catalog, store)))
+    dangling = await asyncio.to_thread(lambda: list(dangling_records(storage.catalog, places)))
     return {**_progress_json(progress), "missing": [], "dangling": dangling}
 
 
@@ -285,7 +286,7 @@ def _print_report(report: dict[str, Any]) -> None:
     for record in report["dangling"]:
         say(f"record without content: {record}")
     for digest in report["lost"]:
-        say(f"damaged and not repaired, moved to quarantine: {digest}")
+        say(f"damaged and not repaired, set aside: {digest}")
     for digest in report["unreadable"]:
         say(f"cannot be read, left in place: {digest}")
     for missing in report["missing"]:

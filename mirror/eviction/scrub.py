@@ -8,20 +8,25 @@ A blob that is found damaged:
 
     wrong twice in a row ── set aside: moved to quarantine; open readers can read on
                               ├── fetched again, by a repository that names it and may ask upstream    repaired
+                              ├── hosted, and the cache has a sound file: it gets the hosted name      repaired
                               ├── no image here names it                                               not needed
                               └── sealed, hosted, or upstream does not have it                         lost
     cannot be read ── left in place: the cause may be a cable; the digest goes into the report         unreadable
 
 A blob is hashed twice because memory and cables fail too, and because another process may have replaced the file
 meanwhile.
+
+Hosted blobs are checked like cached ones. A blob that has both names is read once if they are one file, else each file
+is read. What is lost of hosted content waits in `hosted-damaged/` for a push of the same digest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import dropwhile
 from typing import Any, Final
@@ -31,13 +36,24 @@ from mirror.aio.batches import batches_in_thread
 from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobUnknown, MirrorError, StoreError
 from mirror.eviction.token_bucket import TokenBucket
+from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Node, Role, read_closure
 from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
-from mirror.ports import BlobReader, Blobs, Catalog, Lease, Records, RepairableBlobs, SupportsReadOnce
+from mirror.ports import (
+    BlobReader,
+    Blobs,
+    Catalog,
+    HostedBlobs,
+    Lease,
+    Records,
+    RepairableBlobs,
+    SupportsFileno,
+    SupportsReadOnce,
+)
 from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 
 #: Bytes in one read.
@@ -59,6 +75,14 @@ class Owner:
 
     repo: Repo
     is_manifest: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HostedNaming:
+    """The names of hosted blobs, and where the blobs of each repository are read."""
+
+    blobs: HostedBlobs
+    places: BlobPlaces
 
 
 @dataclass(slots=True)
@@ -104,6 +128,7 @@ class Scrub:
         store: RepairableBlobs,
         catalog: Catalog,
         *,
+        hosted: HostedNaming | None = None,
         rate: float | None = None,
         fetch_again: Callable[[Owner, Digest], Awaitable[None]] | None = None,
         may_fetch: Callable[[Repo], bool] = lambda _: True,
@@ -111,12 +136,14 @@ class Scrub:
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`rate` is in bytes per second, None for no limit. `fetch_again` fetches a blob again or raises `MirrorError`;
-        if it is None, nothing is repaired. `may_fetch` is true for repositories that may ask an upstream. `read` is
-        called with the number of bytes of each read.
+        """`hosted` is None if nothing is hosted here. `rate` is in bytes per second, None for no limit. `fetch_again`
+        fetches a blob again or raises `MirrorError`; if it is None, nothing is repaired. `may_fetch` is true for
+        repositories that may ask an upstream. `read` is called with the number of bytes of each read.
         """
         self._store = store
         self._catalog = catalog
+        self._hosted = hosted
+        self._places = hosted.places if hosted else BlobPlaces.only(store)
         self._pace = TokenBucket(rate)
         self._fetch_again = fetch_again
         self._may_fetch = may_fetch
@@ -125,13 +152,40 @@ class Scrub:
         self._sleep = sleep
 
     async def check(self, digest: Digest, progress: ScrubProgress) -> None:
-        """Hashes one blob. A damaged blob is set aside and waits for `repair`. One that cannot be read or set aside is
-        only noted as unreadable. A blob that is gone is ignored.
+        """Hashes one blob: each file of it, if its names lead to two. A damaged blob is set aside and waits for
+        `repair`. One that cannot be read or set aside is only noted as unreadable. A blob that is gone is ignored.
 
         Raises `StoreError` if `repair`, which runs once enough blobs wait, cannot read the catalog.
         """
+        for blobs in self._files(digest):
+            await self._check(blobs, digest, progress)
+        if len(progress.waiting) >= _BATCH:
+            await self.repair(progress)
+
+    def _files(self, digest: Digest) -> list[Blobs]:
+        """Where the different files of this blob are read. A file that cannot be opened counts as different."""
+        contents = self._places.contents
+        if contents is self._store or self._is_one_file(digest):
+            return [contents]
+        return [self._store, contents]
+
+    def _is_one_file(self, digest: Digest) -> bool:
+        """True if the cache's name does not lead to another file than the other name."""
+        files: list[os.stat_result] = []
+        with suppress(StoreError):
+            for blobs in (self._store, self._places.contents):
+                try:
+                    _, reader = blobs.open(digest)
+                except BlobUnknown:
+                    return True
+                with closing(reader):
+                    if isinstance(reader, SupportsFileno):
+                        files.append(os.fstat(reader.fileno()))
+        return len(files) == 2 and os.path.samestat(*files)
+
+    async def _check(self, blobs: Blobs, digest: Digest, progress: ScrubProgress) -> None:
         try:
-            aside = not await self._is_sound(digest, progress) and await self._set_aside(digest, progress)
+            aside = not await self._is_sound(blobs, digest, progress) and await self._set_aside(blobs, digest, progress)
         except BlobUnknown:
             return
         except StoreError as error:
@@ -146,23 +200,22 @@ class Scrub:
         telemetry.SCRUB_DAMAGED.inc()
         telemetry.log.error("damaged blob detected", digest=str(digest))
         progress.damaged += 1
-        progress.waiting.append(digest)
-        if len(progress.waiting) >= _BATCH:
-            await self.repair(progress)
+        if digest not in progress.waiting:
+            progress.waiting.append(digest)
 
-    async def _is_sound(self, digest: Digest, progress: ScrubProgress) -> bool:
+    async def _is_sound(self, blobs: Blobs, digest: Digest, progress: ScrubProgress) -> bool:
         """True if the blob matches its digest. Raises `BlobUnknown`, `StoreError`."""
-        _, reader = self._store.open(digest)
+        _, reader = blobs.open(digest)
         try:
             return await self._hashes_to(reader, digest, progress)
         finally:
             reader.close()
 
-    async def _set_aside(self, digest: Digest, progress: ScrubProgress) -> bool:
+    async def _set_aside(self, blobs: Blobs, digest: Digest, progress: ScrubProgress) -> bool:
         """Hashes a blob a second time, and sets it aside if it is still wrong. True if it was set aside; False if it
         is right now, or if another process has replaced the file meanwhile. Raises `BlobUnknown`, `StoreError`.
         """
-        _, reader = self._store.open(digest)
+        _, reader = blobs.open(digest)
         try:
             if await self._hashes_to(reader, digest, progress):
                 return False
@@ -193,21 +246,40 @@ class Scrub:
         """
         while progress.waiting:
             batch = progress.waiting[:_BATCH]
-            owners = await asyncio.to_thread(owners_of, self._catalog, self._store, batch)
+            owners = await asyncio.to_thread(owners_of, self._catalog, self._places, batch)
             batch.sort(key=lambda digest: not any(owner.is_manifest for owner in owners.get(digest, ())))
             for digest in batch:
                 await self._repair_blob(digest, owners.get(digest, []), progress)
                 progress.waiting.remove(digest)
 
     async def _repair_blob(self, digest: Digest, owners: list[Owner], progress: ScrubProgress) -> None:
-        if not owners:
+        if has_blob(self._places.contents, digest):
+            # only one of its files was damaged: hosted repositories have what they need
+            owners = [owner for owner in owners if not self._places.is_hosted(owner.repo)]
+        if await asyncio.to_thread(self._name_again, digest):
+            progress.repaired += 1
+            telemetry.log.info("damaged blob repaired", digest=str(digest))
+        elif not owners:
             progress.unneeded += 1
             telemetry.log.info("damaged blob not needed", digest=str(digest))
         elif await self.refetch(digest, owners):
             progress.repaired += 1
+            await asyncio.to_thread(self._name_again, digest)
         else:
             _list(progress.lost, digest)
             telemetry.log.error("damaged blob lost", digest=str(digest), repository=str(owners[0].repo))
+
+    def _name_again(self, digest: Digest) -> bool:
+        """Blocking: gives a hosted blob that was set aside its name again, if the cache has the blob: a file that was
+        checked or fetched just now. True if the blob has its hosted name again.
+        """
+        if self._hosted is None or digest not in {blob.digest for blob in self._hosted.blobs.damaged()}:
+            return False
+        try:
+            self._hosted.blobs.adopt(digest)
+        except BlobUnknown:
+            return False
+        return True
 
     async def refetch(self, digest: Digest, owners: Iterable[Owner]) -> bool:
         """Fetches a blob for the first of these owners for which that succeeds. True if the blob is here now."""
@@ -255,7 +327,7 @@ _KEY: Final = "everything"
 async def scrub_all(
     scrub: Scrub, store: Blobs, records: Records, *, now: Callable[[], float] = time.time
 ) -> ScrubProgress:
-    """Checks every blob of the store, or, if the last scrub was interrupted, the rest. The caller holds a lock, so that
+    """Checks every blob of `store`, or, if the last scrub was interrupted, the rest. The caller holds a lock, so that
     one process at a time does this.
 
     Raises `StoreError`; the progress so far is stored in that case, too.
@@ -323,7 +395,7 @@ async def scrub_image(
 # ---------------------------------------------------------------------------------------------- what names what
 
 
-def owners_of(catalog: Catalog, store: Blobs, digests: Collection[Digest]) -> dict[Digest, list[Owner]]:
+def owners_of(catalog: Catalog, places: BlobPlaces, digests: Collection[Digest]) -> dict[Digest, list[Owner]]:
     """Blocking: returns the repositories that have or name these blobs, a few for each blob. Reads every manifest that
     is here. Raises `StoreError` if one cannot be read: it may be the only one that needs a blob.
     """
@@ -338,7 +410,7 @@ def owners_of(catalog: Catalog, store: Blobs, digests: Collection[Digest]) -> di
     def read(repo: Repo, digest: Digest) -> Manifest | None:
         if digest in wanted:
             add(digest, Owner(repo, True))
-        return manifest_of_bytes(store, digest)
+        return manifest_of_bytes(places.of(repo), digest)
 
     # the scrub finds damaged manifests itself; until such a manifest is repaired, it is not known what it named
     for repo, _, manifest in walk(catalog, read, damaged_may_be_missing):
@@ -348,7 +420,7 @@ def owners_of(catalog: Catalog, store: Blobs, digests: Collection[Digest]) -> di
     return owners
 
 
-def dangling_records(catalog: Catalog, store: Blobs) -> Iterator[str]:
+def dangling_records(catalog: Catalog, places: BlobPlaces) -> Iterator[str]:
     """Blocking: yields tags without their manifest, manifests without their bytes, and records that cannot be read, as
     text for people. Raises `StoreError` if something cannot be listed.
 
@@ -356,7 +428,7 @@ def dangling_records(catalog: Catalog, store: Blobs) -> Iterator[str]:
     """
     for repo in catalog.repositories():
         for digest in catalog.manifest_digests(repo):
-            if trouble := _trouble_with_manifest(catalog, store, repo, digest):
+            if trouble := _trouble_with_manifest(catalog, places.of(repo), repo, digest):
                 yield f"{repo}@{digest}: {trouble}"
         for tag in catalog.tags(repo):
             if trouble := _trouble_with_tag(catalog, repo, tag):

@@ -25,6 +25,7 @@ from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.quotas import Overrun
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag, QueuedBlob
+from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports.content import BlobInfo
 from mirror.ports.streams import Body
 from mirror.ports.versioned import Expected, Version, Versioned
@@ -72,6 +73,11 @@ class HostedBlobs(Protocol):
 
     def all_queued(self) -> Iterable[QueuedBlob]:
         """The records of all blobs that wait, in no order."""
+
+    def damaged(self) -> Sequence[QuarantinedBlob]:
+        """The damaged blobs that were set aside and have no hosted name now, in no order. Each stays until it gets its
+        name again, by `adopt`, `put` or `publish`.
+        """
 
     def blobs(self, after: Digest | None, count: int) -> Sequence[BlobInfo]:
         """Up to `count` hosted blobs after `after`, in the order of algorithm and digits; empty at the end."""

@@ -149,7 +149,7 @@ def test_a_lost_layer_shows_everywhere(gap: Gap) -> None:
 
     with pytest.raises(CommandFailed, match="exit code 1") as failed:
         gap.cli("verify", "--rate", "1GB")
-    assert f"damaged and not repaired, moved to quarantine: {digest}" in str(failed.value)
+    assert f"damaged and not repaired, set aside: {digest}" in str(failed.value)
     with pytest.raises(CommandFailed, match="exit code 1") as failed:
         gap.cli("verify", image.name, "--no-repair")
     assert f"missing: {image.name}: {digest}" in str(failed.value)

@@ -24,6 +24,7 @@ from mirror.eviction.scrub import (
     scrub_image,
     scrub_when_due,
 )
+from mirror.graph.blob_places import BlobPlaces
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.ports import BlobReader
@@ -203,14 +204,15 @@ async def test_an_image_of_which_something_is_missing(full: LiveMirror, sealed: 
 async def test_records_without_content(full: LiveMirror, image: Digest) -> None:
     """Tags and manifests whose bytes are gone are told, with the image's name."""
     storage = full.app.storage
-    assert list(dangling_records(storage.catalog, storage.store)) == []
+    assert list(dangling_records(storage.catalog, BlobPlaces.only(storage.store))) == []
     full.blob_file(image).unlink()
-    assert list(dangling_records(storage.catalog, storage.store)) == [f"{APP}@{image}: its manifest is gone"]
+    records = list(dangling_records(storage.catalog, BlobPlaces.only(storage.store)))
+    assert records == [f"{APP}@{image}: its manifest is gone"]
     storage.catalog.drop_manifest(APP, image)
-    [said] = dangling_records(storage.catalog, storage.store)
+    [said] = dangling_records(storage.catalog, BlobPlaces.only(storage.store))
     assert said.startswith(f"{APP}:v1: points to {image}")
     (storage.layout.tags(APP) / "v1").write_text("{")
-    [said] = dangling_records(storage.catalog, storage.store)
+    [said] = dangling_records(storage.catalog, BlobPlaces.only(storage.store))
     assert said.startswith(f"{APP}:v1: the record")
 
 

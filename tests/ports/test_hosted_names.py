@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mirror.errors import BlobUnknown, RecordChanged, RecordDamaged
+from mirror.oci.digest import Digest
+from mirror.policy.hosted_records import QueuedBlob
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.contents import LocalContents
 from mirror.store.local.blobs import LocalStore
@@ -62,3 +65,111 @@ def test_a_store_that_hosts_nothing_has_no_folders_for_it(layout: Layout, hosted
     """They are made when they are needed."""
     assert not [*hosted.blobs(None, 10), *hosted.all_queued()]
     assert not [path for path in (layout.hosted, layout.hosted_queue, layout.uploads) if path.exists()]
+
+
+# ------------------------------------------------------------------------------------------------------------ damage
+
+
+def damage(path: str, content: bytes) -> None:
+    """Other bytes in this file, behind the store's back."""
+    Path(path).chmod(0o600)
+    Path(path).write_bytes(content)
+
+
+def set_aside(layout: Layout, digest: Digest) -> bool:
+    """Whoever reads a damaged blob under any of its names sets it aside."""
+    contents = LocalContents(layout)
+    _, reader = contents.open(digest)
+    try:
+        return contents.set_aside(digest, reader)
+    finally:
+        reader.close()
+
+
+def test_a_damaged_hosted_blob_is_kept_until_it_comes_again(layout: Layout, hosted: HostedNames) -> None:
+    """It leaves its place, and nothing drops it, however full the quarantine may be; a push repairs it."""
+    hosted.put(DIGEST, CONTENT)
+    damage(layout.hosted_blob(DIGEST), b"rubbish")
+    assert set_aside(layout, DIGEST)
+    with pytest.raises(BlobUnknown):
+        hosted.hosted(DIGEST)
+    store = LocalStore(layout)
+    assert list(store.quarantined()) == []
+    assert store.drop_quarantined(DIGEST) == 0
+    assert [(blob.digest, blob.size) for blob in hosted.damaged()] == [(DIGEST, 7)]
+    hosted.put(DIGEST, CONTENT)
+    assert not [*hosted.damaged(), *layout.hosted_damaged.iterdir()]
+
+
+def test_a_damaged_file_loses_both_its_names(layout: Layout, hosted: HostedNames) -> None:
+    """And the room that it takes is not counted as freed while it has one in `hosted-damaged/`."""
+    store = LocalStore(layout)
+    store.put(DIGEST, CONTENT)
+    hosted.adopt(DIGEST)
+    damage(layout.blob(DIGEST), b"rubbish")
+    assert set_aside(layout, DIGEST)
+    for look in (store.stat, hosted.hosted, LocalContents(layout).stat):
+        with pytest.raises(BlobUnknown):
+            look(DIGEST)
+    assert store.drop_quarantined(DIGEST) == 0
+    assert not store.quarantined()
+    assert len(hosted.damaged()) == 1
+
+
+def test_a_name_that_leads_to_another_file_stays(layout: Layout, hosted: HostedNames) -> None:
+    """Nothing is known against it."""
+    store = LocalStore(layout)
+    store.put(DIGEST, CONTENT)
+    hosted.put(DIGEST, CONTENT)
+    damage(layout.hosted_blob(DIGEST), b"rubbish")
+    assert set_aside(layout, DIGEST)
+    assert store.read(DIGEST, 1000) == LocalContents(layout).read(DIGEST, 1000) == CONTENT
+    damage(layout.blob(DIGEST), b"rubbish")
+    hosted.put(DIGEST, CONTENT)
+    _, reader = store.open(DIGEST)
+    assert store.set_aside(DIGEST, reader)
+    assert LocalContents(layout).read(DIGEST, 1000) == CONTENT
+    reader.close()
+
+
+def test_a_hosted_blob_of_another_size_is_replaced(layout: Layout, hosted: HostedNames) -> None:
+    """Whoever adopts or pushes a blob gets one that has all its bytes."""
+    store = LocalStore(layout)
+    store.put(DIGEST, CONTENT)
+    hosted.adopt(DIGEST)
+    store.delete(DIGEST)
+    damage(layout.hosted_blob(DIGEST), CONTENT[:5])
+    store.put(DIGEST, CONTENT)
+    assert hosted.adopt(DIGEST).size == len(CONTENT)
+    assert LocalContents(layout).read(DIGEST, 1000) == CONTENT
+    assert not hosted.damaged()
+
+
+def test_a_damaged_record_of_the_queue_is_dropped_by_a_rescue(layout: Layout, hosted: HostedNames) -> None:
+    """Until then it collects nothing, and another record does not replace it."""
+    hosted.put(DIGEST, CONTENT)
+    hosted.queue(QueuedBlob(DIGEST, 1.0))
+    layout.queued_blob(DIGEST).write_bytes(b"{")
+    with pytest.raises(RecordDamaged):
+        hosted.queued(DIGEST)
+    with pytest.raises(RecordChanged):
+        hosted.queue(QueuedBlob(DIGEST, 2.0))
+    assert list(hosted.all_queued()) == []
+    hosted.rescue(DIGEST)
+    assert hosted.queued(DIGEST) is None
+
+
+def test_foreign_files_are_no_blobs(layout: Layout, hosted: HostedNames) -> None:
+    """Links, folders and files of other names are left alone."""
+    hosted.put(DIGEST, CONTENT)
+    folder = Path(layout.hosted_blob(DIGEST)).parent
+    (folder / "notes").write_text("mine")
+    (folder / f"{DIGEST.hex[:2]}{'0' * 62}").symlink_to("/etc/passwd")
+    (layout.hosted / "sha256" / "old").mkdir()
+    assert [info.digest for info in hosted.blobs(None, 10)] == [DIGEST]
+    assert [info.digest for info in LocalContents(layout).walk()] == [DIGEST]
+    linked = Digest.parse(f"sha256:{DIGEST.hex[:2]}{'0' * 62}")
+    with pytest.raises(BlobUnknown):
+        LocalContents(layout).open(linked)
+    with pytest.raises(BlobUnknown):
+        hosted.rescue(linked)

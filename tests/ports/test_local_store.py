@@ -588,12 +588,12 @@ def test_a_quarantine_that_has_not_changed_is_not_listed_again(
     """Once its last change is some seconds ago; what comes or goes afterwards is seen at once."""
     store.put(DIGEST, CONTENT)
     put_aside(store, DIGEST)
-    listed: list[Layout] = []
+    listed: list[Path] = []
     kept = quarantine.blobs
 
-    def list_it(layout: Layout) -> list[QuarantinedBlob]:
-        listed.append(layout)
-        return kept(layout)
+    def list_it(folder: Path) -> list[QuarantinedBlob]:
+        listed.append(folder)
+        return kept(folder)
 
     monkeypatch.setattr(quarantine, "blobs", list_it)
     for _ in range(3):

@@ -16,6 +16,7 @@ from typing import Final
 from mirror.errors import BlobDamaged, BlobUnknown, RecordChanged, StoreError, StoreFull, UploadBusy
 from mirror.oci.digest import Digest
 from mirror.policy.hosted_records import QueuedBlob
+from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import BlobInfo, BlobReader, Body, Expired, UploadSession, Version, Versioned
 from tests.support.memory_store import MemoryReader, MemoryStore
 
@@ -48,6 +49,7 @@ class MemoryHostedBlobs:
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
         with self._changing:
             info = self.names.put(digest, content)
+            self.names.drop_quarantined(digest)
             self._queue.pop(digest, None)
             return info
 
@@ -79,6 +81,9 @@ class MemoryHostedBlobs:
     def all_queued(self) -> Iterable[QueuedBlob]:
         with self._changing:
             return [versioned.record for versioned in self._queue.values()]
+
+    def damaged(self) -> Sequence[QuarantinedBlob]:
+        return self.names.quarantined()
 
     def blobs(self, after: Digest | None, count: int) -> Sequence[BlobInfo]:
         later = (info for info in self.names.walk() if after is None or info.digest > after)

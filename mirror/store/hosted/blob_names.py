@@ -4,7 +4,7 @@
     content in memory ── put() ────────────────┼──> hosted/<…> ── queue() ──> and hosted-queue/<…> ── collect() ──┐
     blobs/<…> ── adopt(): a hard link ─────────┘        ^                                  │                      v
                                                         └──────────── rescue() ────────────┘                   absent
-    damaged ──> hosted-damaged/<…> (`local/quarantine.py`)
+    damaged ──> hosted-damaged/<…> (`local/quarantine.py`) ── take_in(), put(), adopt() ──> hosted/<…> again
 
 Only `collect` deletes a hosted name. The evictor, the purge and everything else of the cache know `blobs/` alone.
 
@@ -45,6 +45,7 @@ from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.policy.hosted_records import QueuedBlob
+from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import ABSENT, BlobInfo, Version, Versioned
 from mirror.store.local import quarantine
 from mirror.store.local.durable import (
@@ -55,7 +56,7 @@ from mirror.store.local.durable import (
     sync_folder,
     write_whole,
 )
-from mirror.store.local.layout import Layout, digest_from
+from mirror.store.local.layout import Layout, digest_from, file_name
 from mirror.store.local.record_versions import only_writer, version_of
 
 
@@ -90,6 +91,7 @@ class HostedNames:
                     if status is None or not _link(cached, path):
                         raise BlobUnknown(f"{digest} is not in the store")
             self._make_durable(path.parent)
+            self._drop_damaged(digest)
         return _info(digest, status)
 
     def take_in(self, digest: Digest, file: Path, size: int) -> BlobInfo:
@@ -109,6 +111,7 @@ class HostedNames:
                     file.unlink()
             # also if the blob was there: whoever published it may not have come to this point yet
             self._make_durable(path.parent)
+            self._drop_damaged(digest)
         return BlobInfo(digest, size)
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
@@ -119,10 +122,12 @@ class HostedNames:
             if self._has(digest, content):
                 # also if the content was there: whoever wrote it may not have synced its name yet
                 self._unsynced.add(path.parent)
+                self._drop_damaged(digest)
                 return BlobInfo(digest, len(content))
             self._make_folder(path.parent)
             guard = self._naming(digest)
             write_whole(path, content, through=self._layout.ingests, mode=0o400, sync=self._unsynced.add, guard=guard)
+            self._drop_damaged(digest)
         return BlobInfo(digest, len(content))
 
     def _has(self, digest: Digest, content: bytes) -> bool:
@@ -196,6 +201,12 @@ class HostedNames:
 
     # ------------------------------------------------------------------------------------------------ all of them
 
+    def damaged(self) -> Sequence[QuarantinedBlob]:
+        blobs = quarantine.blobs(self._layout.hosted_damaged)
+        with store_errors("looking at hosted blobs"):
+            # one that was named a moment ago may not have been dropped yet
+            return [blob for blob in blobs if _status(self._layout.hosted_blob(blob.digest)) is None]
+
     def blobs(self, after: Digest | None, count: int) -> Sequence[BlobInfo]:
         page: list[BlobInfo] = []
         for digest, path in _files(self._layout.hosted, after):
@@ -228,6 +239,12 @@ class HostedNames:
                     raise
             else:
                 sync_folder(record.parent)
+
+    def _drop_damaged(self, digest: Digest) -> None:
+        """Forget the damaged file of a blob that has its name again."""
+        # a file that stays takes room, and does no other harm
+        with suppress(OSError):
+            os.unlink(self._layout.hosted_damaged / file_name(digest))
 
     def _make_folder(self, folder: Path) -> None:
         make_folder(folder, below=self._layout.root, sync=self._unsynced.add)

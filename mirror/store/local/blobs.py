@@ -225,7 +225,7 @@ class LocalStore:
         changed = quarantine.changed(self.layout)
         if changed is not None and changed == self._quarantined[0]:
             return self._quarantined[1]
-        blobs = quarantine.blobs(self.layout)
+        blobs = quarantine.blobs(self.layout.quarantine)
         self._quarantined = changed, blobs
         return blobs
 

@@ -14,7 +14,7 @@
     │   └── <algorithm>-<hex>            a damaged blob, kept for a while (see `quarantine.py`)
     ├── hosted/<algorithm>/<ab>/<hex>    the hosted name of a blob, which no eviction deletes (`hosted/blob_names.py`)
     ├── hosted-queue/<algorithm>/<ab>/<hex>   JSON: the hosted blob waits to be collected, since when
-    ├── hosted-damaged/<algorithm>-<hex>      a damaged hosted blob, kept until an operator deletes it
+    ├── hosted-damaged/<algorithm>-<hex>      a damaged hosted blob, kept until it is pushed again
     ├── uploads/<boot>-<owner>-<random>  the bytes of an upload session (see `hosted/upload_files.py`)
     ├── locks/                           empty files, for flock only
     ├── hosted.sqlite                    sums and holders of hosted content (see `index/link_ledger.py`)

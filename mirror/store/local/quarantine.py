@@ -2,7 +2,7 @@
 
     blobs/<…>  ── put() ──> 1 its mtime is set to now ──> 2 a rename to quarantine/<name>
                                └── drop(), unless a filler holds its lock ──> absent
-    hosted/<…> ── put(), put_hosted() ──> likewise to hosted-damaged/<name>: kept until an operator deletes it
+    hosted/<…> ── put(), put_hosted() ──> likewise to hosted-damaged/<name> ── the blob gets its name again ──> absent
 
 Readers that have the file open can still read it. Its mtime is the time at which it was set aside; `put` sets the mtime
 before the rename, so a file never lies here with an older one. Files of other names are foreign and left alone.
@@ -12,8 +12,8 @@ mistake the new file for the damaged one. So `put` moves only the file that its 
 inode of an open file is not reused). Only one `put` runs at a time among all processes of the store. A blob that has
 both names loses both, if they are one file.
 
-No upstream has what is hosted, so a damaged hosted blob is kept: it may be all that is left. A push of the same digest
-repairs it.
+No upstream has what is hosted, so a damaged hosted blob is kept, whatever its size: it may be all that is left. A push
+of the same digest repairs it, and `blob_names.py` then drops it.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ def changed(layout: Layout) -> int | None:
     return last_change(layout.quarantine)
 
 
-def blobs(layout: Layout) -> list[QuarantinedBlob]:
-    """The blobs in the quarantine, in no order. Raises `StoreError`."""
+def blobs(folder: Path) -> list[QuarantinedBlob]:
+    """The blobs in the quarantine or in `hosted-damaged/`, in no order. Raises `StoreError`."""
     blobs = []
-    with store_errors("listing the quarantine"), suppress(FileNotFoundError):
-        for entry in os.scandir(layout.quarantine):
+    with store_errors("listing damaged blobs"), suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
             if (digest := digest_from(entry.name)) is None:
                 continue
             with suppress(OSError):
