@@ -157,8 +157,8 @@ class Scrub:
 
         Raises `StoreError` if `repair`, which runs once enough blobs wait, cannot read the catalog.
         """
-        for blobs in self._files(digest):
-            await self._check(blobs, digest, progress)
+        hashed = [await self._check(blobs, digest, progress) for blobs in self._files(digest)]
+        progress.blobs += any(hashed)
         if len(progress.waiting) >= _BATCH:
             await self.repair(progress)
 
@@ -183,25 +183,26 @@ class Scrub:
                         files.append(os.fstat(reader.fileno()))
         return len(files) == 2 and os.path.samestat(*files)
 
-    async def _check(self, blobs: Blobs, digest: Digest, progress: ScrubProgress) -> None:
+    async def _check(self, blobs: Blobs, digest: Digest, progress: ScrubProgress) -> bool:
+        """False if the blob is gone or could not be read."""
         try:
             aside = not await self._is_sound(blobs, digest, progress) and await self._set_aside(blobs, digest, progress)
         except BlobUnknown:
-            return
+            return False
         except StoreError as error:
             telemetry.SCRUB_DAMAGED.inc()
             telemetry.log.error("blob cannot be read", digest=str(digest), reason=str(error))
             progress.damaged += 1
             _list(progress.unreadable, digest)
-            return
-        progress.blobs += 1
+            return False
         if not aside:
-            return
+            return True
         telemetry.SCRUB_DAMAGED.inc()
         telemetry.log.error("damaged blob detected", digest=str(digest))
         progress.damaged += 1
         if digest not in progress.waiting:
             progress.waiting.append(digest)
+        return True
 
     async def _is_sound(self, blobs: Blobs, digest: Digest, progress: ScrubProgress) -> bool:
         """True if the blob matches its digest. Raises `BlobUnknown`, `StoreError`."""

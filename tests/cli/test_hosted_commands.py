@@ -154,7 +154,7 @@ def test_verify_hashes_what_is_hosted(tmp_path: Path) -> None:
     file.write_bytes(b"ONLY HERE")
     done = mirror("verify", "corp/own:v1", "--config", site.config)
     assert done.status == 1
-    assert f"damaged and not repaired, moved to quarantine: {Digest.of(b'only here')}" in done.out
+    assert f"damaged and not repaired, set aside: {Digest.of(b'only here')}" in done.out
     assert "push the image again" in site.run("why", "corp/own:v1")
 
 
