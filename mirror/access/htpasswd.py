@@ -32,7 +32,7 @@ from mirror.policy.access_rules import AuthMethod, Identity
 _HASH: Final = re.compile(r"\$2[aby]\$\d\d\$[./A-Za-z0-9]{53}")
 #: Bytes of a password that bcrypt uses. Longer passwords are refused: two that differ only after these bytes would be
 #: equal.
-_LONGEST: Final = 72
+LONGEST_PASSWORD: Final = 72
 #: Hashes of right passwords that are remembered.
 _MOST: Final = 10_000
 #: A hash without a known password, only compared with to spend time; its cost is replaced as needed.
@@ -120,10 +120,10 @@ class Htpasswd:
         self._refresh()
         hashed = self._accounts.get(presented.username)
         password = presented.password.encode()
-        correct = hashed is not None and _matches(password[:_LONGEST], hashed)
-        if hashed is None or not correct or len(password) > _LONGEST:
+        correct = hashed is not None and _matches(password[:LONGEST_PASSWORD], hashed)
+        if hashed is None or not correct or len(password) > LONGEST_PASSWORD:
             for cost in costs_to_spend(hashed, self._accounts.values()):
-                _matches(password[:_LONGEST], f"{_DUMMY[:4]}{cost:02}{_DUMMY[6:]}")
+                _matches(password[:LONGEST_PASSWORD], f"{_DUMMY[:4]}{cost:02}{_DUMMY[6:]}")
             return None
         return self._identity(presented.username, hashed)
 

@@ -20,7 +20,7 @@ import secrets
 import string
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -157,8 +157,14 @@ def create_robot(
 
 def robots(records: Records) -> list[Robot]:
     """Blocking. Every robot, by name. Raises `StoreError`."""
-    read = (_ROBOT.from_json(record, id=record["key"]) for record in records.all())
+    read = map(read_robot, records.all())
     return sorted(filter(None, read), key=lambda robot: robot.name)
+
+
+def read_robot(record: Mapping[str, Any]) -> Robot | None:
+    """The robot in a record; None if it is not valid."""
+    robot = _ROBOT.from_json(record, id=record["key"])
+    return None if _known(robot) is None else robot
 
 
 def last_uses(uses: Records) -> dict[str, float]:

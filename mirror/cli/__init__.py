@@ -17,8 +17,7 @@ from mirror.cli import base
 #: Which file has which commands; `--help` lists them in this order.
 COMMANDS: Final = {
     "serving": ("serve", "worker", "check"),
-    "status": ("status", "purge"),
-    "evicting": ("evict",),
+    "status": ("status", "purge", "evict"),
     "prefetch_command": ("prefetch",),
     "sync_command": ("sync",),
     "job_commands": ("jobs",),
@@ -29,6 +28,7 @@ COMMANDS: Final = {
     "why": ("why",),
     "bundles": ("export", "inventory", "keygen"),
     "imports": ("import",),
+    "access_commands": ("account", "token"),
     "nodes": ("configure",),
     "doctor": ("doctor",),
 }

@@ -47,6 +47,19 @@ def check_owner(loaded: Config) -> None:
         )
 
 
+def store_ids(loaded: Config) -> tuple[int, int] | None:
+    """User and group of the store, for a file that root writes for the server; None for other users, or if there is no
+    store yet.
+    """
+    if os.geteuid() != 0:
+        return None
+    try:
+        status = Layout(loaded.store.root).marker.stat()
+    except OSError:
+        return None
+    return status.st_uid, status.st_gid
+
+
 def store_owner(loaded: Config) -> int | None:
     """The id of the user to whom the store belongs; None if there is no store yet, or it cannot be seen."""
     try:

@@ -31,10 +31,11 @@ from mirror.errors import ConfigError
 from mirror.upstream.credentials.secret_files import secret_in
 
 
-def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
+def load(path: Path | None, overrides: dict[str, Any] | None = None, *, without_htpasswd: bool = False) -> Config:
     """Reads and checks all settings. Raises `ConfigError` with every mistake; no message shows a secret.
 
-    `overrides` are the settings of the command line, by section. They take precedence over file and environment.
+    `overrides` are the settings of the command line, by section. They take precedence over file and environment. With
+    `without_htpasswd` the htpasswd file need not exist.
     """
     content: dict[str, Any] = {}
     if path is not None:
@@ -53,6 +54,8 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None) -> Config:
             mistakes += more
     config, more = _with_secrets(config)
     mistakes += [*more, *cross_check(config)]
+    if without_htpasswd and config.access.htpasswd is not None and not config.access.htpasswd.exists():
+        mistakes = [mistake for mistake in mistakes if not mistake.startswith("access.htpasswd: ")]
     if mistakes:
         raise ConfigError(mistakes)
     return config

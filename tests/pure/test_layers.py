@@ -52,7 +52,7 @@ _MAY_IMPORT: Final = {
     "store/local": _BELOW_ALL | {"values"},
     "store/hosted": _BELOW_ALL | {"values", "store/local"},
     "index": _BELOW_ALL,
-    "access": _BELOW_ALL,
+    "access": _BELOW_ALL | {"values"},
     "upstream/http": _BELOW_ALL | {"policy/upstream"},
     "upstream/credentials": _BELOW_ALL | {"policy/upstream", "caller", "upstream/http"},
     "upstream": _BELOW_ALL | {"policy/upstream", "caller", "upstream/http", "upstream/credentials"},
