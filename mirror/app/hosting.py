@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mirror.app.storage import Storage, quota_rules
 from mirror.config import Config, HostedSettings
 from mirror.hosting.deleting import Deleting
+from mirror.hosting.hosted_imports import HostedImports
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
@@ -17,6 +18,7 @@ from mirror.hosting.quotas import Quotas
 from mirror.hosting.rights import Sources
 from mirror.hosting.sessions import Sessions
 from mirror.intake.integrity import Integrity
+from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.push_checks import HostedRules
@@ -60,15 +62,7 @@ def open_hosting(
     async def hosted_holders(digest: Digest, most: int) -> Sequence[Repo]:
         return await asyncio.to_thread(storage.hosted.ledger.holders, digest, most)
 
-    parts = HostedParts(
-        storage.contents,
-        storage.hosted.blobs,
-        storage.catalog,
-        storage.hosted.records,
-        shared.histories,
-        Quotas(storage.hosted.ledger, quota_rules(config)),
-        config.hosting.grace,
-    )
+    parts = _open_parts(config, storage, shared.histories)
     integrity = Integrity(storage.contents, shared.caches.once, shared.background)
     links = Links(parts)
     placing = Placing(parts, links)
@@ -92,8 +86,32 @@ def open_hosting(
         storage.eviction.space.make_room_for_push,
         shared.executor,
     )
-    rules = {entry.name: hosted_rules(entry) for entry in config.hosted}
-    return Hosting(verbs, HostedMemory(parts, shared.caches), integrity, shared, rules)
+    return Hosting(verbs, HostedMemory(parts, shared.caches), integrity, shared, _rules(config))
+
+
+def open_hosted_imports(config: Config, storage: Storage, caller: str) -> HostedImports:
+    """Opens what imports images into hosted repositories. `caller` is whom records name."""
+    parts = _open_parts(config, storage, TagHistories(storage.catalog, storage.freezes))
+    links = Links(parts)
+    placing = Placing(parts, links)
+    pushing = Pushing(parts, placing, Deleting(parts, links, placing))
+    return HostedImports(parts, links, pushing, _rules(config), caller)
+
+
+def _open_parts(config: Config, storage: Storage, histories: TagHistories) -> HostedParts:
+    return HostedParts(
+        storage.contents,
+        storage.hosted.blobs,
+        storage.catalog,
+        storage.hosted.records,
+        histories,
+        Quotas(storage.hosted.ledger, quota_rules(config)),
+        config.hosting.grace,
+    )
+
+
+def _rules(config: Config) -> dict[str, HostedRules]:
+    return {entry.name: hosted_rules(entry) for entry in config.hosted}
 
 
 def hosted_rules(settings: HostedSettings) -> HostedRules:

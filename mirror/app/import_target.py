@@ -6,15 +6,16 @@ import time
 
 from mirror.app.routes import age_rule
 from mirror.app.storage import Storage
-from mirror.bundles.importing import ImportTarget, IndexBatch
+from mirror.bundles.importing import HostedTarget, ImportTarget, IndexBatch
 from mirror.config import Config
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.tag_history import TagHistories
 
 
-def import_target(config: Config, storage: Storage) -> ImportTarget:
-    """The store of this configuration, as an import uses it."""
+def import_target(config: Config, storage: Storage, hosted: HostedTarget | None = None) -> ImportTarget:
+    """The store of this configuration, as an import uses it. `hosted` takes images of hosted
+    repositories."""
     store, catalog = storage.store, storage.catalog
     histories = TagHistories(catalog, storage.freezes)
     index = IndexBatch(storage.index, storage.eviction.write_behind.touch, time.time)
@@ -27,4 +28,5 @@ def import_target(config: Config, storage: Storage) -> ImportTarget:
         room=storage.eviction.space,
         exclusive=storage.locks.hold,
         age=lambda repo: age_rule(config, repo),
+        hosted=hosted,
     )

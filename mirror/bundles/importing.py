@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from mirror.aio.threads import uninterrupted
 from mirror.bundles.blob_import import BlobImport, ImportedBlobs
 from mirror.bundles.import_plan import ImportPlan, PlannedImage, parse_manifest, size_here
 from mirror.bundles.inventory import ListedImage
@@ -26,6 +28,7 @@ from mirror.errors import (
     BundleError,
     IndexUnavailable,
     RecordDamaged,
+    RequestError,
     StoreError,
     StoreFull,
 )
@@ -75,12 +78,28 @@ class IndexBatch:
             self.complete = False
 
 
+class HostedTarget(Protocol):
+    """How images come into hosted repositories. All calls block, and raise `StoreError`."""
+
+    def is_hosted(self, repo: Repo) -> bool:
+        """True if the repository is hosted here."""
+
+    def take(
+        self, repo: Repo, blobs: Sequence[Digest], manifests: Sequence[Manifest], tag: str | None
+    ) -> Digest | None:
+        """Links blobs that are in the store, and stores manifests, children first; the tag points to the last. Returns
+        what the tag pointed to before, if that was something else. All is durable on return. Raises `RequestError` with
+        the reason if the image is refused.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class ImportTarget:
     """The site that images are imported into.
 
-    `intake` writes to `store` and `catalog`, and records in `index`. `exclusive` holds a named lock against all
-    processes of the store, `age` gives the age rule for the tags of a repository.
+    `hosted` takes those of hosted repositories; without it, all are cached. `intake` writes to `store` and `catalog`,
+    and records in `index`. `exclusive` holds a named lock against all processes of the store, `age` gives the age rule
+    for the tags of a repository.
     """
 
     store: BlobStore
@@ -92,6 +111,7 @@ class ImportTarget:
     exclusive: Callable[[str], AbstractAsyncContextManager[object]]
     age: Callable[[Repo], AgeRule]
     now: Callable[[], float] = time.time
+    hosted: HostedTarget | None = None
 
 
 @dataclass(slots=True)
@@ -176,6 +196,11 @@ class _Import:
                 await asyncio.to_thread(self._blobs.put_embedded, digest, planned.embedded[digest])
             else:
                 await self._blobs.add(planned.source, digest)
+        hosted = self._target.hosted
+        if hosted is not None and hosted.is_hosted(planned.image.repo):
+            await self._host(planned, hosted)
+            self.result.images.append(planned.image.name)
+            return
         manifests = [await asyncio.to_thread(self._manifest, planned, descriptor) for descriptor in planned.manifests]
         await self._record(planned, manifests)
         await asyncio.to_thread(self._require_complete, planned)
@@ -184,6 +209,29 @@ class _Import:
         if planned.image.tag is not None:
             await self._tag(planned.image, planned.image.tag)
         self.result.images.append(planned.image.name)
+
+    async def _host(self, planned: PlannedImage, hosted: HostedTarget) -> None:
+        """Import one image into a hosted repository. Its blobs stay in the cache as well, until they are evicted."""
+        for digest in planned.blobs:
+            size = self.result.size(digest)
+            if size is not None:
+                await self._target.intake.record_blob(BlobInfo(digest, size))
+        await self._target.index.write()
+        manifests = []
+        for descriptor in planned.manifests:
+            content = planned.source.manifest(descriptor.digest)
+            if content is None:
+                raise BundleError(f"{descriptor.digest} is no longer in the source")
+            manifests.append(parse_manifest(content, descriptor))
+            self.result.written[descriptor.digest] = len(content)
+            self._blobs.count(len(content))
+        image, blobs = planned.image, sorted(planned.proven)
+        try:
+            before = await uninterrupted(asyncio.to_thread(hosted.take, image.repo, blobs, manifests, image.tag))
+        except RequestError as error:
+            raise BundleError(f"{image.name}: {error}") from error
+        if before is not None:
+            self.result.moved[image.name] = before
 
     def _manifest(self, planned: PlannedImage, descriptor: Descriptor) -> StoredManifest:
         """Blocking: write the manifest's bytes, then the repository's record of it. A record that is here already keeps

@@ -17,11 +17,12 @@ from mirror.bundles.inventory import ListedImage
 from mirror.bundles.layout_source import LayoutSource, OnRead
 from mirror.bundles.registry_data import RegistryData, RegistryRepository
 from mirror.bundles.signing import read_public_key
-from mirror.cli.audit_command import audited
+from mirror.cli.audit_command import audited, cli_caller
 from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, load, say, say_json
 from mirror.cli.long_running import from_file, in_thread, progress
 from mirror.cli.store_checks import check_owner
-from mirror.errors import BundleError, ConfigError, RequestError
+from mirror.errors import BundleError, ConfigError, Denied, RequestError
+from mirror.hosting.hosted_imports import HostedImports
 from mirror.intake.grants import Grants
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -102,6 +103,7 @@ class _Import:
         self._dry_run = dry_run
 
     async def of_layout(self, path: Path, name: str | None, key: Any) -> dict[str, Any]:
+        from mirror.app.hosting import open_hosted_imports
         from mirror.app.import_target import import_target
         from mirror.app.storage import open_storage
         from mirror.config import routing_table
@@ -110,21 +112,24 @@ class _Import:
         async with open_storage(self._loaded) as storage:
             try:
                 with LayoutSource(path) as layout, progress() as begin:
-                    may_serve = _rights(storage)
+                    hosted = open_hosted_imports(self._loaded, storage, cli_caller())
+                    may_serve = _rights(storage, hosted)
                     bundle = await in_thread(lambda _: read_bundle(layout, table, name=name, key=key))
                     images = [(image, layout) for image in bundle.images]
                     plan = await in_thread(
                         lambda _: plan_images(images, storage.store, may_serve=may_serve, left_out=_left_out(bundle))
                     )
+                    _refuse_names(plan, hosted)
                     plan.require_complete(partial=self._partial)
                     on_read = begin("checking", sum(plan.contents().values()))
                     await in_thread(lambda stoppable: verify_bytes(layout, plan, stoppable(on_read)))
-                    result = await self._import(plan, import_target(self._loaded, storage), begin)
+                    result = await self._import(plan, import_target(self._loaded, storage, hosted), begin)
             except BundleError as error:
                 raise BundleError(f"{path}: {error}") from error
         return {**_summary(path, plan, result, self._dry_run), **_origin(bundle)}
 
     async def of_registry(self, path: Path, registry: str | None) -> dict[str, Any]:
+        from mirror.app.hosting import open_hosted_imports
         from mirror.app.import_target import import_target
         from mirror.app.storage import open_storage
         from mirror.config import routing_table
@@ -138,9 +143,13 @@ class _Import:
         async with open_storage(self._loaded) as storage:
             with progress() as begin:
                 data = RegistryData(path)
-                may_serve = _rights(storage)
+                hosted = open_hosted_imports(self._loaded, storage, cli_caller())
+                may_serve = _rights(storage, hosted)
                 plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, storage.store, may_serve))
-                result = await self._import(plan, import_target(self._loaded, storage), begin, skip_damaged=True)
+                _refuse_names(plan, hosted)
+                result = await self._import(
+                    plan, import_target(self._loaded, storage, hosted), begin, skip_damaged=True
+                )
         return _summary(path, plan, result, self._dry_run)
 
     async def _import(
@@ -162,7 +171,19 @@ def _left_out(bundle: Bundle) -> Collection[Digest]:
     return bundle.inventory.left_out.keys() if bundle.verified and bundle.inventory else ()
 
 
-def _rights(storage: Any) -> MayServe:
+def _refuse_names(plan: ImportPlan, hosted: HostedImports) -> None:
+    """Refuse the images whose hosted registry does not allow repositories of their names."""
+    for planned in list(plan.images):
+        repo = planned.image.repo
+        try:
+            if hosted.is_hosted(repo):
+                hosted.check_name(repo)
+        except Denied as error:
+            plan.refused[planned.image.name] = str(error)
+            plan.images.remove(planned)
+
+
+def _rights(storage: Any, hosted: HostedImports) -> MayServe:
     """A function that returns whether a repository may already serve a blob. It is called from threads, while the
     caller's loop runs.
     """
@@ -170,6 +191,8 @@ def _rights(storage: Any) -> MayServe:
     grants = Grants(storage.index, storage.catalog, storage.store)
 
     def may_serve(repo: Repo, digest: Digest) -> bool:
+        if hosted.is_hosted(repo):
+            return hosted.may_serve(repo, digest)
         return asyncio.run_coroutine_threadsafe(grants.size(repo, digest), loop).result() is not None
 
     return may_serve

@@ -10,6 +10,7 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.policy.hosted_records import LinkState
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.local.layout import Layout
 from tests.support.command import mirror
@@ -23,6 +24,7 @@ offline = false
 root = "{root}"
 [[hosted]]
 name = "corp"
+{more}
 [[upstream]]
 name = "docker.io"
 url = "http://127.0.0.1:9"
@@ -34,9 +36,9 @@ minimum_age_new_tags = "refuse"
 
 
 class _Site:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
         self.config = folder / "mirror.toml"
-        self.config.write_text(_CONFIG.format(root=folder / "store"))
+        self.config.write_text(_CONFIG.format(root=folder / "store", more=more))
         self.here = Here.at(folder / "store")
         self.root = self.here.image([b"layer"], repo=_APP, tag="v1")
         self.cached = self.here.image([b"other"], tag="v1")
@@ -167,7 +169,36 @@ def test_a_hosted_image_goes_into_a_bundle(tmp_path: Path) -> None:
     written = site.json("export", "corp/own:v1", "-o", str(tmp_path / "bundle.tar"))
     assert (written["images"], written["blobs"]) == (["corp/own:v1"], 3)
     assert "corp/own:v1" in site.run("inventory")
-    sealed = tmp_path / "other"
-    sealed.mkdir()
-    other = _Site(sealed)
-    assert other.json("import", str(tmp_path / "bundle.tar"), "--dry-run")["images"] == ["corp/own:v1"]
+    bundle = str(tmp_path / "bundle.tar")
+    (tmp_path / "other").mkdir()
+    other = _Site(tmp_path / "other", 'quota = "1MB"')
+    assert other.json("import", bundle)["images"] == ["corp/own:v1"]
+    assert other.json("show", "corp/own:v1")["complete"]
+    assert HostedHere(tmp_path / "other/store").is_here(b"only here")
+    link = HostedHere(tmp_path / "other/store").records.link(hosted.repo, Digest.of(b"only here"))
+    assert link
+    assert link.record.state is LinkState.LINKED
+    hosted.image([b"newer"], tag="v1")
+    site.json("export", "corp/own:v1", "-o", bundle)
+    assert list(other.json("import", bundle)["moved"]) == ["corp/own:v1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('repositories = ["team/*"]', "corp/own:v1: the registry corp does not allow repositories named own"),
+        ('quota = "100B"', "corp/own:v1: "),
+    ],
+)
+def test_an_import_keeps_to_the_limits_of_the_registry(tmp_path: Path, more: str, said: str) -> None:
+    """To the names that it allows, and to its quota."""
+    site = _Site(tmp_path)
+    hosted = HostedHere(tmp_path / "store")
+    hosted.repo = Repo("corp", "own")
+    hosted.image([b"only here"], tag="v1")
+    bundle = str(tmp_path / "bundle.tar")
+    site.json("export", "corp/own:v1", "-o", bundle)
+    (tmp_path / "other").mkdir()
+    other = _Site(tmp_path / "other", more)
+    assert said in other.refused("import", bundle)
+    assert other.run("ls", "corp/own", "--json") == ""

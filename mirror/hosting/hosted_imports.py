@@ -1,0 +1,71 @@
+"""Imports into hosted repositories: the same order as a push, with bytes that are in the cache already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mirror.errors import BlobUnknown, Denied
+from mirror.hosting.links import Links
+from mirror.hosting.parts import HostedParts
+from mirror.hosting.pushing import ManifestPut, Pushing
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted.push_checks import HostedRules
+from mirror.policy.hosted_records import LinkState
+
+#: An imported index may name platforms that the other site never pulled.
+_SPARSE = HostedRules(sparse_indexes=True)
+
+
+class HostedImports:
+    """Takes images into hosted repositories. All calls block, and raise `StoreError`."""
+
+    def __init__(
+        self, parts: HostedParts, links: Links, pushing: Pushing, rules: Mapping[str, HostedRules], caller: str
+    ) -> None:
+        """`rules` are those of each hosted registry. `caller` is whom records and messages name."""
+        self._parts = parts
+        self._links = links
+        self._pushing = pushing
+        self._rules = rules
+        self._caller = caller
+
+    def __repr__(self) -> str:
+        return f"<HostedImports {', '.join(self._rules)}>"
+
+    def is_hosted(self, repo: Repo) -> bool:
+        """True if the repository is hosted here."""
+        return repo.registry in self._rules
+
+    def check_name(self, repo: Repo) -> None:
+        """Raises `Denied` if the registry does not allow a repository of this name."""
+        if not self._rules[repo.registry].allow_name(repo.name):
+            raise Denied(f"the registry {repo.registry} does not allow repositories named {repo.name}")
+
+    def may_serve(self, repo: Repo, digest: Digest) -> bool:
+        """True if the repository has a link to the blob."""
+        link = self._links.find(repo, digest)
+        return link is not None and link.state is LinkState.LINKED
+
+    def take(
+        self, repo: Repo, blobs: Sequence[Digest], manifests: Sequence[Manifest], tag: str | None
+    ) -> Digest | None:
+        """Links blobs that are here, and stores manifests, children first; the tag points to the last. Returns what the
+        tag pointed to before, if that was something else. All is durable on return.
+
+        Raises `QuotaExceeded`, `Denied` if the tag is frozen, `ManifestBlobUnknown` if a blob is missing,
+        `ManifestInvalid`.
+        """
+        for digest in blobs:
+            try:
+                self._links.make(repo, digest, self._parts.contents.stat(digest).size)
+            except BlobUnknown:
+                # the manifest that needs it is refused below, with a message that names all that is missing
+                continue
+        was = self._parts.catalog.get_tag(repo, tag) if tag else None
+        for manifest in manifests:
+            tags = (tag,) if tag and manifest is manifests[-1] else ()
+            put = ManifestPut(manifest, manifest.digest, tags)
+            self._pushing.put(repo, _SPARSE, put, self._caller, may_overwrite=True)
+        return was.digest if was and was.digest != manifests[-1].digest else None
