@@ -119,6 +119,6 @@ def hosted_rules(settings: HostedSettings) -> HostedRules:
     return HostedRules(
         tuple(settings.repositories),
         read_only=settings.read_only,
-        sparse_indexes=settings.sparse_indexes,
+        sparse_manifests=settings.sparse_manifests,
         keep_deleted=settings.keep_deleted,
     )

@@ -348,7 +348,9 @@ class HostedSettings(_Section):
         7 * 86400.0, description="How long deleted tags and manifests can be undeleted; 0: not at all."
     )
     read_only: bool = Field(False, description="Refuse pushes and deletions.")
-    sparse_indexes: bool = Field(False, description="Accept indexes that name manifests which the repository lacks.")
+    sparse_manifests: bool = Field(
+        False, description="Accept manifests that name blobs or other manifests which the repository lacks."
+    )
     dangling_referrers: Literal["keep", "collect"] = Field(
         "keep", description="What collection does with untagged referrers whose subject is gone."
     )

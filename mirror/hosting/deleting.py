@@ -205,9 +205,10 @@ class Deleting:
                 self._parts.catalog.drop_tag(repo, tag, expect=version)
         return deleted
 
-    def undelete_manifest(self, repo: Repo, digest: Digest, caller: str) -> None:
+    def undelete_manifest(self, repo: Repo, digest: Digest, caller: str, *, sparse: bool = False) -> None:
         """Brings back a deleted manifest, and those of its tags that point to nothing now. Raises `ManifestUnknown` if
-        there is none, `ManifestBlobUnknown` if content that it needs is gone, `QuotaExceeded`.
+        there is none; `ManifestBlobUnknown` if content that it needs is gone, unless it may be `sparse`;
+        `QuotaExceeded`.
         """
         with self._changing(repo) as change:
             deleted = self._parts.records.deleted_manifest(repo, digest)
@@ -219,7 +220,7 @@ class Deleting:
                 raise ManifestBlobUnknown(f"the bytes of {digest} are gone", [str(digest)])
             change.made = True
             live = ManifestRecord(digest, record.media_type, record.size, record.pushed_at)
-            self._placing.put_manifest(repo, manifest, live, caller)
+            self._placing.put_manifest(repo, manifest, live, caller, sparse=sparse)
             for tag in record.tags:
                 fresh = TagRecord(tag, digest, record.media_type, record.size, self._parts.now())
                 self._placing.put_absent_tag(repo, fresh)

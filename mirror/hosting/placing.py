@@ -49,16 +49,20 @@ class Placing:
 
     # ----------------------------------------------------------------------------------------------------- manifests
 
-    def put_manifest(self, repo: Repo, manifest: Manifest, record: ManifestRecord, caller: str) -> None:
+    def put_manifest(
+        self, repo: Repo, manifest: Manifest, record: ManifestRecord, caller: str, *, sparse: bool = False
+    ) -> None:
         """Gives the repository a manifest. The manifests that it names are not looked at.
 
-        Raises `ManifestBlobUnknown` if the repository has not all blobs that the manifest needs, for this caller;
-        `ManifestInvalid` if it gives them other sizes than they have; `QuotaExceeded`.
+        Raises `ManifestBlobUnknown` if the repository has not all blobs that the manifest needs, for this caller, and
+        it may not be `sparse`; `ManifestInvalid` if it gives them other sizes than they have; `QuotaExceeded`.
         """
         needed = requirements(manifest, sparse=True)
         for each in needed.embedded:
             self._put_embedded(repo, each)
-        self._keep_links(repo, needed.blobs, caller)
+        missing = self._keep_links(repo, needed.blobs, caller)
+        if missing and not sparse:
+            raise _unknown(repo, missing)
         self._parts.blobs.put(manifest.digest, manifest.content)
         self._parts.accounts.link(repo, manifest.digest, len(manifest.content))
         subject = manifest.subject.digest if manifest.subject else None
@@ -67,7 +71,9 @@ class Placing:
         was = self._parts.catalog.manifest(repo, manifest.digest)
         version = self._parts.catalog.put_manifest(repo, record)
         try:
-            self._keep_links(repo, (*needed.blobs, *needed.embedded), caller)
+            kept = [blob for blob in (*needed.blobs, *needed.embedded) if blob.digest not in missing]
+            if lost := self._keep_links(repo, kept, caller):
+                raise _unknown(repo, lost)
             # a collector may have queued the bytes before the record was written
             self._parts.blobs.put(manifest.digest, manifest.content)
         except BaseException:
@@ -85,15 +91,15 @@ class Placing:
             self._parts.blobs.put(blob.digest, blob.data)
             self._links.make(repo, blob.digest, len(blob.data))
 
-    def _keep_links(self, repo: Repo, blobs: Sequence[Descriptor], caller: str) -> None:
+    def _keep_links(self, repo: Repo, blobs: Sequence[Descriptor], caller: str) -> list[Digest]:
+        """Returns the digests of those that the repository does not have for this caller."""
         missing: list[Digest] = []
         for blob in blobs:
             try:
                 check_size(blob, self._links.keep(repo, blob.digest, caller).size)
             except BlobUnknown:
                 missing.append(blob.digest)
-        if missing:
-            raise _unknown(repo, missing)
+        return missing
 
     def require_manifests(self, repo: Repo, digests: Sequence[Digest]) -> None:
         """Raises `ManifestBlobUnknown` if the repository does not have all these manifests."""

@@ -52,21 +52,21 @@ class Pushing:
         manifest, digest = put.manifest, put.manifest.digest
         for tag in put.all_tags:
             self._placing.check_tag(repo, tag, digest, may_overwrite=may_overwrite)
-        self._placing.require_manifests(repo, requirements(manifest, sparse=rules.sparse_indexes).manifests)
+        self._placing.require_manifests(repo, requirements(manifest, sparse=rules.sparse_manifests).manifests)
         try:
-            self._store(repo, put, caller, may_overwrite=may_overwrite)
+            self._store(repo, rules, put, caller, may_overwrite=may_overwrite)
             self._parts.flush()
         finally:
             # other processes must not believe what they remember, also if only a part was written
             self._parts.records.note_change(repo)
 
-    def _store(self, repo: Repo, put: ManifestPut, caller: str, *, may_overwrite: bool) -> None:
+    def _store(self, repo: Repo, rules: HostedRules, put: ManifestPut, caller: str, *, may_overwrite: bool) -> None:
         manifest, digest, size = put.manifest, put.manifest.digest, len(put.manifest.content)
         deleted = None
         if self._parts.catalog.get_manifest(repo, digest) is None:
             deleted = self._deleting.drop_stale_tags(repo, digest)
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
-        self._placing.put_manifest(repo, manifest, record, caller)
+        self._placing.put_manifest(repo, manifest, record, caller, sparse=rules.sparse_manifests)
         written: dict[str, Version] = {}
         for tag in put.all_tags:
             fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now())

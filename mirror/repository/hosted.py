@@ -211,8 +211,8 @@ class HostedRepository:
     async def undelete(self, reference: Reference, pusher: Pusher) -> None:
         """See `Writable`."""
         self._check_writable(creates=False)
-        deleting = self._verbs.deleting
+        deleting, sparse = self._verbs.deleting, self._rules.sparse_manifests
         if isinstance(reference, Digest):
-            await self._run(lambda: deleting.undelete_manifest(self.repo, reference, pusher.name))
+            await self._run(lambda: deleting.undelete_manifest(self.repo, reference, pusher.name, sparse=sparse))
         else:
             await self._run(lambda: deleting.undelete_tag(self.repo, reference))

@@ -129,7 +129,7 @@ async def test_a_large_manifest(client: PushClient) -> None:
     assert (await client.manifest("larger")).status == 404
 
 
-async def test_sparse_indexes(client: PushClient, tmp_path: Path) -> None:
+async def test_sparse_manifests(client: PushClient, tmp_path: Path) -> None:
     """Refused, with the digests that are missing; accepted where the setting says so."""
     child = await client.make_image(_LAYER)
     answer = await client.put(index(child), "sparse")
@@ -137,8 +137,14 @@ async def test_sparse_indexes(client: PushClient, tmp_path: Path) -> None:
     [error] = json.loads(answer.body)["errors"]
     assert error["code"] == "MANIFEST_BLOB_UNKNOWN"
     assert error["detail"]["digest"] == str(Digest.of(child))
-    async with hosting_mirror(tmp_path / "sparse", hosted={"sparse_indexes": True}) as mirror:
-        await _round(PushClient(mirror), index(child), "sparse")
+    async with hosting_mirror(tmp_path / "sparse", hosted={"sparse_manifests": True}) as mirror:
+        sparse = PushClient(mirror)
+        await _round(sparse, index(child), "sparse")
+        await _round(sparse, child, "without-blobs")
+        # what it names is not here, and comes with the push of its bytes
+        assert (await sparse.blob(Digest.of(_LAYER))).status == 404
+        await sparse.push_blob(_LAYER)
+        assert (await sparse.blob(Digest.of(_LAYER))).body == _LAYER
 
 
 async def test_what_is_missing_is_named(client: PushClient) -> None:

@@ -1,8 +1,9 @@
 """What a push must fulfil. Pure decisions about manifests, names, tags and links of hosted repositories.
 
-config, layers          a link of the repository, or a reservation of this caller; not for foreign layers
+config, layers          a link of the repository, or a reservation of this caller; not for foreign layers, and not if
+                        the registry accepts sparse manifests
 embedded content        nothing: the manifest brings the bytes (`data`)
-manifests of an index   the repository has them, unless the registry accepts sparse indexes
+manifests of an index   the repository has them, unless the registry accepts sparse manifests
 subject                 nothing: it may come later (distribution-spec, "Pushing Manifests with Subject")
 anything else           nothing: what a manifest of an unknown type names gives no right, and need not be here
 """
@@ -44,7 +45,7 @@ class HostedRules:
 
     names: tuple[str, ...] = ("**",)
     read_only: bool = False
-    sparse_indexes: bool = False
+    sparse_manifests: bool = False
     keep_deleted: float = 7 * 86400.0
     _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
