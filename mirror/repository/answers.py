@@ -210,13 +210,13 @@ def no_stream(digest: Digest, registry: str, executor: Executor, why: str) -> Up
     """Returns the fallback for a disk that fails in mid-body, if there is no upstream. It raises `StoreError` and says
     `why`.
     """
+    return UpstreamStream(digest, registry, lambda _start: _nowhere(digest, why), executor)
 
-    @asynccontextmanager
-    async def nowhere(_start: int) -> AsyncIterator[Body]:
-        raise StoreError(f"{digest} cannot be read, and {why}")
-        yield
 
-    return UpstreamStream(digest, registry, nowhere, executor)
+@asynccontextmanager
+async def _nowhere(digest: Digest, why: str) -> AsyncIterator[Body]:
+    raise StoreError(f"{digest} cannot be read, and {why}")
+    yield
 
 
 class StoredContent:
