@@ -33,7 +33,7 @@ _TRY_AGAIN: Final = 60.0
 _LOOK_EVERY: Final = 60.0
 
 
-class Collector:
+class GarbageCollector:
     """The garbage collection of hosted content, as one process does it."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Collector:
         self._sleep = sleep
 
     def __repr__(self) -> str:
-        return f"<Collector {sorted(self._rules.registries)}>"
+        return f"<GarbageCollector {sorted(self._rules.registries)}>"
 
     async def run(self) -> CollectionReport | None:
         """Does one round. Returns None if another process is at it. Raises `StoreError`, `IndexUnavailable`."""

@@ -16,7 +16,7 @@ from mirror.policy.hosted_records import LinkState
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingContent:
     """Something that will be collected unless a client relies on it again: a `link`, the `bytes` of a blob, or a
     deleted `manifest` that can be undeleted until then. Times are in epoch seconds, `size` is in bytes.
     """
@@ -30,7 +30,7 @@ class Waiting:
     repository: str | None = None
 
 
-def waiting(parts: HostedParts, rules: CollectionRules) -> Iterator[Waiting]:
+def waiting(parts: HostedParts, rules: CollectionRules) -> Iterator[WaitingContent]:
     """Blocking: yields all that waits, in no order. Opens every link of the hosted registries. What cannot be read is
     left out and logged. Raises `StoreError` if something cannot be listed.
     """
@@ -44,22 +44,22 @@ def waiting(parts: HostedParts, rules: CollectionRules) -> Iterator[Waiting]:
         except BlobUnknown:
             continue
         why, may_go_at = "no repository has it", record.queued_at + rules.grace
-        yield Waiting("bytes", record.digest, size, record.queued_at, why, may_go_at)
+        yield WaitingContent("bytes", record.digest, size, record.queued_at, why, may_go_at)
 
 
-def _links(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterator[Waiting]:
+def _links(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterator[WaitingContent]:
     for digest in parts.records.linked(repo):
         found = for_display(partial(parts.records.link, repo, digest), f"{repo}@{digest}")
         if found is None or found.record.queued_at is None or found.record.state is LinkState.REMOVED:
             continue
         link = found.record
         why = "no manifest names it" if link.state is LinkState.LINKED else f"reserved by {link.by}, and not pushed"
-        yield Waiting(
+        yield WaitingContent(
             "link", digest, link.size, found.record.queued_at, why, link_may_go_at(link, rules.grace), str(repo)
         )
 
 
-def _deletions(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterator[Waiting]:
+def _deletions(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterator[WaitingContent]:
     keep = rules.registries[repo.registry].keep_deleted
     for digest in parts.records.deleted_manifests(repo):
         found = for_display(partial(parts.records.deleted_manifest, repo, digest), f"{repo}@{digest}")
@@ -67,4 +67,4 @@ def _deletions(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterat
             continue
         record = found.record
         why = f"deleted by {record.by}" if record.by else "deleted"
-        yield Waiting("manifest", digest, record.size, record.deleted_at, why, record.deleted_at + keep, str(repo))
+        yield WaitingContent("manifest", digest, record.size, record.deleted_at, why, record.deleted_at + keep, str(repo))
