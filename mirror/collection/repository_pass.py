@@ -50,7 +50,7 @@ from mirror.policy.hosted.collection import (
 )
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
 from mirror.policy.records import ManifestRecord
-from mirror.ports import Version, Versioned
+from mirror.ports import ABSENT, Version, Versioned
 
 #: Links that are dropped after one second look.
 _DROPPED_AT_ONCE: Final = 200
@@ -190,7 +190,7 @@ class RepositoryPass:
         if self._parts.catalog.get_manifest(self._repo, record.digest) is None:
             if record.by == COLLECTOR and record.digest in self._children:
                 # this process, or another one, died between dropping it and the second look
-                self._bring_back(deletion)
+                self._bring_back(record.digest)
                 return
             self._drop_tags(record)
         age = waited(record.deleted_at, self._now(), rules.keep_deleted)
@@ -265,36 +265,53 @@ class RepositoryPass:
         live = catalog.manifest(self._repo, digest)
         if live is None or waited(live.record.fetched_at, self._now(), self._grace) is not Waited.LONG_ENOUGH:
             return
-        # written even if deletions are not kept: it says after a crash that the second look is still due
-        records.put_deleted_manifest(self._repo, deletion_of(live.record, self._now()))
+        try:
+            # written even if deletions are not kept: it says after a crash that the second look is still due
+            version = records.put_deleted_manifest(self._repo, deletion_of(live.record, self._now()), expect=ABSENT)
+        except RecordChanged:
+            # a client deletes it, or brings it back
+            return
         records.flush()
         try:
             catalog.drop_manifest(self._repo, digest, expect=live.version)
         except RecordChanged:
-            # pushed again; the push has dropped the record of the deletion, or will find it
-            records.drop_deleted_manifest(self._repo, digest)
+            # pushed again meanwhile
+            self._forget_deletion(digest, version)
             return
         records.note_change(self._repo)
         yield
-        yield from self._read_manifests()
-        deletion = records.deleted_manifest(self._repo, digest)
-        if deletion is None:
-            return
+        try:
+            yield from self._read_manifests()
+        except StoreError:
+            # an index that cannot be read may name it
+            self._bring_back(digest)
+            raise
         if digest in self._children:
-            self._bring_back(deletion)
+            self._bring_back(digest)
             return
         self._report.referrers += 1
-        if not rules.keep_deleted:
+        deletion = records.deleted_manifest(self._repo, digest)
+        if deletion and not rules.keep_deleted:
             with suppress(RecordChanged):
                 self._forget(deletion)
 
-    def _bring_back(self, deletion: Versioned[DeletedManifest]) -> None:
-        """Makes a manifest live again that an index names which came while it was collected."""
+    def _bring_back(self, digest: Digest) -> None:
+        """Makes a manifest live again that was collected while an index came that names it. If a client has deleted it
+        since, it stays deleted.
+        """
         records = self._parts.records
-        self._parts.catalog.put_manifest(self._repo, restored(deletion.record))
-        self._parts.catalog.flush()
+        deletion = records.deleted_manifest(self._repo, digest)
+        if deletion is None or deletion.record.by != COLLECTOR:
+            return
+        with suppress(RecordChanged):
+            self._parts.catalog.put_manifest(self._repo, restored(deletion.record), expect=ABSENT)
+            self._parts.catalog.flush()
         records.note_change(self._repo)
-        records.drop_deleted_manifest(self._repo, deletion.record.digest)
+        self._forget_deletion(digest, deletion.version)
+
+    def _forget_deletion(self, digest: Digest, version: Version) -> None:
+        with suppress(RecordChanged):
+            self._parts.records.drop_deleted_manifest(self._repo, digest, expect=version)
 
     # ------------------------------------------------------------------------------------------------------- links
 

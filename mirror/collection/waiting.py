@@ -67,4 +67,6 @@ def _deletions(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterat
             continue
         record = found.record
         why = f"deleted by {record.by}" if record.by else "deleted"
-        yield WaitingContent("manifest", digest, record.size, record.deleted_at, why, record.deleted_at + keep, str(repo))
+        yield WaitingContent(
+            "manifest", digest, record.size, record.deleted_at, why, record.deleted_at + keep, str(repo)
+        )

@@ -1,0 +1,453 @@
+"""Pushes, mounts, reservations, deletions and rounds of collection in any order, at the grain of single port calls.
+
+A state machine over hosted content in memory. The pushes and deletions are the real ones (`mirror/hosting`), as the
+threads of several workers run them; the dice decide after each call of a port which thread goes on (`turns.py`). Parts
+of the disk cannot be read at times, clocks jump, and collectors die between any two steps. Everything is drawn by
+Hypothesis, so a failure comes back as it was:
+
+    @reproduce_failure(...), as the failure prints it, before `test_in_any_order`; or pytest --hypothesis-seed=…
+
+`test_a_fault_is_found` plants faults, and expects the machine to find each of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any, Final
+
+import pytest
+import structlog
+from hypothesis import Phase, Verbosity, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from mirror.collection.blob_pass import BlobPass
+from mirror.collection.collection_report import CollectionReport
+from mirror.collection.collection_round import collection_round
+from mirror.collection.grace_clock import GraceClock
+from mirror.collection.repository_pass import RepositoryPass
+from mirror.errors import BlobUnknown, MirrorError, StoreError
+from mirror.hosting.deleting import Deleting
+from mirror.hosting.links import Links
+from mirror.hosting.parts import HostedParts
+from mirror.hosting.placing import Placing
+from mirror.hosting.pushing import ManifestPut, Pushing
+from mirror.intake.tag_history import TagHistories, TamperProofClock
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST, read_manifest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted.collection import COLLECTOR, CollectionRules, RegistryRules
+from mirror.policy.hosted.push_checks import HostedRules
+from mirror.policy.hosted_records import LinkState
+from mirror.ports import Expected, Version
+from tests.support.hosted_world import Limited, MemoryFreezes
+from tests.support.memory_hosted_records import MemoryHostedRecords
+from tests.support.memory_hosting import MemoryContents, MemoryHostedBlobs
+from tests.support.turns import Killed, Turns, taking_turns
+from tests.support.unreliable_disk import UnreliableCatalog, UnreliableStore
+
+_GRACE: Final = 100.0
+_KEEP: Final = 700.0
+_REPOS: Final = (Repo("corp", "team/app"), Repo("corp", "team/twin"))
+_TAGS: Final = ("v1", "v2")
+_RULES: Final = HostedRules(sparse_indexes=False, keep_deleted=_KEEP)
+
+_LAYERS: Final = [f"layer {number}".encode() for number in range(4)]
+_MANIFESTS: Final[dict[Digest, bytes]] = {}
+
+
+def _manifest(kind: str, field: str, named: Sequence[tuple[str, Digest, int]], subject: Digest | None) -> Digest:
+    listed = [{"mediaType": media, "digest": str(digest), "size": size} for media, digest, size in named]
+    body: dict[str, object] = {"schemaVersion": 2, "mediaType": kind, field: listed}
+    if subject:
+        body["subject"] = {"mediaType": OCI_MANIFEST, "digest": str(subject), "size": len(_MANIFESTS[subject])}
+    content = json.dumps(body).encode()
+    _MANIFESTS[Digest.of(content)] = content
+    return Digest.of(content)
+
+
+def _image(*layers: int, subject: Digest | None = None) -> Digest:
+    media = "application/vnd.oci.image.layer.v1.tar"
+    named = [(media, Digest.of(_LAYERS[number]), len(_LAYERS[number])) for number in layers]
+    return _manifest(OCI_MANIFEST, "layers", named, subject)
+
+
+def _index(*children: Digest) -> Digest:
+    return _manifest(OCI_INDEX, "manifests", [(OCI_MANIFEST, each, len(_MANIFESTS[each])) for each in children], None)
+
+
+_A, _B = _image(0, 1), _image(1, 2)
+_REFERRER: Final = _image(3, subject=_A)
+_IMAGES: Final = (_A, _B, _REFERRER)
+_INDEX: Final = _index(_REFERRER)
+_ALL: Final = (*_IMAGES, _INDEX)
+_CONTENT: Final = {**{Digest.of(layer): layer for layer in _LAYERS}, **_MANIFESTS}
+
+
+def _blobs(manifest: Digest) -> list[Digest]:
+    return [blob.digest for blob in read_manifest(_MANIFESTS[manifest]).blobs]
+
+
+class _Time:
+    """The wall clock and the steady one. No two readings are the same, as on a real machine."""
+
+    def __init__(self) -> None:
+        self.passed = 0.0
+        self.date = 1_000_000.0
+
+    def steady(self) -> float:
+        self.passed += 1e-5
+        return self.passed
+
+    def wall(self) -> float:
+        return self.date + self.steady()
+
+
+class _Worker:
+    """The parts of one process."""
+
+    def __init__(self, disk: _Disk, turns: Turns, time: _Time) -> None:
+        contents = MemoryContents(disk.cache, disk.blobs)
+        clocks = TamperProofClock(time.wall, time.steady)
+        self.parts = HostedParts(
+            taking_turns(contents, turns),
+            taking_turns(disk.blobs, turns),
+            taking_turns(disk.catalog, turns),
+            taking_turns(disk.records, turns),
+            TagHistories(disk.catalog, MemoryFreezes(), clocks),
+            Limited(),
+            _GRACE,
+        )
+        self.links = Links(self.parts)
+        placing = Placing(self.parts, self.links)
+        self.deleting = Deleting(self.parts, self.links, placing)
+        self.pushing = Pushing(self.parts, placing, self.deleting)
+        self.clock = GraceClock(time.wall, time.steady, _KEEP)
+
+
+class _Disk:
+    def __init__(self) -> None:
+        self.cache = UnreliableStore()
+        self.catalog = UnreliableCatalog()
+        self.blobs = MemoryHostedBlobs(self.cache)
+        self.names = UnreliableStore()
+        self.blobs.names = self.names  # type: ignore[misc]  # so that parts of it cannot be read
+        self.records = MemoryHostedRecords(self.catalog)
+
+
+@dataclass(frozen=True)
+class _Act:
+    """Something that a client or an operator does: `kind` with an image in a repository."""
+
+    kind: str
+    repo: Repo
+    image: Digest
+    tag: str = "v1"
+
+
+#: Acts that keep the manifest as it is.
+_KEEPING: Final = ("upload", "delete tag", "delete blob")
+_FURTHER: Final = ("delete at once", "delete tag", "undelete", "delete blob")
+_ACTS: Final = st.builds(
+    _Act,
+    st.sampled_from(
+        [
+            "push",
+            "push",
+            "mount",
+            "reserve",
+            "manifest",
+            "upload",
+            "delete",
+            "delete at once",
+            "delete tag",
+            "undelete",
+            "delete blob",
+        ]
+    ),
+    st.sampled_from(_REPOS),
+    st.sampled_from(_ALL),
+    st.sampled_from(_TAGS),
+)
+#: Seconds that pass four times while other things happen.
+_PASSING: Final = (0.0, 0.0, 40.0, 120.0)
+#: After so many calls a collector dies; None: it does not.
+_ROUNDS: Final = st.lists(st.none() | st.integers(0, 60), max_size=2)
+
+
+class _Hosting(RuleBasedStateMachine):
+    """Two workers on one disk."""
+
+    @initialize(seed=st.integers(0, 1 << 32), dangling=st.booleans())
+    def begin(self, seed: int, dangling: bool) -> None:
+        """An empty registry."""
+        self.time, self.disk, self.turns = _Time(), _Disk(), Turns(Random(seed))
+        self.collecting = CollectionRules(_GRACE, {"corp": RegistryRules(_KEEP, dangling)}, ("docker.io",))
+        self.workers = [_Worker(self.disk, self.turns, self.time) for _ in range(2)]
+        #: Manifests that were pushed and not deleted, those that were deleted, and when what can be undeleted was.
+        self.live: set[tuple[Repo, Digest]] = set()
+        self.dead: set[tuple[Repo, Digest]] = set()
+        self.kept: dict[tuple[Repo, Digest], float] = {}
+        self.clock_jumped = self.collector_died = False
+
+    # ---------------------------------------------------------------------------------------------- what happens
+
+    @rule(
+        acts=st.lists(_ACTS, min_size=1, max_size=3), rounds=_ROUNDS, passing=st.sampled_from([0.0, 0.0, 40.0, 120.0])
+    )
+    def at_once(self, acts: list[_Act], rounds: list[int | None], passing: float) -> None:
+        """Clients and collectors side by side, while time passes."""
+        operations: list[Callable[[], None]] = [partial(self._do, act) for act in acts]
+        operations += [partial(self._collect, steps) for steps in rounds]
+        if passing:
+            operations.append(partial(self._pass, passing))
+        changed = {(act.repo, act.image) for act in acts if act.kind not in _KEEPING}
+        self.live -= changed
+        self.dead -= changed
+        for name in changed:
+            self.kept.pop(name, None)
+        results = self.turns.run_all(operations)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, (MirrorError, Killed)):
+                raise result
+        for name in changed:
+            self._learn(name, [(act, result) for act, result in zip(acts, results, strict=False)])
+        self._check()
+
+    @rule(seconds=st.sampled_from([30.0, _GRACE + 1, 3 * _GRACE]), steps=st.none() | st.integers(0, 60))
+    def later(self, seconds: float, steps: int | None) -> None:
+        """Time passes, and a collector does a round."""
+        self.time.passed += seconds
+        [result] = self.turns.run_all([partial(self._collect, steps)])
+        if isinstance(result, BaseException) and not isinstance(result, Killed):
+            raise result
+        self._check()
+
+    @rule(seconds=st.sampled_from([-1e8, -250.0, 250.0, 1e8]))
+    def clock_is_set(self, seconds: float) -> None:
+        """By minutes or years."""
+        self.time.date += seconds
+        self.clock_jumped = True
+
+    @rule(repo=st.sampled_from(_REPOS), what=st.sampled_from([*_TAGS, *_ALL]))
+    def record_cannot_be_read(self, repo: Repo, what: str | Digest) -> None:
+        """Of a tag or a manifest, until the disk recovers."""
+        self.disk.catalog.unreadable.add((repo, what))
+
+    @rule(image=st.sampled_from(_ALL))
+    def bytes_cannot_be_read(self, image: Digest) -> None:
+        """Of a manifest, until the disk recovers."""
+        self.disk.names.unreadable.add(image)
+
+    @rule()
+    def disk_recovers(self) -> None:
+        """Everything can be read again."""
+        self.disk.catalog.unreadable.clear()
+        self.disk.names.unreadable.clear()
+
+    @rule()
+    def a_worker_is_replaced(self) -> None:
+        """The next process believes the wall clock."""
+        self.workers[0] = _Worker(self.disk, self.turns, self.time)
+
+    @rule()
+    def everything_unneeded_goes(self) -> None:
+        """In the end, whatever was left half done."""
+        self.disk_recovers()
+        self.workers[0] = _Worker(self.disk, self.turns, self.time)
+        for _ in range(10):
+            self.time.passed += _KEEP + 1
+            self._collect(None)
+        self._check()
+        disk = self.disk
+        needed = {manifest for _, manifest in disk.catalog.linked()}
+        for repo in _REPOS:
+            named = {blob for manifest in disk.catalog.manifest_digests(repo) for blob in _blobs(manifest)}
+            assert {each for each in disk.records.linked(repo) if self._serves(repo, each)} == named
+            assert not list(disk.records.deleted_manifests(repo))
+            needed |= named
+        assert {info.digest for info in disk.names.walk()} == needed
+        assert not list(disk.blobs.all_queued())
+
+    # ---------------------------------------------------------------------------------------------- the operations
+
+    def _collect(self, lives: int | None) -> None:
+        """A round of one of the workers; it may be killed after so many calls."""
+        worker = self.workers[lives is not None]
+        if lives is not None:
+            self.collector_died = True
+            self.turns.die_after(lives)
+        report = CollectionReport(worker.clock.read().later)
+        for _ in collection_round(worker.parts, self.collecting, worker.clock.read, report):
+            pass
+        if report.complete and not report.unread:
+            self.collector_died = False
+
+    def _pass(self, seconds: float) -> None:
+        for _ in range(4):
+            self.turns.take()
+            self.time.passed += seconds
+
+    def _do(self, act: _Act) -> None:
+        worker = self.workers[act.tag == "v2"]
+        deleting = worker.deleting
+        if act.kind == "delete":
+            deleting.delete_manifest(act.repo, act.image, "user:a", keep=True)
+        elif act.kind == "delete at once":
+            deleting.delete_manifest(act.repo, act.image, "user:a", keep=False)
+        elif act.kind == "delete tag":
+            deleting.delete_tag(act.repo, act.tag, "user:a", keep=True)
+        elif act.kind == "undelete":
+            deleting.undelete_manifest(act.repo, act.image, "user:a")
+        elif act.kind == "delete blob":
+            for blob in _blobs(act.image):
+                with suppress(MirrorError):
+                    deleting.delete_blob(act.repo, blob, "user:a")
+        else:
+            self._push(worker, act)
+
+    def _push(self, worker: _Worker, act: _Act) -> None:
+        if act.kind != "manifest":
+            for blob in _blobs(act.image):
+                if not self._share(worker, act, blob):
+                    worker.parts.blobs.put(blob, _CONTENT[blob])
+                    worker.links.make(act.repo, blob, len(_CONTENT[blob]))
+        if act.kind != "upload":
+            put = ManifestPut(read_manifest(_MANIFESTS[act.image]), act.tag)
+            worker.pushing.put(act.repo, _RULES, put, "user:a", may_overwrite=True)
+
+    def _share(self, worker: _Worker, act: _Act, blob: Digest) -> bool:
+        """A mount from the other repository, or a reservation because of it. False: it must be uploaded."""
+        other = next(repo for repo in _REPOS if repo != act.repo)
+        if act.kind not in ("mount", "reserve"):
+            return False
+        try:
+            worker.links.use(other, blob, "user:a")
+            worker.parts.blobs.adopt(blob)
+            if act.kind == "reserve":
+                return worker.links.reserve(act.repo, blob, len(_CONTENT[blob]), "user:a")
+            worker.links.make(act.repo, blob, len(_CONTENT[blob]))
+        except BlobUnknown:
+            return False
+        return True
+
+    # -------------------------------------------------------------------------------------------- what must hold
+
+    def _learn(self, name: tuple[Repo, Digest], all_acts: list[tuple[_Act, object]]) -> None:
+        """What is certain about a manifest after these acts. Of acts that raced, nothing is known but the outcome."""
+        own = [(act, result) for act, result in all_acts if (act.repo, act.image) == name and act.kind not in _KEEPING]
+        done = [act for act, result in own if not isinstance(result, BaseException)]
+        if not any(act.kind.startswith("delete") for act, _ in own) and done:
+            self.live.add(name)
+            for act in done:
+                if act.kind != "undelete" and sum(other.repo == act.repo for other, _ in all_acts) == 1:
+                    assert self.disk.catalog.pointed(act.repo, act.tag) == act.image, "a tag that was pushed is gone"
+        elif done and len(own) == 1:
+            self.dead.add(name)
+            if done[0].kind == "delete":
+                self.kept[name] = self.time.passed
+
+    def _check(self) -> None:
+        """Nothing went that something needs which stays."""
+        linked, here = set(self.disk.catalog.linked()), {info.digest for info in self.disk.names.walk()}
+        for repo, manifest in self.live - linked:
+            assert manifest == _REFERRER, f"{repo}@{manifest} was pushed, and is gone"
+            assert self.collecting.registries["corp"].collect_dangling
+        self.live &= linked
+        assert not self.dead & linked, "a deleted manifest is back"
+        for repo, manifest in linked:
+            self._check_whole(repo, manifest, here)
+            if manifest == _INDEX and (repo, _REFERRER) not in linked and not self.collector_died:
+                deletion = self.disk.records.deleted_manifest(repo, _REFERRER)
+                assert deletion is None or deletion.record.by != COLLECTOR, "an index lost its child to the collector"
+        for (repo, manifest), at in self.kept.items():
+            if self.time.passed - at < _KEEP - 1 and not self.clock_jumped:
+                assert self.disk.records.deleted_manifest(repo, manifest) is not None
+                self._check_whole(repo, manifest, here)
+
+    def _check_whole(self, repo: Repo, manifest: Digest, here: set[Digest]) -> None:
+        assert manifest in here, f"{repo}@{manifest} lost its bytes"
+        for blob in _blobs(manifest):
+            assert blob in here, f"{repo}@{manifest} lost {blob}"
+            assert self._serves(repo, blob), f"{repo}@{manifest} lost its link to {blob}"
+
+    def _serves(self, repo: Repo, blob: Digest) -> bool:
+        found = self.disk.records.link(repo, blob)
+        return found is not None and found.record.state is not LinkState.REMOVED
+
+    def teardown(self) -> None:
+        """Whatever happened, everything unneeded goes in the end."""
+        if hasattr(self, "disk"):
+            self.everything_unneeded_goes()
+
+
+def test_in_any_order() -> None:
+    """Nothing goes that something needs which stays; what was acknowledged holds; everything else goes in the end."""
+    with structlog.testing.capture_logs():
+        run_state_machine_as_test(_Hosting, settings=settings(max_examples=150, stateful_step_count=15))
+
+
+def _collect_without_version(self: MemoryHostedBlobs, digest: Digest, expect: Version) -> int:
+    queued = self.queued(digest)
+    if queued is not None:
+        return _COLLECT(self, digest, queued.version)
+    self.names.delete(digest)
+    return 0
+
+
+def _drop_link_without_version(
+    self: MemoryHostedRecords, repo: Repo, digest: Digest, *, expect: Expected = None
+) -> None:
+    _DROP_LINK(self, repo, digest)
+
+
+def _collect_what_was_just_queued(self: BlobPass, digest: Digest, size: int) -> None:
+    """The walk began before it was queued."""
+    _WAIT(self, digest, size)
+    queued = self._blobs.queued(digest)
+    if queued:
+        self._collect(digest, queued.version)
+
+
+def _unreadable_names_nothing(self: RepositoryPass, digest: Digest, media_type: str) -> Any:
+    try:
+        return _MANIFEST(self, digest, media_type)
+    except StoreError:
+        return None
+
+
+_COLLECT: Final = MemoryHostedBlobs.collect
+_DROP_LINK: Final = MemoryHostedRecords.drop_link
+_WAIT: Final = BlobPass._wait
+_MANIFEST: Final = RepositoryPass._manifest
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "planted"),
+    [
+        (MemoryHostedBlobs, "collect", _collect_without_version),
+        (MemoryHostedRecords, "drop_link", _drop_link_without_version),
+        (BlobPass, "_wait", _collect_what_was_just_queued),
+        (RepositoryPass, "_manifest", _unreadable_names_nothing),
+    ],
+    ids=["bytes without their version", "links without their version", "an older walk", "unreadable names nothing"],
+)
+def test_a_fault_is_found(owner: type, name: str, planted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine fails if collection or its records do not keep to the protocol."""
+    monkeypatch.setattr(owner, name, planted)
+    quick = settings(
+        max_examples=3000,
+        stateful_step_count=20,
+        derandomize=True,
+        database=None,
+        phases=(Phase.generate,),
+        report_multiple_bugs=False,
+        verbosity=Verbosity.quiet,
+    )
+    with structlog.testing.capture_logs(), pytest.raises(AssertionError):
+        run_state_machine_as_test(_Hosting, settings=quick)
