@@ -10,9 +10,11 @@ from mirror import __version__
 from mirror.access.audit import AuditLog
 from mirror.aio.caches import shown
 from mirror.app.client_files import ClientFiles
+from mirror.app.collecting import open_collector
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage, blob_places, make_purge, pin_rules
+from mirror.collection.collector import GarbageCollector
 from mirror.config import Config, redacted_settings
 from mirror.hosting.operator_deletions import OperatorDeletions
 from mirror.policy.image_names import Image, parse_image
@@ -39,6 +41,7 @@ class Administration:
     jobs: Jobs
     workers: Workers
     traffic: TrafficLog
+    collector: GarbageCollector
 
 
 def open_administration(
@@ -83,6 +86,7 @@ def open_administration(
         offline=config.offline,
         caches=shown,
     )
+    collector = open_collector(config, storage, repositories.hosting.verbs.parts, now, audit)
     hosted = HostedAdmin(
         OperatorDeletions(repositories.hosting.verbs.parts, repositories.hosting.verbs.deleting, keep_deleted),
         storage.store,
@@ -90,6 +94,7 @@ def open_administration(
         storage.eviction.evictor,
         table,
         keep_deleted,
+        collector,
         now=now,
     )
     admin = Admin(
@@ -104,7 +109,7 @@ def open_administration(
         access=gate if config.access.has_admins else None,
         audit=audit,
     )
-    return Administration(admin, sync, jobs, workers, traffic)
+    return Administration(admin, sync, jobs, workers, traffic, collector)
 
 
 def _make_workers(storage: Storage, repositories: Repositories) -> Workers:

@@ -19,6 +19,7 @@ from mirror.access.audit import AuditLog
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.administration import open_administration
 from mirror.app.client_auth import open_audit, open_gate
+from mirror.app.collecting import collect_when_due
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
 from mirror.app.repositories import open_repositories
 from mirror.app.storage import Storage, blob_places, open_storage
@@ -125,6 +126,7 @@ async def build(
                 storage.eviction.rounds.run(),
                 run_housekeeping(config, storage),
                 keep_ledger(config, storage),
+                collect_when_due(config, admin.collector),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
                 recent.run(),

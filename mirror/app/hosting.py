@@ -91,7 +91,7 @@ def open_hosting(
 
 def open_hosted_imports(config: Config, storage: Storage, caller: str) -> HostedImports:
     """Opens what imports images into hosted repositories. `caller` is whom records name."""
-    parts = _open_parts(config, storage, TagHistories(storage.catalog, storage.freezes))
+    parts = disk_parts(config, storage)
     links = Links(parts)
     placing = Placing(parts, links)
     pushing = Pushing(parts, placing, Deleting(parts, links, placing))
@@ -112,6 +112,11 @@ def _open_parts(config: Config, storage: Storage, histories: TagHistories) -> Ho
 
 def _rules(config: Config) -> dict[str, HostedRules]:
     return {entry.name: hosted_rules(entry) for entry in config.hosted}
+
+
+def disk_parts(config: Config, storage: Storage) -> HostedParts:
+    """The bytes and records of hosted repositories, for commands that need no server."""
+    return _open_parts(config, storage, TagHistories(storage.catalog, storage.freezes))
 
 
 def hosted_rules(settings: HostedSettings) -> HostedRules:

@@ -1,10 +1,13 @@
-"""`delete` and `undelete`: hosted images. They ask the running mirror, or do it themselves if none runs."""
+"""`delete` and `undelete`: hosted images. They ask the running mirror, or do it themselves if none runs. `gc`: what of
+the hosted content waits to be collected, and a round of collection by hand.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlencode
 
@@ -15,13 +18,16 @@ from mirror.cli.admin_client import ask_if_running
 from mirror.cli.audit_command import audited, cli_caller
 from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, load, say, say_json
 from mirror.cli.store_checks import check_owner, check_there
-from mirror.errors import ConfigError, RequestError
+from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.values.sizes import format_size
 
 if TYPE_CHECKING:
     from mirror.server.admin.hosted_admin import HostedAdmin
+
+#: Rows that the table has at most; `--json` has all.
+_MOST_ROWS = 100
 
 ImageArgument = Annotated[
     str, typer.Argument(metavar="IMAGE", help="corp/team/app:1.0, by digest, or with --repository corp/team/app.")
@@ -178,3 +184,77 @@ def _print_deleted(deleted: Mapping[str, Any]) -> None:
 def _minute(moment: str) -> str:
     """`2025-01-31 12:30`, from `2025-01-31T12:30:00Z`."""
     return moment[:16].replace("T", " ")
+
+
+@application.command()
+def gc(
+    config: ConfigFile = None,
+    run: Annotated[bool, typer.Option("--run", help="Do a round of collection first.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List what of the hosted content waits to be collected, since when, why, and when it may go."""
+    loaded = load(config, level="warning")
+    check_there(loaded)
+    if run:
+        check_owner(loaded)
+        with audited(loaded, "collect") as about:
+            about |= asyncio.run(_collect(loaded))
+    found = asyncio.run(_look(loaded))
+    say_json(found) if as_json else _print(found)
+
+
+async def _collect(loaded: settings.Config) -> dict[str, object]:
+    from mirror.app.collecting import open_collector
+    from mirror.app.hosting import disk_parts
+    from mirror.app.storage import open_storage
+
+    async with open_storage(loaded) as storage:
+        report = await open_collector(loaded, storage, disk_parts(loaded, storage), time.time).run()
+    if report is None:
+        raise MirrorError("a round of collection is running already; it is the server's, or of another command")
+    return {"links": report.links, "blobs": report.blobs, "bytes": report.bytes}
+
+
+async def _look(loaded: settings.Config) -> dict[str, Any]:
+    from mirror.app.collecting import collection_rules, open_collector
+    from mirror.app.hosting import disk_parts
+    from mirror.app.storage import open_storage
+    from mirror.collection.collection_replies import collection_json, waiting_json
+    from mirror.collection.waiting import waiting
+
+    async with open_storage(loaded) as storage:
+        parts = disk_parts(loaded, storage)
+        last = await asyncio.to_thread(open_collector(loaded, storage, parts, time.time).last)
+        found = await asyncio.to_thread(lambda: list(waiting(parts, collection_rules(loaded))))
+    found.sort(key=lambda entry: entry.may_go_at)
+    return {**collection_json(last), "waiting": [waiting_json(entry) for entry in found]}
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    waiting: Sequence[Mapping[str, Any]] = found["waiting"]
+    table = TextTable("what", "repository", "digest", "size", "waits since", "may go", "why")
+    for entry in waiting[:_MOST_ROWS]:
+        size = format_size(entry["size"])
+        row = (entry["kind"], entry["repository"] or "", entry["digest"], size)
+        table.add_row(*row, entry["since"], entry["may_go"], entry["why"])
+    if waiting:
+        table.show()
+    if len(waiting) > _MOST_ROWS:
+        say(f"{len(waiting) - _MOST_ROWS} more: see --json")
+    sums = [entry["size"] for entry in waiting if entry["kind"] == "bytes"]
+    say(f"waiting: {counted(len(waiting), 'item')}, of which {format_size(sum(sums))} are bytes to free")
+    if last := found["last"]:
+        _print_round(last)
+    else:
+        say("there was no round of collection yet")
+
+
+def _print_round(last: Mapping[str, Any]) -> None:
+    done = f"{counted(last['blobs'], 'blob')}, {format_size(last['bytes'])}, {counted(last['links'], 'link')}"
+    say(f"last round: {last['ended'] or last['begun']}, collected {done}")
+    if not last["complete"]:
+        say("it could not look at everything; the bytes of all repositories were kept")
+    for unread in last["unread"]:
+        say(f"could not be read: {unread['what']}: {unread['reason']}")
+    if (more := last["unread_count"] - len(last["unread"])) > 0:
+        say(f"and {more} more")

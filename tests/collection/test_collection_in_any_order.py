@@ -211,12 +211,13 @@ class _Hosting(RuleBasedStateMachine):
         self.dead -= changed
         for name in changed:
             self.kept.pop(name, None)
+        began = self.time.passed
         results = self.turns.run_all(operations)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, (MirrorError, Killed)):
                 raise result
         for name in changed:
-            self._learn(name, [(act, result) for act, result in zip(acts, results, strict=False)])
+            self._learn(name, list(zip(acts, results, strict=False)), began)
         self._check()
 
     @rule(seconds=st.sampled_from([30.0, _GRACE + 1, 3 * _GRACE]), steps=st.none() | st.integers(0, 60))
@@ -338,7 +339,7 @@ class _Hosting(RuleBasedStateMachine):
 
     # -------------------------------------------------------------------------------------------- what must hold
 
-    def _learn(self, name: tuple[Repo, Digest], all_acts: list[tuple[_Act, object]]) -> None:
+    def _learn(self, name: tuple[Repo, Digest], all_acts: list[tuple[_Act, object]], began: float) -> None:
         """What is certain about a manifest after these acts. Of acts that raced, nothing is known but the outcome."""
         own = [(act, result) for act, result in all_acts if (act.repo, act.image) == name and act.kind not in _KEEPING]
         done = [act for act, result in own if not isinstance(result, BaseException)]
@@ -350,7 +351,7 @@ class _Hosting(RuleBasedStateMachine):
         elif done and len(own) == 1:
             self.dead.add(name)
             if done[0].kind == "delete":
-                self.kept[name] = self.time.passed
+                self.kept[name] = began
 
     def _check(self) -> None:
         """Nothing went that something needs which stays."""

@@ -82,7 +82,7 @@ _MAY_IMPORT: Final = {
     "server": {"telemetry", "server/registry"},
     "server/registry": _BELOW_ALL | {"access", "caller", "inspect", "repository", "trust"},
     "server/admin": _BELOW_ALL
-    | {"values", "eviction", "fills", "graph", "hosting", "inspect", "prefetch", "server/registry"},
+    | {"values", "collection", "eviction", "fills", "graph", "hosting", "inspect", "prefetch", "server/registry"},
     # machines that pull
     "nodes": {"errors", "oci", "policy", "policy/upstream", "values"},
 }

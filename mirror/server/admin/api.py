@@ -145,6 +145,8 @@ class Admin:
             "delete": self._delete,
             "deleted": lambda call: hosted.deleted(call.query),
             "undelete": self._undelete,
+            "collection": lambda _: hosted.collection(),
+            "collect": lambda _: hosted.collect(),
             "pins": lambda call: images.pins(call.query),
             "pin": self._pin,
             "unpin": lambda call: images.unpin(self._image(call)),

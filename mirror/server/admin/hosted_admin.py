@@ -12,7 +12,9 @@ from typing import Annotated, Final
 
 from typing_extensions import TypedDict
 
-from mirror.errors import BlobUnknown, RequestError
+from mirror.collection.collection_replies import CollectionJson, RoundJson, collection_json, round_json
+from mirror.collection.collector import GarbageCollector
+from mirror.errors import AlreadyRunning, BlobUnknown, RequestError
 from mirror.eviction.evictor import Evictor
 from mirror.graph.manifests import manifest_of_bytes
 from mirror.graph.walk import damaged_may_be_missing, walk
@@ -91,6 +93,7 @@ class HostedAdmin:
         evictor: Evictor,
         table: RoutingTable,
         keep_deleted: Mapping[str, float],
+        collector: GarbageCollector,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -103,6 +106,7 @@ class HostedAdmin:
         self._evictor = evictor
         self._table = table
         self._keep_deleted = keep_deleted
+        self._collector = collector
         self._now = now
 
     def __repr__(self) -> str:
@@ -238,6 +242,19 @@ class HostedAdmin:
             "by": record.by,
             "until": format_moment(until),
         }
+
+    # -------------------------------------------------------------------------------------------------- collection
+
+    async def collection(self) -> CollectionJson:
+        """The last round of garbage collection. Raises `StoreError`."""
+        return collection_json(await asyncio.to_thread(self._collector.last))
+
+    async def collect(self) -> RoundJson:
+        """Does a round. Raises `AlreadyRunning`, `StoreError`."""
+        report = await self._collector.run()
+        if report is None:
+            raise AlreadyRunning("a round of collection is running already")
+        return round_json(report)
 
 
 def _elsewhere(erased: Erased) -> list[ElsewhereJson]:

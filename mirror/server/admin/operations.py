@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from pydantic import Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from mirror.collection.collection_replies import CollectionJson, RoundJson
 from mirror.inspect.as_json import ImageDetailJson, PinJson, PinsJson, PurgedJson, VictimsJson
 from mirror.prefetch.job_record import JobJson
 from mirror.server.admin.hosted_admin import DeletedJson, DeletionsJson, UndeletedJson
@@ -195,6 +196,10 @@ OPERATIONS: Final = (
         errors=(400,),
     ),
     Operation("evict", "POST", "/eviction", "Evict down to the low water mark", {200: VictimsJson}),
+    Operation(
+        "collection", "GET", "/collection", "The last round of collection of hosted content", {200: CollectionJson}
+    ),
+    Operation("collect", "POST", "/collection", "Do a round of collection now", {200: RoundJson}, errors=(409,)),
     Operation(
         "prefetch", "POST", "/prefetch", "Fetch images", {202: JobJson}, body=PrefetchBody, errors=(400, 413, 429)
     ),

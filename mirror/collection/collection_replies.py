@@ -1,0 +1,98 @@
+"""The JSON forms of rounds of collection, and of what waits, for the command line and the admin API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typing_extensions import TypedDict
+
+from mirror.collection.collection_report import CollectionReport
+from mirror.collection.waiting import WaitingContent
+from mirror.values.json_types import Bytes, Count, Timestamp, about
+from mirror.values.timestamps import format_moment, moment
+
+
+class UnreadJson(TypedDict):
+    """Something that could not be read."""
+
+    what: str
+    reason: str
+
+
+class RoundJson(TypedDict):
+    """One round of garbage collection."""
+
+    begun: Timestamp
+    ended: Timestamp | None
+    complete: Annotated[bool, about("Every repository could be listed, so that bytes were judged as well.")]
+    repositories: Count
+    manifests: Count
+    links: Annotated[Count, about("Links of repositories to blobs that are gone.")]
+    blobs: Annotated[Count, about("Blobs that are gone.")]
+    bytes: Annotated[Bytes, about("Bytes of these blobs.")]
+    deletions: Annotated[Count, about("Deletions that can no longer be undone.")]
+    referrers: Annotated[Count, about("Untagged referrers that are gone because their subject is.")]
+    waiting_links: Annotated[Count, about("Links that no manifest names, and that wait.")]
+    waiting_blobs: Annotated[Count, about("Blobs that no repository has, and that wait.")]
+    waiting_bytes: Bytes
+    waiting_since: Annotated[Timestamp | None, about("Since when the first of them waits.")]
+    unread_count: Annotated[Count, about("How much could not be read, and kept everything that it may name.")]
+    unread: Annotated[list[UnreadJson], about("The first of these.")]
+
+
+class CollectionJson(TypedDict):
+    """Garbage collection of hosted content."""
+
+    last: Annotated[RoundJson | None, about("Null: there was no round yet.")]
+
+
+class WaitingJson(TypedDict):
+    """Something that will be collected unless a client relies on it again."""
+
+    kind: Annotated[str, about("`link`, `bytes`, or `manifest` (deleted, and can be undeleted).")]
+    repository: str | None
+    digest: str
+    size: Bytes
+    since: Timestamp
+    may_go: Annotated[Timestamp, about("When it may go at the earliest.")]
+    why: str
+
+
+def round_json(report: CollectionReport) -> RoundJson:
+    """Returns the form of a round."""
+    return {
+        "begun": format_moment(report.begun_at),
+        "ended": moment(report.ended_at),
+        "complete": report.complete,
+        "repositories": report.repositories,
+        "manifests": report.manifests,
+        "links": report.links,
+        "blobs": report.blobs,
+        "bytes": report.bytes,
+        "deletions": report.deletions,
+        "referrers": report.referrers,
+        "waiting_links": report.waiting_links,
+        "waiting_blobs": report.waiting_blobs,
+        "waiting_bytes": report.waiting_bytes,
+        "waiting_since": moment(report.waiting_since),
+        "unread_count": report.unread_count,
+        "unread": [{"what": unread.what, "reason": unread.reason} for unread in report.unread],
+    }
+
+
+def collection_json(last: CollectionReport | None) -> CollectionJson:
+    """Returns the form of the last round."""
+    return {"last": None if last is None else round_json(last)}
+
+
+def waiting_json(entry: WaitingContent) -> WaitingJson:
+    """Returns the form of something that waits."""
+    return {
+        "kind": entry.kind,
+        "repository": entry.repository,
+        "digest": str(entry.digest),
+        "size": entry.size,
+        "since": format_moment(entry.since),
+        "may_go": format_moment(entry.may_go_at),
+        "why": entry.why,
+    }

@@ -1,0 +1,94 @@
+"""`mirror gc`, on the disk of a mirror that does not run."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import BlobUnknown
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted_records import BlobLink, LinkState
+from mirror.store.hosted.blob_names import HostedNames
+from mirror.store.hosted.repository_records import LocalHostedRecords
+from mirror.store.local.layout import Layout
+from mirror.store.local.locks import locked
+from tests.support.command import Done, mirror
+from tests.support.here import Here
+
+_APP = Repo("corp", "team/app")
+_CONFIG = """
+offline = true
+[store]
+root = "{root}"
+[hosting]
+grace = "{grace}"
+[access]
+audit_log = "{root}/audit.log"
+[[hosted]]
+name = "corp"
+"""
+
+
+class _Site:
+    """A hosted registry with one blob that was uploaded, and that no manifest names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config, self.root = folder / "mirror.toml", folder / "store"
+        Here.at(self.root)
+        self.configure("0s")
+        layout = Layout(self.root)
+        self.blobs, self.records = HostedNames(layout), LocalHostedRecords(layout)
+        self.digest = Digest.of(b"loose")
+        self.blobs.put(self.digest, b"loose")
+        self.records.put_link(_APP, BlobLink(self.digest, 5, LinkState.LINKED, time.time() - 3600))
+
+    def configure(self, grace: str) -> None:
+        self.config.write_text(_CONFIG.format(root=self.root, grace=grace))
+
+    def gc(self, *words: str) -> Done:
+        return mirror("gc", *words, "--config", self.config)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> _Site:
+    """A store on the disk."""
+    return _Site(tmp_path)
+
+
+def test_it_tells_what_waits_and_collects(site: _Site) -> None:
+    """Without a grace time, the third round deletes the bytes."""
+    before = site.gc("--json").json
+    assert before == {"last": None, "waiting": []}
+    [waiting] = site.gc("--run", "--json").json["waiting"]
+    assert (waiting["kind"], waiting["repository"], waiting["why"]) == ("link", str(_APP), "no manifest names it")
+    [waiting] = site.gc("--run", "--json").json["waiting"]
+    assert (waiting["kind"], waiting["size"], waiting["why"]) == ("bytes", 5, "no repository has it")
+    shown = site.gc()
+    assert str(site.digest) in shown.out
+    assert "1 link" in shown.out
+    last = site.gc("--run", "--json").json["last"]
+    assert (last["blobs"], last["bytes"], last["complete"]) == (1, 5, True)
+    with pytest.raises(BlobUnknown):
+        site.blobs.hosted(site.digest)
+    audited = [json.loads(line) for line in (site.root / "audit.log").read_text().splitlines()]
+    assert [(line["action"], line["blobs"]) for line in audited] == [("collect", 0), ("collect", 0), ("collect", 1)]
+
+
+def test_the_grace_time_is_kept(site: _Site) -> None:
+    """However often it runs."""
+    site.configure("2h")
+    for _ in range(3):
+        assert site.gc("--run", "--json").json["waiting"] == []
+    assert site.blobs.hosted(site.digest).size == 5
+
+
+def test_one_round_at_a_time(site: _Site) -> None:
+    """Whoever else collects is not disturbed."""
+    with locked(Layout(site.root), "collect"):
+        done = site.gc("--run")
+    assert done.status != 0
+    assert "running already" in done.err
