@@ -55,7 +55,7 @@ _GRACE: Final = 100.0
 _KEEP: Final = 700.0
 _REPOS: Final = (Repo("corp", "team/app"), Repo("corp", "team/twin"))
 _TAGS: Final = ("v1", "v2")
-_RULES: Final = HostedRules(sparse_indexes=False, keep_deleted=_KEEP)
+_RULES: Final = HostedRules(keep_deleted=_KEEP)
 
 _LAYERS: Final = [f"layer {number}".encode() for number in range(4)]
 _MANIFESTS: Final[dict[Digest, bytes]] = {}
