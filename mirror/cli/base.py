@@ -33,7 +33,7 @@ _NOT_ASCII: Final = re.compile(r"[^\x20-\x7e\n]")
 
 application = typer.Typer(
     name="mirror",
-    help="A pull-through caching mirror for OCI and Docker registries.",
+    help="A pull-through caching mirror for OCI and Docker registries, which also hosts images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

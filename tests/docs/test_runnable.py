@@ -139,7 +139,9 @@ def test_readme(tmp_path: Path, sources: Path, wheels: Path, registry: RegistryP
 
 
 def test_quick_start(tmp_path: Path, sources: Path, wheels: Path, registry: RegistryProcess) -> None:
-    """From the sources to a hit: what skopeo pulled from Docker Hub came through the mirror, and is here."""
+    """From the sources to a hit and a push: what skopeo pulled from Docker Hub came through the mirror, and is pushed
+    to it under another name.
+    """
     env = _clean(tmp_path, **_offline(wheels))
     reader = _Reader(sources, "docs/quick-start.md", env, {})
     reader.change("https://registry-1.docker.io", registry.url)
@@ -154,6 +156,12 @@ def test_quick_start(tmp_path: Path, sources: Path, wheels: Path, registry: Regi
     assert "Cache-Status: mirror; hit" in said
     assert re.search(r"^yes .* docker\.io/library/alpine:latest", said, re.MULTILINE), said
     assert any(request.is_blob for request in registry.requests())
+    with reader.serves("serve again"):
+        reader.change("127.0.0.1:5000", reader.address)
+        said = reader.does("push")
+    assert "Login Succeeded" in said
+    assert '"Digest": "sha256:' in said
+    assert re.search(r"^yes .* hosted .* corp/team/app:1", said, re.MULTILINE), said
 
 
 def test_migration(tmp_path: Path, registry: RegistryProcess) -> None:
