@@ -124,6 +124,7 @@ def hosted_rules(settings: HostedSettings) -> HostedRules:
     return HostedRules(
         tuple(settings.repositories),
         read_only=settings.read_only,
-        sparse_manifests=settings.sparse_manifests,
+        sparse_indexes=settings.sparse_manifests,
+        sparse_images=settings.sparse_manifests,
         keep_deleted=settings.keep_deleted,
     )

@@ -15,7 +15,7 @@ from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.hosted_records import LinkState
 
 #: An imported index may name platforms that the other site never pulled.
-_SPARSE = HostedRules(sparse_manifests=True)
+_SPARSE = HostedRules(sparse_indexes=True)
 
 
 class HostedImports:

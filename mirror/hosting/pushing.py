@@ -52,7 +52,7 @@ class Pushing:
         manifest, digest = put.manifest, put.manifest.digest
         for tag in put.all_tags:
             self._placing.check_tag(repo, tag, digest, may_overwrite=may_overwrite)
-        self._placing.require_manifests(repo, requirements(manifest, sparse=rules.sparse_manifests).manifests)
+        self._placing.require_manifests(repo, requirements(manifest, sparse=rules.sparse_indexes).manifests)
         try:
             self._store(repo, rules, put, caller, may_overwrite=may_overwrite)
             self._parts.flush()
@@ -66,7 +66,7 @@ class Pushing:
         if self._parts.catalog.get_manifest(repo, digest) is None:
             deleted = self._deleting.drop_stale_tags(repo, digest)
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
-        self._placing.put_manifest(repo, manifest, record, caller, sparse=rules.sparse_manifests)
+        self._placing.put_manifest(repo, manifest, record, caller, sparse=rules.sparse_images)
         written: dict[str, Version] = {}
         for tag in put.all_tags:
             fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now())

@@ -211,7 +211,7 @@ class HostedRepository:
     async def undelete(self, reference: Reference, pusher: Pusher) -> None:
         """See `Writable`."""
         self._check_writable(creates=False)
-        deleting, sparse = self._verbs.deleting, self._rules.sparse_manifests
+        deleting, sparse = self._verbs.deleting, self._rules.sparse_images
         if isinstance(reference, Digest):
             await self._run(lambda: deleting.undelete_manifest(self.repo, reference, pusher.name, sparse=sparse))
         else:

@@ -123,7 +123,7 @@ async def test_embedded_content_is_the_callers_own(other: HostedRepository) -> N
 
 async def test_sparse_children_grant_nothing(world: HostedWorld, team: HostedRepository) -> None:
     """An index may name what the repository has not, if the registry allows that; it is not served."""
-    world.rules = HostedRules(sparse_manifests=True)
+    world.rules = HostedRules(sparse_indexes=True)
     [other] = world.open(OTHER)
     child = (await team.manifest("1")).read()
     await push(other, index(child.content), MALLORY, "1")

@@ -39,13 +39,15 @@ _MOST_RESERVERS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class HostedRules:
-    """The rules of one hosted registry. `names` are patterns of the repositories to which clients may push;
-    `keep_deleted` is in seconds.
+    """The rules of one hosted registry. `names` are patterns of the repositories to which clients may push. Indexes may
+    name manifests that are missing if `sparse_indexes`, and images such blobs if `sparse_images`. `keep_deleted` is in
+    seconds.
     """
 
     names: tuple[str, ...] = ("**",)
     read_only: bool = False
-    sparse_manifests: bool = False
+    sparse_indexes: bool = False
+    sparse_images: bool = False
     keep_deleted: float = 7 * 86400.0
     _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
