@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import select
+import signal
 import socket
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from mirror.errors import StoreFull
+from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull
 from mirror.oci.digest import Digest
-from mirror.ports import UploadFile
+from mirror.ports import Expired, UploadFile
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.contents import LocalContents
 from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
-from tests.support.store_suite import Pieces
+from tests.support.store_suite import CONTENT, DIGEST, Pieces
 from tests.support.tmpfs import tmpfs
-from tests.support.uploads_suite import OWNER, UploadsSuite, ignore, opened
+from tests.support.uploads_suite import OWNER, UploadsSuite, ignore, opened, pushed
 
 
 @pytest.fixture
@@ -147,3 +150,84 @@ def test_88_an_upload_goes_on_once_there_is_room(tmp_path: Path, kind: type[Plug
             upload.fill(body, ignore)
             body.drain(upload)
         assert upload.publish(Digest.of(LARGE)).size == len(LARGE)
+
+
+def test_sessions_of_an_earlier_boot_are_over(layout: Layout, uploads: LocalUploads) -> None:
+    """After a power cut a file can have its size without its bytes. The sweep deletes it, however new it is."""
+    session = uploads.begin(OWNER)
+    boot, _, rest = session.partition("-")
+    old = f"{'0' * len(boot)}-{rest}"
+    (layout.uploads / session).rename(layout.uploads / old)
+    (layout.uploads / old).write_bytes(bytes(1000))
+    (layout.uploads / "notes").write_text("foreign")
+    assert uploads.session(old) is None
+    assert uploads.open(old) is None
+    assert not list(uploads.sessions())
+    assert uploads.sweep(before=0.0) == Expired(1, 1000)
+    assert [path.name for path in layout.uploads.iterdir()] == ["notes"]
+
+
+def test_87_a_worker_dies_between_two_requests(uploads: LocalUploads, another: LocalUploads) -> None:
+    """Row 87: or in the middle of one. The kernel releases its lock, and another goes on at the same byte."""
+    session = uploads.begin(OWNER)
+    if not (process := os.fork()):
+        with suppress(BaseException):
+            opened(another, session).fill(Pieces(CONTENT[:300_000]), lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(1)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    upload = opened(uploads, session)
+    assert 0 < upload.offset < 300_000
+    upload.fill(Pieces(CONTENT[upload.offset :]), ignore)
+    assert upload.publish(DIGEST).size == len(CONTENT)
+
+
+def test_few_hashes_are_remembered(layout: Layout, hosted: HostedNames, contents: LocalContents) -> None:
+    """A session whose hash was forgotten is hashed again."""
+    uploads = LocalUploads(layout, hosted, most_hashes=2)
+    halves = {content: (content[:40_000], content[40_000:]) for content in (bytes([n]) * 90_000 for n in range(6))}
+    sessions = {content: pushed(uploads, first) for content, (first, _) in halves.items()}
+    for content, session in sessions.items():
+        upload = opened(uploads, session)
+        upload.fill(Pieces(halves[content][1]), ignore)
+        upload.publish(Digest.of(content))
+        assert contents.read(Digest.of(content), 90_000) == content
+
+
+def test_a_file_that_changed_is_hashed_again(layout: Layout, uploads: LocalUploads) -> None:
+    """The remembered hash is of bytes that are not there any more: they must not be published under its digest."""
+    session = pushed(uploads, CONTENT)
+    path = layout.uploads / session
+    before = path.stat()
+    path.write_bytes(b"x" * len(CONTENT))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(BlobDamaged):
+        opened(uploads, session).publish(DIGEST)
+    assert uploads.open(session)
+
+
+def test_a_failed_sync_ends_the_session(
+    layout: Layout, uploads: LocalUploads, hosted: HostedNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second sync that succeeds would prove nothing."""
+    session = pushed(uploads, CONTENT)
+    upload = opened(uploads, session)
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(StoreError):
+            upload.publish(DIGEST)
+    assert uploads.open(session) is None
+    with pytest.raises(BlobUnknown):
+        hosted.hosted(DIGEST)
+
+
+def test_published_blobs_are_read_only_and_private(layout: Layout, uploads: LocalUploads) -> None:
+    """Nobody but the owner reads pushed content, and not even the owner writes to it by mistake."""
+    opened(uploads, pushed(uploads, CONTENT)).publish(DIGEST)
+    assert Path(layout.hosted_blob(DIGEST)).stat().st_mode & 0o777 == 0o400
+    for folder in (layout.hosted, layout.uploads):
+        assert folder.stat().st_mode & 0o077 == 0
