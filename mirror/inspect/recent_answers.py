@@ -98,10 +98,13 @@ class RecentAnswers:
 
     def answers(self) -> list[LastAnswer]:
         """Returns all answers, grouped by kind, the oldest of each kind first."""
+        for kind, entries in self._entries.items():
+            for key, entry in entries.items():
+                if not isinstance(entry, LastAnswer):
+                    # each is converted once, however often all are written
+                    entries[key] = _answer(kind, entry)
         return [
-            entry if isinstance(entry, LastAnswer) else _answer(kind, entry)
-            for kind, entries in self._entries.items()
-            for entry in entries.values()
+            entry for entries in self._entries.values() for entry in entries.values() if isinstance(entry, LastAnswer)
         ]
 
     async def run(self) -> None:

@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 #: Bytes for which the disk must have room while a body arrives; after as many, it is looked at again.
 _AHEAD: Final = 64 << 20
+#: Bytes up to which the quota is judged once a body has come, rather than before: it costs a turn of a thread less.
+_SMALL: Final = 64 << 10
 
 
 class HostedUpload:
@@ -52,6 +54,8 @@ class HostedUpload:
         self._links = links
         self._room = room
         self._executor = executor
+        #: True once the session is over, which closes its file.
+        self._over = False
 
     def __repr__(self) -> str:
         return f"<HostedUpload {self._repo} {self._file!r}>"
@@ -64,7 +68,8 @@ class HostedUpload:
     async def append(self, body: PushBody) -> int:
         """See `Upload.append`."""
         try:
-            await self._run(self._grown, self.offset + (body.length or 0))
+            if body.length is None or body.length > _SMALL:
+                await self._run(self._grown, self.offset + (body.length or 0))
             await self._room(body.length or 0)
             looked_at = self.offset
             while await body.wait():
@@ -97,17 +102,19 @@ class HostedUpload:
 
     async def _give_up(self) -> None:
         with suppress(StoreError):
-            await self._run(self._file.discard)
+            await self.cancel()
 
     async def commit(self, digest: Digest) -> int:
         """See `Upload.commit`."""
         try:
-            return await self._run(self._commit, digest)
+            size = await self._run(self._commit, digest)
         except BlobDamaged as error:
             raise DigestInvalid(f"what was uploaded is not {digest}") from error
         except StoreFull as error:
             await self._give_up()
             raise NoRoomForPush(f"no room for {digest}: {error}") from error
+        self._over = True
+        return size
 
     def _commit(self, digest: Digest) -> int:
         info = self._file.publish(digest)
@@ -121,10 +128,12 @@ class HostedUpload:
     async def cancel(self) -> None:
         """See `Upload.cancel`."""
         await self._run(self._file.discard)
+        self._over = True
 
     async def close(self) -> None:
         """See `Upload.close`."""
-        await self._run(self._file.close)
+        if not self._over:
+            await self._run(self._file.close)
 
     async def _run(self, work: Callable[..., T], *arguments: object, stop: Callable[[], None] | None = None) -> T:
         return await run_uninterrupted(self._executor, work, *arguments, stop=stop)

@@ -85,7 +85,7 @@ async def test_push_in_every_way(client: PushClient, algorithm: str, content: by
 
 @pytest.mark.parametrize("algorithm", _ALGORITHMS)
 async def test_mounts(client: PushClient, algorithm: str) -> None:
-    """From a repository, of a blob that the source lacks, from one that is none; cancelled uploads leave nothing."""
+    """From a repository, from any, of a blob that the source lacks; cancelled uploads leave nothing."""
     digest = await client.push_blob(_BLOB, algorithm)
     there = PushClient(client.mirror, "corp/other")
     assert (await there.blob(digest)).status == 404
@@ -98,6 +98,9 @@ async def test_mounts(client: PushClient, algorithm: str) -> None:
     assert (mounted.status, mounted.headers["Location"]) == (201, f"/v2/corp/other/blobs/{digest}")
     await _is_here(there, digest, _BLOB)
     third = PushClient(client.mirror, "corp/third")
+    anonymous = await third.ask("POST", f"{third.uploads}?mount={digest}")
+    assert anonymous.status == 201
+    await _is_here(third, digest, _BLOB)
     location = await third.begin()
     assert (await third.ask("DELETE", location)).status == 204
     assert (await third.ask("GET", location)).code == "BLOB_UPLOAD_UNKNOWN"
@@ -219,6 +222,28 @@ async def test_83_a_broken_upload_goes_on(client: PushClient) -> None:
     digest = Digest.of(_LARGE)
     assert (await client.finish(location, digest)).status == 201
     await _is_here(client, digest, _LARGE)
+
+
+async def test_a_quota_is_said_before_the_body(tmp_path: Path) -> None:
+    """Row 89: 403 with the figures, instead of `100 Continue`."""
+    async with hosting_mirror(tmp_path, hosted={"quota": "1MB"}) as mirror:
+        client = PushClient(mirror)
+        digest = Digest.of(_LARGE)
+        head = f"POST {client.uploads}?digest={digest} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(_LARGE)}\r\n"
+        received = await mirror.raw(f"{head}Expect: 100-continue\r\n\r\n".encode())
+        assert received.startswith(b"HTTP/1.1 403 ")
+        assert b"DENIED" in received
+        # without a length, the body is received up to the quota and no further
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for start in range(0, len(_LARGE), 100_000):
+                yield _LARGE[start : start + 100_000]
+
+        location = await client.begin()
+        answer = await client.ask("PATCH", location, body=pieces())
+        assert (answer.status, answer.code) == (403, "DENIED")
+        assert (await client.ask("GET", location)).status == 404
+        assert (await client.push_blob(_BLOB)) == Digest.of(_BLOB)
 
 
 async def test_who_may_only_pull(tmp_path: Path) -> None:

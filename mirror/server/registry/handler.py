@@ -46,6 +46,8 @@ from mirror.server.registry.writing import PIECE, PieceWriter, Unsent
 #: Statuses that go to the audit log even if the caller and the repository are unknown.
 _REFUSED: Final = frozenset({401, 403, 429})
 
+#: The kind of requests of which only failures are shown: an upload that succeeds is seen by its blob.
+_UPLOAD: Final = Kind.UPLOAD.value
 #: `RequestRecord.action` of everything but pushes and deletions.
 _PULL: Final = Action.PULL.value
 
@@ -232,7 +234,7 @@ class RegistryHandler:
         if record.action != _PULL:
             _pushes(record.action, kind, status).inc()
             telemetry.RECEIVED_BYTES.inc(record.received)
-        if self._recent is not None and record.repository is not None:
+        if self._recent is not None and record.repository is not None and (kind != _UPLOAD or status >= 400):
             self._recent.note(kind, request.method, status, record, seconds, self._id(number))
         if self._audit is not None and (
             record.repository is not None or record.caller is not None or status in _REFUSED
