@@ -32,7 +32,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
 from mirror.policy.hosted.push_checks import HostedRules, may_use, read_pushed
-from mirror.policy.hosted_records import LinkState
+from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.repository.answers import BlobContent, BlobStat, Outcome
 from mirror.repository.hosted_content import HostedContent
 from mirror.repository.hosted_uploads import HostedUpload
@@ -102,10 +102,19 @@ class HostedRepository:
         if not self._takes_pushes:
             return await self._content.stat_blob(digest)
         repo, links = self.repo, self._verbs.links
-        with suppress(BlobUnknown):
-            link = await self._run(lambda: links.use(repo, digest, pusher.name))
+
+        def look() -> BlobLink | None:
+            with suppress(BlobUnknown):
+                return links.use(repo, digest, pusher.name)
+            found = links.find(repo, digest)
+            return found if found is not None and found.state is LinkState.REMOVED else None
+
+        link = await self._run(look)
+        if link is not None and link.state is LinkState.REMOVED:
+            raise BlobUnknown(f"{repo} has no blob {digest}")
+        if link is not None:
             return BlobStat(link.size, Outcome.HIT, repo.registry)
-        size = await self._source(digest, pusher)
+        size = await self._verbs.sources.find(digest, lambda repo: pusher.may(Action.PULL, repo))
         if size is None or not await self._run(lambda: self._reserve(digest, size, pusher.name)):
             raise BlobUnknown(f"{repo} has no blob {digest}")
         return BlobStat(size, Outcome.HIT, repo.registry)

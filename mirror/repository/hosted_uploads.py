@@ -30,7 +30,8 @@ T = TypeVar("T")
 
 #: Bytes for which the disk must have room while a body arrives; after as many, it is looked at again.
 _AHEAD: Final = 64 << 20
-#: Bytes up to which the quota is judged once a body has come, rather than before: it costs a turn of a thread less.
+#: Bytes of a body up to which the quota is looked at when it has come, rather than before: that takes one turn of a
+#: thread less.
 _SMALL: Final = 64 << 10
 
 
