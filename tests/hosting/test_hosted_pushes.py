@@ -15,7 +15,9 @@ from mirror.errors import (
     ManifestUnknown,
     NameUnknown,
 )
+from mirror.hosting.hosted_imports import HostedImports
 from mirror.oci.digest import Digest
+from mirror.policy.hosted.push_checks import HostedRules, read_pushed
 from tests.support.hosted_world import (
     TEAM,
     Caller,
@@ -132,3 +134,22 @@ async def test_a_tag_moves_only_for_callers_who_may_overwrite(world: HostedWorld
     world.catalog.drop_manifest(TEAM, second.digest)
     await push(repository, image(b"{}", b"one"), bob, "1")
     assert (await repository.manifest("1")).digest == first.digest
+
+
+async def test_an_import_needs_all_blobs_but_not_all_platforms(world: HostedWorld) -> None:
+    """Blobs that came with it are linked; one that is missing refuses the image."""
+    verbs = world.verbs()
+    imports = HostedImports(verbs.parts, verbs.links, verbs.pushing, {"corp": HostedRules()}, "import")
+    for content in (b"{}", b"layer"):
+        world.cache.put(Digest.of(content), content)
+    whole, lacking = image(b"{}", b"layer"), image(b"{}", b"absent")
+    both = index(whole, lacking)
+    read = [read_pushed(content, None, "1") for content in (whole, both)]
+    imports.take(TEAM, [Digest.of(b"{}"), Digest.of(b"layer")], read, "1")
+    [repository] = world.open(TEAM)
+    assert (await repository.manifest("1")).content == both
+    for content in (b"{}", b"layer"):
+        world.cache.delete(Digest.of(content))
+        assert await read_blob(repository, Digest.of(content)) == content
+    with pytest.raises(ManifestBlobUnknown):
+        imports.take(TEAM, [], [read_pushed(lacking, None, "2")], "2")
