@@ -13,10 +13,11 @@ Only asymmetric signatures are accepted: with a symmetric one, anybody who knows
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -44,6 +45,7 @@ class OidcIssuer:
     """Settings of an issuer. `url` is the `iss` of its tokens and the base of its discovery document; `keys_file`, or
     else `keys_url`, replaces discovery. `bearer_file` holds a token that is sent when keys are fetched (a cluster may
     require one). `name_claim` and `groups_claim` are the claims with name and groups; `prefix` is put before both.
+    `name` is the issuer's name in rules, `claims` are the claims that rules name.
     """
 
     url: str
@@ -55,6 +57,14 @@ class OidcIssuer:
     name_claim: str = "sub"
     groups_claim: str = "groups"
     prefix: str = ""
+    name: str = ""
+    claims: frozenset[str] = frozenset()
+
+    @property
+    def proof(self) -> str:
+        """What an identity of this issuer rests on: with other settings, the caller must log in again."""
+        parts = (self.url, self.audience, self.name_claim, self.groups_claim, self.prefix, *sorted(self.claims))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 class Issuer:
@@ -64,6 +74,7 @@ class Issuer:
 
     def __init__(self, settings: OidcIssuer, *, now: Callable[[], float] = time.time) -> None:
         self._settings = settings
+        self._proof = settings.proof
         self._now = now
         self._keys: dict[str | None, Any] = {}
         self._fetched_at = self._tried_at = float("-inf")
@@ -119,8 +130,19 @@ class Issuer:
         listed = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
         prefix = self._settings.prefix
         return Identity(
-            prefix + name, AuthMethod.ISSUER, frozenset(prefix + group for group in listed if isinstance(group, str))
+            prefix + name,
+            AuthMethod.ISSUER,
+            frozenset(prefix + group for group in listed if isinstance(group, str)),
+            proof=self._proof,
+            issuer=self._settings.name,
+            claims=frozenset(
+                (claim, value) for claim in self._settings.claims for value in claim_values(claims, claim)
+            ),
         )
+
+    async def current(self, identity: Identity) -> Identity | None:
+        """See `Membership.current`: a token of ours carries the claims that rules named when it was issued."""
+        return identity if identity.proof == self._proof else None
 
     async def _key(self, name: str | None) -> Any:
         """The key that a token names, or the only key if the token names none; None if there is no such key. Raises
@@ -176,6 +198,56 @@ class Issuer:
     async def aclose(self) -> None:
         """Cancel a fetch under way. Repeatable."""
         await self._once.aclose()
+
+
+class Issuers:
+    """The `Membership` of identities of all issuers."""
+
+    def __init__(self, issuers: Iterable[Issuer]) -> None:
+        self._issuers = tuple(issuers)
+
+    async def current(self, identity: Identity) -> Identity | None:
+        """See `Membership.current`."""
+        for issuer in self._issuers:
+            if present := await issuer.current(identity):
+                return present
+        return None
+
+    def stamp(self) -> object:
+        """See `Membership.stamp`: a token does not become another one."""
+        return None
+
+
+def claim_values(claims: Mapping[str, Any], name: str) -> frozenset[str]:
+    """The values of a claim as rules compare them: texts, numbers, `true` and `false`, and those in a list.
+
+    Parts of a nested claim are separated by dots: `kubernetes.io.namespace`. Keys may contain dots as well; a name that
+    can be read in two ways has no value.
+    """
+    found = _found(claims, name)
+    if len(found) != 1:
+        return frozenset()
+    values = found[0] if isinstance(found[0], list) else found
+    return frozenset(text for value in values if (text := _as_text(value)) is not None)
+
+
+def _found(claims: object, name: str) -> list[Any]:
+    """Everything that the name can mean."""
+    if not isinstance(claims, Mapping):
+        return []
+    found: list[Any] = []
+    for key, value in claims.items():
+        if key == name:
+            found.append(value)
+        elif name.startswith(f"{key}."):
+            found += _found(value, name[len(key) + 1 :])
+    return found
+
+
+def _as_text(value: object) -> str | None:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, str | int) else None
 
 
 def _date(claim: object) -> float | None:

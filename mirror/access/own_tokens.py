@@ -102,6 +102,8 @@ class IssuedTokens:
             "groups": sorted(identity.groups),
             "proof": identity.proof,
         }
+        if identity.issuer:
+            content |= {"issuer": identity.issuer, "claims": sorted(identity.claims)}
         if identity.own is not None:
             content["own"] = [identity.own.username, identity.own.password]
         if identity.scope is not None:
@@ -151,4 +153,5 @@ def _read(content: Any) -> Identity:
     # a robot's list is not part of the token: until it has been looked up, nothing is allowed
     only = () if method is AuthMethod.ROBOT else None
     groups, proof = frozenset(content["groups"]), content.get("proof", "")
-    return Identity(content["name"], method, groups, own, scope, proof, only)
+    issuer, claims = content.get("issuer", ""), frozenset((name, value) for name, value in content.get("claims", ()))
+    return Identity(content["name"], method, groups, own, scope, proof, issuer, claims, only)

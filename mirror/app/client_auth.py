@@ -11,14 +11,14 @@ from mirror.access import oidc as issuer_of
 from mirror.access.audit import AuditLog
 from mirror.access.authentication import Authentication, Nobody
 from mirror.access.htpasswd import Htpasswd
-from mirror.access.oidc import Issuer
+from mirror.access.oidc import Issuer, Issuers
 from mirror.access.own_tokens import IssuedTokens, read_keys
 from mirror.access.password_queue import PasswordQueue
 from mirror.access.robots import ROBOTS, USES, Robots
 from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage
-from mirror.config import Config, IssuerSettings, access_policy
+from mirror.config import Config, IssuerSettings, access_policy, named_claims
 from mirror.policy.access_rules import AuthMethod
 from mirror.ports import Authenticator, Membership
 from mirror.server.registry.access_control import AccessControl
@@ -60,10 +60,11 @@ async def open_gate(
         members[AuthMethod.CERTIFICATE] = Nobody()
     if not verified:
         members[AuthMethod.UPSTREAM] = Nobody()
-    for entry in access.issuer:
-        issuer = Issuer(_issuer(entry))
+    issuers = [Issuer(_issuer(entry, named_claims(access, entry.title))) for entry in access.issuer]
+    for issuer in issuers:
         stack.push_async_callback(issuer.aclose)
-        ways.append(issuer)
+    ways += issuers
+    members[AuthMethod.ISSUER] = Issuers(issuers)
     if access.htpasswd is not None:
         checking = ThreadPoolExecutor(_CHECKING_THREADS, "check")
         stack.callback(checking.shutdown, wait=False, cancel_futures=True)
@@ -97,7 +98,7 @@ def open_audit(config: Config, stack: AsyncExitStack) -> AuditLog | None:
     return audit
 
 
-def _issuer(entry: IssuerSettings) -> issuer_of.OidcIssuer:
+def _issuer(entry: IssuerSettings, claims: frozenset[str]) -> issuer_of.OidcIssuer:
     return issuer_of.OidcIssuer(
         entry.issuer,
         entry.audience,
@@ -108,4 +109,6 @@ def _issuer(entry: IssuerSettings) -> issuer_of.OidcIssuer:
         entry.name_claim,
         entry.groups_claim,
         entry.prefix,
+        entry.title,
+        claims,
     )

@@ -16,7 +16,7 @@ file nor environment, the mirror serves the public registries. A secret can be r
 Only `app/` and `cli/` import this package: the modules below them take ordinary arguments.
 """
 
-from mirror.config.access_policy import access_policy
+from mirror.config.access_policy import access_policy, named_claims
 from mirror.config.checks import hints
 from mirror.config.loading import load
 from mirror.config.redacted import redacted_settings
@@ -52,6 +52,7 @@ __all__ = [
     "access_policy",
     "hints",
     "load",
+    "named_claims",
     "redacted_settings",
     "routing_table",
 ]

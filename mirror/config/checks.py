@@ -11,6 +11,7 @@ from typing import Final
 from mirror.access.htpasswd import check_htpasswd
 from mirror.access.own_tokens import check_keys
 from mirror.config import values
+from mirror.config.access_policy import wrong_issuers
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
     AccessSettings,
@@ -150,10 +151,11 @@ def _check_access(config: Config) -> list[str]:
         for setting, path in named.items()
         if path is not None and not os.access(path, os.R_OK)
     ]
-    mistakes += _unusable_secrets(access)
+    mistakes += [*_unusable_secrets(access), *wrong_issuers(access)]
     if access.client_ca is not None and config.server.tls_certificate is None:
         mistakes.append("access.client_ca: needs server.tls_certificate, because client certificates are part of TLS")
-    if not access.anonymous and access.has_no_login:
+    # a hosted registry can be used by robots alone, which are not part of the configuration
+    if not access.anonymous and access.has_no_login and not config.hosted:
         mistakes.append("access: no client could use the mirror: anonymous is false, and there is no way to log in")
     if access.groups and access.htpasswd is None:
         mistakes.append("access.groups: these are groups of accounts; needs access.htpasswd")

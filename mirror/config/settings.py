@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -412,6 +413,9 @@ class IssuerSettings(_Section):
     """`[[access.issuer]]`: an OpenID Connect issuer, whose JSON web tokens let their bearers in."""
 
     issuer: Annotated[str, AfterValidator(values.url)] = Field(description="The `iss` of its tokens.")
+    name: Annotated[str, AfterValidator(values.issuer_name)] = Field(
+        "", description="The issuer's name in rules; the host in `issuer` if not set."
+    )
     audience: str = Field(min_length=1, description="The `aud` of tokens for this mirror.")
     keys_url: Annotated[str, AfterValidator(values.url)] | None = Field(
         None, description="URL of the issuer's keys (JWKS); from its discovery document if not set."
@@ -425,6 +429,11 @@ class IssuerSettings(_Section):
     groups_claim: str = Field("groups", description="The claim that contains the groups.")
     prefix: str = Field("", description="Put before names and groups, to keep issuers apart.")
 
+    @property
+    def title(self) -> str:
+        """The issuer's name in rules."""
+        return self.name or (urlsplit(self.issuer).hostname or "")
+
 
 class RuleSettings(_Section):
     """`[[access.rule]]`: who may do what; a rule that denies takes precedence over all that allow."""
@@ -433,7 +442,7 @@ class RuleSettings(_Section):
     callers: list[Annotated[str, AfterValidator(check_caller)]] = Field(
         min_length=1,
         description="*, anonymous, authenticated, user:…, token:…, robot:…, subject:…, certificate:…, upstream:…, "
-        "group:…",
+        "issuer:…, group:…, claim:NAME=VALUE,…",
     )
     actions: list[Literal["pull", "push", "overwrite", "write", "delete", "admin"]] = Field(
         ["pull"],

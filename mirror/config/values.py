@@ -122,6 +122,12 @@ def token_host(name: str) -> str:
     return name
 
 
+def issuer_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,100}", text):
+        raise ValueError(f"{text[:80]!r}: letters, digits and . _ - only")
+    return text
+
+
 def route_pattern(text: str) -> str:
     if "/" not in text and "**" not in text:
         raise ValueError(f"{text!r} matches nothing: write registry/name (* matches within one part, ** anything)")

@@ -96,6 +96,9 @@ class Identity:
     scope: Scope | None = field(default=None, compare=False)
     #: What the identity rests on, such as a hash of the account's password hash; it holds no more once that is another.
     proof: str = field(default="", repr=False, compare=False)
+    #: Of an issuer's token: the issuer's name, and the values of those of its claims that rules name.
+    issuer: str = ""
+    claims: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
     #: A robot's own rules, of which one must allow what it does, beside those of the policy that deny.
     only: tuple[Rule, ...] | None = field(default=None, repr=False)
 
@@ -104,7 +107,8 @@ class Identity:
         """The entries of a rule's `callers`, without `*` within a name, that mean this identity."""
         if self.is_anonymous:
             return frozenset({"*", "anonymous"})
-        return frozenset({"*", "authenticated", str(self), *(f"group:{group}" for group in self.groups)})
+        issuer = (f"issuer:{self.issuer}",) if self.issuer else ()
+        return frozenset({"*", "authenticated", str(self), *issuer, *(f"group:{group}" for group in self.groups)})
 
     @property
     def is_anonymous(self) -> bool:
@@ -127,26 +131,91 @@ _KINDS: Final = {
     AuthMethod.UPSTREAM: "upstream",
 }
 _CALLER: Final = re.compile(
-    r"\*|anonymous|authenticated|(?:user|token|robot|subject|certificate|upstream|group):\S(?:.*\S)?"
+    r"\*|anonymous|authenticated|(?:user|token|robot|subject|certificate|upstream|group|issuer):\S(?:.*\S)?"
 )
 
 
 def check_caller(text: str) -> str:
     """Return one entry of a rule's `callers` unchanged. Raises `ValueError` if it is invalid."""
-    if not _CALLER.fullmatch(text):
+    if text.startswith("claim:"):
+        read_claims(text)
+    elif not _CALLER.fullmatch(text):
         raise ValueError(
-            f"{text!r} is none of *, anonymous, authenticated, and user, token, robot, subject, certificate, upstream"
-            " or group with a colon and a name"
+            f"{text!r} is none of *, anonymous, authenticated, claim:NAME=VALUE, and user, token, robot, subject,"
+            " certificate, upstream, issuer or group with a colon and a name"
         )
     return text
+
+
+#: A comma between two claims; the value of a claim may contain others.
+_NEXT_CLAIM: Final = re.compile(r",(?=[^=,\s]+=)")
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What an entry `claim:issuer=github,repository=acme/app,ref=refs/heads/*` asks of a token: the name of its issuer
+    (empty: the only one that is configured), and claims with patterns for their values, all of which must be met.
+    """
+
+    issuer: str
+    wanted: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        parts = (("issuer", self.issuer), *self.wanted) if self.issuer else self.wanted
+        return "claim:" + ",".join(f"{name}={value}" for name, value in parts)
+
+
+def read_claims(text: str) -> Claims:
+    """Parse an entry `claim:...` of a rule's `callers`. Raises `ValueError`."""
+    issuer, wanted = "", []
+    for part in _NEXT_CLAIM.split(text.removeprefix("claim:")):
+        name, _, value = part.partition("=")
+        if not name or not value or any(character.isspace() for character in name) or value != value.strip():
+            raise ValueError(f"{text!r} is not claim:NAME=VALUE, with commas between several of them")
+        if name == "issuer" and issuer:
+            raise ValueError(f"{text!r} names two issuers")
+        if name == "issuer":
+            issuer = value
+        else:
+            wanted.append((name, value))
+    if not wanted:
+        raise ValueError(f"{text!r} names no claim; for every token of an issuer, write issuer:{issuer}")
+    return Claims(issuer, tuple(wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class _ClaimTest:
+    """`Claims`, compiled."""
+
+    issuer: str
+    wanted: tuple[tuple[str, re.Pattern[str]], ...]
+
+    def is_met(self, identity: Identity) -> bool:
+        return identity.issuer == self.issuer and all(
+            any(name == claim and pattern.fullmatch(value) for claim, value in identity.claims)
+            for name, pattern in self.wanted
+        )
+
+
+def _claim_test(text: str) -> _ClaimTest:
+    """Raises `ValueError` if no issuer is named: a claim of one issuer says nothing about those of another."""
+    claims = read_claims(text)
+    if not claims.issuer:
+        raise ValueError(f"{text!r} names no issuer")
+    return _ClaimTest(claims.issuer, tuple((name, _with_stars(value)) for name, value in claims.wanted))
+
+
+def _with_stars(text: str) -> re.Pattern[str]:
+    """A pattern in which `*` stands for any characters, also slashes: names and claims may contain them."""
+    return re.compile(".*".join(re.escape(part) for part in text.split("*")), re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule of the access policy.
 
-    `callers` has entries that `check_caller` accepts; `*` within a name stands for any characters. `match` has patterns
-    for `registry/name`, as in routes; an empty one means every repository.
+    `callers` has entries that `check_caller` accepts; `*` within a name stands for any characters, and `claim:` entries
+    name their issuer. `match` has patterns for `registry/name`, as in routes; an empty one means every repository.
     """
 
     allow: bool
@@ -157,20 +226,16 @@ class Rule:
     #: The entries of `callers` without a `*`, and those with one.
     _exact: frozenset[str] = field(init=False, repr=False, compare=False)
     _names: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
+    _claims: tuple[_ClaimTest, ...] = field(init=False, repr=False, compare=False)
     _repositories: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        callers = [check_caller(caller) for caller in self.callers]
-        # names may contain slashes (certificate subjects, service accounts), and `*` matches slashes too
-        names = tuple(
-            re.compile(".*".join(re.escape(part) for part in caller.split("*")), re.DOTALL)
-            for caller in callers
-            if "*" in caller and caller != "*"
-        )
-        object.__setattr__(
-            self, "_exact", frozenset(caller for caller in callers if caller == "*" or "*" not in caller)
-        )
-        object.__setattr__(self, "_names", names)
+        claims = [caller for caller in self.callers if caller.startswith("claim:")]
+        named = [check_caller(caller) for caller in self.callers if caller not in claims]
+        stars = [caller for caller in named if "*" in caller and caller != "*"]
+        object.__setattr__(self, "_exact", frozenset(named) - frozenset(stars))
+        object.__setattr__(self, "_names", tuple(map(_with_stars, stars)))
+        object.__setattr__(self, "_claims", tuple(map(_claim_test, claims)))
         object.__setattr__(self, "_repositories", tuple(compile_pattern(pattern) for pattern in self.match))
 
     def fits(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
@@ -178,11 +243,11 @@ class Rule:
 
         `repo` None means the mirror as a whole; only rules without patterns apply to that.
         """
-        return action in self.actions and self.is_about(identity.names) and self._covers(repo)
+        return action in self.actions and self._is_about(identity) and self._covers(repo)
 
-    def is_about(self, names: frozenset[str]) -> bool:
-        """Whether this rule applies to an identity with these names (`Identity.names`)."""
-        if not self._exact.isdisjoint(names):
+    def _is_about(self, identity: Identity) -> bool:
+        names = identity.names
+        if not self._exact.isdisjoint(names) or any(test.is_met(identity) for test in self._claims):
             return True
         return any(pattern.fullmatch(name) for pattern in self._names for name in names)
 
