@@ -11,7 +11,7 @@ from typing import Final
 from mirror.access.htpasswd import check_htpasswd
 from mirror.access.own_tokens import check_keys
 from mirror.config import values
-from mirror.config.access_policy import wrong_issuers
+from mirror.config.access_policy import access_policy, wrong_issuers
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
     AccessSettings,
@@ -23,7 +23,8 @@ from mirror.config.settings import (
     UpstreamSettings,
 )
 from mirror.errors import ConfigError, RequestError
-from mirror.policy.routing import may_match
+from mirror.policy.access_rules import Action
+from mirror.policy.routing import can_match_below
 from mirror.policy.upstream.url_bounds import needs_private, parse_url
 from mirror.trust.cosign import read_key
 from mirror.upstream.credentials.docker_config import DockerConfig
@@ -100,15 +101,15 @@ def hints(config: Config) -> list[str]:
                     f"upstream[{number}]{inner}: {parse_url(url).host} looks like a name in a private network; "
                     "it may resolve to a private address only with private_network = true"
                 )
-    return [*warnings, *_closed_to_all(config)]
+    return [*warnings, *_closed_to_all(config), *_matching_nothing(config)]
 
 
 def _closed_to_all(config: Config) -> list[str]:
     """Warnings about hosted registries that nobody may use, because no rule allows it."""
-    warnings = []
+    warnings, policy = [], access_policy(config)
     for number, hosted in enumerate(config.hosted, 1):
-        wanted = ("pull",) if hosted.read_only else ("pull", "push")
-        missing = [action for action in wanted if not _is_allowed(config.access, action, hosted.name)]
+        wanted = (Action.PULL,) if hosted.read_only else (Action.PULL, Action.PUSH)
+        missing = [action.value for action in wanted if not policy.may_anybody(action, hosted.name)]
         if missing:
             warnings.append(
                 f"hosted[{number}]: no [[access.rule]] allows anybody to {' or '.join(missing)}; it needs one with "
@@ -117,14 +118,23 @@ def _closed_to_all(config: Config) -> list[str]:
     return warnings
 
 
-def _is_allowed(access: AccessSettings, action: str, registry: str) -> bool:
-    """True if a rule allows somebody this in a repository of the registry."""
-    return any(
-        rule.effect == "allow"
-        and action in rule.actions
-        and (not rule.repositories or any(may_match(pattern, registry) for pattern in rule.repositories))
-        for rule in access.rule
-    )
+def _matching_nothing(config: Config) -> list[str]:
+    """Warnings about rules whose patterns match no configured registry: what they should close may stay open."""
+    names = [*(entry.name for entry in config.upstream), *(entry.name for entry in config.hosted)]
+    return [
+        f"access.rule[{number}].repositories[{place}]: {pattern} matches no registry that is configured here"
+        for number, rule in enumerate(config.access.rule, 1)
+        for place, pattern in enumerate(rule.repositories, 1)
+        if not any(_may_be_about(pattern, name) for name in names)
+    ]
+
+
+def _may_be_about(pattern: str, registry: str) -> bool:
+    if not registry.startswith("*."):
+        return can_match_below(pattern, f"{registry}/")
+    # the name stands for every host below a domain
+    first = pattern.partition("/")[0]
+    return first.endswith(registry[1:]) or any(wild in first for wild in "*?")
 
 
 def _check_admin(config: Config) -> list[str]:

@@ -63,12 +63,6 @@ def _after_stars(items: list[str], places: set[int]) -> set[int]:
     return reached
 
 
-def may_match(pattern: str, registry: str) -> bool:
-    """Whether a pattern of `registry/name` matches any repository of this registry."""
-    first = pattern.partition("/")[0]
-    return "**" in first or compile_pattern(first).fullmatch(registry) is not None
-
-
 def looks_like_host(first: str) -> bool:
     """Whether the first part of a name is a host. `library` and `bitnami` are names on the default registry."""
     return "." in first or ":" in first or first == "localhost"

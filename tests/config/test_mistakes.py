@@ -171,8 +171,11 @@ def test_hints_name_hosted_registries_that_no_rule_opens(tmp_path: Path) -> None
         actions = ["push"]
         """
     )
-    assert hints(load(file)) == []
-    file.write_text(file.read_text().replace("*/team/**", "lab*/team/**"))
+    # `la/**` is about no registry here, and so not about `lab` either
+    assert hints(load(file)) == [
+        "access.rule[1].repositories[3]: la/** matches no registry that is configured here",
+    ]
+    file.write_text(file.read_text().replace("*/team/**", "lab*/team/**").replace(', "la/**"', ""))
     assert [hint.partition(";")[0] for hint in hints(load(file))] == [
         "hosted[1]: no [[access.rule]] allows anybody to push"
     ]
@@ -298,3 +301,18 @@ def test_environment(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
         "upstream: ",
         "store.low_water: ",
     )
+
+
+def test_a_rule_about_a_registry_that_is_not_there(tmp_path: Path) -> None:
+    """Most likely misspelled: the registry that it should close stays open. Wildcards and hosted names are known."""
+    file = tmp_path / "mirror.toml"
+    file.write_text(
+        '[[hosted]]\nname = "corp"\n[[upstream]]\nname = "docker.io"\n[[upstream]]\nname = "*.pkg.dev"\n'
+        '[[access.rule]]\neffect = "allow"\ncallers = ["authenticated"]\nactions = ["pull", "write"]\n'
+        'repositories = ["dokcer.io/**", "docker.io/**", "corp/**", "eu.pkg.dev/a/**", "*.dev/x", "ghcr.io/a", '
+        '"*/team/**"]\n'
+    )
+    assert hints(load(file)) == [
+        "access.rule[1].repositories[1]: dokcer.io/** matches no registry that is configured here",
+        "access.rule[1].repositories[6]: ghcr.io/a matches no registry that is configured here",
+    ]
