@@ -110,6 +110,7 @@ async def _sweep(config: Config, storage: Storage) -> None:
     expired = await asyncio.to_thread(storage.hosted.uploads.sweep, time.time() - config.hosting.upload_timeout)
     if expired.sessions:
         telemetry.log.info("upload sessions expired", sessions=expired.sessions, bytes=expired.bytes)
+    telemetry.HOSTED_DAMAGED.set(len(await asyncio.to_thread(storage.hosted.blobs.damaged)))
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
         await asyncio.to_thread(storage.eviction.pinned.digests, time.time())

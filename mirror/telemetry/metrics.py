@@ -125,6 +125,11 @@ UNREADABLE_RECORDS: Final = Gauge(
 QUARANTINE_BYTES: Final = Gauge(
     "mirror_store_quarantine_bytes", "Bytes of damaged blobs that were set aside", multiprocess_mode="mostrecent"
 )
+HOSTED_DAMAGED: Final = Gauge(
+    "mirror_hosted_damaged_blobs",
+    "Damaged hosted blobs that wait for a push of the same digest",
+    multiprocess_mode="mostrecent",
+)
 SEALED_MISSES: Final = Counter(
     "mirror_sealed_misses", "Requests for content that a sealed repository does not have, by kind of resource", ["kind"]
 )

@@ -22,7 +22,7 @@ excludes all other processes. What a crash or a power cut leaves at each step:
     collect()
         1 the record is in the expected version, under the lock
         2 the name is deleted                                   the record alone: `collect` can be repeated
-        3 the record is deleted                                 nothing, or all as before: collected later
+        3 the record and a damaged file are deleted             nothing, or all as before: collected later
 
 A file below `hosted/` has all its bytes on the disk, because step 1 comes before step 2. A record that was dropped must
 not come back: the version of it that a collector remembers would then still be right, although a client has been
@@ -148,7 +148,7 @@ class HostedNames:
         status = _status(self._layout.hosted_blob(digest))
         if status is None or size is None or status.st_size == size:
             return status
-        telemetry.log.warning("hosted blob damaged", digest=str(digest), reason=f"{status.st_size} bytes, not {size}")
+        telemetry.log.error("damaged blob set aside", digest=str(digest), reason=f"{status.st_size} bytes, not {size}")
         quarantine.put_hosted(self._layout, digest)
         return None
 
@@ -189,6 +189,8 @@ class HostedNames:
             if status is not None:
                 os.unlink(path)
             record.unlink(missing_ok=True)
+            # nobody will push it again to repair it
+            self._drop_damaged(digest)
         return status.st_size if status else 0
 
     def all_queued(self) -> Iterator[QueuedBlob]:
