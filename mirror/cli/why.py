@@ -100,15 +100,15 @@ def _describe(explanation: Explanation, loaded: settings.Config, now: float) -> 
     return (
         _describe_image(explanation, loaded, now)
         if isinstance(explanation, WhyImage)
-        else _describe_blob(explanation, now)
+        else _describe_blob(explanation, loaded, now)
     )
 
 
 def _describe_image(explanation: WhyImage, loaded: settings.Config, now: float) -> list[str]:
     return [
         name_of(explanation.repo, explanation.reference),
-        *_describe_answers(explanation.answers, now),
-        *_describe_parts(explanation.parts, now),
+        *_describe_answers(explanation.answers, loaded, now),
+        *_describe_parts(explanation.parts, loaded, now),
         "here:",
         *(f"  {line}" for line in _here(explanation, now)),
         "route:",
@@ -126,9 +126,9 @@ def _way(explanation: WhyImage, loaded: settings.Config) -> Iterable[str]:
     yield f"upstream {explanation.repo.registry} at {', '.join(_urls(explanation, loaded)) or 'no address (sealed)'}"
 
 
-def _describe_blob(explanation: WhyBlob, now: float) -> list[str]:
+def _describe_blob(explanation: WhyBlob, loaded: settings.Config, now: float) -> list[str]:
     here = explanation.here
-    lines = [str(explanation.digest), *_describe_answers(explanation.answers, now, of_repo=True), "here:"]
+    lines = [str(explanation.digest), *_describe_answers(explanation.answers, loaded, now, of_repo=True), "here:"]
     if here.size is not None:
         used = f", last used {_ago(here.used_at, now)}" if here.used_at else ""
         lines.append(f"  a blob of {format_size(here.size)}{used}")
@@ -142,7 +142,9 @@ def _describe_blob(explanation: WhyBlob, now: float) -> list[str]:
     return [*lines, *(f"  of {repo}: {line}" for repo, line in explanation.next)]
 
 
-def _describe_answers(answers: Sequence[LastAnswer], now: float, *, of_repo: bool = False) -> Iterable[str]:
+def _describe_answers(
+    answers: Sequence[LastAnswer], loaded: settings.Config, now: float, *, of_repo: bool = False
+) -> Iterable[str]:
     if not answers:
         yield "last answer:"
         yield "  none is recorded (each worker records the last 500 of each kind)"
@@ -151,12 +153,12 @@ def _describe_answers(answers: Sequence[LastAnswer], now: float, *, of_repo: boo
         asked = f"{answer.method} {answer.reference or answer.kind}{f' of {answer.repository}' if of_repo else ''}"
         took = f"{answer.seconds:.3f} s, request {answer.request}"
         yield f"  {_ago(answer.at, now)}: {asked}: {answer.status}, {answer.outcome}, {took}"
-        yield f"  {explain(answer)}"
+        yield f"  {_explained(answer, loaded)}"
         if answer.digest and answer.digest != answer.reference:
             yield f"  answered {answer.digest}"
 
 
-def _describe_parts(parts: Sequence[LastAnswer], now: float) -> Iterable[str]:
+def _describe_parts(parts: Sequence[LastAnswer], loaded: settings.Config, now: float) -> Iterable[str]:
     """The number of answers about the image's parts by outcome, and the first few that failed."""
     if not parts:
         return
@@ -165,9 +167,14 @@ def _describe_parts(parts: Sequence[LastAnswer], now: float) -> Iterable[str]:
     failed = [part for part in parts if part.status >= 400 or part.error]
     for part in failed[:_MOST_PARTS]:
         yield f"  {_ago(part.at, now)}: {part.method} {part.reference}: {part.status}, request {part.request}"
-        yield f"  {explain(part)}"
+        yield f"  {_explained(part, loaded)}"
     if len(failed) > _MOST_PARTS:
         yield f"  and {len(failed) - _MOST_PARTS} more"
+
+
+def _explained(answer: LastAnswer, loaded: settings.Config) -> str:
+    registry = answer.repository.partition("/")[0]
+    return explain(answer, hosted=settings.routing_table(loaded).hosts_registry(registry))
 
 
 def _outcome(answer: LastAnswer) -> str:
@@ -250,7 +257,7 @@ def _to_json(explanation: Explanation, loaded: settings.Config) -> dict[str, Any
     if isinstance(explanation, WhyBlob):
         return {
             "digest": str(explanation.digest),
-            "answers": [_answer_json(answer) for answer in explanation.answers],
+            "answers": [_answer_json(answer, loaded) for answer in explanation.answers],
             "size": explanation.here.size,
             "growing": explanation.here.growing,
             "last_used": moment(explanation.here.used_at),
@@ -260,8 +267,8 @@ def _to_json(explanation: Explanation, loaded: settings.Config) -> dict[str, Any
     image = explanation.image
     return {
         "image": name_of(explanation.repo, explanation.reference),
-        "answers": [_answer_json(answer) for answer in explanation.answers],
-        "parts": [_answer_json(part) for part in explanation.parts],
+        "answers": [_answer_json(answer, loaded) for answer in explanation.answers],
+        "parts": [_answer_json(part, loaded) for part in explanation.parts],
         "digest": str(image.root.digest) if image else None,
         "complete": bool(image and image.complete),
         "missing": [str(node.digest) for node in image.closure.missing] if image else [],
@@ -296,5 +303,5 @@ def _fresh_until(explanation: WhyImage) -> str | None:
     return moment(explanation.record.fetched_at + explanation.rule.freshness.tag_ttl)
 
 
-def _answer_json(answer: LastAnswer) -> dict[str, Any]:
-    return {**answer.to_json(), "at": format_moment(answer.at), "why": explain(answer)}
+def _answer_json(answer: LastAnswer, loaded: settings.Config) -> dict[str, Any]:
+    return {**answer.to_json(), "at": format_moment(answer.at), "why": _explained(answer, loaded)}

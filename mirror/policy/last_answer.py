@@ -98,12 +98,24 @@ _LIST: Final = {
 }
 
 
-def explain(answer: LastAnswer) -> str:
-    """One sentence that explains the answer."""
+#: Of a hosted repository, by method.
+_HOSTED: Final = {
+    "GET": "it is hosted here, and was served from the disk",
+    "HEAD": "it is hosted here, and was served from the disk",
+    "DELETE": "a client has deleted it",
+}
+_PUSHED: Final = "a client has pushed it"
+
+
+def explain(answer: LastAnswer, *, hosted: bool = False) -> str:
+    """One sentence that explains the answer. `hosted`: its repository is hosted here."""
     if answer.status == 499:
         return "the client went away, or the mirror was stopping, before there was an answer"
     if answer.status >= 400:
         return _refusal(answer)
+    if hosted:
+        text = _HOSTED.get(answer.method, _PUSHED)
+        return f"{text}; then: {answer.error}" if answer.error else text
     if answer.tag_override in _OVERRIDES:
         return _OVERRIDES[answer.tag_override]
     digest = ":" in answer.reference

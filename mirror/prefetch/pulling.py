@@ -318,7 +318,7 @@ class _ImagePull:
             return await self._fetchable.fetch_manifest(reference)
         answer = await self._source.manifest(reference)
         if not self._source.has(answer.digest):
-            raise ManifestUnknown(f"{self._source.repo}@{answer.digest} is not in this sealed mirror any more")
+            raise ManifestUnknown(f"{self._source.repo}@{answer.digest} is not here any more")
         return answer
 
     async def _fetch(self, digest: Digest, progress: Callable[[int, int | None], None]) -> bool:

@@ -65,6 +65,7 @@ def _image(name: str, **more: Any) -> dict[str, Any]:
         "last_pull": None,
         "pinned": False,
         "frozen": False,
+        "hosted": False,
         **more,
     }
 
@@ -453,6 +454,14 @@ def test_everything_written_can_be_read(opened: _Drawn) -> None:
     contrasts = page.evaluate(_CONTRASTS)
     assert len(contrasts) > 40
     assert [one for one in contrasts if one[1] < 4.5] == []
+
+
+def test_a_hosted_image_has_no_button_to_pin_it(opened: _Drawn) -> None:
+    """It is never evicted; the row says why."""
+    opened.answers["images"]["images"] = [_image("docker.io/a:1"), _image("corp/a:1", hosted=True)]
+    page = _load(opened)
+    expect(page.locator("#image-rows button")).to_have_count(1, timeout=_MS)
+    expect(page.locator("#image-rows tr").nth(1)).to_contain_text("hosted")
 
 
 def test_everything_has_a_name(opened: _Drawn) -> None:

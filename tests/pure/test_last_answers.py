@@ -186,3 +186,18 @@ def test_a_blob() -> None:
     )
     assert "from byte" not in blob_forecast("docker.io", _RULE, here=False, growing=None)
     assert blob_forecast("docker.io", sealed, here=False, growing=None).startswith("404")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "hosted here, and was served from the disk"),
+        ({"tag_override": "frozen"}, "hosted here"),
+        ({"method": "PUT", "status": 201}, "a client has pushed it"),
+        ({"method": "DELETE", "status": 202}, "a client has deleted it"),
+        ({"status": 403, "error": "Denied: x"}, "refused: Denied: x"),
+    ],
+)
+def test_answers_of_hosted_repositories(changes: dict[str, Any], words: str) -> None:
+    """Neither freshness nor an upstream explains them."""
+    assert words in explain(replace(_HIT, **changes), hosted=True)

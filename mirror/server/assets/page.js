@@ -246,7 +246,7 @@ async function loadImages(more = false, again = false) {
   const rows = page.images.map(imageRow);
   if (more) byId("image-rows").append(...rows); else byId("image-rows").replaceChildren(...rows);
   const count = byId("image-rows").children.length;
-  const none = page.next ? "none found yet; More continues the search" : "no such image is cached";
+  const none = page.next ? "none found yet; More continues the search" : "no such image is here";
   put("images-note", count ? `${count}${page.next ? " or more" : ""} image${count === 1 && !page.next ? "" : "s"}` : none);
   byId("more").hidden = !page.next;
 }
@@ -294,7 +294,8 @@ function imageRow(image) {
     cell("last pull", when(image.last_pull)),
     cell("complete", make("span", { class: image.complete ? "good" : "warn" }, complete(image))),
     cell("platforms", ...(image.platforms.length ? listed(image.platforms) : ["–"])),
-    cell("pinned", button, image.frozen ? " frozen" : ""));
+    // a hosted image is never evicted: it needs no pin
+    cell("pinned", image.hosted ? "hosted" : button, image.frozen ? " frozen" : ""));
 }
 
 // ------------------------------------------------------------------------------------------------ the rest
