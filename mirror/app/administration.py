@@ -13,10 +13,11 @@ from mirror.app.client_files import ClientFiles
 from mirror.app.collecting import open_collector
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.repositories import Repositories
-from mirror.app.storage import Storage, blob_places, make_purge, pin_rules
+from mirror.app.storage import Storage, blob_places, make_purge, pin_rules, quota_rules
 from mirror.collection.collector import GarbageCollector
 from mirror.config import Config, redacted_settings
 from mirror.hosting.operator_deletions import OperatorDeletions
+from mirror.hosting.quotas import Quotas
 from mirror.policy.image_names import Image, parse_image
 from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
@@ -82,6 +83,7 @@ def open_administration(
         storage.eviction.write_behind,
         workers,
         traffic,
+        Quotas(storage.hosted.ledger, quota_rules(config)),
         version=__version__,
         offline=config.offline,
         caches=shown,

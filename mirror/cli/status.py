@@ -41,11 +41,14 @@ def status(
 
 
 async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
-    from mirror.app.storage import open_storage
+    from mirror.app.storage import open_storage, quota_rules
+    from mirror.hosting.quotas import Quotas
+    from mirror.server.admin.mirror_status import usage_json
 
     async with open_storage(loaded) as storage:
         size, limit = await storage.eviction.space.fullness() or (None, None)
         quarantined = await asyncio.to_thread(storage.eviction.space.quarantined)
+        hosted = usage_json(await Quotas(storage.hosted.ledger, quota_rules(loaded)).usage())
         index = {"error": storage.eviction.write_behind.trouble}
     # values that only a running mirror has are null, so that programs find the same names in both cases
     store = {
@@ -56,7 +59,8 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
         "failing_workers": None,
     }
     unknown = {"worker": None, "uptime": None, "traffic": None}
-    return {"version": __version__, **unknown, "workers": [], "store": store, "index": index, "offline": loaded.offline}
+    rest = {"hosted": hosted, "index": index, "offline": loaded.offline}
+    return {"version": __version__, **unknown, "workers": [], "store": store, **rest}
 
 
 def _print_status(status: Mapping[str, Any]) -> None:
@@ -66,6 +70,10 @@ def _print_status(status: Mapping[str, Any]) -> None:
     running = f"{counted(len(workers), 'worker')}, up {uptime}" if workers else "not running"
     say(f"mirror:    {status['version']}, {running}{sealed}")
     say(f"store:     {_fullness(store['bytes'], store['limit'])} in {store['root']}")
+    for usage in status.get("hosted", []):
+        full = "not known" if usage["bytes"] is None else format_size(usage["bytes"])
+        quota = f" of {format_size(usage['quota'])}" if usage["quota"] is not None else ""
+        say(f"hosted:    {usage['scope']} has {full}{quota}")
     if size := store["quarantine_bytes"]:
         say(f"damaged:   {format_size(size)} set aside in {store['root']}/quarantine: check the disk")
     if count := store.get("failing_workers"):

@@ -180,6 +180,10 @@ def test_a_hosted_image_goes_into_a_bundle(tmp_path: Path) -> None:
     assert link.record.state is LinkState.LINKED
     hosted.image([b"newer"], tag="v1")
     site.json("export", "corp/own:v1", "-o", bundle)
+    [usage] = other.json("status")["hosted"]
+    assert (usage["scope"], usage["quota"]) == ("corp", 1_000_000)
+    assert usage["bytes"] > len(b"only here")
+    assert "hosted:    corp has " in other.run("status")
     assert list(other.json("import", bundle)["moved"]) == ["corp/own:v1"]
 
 

@@ -98,6 +98,7 @@ def _quiet() -> dict[str, Any]:
                 "quarantine_bytes": 0,
                 "failing_workers": 0,
             },
+            "hosted": [],
             "index": {"error": None},
             "flights": 0,
             "traffic": _traffic(),

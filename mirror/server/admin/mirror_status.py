@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,6 +14,7 @@ from mirror import telemetry
 from mirror.aio.caches import CacheStats
 from mirror.eviction.space import Space
 from mirror.eviction.write_behind import WriteBehind
+from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.server.admin.traffic_log import HistoryJson, TrafficJson, TrafficLog, total, traffic_json
 from mirror.server.admin.worker_status import FlightJson, UpstreamJson, WorkerJson, Workers
 from mirror.values.json_types import Bytes, Count, Seconds, about
@@ -38,6 +39,19 @@ class IndexStatusJson(TypedDict):
     error: Annotated[str | None, about("Why the index is not used; null: it is.")]
 
 
+class HostedUsageJson(TypedDict):
+    """How full a hosted registry is, or those of its repositories that have a quota of their own."""
+
+    scope: Annotated[str, about("The registry's name, or the name with a pattern.")]
+    bytes: Annotated[Bytes | None, about("Bytes of distinct blobs and manifests; null: not known at the moment.")]
+    quota: Annotated[Bytes | None, about("Null: there is none.")]
+
+
+def usage_json(usage: Iterable[ScopeUsage]) -> list[HostedUsageJson]:
+    """How full hosted registries are, as JSON."""
+    return [{"scope": each.scope, "bytes": each.used, "quota": each.limit} for each in usage]
+
+
 class StatusJson(TypedDict):
     """The state of the mirror."""
 
@@ -46,6 +60,7 @@ class StatusJson(TypedDict):
     uptime: Annotated[Seconds, about("Seconds since that worker started.")]
     workers: list[WorkerJson]
     store: StoreStatusJson
+    hosted: list[HostedUsageJson]
     index: IndexStatusJson
     flights: Annotated[Count, about("Number of downloads in progress, over all workers.")]
     traffic: Annotated[TrafficJson, about("Since the mirror started.")]
@@ -90,6 +105,7 @@ class MirrorStatus:
         write_behind: WriteBehind,
         workers: Workers,
         traffic: TrafficLog,
+        quotas: Quotas,
         *,
         version: str,
         offline: bool,
@@ -100,6 +116,7 @@ class MirrorStatus:
         self._write_behind = write_behind
         self._workers = workers
         self._traffic = traffic
+        self._quotas = quotas
         self.version = version
         self._offline = offline
         self._caches = caches
@@ -119,6 +136,7 @@ class MirrorStatus:
                 "quarantine_bytes": await asyncio.to_thread(self._space.quarantined),
                 "failing_workers": int(await asyncio.to_thread(telemetry.measured, "mirror_store_failing_workers")),
             },
+            "hosted": usage_json(await self._quotas.usage()),
             "index": {"error": self._write_behind.trouble},
             "flights": len(await self._workers.flights()),
             "traffic": traffic_json(await asyncio.to_thread(total)),
