@@ -37,7 +37,19 @@ def status(
     else:
         for part in ("flights", "upstreams"):
             answer[part] = ask(loaded, "GET", f"/admin/v1/{part}")[part]
+    if loaded.hosted:
+        answer["collection"] = _last_round(loaded)
     say_json(answer) if as_json else _print_status(answer)
+
+
+def _last_round(loaded: settings.Config) -> Mapping[str, Any] | None:
+    """The last round of collection of hosted content, of whichever process; None if there was none."""
+    from mirror.collection.collection_replies import collection_json
+    from mirror.collection.collector import last_round
+    from mirror.store.local.json_records import JsonRecords
+    from mirror.store.local.layout import Layout
+
+    return collection_json(last_round(JsonRecords(Layout(loaded.store.root), "collection")))["last"]
 
 
 async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
@@ -84,6 +96,10 @@ def _print_status(status: Mapping[str, Any]) -> None:
         ratio = "nothing served yet" if traffic["hit_ratio"] is None else f"{100 * traffic['hit_ratio']:.1f} % hits"
         sent, saved = format_size(traffic["sent"]), format_size(traffic["saved"])
         say(f"traffic:   {ratio}, {sent} sent to clients, {saved} saved")
+    if last := status.get("collection"):
+        freed, waiting = format_size(last["bytes"]), format_size(last["waiting_bytes"])
+        unread = f", {last['unread_count']} unread: see `mirror gc`" if last["unread_count"] else ""
+        say(f"collected: {freed} at {last['ended'] or last['begun']}, {waiting} wait{unread}")
     for upstream in status["upstreams"]:
         _print_upstream(upstream)
     table = TextTable("download", "digest", "received", "clients")

@@ -106,7 +106,7 @@ class GarbageCollector:
 
     def last(self) -> CollectionReport | None:
         """Blocking: returns the report of the last round of any process; None without one. Raises `StoreError`."""
-        return CollectionReport.from_json(self._rounds.get(_KEY))
+        return last_round(self._rounds)
 
     async def run_when_due(self, every: float) -> None:
         """Does a round `every` seconds after the end of the last one. Runs until cancelled."""
@@ -133,6 +133,11 @@ class GarbageCollector:
         passed = self._clock.read().earlier - (last.ended_at or last.begun_at)
         # a round in the future was dated by a wrong clock
         return 0.0 if passed < 0 else every - passed
+
+
+def last_round(rounds: Records) -> CollectionReport | None:
+    """Blocking: returns the report of the last round; None if there was none. Raises `StoreError`."""
+    return CollectionReport.from_json(rounds.get(_KEY))
 
 
 def show_collection(report: CollectionReport) -> None:

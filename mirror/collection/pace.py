@@ -11,7 +11,7 @@ MANIFEST: Final = 30
 CHANGE: Final = 100
 
 #: What one step may cost: some milliseconds.
-_STEP: Final = 400
+_STEP: Final = 200
 
 
 class Pace:

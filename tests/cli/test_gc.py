@@ -78,6 +78,16 @@ def test_it_tells_what_waits_and_collects(site: _Site) -> None:
     assert [(line["action"], line["blobs"]) for line in audited] == [("collect", 0), ("collect", 0), ("collect", 1)]
 
 
+def test_status_shows_the_last_round(site: _Site) -> None:
+    """Also if no server runs."""
+    assert mirror("status", "--config", site.config, "--json").json["collection"] is None
+    site.gc("--run")
+    site.gc("--run")
+    assert mirror("status", "--config", site.config, "--json").json["collection"]["waiting_bytes"] == 5
+    [line] = [line for line in mirror("status", "--config", site.config).out.splitlines() if "collected:" in line]
+    assert "5 B wait" in line
+
+
 def test_the_grace_time_is_kept(site: _Site) -> None:
     """However often it runs."""
     site.configure("2h")

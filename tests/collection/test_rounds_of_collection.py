@@ -10,11 +10,16 @@ from mirror.collection import blob_pass
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
 from mirror.collection.waiting import waiting
-from mirror.errors import StoreError
+from mirror.errors import ManifestBlobUnknown, StoreError
+from mirror.hosting.deleting import Deleting
+from mirror.hosting.links import Links
+from mirror.hosting.placing import Placing
+from mirror.hosting.pushing import ManifestPut, Pushing
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor
+from mirror.oci.manifest import Descriptor, read_manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import COLLECTOR, CollectionRules
+from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.hosted_records import BlobLink, DeletedTag, LinkState, QueuedBlob
 from mirror.ports import Versioned
 from tests.support.collecting import APP, GRACE, KEEP, TWIN, CollectedWorld, image, index
@@ -121,7 +126,7 @@ def test_a_deletion_that_never_began_changes_nothing(world: CollectedWorld) -> N
     assert not list(world.records.deleted_manifests(APP))
 
 
-def test_row_101_a_manifest_that_cannot_be_read_keeps_what_it_may_name(world: CollectedWorld) -> None:
+def test_101_a_manifest_that_cannot_be_read_keeps_what_it_may_name(world: CollectedWorld) -> None:
     """The whole repository is left alone; other repositories are not."""
     pushed = world.push_image(APP, b"one")
     loose, other = world.upload(APP, b"loose"), world.upload(TWIN, b"other")
@@ -135,7 +140,7 @@ def test_row_101_a_manifest_that_cannot_be_read_keeps_what_it_may_name(world: Co
     assert world.hosted() == {pushed, Digest.of(b"one")}
 
 
-def test_row_101_bytes_of_a_manifest_that_are_missing_keep_its_layers(world: CollectedWorld) -> None:
+def test_101_bytes_of_a_manifest_that_are_missing_keep_its_layers(world: CollectedWorld) -> None:
     """A push of the same manifest repairs it, and needs them."""
     pushed = world.push_image(APP, b"one")
     world.blobs.names.delete(pushed)
@@ -143,7 +148,7 @@ def test_row_101_bytes_of_a_manifest_that_are_missing_keep_its_layers(world: Col
     assert world.hosted() == {Digest.of(b"one")}
 
 
-def test_row_101_a_damaged_link_keeps_its_bytes(world: CollectedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_101_a_damaged_link_keeps_its_bytes(world: CollectedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can say what it grants."""
     digest, other = world.upload(APP, b"one"), world.upload(APP, b"two")
     real = world.records.link
@@ -188,7 +193,7 @@ def test_a_registry_that_is_not_configured_keeps_everything(world: CollectedWorl
     assert loose in set(world.records.linked(elsewhere))
 
 
-def test_row_103_nothing_goes_early_when_the_clock_is_set_back(world: CollectedWorld) -> None:
+def test_103_nothing_goes_early_when_the_clock_is_set_back(world: CollectedWorld) -> None:
     """And nothing is kept for ever: what was queued before the jump goes at last."""
     digest = world.upload(APP, b"one")
     world.collect(2, pause=GRACE / 2 + 1)
@@ -201,7 +206,7 @@ def test_row_103_nothing_goes_early_when_the_clock_is_set_back(world: CollectedW
     assert not world.hosted()
 
 
-def test_row_103_nothing_goes_early_when_the_clock_is_set_forward(world: CollectedWorld) -> None:
+def test_103_nothing_goes_early_when_the_clock_is_set_forward(world: CollectedWorld) -> None:
     """A year ahead, in the middle of the wait."""
     digest = world.upload(APP, b"one")
     world.collect(pause=GRACE + 1)
@@ -349,3 +354,27 @@ def _link(world: CollectedWorld, repo: Repo, digest: Digest) -> BlobLink:
     found = world.records.link(repo, digest)
     assert found is not None
     return found.record
+
+
+def test_97_a_reservation_outlives_the_grace_time_or_the_push_says_so(world: CollectedWorld) -> None:
+    """A HEAD said yes. Within the grace time the manifest finds its layer; later it is told that the layer is unknown,
+    and the client uploads it.
+    """
+    links, layer = Links(world.parts), world.upload(TWIN, b"one")
+    world.push(TWIN, image(layer), "v1")
+    pushing = Pushing(world.parts, placing := Placing(world.parts, links), Deleting(world.parts, links, placing))
+    put = ManifestPut(read_manifest(image(layer, size=3)), "v1")
+
+    assert links.reserve(APP, layer, 3, "user:a")
+    world.collect(pause=GRACE - 1)
+    pushing.put(APP, HostedRules(), put, "user:a", may_overwrite=False)
+    assert world.catalog.pointed(APP, "v1") == put.manifest.digest
+
+    late = Repo("corp", "team/late")
+    assert links.reserve(late, layer, 3, "user:a")
+    world.collect(3, pause=GRACE + 1)
+    with pytest.raises(ManifestBlobUnknown) as caught:
+        pushing.put(late, HostedRules(), put, "user:a", may_overwrite=False)
+    assert str(layer) in caught.value.digests
+    assert world.catalog.get_manifest(late, put.manifest.digest) is None
+    assert world.catalog.tags(late) == []

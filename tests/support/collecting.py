@@ -118,9 +118,9 @@ class CollectedWorld:
         return {info.digest for info in self.blobs.names.walk()}
 
 
-def image(*layers: Digest, subject: Digest | None = None, kind: str = OCI_MANIFEST) -> bytes:
-    """The bytes of a manifest."""
-    return _manifest(kind, "layers", layers, subject)
+def image(*layers: Digest, subject: Digest | None = None, size: int = 7) -> bytes:
+    """The bytes of a manifest, whose layers have so many bytes."""
+    return _manifest(OCI_MANIFEST, "layers", layers, subject, size)
 
 
 def index(*children: Digest, subject: Digest | None = None) -> bytes:
@@ -128,10 +128,10 @@ def index(*children: Digest, subject: Digest | None = None) -> bytes:
     return _manifest(OCI_INDEX, "manifests", children, subject)
 
 
-def _manifest(kind: str, field: str, named: Sequence[Digest], subject: Digest | None) -> bytes:
+def _manifest(kind: str, field: str, named: Sequence[Digest], subject: Digest | None, size: int = 7) -> bytes:
     body: dict[str, object] = {"schemaVersion": 2, "mediaType": kind}
     listed_as = "application/vnd.oci.image.layer.v1.tar" if field == "layers" else OCI_MANIFEST
-    body[field] = [{"mediaType": listed_as, "digest": str(digest), "size": 7} for digest in named]
+    body[field] = [{"mediaType": listed_as, "digest": str(digest), "size": size} for digest in named]
     if subject:
         body["subject"] = {"mediaType": OCI_MANIFEST, "digest": str(subject), "size": 7}
     return json.dumps(body).encode()
