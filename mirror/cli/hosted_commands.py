@@ -1,5 +1,5 @@
 """`delete` and `undelete`: hosted images. They ask the running mirror, or do it themselves if none runs. `gc`: what of
-the hosted content waits to be collected, and a round of collection by hand.
+the hosted content waits to be collected, and a round of collection by hand. `backup`: a copy of all hosted content.
 """
 
 from __future__ import annotations
@@ -8,19 +8,34 @@ import asyncio
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlencode
 
 import typer
 
 from mirror import config as settings
+from mirror.app.storage import open_disk
 from mirror.cli.admin_client import ask_if_running
 from mirror.cli.audit_command import audited, cli_caller
-from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, load, say, say_json
+from mirror.cli.base import (
+    ConfigFile,
+    JsonOption,
+    TextTable,
+    application,
+    complain,
+    counted,
+    load,
+    progress_bars,
+    say,
+    say_json,
+)
 from mirror.cli.store_checks import check_owner, check_there
 from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
+from mirror.store.hosted.backup_folder import BackupFolder, BackupReport
 from mirror.values.sizes import format_size
 
 if TYPE_CHECKING:
@@ -258,3 +273,41 @@ def _print_round(last: Mapping[str, Any]) -> None:
         say(f"could not be read: {unread['what']}: {unread['reason']}")
     if (more := last["unread_count"] - len(last["unread"])) > 0:
         say(f"and {more} more")
+
+
+@application.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="Where the backup is, or will be. The next one copies what is new.")],
+    config: ConfigFile = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy all hosted images into a folder, also while the mirror runs. Exit status 1 if something is not copied."""
+    loaded = load(config)
+    if not loaded.hosted:
+        raise ConfigError(["no registry is hosted here: there is no [[hosted]] section, and so nothing to back up"])
+    check_there(loaded)
+    disk = open_disk(loaded)
+    registries = [entry.name for entry in loaded.hosted]
+    with progress_bars(quiet=as_json) as bars:
+        task = bars.add_task("copying", total=None)
+        copying = BackupFolder(
+            disk.layout,
+            disk.store.id,
+            registries,
+            folder,
+            now=time.time,
+            progress=lambda size: bars.advance(task, size),
+        )
+        report = copying.back_up()
+    say_json(asdict(report)) if as_json else _print_backup(report, folder)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _print_backup(report: BackupReport, folder: Path) -> None:
+    for problem in report.problems:
+        complain(problem)
+    copied = f"copied {counted(report.copied, 'blob')} ({format_size(report.copied_bytes)})"
+    others = f"{report.present} were there, {report.removed} removed"
+    repositories = "1 repository" if report.repositories == 1 else f"{report.repositories} repositories"
+    say(f"{folder}: {repositories}; {copied}, {others}")
