@@ -106,9 +106,6 @@ class UploadFile(Protocol):
         After `StoreFull`, the caller may make room and call it again with the same body: no byte of it is lost.
         """
 
-    def cut(self, offset: int) -> None:
-        """Drop all bytes from `offset` on: a request whose body broke off, or was refused, leaves nothing."""
-
     def publish(self, digest: Digest) -> BlobInfo:
         """Check the digest and give the file its hosted name, durable on return; the session is over. If the blob is
         hosted already, its file stays. The blob is taken out of the queue.

@@ -210,10 +210,6 @@ class MemoryUpload:
             self._session.changed_at = self._uploads.now()
             grown(self.offset)
 
-    def cut(self, offset: int) -> None:
-        self._must_be_open()
-        del self._session.content[offset:]
-
     def publish(self, digest: Digest) -> BlobInfo:
         self._must_be_open()
         content = bytes(self._session.content)

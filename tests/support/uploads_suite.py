@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from mirror.errors import BlobDamaged, BlobUnknown, StoreError, StoreFull, UploadBusy, UpstreamUnavailable
@@ -183,33 +181,6 @@ class UploadsSuite:
         upload.fill(Pieces(CONTENT[offset:]), ignore)
         upload.publish(DIGEST)
 
-    def test_a_request_leaves_nothing(self, uploads: Uploads, another: Uploads, contents: Blobs) -> None:
-        """The bytes of a refused request are cut off, and the right ones appended, here or by another process."""
-        session = pushed(uploads, CONTENT[:50_000])
-        for process in (uploads, another, uploads):
-            upload = opened(process, session)
-            upload.fill(Pieces(b"x" * 1_000_000), ignore)
-            upload.cut(50_000)
-            assert upload.offset == 50_000
-            upload.fill(Pieces(b"y" * 10), ignore)
-            upload.cut(50_000)
-            upload.cut(60_000)
-            upload.close()
-        upload = opened(uploads, session)
-        assert upload.offset == 50_000
-        upload.fill(Pieces(CONTENT[50_000:]), ignore)
-        upload.publish(DIGEST)
-        assert contents.read(DIGEST, len(CONTENT)) == CONTENT
-
-    def test_everything_can_be_cut(self, uploads: Uploads) -> None:
-        """Also what earlier requests have sent."""
-        session = pushed(uploads, b"z" * 2_000_000)
-        upload = opened(uploads, session)
-        upload.cut(0)
-        assert upload.offset == 0
-        upload.fill(Pieces(CONTENT), ignore)
-        upload.publish(DIGEST)
-
     def test_a_cancelled_session(self, uploads: Uploads) -> None:
         """Leaves nothing."""
         session = pushed(uploads, CONTENT)
@@ -219,13 +190,12 @@ class UploadsSuite:
         assert uploads.session(session) is None
         assert uploads.open(session) is None
 
-    @pytest.mark.parametrize("use", [lambda upload: upload.fill(Pieces(CONTENT), ignore), lambda upload: upload.cut(0)])
-    def test_a_closed_file_is_not_written(self, uploads: Uploads, use: Callable[[UploadFile], None]) -> None:
+    def test_a_closed_file_is_not_written(self, uploads: Uploads) -> None:
         """The lock is gone: another request may write."""
         upload = opened(uploads, pushed(uploads, CONTENT))
         upload.close()
         with pytest.raises(StoreError):
-            use(upload)
+            upload.fill(Pieces(CONTENT), ignore)
 
     def test_a_blob_that_is_hosted_already(self, uploads: Uploads, hosted: HostedBlobs, contents: Blobs) -> None:
         """Two pushers of one blob both succeed, and it is taken out of the queue."""

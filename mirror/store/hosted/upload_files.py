@@ -185,13 +185,8 @@ class LocalUpload:
         self._path = path
         self._descriptor = descriptor
         self._over = False
-        self._begin(size, hashed.hashing if hashed else hashlib.new(_EXPECTED), hashed.size if hashed else 0)
-
-    def _begin(self, size: int, hashing: hashlib._Hash, hashed: int) -> None:
-        self._hash = hashing
-        # what `cut` returns to
-        self._before = hashing.copy(), hashed
-        self._end = GrowingEnd(self._descriptor, hashing, size=size, hashed=hashed)
+        self._hash = hashed.hashing if hashed else hashlib.new(_EXPECTED)
+        self._end = GrowingEnd(descriptor, self._hash, size=size, hashed=hashed.size if hashed else 0)
 
     def __repr__(self) -> str:
         return f"<LocalUpload {self._path.name} {self._end}{' over' if self._over else ''}>"
@@ -209,16 +204,6 @@ class LocalUpload:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._end.size)
             raise
-
-    def cut(self, offset: int) -> None:
-        self._must_be_open()
-        if offset >= self.offset:
-            return
-        self._end.stop()
-        with store_errors("cutting an upload"):
-            os.ftruncate(self._descriptor, offset)
-        hashing, hashed = self._before
-        self._begin(offset, *((hashing, hashed) if hashed <= offset else (hashlib.new(_EXPECTED), 0)))
 
     def publish(self, digest: Digest) -> BlobInfo:
         self._must_be_open()
