@@ -24,7 +24,7 @@ from tests.support.forked_workers import ForkedWorkers
 from tests.support.images import sha256
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import write_config
-from tests.support.process import PATIENCE
+from tests.support.process import PATIENCE, eventually
 from tests.support.pushers import Pushers
 
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -69,7 +69,7 @@ def _first_seed() -> int:
 
 def test_90_91_92_killed_again_and_again(tmp_path: Path, times: Callable[[str, int], int], tally: Tally) -> None:
     """Rows 87, 90 to 92: however often the worker is killed while it takes pushes and deletes and collects, every
-    acknowledged push can be pulled whole, and every acknowledged deletion is one.
+    acknowledged push can be pulled whole, every acknowledged deletion is one, and at the end nothing is left over.
     """
     kills = times("KILLS", 30)
     chance = random.Random(_first_seed())
@@ -96,6 +96,8 @@ def test_90_91_92_killed_again_and_again(tmp_path: Path, times: Callable[[str, i
         read += pushers.look()
         assert not pushers.wrong
         assert not _wrong_files(root)
+        pushers.delete_all()
+        eventually(lambda: not list((root / "hosted").glob("*/*/*")), "everything is collected")
         workers.stop()
         log = workers.log.read_text()
     tally(kills=kills, **_counted(pushers), read=read)
