@@ -175,7 +175,11 @@ class RegistryHandler:
         repository = self._router.resolve(wanted.name, host=host, ns=ns)
         record.repository = str(repository.repo)
         if not is_hosted(repository):
-            raise Unsupported("this is a mirror: push to the registry itself")
+            registry = repository.repo.registry
+            raise Unsupported(
+                f"{registry} is only cached here: push to {registry} itself, or under the name of a registry that this "
+                "mirror hosts"
+            )
         if self._access is None:
             raise Denied("no rule allows anybody to push here")
 
