@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,8 @@ from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.telemetry import render_metrics
-from tests.support.live_mirror import LiveMirror, live_mirror, until
+from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
+from tests.support.push_client import PushClient, hosting_mirror
 
 _CORP: Final = {"name": "corp", "quota": "1MB", "quotas": {"team-a/**": "500kB"}}
 _UPSTREAM: Final = {"docker.io": "http://127.0.0.1:1"}
@@ -76,3 +78,33 @@ async def test_a_mirror_that_hosts_nothing_has_no_ledger(tmp_path: Path) -> None
     async with live_mirror(tmp_path / "store", _UPSTREAM) as mirror:
         await mirror.rebuilt()
     assert not (tmp_path / "store" / "hosted.sqlite").exists()
+
+
+async def test_a_push_beyond_a_quota_is_refused(tmp_path: Path) -> None:
+    """Before its body, while it streams, and when it is linked: 403 with the figures. What the registry has already
+    costs nothing, and deleting and collecting is not needed to pull.
+    """
+    hosted = {"quota": "1MB", "quotas": {"team-a/**": "500kB"}}
+    async with hosting_mirror(tmp_path, hosted=hosted) as mirror:
+        team, other = PushClient(mirror, "corp/team-a/app"), PushClient(mirror, "corp/team-b/app")
+        layer = noise(400_000)
+        await team.push_image("v1", layer)
+        refused = await team.ask("POST", team.uploads + f"?digest={Digest.of(noise(200_000))}", body=noise(200_000))
+        assert (refused.status, refused.code) == (403, "DENIED")
+        assert "the quota of corp/team-a/** is 500 kB; 400 kB are used" in refused.json["errors"][0]["message"]
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(20):
+                yield noise(100_000)
+
+        streamed = await other.ask("PATCH", await other.begin(), body=pieces())
+        assert (streamed.status, streamed.code) == (403, "DENIED")
+        assert "the quota of corp is 1 MB" in streamed.json["errors"][0]["message"]
+        await other.push_image("v1", layer)
+        assert mirror.app.storage.hosted.ledger.usage("corp") < 410_000
+        got = await team.blob(Digest.of(layer))
+        assert (got.status, got.body) == (200, layer)
+        big = noise(580_000)
+        await other.push_blob(big)
+        last = await other.ask("POST", other.uploads + f"?digest={Digest.of(noise(30_000))}", body=noise(30_000))
+        assert last.status == 403
