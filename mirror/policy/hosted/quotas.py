@@ -11,8 +11,10 @@ each team, and 1 GB for the registry.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
 from mirror.oci.reference import Repo
@@ -59,8 +61,13 @@ class ScopePatterns:
     def of(self, repo: Repo) -> tuple[str, ...]:
         """The scopes in which the content of a repository counts, its registry first."""
         listed = self.patterns.get(repo.registry, ())
-        matching = (one for one in listed if compile_pattern(one).fullmatch(repo.name))
+        matching = (one for one in listed if _compiled(one).fullmatch(repo.name))
         return (repo.registry, *(f"{repo.registry}/{one}" for one in matching))
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return compile_pattern(pattern)
 
 
 class QuotaRules:
