@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from mirror.errors import (
     BlobUnknown,
@@ -33,6 +34,14 @@ from mirror.policy.history import AgeRule
 from mirror.policy.hosted.push_checks import check_size, requirements, tag_action
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.ports import ABSENT, Expected, Version
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedTag:
+    """A tag that was written: the version of its record, and whether it was moved from another manifest."""
+
+    version: Version
+    moved: bool
 
 
 class Placing:
@@ -113,16 +122,16 @@ class Placing:
         """Returns if the caller may let the tag point to a manifest. Raises `Denied`."""
         self._check_move(repo, tag, digest, self._parts.catalog.get_tag(repo, tag), may_overwrite)
 
-    def put_tag(self, repo: Repo, fresh: TagRecord, *, may_overwrite: bool) -> Version:
+    def put_tag(self, repo: Repo, fresh: TagRecord, *, may_overwrite: bool) -> PlacedTag:
         """Lets a tag point to a manifest. The record is written anew even if the tag points there already: otherwise a
         deletion that runs meanwhile could drop it. Raises `Denied`.
         """
         for _ in range(TRIES):
             found = self._parts.catalog.tag(repo, fresh.tag)
             was = found.record if found else None
-            self._check_move(repo, fresh.tag, fresh.digest, was, may_overwrite)
+            moves = self._check_move(repo, fresh.tag, fresh.digest, was, may_overwrite)
             with suppress(RecordChanged):
-                return self._write_tag(repo, fresh, was, found.version if found else ABSENT)
+                return PlacedTag(self._write_tag(repo, fresh, was, found.version if found else ABSENT), moves)
         raise StoreError(f"the tag {repo}:{fresh.tag} was changed all the time")
 
     def put_absent_tag(self, repo: Repo, fresh: TagRecord) -> bool:
@@ -139,11 +148,14 @@ class Placing:
         self._parts.histories.record_move(repo, was, fresh, AgeRule())
         return version
 
-    def _check_move(self, repo: Repo, tag: str, digest: Digest, was: TagRecord | None, may_overwrite: bool) -> None:
+    def _check_move(self, repo: Repo, tag: str, digest: Digest, was: TagRecord | None, may_overwrite: bool) -> bool:
+        """Whether the tag would be moved from another manifest. Raises `Denied`."""
         self.check_freeze(repo, tag, digest)
         now = was.digest if was and self._parts.catalog.get_manifest(repo, was.digest) is not None else None
-        if not may_overwrite and tag_action(digest, now) is Action.OVERWRITE:
+        moves = tag_action(digest, now) is Action.OVERWRITE
+        if moves and not may_overwrite:
             raise Denied(f"the tag {repo}:{tag} exists, and the rules do not let you overwrite it")
+        return moves
 
     def check_freeze(self, repo: Repo, tag: str, digest: Digest | None) -> None:
         """Returns if the tag is not frozen, or frozen at this digest. Raises `Denied`."""

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from mirror.errors import RecordChanged
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.parts import HostedParts
-from mirror.hosting.placing import Placing
+from mirror.hosting.placing import PlacedTag, Placing
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.hosted.push_checks import HostedRules, requirements
 from mirror.policy.records import ManifestRecord, TagRecord
-from mirror.ports import Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,11 @@ class Pushing:
     def __repr__(self) -> str:
         return "<Pushing>"
 
-    def put(self, repo: Repo, rules: HostedRules, put: ManifestPut, caller: str, *, may_overwrite: bool) -> None:
-        """Blocking: stores the manifest and its tags; all is durable on return.
+    def put(
+        self, repo: Repo, rules: HostedRules, put: ManifestPut, caller: str, *, may_overwrite: bool
+    ) -> tuple[str, ...]:
+        """Blocking: stores the manifest and its tags; all is durable on return. Returns the tags that were moved from
+        another manifest.
 
         Raises `ManifestBlobUnknown`, `ManifestInvalid`, `QuotaExceeded`; `Denied` if a tag would move and the caller
         may not overwrite; `ManifestUnknown` if the manifest was deleted meanwhile; `StoreError`.
@@ -54,24 +56,28 @@ class Pushing:
             self._placing.check_tag(repo, tag, digest, may_overwrite=may_overwrite)
         self._placing.require_manifests(repo, requirements(manifest, sparse=rules.sparse_indexes).manifests)
         try:
-            self._store(repo, rules, put, caller, may_overwrite=may_overwrite)
+            moved = self._store(repo, rules, put, caller, may_overwrite=may_overwrite)
             self._parts.flush()
         finally:
             # other processes must not believe what they remember, also if only a part was written
             self._parts.records.note_change(repo)
+        return moved
 
-    def _store(self, repo: Repo, rules: HostedRules, put: ManifestPut, caller: str, *, may_overwrite: bool) -> None:
+    def _store(
+        self, repo: Repo, rules: HostedRules, put: ManifestPut, caller: str, *, may_overwrite: bool
+    ) -> tuple[str, ...]:
         manifest, digest, size = put.manifest, put.manifest.digest, len(put.manifest.content)
         deleted = None
         if self._parts.catalog.get_manifest(repo, digest) is None:
             deleted = self._deleting.drop_stale_tags(repo, digest)
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
         self._placing.put_manifest(repo, manifest, record, caller, sparse=rules.sparse_images)
-        written: dict[str, Version] = {}
+        written: dict[str, PlacedTag] = {}
         for tag in put.all_tags:
             fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now())
             written[tag] = self._placing.put_tag(repo, fresh, may_overwrite=may_overwrite)
-        self._placing.check_still_there(repo, digest, written)
+        self._placing.check_still_there(repo, digest, {tag: placed.version for tag, placed in written.items()})
         if deleted is not None:
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)
+        return tuple(tag for tag, placed in written.items() if placed.moved)

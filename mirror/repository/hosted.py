@@ -199,9 +199,9 @@ class HostedRepository:
 
         def put() -> ManifestPushed:
             pushed = ManifestPut(read_pushed(content, media_type, reference), reference, tags)
-            self._verbs.pushing.put(self.repo, self._rules, pushed, pusher.name, may_overwrite=may_overwrite)
+            moved = self._verbs.pushing.put(self.repo, self._rules, pushed, pusher.name, may_overwrite=may_overwrite)
             subject = pushed.manifest.subject
-            return ManifestPushed(pushed.manifest.digest, pushed.all_tags, subject.digest if subject else None)
+            return ManifestPushed(pushed.manifest.digest, pushed.all_tags, subject.digest if subject else None, moved)
 
         return await self._run(put)
 

@@ -138,11 +138,14 @@ class Upload(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ManifestPushed:
-    """What a manifest PUT has done: the manifest's digest, the tags that point to it now, and its subject."""
+    """What a manifest PUT has done: the manifest's digest, the tags that point to it now, its subject, and which of the
+    tags pointed to another manifest before.
+    """
 
     digest: Digest
     tags: tuple[str, ...] = ()
     subject: Digest | None = None
+    moved: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -246,6 +246,20 @@ async def test_a_moved_tag(client: PushClient) -> None:
     assert (await client.manifest(Digest.of(old))).body == old
 
 
+async def test_the_audit_log_tells_what_was_moved(tmp_path: Path) -> None:
+    """A new tag is a push, the same again too; a tag that goes to another manifest is an overwrite."""
+    log = tmp_path / "audit.log"
+    async with hosting_mirror(tmp_path, access={"audit_log": str(log)}) as mirror:
+        client = PushClient(mirror)
+        first = await client.push_image("v1", _LAYER)
+        await client.put(first, "v1")
+        second = await client.push_image("v1", _LAYER, annotations={"n": "2"})
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    said = [(line["action"], line["digest"]) for line in lines if line.get("kind") == "manifest"]
+    digests = str(Digest.of(first)), str(Digest.of(second))
+    assert said == [("push", digests[0]), ("push", digests[0]), ("overwrite", digests[1])]
+
+
 async def test_93_two_pushers_of_one_tag(client: PushClient) -> None:
     """Row 93: whatever the order, the tag points to one of them, whole, and both have their 201."""
     images = [await client.make_image(_LAYER, annotations={"n": str(number)}) for number in range(8)]

@@ -399,6 +399,8 @@ async def test_what_the_audit_log_says(server: PushServer) -> None:
     await server.ask("POST", f"{_UPLOADS}?mount={_DIGEST}&from=base")
     content = _manifest(layers=[])
     await server.ask("PUT", "/v2/app/manifests/v1", body=content)
+    other = _manifest(layers=[], note="another")
+    await server.ask("PUT", "/v2/app/manifests/v1", body=other)
     await server.ask("DELETE", "/v2/app/manifests/v1")
     said = [(line["action"], line["status"], line["reference"], line["bytes"]) for line in server.audit]
     assert said == [
@@ -407,6 +409,7 @@ async def test_what_the_audit_log_says(server: PushServer) -> None:
         ("push", 201, str(_DIGEST), 0),
         ("mount", 201, str(_DIGEST), 0),
         ("push", 201, "v1", len(content)),
+        ("overwrite", 201, "v1", len(other)),
         ("delete", 202, "v1", 0),
     ]
     assert server.audit[4]["digest"] == str(Digest.of(content))

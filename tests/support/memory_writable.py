@@ -151,9 +151,10 @@ class MemoryWritable:
         manifest = read_manifest(content, media_type, algorithm=digest.algorithm)
         self.manifests[digest] = (content, media_type)
         written = (*(() if isinstance(reference, Digest) else (reference,)), *tags)
+        moved = tuple(tag for tag in written if self.tags.get(tag, digest) != digest)
         for tag in written:
             self.tags[tag] = digest
-        return ManifestPushed(digest, written, manifest.subject.digest if manifest.subject else None)
+        return ManifestPushed(digest, written, manifest.subject.digest if manifest.subject else None, moved)
 
     async def delete_tag(self, tag: str, pusher: Pusher) -> None:
         """See `Writable`."""

@@ -277,6 +277,8 @@ async def put_manifest(call: PushCall) -> web.Response:
     media_type = call.request.headers.get("Content-Type", "").partition(";")[0].strip() or None
     pushed = await call.repository.put_manifest(wanted.reference, wanted.tags, content, media_type, call.pusher)
     call.record.digest = pushed.digest
+    if pushed.moved:
+        call.record.action = Action.OVERWRITE.value
     headers = CIMultiDict(
         {
             **API_VERSION,
