@@ -1,1 +1,15 @@
-"""Pushes, rights and deletions of hosted repositories."""
+"""Pushes, rights and deletions of hosted repositories. `mirror.repository.hosted` has the verbs; here is what they do.
+
+parts.py                 the bytes and records that all of it works on
+links.py                 which blobs a repository may serve; written so that no collector takes their bytes
+rights.py                where else here a caller could pull a blob from: then it need not be uploaded
+sessions.py              upload sessions: whose they are, and how many there may be
+placing.py, pushing.py   manifests and tags, in the order that a crash may interrupt anywhere
+deleting.py              deletions, and what brings deleted images back
+operator_deletions.py    the same for operators
+hosted_imports.py        images that come from a bundle or another registry's disk
+quotas.py                limits, judged by a ledger; ledger_upkeep.py completes it from the records
+remembered.py            records in memory, for as long as their repository does not change
+
+Why no lock and no transaction is needed: docs/decisions/0023.
+"""

@@ -28,7 +28,7 @@ class LinkState(Enum):
 
     #: The repository may serve the blob.
     LINKED = "linked"
-    #: The caller who made the reservation may use the blob as if it was linked; for other callers it is unknown.
+    #: The callers who have reserved the blob may use it as if it was linked; for others it is unknown.
     RESERVED = "reserved"
     #: A client has deleted the blob here. Only an upload, or a mount that names its source, brings it back.
     REMOVED = "removed"
@@ -38,7 +38,8 @@ class LinkState(Enum):
 class BlobLink:
     """A repository's link to a blob of `size` bytes, in force since `since`.
 
-    `by` is the caller who made a reservation. `queued_at` is set while the link waits to be collected.
+    `by` is the caller who made a reservation, or several of them, one on each line. `queued_at` is set while the link
+    waits to be collected.
     """
 
     __pydantic_config__ = CAMEL_CASE

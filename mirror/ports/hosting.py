@@ -11,7 +11,9 @@ The life cycle of a hosted blob's bytes:
                                                          └────── rescue() ──────┘
 
 `rescue` and `collect` exclude each other: after `rescue` has returned, a `collect` that expects the earlier record
-fails. So whoever is about to make a link first rescues the bytes, then writes the link.
+fails. Whoever makes a link writes it first, and then rescues the bytes; if they are unknown by then, the link is
+dropped. A collector's walk that begins after the link was written meets it; `collect` after one that began before
+fails.
 """
 
 from __future__ import annotations
