@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from mirror.errors import BlobUnknown, RecordChanged, RecordDamaged
+from mirror.errors import BlobDamaged, BlobUnknown, RecordChanged, RecordDamaged
 from mirror.oci.digest import Digest
 from mirror.policy.hosted_records import QueuedBlob
 from mirror.store.hosted.blob_names import HostedNames
@@ -59,6 +61,32 @@ def test_an_adopted_blob_is_one_file(layout: Layout, hosted: HostedNames) -> Non
     status = Path(layout.hosted_blob(DIGEST)).stat()
     assert (status.st_nlink, status.st_mode & 0o777) == (2, 0o400)
     assert Path(layout.blob(DIGEST)).samefile(layout.hosted_blob(DIGEST))
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links(
+    layout: Layout, hosted: HostedNames, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """What is adopted is copied, and a damaged file is not."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = LocalStore(layout)
+    store.put(DIGEST, CONTENT)
+    hosted.adopt(DIGEST)
+    store.delete(DIGEST)
+    assert LocalContents(layout).read(DIGEST, 1000) == CONTENT
+    assert Path(layout.hosted_blob(DIGEST)).stat().st_mode & 0o777 == 0o400
+    other = Digest.of(b"another")
+    store.put(other, b"another")
+    damage(layout.blob(other), b"rubbish")
+    with pytest.raises(BlobDamaged):
+        hosted.adopt(other)
+    with pytest.raises(BlobUnknown):
+        hosted.hosted(other)
+    assert not list(layout.ingests.iterdir())
 
 
 def test_a_store_that_hosts_nothing_has_no_folders_for_it(layout: Layout, hosted: HostedNames) -> None:

@@ -36,18 +36,21 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat as modes
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged
-from mirror.oci.digest import HEX_LENGTHS, Digest
+from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.hosted_records import QueuedBlob
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import ABSENT, BlobInfo, Version, Versioned
 from mirror.store.local import quarantine
+from mirror.store.local.blobs import open_file
 from mirror.store.local.durable import (
     ABSENT_ERRNOS,
     PendingSyncs,
@@ -58,6 +61,8 @@ from mirror.store.local.durable import (
 )
 from mirror.store.local.layout import Layout, digest_from, file_name
 from mirror.store.local.record_versions import only_writer, version_of
+
+_BLOCK: Final = 1 << 20
 
 
 class HostedNames:
@@ -88,11 +93,47 @@ class HostedNames:
                 status = self._sound(digest, named.st_size if named else None)
                 if status is None:
                     status = named
-                    if status is None or not _link(cached, path):
+                    if status is None or not self._link(digest, path):
                         raise BlobUnknown(f"{digest} is not in the store")
             self._make_durable(path.parent)
             self._drop_damaged(digest)
         return _info(digest, status)
+
+    def _link(self, digest: Digest, name: Path) -> bool:
+        """Give the cache's file this name as well. False if there is no such file, because it was evicted meanwhile.
+
+        Raises `OSError`, `StoreError`.
+        """
+        try:
+            os.link(self._layout.blob(digest), name, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            # the file system has no hard links, or does not allow one to a file of another user
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            self._copy(digest, name)
+        return True
+
+    def _copy(self, digest: Digest, name: Path) -> None:
+        """Give a copy of the cache's file this name. Raises `BlobUnknown`, `BlobDamaged`, `OSError`, `StoreError`."""
+        temporary = self._layout.ingests / f"tmp-{secrets.token_hex(16)}"
+        hashing = hasher(digest)
+        _, reader = open_file(digest, self._layout.blob(digest))
+        try:
+            with closing(reader), temporary.open("xb") as file:
+                os.fchmod(file.fileno(), 0o400)
+                while block := reader.pread(_BLOCK, file.tell()):
+                    hashing.update(block)
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            if hashing.hexdigest() != digest.hex:
+                raise BlobDamaged(f"the bytes in the cache do not match {digest}")
+            temporary.rename(name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def take_in(self, digest: Digest, file: Path, size: int) -> BlobInfo:
         """Give a file of `size` bytes the hosted name, and take the blob out of the queue. If the blob is hosted
@@ -269,15 +310,6 @@ def _status(path: str) -> os.stat_result | None:
 
 def _info(digest: Digest, status: os.stat_result) -> BlobInfo:
     return BlobInfo(digest, status.st_size, max(status.st_atime, status.st_mtime))
-
-
-def _link(existing: str, name: Path) -> bool:
-    """False if there is no such file, because it was evicted meanwhile. Raises `OSError`."""
-    try:
-        os.link(existing, name, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _files(root: Path, after: Digest | None = None) -> Iterator[tuple[Digest, str]]:
