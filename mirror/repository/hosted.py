@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import BlobUnknown, Denied
+from mirror.errors import BlobUnknown, Denied, UpstreamError
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
@@ -144,12 +144,14 @@ class HostedRepository:
     async def mount(self, digest: Digest, source: Repo | None, pusher: Pusher) -> bool:
         """See `Writable`."""
         self._check_writable()
+        size = None
         if source is None:
             size = await self._source(digest, pusher)
-        elif await pusher.may_pull(source):
-            size = await self._verbs.sources.size(source, digest)
         else:
-            size = None
+            # an upstream that does not answer for its registry's callers only costs the client an upload
+            with suppress(UpstreamError):
+                if await pusher.may_pull(source):
+                    size = await self._verbs.sources.size(source, digest)
         return size is not None and await self._run(lambda: self._mount(digest, size))
 
     def _mount(self, digest: Digest, size: int) -> bool:

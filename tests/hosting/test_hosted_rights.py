@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mirror.errors import BlobUnknown, Denied, ManifestBlobUnknown, ManifestUnknown, UploadUnknown
+from mirror.errors import BlobUnknown, Denied, ManifestBlobUnknown, ManifestUnknown, UploadUnknown, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.push_checks import HostedRules
@@ -225,6 +225,12 @@ async def test_registries_that_are_asked_about_callers_count_only_by_name(
         await other.stat_for_push(layer, caller)
     assert not await other.mount(layer, None, caller)
     assert await other.mount(layer, CACHED, caller)
+
+    class Unanswered(Caller):
+        async def may_pull(self, repo: Repo) -> bool:
+            raise UpstreamUnavailable("no answer", upstream="docker.io")
+
+    assert not await other.mount(layer, CACHED, Unanswered("user:w"))
 
 
 async def test_rules_are_asked_before_the_disk(world: HostedWorld, other: HostedRepository) -> None:
