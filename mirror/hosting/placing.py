@@ -59,12 +59,20 @@ class Placing:
     # ----------------------------------------------------------------------------------------------------- manifests
 
     def put_manifest(
-        self, repo: Repo, manifest: Manifest, record: ManifestRecord, caller: str, *, sparse: bool = False
+        self,
+        repo: Repo,
+        manifest: Manifest,
+        record: ManifestRecord,
+        caller: str,
+        *,
+        children: Sequence[Digest] = (),
+        sparse: bool = False,
     ) -> None:
-        """Gives the repository a manifest. The manifests that it names are not looked at.
+        """Gives the repository a manifest. Of the manifests that it names, `children` must be there.
 
         Raises `ManifestBlobUnknown` if the repository has not all blobs that the manifest needs, for this caller, and
-        it may not be `sparse`; `ManifestInvalid` if it gives them other sizes than they have; `QuotaExceeded`.
+        it may not be `sparse`, or not all `children`; `ManifestInvalid` if it gives blobs other sizes than they have;
+        `QuotaExceeded`.
         """
         needed = requirements(manifest, sparse=True)
         for each in needed.embedded:
@@ -83,6 +91,8 @@ class Placing:
             kept = [blob for blob in (*needed.blobs, *needed.embedded) if blob.digest not in missing]
             if lost := self._keep_links(repo, kept, caller):
                 raise _unknown(repo, lost)
+            # a collector that has dropped a child since looks for indexes that name it, and brings it back
+            self.require_manifests(repo, children)
             # a collector may have queued the bytes before the record was written
             self._parts.blobs.put(manifest.digest, manifest.content)
         except BaseException:

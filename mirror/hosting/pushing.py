@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -54,9 +55,10 @@ class Pushing:
         manifest, digest = put.manifest, put.manifest.digest
         for tag in put.all_tags:
             self._placing.check_tag(repo, tag, digest, may_overwrite=may_overwrite)
-        self._placing.require_manifests(repo, requirements(manifest, sparse=rules.sparse_indexes).manifests)
+        children = requirements(manifest, sparse=rules.sparse_indexes).manifests
+        self._placing.require_manifests(repo, children)
         try:
-            moved = self._store(repo, rules, put, caller, may_overwrite=may_overwrite)
+            moved = self._store(repo, rules, put, children, caller, may_overwrite=may_overwrite)
             self._parts.flush()
         finally:
             # other processes must not believe what they remember, also if only a part was written
@@ -64,14 +66,21 @@ class Pushing:
         return moved
 
     def _store(
-        self, repo: Repo, rules: HostedRules, put: ManifestPut, caller: str, *, may_overwrite: bool
+        self,
+        repo: Repo,
+        rules: HostedRules,
+        put: ManifestPut,
+        children: Sequence[Digest],
+        caller: str,
+        *,
+        may_overwrite: bool,
     ) -> tuple[str, ...]:
         manifest, digest, size = put.manifest, put.manifest.digest, len(put.manifest.content)
         deleted = None
         if self._parts.catalog.get_manifest(repo, digest) is None:
             deleted = self._deleting.drop_stale_tags(repo, digest)
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
-        self._placing.put_manifest(repo, manifest, record, caller, sparse=rules.sparse_images)
+        self._placing.put_manifest(repo, manifest, record, caller, children=children, sparse=rules.sparse_images)
         written: dict[str, PlacedTag] = {}
         for tag in put.all_tags:
             fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now())

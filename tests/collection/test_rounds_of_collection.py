@@ -21,7 +21,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import COLLECTOR, CollectionRules
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.hosted_records import BlobLink, DeletedTag, LinkState, QueuedBlob
-from mirror.ports import Versioned
+from mirror.ports import BlobInfo, Versioned
 from tests.support.collecting import APP, GRACE, KEEP, TWIN, CollectedWorld, image, index
 
 
@@ -289,6 +289,27 @@ def test_a_referrer_that_an_index_names_comes_back_after_a_crash() -> None:
     world.collect()
     assert world.catalog.get_manifest(APP, named) is not None
     assert not list(world.records.deleted_manifests(APP))
+
+
+def test_an_index_whose_child_is_collected_while_it_is_pushed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child was there when the push began, and is collected before the index has its record."""
+    world = CollectedWorld(collect_dangling=True)
+    child = world.push(APP, image(world.upload(APP, b"sig"), subject=Digest.of(b"gone")))
+    world.passes(GRACE + 1)
+    links = Links(world.parts)
+    pushing = Pushing(world.parts, placing := Placing(world.parts, links), Deleting(world.parts, links, placing))
+    put = ManifestPut(read_manifest(index(child)), "all")
+    real = world.blobs.put
+
+    def collect_first(digest: Digest, content: bytes) -> BlobInfo:
+        if digest == put.manifest.digest and world.catalog.get_manifest(APP, child):
+            assert world.collect().referrers == 1
+        return real(digest, content)
+
+    monkeypatch.setattr(world.blobs, "put", collect_first)
+    with pytest.raises(ManifestBlobUnknown):
+        pushing.put(APP, HostedRules(), put, "user:a", may_overwrite=False)
+    assert list(world.catalog.manifest_digests(APP)) == []
 
 
 def test_deleted_tags_are_forgotten(world: CollectedWorld) -> None:
