@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from mirror import telemetry
 from mirror.cli import every_command
-from mirror.config import Config, load
+from mirror.config import Config, hints, load
 from mirror.errors import ANSWERS, ConfigError, MirrorError, answer_for
 from mirror.server.admin.operations import OPERATIONS, PREFIX
 
@@ -151,6 +151,21 @@ def test_the_examples_of_sync_rules_are_good(tmp_path: Path) -> None:
         lines = [line for line in example.splitlines() if not re.match(rf"#(?:{others}) = ", line)]
         path.write_text("\n".join(re.sub(r"^#(?=\[\[|\w+ = )", "", line) for line in lines))
         assert load(path).sync[0].title == "python"
+
+
+def test_the_example_of_a_hosted_registry_is_good(tmp_path: Path) -> None:
+    """As the page has it, but for the files that it names; somebody may pull and push."""
+    page = (ROOT / "docs/hosted.md").read_text()
+    example = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0]
+    lines = [line for line in example.splitlines() if not re.match(r"tls_\w+ = |htpasswd = |audit_log = ", line)]
+    path = tmp_path / "mirror.toml"
+    # groups are those of accounts
+    (tmp_path / "htpasswd").write_text("")
+    text = "\n".join(lines).replace("[access]", f'[access]\nhtpasswd = "{tmp_path}/htpasswd"')
+    path.write_text(text)
+    loaded = load(path)
+    assert [entry.name for entry in loaded.hosted] == ["corp"]
+    assert hints(loaded) == []
 
 
 def test_defaults_in_the_example_are_the_defaults(tmp_path: Path) -> None:

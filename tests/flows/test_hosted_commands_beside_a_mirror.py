@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mirror.oci.digest import Digest
+from tests.support.admin_client import ask_admin
 from tests.support.hosted_here import HostedHere
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import run
@@ -56,6 +57,20 @@ def test_every_worker_knows_at_once(mirror: MirrorProcess, config: Path) -> None
     assert _everywhere(mirror, manifest) == {404}
     assert "corp/team/app:v1" in cli("undelete")
     cli("undelete", "corp/team/app:v1")
+    assert _everywhere(mirror, manifest) == {200}
+    socket = config.parent / "store/admin.sock"
+    for method, path, status in (
+        ("DELETE", "hosted/corp/team/app", 400),
+        ("DELETE", "hosted/corp/team/app:v1?repository=true", 400),
+        ("DELETE", "hosted/library/app:v1", 400),
+        ("DELETE", "hosted/corp/team/app:v1?now=perhaps", 400),
+        ("DELETE", "hosted/corp/team/app:v2", 404),
+        ("POST", "deleted/corp/team/app:v1", 404),
+        ("GET", "deleted?limit=0", 400),
+        ("DELETE", "images/corp/team/app:v1", 409),
+        ("PUT", "pins/corp/team/app:v1", 409),
+    ):
+        assert ask_admin(socket, method, f"/admin/v1/{path}").status == status, path
     assert _everywhere(mirror, manifest) == {200}
     erased = json.loads(cli("delete", "corp/team/app:v1", "--now", "--json"))
     assert (erased["blobs"], erased["elsewhere"]) == (3, [])
