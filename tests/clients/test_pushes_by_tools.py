@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import HostingSite
+from tests.clients.conftest import OPEN_TO_PUSHES, HostingSite
 from tests.support.buildah import Buildah
 from tests.support.images import Published, sha256
 from tests.support.layouts import foreign_layout, write_members
+from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.podman import Podman
 from tests.support.process import CommandFailed, run
 from tests.support.pulls import ALL, OFFLINE
 from tests.support.skopeo import compare_directory
+from tests.support.tmpfs import tmpfs
 
 #: What requests without the bytes of a base image take at most, heads and small blobs together.
 _SMALL = 200_000
@@ -191,6 +193,20 @@ def test_skopeo_deletes_and_lists(hosting: HostingSite) -> None:
     assert tags() == ["b"]
     with pytest.raises(CommandFailed, match=r"manifest unknown|not found"):
         _copy(f"{name}:a", f"dir:{hosting.directory}/gone")
+
+
+def test_skopeo_shows_that_the_disk_is_full(hosting: HostingSite, directory: Path) -> None:
+    """A layer of 64 MB on a disk that has no room for it: the status is shown, and nothing is left."""
+    image = hosting.images["big"]
+    with (
+        tmpfs(directory, "size=90m") as disk,
+        MirrorProcess(write_config(disk, {}, workers=1, more=OPEN_TO_PUSHES)) as mirror,
+    ):
+        with pytest.raises(CommandFailed, match="507 Insufficient Storage"):
+            _copy(f"docker://{hosting.own_name(image)}", f"docker://{mirror.address}/corp/big:v1")
+        assert mirror.get(f"/v2/corp/big/manifests/{image.digest}")[0] == 404
+        assert not list((disk / "store" / "uploads").iterdir())
+        assert not [file for file in (disk / "store" / "hosted").glob("*/*/*") if file.stat().st_size > 1 << 20]
 
 
 def test_podman_pulls_what_skopeo_pushed(hosting: HostingSite, podman: Podman) -> None:

@@ -136,8 +136,9 @@ def test_90_91_92_power_cuts(tmp_path: Path, times: Callable[[str, int], int], t
             for number in range(cuts):
                 pushers.go()
                 time.sleep(chance.uniform(0.0, 0.8))  # the moment of the fault
+                pushers.lose()
                 disk.cut()
-                # whoever is answered now is answered wrongly: nothing reaches the disk any more
+                # nothing reaches the disk any more, so nothing may be acknowledged
                 time.sleep(chance.uniform(0.0, 0.05))
                 workers.kill()
                 disk.remount()

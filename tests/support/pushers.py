@@ -10,6 +10,9 @@
 
 A client knows of each tag and manifest what it may be: one state after an answer, two while an answer is missing. What
 a client or `look` has once seen must stay. Layers are shared by all clients.
+
+Between a simulated power cut and the end of the worker, the worker still reads what is in the kernel's memory and will
+be lost. So `lose()` comes before such a cut: what is only seen from then on proves nothing. Acknowledgements count.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ class Pushers:
         self._changing = threading.Condition()
         self._going = self._leaving = False
         self._busy = 0
+        self._losing = False
         #: Never set before the end: what a client waits on between two tries.
         self.pause = threading.Event()
         #: Kinds of acknowledged changes, and statuses of all answers (0: none).
@@ -91,7 +95,12 @@ class Pushers:
         """The clients begin, or go on."""
         with self._changing:
             self._going = True
+            self._losing = False
             self._changing.notify_all()
+
+    def lose(self) -> None:
+        """To be called right before the power is cut: until `go`, clients believe only what is acknowledged."""
+        self._losing = True
 
     def rest(self) -> None:
         """Returns once no client has a request under way."""
@@ -204,7 +213,7 @@ class Pushers:
         repository.tags[tag].add(None)
         target = f"/v2/{repository.name}/manifests/{tag}"
         status, _, body = connection.insist("DELETE", target)
-        if status in (202, 404):
+        if status == 202 or self._has_seen(status == 404):
             repository.tags[tag] = {None}
             self._count("tag deleted")
         else:
@@ -217,7 +226,7 @@ class Pushers:
                 may_be.add(None)
         target = f"/v2/{repository.name}/manifests/{image.digest}"
         status, _, body = connection.insist("DELETE", target)
-        if status in (202, 404):
+        if status == 202 or self._has_seen(status == 404):
             repository.manifests[image.digest] = {False}
             for may_be in repository.tags.values():
                 may_be.discard(image.digest)
@@ -288,12 +297,18 @@ class Pushers:
                 continue
             if status not in (204, 404):
                 return status, body
-            if connection.insist("HEAD", f"{begin.removesuffix('uploads/')}{digest}")[0] == 200:
+            if self._has_seen(connection.insist("HEAD", f"{begin.removesuffix('uploads/')}{digest}")[0] == 200):
                 return 201, b""
             status, headers, body = connection.insist("POST", begin)
             if status != 202:
                 return status, body
             arrived, place = 0, headers["Location"]
+
+    def _has_seen(self, seen: bool) -> bool:
+        """Whether that can be relied on. Raises `_Resting` if the power is cut."""
+        if seen and self._losing:
+            raise _Resting
+        return seen
 
     def _count(self, kind: str) -> None:
         with self._changing:
@@ -307,12 +322,16 @@ class Pushers:
         for tag in list(repository.tags):
             self._look_at_tag(connection, repository, tag)
 
-    def _look_at_tag(self, connection: _Connection, repository: _Repository, tag: str) -> None:
+    def _look_at_tag(
+        self, connection: _Connection, repository: _Repository, tag: str, *, insisting: bool = False
+    ) -> None:
         target = f"/v2/{repository.name}/manifests/{tag}"
         status, headers, body = connection.insist("GET", target, headers={"Accept": _MANIFEST})
         seen = headers["Docker-Content-Digest"] if status == 200 else None
         if status not in (200, 404):
             self._say(f"GET {target}: {status} {body[:300]!r}")
+        elif self._losing and not insisting:
+            raise _Resting
         elif seen not in repository.tags[tag]:
             self._say(f"{target} is {seen}, and may be {repository.tags[tag]}")
         elif seen is not None and body != repository.images[seen].manifest:
@@ -345,7 +364,7 @@ class Pushers:
                     self._look_at_blob(connection, name, blob, content)
                 whole += 1
             for tag in list(repository.tags):
-                self._look_at_tag(connection, repository, tag)
+                self._look_at_tag(connection, repository, tag, insisting=True)
             self._look_at_list(connection, repository)
             for blob, content in repository.blobs.items() if self._blobs_stay else ():
                 self._look_at_blob(connection, name, blob, content)
