@@ -15,6 +15,7 @@ from mirror.config import Config
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
+from mirror.graph.damage import restore_hosted
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.oci.digest import Digest
@@ -110,7 +111,7 @@ async def _sweep(config: Config, storage: Storage) -> None:
     expired = await asyncio.to_thread(storage.hosted.uploads.sweep, time.time() - config.hosting.upload_timeout)
     if expired.sessions:
         telemetry.log.info("upload sessions expired", sessions=expired.sessions, bytes=expired.bytes)
-    telemetry.HOSTED_DAMAGED.set(len(await asyncio.to_thread(storage.hosted.blobs.damaged)))
+    telemetry.HOSTED_DAMAGED.set(await asyncio.to_thread(restore_hosted, storage.store, storage.hosted.blobs))
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
         await asyncio.to_thread(storage.eviction.pinned.digests, time.time())

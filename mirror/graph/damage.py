@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.graph.manifests import StoredManifest, read_stored
@@ -9,7 +11,7 @@ from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import INDEXES
 from mirror.oci.reference import Repo
-from mirror.ports import BlobInfo, BlobReader, Blobs, Catalog, RepairableBlobs
+from mirror.ports import BlobInfo, BlobReader, Blobs, Catalog, HostedBlobs, RepairableBlobs
 
 
 def manifest_to_serve(store: RepairableBlobs, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
@@ -78,6 +80,22 @@ def try_set_aside(store: RepairableBlobs, digest: Digest) -> None:
         set_aside(store, digest)
     except StoreError as error:
         telemetry.log.error("damaged blob cannot be set aside", digest=str(digest), reason=str(error))
+
+
+def restore_hosted(cache: Blobs, hosted: HostedBlobs) -> int:
+    """Blocking: gives damaged hosted blobs their names again, if the cache has sound files of them, as after a pull.
+    Returns how many are still damaged. Raises `StoreError` if they cannot be listed.
+    """
+    damaged = hosted.damaged()
+    restored = 0
+    for blob in damaged:
+        # an error with one is no reason to leave out the others
+        with suppress(BlobUnknown, StoreError):
+            if is_sound(cache, cache.stat(blob.digest)):
+                hosted.adopt(blob.digest)
+                restored += 1
+                telemetry.log.info("damaged blob repaired", digest=str(blob.digest))
+    return len(damaged) - restored
 
 
 def is_sound(store: Blobs, info: BlobInfo) -> bool:

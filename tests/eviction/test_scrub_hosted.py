@@ -11,6 +11,7 @@ import pytest
 from mirror.errors import BlobUnknown
 from mirror.eviction.scrub import HostedNaming, Owner, Scrub, ScrubProgress, dangling_records, scrub_all
 from mirror.graph.blob_places import BlobPlaces
+from mirror.graph.damage import restore_hosted
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
@@ -122,6 +123,20 @@ async def test_a_sound_file_of_the_cache_repairs_it(site: Site) -> None:
     assert not site.fetched
     assert site.hosted.hosted(DIGEST).size == len(LAYER)
     assert site.contents.read(DIGEST, 1000) == LAYER
+
+
+async def test_a_pull_of_the_same_blob_repairs_it(site: Site) -> None:
+    """A cached repository has fetched it again; the hourly look gives it the hosted name, unless it is damaged, too."""
+    site.push(HOSTED)
+    spoil(site.layout.hosted_blob(DIGEST))
+    assert (await site.scrub()).lost == [DIGEST]
+    assert restore_hosted(site.store, site.hosted) == 1
+    site.store.put(DIGEST, LAYER)
+    spoil(site.layout.blob(DIGEST))
+    assert restore_hosted(site.store, site.hosted) == 1
+    site.store.put(DIGEST, LAYER)
+    assert restore_hosted(site.store, site.hosted) == 0
+    assert site.is_one_file(DIGEST)
 
 
 async def test_a_damaged_file_of_the_cache_costs_hosted_content_nothing(site: Site) -> None:
