@@ -71,7 +71,7 @@ def hosted_blob_forecast(*, here: bool) -> str:
 
 def _hosted(facts: Facts) -> Iterator[str]:
     if not facts.here:
-        yield "404: the registry is hosted here, and the image was not pushed, or was deleted"
+        yield "404: the registry is hosted here, and the image was not pushed, or was deleted (see `mirror undelete`)"
         return
     yield "served from here, to callers whom an access rule allows to pull"
     if facts.missing:
