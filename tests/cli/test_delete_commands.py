@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,21 @@ def test_what_is_refused(site: _Site, words: list[str], said: str) -> None:
     assert done.status in (1, 2)
     assert said in done.err
     assert len(site.images()) == 2
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("answer", "words", "gone"), [("n", [], False), ("y", [], True), ("", ["--yes"], True)])
+def test_a_terminal_is_asked_first(
+    site: _Site, monkeypatch: pytest.MonkeyPatch, answer: str, words: list[str], gone: bool
+) -> None:
+    """Before a whole repository goes; it is shown what would go."""
+    site.here.image([b"layer"], tag="v1")
+    monkeypatch.setattr("sys.stdin", _Terminal(f"{answer}\n"))
+    done = site.run("delete", "corp/team/app", "--repository", *words)
+    assert done.status == (0 if gone else 1)
+    assert ("would be deleted" in done.out) == (not words)
+    assert site.images() == ([] if gone else ["corp/team/app:v1"])
