@@ -166,7 +166,8 @@ def check(
     else:
         sealed = " (none is contacted)" if loaded.offline else ""
         syncs = f", {len(loaded.sync)} sync rules" if loaded.sync else ""
-        upstreams = f"{len(loaded.upstream)} upstreams{sealed}{syncs}"
+        hosted = f", hosts {', '.join(entry.name for entry in loaded.hosted)}" if loaded.hosted else ""
+        upstreams = f"{len(loaded.upstream)} upstreams{sealed}{hosted}{syncs}"
         say(f"{config or 'defaults'}: good: {upstreams}, store at {loaded.store.root}")
         for result in results:
             say(f"{'ok    ' if result.ok else 'FAILED'} {result.upstream} ({result.url}): {result.detail}")

@@ -81,6 +81,14 @@ def test_lists_and_details_say_what_is_hosted(site: _Site) -> None:
     assert json.loads(site.run("show", "corp/team/app:v1", "--json"))["hosted"]
 
 
+def test_check_says_what_is_hosted(site: _Site) -> None:
+    """And that nobody may use it without a rule."""
+    done = mirror("check", "--config", site.config)
+    assert done.status == 0
+    assert "1 upstreams, hosts corp, store at" in done.out
+    assert "no [[access.rule]] allows anybody to pull or push" in done.err
+
+
 def test_a_tag_whose_manifest_is_gone_is_not_there(site: _Site) -> None:
     """A deletion that was interrupted between the manifest and its tags."""
     site.here.catalog.drop_manifest(_APP, site.root.digest)
