@@ -99,6 +99,12 @@ class BlobPass:
                 elif self._pace.spent(NAME):
                     yield
             after = page[-1].digest
+        # damaged ones wait for a push that repairs them, as long as a repository has them
+        for damaged in self._blobs.damaged():
+            if damaged.digest not in marks:
+                self._wait(damaged.digest, damaged.size)
+            if self._pace.spent(RECORD):
+                yield
         self._blobs.flush()
 
     def _collect(self, digest: Digest, version: Version) -> None:

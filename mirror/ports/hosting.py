@@ -68,7 +68,8 @@ class HostedBlobs(Protocol):
         """Let a blob wait to be collected. Raises `RecordChanged` if it waits already, `StoreError`."""
 
     def collect(self, digest: Digest, expect: Version) -> int:
-        """Delete the hosted name and the queue's record; returns the bytes of the blob, 0 if there was none.
+        """Delete the hosted name, a damaged file that was set aside, and the queue's record; returns the bytes of the
+        blob, 0 if it had no hosted name.
 
         Raises `RecordChanged` if the record is no longer in that version: the blob was rescued, and stays.
         """
@@ -78,7 +79,7 @@ class HostedBlobs(Protocol):
 
     def damaged(self) -> Sequence[QuarantinedBlob]:
         """The damaged blobs that were set aside and have no hosted name now, in no order. Each stays until it gets its
-        name again, by `adopt`, `put` or `publish`.
+        name again, by `adopt`, `put` or `publish`, or until it is collected.
         """
 
     def blobs(self, after: Digest | None, count: int) -> Sequence[BlobInfo]:

@@ -164,6 +164,19 @@ def test_101_a_damaged_link_keeps_its_bytes(world: CollectedWorld, monkeypatch: 
     assert other not in set(world.records.linked(APP))
 
 
+def test_damaged_content_stays_as_long_as_something_needs_it(world: CollectedWorld) -> None:
+    """A push of the same digest repairs it; once nothing needs it, it goes."""
+    pushed, layer = world.push_image(APP, b"one"), Digest.of(b"one")
+    _, reader = world.blobs.names.open(layer)
+    assert world.blobs.names.set_aside(layer, reader)
+    world.collect_until_nothing_waits()
+    assert [blob.digest for blob in world.blobs.damaged()] == [layer]
+    world.delete(APP, pushed, "v1", keep=False)
+    world.collect_until_nothing_waits()
+    assert not world.blobs.damaged()
+    assert not list(world.blobs.all_queued())
+
+
 def test_a_repository_that_cannot_be_listed_stops_the_second_pass(
     world: CollectedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

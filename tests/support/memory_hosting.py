@@ -76,6 +76,7 @@ class MemoryHostedBlobs:
             if found is None or found.version != expect:
                 raise RecordChanged("the record was changed meanwhile")
             del self._queue[digest]
+            self.names.drop_quarantined(digest)
             return self.names.delete(digest).size
 
     def all_queued(self) -> Iterable[QueuedBlob]:
