@@ -16,10 +16,11 @@ from typing import Final, Protocol
 from mirror.bundles.inventory import ListedImage
 from mirror.bundles.layout_source import FileBody, OnRead
 from mirror.errors import BlobUnknown, BundleError
+from mirror.graph.blob_places import BlobPlaces
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
-from mirror.ports import BlobStore
+from mirror.ports import Blobs
 
 #: How many levels of indexes within indexes are allowed.
 _DEEPEST: Final = 8
@@ -100,7 +101,7 @@ class ImportPlan:
 
 def plan_images(
     images: Iterable[tuple[ListedImage, ImportSource]],
-    store: BlobStore,
+    store: Blobs | BlobPlaces,
     *,
     may_serve: MayServe,
     left_out: Collection[Digest] = (),
@@ -112,7 +113,8 @@ def plan_images(
     size than its descriptor says, the image is refused; with `skip_damaged` it is planned, and the import
     will find that the blob is damaged. Raises `StoreError`.
     """
-    planner = _Planner(store, may_serve, frozenset(left_out), skip_damaged)
+    places = store if isinstance(store, BlobPlaces) else BlobPlaces.only(store)
+    planner = _Planner(places, may_serve, frozenset(left_out), skip_damaged)
     for image, source in images:
         try:
             planner.plan.images.append(planner.image(image, source))
@@ -131,9 +133,11 @@ class _Read:
 
 
 class _Planner:
-    def __init__(self, store: BlobStore, may_serve: MayServe, left_out: frozenset[Digest], skip_damaged: bool) -> None:
+    def __init__(
+        self, places: BlobPlaces, may_serve: MayServe, left_out: frozenset[Digest], skip_damaged: bool
+    ) -> None:
         self.plan = ImportPlan()
-        self._store = store
+        self._places = places
         self._may_serve = may_serve
         self._left_out = left_out
         self._skip_damaged = skip_damaged
@@ -209,7 +213,7 @@ class _Planner:
         """
         size = source.size(blob.digest)
         if size is None:
-            here = size_here(self._store, blob.digest)
+            here = size_here(self._places.of(repo), blob.digest)
             if here is None or blob.size not in (-1, here):
                 return False
             return blob.digest in self._left_out or self._may_serve(repo, blob.digest)
@@ -226,7 +230,7 @@ def parse_manifest(content: bytes, descriptor: Descriptor) -> Manifest:
         raise BundleError(f"{descriptor.digest} is not a manifest: {error}") from error
 
 
-def size_here(store: BlobStore, digest: Digest) -> int | None:
+def size_here(store: Blobs, digest: Digest) -> int | None:
     """The blob's size in this store in bytes; None if it is certainly absent. Raises `StoreError`."""
     try:
         return store.stat(digest).size

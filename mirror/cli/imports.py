@@ -22,12 +22,12 @@ from mirror.cli.base import ConfigFile, JsonOption, application, complain, count
 from mirror.cli.long_running import from_file, in_thread, progress
 from mirror.cli.store_checks import check_owner
 from mirror.errors import BundleError, ConfigError, Denied, RequestError
+from mirror.graph.blob_places import BlobPlaces
 from mirror.hosting.hosted_imports import HostedImports
 from mirror.intake.grants import Grants
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
-from mirror.ports import BlobStore
 from mirror.values.sizes import format_size
 
 
@@ -105,7 +105,7 @@ class _Import:
     async def of_layout(self, path: Path, name: str | None, key: Any) -> dict[str, Any]:
         from mirror.app.hosting import open_hosted_imports
         from mirror.app.import_target import import_target
-        from mirror.app.storage import open_storage
+        from mirror.app.storage import blob_places, open_storage
         from mirror.config import routing_table
 
         table = routing_table(self._loaded)
@@ -113,11 +113,11 @@ class _Import:
             try:
                 with LayoutSource(path) as layout, progress() as begin:
                     hosted = open_hosted_imports(self._loaded, storage, cli_caller())
-                    may_serve = _rights(storage, hosted)
+                    may_serve, places = _rights(storage, hosted), blob_places(self._loaded, storage)
                     bundle = await in_thread(lambda _: read_bundle(layout, table, name=name, key=key))
                     images = [(image, layout) for image in bundle.images]
                     plan = await in_thread(
-                        lambda _: plan_images(images, storage.store, may_serve=may_serve, left_out=_left_out(bundle))
+                        lambda _: plan_images(images, places, may_serve=may_serve, left_out=_left_out(bundle))
                     )
                     _refuse_names(plan, hosted)
                     plan.require_complete(partial=self._partial)
@@ -131,7 +131,7 @@ class _Import:
     async def of_registry(self, path: Path, registry: str | None) -> dict[str, Any]:
         from mirror.app.hosting import open_hosted_imports
         from mirror.app.import_target import import_target
-        from mirror.app.storage import open_storage
+        from mirror.app.storage import blob_places, open_storage
         from mirror.config import routing_table
 
         table = routing_table(self._loaded)
@@ -144,8 +144,8 @@ class _Import:
             with progress() as begin:
                 data = RegistryData(path)
                 hosted = open_hosted_imports(self._loaded, storage, cli_caller())
-                may_serve = _rights(storage, hosted)
-                plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, storage.store, may_serve))
+                may_serve, places = _rights(storage, hosted), blob_places(self._loaded, storage)
+                plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, places, may_serve))
                 _refuse_names(plan, hosted)
                 result = await self._import(
                     plan, import_target(self._loaded, storage, hosted), begin, skip_damaged=True
@@ -199,7 +199,7 @@ def _rights(storage: Any, hosted: HostedImports) -> MayServe:
 
 
 def _plan_registry(
-    data: RegistryData, registry: str, table: RoutingTable, store: BlobStore, may_serve: MayServe
+    data: RegistryData, registry: str, table: RoutingTable, places: BlobPlaces, may_serve: MayServe
 ) -> ImportPlan:
     """Blocking."""
     images: list[tuple[ListedImage, RegistryRepository]] = []
@@ -212,7 +212,7 @@ def _plan_registry(
             continue
         images += [(image, repository) for image in found]
         refused |= {f"{repository.name}:{tag}": "its manifest is missing or damaged" for tag in lost}
-    plan = plan_images(images, store, may_serve=may_serve, skip_damaged=True)
+    plan = plan_images(images, places, may_serve=may_serve, skip_damaged=True)
     plan.refused |= refused
     return plan
 

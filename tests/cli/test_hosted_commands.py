@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mirror.bundles.inventory import Inventory
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import LinkState
@@ -186,8 +187,13 @@ def test_a_hosted_image_goes_into_a_bundle(tmp_path: Path) -> None:
     link = HostedHere(tmp_path / "other/store").records.link(hosted.repo, Digest.of(b"only here"))
     assert link
     assert link.record.state is LinkState.LINKED
-    hosted.image([b"newer"], tag="v1")
-    site.json("export", "corp/own:v1", "-o", bundle)
+    # of the new image, the bundle has only what the other site lacks
+    for info in list(other.here.store.walk()):
+        other.here.store.delete(info.digest)
+    inventory = tmp_path / "inventory.json"
+    inventory.write_bytes(Inventory((), {Digest.of(b"only here"): len(b"only here")}).to_bytes())
+    hosted.image([b"only here", b"newer"], tag="v1")
+    assert site.json("export", "corp/own:v1", "-o", bundle, "--since", str(inventory))["left_out"]["blobs"] == 1
     [usage] = other.json("status")["hosted"]
     assert (usage["scope"], usage["quota"]) == ("corp", 1_000_000)
     assert usage["bytes"] > len(b"only here")
