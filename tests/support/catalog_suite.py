@@ -86,6 +86,24 @@ class CatalogSuite:
         catalog.put_tag(Repo("ghcr.io", "tags/only"), tag("latest"))
         assert another.repositories_added() > before
 
+    def test_an_emptied_repository_is_none(self, catalog: Catalog, another: Catalog) -> None:
+        """Once its last tag and manifest are gone it is not listed; it comes back, and is counted, with the next."""
+        catalog.put_tag(ALPINE, tag("latest"))
+        catalog.put_manifest(ALPINE, manifest())
+        catalog.drop_tag(ALPINE, "latest")
+        assert list(another.repositories()) == [ALPINE]
+        catalog.drop_manifest(ALPINE, ONE)
+        assert list(another.repositories()) == []
+        before = another.repositories_added()
+        catalog.put_manifest(ALPINE, manifest())
+        assert list(another.repositories()) == [ALPINE]
+        assert another.repositories_added() > before
+        catalog.drop_manifest(ALPINE, ONE)
+        before = another.repositories_added()
+        catalog.put_tag(ALPINE, tag("latest"))
+        assert list(another.repositories()) == [ALPINE]
+        assert another.repositories_added() > before
+
     def test_tags_are_sorted(self, catalog: Catalog) -> None:
         """Sorted by code point, in whichever order they were added, with every character that a tag may have."""
         names = ["v1.10", "v1.2", "_x", "1", "Z", "a-b", "A" * 128, "sha256-" + "a" * 64, "a..."]

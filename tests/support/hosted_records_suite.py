@@ -239,4 +239,6 @@ class HostedRecordsSuite:
         assert sorted(another.repositories("corp")) == sorted([*images[:2], *others])
         assert list(another.repositories("other")) == [images[2]]
         assert list(another.repositories("corporation")) == []
+        records.drop_link(others[3], ONE)
+        assert others[3] not in another.repositories("corp")
         assert sorted(catalog.repositories()) == sorted(images)

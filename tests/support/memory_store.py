@@ -362,6 +362,7 @@ class MemoryCatalog:
         self._tags: dict[Repo, dict[str, TagRecord]] = {}
         self._manifests: dict[Repo, dict[Digest, ManifestRecord]] = {}
         self._histories: dict[tuple[Repo, str], tuple[Sighting, ...]] = {}
+        self._added = 0
         self._changing = threading.Lock()
 
     def tag(self, repo: Repo, tag: str) -> Versioned[TagRecord] | None:
@@ -373,6 +374,7 @@ class MemoryCatalog:
     def put_tag(self, repo: Repo, record: TagRecord, *, expect: Expected = None) -> Version:
         with self._changing:
             _expect(self.tag(repo, record.tag), expect)
+            self._added += not self._tags.get(repo)
             self._tags.setdefault(repo, {})[record.tag] = record
         return _version(record)
 
@@ -399,6 +401,7 @@ class MemoryCatalog:
     def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
         with self._changing:
             _expect(self.manifest(repo, record.digest), expect)
+            self._added += not self._manifests.get(repo)
             self._manifests.setdefault(repo, {})[record.digest] = record
         return _version(record)
 
@@ -417,7 +420,7 @@ class MemoryCatalog:
         """Does nothing: the content does not outlive the process."""
 
     def repositories_added(self) -> int:
-        return len({*self._tags, *self._manifests})
+        return self._added
 
     def repositories(self) -> Iterable[Repo]:
         return [repo for repo in {**self._tags, **self._manifests} if self._tags.get(repo) or self._manifests.get(repo)]

@@ -18,6 +18,7 @@ from mirror.policy.records import ManifestRecord, Sighting, TagRecord, read_hist
 from mirror.ports import Expected, Version, Versioned
 from mirror.store.local.layout import Layout, file_name
 from mirror.store.local.record_files import (
+    LISTED,
     RecordFiles,
     digests_in,
     read_file,
@@ -86,7 +87,7 @@ class LocalCatalog:
         return digests_in(self._layout.manifests(repo))
 
     def repositories(self) -> Iterable[Repo]:
-        return repositories_with(self._layout, ("_tags", "_manifests"))
+        return repositories_with(self._layout, LISTED)
 
     def repositories_added(self) -> int:
         try:

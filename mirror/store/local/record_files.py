@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mirror.errors import RecordDamaged, RequestError
 from mirror.oci.digest import Digest
@@ -25,6 +25,9 @@ from mirror.store.local.layout import Layout, digest_from
 from mirror.store.local.record_versions import only_writer, version_of
 
 T = TypeVar("T")
+
+#: The folders whose records make a repository one that is listed.
+LISTED: Final = ("_tags", "_manifests")
 
 
 class RecordFiles:
@@ -40,10 +43,12 @@ class RecordFiles:
     def write(self, path: Path, content: bytes, expect: Expected = None) -> Version:
         """Write or replace a record. Durable after `flush`. Raises `RecordChanged`, `StoreError`."""
         with store_errors("writing a record of a repository"):
-            if make_folder(path.parent, below=self._layout.repositories, sync=self._unsynced.add):
-                self._note_added()
+            make_folder(path.parent, below=self._layout.repositories, sync=self._unsynced.add)
+            first = path.parent.name in LISTED and not _has_files(path.parent)
             guard = only_writer(self._layout, path, expect)
             write_whole(path, content, through=self._layout.ingests, sync=self._unsynced.add, guard=guard)
+            if first:
+                self._note_added()
         return version_of(content)
 
     def drop(self, path: Path, expect: Expected = None) -> None:
@@ -62,7 +67,7 @@ class RecordFiles:
             self._unsynced.sync()
 
     def _note_added(self) -> None:
-        """Raise the count of repositories. Called after the folder is made: a process that reads the count and then
+        """Raise the count of repositories. Called after the record is written: a process that reads the count and then
         lists the folders misses none.
         """
         # if this fails, other processes list the repository some seconds later
@@ -117,18 +122,28 @@ def registries_in(layout: Layout) -> Iterator[str]:
 
 
 def repositories_with(layout: Layout, folders: Iterable[str], registry: str = "") -> Iterator[Repo]:
-    """The repositories that have one of these folders, in no order: all, or those of one registry. Raises `StoreError`.
-
-    A folder stays when its last record has gone, so a repository may be listed that has no record.
+    """The repositories that have a record in one of these folders, in no order: all, or those of one registry. Raises
+    `StoreError`.
     """
     wanted = frozenset(folders)
     root = layout.repositories
     for folder, below, _files in os.walk(root / registry if registry else root, onerror=_must_be_absent):
-        if wanted.intersection(below):
+        # a folder stays when its last record has gone
+        if any(_has_files(Path(folder, name)) for name in below if name in wanted):
             found, _, name = os.path.relpath(folder, root).partition("/")
             with suppress(RequestError):
                 yield Repo(check_registry(found), check_name(name))
         below[:] = [name for name in below if not name.startswith("_")]
+
+
+def _has_files(folder: Path) -> bool:
+    """True if there is anything in the folder. Raises `StoreError`."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError as error:
+        _must_be_absent(error)
+        return False
 
 
 def _must_be_absent(error: OSError) -> None:
