@@ -13,6 +13,7 @@ import bcrypt
 import pytest
 
 from tests.clients.conftest import short_directory
+from tests.support.command import mirror
 from tests.support.containerd_process import ContainerdProcess, write_hosts
 from tests.support.dockerd_process import DockerdProcess, PullFailed, PushFailed
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -25,6 +26,7 @@ from tests.support.pushed import read_pushed
 _ALICE: Final = ("alice", "alices-word")
 _BOB: Final = ("bob", "bobs-word")
 _TOKEN: Final = ("ci", "a-token-of-some-length")
+_ALLOWED: Final = ("--allow", "pull,write", "corp/team/**", "--expires", "never")
 #: How clients show a refusal.
 _DENIED: Final = r"(?i)denied|forbidden|403"
 _UNAUTHORIZED: Final = r"(?i)unauthorized|no basic auth|authentication required|denied|401"
@@ -65,12 +67,20 @@ def guarded() -> Iterator[_Guarded]:
         repositories = ["corp/**"]
     """
     try:
-        with MirrorProcess(write_config(directory, {"docker.io": "http://127.0.0.1:9"}, more=access)) as mirror:
-            yield _Guarded(mirror, directory)
-            text = "\n".join(map(str, mirror.log))
+        with MirrorProcess(write_config(directory, {"docker.io": "http://127.0.0.1:9"}, more=access)) as running:
+            yield _Guarded(running, directory)
+            text = "\n".join(map(str, running.log))
         assert not [word for _, word in (_ALICE, _BOB, _TOKEN) if word in text]
     finally:
         shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def robot(guarded: _Guarded) -> tuple[str, str]:
+    """Name and secret of a robot that may push below `corp/team/`."""
+    made = mirror("token", "create", "builds", *_ALLOWED, "--json", "--config", guarded.directory / "mirror.toml")
+    assert made.status == 0, made
+    return "builds", made.json["secret"]
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +93,9 @@ def _build(dockerd: DockerdProcess, name: str) -> None:
     dockerd.build(name, "FROM scratch\nCOPY own /own\n", {"own": name.encode()})
 
 
-def test_docker(guarded: _Guarded, dockerd: DockerdProcess) -> None:
-    """`docker login` and `docker push` with an account and with a token; who may not push is told so."""
-    for number, account in enumerate((_ALICE, _TOKEN)):
+def test_docker(guarded: _Guarded, dockerd: DockerdProcess, robot: tuple[str, str]) -> None:
+    """`docker login` and `docker push` with an account, a token and a robot; who may not push is told so."""
+    for number, account in enumerate((_ALICE, _TOKEN, robot)):
         dockerd.log_in(guarded.mirror.address, *account)
         name = guarded.named(f"team/docker-{number}")
         _build(dockerd, name)
@@ -98,15 +108,16 @@ def test_docker(guarded: _Guarded, dockerd: DockerdProcess) -> None:
         dockerd.push(name)
     elsewhere = guarded.named("other/docker")
     dockerd.tag(name, elsewhere)
-    with pytest.raises(PushFailed, match=_DENIED):
-        dockerd.push(elsewhere, account=_ALICE)
+    for account in (_ALICE, robot):
+        with pytest.raises(PushFailed, match=_DENIED):
+            dockerd.push(elsewhere, account=account)
     dockerd.remove(name)
     with pytest.raises(PullFailed):
         dockerd.pull(name)
     dockerd.pull(name, account=_BOB)
 
 
-def test_podman(guarded: _Guarded) -> None:
+def test_podman(guarded: _Guarded, robot: tuple[str, str]) -> None:
     """The same with `podman login` and an `auth.json`."""
     name = guarded.named("team/podman")
     with closing(Podman(guarded.directory / "podman", guarded.mirror.address)) as podman:
@@ -126,7 +137,7 @@ def test_podman(guarded: _Guarded) -> None:
         log_in(_BOB)
         with pytest.raises(CommandFailed, match=_DENIED):
             podman("push", "--tls-verify=false", accounts, name)
-        for account in (_ALICE, _TOKEN):
+        for account in (_ALICE, _TOKEN, robot):
             log_in(account)
             podman("push", "--tls-verify=false", accounts, name)
         assert read_pushed(guarded.mirror.url, "corp/team/podman", "v1", account=_BOB).blobs
