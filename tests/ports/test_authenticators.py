@@ -27,6 +27,7 @@ from mirror.access.certificate import identity_of
 from mirror.access.htpasswd import Htpasswd, costs_to_spend, parse_htpasswd
 from mirror.access.oidc import Issuer, OidcIssuer
 from mirror.access.own_tokens import IssuedTokens, read_keys
+from mirror.access.robots import new_secret
 from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.errors import AccessUnavailable, ConfigError, Unauthorized
 from mirror.oci.authorization import CallerCredentials
@@ -618,3 +619,12 @@ async def test_a_token_of_a_way_in_that_is_no_more() -> None:
             assert (await front.authenticate(token)).groups == groups
     with pytest.raises(Unauthorized):
         await Authentication([issued], {AuthMethod.TOKEN: Nobody()}).authenticate(token)
+
+
+async def test_no_secret_of_ours_is_shown_to_an_upstream() -> None:
+    """Names and passwords that nobody knows here may be those of an upstream; no token or secret of ours is."""
+    front = Authentication([], foreign=True)
+    assert (await front.authenticate(CallerCredentials("alice", "pw"))).method is AuthMethod.UPSTREAM
+    for secret in ("mirror-1.expired", "mirror_robot_revoked", new_secret()[0]):
+        with pytest.raises(Unauthorized):
+            await front.authenticate(CallerCredentials("alice", secret))
