@@ -28,6 +28,7 @@ from mirror.store.local.layout import Layout
 from mirror.store.local.pin_files import LocalPins
 from tests.support.admin_client import AdminReply, ask_admin
 from tests.support.fake_registry import FakeRegistry, stall
+from tests.support.hosted_here import HostedHere
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import PATIENCE, eventually
@@ -56,7 +57,9 @@ def config(registry: FakeRegistry, tmp_path: Path) -> Path:
         '[[sync]]\nname = "team/nightly"\nfrom = "docker.io/library/app"\ntags = "v2"\ncron = "0 0 1 1 *"',
         f"[access]\naudit_log = {json.dumps(str(tmp_path / 'audit.log'))}",
     ]
-    return write_config(tmp_path, {"docker.io": registry.url}, workers=2, more="\n".join(more))
+    return write_config(
+        tmp_path, {"docker.io": registry.url}, workers=2, more="\n".join([*more, "[[hosted]]", 'name = "corp"'])
+    )
 
 
 @pytest.fixture
@@ -608,7 +611,9 @@ def test_the_page_keeps_to_itself(registry: FakeRegistry, tmp_path: Path) -> Non
 # ----------------------------------------------------------------------------------------------------- the document
 
 
-def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., AdminReply]) -> None:
+def test_the_document_is_true(
+    mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., AdminReply], tmp_path: Path
+) -> None:
     """It is good OpenAPI 3.1, names exactly what exists, and every answer is as it says, errors too."""
     document = api("GET", "/openapi.json").json
     OpenAPIV31SpecValidator(document).validate()
@@ -617,6 +622,7 @@ def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api
 
     for tag in ("v0", "v1", "v2"):
         _pull(mirror, "library/app", tag)
+    HostedHere(tmp_path / "store").image([b"layer"], tag="v1")
     job = api("POST", "/prefetch", {"images": ["app:v1"]}).json["id"]
     eventually(lambda: api("GET", f"/jobs/{job}").json["state"] == "done", "the job is done")
     requests = [
@@ -634,6 +640,12 @@ def test_the_document_is_true(mirror: MirrorProcess, registry: FakeRegistry, api
         ("POST", "/sync/team/nightly/run", None), ("POST", "/sync/nope/run", None), ("GET", "/config", None),
         ("GET", "/clients", None), ("GET", "/clients?mirror=ftp://x", None), ("GET", "/openapi.json", None),
         ("GET", "/caches", None),
+        ("DELETE", "/hosted/corp/team/app:v1", None), ("DELETE", "/hosted/corp/team/app:v1", None),
+        ("DELETE", "/hosted/corp/team/app", None), ("GET", "/deleted", None), ("GET", "/deleted?limit=0", None),
+        ("POST", "/deleted/corp/team/app:v1", None), ("POST", "/deleted/corp/team/app:v1", None),
+        ("POST", "/deleted/app:v1", None), ("DELETE", "/hosted/corp/team/app?repository=true&now=true", None),
+        ("PUT", "/pins/corp/team/app:v1", None), ("DELETE", "/images/corp/team/app:v1", None),
+        ("GET", "/collection", None), ("POST", "/collection", None),
     ]  # fmt: skip
     tried = set()
     for method, path, body in requests:
