@@ -40,6 +40,8 @@ from mirror.values.sizes import format_size
 
 #: Candidates read in one step of an eviction. Many more would block the event loop; further steps follow if needed.
 _MOST_CANDIDATES: Final = 4096
+#: Bytes of a push for which cached content makes way before they have come.
+_AT_ONCE: Final = 64 << 20
 #: Seconds that a caller that changes nothing waits for a walk.
 _SOON: Final = 1.0
 
@@ -145,22 +147,31 @@ class Space:
         """
         await self._evict(lambda _: (size, size), on_disk=True)
 
-    async def make_room_for_push(self, size: int) -> None:
+    async def make_room_for_push(self, size: int, *, at_once: int = _AT_ONCE) -> None:
         """Makes sure that the disk has room for `size` more bytes of hosted content, which no capacity limits, and
         evicts cached content if needed. To be called before they are received, and again while they arrive: nothing is
         reserved. Quick if there is room. Raises `NoRoomForPush`, `StoreError`.
+
+        `size` is what a client claims, and a claim costs it nothing. So cached content makes way for the next `at_once`
+        bytes only. A claim for which everything that is cached would not be enough evicts nothing.
         """
         short = await self._short_of(size)
         if short <= 0:
             return
+        if size > at_once:
+            load = await self.load(patient=False)
+            cached = load.present + load.growing + load.aside
+            if short > cached:
+                raise _no_room(size, short - cached, "even if everything that is cached were evicted")
+            size = at_once
+            short = await self._short_of(size)
+            if short <= 0:
+                return
         with suppress(StoreFull):
             await self.make_room(short)
         # measured, because blobs that also have a hosted name free nothing, and other processes write as well
         if (short := await self._short_of(size)) > 0:
-            raise NoRoomForPush(
-                f"the disk has no room for {format_size(size)}: {format_size(short)} are missing after cached content "
-                "was evicted"
-            )
+            raise _no_room(size, short, "after cached content was evicted")
 
     async def _short_of(self, size: int) -> int:
         free, _ = await asyncio.to_thread(self._store.free)
@@ -312,3 +323,7 @@ class _Eviction:
         """Notes that `size` bytes fewer are needed."""
         self.should -= size
         self.must -= size
+
+
+def _no_room(size: int, short: int, when: str) -> NoRoomForPush:
+    return NoRoomForPush(f"the disk has no room for {format_size(size)}: {format_size(short)} are missing {when}")

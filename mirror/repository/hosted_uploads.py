@@ -28,7 +28,8 @@ from mirror.repository.protocol import PushBody
 
 T = TypeVar("T")
 
-#: Bytes for which the disk must have room while a body arrives; after as many, it is looked at again.
+#: Bytes for which the disk must have room while a body arrives; after as many, it is looked at again. Cached content
+#: makes way for as many at once (`Space.make_room_for_push`).
 _AHEAD: Final = 64 << 20
 #: Bytes of a body up to which the quota is looked at when it has come, rather than before: that takes one turn of a
 #: thread less.

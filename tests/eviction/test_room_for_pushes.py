@@ -34,6 +34,25 @@ async def test_a_push_evicts_what_is_cached() -> None:
     assert world.present() == set(digests[2:])
 
 
+async def test_a_claimed_size_evicts_no_more_than_comes_next() -> None:
+    """A client claims a size without sending a byte; what is cached makes way as the bytes come."""
+    world = await full_world(0)
+    digests = [await world.add(number) for number in range(8)]
+    await world.space.make_room_for_push(900, at_once=250)
+    assert world.present() == set(digests[1:])
+    await world.space.make_room_for_push(900, at_once=250)
+    assert world.present() == set(digests[1:])
+
+
+async def test_a_claimed_size_that_can_never_fit_evicts_nothing() -> None:
+    """It is refused before the client sends anything."""
+    world = await full_world()
+    before = world.present()
+    with pytest.raises(NoRoomForPush, match=r"no room for 1\.2 kB: 200 B are missing even if everything"):
+        await world.space.make_room_for_push(1200, at_once=250)
+    assert world.present() == before
+
+
 async def test_blobs_with_a_hosted_name_free_nothing() -> None:
     """They are dropped in their turn, and others after them, until the disk has the room."""
     world = await full_world(0)
