@@ -171,7 +171,7 @@ class Placing:
         """Returns if the tag is not frozen, or frozen at this digest. Raises `Denied`."""
         freeze = self._parts.histories.frozen(repo, tag)
         if freeze is not None and freeze.digest != digest:
-            raise Denied(f"the tag {repo}:{tag} is frozen at {freeze.digest}")
+            raise Denied(f"the tag {repo}:{tag} is frozen at {freeze.digest}; `mirror unfreeze` ends that")
 
     def check_still_there(self, repo: Repo, digest: Digest, tags: dict[str, Version]) -> None:
         """To be called after these tags were written: drops them if the manifest was deleted meanwhile, and raises

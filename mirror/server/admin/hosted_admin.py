@@ -124,7 +124,7 @@ class HostedAdmin:
         if repository and is_named:
             raise RequestError(f"{text}: a whole repository is named without tag and digest")
         if not repository and not is_named:
-            raise RequestError(f"{text}: name a tag or a digest, or say that the whole repository is meant")
+            raise RequestError(f"{text}: name a tag or a digest, or use `--repository` for all of it")
         return image.repo, None if repository else image
 
     # -------------------------------------------------------------------------------------------------- deletions
