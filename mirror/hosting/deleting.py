@@ -17,7 +17,7 @@ removed the link.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.hosted.push_checks import may_use
+from mirror.policy.hosted.push_checks import may_use, requirements
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.ports import Version, Versioned
@@ -219,6 +219,8 @@ class Deleting:
             if manifest is None:
                 raise ManifestBlobUnknown(f"the bytes of {digest} are gone", [str(digest)])
             change.made = True
+            for blob in requirements(manifest, sparse=True).blobs:
+                self._links.restore(repo, blob.digest)
             live = ManifestRecord(digest, record.media_type, record.size, record.pushed_at)
             self._placing.put_manifest(repo, manifest, live, caller, sparse=sparse)
             for tag in record.tags:
@@ -232,7 +234,7 @@ class Deleting:
 
     def delete_blob(self, repo: Repo, digest: Digest, caller: str) -> None:
         """Removes the link to a blob. Raises `BlobUnknown`, and `BlobReferenced` if a manifest of the repository names
-        the blob, or a deleted one that can be undeleted.
+        the blob. If a deleted manifest that can be undeleted names it, its bytes stay as long, and still count.
         """
         records = self._parts.records
         with self._changing(repo) as change:
@@ -245,7 +247,8 @@ class Deleting:
                 with suppress(RecordChanged):
                     version = self._links.remove(repo, found)
                     self._look_again(repo, found.record, version)
-                    self._parts.accounts.unlink(repo, digest)
+                    if not self._may_come_back(repo, digest):
+                        self._parts.accounts.unlink(repo, digest)
                     return
         raise StoreError(f"the link of {repo} to {digest} was changed all the time")
 
@@ -259,23 +262,28 @@ class Deleting:
             raise
 
     def _refuse_if_named(self, repo: Repo, digest: Digest) -> None:
-        if (by := self._named_by(repo, digest)) is not None:
+        if (by := self._named_by(repo, digest, self._parts.catalog.manifest_digests(repo))) is not None:
             raise BlobReferenced(f"the manifest {by} of {repo} names {digest}; delete the manifest first")
 
-    def _named_by(self, repo: Repo, digest: Digest) -> Digest | None:
-        """Returns a manifest of the repository that names the blob, live ones first; None if none does. Raises
-        `StoreError` if one cannot be read: it may name it.
+    def _may_come_back(self, repo: Repo, digest: Digest) -> bool:
+        """True if a deleted manifest names the blob, or may name it because it cannot be read."""
+        try:
+            return self._named_by(repo, digest, self._parts.records.deleted_manifests(repo)) is not None
+        except StoreError:
+            return True
+
+    def _named_by(self, repo: Repo, digest: Digest, manifests: Iterable[Digest]) -> Digest | None:
+        """Returns the first of these manifests that names the blob; None if none does. Raises `StoreError` if one
+        cannot be read: it may name it.
         """
-        # in this order: a deletion writes the record of the deletion before it drops the manifest's
-        for listed in (self._parts.catalog.manifest_digests(repo), self._parts.records.deleted_manifests(repo)):
-            for each in listed:
-                manifest = manifest_of_bytes(self._parts.contents, each)
-                if manifest is None:
-                    if has_blob(self._parts.contents, each):
-                        continue
-                    raise StoreError(f"the manifest {repo}@{each} is missing, and may name {digest}")
-                if any(blob.digest == digest for blob in (*manifest.blobs, *manifest.manifests)):
-                    return each
+        for each in manifests:
+            manifest = manifest_of_bytes(self._parts.contents, each)
+            if manifest is None:
+                if has_blob(self._parts.contents, each):
+                    continue
+                raise StoreError(f"the manifest {repo}@{each} is missing, and may name {digest}")
+            if any(blob.digest == digest for blob in (*manifest.blobs, *manifest.manifests)):
+                return each
         return None
 
     @contextmanager

@@ -12,6 +12,7 @@ So no time to wait stands between a push and the collection, and no lock either.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -100,6 +101,28 @@ class Links:
             except RecordChanged:
                 continue
             return kept
+        raise _never_still(repo, digest)
+
+    def restore(self, repo: Repo, digest: Digest) -> None:
+        """Links a blob again that a client has deleted here, because a deleted manifest that names it comes back. A
+        link of another state stays as it is; without the bytes, the mark of the deletion stays. Raises `QuotaExceeded`.
+        """
+        for _ in range(TRIES):
+            found = self._parts.records.link(repo, digest)
+            if found is None or found.record.state is not LinkState.REMOVED:
+                return
+            link = linked(digest, found.record.size, self._parts.now())
+            with suppress(RecordChanged):
+                version = self._parts.records.put_link(repo, link, expect=found.version)
+                try:
+                    self._bytes(link, rescue=True)
+                    self._parts.accounts.link(repo, digest, link.size)
+                except BlobUnknown:
+                    self._undo(repo, digest, found, version)
+                except QuotaExceeded:
+                    self._undo(repo, digest, found, version)
+                    raise
+                return
         raise _never_still(repo, digest)
 
     def remove(self, repo: Repo, link: Versioned[BlobLink]) -> Version:

@@ -5,7 +5,7 @@ A link is a repository's right to serve a blob. The bytes are shared by all repo
                     upload, mount ──────────────────────────────> LINKED <── manifest PUT ──┐
     no link ──┤                                                     │  ^                    │
                     HEAD by a pusher who may pull it elsewhere ─────┼──┼──────────────> RESERVED
-                                                                    v  │ upload, or mount with `from`
+                                                                    v  │ upload, mount with `from`, or undeletion
                                                  DELETE of the blob ──> REMOVED
 
 A `LINKED` or `RESERVED` link without a manifest that names the blob is collected once it has waited out the grace time.
@@ -30,7 +30,8 @@ class LinkState(Enum):
     LINKED = "linked"
     #: The callers who have reserved the blob may use it as if it was linked; for others it is unknown.
     RESERVED = "reserved"
-    #: A client has deleted the blob here. Only an upload, or a mount that names its source, brings it back.
+    #: A client has deleted the blob here. Only an upload, a mount that names its source, or the undeletion of a
+    #: manifest that names it brings it back.
     REMOVED = "removed"
 
 

@@ -99,7 +99,7 @@ VERBS: dict[str, Verb] = {
         ),
         ("records", "referrers", ["referrers"]),
         ("records", "deleted_manifest", ["PUT a manifest", "undelete a manifest"]),
-        ("records", "deleted_manifests", ["tags", "DELETE a blob"]),
+        ("records", "deleted_manifests", ["tags"]),
         ("records", "deleted_tag", ["undelete a tag"]),
         ("blobs", "hosted", ["HEAD of a pusher", "PUT a manifest", "PUT the same", "undelete a manifest"]),
         ("contents", "open", ["GET a blob", "GET of a pusher"]),
