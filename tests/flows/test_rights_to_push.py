@@ -233,3 +233,26 @@ async def test_all_that_is_done_is_in_the_audit_log(tmp_path: Path) -> None:
     assert {line["repository"] for line in lines[1:]} == {"corp/team/app"}
     assert (lines[3]["reference"], lines[3]["digest"]) == ("v1", str(Digest.of(_manifest(b"v1", b"layer"))))
     assert lines[5]["reference"] == "v1"
+
+
+async def test_a_push_does_not_tell_strangers_what_is_cached(tmp_path: Path) -> None:
+    """The answer for a cached registry that is closed to the caller is that for a hosted name that is."""
+    pulls = {
+        "effect": "allow",
+        "callers": ["token:reader"],
+        "actions": ["pull"],
+        "repositories": ["private.example/**"],
+    }
+    upstreams = dict.fromkeys(("docker.io", "private.example"), "http://127.0.0.1:9")
+    async with hosting_mirror(tmp_path, rules=(*_RULES, pulls), access=_TOKENS, upstreams=upstreams) as mirror:
+        client = PushClient(mirror)
+
+        async def push(name: str, headers: dict[str, str]) -> tuple[int, str | None, str]:
+            answer = await client.ask("POST", f"/v2/{name}/blobs/uploads/", headers=headers)
+            return answer.status, answer.code, json.loads(answer.body)["errors"][0]["message"]
+
+        for headers in (_as("s-pusher"), {}):
+            told = await push("private.example/team/app", headers)
+            assert told == await push("corp/elsewhere/app", headers)
+            assert told[0] == (404 if headers else 401)
+        assert (await push("private.example/team/app", _as("s-reader")))[:2] == (405, "UNSUPPORTED")

@@ -198,6 +198,16 @@ class AccessControl:
             raise self._out_of_scope(request, wanted)
         return RegistryPusher(self, identity, request, wanted)
 
+    def refuse_stranger(
+        self, identity: Identity, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest
+    ) -> None:
+        """Returns if the rules allow the caller to do anything with the repository. Others may not learn that there is
+        such a registry: raises `Unauthorized` for an anonymous caller, `NameUnknown` for others.
+        """
+        identity = self._proven(identity, repo)
+        if not any(self.allows(identity, action, repo) for action in _REPOSITORY_ACTIONS):
+            raise self._refusal(identity, request, wanted)
+
     def pusher(
         self, identity: Identity, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest
     ) -> RegistryPusher | None:

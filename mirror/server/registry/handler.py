@@ -175,6 +175,8 @@ class RegistryHandler:
         repository = self._router.resolve(wanted.name, host=host, ns=ns)
         record.repository = str(repository.repo)
         if not is_hosted(repository):
+            if self._access is not None:
+                self._access.refuse_stranger(identity, repository.repo, request, wanted)
             registry = repository.repo.registry
             raise Unsupported(
                 f"{registry} is only cached here: push to {registry} itself, or under the name of a registry that this "
