@@ -148,6 +148,10 @@ def _check_admin(config: Config) -> list[str]:
     return [f"admin.listen: {address} is not a loopback address: that needs {missing} (see docs/admin-api.md)"]
 
 
+def _advice(setting: str, path: Path) -> str:
+    return "; `mirror account add NAME` creates it" if setting == "htpasswd" and not path.exists() else ""
+
+
 def _check_access(config: Config) -> list[str]:
     access = config.access
     named = {"htpasswd": access.htpasswd, "client_ca": access.client_ca, "token_key_file": access.token_key_file}
@@ -157,7 +161,7 @@ def _check_access(config: Config) -> list[str]:
             for setting in ("keys_file", "issuer_ca_file", "bearer_file")
         }
     mistakes = [
-        f"access.{setting}: {path} cannot be read"
+        f"access.{setting}: {path} cannot be read{_advice(setting, path)}"
         for setting, path in named.items()
         if path is not None and not os.access(path, os.R_OK)
     ]

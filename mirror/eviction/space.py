@@ -326,4 +326,5 @@ class _Eviction:
 
 
 def _no_room(size: int, short: int, when: str) -> NoRoomForPush:
-    return NoRoomForPush(f"the disk has no room for {format_size(size)}: {format_size(short)} are missing {when}")
+    what = format_size(size) if size else "a push"
+    return NoRoomForPush(f"the disk has no room for {what}: {format_size(short)} are missing {when}")

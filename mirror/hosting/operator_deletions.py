@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from mirror.errors import BlobReferenced, BlobUnknown, ManifestUnknown, RecordChanged, StoreError
+from mirror.errors import BlobReferenced, BlobUnknown, ManifestUnknown, RecordChanged, RecordDamaged, StoreError
 from mirror.graph.manifests import manifest_of_bytes
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.parts import HostedParts
@@ -65,8 +65,9 @@ class OperatorDeletions:
     # ------------------------------------------------------------------------------------------------------- plans
 
     def plan_tag(self, repo: Repo, tag: str) -> DeletionPlan:
-        """The deletion of a tag alone. Raises `ManifestUnknown`."""
-        self.digest_of(repo, tag)
+        """The deletion of a tag alone, also of one whose record is damaged. Raises `ManifestUnknown`."""
+        with suppress(RecordDamaged):
+            self.digest_of(repo, tag)
         return DeletionPlan(repo, (tag,), ())
 
     def digest_of(self, repo: Repo, tag: str) -> Digest:

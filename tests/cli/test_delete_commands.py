@@ -84,6 +84,17 @@ def test_a_deleted_tag_comes_back(site: _Site) -> None:
     ]
 
 
+def test_a_tag_whose_record_is_damaged_is_deleted(site: _Site) -> None:
+    """Nobody can say what it points to, so it cannot be pushed over; deleting it makes room for a push."""
+    root = site.here.image([b"layer"], tag="v1")
+    [record] = (site.folder / "store" / "repositories").rglob("_tags/v1")
+    record.write_text("{")
+    done = site.run("delete", "corp/team/app:v1")
+    assert done.status == 0, done
+    assert not record.exists()
+    assert site.images() == [f"corp/team/app@{root.digest}"]
+
+
 def test_an_image_goes_and_comes_back_with_its_platforms(site: _Site) -> None:
     """Those that another index or a tag needs stay; by one of its tags it comes back as well."""
     own, shared, tagged = (site.here.image([name]) for name in (b"own", b"shared", b"tagged"))
