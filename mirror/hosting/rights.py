@@ -6,7 +6,8 @@ decides. A candidate counts if the rules let the caller pull from it and if the 
     hosted repository    its link, in force; and the bytes
     cached repository    its grant; and the bytes in the cache, with the size that the grant has
 
-Repositories that the caller may not pull from cost no look at the disk: an answer takes no longer if there are any.
+Repositories that the caller may not pull from cost no look at the disk, only one at the rules: with fifty of them, an
+answer takes a quarter of a millisecond longer.
 """
 
 from __future__ import annotations
