@@ -38,7 +38,8 @@ async def test_names_in_a_challenge(target: str, scope: str | None, registry: Fa
         for method in ("GET", "HEAD", "POST", "DELETE"):
             answer = await mirror.ask(target, method=method)
             assert answer.status == 401
-            named = f',scope="repository:{scope}:pull"' if scope else ""
+            actions = {"POST": "pull,push", "DELETE": "delete"}.get(method, "pull")
+            named = f',scope="repository:{scope}:{actions}"' if scope else ""
             realm = f"http://127.0.0.1:{mirror.port}/token"
             assert answer.headers.getall("WWW-Authenticate") == [f'Bearer realm="{realm}",service="mirror"{named}']
             assert not {"X-Evil", "Set-Cookie"} & set(answer.headers)

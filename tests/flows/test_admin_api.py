@@ -380,7 +380,9 @@ def test_the_command_line_asks_the_server(
     assert _mirror("unpin", "app:v1", config=config).returncode == 0
     assert _mirror("evict", config=config).returncode == 0
     actions = [
-        (line["action"], line["caller"].partition(":")[0]) for line in _audited(tmp_path) if line["action"] != "pull"
+        (line["action"], line["caller"].partition(":")[0])
+        for line in _audited(tmp_path)
+        if line["action"] not in ("pull", "collect")
     ]
     assert actions == [("purge", "unix"), *[("purge", "cli")] * 2, ("pin", "cli"), ("unpin", "cli"), ("evict", "cli")]
 

@@ -709,7 +709,7 @@ async def test_a_sealed_repository(registry: FakeRegistry, tmp_path: Path) -> No
         mirror.blob_file(Digest.of(b"more")).unlink()
         assert [failure.digest for failure in (await _prefetch(mirror, "v1")).failures] == [Digest.of(b"more")]
         mirror.blob_file(root).unlink()
-        assert "is not in this sealed mirror" in _reasons(await _prefetch(mirror, "v1"))[0]
+        assert "is not here any more" in _reasons(await _prefetch(mirror, "v1"))[0]
     assert not registry.requests
 
 
