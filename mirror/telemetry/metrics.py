@@ -13,9 +13,8 @@ from typing import Final
 
 from prometheus_client import REGISTRY as _REGISTRY
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 
-from mirror.telemetry.worker_files import summing
+from mirror.telemetry.worker_files import WorkerCounters, summing
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -240,5 +239,5 @@ def _registry() -> Iterator[CollectorRegistry]:
         return
     with summing(folder):
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves its constructor untyped
+        WorkerCounters(registry, folder)
         yield registry

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
 
 _ENDED: Final = "ended"
 #: A file of its own, because the process that owns the folder locks the folder itself.
@@ -33,6 +35,30 @@ _BLOCK: Final = 4096
 
 #: By key: a value and when it was set, in epoch seconds; 0 if the time does not matter.
 _Values = dict[str, tuple[float, float]]
+
+
+class WorkerCounters(MultiProcessCollector):
+    """Collects the counters of all workers in a folder."""
+
+    def __init__(self, registry: CollectorRegistry, folder: str) -> None:
+        super().__init__(registry, folder)  # type: ignore[no-untyped-call]  # the library leaves it so
+        self._folder = Path(folder)
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics of all workers. A worker that is starting makes a file and then gives it its size: in between it
+        has counted nothing, and the library could not read the file.
+        """
+        files = [str(file) for file in self._folder.glob("*.db") if not _is_empty(file)]
+        metrics: Iterable[Metric] = self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]  # likewise
+        return metrics
+
+
+def _is_empty(file: Path) -> bool:
+    """False also if there is no such file: the library knows which files may vanish."""
+    try:
+        return file.stat().st_size == 0
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -87,6 +113,9 @@ def _add(file: Path) -> None:
 
 
 def _read(file: Path) -> _Values:
+    if _is_empty(file):
+        # of a worker that died while it started
+        return {}
     values = MmapedDict.read_all_values_from_file(str(file))  # type: ignore[no-untyped-call]  # the library leaves it so
     return {key: (value, at) for key, value, at, _ in values}
 

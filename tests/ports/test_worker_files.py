@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
-from prometheus_client.multiprocess import MultiProcessCollector
 
-from mirror.telemetry.worker_files import add_ended, summing
+from mirror.telemetry.worker_files import WorkerCounters, add_ended, summing
 
 
 def _key(name: str) -> str:
@@ -32,7 +31,7 @@ def _left(folder: Path, kind: str, pid: int, values: dict[str, tuple[float, floa
 def _told(folder: Path) -> dict[str, float]:
     """What a scrape would say."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    WorkerCounters(registry, str(folder))
     return {sample.name: sample.value for family in registry.collect() for sample in family.samples}
 
 
@@ -54,6 +53,16 @@ def test_sums_stay_and_files_go(tmp_path: Path) -> None:
     } | {"gauge_livesum_29.db"}
     assert before["latest"] == 1
     assert (tmp_path / "counter_ended.db").stat().st_size < 200_000
+
+
+def test_a_worker_that_is_starting_has_counted_nothing(tmp_path: Path) -> None:
+    """Its file may be empty for a moment: a scrape goes on, and so does the addition if the worker dies then."""
+    _left(tmp_path, "counter", 1, {"n1_total": (3, 0.0)})
+    (tmp_path / "counter_2.db").touch()
+    assert _told(tmp_path) == {"n1_total": 3}
+    assert add_ended(str(tmp_path), 2)
+    assert add_ended(str(tmp_path), 1)
+    assert _told(tmp_path) == {"n1_total": 3}
 
 
 _COUNTING = """
