@@ -14,22 +14,19 @@ import contextlib
 import socket
 import struct
 import threading
-from types import TracebackType
-from typing import Self
+
+from tests.support.relay import Relay, pipe
 
 #: Close by a reset, without waiting for the other side (socket(7), SO_LINGER).
 _RESET = struct.pack("ii", 1, 0)
 
 
-class CountingProxy:
+class CountingProxy(Relay):
     """Listens on a port of its own; `port` is the server's, on the loopback address."""
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self._server = port
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
         self._left: int | None = None
         self._once = False
         self.sent = 0
@@ -37,7 +34,7 @@ class CountingProxy:
     @property
     def address(self) -> str:
         """`127.0.0.1:port`."""
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
@@ -57,43 +54,12 @@ class CountingProxy:
         with self._lock:
             self._left = None
 
-    def __enter__(self) -> Self:
-        self._spawn(self._accept)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._lock:
-            left = list(self._open)
-        for one in left:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(10)
-
-    def _spawn(self, work: object, *arguments: object) -> None:
-        thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self._spawn(self._serve, client)
-
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._server)) as server:
             with self._lock:
                 self._open |= {client, server}
             try:
-                answers = threading.Thread(target=_copy, args=(server, client), daemon=True)
+                answers = threading.Thread(target=pipe, args=(server, client), daemon=True)
                 answers.start()
                 self._forward(client, server)
                 answers.join()
@@ -118,10 +84,3 @@ class CountingProxy:
                     one.shutdown(socket.SHUT_RDWR)
                 return
         server.shutdown(socket.SHUT_WR)
-
-
-def _copy(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while piece := source.recv(1 << 16):
-            sink.sendall(piece)
-        sink.shutdown(socket.SHUT_WR)

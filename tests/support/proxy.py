@@ -12,63 +12,30 @@ from __future__ import annotations
 import base64
 import contextlib
 import socket
-import threading
 from collections.abc import Mapping
 from http.client import HTTPResponse
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 
+from tests.support.relay import Relay, pipe
 
-class HttpProxy:
+
+class HttpProxy(Relay):
     """`users` are those who may use it (none: everybody); `hosts` maps `name:port` to an address."""
 
     def __init__(
         self, users: Mapping[str, str] | None = None, hosts: Mapping[str, tuple[str, int]] | None = None
     ) -> None:
+        super().__init__()
         self.users = dict(users or {})
         self.hosts = dict(hosts or {})
         #: First lines of requests, with their headers.
         self.requests: list[str] = []
         self.refuse = False
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port = int(self._listener.getsockname()[1])
-        self._open: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
 
     @property
     def url(self) -> str:
         """`http://127.0.0.1:port`."""
         return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._spawn(self._accept)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for one in list(self._open):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(10)
-
-    def _spawn(self, work: object, *arguments: object) -> None:
-        thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self._spawn(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
         self._open.add(client)
@@ -87,8 +54,8 @@ class HttpProxy:
             with self._dial(host.strip("[]"), int(port)) as other:
                 client.sendall(b"HTTP/1.1 200 Connection established\r\nX-Proxy: here\r\n\r\n")
                 self._open.add(other)
-                self._spawn(_pipe, client, other)
-                _pipe(other, client)
+                self._spawn(pipe, client, other)
+                pipe(other, client)
                 for one in (client, other):  # wakes the thread of the other direction
                     with contextlib.suppress(OSError):
                         one.shutdown(socket.SHUT_RDWR)
@@ -128,10 +95,3 @@ def _read_head(client: socket.socket) -> str:
             return ""
         head += piece
     return head.decode("latin-1")
-
-
-def _pipe(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while piece := source.recv(1 << 16):
-            sink.sendall(piece)
-        sink.shutdown(socket.SHUT_WR)
