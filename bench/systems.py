@@ -83,6 +83,15 @@ server {{
 
 
 def _registry(directory: Path, upstream: str) -> Running:
+    return _start_registry(directory, f'proxy: {{remoteurl: "{upstream}"}}\n')
+
+
+def _hosting_registry(directory: Path) -> Running:
+    return _start_registry(directory, "")
+
+
+def _start_registry(directory: Path, more: str) -> Running:
+    """docker-registry with the same settings, and `more`."""
     directory.mkdir()
     port = free_port()
     config = directory / "config.yml"
@@ -90,14 +99,32 @@ def _registry(directory: Path, upstream: str) -> Running:
 log: {{level: error, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: {directory}/cache}}, cache: {{blobdescriptor: inmemory}}}}
 http: {{addr: "127.0.0.1:{port}"}}
-proxy: {{remoteurl: "{upstream}"}}
-""")
+{more}""")
     server = Server([program("docker-registry"), "serve", str(config)], log=directory / "output")
     wait_listening(server, port)
     return Running(REGISTRY, port, server)
 
 
 def _mirror(directory: Path, upstream: str) -> Running:
+    return _start_mirror(directory, f'[[upstream]]\nname = "docker.io"\nurl = "{upstream}"\n')
+
+
+def _hosting_mirror(directory: Path) -> Running:
+    return _start_mirror(
+        directory,
+        """[[hosted]]
+name = "corp"
+[[access.rule]]
+effect = "allow"
+callers = ["*"]
+actions = ["pull", "write"]
+repositories = ["corp/**"]
+""",
+    )
+
+
+def _start_mirror(directory: Path, more: str) -> Running:
+    """A mirror with the same settings, and `more`."""
     directory.mkdir()
     config = directory / "mirror.toml"
     config.write_text(f"""[server]
@@ -107,10 +134,7 @@ access_log = false
 [store]
 root = "{directory}/cache"
 capacity = "50GB"
-[[upstream]]
-name = "docker.io"
-url = "{upstream}"
-""")
+{more}""")
     argv = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
     server = Server(argv, log=directory / "output", cwd=_ROOT)
     port = server.line(_listening, "listening")
@@ -126,45 +150,6 @@ def _listening(line: str) -> int | None:
     if not isinstance(event, dict) or event.get("event") != "listening":
         return None
     return int(str(event["address"]).rpartition(":")[2])
-
-
-def _hosting_registry(directory: Path) -> Running:
-    directory.mkdir()
-    port = free_port()
-    config = directory / "config.yml"
-    config.write_text(f"""version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {directory}/cache}}, cache: {{blobdescriptor: inmemory}}}}
-http: {{addr: "127.0.0.1:{port}"}}
-""")
-    server = Server([program("docker-registry"), "serve", str(config)], log=directory / "output")
-    wait_listening(server, port)
-    return Running(REGISTRY, port, server)
-
-
-def _hosting_mirror(directory: Path) -> Running:
-    directory.mkdir()
-    config = directory / "mirror.toml"
-    config.write_text(f"""[server]
-listen = ["127.0.0.1:0"]
-workers = {WORKERS}
-access_log = false
-[store]
-root = "{directory}/cache"
-capacity = "50GB"
-[[hosted]]
-name = "corp"
-[[access.rule]]
-effect = "allow"
-callers = ["*"]
-actions = ["pull", "write"]
-repositories = ["corp/**"]
-""")
-    argv = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
-    server = Server(argv, log=directory / "output", cwd=_ROOT)
-    port = server.line(_listening, "listening")
-    wait_listening(server, port)
-    return Running(MIRROR, port, server)
 
 
 #: How to start those that take pushes: with a new directory.
