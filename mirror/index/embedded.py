@@ -22,7 +22,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,7 @@ import aiosqlite
 from mirror.aio.batches import batches
 from mirror.aio.threads import uninterrupted
 from mirror.errors import IndexUnavailable, MirrorError
-from mirror.index.sqlite_file import file_lock, inode_of, is_busy, is_damaged, primary_code, renew, set_aside
+from mirror.index.sqlite_file import connect, file_lock, inode_of, is_busy, is_damaged, renew, satisfies, set_aside
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, read_repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
@@ -389,15 +389,15 @@ def _prepare(path: Path, busy_timeout: float) -> int:
     """Blocking: make sure that the file exists and has this schema; returns its inode."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path):
-        if not _is_current(path, busy_timeout):
+        if not satisfies(path, busy_timeout, _is_current):
             if path.exists() and path.stat().st_size:
                 log.warning("index recreated", path=str(path))
             set_aside(path)
-            with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
+            with connect(path, busy_timeout) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_CREATE)
         else:
-            with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
+            with connect(path, busy_timeout) as connection:
                 connection.execute(_HOLDERS)
         inode = inode_of(path)
         if inode is None:
@@ -405,25 +405,15 @@ def _prepare(path: Path, busy_timeout: float) -> int:
         return inode
 
 
-def _is_current(path: Path, busy_timeout: float) -> bool:
-    """True if the file exists, is readable and has this schema."""
-    if not path.exists():
+def _is_current(connection: sqlite3.Connection) -> bool:
+    if connection.execute("PRAGMA user_version").fetchone() != (SCHEMA,):
         return False
-    try:
-        with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
-            if connection.execute("PRAGMA user_version").fetchone() != (SCHEMA,):
-                return False
-            counters = connection.execute("SELECT count(*) FROM usage").fetchone()
-            connection.execute("SELECT digest FROM content LIMIT 1").fetchone()
-            connection.execute("SELECT child FROM edges LIMIT 1").fetchone()
-            connection.execute("SELECT digest FROM links LIMIT 1").fetchone()
-            connection.execute("SELECT mark FROM marker LIMIT 1").fetchone()
-            return bool(counters == (1,))
-    except sqlite3.DatabaseError as error:
-        # SQLITE_ERROR: a table is missing, so the file is foreign. A held lock or a failing disk is neither
-        if is_damaged(error) or primary_code(error) == sqlite3.SQLITE_ERROR:
-            return False
-        raise
+    counters = connection.execute("SELECT count(*) FROM usage").fetchone()
+    connection.execute("SELECT digest FROM content LIMIT 1").fetchone()
+    connection.execute("SELECT child FROM edges LIMIT 1").fetchone()
+    connection.execute("SELECT digest FROM links LIMIT 1").fetchone()
+    connection.execute("SELECT mark FROM marker LIMIT 1").fetchone()
+    return bool(counters == (1,))
 
 
 def _unavailable(error: Exception) -> IndexUnavailable:

@@ -24,12 +24,12 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mirror.errors import IndexUnavailable, RequestError
-from mirror.index.sqlite_file import file_lock, inode_of, is_busy, is_damaged, primary_code, renew, set_aside
+from mirror.index.sqlite_file import connect, file_lock, inode_of, is_busy, is_damaged, renew, satisfies, set_aside
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry
 from mirror.policy.hosted.quotas import Overrun, ScopePatterns, overrun
@@ -262,9 +262,9 @@ def _prepare(path: Path, scopes: ScopePatterns, busy_timeout: float) -> int:
     """Make sure that the file exists and has this schema; returns its inode. Raises `OSError`, `sqlite3.Error`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path):
-        if not _is_current(path, busy_timeout):
+        if not satisfies(path, busy_timeout, _is_current):
             set_aside(path)
-            with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
+            with connect(path, busy_timeout) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(_CREATE)
                 connection.execute("INSERT INTO state VALUES (1, 0, ?)", (json.dumps(dict(scopes.patterns)),))
@@ -276,22 +276,16 @@ def _prepare(path: Path, scopes: ScopePatterns, busy_timeout: float) -> int:
         return inode
 
 
-def _is_current(path: Path, busy_timeout: float) -> bool:
-    """True if the file exists, is readable and has this schema."""
-    if not path.exists():
-        return False
+def _is_current(connection: sqlite3.Connection) -> bool:
     try:
-        with closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None)) as connection:
-            return bool(
-                connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
-                and connection.execute("SELECT count(*) FROM state").fetchone() == (1,)
-                and _patterns(connection)
-            )
-    except (sqlite3.DatabaseError, ValueError, TypeError, AttributeError) as error:
-        # SQLITE_ERROR: a table is missing, so the file is foreign. A held lock or a failing disk is neither
-        if is_damaged(error) or primary_code(error) == sqlite3.SQLITE_ERROR or not isinstance(error, sqlite3.Error):
-            return False
-        raise
+        return bool(
+            connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+            and connection.execute("SELECT count(*) FROM state").fetchone() == (1,)
+            and _patterns(connection)
+        )
+    except (ValueError, TypeError, AttributeError):
+        # the patterns are no JSON, or none of ours
+        return False
 
 
 def _add(

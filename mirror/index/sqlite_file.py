@@ -9,8 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +57,28 @@ def inode_of(path: Path) -> int | None:
         return path.stat().st_ino
     except OSError:
         return None
+
+
+def connect(path: Path, busy_timeout: float) -> closing[sqlite3.Connection]:
+    """A connection that is closed at the end of the `with`. Transactions are begun by hand."""
+    return closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None))
+
+
+def satisfies(path: Path, busy_timeout: float, check: Callable[[sqlite3.Connection], bool]) -> bool:
+    """True if the file exists, is readable and passes the check, which may fail at a file that lacks a table.
+
+    Raises `sqlite3.Error` if a lock is held or the disk fails: neither makes the file a bad one.
+    """
+    if not path.exists():
+        return False
+    try:
+        with connect(path, busy_timeout) as connection:
+            return check(connection)
+    except sqlite3.DatabaseError as error:
+        # SQLITE_ERROR: a table is missing, so the file is foreign
+        if is_damaged(error) or primary_code(error) == sqlite3.SQLITE_ERROR:
+            return False
+        raise
 
 
 def primary_code(error: Exception) -> int:
