@@ -15,7 +15,8 @@ An upload session, as its client sees it:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -185,18 +186,11 @@ def status(call: PushCall) -> web.Response:
 
 async def append(call: PushCall) -> web.Response:
     """`PATCH`: adds a chunk, or as much as the client sends."""
-    upload = await _open(call)
-    try:
+    async with _writing(call) as upload:
         body = call.receiver.body(call.request, upload.offset)
         _check_chunk(call, upload, body)
         await _receive(call, upload, body)
         return web.Response(status=202, headers=_session_headers(call, call.wanted.session, upload.offset))
-    except (DigestInvalid, SizeInvalid, UploadBroken, UploadOutOfOrder):
-        # the session stays: the client learns how far it is, and can go on there
-        call.record.headers = _session_headers(call, call.wanted.session, upload.offset)
-        raise
-    finally:
-        await upload.close()
 
 
 async def complete(call: PushCall) -> web.Response:
@@ -205,34 +199,34 @@ async def complete(call: PushCall) -> web.Response:
         raise DigestInvalid("the parameter digest is missing")
     digest = Digest.parse(call.wanted.query["digest"])
     call.record.reference = str(digest)
-    upload = await _open(call)
-    try:
+    async with _writing(call) as upload:
         body = call.receiver.body(call.request, upload.offset)
         _check_chunk(call, upload, body)
         if body.length != 0:
             await _receive(call, upload, body)
         await upload.commit(digest)
         return _created(call, digest)
+
+
+async def cancel(call: PushCall) -> web.Response:
+    """`DELETE` of a session."""
+    async with _writing(call) as upload:
+        await upload.cancel()
+    return web.Response(status=204, headers=API_VERSION)
+
+
+@asynccontextmanager
+async def _writing(call: PushCall) -> AsyncIterator[Upload]:
+    """The session of the request, for writing."""
+    upload = await call.repository.upload(call.wanted.session, call.pusher)
+    try:
+        yield upload
     except (DigestInvalid, SizeInvalid, UploadBroken, UploadOutOfOrder):
         # the session stays: the client learns how far it is, and can go on there
         call.record.headers = _session_headers(call, call.wanted.session, upload.offset)
         raise
     finally:
         await upload.close()
-
-
-async def cancel(call: PushCall) -> web.Response:
-    """`DELETE` of a session."""
-    upload = await _open(call)
-    try:
-        await upload.cancel()
-    finally:
-        await upload.close()
-    return web.Response(status=204, headers=API_VERSION)
-
-
-async def _open(call: PushCall) -> Upload:
-    return await call.repository.upload(call.wanted.session, call.pusher)
 
 
 async def _receive(call: PushCall, upload: Upload, body: ClientBody) -> None:
