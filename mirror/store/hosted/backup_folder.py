@@ -51,7 +51,7 @@ from mirror.policy.records import ManifestRecord
 from mirror.store.hosted.contents import LocalContents
 from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.catalog import LocalCatalog
-from mirror.store.local.durable import make_folder, store_errors, sync_folder, write_all
+from mirror.store.local.durable import make_folder, store_errors, sync_folder, write_all, write_whole
 from mirror.store.local.layout import Layout, digest_from
 from mirror.store.local.record_files import read_file
 
@@ -333,13 +333,7 @@ class BackupFolder:
 
     def _describe(self, began_at: float | None, ended_at: float | None) -> None:
         body: dict[str, Any] = {"store": self._store_id, "beganAt": began_at, "endedAt": ended_at}
-        part = self._folder / "backup.json.part"
-        with part.open("wb") as file:
-            file.write(json.dumps(body).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(self._folder / "backup.json")
-        sync_folder(self._folder)
+        write_whole(self._folder / "backup.json", json.dumps(body).encode(), through=self._folder, mode=0o666)
 
     def _delete_unnamed(self, named: set[int]) -> None:
         """Delete the bytes that no record of this backup names, and what an interrupted backup has left."""
