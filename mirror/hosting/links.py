@@ -12,7 +12,6 @@ So no time to wait stands between a push and the collection, and no lock either.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -112,17 +111,13 @@ class Links:
             if found is None or found.record.state is not LinkState.REMOVED:
                 return
             link = linked(digest, found.record.size, self._parts.now())
-            with suppress(RecordChanged):
-                version = self._parts.records.put_link(repo, link, expect=found.version)
-                try:
-                    self._bytes(link, rescue=True)
-                    self._parts.accounts.link(repo, digest, link.size)
-                except BlobUnknown:
-                    self._undo(repo, digest, found, version)
-                except QuotaExceeded:
-                    self._undo(repo, digest, found, version)
-                    raise
+            try:
+                self._write(repo, link, found, expect=found.version, lost=found)
+            except RecordChanged:
+                continue
+            except BlobUnknown:
                 return
+            return
         raise _never_still(repo, digest)
 
     def remove(self, repo: Repo, link: Versioned[BlobLink]) -> Version:
@@ -136,9 +131,18 @@ class Links:
             raise BlobUnknown(f"{repo} has no blob {digest}")
         return found
 
-    def _write(self, repo: Repo, link: BlobLink, before: Versioned[BlobLink] | None, *, expect: Expected) -> None:
-        """Writes a link, makes sure that its bytes are here, and counts it. Undoes that if one of them fails. Raises
-        `BlobUnknown`, `QuotaExceeded`, `RecordChanged`.
+    def _write(
+        self,
+        repo: Repo,
+        link: BlobLink,
+        before: Versioned[BlobLink] | None,
+        *,
+        expect: Expected,
+        lost: Versioned[BlobLink] | None = None,
+    ) -> None:
+        """Writes a link, makes sure that its bytes are here, and counts it. Undoes that if one of them fails: `before`
+        is what the repository had, `lost` what it has if the bytes are gone. Raises `BlobUnknown`, `QuotaExceeded`,
+        `RecordChanged`.
         """
         version = self._parts.records.put_link(repo, link, expect=expect)
         try:
@@ -146,7 +150,7 @@ class Links:
             if link.state is LinkState.LINKED:
                 self._parts.accounts.link(repo, link.digest, link.size)
         except BlobUnknown:
-            self._undo(repo, link.digest, None, version)
+            self._undo(repo, link.digest, lost, version)
             raise
         except QuotaExceeded:
             self._undo(repo, link.digest, before, version)
