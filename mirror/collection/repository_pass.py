@@ -43,9 +43,7 @@ from mirror.policy.hosted.collection import (
     LinkStep,
     RegistryRules,
     Waited,
-    deletion_of,
     next_step,
-    restored,
     waited,
 )
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
@@ -267,7 +265,8 @@ class RepositoryPass:
             return
         try:
             # written even if deletions are not kept: it says after a crash that the second look is still due
-            version = records.put_deleted_manifest(self._repo, deletion_of(live.record, self._now()), expect=ABSENT)
+            collected = DeletedManifest.of(live.record, self._now().later, COLLECTOR)
+            version = records.put_deleted_manifest(self._repo, collected, expect=ABSENT)
         except RecordChanged:
             # a client deletes it, or brings it back
             return
@@ -304,7 +303,7 @@ class RepositoryPass:
         if deletion is None or deletion.record.by != COLLECTOR:
             return
         with suppress(RecordChanged):
-            self._parts.catalog.put_manifest(self._repo, restored(deletion.record), expect=ABSENT)
+            self._parts.catalog.put_manifest(self._repo, deletion.record.restored(), expect=ABSENT)
             self._parts.catalog.flush()
         records.note_change(self._repo)
         self._forget_deletion(digest, deletion.version)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirror.errors import (
     BlobReferenced,
@@ -39,7 +39,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.push_checks import may_use, requirements
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
-from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.policy.records import TagRecord
 from mirror.ports import Version, Versioned
 
 
@@ -131,7 +131,7 @@ class Deleting:
                 tags = dict(self._tags_of(repo, digest))
                 for tag in tags:
                     self._placing.check_freeze(repo, tag, None)
-                record = self._deletion(found.record, tuple(tags), caller)
+                record = DeletedManifest.of(found.record, self._parts.now(), caller, tuple(tags))
                 change.made = True
                 # written even if it cannot be undeleted: after a crash, it says which tags are stale
                 version = records.put_deleted_manifest(repo, record)
@@ -148,25 +148,13 @@ class Deleting:
                 return
         raise StoreError(f"the manifest {repo}@{digest} was changed all the time")
 
-    def _deletion(self, record: ManifestRecord, tags: tuple[str, ...], caller: str) -> DeletedManifest:
-        now = self._parts.now()
-        return DeletedManifest(record.digest, record.media_type, record.size, record.fetched_at, now, caller, tags)
-
     def _drop_tags(self, repo: Repo, record: DeletedManifest, version: Version, *, keep: bool) -> None:
         records = self._parts.records
         tags = dict(self._tags_of(repo, record.digest))
         late = tuple(tag for tag in tags if tag not in record.tags)
         if late:
             with suppress(RecordChanged):
-                more = DeletedManifest(
-                    record.digest,
-                    record.media_type,
-                    record.size,
-                    record.pushed_at,
-                    record.deleted_at,
-                    record.by,
-                    (*record.tags, *late),
-                )
+                more = replace(record, tags=(*record.tags, *late))
                 version = records.put_deleted_manifest(repo, more, expect=version)
                 records.flush()
         for tag, seen in tags.items():
@@ -221,8 +209,7 @@ class Deleting:
             change.made = True
             for blob in requirements(manifest, sparse=True).blobs:
                 self._links.restore(repo, blob.digest)
-            live = ManifestRecord(digest, record.media_type, record.size, record.pushed_at)
-            self._placing.put_manifest(repo, manifest, live, caller, sparse=sparse)
+            self._placing.put_manifest(repo, manifest, record.restored(), caller, sparse=sparse)
             for tag in record.tags:
                 fresh = TagRecord(tag, digest, record.media_type, record.size, self._parts.now())
                 self._placing.put_absent_tag(repo, fresh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mirror.errors import BlobUnknown, Denied
+from mirror.errors import BlobUnknown
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.pushing import ManifestPut, Pushing
@@ -40,8 +40,7 @@ class HostedImports:
 
     def check_name(self, repo: Repo) -> None:
         """Raises `Denied` if the registry does not allow a repository of this name."""
-        if not self._rules[repo.registry].allow_name(repo.name):
-            raise Denied(f"the registry {repo.registry} does not allow repositories named {repo.name}")
+        self._rules[repo.registry].check_name(repo)
 
     def may_serve(self, repo: Repo, digest: Digest) -> bool:
         """True if the repository has a link to the blob."""

@@ -167,8 +167,7 @@ class OperatorDeletions:
             for digest in sorted(named):
                 self._unlink(repo, digest, caller)
                 self._collect(digest, erased)
-            self._parts.flush()
-            records.note_change(repo)
+            self._parts.settle(repo)
         except StoreError as error:
             raise StoreError(f"deleted from {repo}, but bytes stay: {error}; run the same again") from error
         return erased

@@ -20,6 +20,7 @@ from enum import Enum
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
+from mirror.policy.records import ManifestRecord
 from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, ManifestType, Moment, TagField
 
 
@@ -76,10 +77,19 @@ class DeletedManifest:
     by: str = ""
     tags: tuple[TagField, ...] = ()
 
+    @classmethod
+    def of(cls, record: ManifestRecord, deleted_at: float, by: str, tags: tuple[str, ...] = ()) -> DeletedManifest:
+        """The deletion of a manifest, with the tags that point to it."""
+        return cls(record.digest, record.media_type, record.size, record.fetched_at, deleted_at, by, tags)
+
     @property
     def descriptor(self) -> Descriptor:
         """The descriptor of the manifest."""
         return Descriptor(self.media_type, self.digest, self.size)
+
+    def restored(self) -> ManifestRecord:
+        """The record of the manifest when it comes back."""
+        return ManifestRecord(self.digest, self.media_type, self.size, self.pushed_at)
 
     def to_json(self) -> bytes:
         """The contents of its file."""

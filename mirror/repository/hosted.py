@@ -88,8 +88,8 @@ class HostedRepository:
         """Raises `Denied` if the registry is read-only, or does not allow pushes to this name."""
         if self._rules.read_only:
             raise Denied(f"the registry {self.repo.registry} is read-only")
-        if creates and not self._rules.allow_name(self.repo.name):
-            raise Denied(f"the registry {self.repo.registry} does not allow repositories named {self.repo.name}")
+        if creates:
+            self._rules.check_name(self.repo)
 
     @property
     def _takes_pushes(self) -> bool:

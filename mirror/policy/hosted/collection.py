@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
-from mirror.policy.records import ManifestRecord
+from mirror.policy.hosted_records import BlobLink, LinkState
 
 #: Who has deleted a manifest that collection took away.
 COLLECTOR: Final = "collection"
@@ -107,15 +106,3 @@ class CollectionRules:
     grace: float
     registries: dict[str, RegistryRules]
     upstreams: Collection[str] = ()
-
-
-def deletion_of(record: ManifestRecord, now: ClockReading) -> DeletedManifest:
-    """The record of a manifest without tags that collection takes away."""
-    return DeletedManifest(
-        record.digest, record.media_type, record.size, record.fetched_at, deleted_at=now.later, by=COLLECTOR
-    )
-
-
-def restored(record: DeletedManifest) -> ManifestRecord:
-    """The record of a manifest that comes back."""
-    return ManifestRecord(record.digest, record.media_type, record.size, record.pushed_at)

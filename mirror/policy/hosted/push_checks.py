@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from mirror.errors import DigestInvalid, ManifestInvalid, ManifestTooLarge
+from mirror.errors import Denied, DigestInvalid, ManifestInvalid, ManifestTooLarge
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import (
     CHECKED,
@@ -28,7 +28,7 @@ from mirror.oci.manifest import (
     is_manifest_type,
     read_manifest,
 )
-from mirror.oci.reference import Reference
+from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.policy.routing import compile_pattern
@@ -57,6 +57,11 @@ class HostedRules:
     def allow_name(self, name: str) -> bool:
         """Whether clients may push to the repository of this name within the registry."""
         return any(pattern.fullmatch(name) for pattern in self._patterns)
+
+    def check_name(self, repo: Repo) -> None:
+        """Raises `Denied` if clients may not push to this repository, because of its name."""
+        if not self.allow_name(repo.name):
+            raise Denied(f"the registry {repo.registry} does not allow repositories named {repo.name}")
 
 
 # --------------------------------------------------------------------------------------------------------- manifests
