@@ -109,7 +109,8 @@ class Deleting:
             record = deleted.record
             if self._parts.catalog.get_manifest(repo, record.digest) is None:
                 raise ManifestUnknown(f"the tag {tag} pointed to {record.digest}, which {repo} does not have")
-            fresh = TagRecord(tag, record.digest, record.media_type, record.size, self._parts.now())
+            now = self._parts.now()
+            fresh = TagRecord(tag, record.digest, record.media_type, record.size, now, restored_at=now)
             change.made = True
             if not self._placing.put_absent_tag(repo, fresh):
                 raise Denied(f"the tag {repo}:{tag} exists; delete it first")
@@ -209,9 +210,10 @@ class Deleting:
             change.made = True
             for blob in requirements(manifest, sparse=True).blobs:
                 self._links.restore(repo, blob.digest)
-            self._placing.put_manifest(repo, manifest, record.restored(), caller, sparse=sparse)
+            now = self._parts.now()
+            self._placing.put_manifest(repo, manifest, record.restored(now), caller, sparse=sparse)
             for tag in record.tags:
-                fresh = TagRecord(tag, digest, record.media_type, record.size, self._parts.now())
+                fresh = TagRecord(tag, digest, record.media_type, record.size, now, restored_at=now)
                 self._placing.put_absent_tag(repo, fresh)
             self._parts.flush()
             with suppress(RecordChanged):

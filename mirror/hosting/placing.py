@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirror.errors import (
     BlobUnknown,
@@ -153,7 +153,8 @@ class Placing:
         return True
 
     def _write_tag(self, repo: Repo, fresh: TagRecord, was: TagRecord | None, expect: Expected) -> Version:
-        version = self._parts.catalog.put_tag(repo, fresh, expect=expect)
+        moved_at = was.tagged_at if was and was.digest == fresh.digest else fresh.fetched_at
+        version = self._parts.catalog.put_tag(repo, replace(fresh, moved_at=moved_at), expect=expect)
         # not before: of two pushes that race, only the one that moved the tag may write the history
         self._parts.histories.record_move(repo, was, fresh, AgeRule())
         return version

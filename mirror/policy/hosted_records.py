@@ -87,9 +87,9 @@ class DeletedManifest:
         """The descriptor of the manifest."""
         return Descriptor(self.media_type, self.digest, self.size)
 
-    def restored(self) -> ManifestRecord:
-        """The record of the manifest when it comes back."""
-        return ManifestRecord(self.digest, self.media_type, self.size, self.pushed_at)
+    def restored(self, at: float | None = None) -> ManifestRecord:
+        """The record of the manifest when it comes back. `at` is when somebody undeleted it."""
+        return ManifestRecord(self.digest, self.media_type, self.size, self.pushed_at, restored_at=at)
 
     def to_json(self) -> bytes:
         """The contents of its file."""

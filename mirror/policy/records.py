@@ -27,7 +27,11 @@ from mirror.values.json_form import (
 
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """What a tag pointed to when upstream was last asked, at `fetched_at` (epoch seconds). `size` is in bytes."""
+    """What a tag pointed to when upstream was last asked, at `fetched_at` (epoch seconds). `size` is in bytes.
+
+    Of hosted tags, `fetched_at` is when the tag was last pushed, `moved_at` since when it points to this digest; None
+    in older records. `restored_at` is when it was undeleted; None if it was pushed since, or never deleted.
+    """
 
     __pydantic_config__ = CAMEL_CASE
 
@@ -36,6 +40,13 @@ class TagRecord:
     media_type: ManifestType
     size: int
     fetched_at: Moment
+    moved_at: Moment | None = None
+    restored_at: Moment | None = None
+
+    @property
+    def tagged_at(self) -> float:
+        """Since when a hosted tag points to its digest, as far as that is recorded."""
+        return self.fetched_at if self.moved_at is None else self.moved_at
 
     @property
     def descriptor(self) -> Descriptor:
@@ -95,7 +106,8 @@ class ManifestRecord:
     """The record that lets a repository serve a manifest. `size` is in bytes, `fetched_at` in epoch seconds.
 
     `grants` are the blobs that the repository may serve because of this manifest, if an import has proven only some of
-    them. None means all blobs that a manifest of its media type proves (`named_by`).
+    them. None means all blobs that a manifest of its media type proves (`named_by`). `restored_at` is when a hosted
+    manifest was undeleted; None if it was pushed since or never deleted.
     """
 
     __pydantic_config__ = CAMEL_CASE
@@ -105,6 +117,7 @@ class ManifestRecord:
     size: int
     fetched_at: Moment
     grants: tuple[DigestField, ...] | None = None
+    restored_at: Moment | None = None
 
     @property
     def descriptor(self) -> Descriptor:
@@ -121,7 +134,7 @@ class ManifestRecord:
         return _MANIFEST.parse(text, digest=str(digest))
 
 
-_TAG = JsonForm(TagRecord, outside="tag")
+_TAG = JsonForm(TagRecord, outside="tag", sparse=True)
 _HISTORY = JsonForm(_History)
 _MANIFEST = JsonForm(ManifestRecord, outside="digest", sparse=True)
 
