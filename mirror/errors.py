@@ -336,7 +336,13 @@ class BlobUnreadable(StoreError):
 
 
 class RecordDamaged(StoreError):
-    """The record of a tag or manifest exists, but is not valid."""
+    """The record of a tag or manifest exists, but is not valid. `version` is that of its content, by which it can be
+    replaced or deleted.
+    """
+
+    def __init__(self, message: str, version: str = "") -> None:
+        super().__init__(message)
+        self.version = version
 
 
 class RecordChanged(MirrorError):

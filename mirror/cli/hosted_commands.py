@@ -234,15 +234,21 @@ async def _look(loaded: settings.Config) -> dict[str, Any]:
     from mirror.app.collecting import collection_rules, open_collector
     from mirror.app.hosting import disk_parts
     from mirror.app.storage import open_storage
-    from mirror.collection.collection_replies import collection_json, waiting_json
+    from mirror.collection.collection_replies import collection_json, unread_json, waiting_json
+    from mirror.collection.collection_report import Unread
     from mirror.collection.waiting import waiting
 
     async with open_storage(loaded) as storage:
         parts = disk_parts(loaded, storage)
         last = await asyncio.to_thread(open_collector(loaded, storage, parts, time.time).last)
-        found = await asyncio.to_thread(lambda: list(waiting(parts, collection_rules(loaded))))
+        unread: list[Unread] = []
+        found = await asyncio.to_thread(lambda: list(waiting(parts, collection_rules(loaded), unread)))
     found.sort(key=lambda entry: entry.may_go_at)
-    return {**collection_json(last), "waiting": [waiting_json(entry) for entry in found]}
+    return {
+        **collection_json(last),
+        "waiting": [waiting_json(entry) for entry in found],
+        "unread": [unread_json(each) for each in unread],
+    }
 
 
 def _print(found: Mapping[str, Any]) -> None:
@@ -258,6 +264,10 @@ def _print(found: Mapping[str, Any]) -> None:
         say(f"{len(waiting) - _MOST_ROWS} more: see --json")
     sums = [entry["size"] for entry in waiting if entry["kind"] == "bytes"]
     say(f"waiting: {counted(len(waiting), 'item')}, of which {format_size(sum(sums))} are bytes to free")
+    for unread in found["unread"][:_MOST_ROWS]:
+        say(f"cannot be read: {unread['what']}: {unread['reason']}")
+    if len(found["unread"]) > _MOST_ROWS:
+        say(f"{len(found['unread']) - _MOST_ROWS} more cannot be read: see --json")
     if last := found["last"]:
         _print_round(last)
     else:

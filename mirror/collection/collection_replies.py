@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typing_extensions import TypedDict
 
-from mirror.collection.collection_report import CollectionReport
+from mirror.collection.collection_report import CollectionReport, Unread
 from mirror.collection.waiting import WaitingContent
 from mirror.values.json_types import Bytes, Count, Timestamp, about
 from mirror.values.timestamps import format_moment, moment
@@ -76,13 +76,18 @@ def round_json(report: CollectionReport) -> RoundJson:
         "waiting_bytes": report.waiting_bytes,
         "waiting_since": moment(report.waiting_since),
         "unread_count": report.unread_count,
-        "unread": [{"what": unread.what, "reason": unread.reason} for unread in report.unread],
+        "unread": [unread_json(unread) for unread in report.unread],
     }
 
 
 def collection_json(last: CollectionReport | None) -> CollectionJson:
     """Returns the form of the last round."""
     return {"last": None if last is None else round_json(last)}
+
+
+def unread_json(unread: Unread) -> UnreadJson:
+    """Returns the form of something that could not be read."""
+    return {"what": unread.what, "reason": unread.reason}
 
 
 def waiting_json(entry: WaitingContent) -> WaitingJson:

@@ -17,7 +17,9 @@ meanwhile are read. The version of the link was read before this second look. So
                                                 or found no link, and told the client so
 
 If a manifest, or a record of one, cannot be read, it may name anything: the repository is left alone in this round. A
-link that cannot be read stays, and keeps its bytes. A repository of a registry that is not configured loses nothing.
+link that cannot be read stays, and keeps its bytes. A damaged record of a manifest still says which manifest it is, and
+its bytes what it names (`damaged_records.py`). The report has every record that is damaged. A repository of a registry
+that is not configured loses nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ from mirror import telemetry
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.marks import Marks
 from mirror.collection.pace import CHANGE, MANIFEST, NAME, RECORD, Pace
-from mirror.errors import QuotaExceeded, RecordChanged, StoreError
+from mirror.errors import QuotaExceeded, RecordChanged, RecordDamaged, StoreError
 from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.graph.referrers import referrer_descriptor
+from mirror.hosting.damaged_records import deletion_or_remade, has_manifest, manifest_or_remade
 from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
@@ -128,15 +132,41 @@ class RepositoryPass:
         """Reads every manifest that was not read yet, live ones first. Raises `StoreError`."""
         catalog, records = self._parts.catalog, self._parts.records
         for digest in catalog.manifest_digests(self._repo):
-            if digest not in self._read and (live := catalog.get_manifest(self._repo, digest)):
-                self._note_names(live.digest, self._manifest(digest, live.media_type), live)
+            if digest not in self._read and (live := self._live(digest)):
+                self._note_names(digest, self._manifest(digest, live.record.media_type), live.record)
             if self._pace.spent(MANIFEST):
                 yield
         for digest in records.deleted_manifests(self._repo):
-            if digest not in self._read and (deleted := records.deleted_manifest(self._repo, digest)):
+            if digest not in self._read and (deleted := self._deletion(digest)):
                 self._note_names(digest, self._manifest(digest, deleted.record.media_type), None)
             if self._pace.spent(MANIFEST):
                 yield
+
+    def _live(self, digest: Digest) -> Versioned[ManifestRecord] | None:
+        """Returns the record of a live manifest, remade if it is damaged. Raises `StoreError`."""
+        try:
+            return self._parts.catalog.manifest(self._repo, digest)
+        except RecordDamaged as damaged:
+            self._note_damaged(damaged)
+            return manifest_or_remade(self._parts, self._repo, digest)
+
+    def _deletion(self, digest: Digest) -> Versioned[DeletedManifest] | None:
+        """Returns the record of a deletion. A damaged one is written anew from the bytes of the manifest: nobody can
+        say since when it waits, so the wait begins now. Raises `StoreError`.
+        """
+        records = self._parts.records
+        try:
+            return records.deleted_manifest(self._repo, digest)
+        except RecordDamaged as damaged:
+            self._note_damaged(damaged)
+        remade = deletion_or_remade(self._parts, self._repo, digest)
+        if remade is not None and remade.record.size:
+            with suppress(RecordChanged):
+                records.put_deleted_manifest(self._repo, remade.record, expect=remade.version)
+        return deletion_or_remade(self._parts, self._repo, digest)
+
+    def _note_damaged(self, damaged: RecordDamaged) -> None:
+        self._report.note_unread(str(self._repo), str(damaged))
 
     def _manifest(self, digest: Digest, media_type: str) -> Manifest | None:
         """Returns the manifest; None if the bytes are no manifest, and so name nothing. Raises `StoreError`."""
@@ -165,27 +195,38 @@ class RepositoryPass:
     def _end_deletions(self, rules: RegistryRules) -> Iterator[None]:
         records = self._parts.records
         for digest in records.deleted_manifests(self._repo):
-            if deletion := records.deleted_manifest(self._repo, digest):
+            if deletion := self._deletion(digest):
                 self._end_deletion(deletion, rules)
             if self._pace.spent(RECORD * 2):
                 yield
         for tag in records.deleted_tags(self._repo):
-            if deleted := records.deleted_tag(self._repo, tag):
-                age = waited(deleted.record.deleted_at, self._now(), rules.keep_deleted)
-                with suppress(RecordChanged):
-                    if age is Waited.UNKNOWN:
-                        begun_anew = replace(deleted.record, deleted_at=self._now().later)
-                        records.put_deleted_tag(self._repo, begun_anew, expect=deleted.version)
-                    elif age is Waited.LONG_ENOUGH:
-                        records.drop_deleted_tag(self._repo, tag, expect=deleted.version)
-                        self._report.deletions += 1
+            self._end_deletion_of_tag(tag, rules)
             if self._pace.spent(RECORD):
                 yield
+
+    def _end_deletion_of_tag(self, tag: str, rules: RegistryRules) -> None:
+        """Forgets the deletion of a tag that has expired. A damaged one stays."""
+        records = self._parts.records
+        try:
+            deleted = records.deleted_tag(self._repo, tag)
+        except RecordDamaged as damaged:
+            self._note_damaged(damaged)
+            return
+        if deleted is None:
+            return
+        age = waited(deleted.record.deleted_at, self._now(), rules.keep_deleted)
+        with suppress(RecordChanged):
+            if age is Waited.UNKNOWN:
+                begun_anew = replace(deleted.record, deleted_at=self._now().later)
+                records.put_deleted_tag(self._repo, begun_anew, expect=deleted.version)
+            elif age is Waited.LONG_ENOUGH:
+                records.drop_deleted_tag(self._repo, tag, expect=deleted.version)
+                self._report.deletions += 1
 
     def _end_deletion(self, deletion: Versioned[DeletedManifest], rules: RegistryRules) -> None:
         """Finishes a deletion that was interrupted, and forgets one that has expired."""
         records, record = self._parts.records, deletion.record
-        if self._parts.catalog.get_manifest(self._repo, record.digest) is None:
+        if not has_manifest(self._parts.catalog, self._repo, record.digest):
             if record.by == COLLECTOR and record.digest in self._children:
                 # this process, or another one, died between dropping it and the second look
                 self._bring_back(record.digest)
@@ -205,10 +246,14 @@ class RepositoryPass:
         """
         catalog, dropped = self._parts.catalog, False
         for name in record.tags:
-            tag = catalog.tag(self._repo, name)
+            try:
+                tag = catalog.tag(self._repo, name)
+            except RecordDamaged as damaged:
+                self._note_damaged(damaged)
+                continue
             if tag is None or tag.record.digest != record.digest:
                 continue
-            if catalog.get_manifest(self._repo, record.digest) is not None:
+            if has_manifest(catalog, self._repo, record.digest):
                 break
             with suppress(RecordChanged):
                 catalog.drop_tag(self._repo, name, expect=tag.version)
@@ -223,22 +268,21 @@ class RepositoryPass:
         manifest = self._manifest(record.digest, record.media_type)
         records.drop_deleted_manifest(self._repo, record.digest, expect=deletion.version)
         self._report.deletions += 1
-        if self._parts.catalog.get_manifest(self._repo, record.digest) is None:
+        if not has_manifest(self._parts.catalog, self._repo, record.digest):
             self._parts.accounts.unlink(self._repo, record.digest)
         if manifest and manifest.subject:
-            self._forget_referrer(record.digest, manifest.subject.digest)
+            self._forget_referrer(manifest, manifest.subject.digest)
 
-    def _forget_referrer(self, digest: Digest, subject: Digest) -> None:
+    def _forget_referrer(self, referrer: Manifest, subject: Digest) -> None:
         """Drops the entry of a referrer that is gone. A push of the same manifest writes its entry after its record: so
         one of the two, this or the push, writes the entry last.
         """
         records, catalog = self._parts.records, self._parts.catalog
-        entry = next((one for one in records.referrers(self._repo, subject) if one.digest == digest), None)
-        if entry is None or catalog.get_manifest(self._repo, digest) is not None:
+        if has_manifest(catalog, self._repo, referrer.digest):
             return
-        records.drop_referrer(self._repo, subject, digest)
-        if catalog.get_manifest(self._repo, digest) is not None:
-            records.put_referrer(self._repo, subject, entry)
+        records.drop_referrer(self._repo, subject, referrer.digest)
+        if has_manifest(catalog, self._repo, referrer.digest):
+            records.put_referrer(self._repo, subject, referrer_descriptor(referrer))
 
     # ------------------------------------------------------------------------------------------ dangling referrers
 
@@ -246,13 +290,19 @@ class RepositoryPass:
         """Drops untagged referrers whose subject is absent and that no index names."""
         catalog = self._parts.catalog
         for digest, subject in [*self._referrers.items()]:
-            if digest in self._children or catalog.get_manifest(self._repo, subject) is not None:
+            if digest in self._children or has_manifest(catalog, self._repo, subject):
                 del self._referrers[digest]
             if self._pace.spent(RECORD):
                 yield
         for name in catalog.tags(self._repo) if self._referrers else ():
-            if tag := catalog.get_tag(self._repo, name):
-                self._referrers.pop(tag.digest, None)
+            try:
+                if tag := catalog.get_tag(self._repo, name):
+                    self._referrers.pop(tag.digest, None)
+            except RecordDamaged as damaged:
+                # it may be the tag of any of them
+                self._note_damaged(damaged)
+                self._referrers.clear()
+                break
             if self._pace.spent(RECORD):
                 yield
         for digest in self._referrers:
@@ -260,7 +310,7 @@ class RepositoryPass:
 
     def _drop_referrer(self, digest: Digest, rules: RegistryRules) -> Iterator[None]:
         catalog, records = self._parts.catalog, self._parts.records
-        live = catalog.manifest(self._repo, digest)
+        live = manifest_or_remade(self._parts, self._repo, digest)
         if live is None or waited(live.record.fetched_at, self._now(), self._grace) is not Waited.LONG_ENOUGH:
             return
         try:

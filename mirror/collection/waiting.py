@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
-from mirror.errors import BlobUnknown
-from mirror.graph.manifests import for_display
+from mirror.collection.collection_report import Unread
+from mirror.errors import BlobUnknown, StoreError
 from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import CollectionRules, link_may_go_at
 from mirror.policy.hosted_records import LinkState
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +33,16 @@ class WaitingContent:
     repository: str | None = None
 
 
-def waiting(parts: HostedParts, rules: CollectionRules) -> Iterator[WaitingContent]:
-    """Blocking: yields all that waits, in no order. Opens every link of the hosted registries. What cannot be read is
-    left out and logged. Raises `StoreError` if something cannot be listed.
+def waiting(parts: HostedParts, rules: CollectionRules, unread: list[Unread] | None = None) -> Iterator[WaitingContent]:
+    """Blocking: yields all that waits, in no order. Opens every link and every record of the hosted registries. What
+    cannot be read is left out, and added to `unread`. Raises `StoreError` if something cannot be listed.
     """
+    missed: list[Unread] = [] if unread is None else unread
     for registry in sorted(rules.registries):
         for repo in parts.records.repositories(registry):
-            yield from _links(parts, rules, repo)
-            yield from _deletions(parts, rules, repo)
+            yield from _links(parts, rules, repo, missed)
+            yield from _deletions(parts, rules, repo, missed)
+            _note_unread(parts, repo, missed)
     for record in parts.blobs.all_queued():
         try:
             size = parts.blobs.hosted(record.digest).size
@@ -47,9 +52,27 @@ def waiting(parts: HostedParts, rules: CollectionRules) -> Iterator[WaitingConte
         yield WaitingContent("bytes", record.digest, size, record.queued_at, why, may_go_at)
 
 
-def _links(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterator[WaitingContent]:
+def _readable(read: Callable[[], T | None], what: str, unread: list[Unread]) -> T | None:
+    try:
+        return read()
+    except StoreError as error:
+        unread.append(Unread(what, str(error)))
+        return None
+
+
+def _note_unread(parts: HostedParts, repo: Repo, unread: list[Unread]) -> None:
+    """Opens the records of manifests and tags, none of which waits, to find those that cannot be read."""
+    for digest in parts.catalog.manifest_digests(repo):
+        _readable(partial(parts.catalog.get_manifest, repo, digest), f"{repo}@{digest}", unread)
+    for tag in parts.catalog.tags(repo):
+        _readable(partial(parts.catalog.get_tag, repo, tag), f"{repo}:{tag}", unread)
+    for tag in parts.records.deleted_tags(repo):
+        _readable(partial(parts.records.deleted_tag, repo, tag), f"{repo}:{tag}, deleted", unread)
+
+
+def _links(parts: HostedParts, rules: CollectionRules, repo: Repo, unread: list[Unread]) -> Iterator[WaitingContent]:
     for digest in parts.records.linked(repo):
-        found = for_display(partial(parts.records.link, repo, digest), f"{repo}@{digest}")
+        found = _readable(partial(parts.records.link, repo, digest), f"the link of {repo} to {digest}", unread)
         if found is None or found.record.queued_at is None or found.record.state is LinkState.REMOVED:
             continue
         link = found.record
@@ -59,10 +82,13 @@ def _links(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterator[W
         )
 
 
-def _deletions(parts: HostedParts, rules: CollectionRules, repo: Repo) -> Iterator[WaitingContent]:
+def _deletions(
+    parts: HostedParts, rules: CollectionRules, repo: Repo, unread: list[Unread]
+) -> Iterator[WaitingContent]:
     keep = rules.registries[repo.registry].keep_deleted
     for digest in parts.records.deleted_manifests(repo):
-        found = for_display(partial(parts.records.deleted_manifest, repo, digest), f"{repo}@{digest}")
+        read = partial(parts.records.deleted_manifest, repo, digest)
+        found = _readable(read, f"{repo}@{digest}, deleted", unread)
         if found is None:
             continue
         record = found.record

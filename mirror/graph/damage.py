@@ -6,10 +6,10 @@ from contextlib import suppress
 
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
-from mirror.graph.manifests import StoredManifest, read_stored
+from mirror.graph.manifests import StoredManifest, manifest_of_bytes, read_stored
 from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
-from mirror.oci.manifest import INDEXES
+from mirror.oci.manifest import INDEXES, Manifest
 from mirror.oci.reference import Repo
 from mirror.ports import BlobInfo, BlobReader, Blobs, Catalog, HostedBlobs, RepairableBlobs
 
@@ -23,6 +23,15 @@ def manifest_to_serve(store: RepairableBlobs, catalog: Catalog, repo: Repo, dige
     """
     try:
         return read_stored(store, catalog, repo, digest)
+    except BlobDamaged:
+        try_set_aside(store, digest)
+        return None
+
+
+def bytes_to_serve(store: RepairableBlobs, digest: Digest, media_type: str) -> Manifest | None:
+    """Blocking: like `manifest_to_serve`, for a manifest whose record the caller has read, or made."""
+    try:
+        return manifest_of_bytes(store, digest, media_type)
     except BlobDamaged:
         try_set_aside(store, digest)
         return None

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 
 from mirror.errors import (
     BlobReferenced,
-    BlobUnknown,
     Denied,
     ManifestBlobUnknown,
     ManifestUnknown,
@@ -32,12 +31,13 @@ from mirror.errors import (
     StoreError,
 )
 from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.hosting.damaged_records import damaged_deleted_tag, deletion_or_remade, has_manifest, manifest_or_remade
 from mirror.hosting.links import TRIES, Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.hosted.push_checks import may_use, requirements
+from mirror.policy.hosted.push_checks import requirements
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
 from mirror.policy.records import TagRecord
 from mirror.ports import Version, Versioned
@@ -71,7 +71,7 @@ class Deleting:
                     change.made = True
                     return
                 found = self._parts.catalog.tag(repo, tag)
-                if found is None or self._parts.catalog.get_manifest(repo, found.record.digest) is None:
+                if found is None or not has_manifest(self._parts.catalog, repo, found.record.digest):
                     raise ManifestUnknown(f"{repo} has no tag {tag}")
                 self._placing.check_freeze(repo, tag, None)
                 change.made = True
@@ -90,13 +90,19 @@ class Deleting:
         raise StoreError(f"the tag {repo}:{tag} was changed all the time")
 
     def _drop_damaged_tag(self, repo: Repo, tag: str) -> bool:
-        """Drops a tag whose record is damaged, so that nobody can say what it points to. False if it is not."""
+        """Drops a tag whose record is damaged, so that nobody can say what it points to, or, if there is no tag, the
+        damaged record of its deletion. False if neither is damaged.
+        """
         try:
-            self._parts.catalog.tag(repo, tag)
+            found = self._parts.catalog.tag(repo, tag)
         except RecordDamaged:
             self._parts.catalog.drop_tag(repo, tag)
             return True
-        return False
+        damaged = damaged_deleted_tag(self._parts.records, repo, tag) if found is None else None
+        if damaged is not None:
+            with suppress(RecordChanged):
+                self._parts.records.drop_deleted_tag(repo, tag, expect=damaged)
+        return damaged is not None
 
     def undelete_tag(self, repo: Repo, tag: str) -> None:
         """Brings back a deleted tag. Raises `ManifestUnknown` if there is none, or if its manifest is not here, and
@@ -107,7 +113,7 @@ class Deleting:
             if deleted is None:
                 raise ManifestUnknown(f"{repo} has no deleted tag {tag}")
             record = deleted.record
-            if self._parts.catalog.get_manifest(repo, record.digest) is None:
+            if not has_manifest(self._parts.catalog, repo, record.digest):
                 raise ManifestUnknown(f"the tag {tag} pointed to {record.digest}, which {repo} does not have")
             now = self._parts.now()
             fresh = TagRecord(tag, record.digest, record.media_type, record.size, now, restored_at=now)
@@ -126,9 +132,11 @@ class Deleting:
         catalog, records = self._parts.catalog, self._parts.records
         with self._changing(repo) as change:
             for _ in range(TRIES):
-                found = catalog.manifest(repo, digest)
+                found = manifest_or_remade(self._parts, repo, digest)
                 if found is None:
                     raise ManifestUnknown(f"{repo} has no manifest {digest}")
+                # without its bytes there is nothing to bring back
+                keep = keep and found.record.size > 0
                 tags = dict(self._tags_of(repo, digest))
                 for tag in tags:
                     self._placing.check_freeze(repo, tag, None)
@@ -181,11 +189,11 @@ class Deleting:
         """To be called before a manifest without a record gets one: drops the tags that an interrupted deletion has
         left, so that they do not come back with it. Returns the record of the deletion.
         """
-        deleted = self._parts.records.deleted_manifest(repo, digest)
+        deleted = deletion_or_remade(self._parts, repo, digest)
         if deleted is None:
             return None
         stale = list(self._tags_of(repo, digest))
-        if self._parts.catalog.get_manifest(repo, digest) is not None:
+        if has_manifest(self._parts.catalog, repo, digest):
             # another push was faster; the tags are its own
             return deleted
         for tag, version in stale:
@@ -195,12 +203,12 @@ class Deleting:
         return deleted
 
     def undelete_manifest(self, repo: Repo, digest: Digest, caller: str, *, sparse: bool = False) -> None:
-        """Brings back a deleted manifest, and those of its tags that point to nothing now. Raises `ManifestUnknown` if
-        there is none; `ManifestBlobUnknown` if content that it needs is gone, unless it may be `sparse`;
-        `QuotaExceeded`.
+        """Brings back a deleted manifest, and those of its tags that point to nothing now: none if the record of the
+        deletion is damaged. Raises `ManifestUnknown` if there is none; `ManifestBlobUnknown` if content that it needs
+        is gone, unless it may be `sparse`; `QuotaExceeded`.
         """
         with self._changing(repo) as change:
-            deleted = self._parts.records.deleted_manifest(repo, digest)
+            deleted = deletion_or_remade(self._parts, repo, digest)
             if deleted is None:
                 raise ManifestUnknown(f"{repo} has no deleted manifest {digest}")
             record = deleted.record
@@ -225,12 +233,9 @@ class Deleting:
         """Removes the link to a blob. Raises `BlobUnknown`, and `BlobReferenced` if a manifest of the repository names
         the blob. If a deleted manifest that can be undeleted names it, its bytes stay as long, and still count.
         """
-        records = self._parts.records
         with self._changing(repo) as change:
             for _ in range(TRIES):
-                found = records.link(repo, digest)
-                if found is None or not may_use(found.record, caller):
-                    raise BlobUnknown(f"{repo} has no blob {digest}")
+                found = self._links.removable(repo, digest, caller)
                 self._refuse_if_named(repo, digest)
                 change.made = True
                 with suppress(RecordChanged):

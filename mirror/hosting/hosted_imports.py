@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mirror.errors import BlobUnknown
+from mirror.errors import BlobUnknown, RecordDamaged
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.pushing import ManifestPut, Pushing
@@ -44,7 +44,10 @@ class HostedImports:
 
     def may_serve(self, repo: Repo, digest: Digest) -> bool:
         """True if the repository has a link to the blob."""
-        link = self._links.find(repo, digest)
+        try:
+            link = self._links.find(repo, digest)
+        except RecordDamaged:
+            return False
         return link is not None and link.state is LinkState.LINKED
 
     def take(

@@ -8,14 +8,18 @@ the queue of the collector (`rescue`):
                       └─ they are certainly gone ─> the link is dropped by its version, and the blob is unknown
 
 So no time to wait stands between a push and the collection, and no lock either.
+
+A link whose record is damaged gives a pusher no right, like the mark of a removal: whoever uploads the blob, or mounts
+it by name, writes it anew. Only `find` raises `RecordDamaged`.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from mirror.errors import BlobUnknown, QuotaExceeded, RecordChanged, StoreError
+from mirror.errors import BlobUnknown, QuotaExceeded, RecordChanged, RecordDamaged, StoreError
 from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -43,19 +47,33 @@ class Links:
         found = self._parts.records.link(repo, digest)
         return found.record if found else None
 
+    def is_removed(self, repo: Repo, digest: Digest) -> bool:
+        """True if a client has deleted the blob here, or may have because the link is damaged."""
+        found = self._or_removed(repo, digest)
+        return found is not None and found.record.state is LinkState.REMOVED
+
     def make(self, repo: Repo, digest: Digest, size: int) -> None:
         """Links a blob that was uploaded or mounted, whatever link there was. Raises `QuotaExceeded`, and `BlobUnknown`
         if its bytes have gone meanwhile.
         """
-        before = self._parts.records.link(repo, digest)
-        self._write(repo, linked(digest, size, self._parts.now()), before, expect=None)
+        link = linked(digest, size, self._parts.now())
+        try:
+            before = self._parts.records.link(repo, digest)
+        except RecordDamaged:
+            # nobody could write the damaged record again if the quota did not allow the new one
+            self._parts.accounts.check(repo, size, digest)
+            before = None
+        self._write(repo, link, before, expect=None)
 
     def reserve(self, repo: Repo, digest: Digest, size: int, caller: str) -> bool:
-        """Reserves a blob for the caller. False if a client has deleted the blob here. Raises `BlobUnknown` if its
-        bytes have gone meanwhile.
+        """Reserves a blob for the caller. False if a client has deleted the blob here, or may have. Raises
+        `BlobUnknown` if its bytes have gone meanwhile.
         """
         for _ in range(TRIES):
-            before = self._parts.records.link(repo, digest)
+            try:
+                before = self._parts.records.link(repo, digest)
+            except RecordDamaged:
+                return False
             now = self._parts.now()
             link = reserved(before.record if before else None, digest, size, now, caller)
             if before is not None and link == before.record:
@@ -107,7 +125,7 @@ class Links:
         link of another state stays as it is; without the bytes, the mark of the deletion stays. Raises `QuotaExceeded`.
         """
         for _ in range(TRIES):
-            found = self._parts.records.link(repo, digest)
+            found = self._or_removed(repo, digest)
             if found is None or found.record.state is not LinkState.REMOVED:
                 return
             link = linked(digest, found.record.size, self._parts.now())
@@ -120,16 +138,42 @@ class Links:
             return
         raise _never_still(repo, digest)
 
+    def removable(self, repo: Repo, digest: Digest, caller: str) -> Versioned[BlobLink]:
+        """Returns the link that the caller may delete: one that the caller may use, or a damaged one, as a mark. Raises
+        `BlobUnknown` if there is none.
+        """
+        try:
+            found = self._parts.records.link(repo, digest)
+        except RecordDamaged as damaged:
+            return self._mark(digest, damaged)
+        if found is None or not may_use(found.record, caller):
+            raise BlobUnknown(f"{repo} has no blob {digest}")
+        return found
+
     def remove(self, repo: Repo, link: Versioned[BlobLink]) -> Version:
         """Leaves a mark instead of a link. Raises `RecordChanged`."""
         mark = replace(link.record, state=LinkState.REMOVED, since=self._parts.now(), by="", queued_at=None)
         return self._parts.records.put_link(repo, mark, expect=link.version)
 
     def _usable(self, repo: Repo, digest: Digest, caller: str) -> Versioned[BlobLink]:
-        found = self._parts.records.link(repo, digest)
+        found = self._or_removed(repo, digest)
         if found is None or not may_use(found.record, caller):
             raise BlobUnknown(f"{repo} has no blob {digest}")
         return found
+
+    def _or_removed(self, repo: Repo, digest: Digest) -> Versioned[BlobLink] | None:
+        """The link; the mark of a removal in place of a damaged one."""
+        try:
+            return self._parts.records.link(repo, digest)
+        except RecordDamaged as damaged:
+            return self._mark(digest, damaged)
+
+    def _mark(self, digest: Digest, damaged: RecordDamaged) -> Versioned[BlobLink]:
+        size = 0
+        with suppress(BlobUnknown):
+            size = self._parts.contents.stat(digest).size
+        mark = BlobLink(digest, size, LinkState.REMOVED, self._parts.now())
+        return Versioned(mark, Version(damaged.version))
 
     def _write(
         self,

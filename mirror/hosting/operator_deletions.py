@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from mirror.errors import BlobReferenced, BlobUnknown, ManifestUnknown, RecordChanged, RecordDamaged, StoreError
 from mirror.graph.manifests import manifest_of_bytes
+from mirror.hosting.damaged_records import damaged_deleted_tag, deletion_or_remade, has_manifest
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
@@ -65,23 +66,28 @@ class OperatorDeletions:
     # ------------------------------------------------------------------------------------------------------- plans
 
     def plan_tag(self, repo: Repo, tag: str) -> DeletionPlan:
-        """The deletion of a tag alone, also of one whose record is damaged. Raises `ManifestUnknown`."""
-        with suppress(RecordDamaged):
-            self.digest_of(repo, tag)
+        """The deletion of a tag alone. Of a tag whose record, or that of its deletion, is damaged, that record goes.
+        Raises `ManifestUnknown`.
+        """
+        try:
+            with suppress(RecordDamaged):
+                self.digest_of(repo, tag)
+        except ManifestUnknown:
+            if damaged_deleted_tag(self._parts.records, repo, tag) is None:
+                raise
         return DeletionPlan(repo, (tag,), ())
 
     def digest_of(self, repo: Repo, tag: str) -> Digest:
         """What a tag points to. Raises `ManifestUnknown`."""
         record = self._parts.catalog.get_tag(repo, tag)
-        if record is None or self._parts.catalog.get_manifest(repo, record.digest) is None:
+        if record is None or not has_manifest(self._parts.catalog, repo, record.digest):
             raise ManifestUnknown(f"{repo}:{tag} is not here")
         return record.digest
 
     def plan_image(self, repo: Repo, digest: Digest) -> DeletionPlan:
         """The deletion of an image, also of a deleted one that is still kept. Raises `ManifestUnknown`."""
-        catalog = self._parts.catalog
-        kept = self._parts.records.deleted_manifest(repo, digest) is not None
-        if catalog.get_manifest(repo, digest) is None and not kept:
+        kept = deletion_or_remade(self._parts, repo, digest) is not None
+        if not has_manifest(self._parts.catalog, repo, digest) and not kept:
             raise ManifestUnknown(f"{repo}@{digest} is not here")
         children = {each: self._children(each) for each in self._manifests(repo, kept=kept)}
         parents: dict[Digest, set[Digest]] = {each: set() for each in children}
@@ -129,10 +135,12 @@ class OperatorDeletions:
         return tuple(child.digest for child in manifest.manifests) if manifest else ()
 
     def _tags(self, repo: Repo) -> Iterator[tuple[str, Digest]]:
+        """Yields each tag with what it points to, without damaged ones."""
         for tag in self._parts.catalog.tags(repo):
-            record = self._parts.catalog.get_tag(repo, tag)
-            if record is not None:
-                yield tag, record.digest
+            with suppress(RecordDamaged):
+                record = self._parts.catalog.get_tag(repo, tag)
+                if record is not None:
+                    yield tag, record.digest
 
     # -------------------------------------------------------------------------------------------------- deletions
 
@@ -175,9 +183,11 @@ class OperatorDeletions:
     def _drop_notes(self, repo: Repo, manifests: Collection[Digest]) -> None:
         """Drops the records of deleted tags that point to these manifests: they could not be undeleted."""
         for tag in self._parts.records.deleted_tags(repo):
-            deleted = self._parts.records.deleted_tag(repo, tag)
-            if deleted is not None and deleted.record.digest in manifests:
-                self._parts.records.drop_deleted_tag(repo, tag)
+            # a damaged one cannot be undeleted either
+            with suppress(RecordDamaged):
+                deleted = self._parts.records.deleted_tag(repo, tag)
+                if deleted is not None and deleted.record.digest in manifests:
+                    self._parts.records.drop_deleted_tag(repo, tag)
 
     def _unlink(self, repo: Repo, digest: Digest, caller: str) -> None:
         # what another manifest of the repository names stays, and is reported
@@ -207,18 +217,21 @@ class OperatorDeletions:
 
     def holders(self, digest: Digest) -> tuple[Repo, ...]:
         """The hosted repositories that have this content, as a blob or as a manifest, deleted ones that are kept
-        included; sorted. Reads a few files for each repository.
+        included, or may have it because a record is damaged; sorted. Reads a few files for each repository.
         """
         return tuple(sorted(repo for repo in self.repositories() if self._has(repo, digest)))
 
     def _has(self, repo: Repo, digest: Digest) -> bool:
         records, catalog = self._parts.records, self._parts.catalog
-        link = records.link(repo, digest)
-        if link is not None and link.record.state is not LinkState.REMOVED:
+        try:
+            link = records.link(repo, digest)
+            if link is not None and link.record.state is not LinkState.REMOVED:
+                return True
+            if catalog.get_manifest(repo, digest) is not None:
+                return True
+            return records.deleted_manifest(repo, digest) is not None
+        except RecordDamaged:
             return True
-        if catalog.get_manifest(repo, digest) is not None:
-            return True
-        return records.deleted_manifest(repo, digest) is not None
 
     def repositories(self) -> Iterable[Repo]:
         """All hosted repositories."""
@@ -228,15 +241,18 @@ class OperatorDeletions:
     # ------------------------------------------------------------------------------------------------- undeletions
 
     def deleted(self, wanted: Callable[[Repo], bool]) -> Iterator[tuple[Repo, DeletedManifest | DeletedTag]]:
-        """Yields what can be undeleted in these repositories, in no order. Expired records may be among it."""
+        """Yields what can be undeleted in these repositories, in no order. Expired records may be among it, and damaged
+        ones of manifests, without tags, as if they were deleted now.
+        """
         records = self._parts.records
         for repo in filter(wanted, self.repositories()):
             for digest in records.deleted_manifests(repo):
-                if (manifest := records.deleted_manifest(repo, digest)) is not None:
+                if (manifest := deletion_or_remade(self._parts, repo, digest)) is not None:
                     yield repo, manifest.record
             for tag in records.deleted_tags(repo):
-                if (deleted := records.deleted_tag(repo, tag)) is not None:
-                    yield repo, deleted.record
+                with suppress(RecordDamaged):
+                    if (deleted := records.deleted_tag(repo, tag)) is not None:
+                        yield repo, deleted.record
 
     def undelete_tag(self, repo: Repo, tag: str, caller: str) -> list[Digest]:
         """Brings back a deleted tag, with its image if that was deleted as well. Returns the manifests that came back.
@@ -244,14 +260,16 @@ class OperatorDeletions:
         """
         records = self._parts.records
         deleted = records.deleted_tag(repo, tag)
-        if deleted is not None and self._parts.catalog.get_manifest(repo, deleted.record.digest) is not None:
+        if deleted is not None and has_manifest(self._parts.catalog, repo, deleted.record.digest):
             self._deleting.undelete_tag(repo, tag)
             return []
         pointed_to = deleted.record.digest if deleted is not None else None
+        # a damaged record is an error: it may be that of the image to which the tag pointed last
+        manifests = [records.deleted_manifest(repo, digest) for digest in records.deleted_manifests(repo)]
         of_tag = [
-            record
-            for _, record in self.deleted(lambda each: each == repo)
-            if isinstance(record, DeletedManifest) and (tag in record.tags or record.digest == pointed_to)
+            each.record
+            for each in manifests
+            if each is not None and (tag in each.record.tags or each.record.digest == pointed_to)
         ]
         if not of_tag:
             raise ManifestUnknown(f"{repo} has no deleted tag {tag}")
@@ -267,7 +285,7 @@ class OperatorDeletions:
         """
         back: list[Digest] = []
         for child in self._children(digest):
-            if child != digest and self._parts.records.deleted_manifest(repo, child) is not None:
+            if child != digest and deletion_or_remade(self._parts, repo, child) is not None:
                 back += self.undelete_image(repo, child, caller)
         self._deleting.undelete_manifest(repo, digest, caller)
         return [*back, digest]

@@ -24,6 +24,7 @@ from mirror.errors import (
     StoreError,
 )
 from mirror.graph.referrers import referrer_descriptor
+from mirror.hosting.damaged_records import has_manifest
 from mirror.hosting.links import TRIES, Links
 from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
@@ -85,7 +86,7 @@ class Placing:
         subject = manifest.subject.digest if manifest.subject else None
         if subject:
             self._parts.records.put_referrer(repo, subject, referrer_descriptor(manifest))
-        was = self._parts.catalog.manifest(repo, manifest.digest)
+        is_new = not has_manifest(self._parts.catalog, repo, manifest.digest)
         version = self._parts.catalog.put_manifest(repo, record)
         try:
             kept = [blob for blob in (*needed.blobs, *needed.embedded) if blob.digest not in missing]
@@ -96,7 +97,7 @@ class Placing:
             # a collector may have queued the bytes before the record was written
             self._parts.blobs.put(manifest.digest, manifest.content)
         except BaseException:
-            if was is None:
+            if is_new:
                 with suppress(RecordChanged):
                     self._parts.catalog.drop_manifest(repo, manifest.digest, expect=version)
                     self._parts.accounts.unlink(repo, manifest.digest)
@@ -122,7 +123,7 @@ class Placing:
 
     def require_manifests(self, repo: Repo, digests: Sequence[Digest]) -> None:
         """Raises `ManifestBlobUnknown` if the repository does not have all these manifests."""
-        missing = [digest for digest in digests if self._parts.catalog.get_manifest(repo, digest) is None]
+        missing = [digest for digest in digests if not has_manifest(self._parts.catalog, repo, digest)]
         if missing:
             raise _unknown(repo, missing)
 
@@ -162,7 +163,7 @@ class Placing:
     def _check_move(self, repo: Repo, tag: str, digest: Digest, was: TagRecord | None, may_overwrite: bool) -> bool:
         """Whether the tag would be moved from another manifest. Raises `Denied`."""
         self.check_freeze(repo, tag, digest)
-        now = was.digest if was and self._parts.catalog.get_manifest(repo, was.digest) is not None else None
+        now = was.digest if was and has_manifest(self._parts.catalog, repo, was.digest) else None
         moves = tag_action(digest, now) is Action.OVERWRITE
         if moves and not may_overwrite:
             raise Denied(f"the tag {repo}:{tag} exists, and the rules do not let you overwrite it")
@@ -178,7 +179,7 @@ class Placing:
         """To be called after these tags were written: drops them if the manifest was deleted meanwhile, and raises
         `ManifestUnknown` then.
         """
-        if self._parts.catalog.get_manifest(repo, digest) is not None:
+        if has_manifest(self._parts.catalog, repo, digest):
             return
         for tag, version in tags.items():
             with suppress(RecordChanged):

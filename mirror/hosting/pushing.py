@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mirror.errors import RecordChanged
+from mirror.hosting.damaged_records import has_manifest
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import PlacedTag, Placing
@@ -77,7 +78,7 @@ class Pushing:
     ) -> tuple[str, ...]:
         manifest, digest, size = put.manifest, put.manifest.digest, len(put.manifest.content)
         deleted = None
-        if self._parts.catalog.get_manifest(repo, digest) is None:
+        if not has_manifest(self._parts.catalog, repo, digest):
             deleted = self._deleting.drop_stale_tags(repo, digest)
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
         self._placing.put_manifest(repo, manifest, record, caller, children=children, sparse=rules.sparse_images)

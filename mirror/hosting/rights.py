@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable
+from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.intake.grants import Grants
@@ -94,7 +94,11 @@ class Sources:
         return info.size
 
     def _hosted_size(self, repo: Repo, digest: Digest) -> int | None:
-        link = self._links.find(repo, digest)
+        try:
+            link = self._links.find(repo, digest)
+        except RecordDamaged:
+            # nobody could pull it from there
+            return None
         if link is None or link.state is not LinkState.LINKED:
             return None
         try:

@@ -100,7 +100,8 @@ class Catalog(TagRecords, ManifestRecords, RepositoryNames, Protocol):
     """Tags and manifest links of every repository, on disk. All calls block for a short time.
 
     A record that is returned as None, or not listed, is certainly absent. Every call raises `StoreError` if that cannot
-    be determined. Calls that read one record raise `RecordDamaged` if it exists but cannot be parsed.
+    be determined. Calls that read one record raise `RecordDamaged` if it exists but cannot be parsed, with the version
+    by which it can be replaced.
     """
 
     def flush(self) -> None:

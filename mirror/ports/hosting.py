@@ -2,7 +2,7 @@
 
 Tags and manifest records of hosted repositories are in the `Catalog`, like those of cached ones. A record that is
 returned as None, or not listed, is certainly absent. Calls that read one record raise `RecordDamaged` if it exists but
-cannot be parsed, and `StoreError` if it cannot be read.
+cannot be parsed, with the version by which it can be replaced, and `StoreError` if it cannot be read.
 
 The life cycle of a hosted blob's bytes:
 
@@ -195,6 +195,9 @@ class ReferrerEntries(Protocol):
 
     def referrers(self, repo: Repo, subject: Digest) -> Sequence[Descriptor]:
         """The entries of a subject, sorted by digest, with annotations and artifact type."""
+
+    def referrer_digests(self, repo: Repo, subject: Digest) -> Iterable[Digest]:
+        """The digests of all entries of a subject, in no order. Entries are not opened."""
 
 
 class Deletions(Protocol):

@@ -32,7 +32,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
 from mirror.policy.hosted.push_checks import HostedRules, may_use, read_pushed
-from mirror.policy.hosted_records import BlobLink, LinkState
+from mirror.policy.hosted_records import BlobLink
 from mirror.repository.answers import BlobContent, BlobStat, Outcome
 from mirror.repository.hosted_content import HostedContent
 from mirror.repository.hosted_uploads import HostedUpload
@@ -106,12 +106,11 @@ class HostedRepository:
         def look() -> BlobLink | None:
             with suppress(BlobUnknown):
                 return links.use(repo, digest, pusher.name)
-            found = links.find(repo, digest)
-            return found if found is not None and found.state is LinkState.REMOVED else None
+            if links.is_removed(repo, digest):
+                raise BlobUnknown(f"{repo} has no blob {digest}")
+            return None
 
         link = await self._run(look)
-        if link is not None and link.state is LinkState.REMOVED:
-            raise BlobUnknown(f"{repo} has no blob {digest}")
         if link is not None:
             return BlobStat(link.size, Outcome.HIT, repo.registry)
         size = await self._verbs.sources.find(digest, lambda repo: pusher.may(Action.PULL, repo))
@@ -123,8 +122,7 @@ class HostedRepository:
         """Returns the size of a blob that the caller may pull elsewhere here, unless a client has deleted it in this
         repository; None if there is none.
         """
-        link = await asyncio.to_thread(self._verbs.links.find, self.repo, digest)
-        if link is not None and link.state is LinkState.REMOVED:
+        if await asyncio.to_thread(self._verbs.links.is_removed, self.repo, digest):
             return None
         return await self._verbs.sources.find(digest, lambda repo: pusher.may(Action.PULL, repo))
 

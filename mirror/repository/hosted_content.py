@@ -5,12 +5,14 @@
     blob                 the repository's link, in force ──> the bytes
     referrers            the entries of the subject, and those of the referrers tag
 
-That bytes are on the disk gives no right to them. Damaged content is unknown, so that a push repairs it.
+That bytes are on the disk gives no right to them. Damaged content is unknown, so that a push repairs it. A damaged
+record of a manifest gives the right all the same: its name is the manifest's digest, and the bytes say the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import Final
 
@@ -20,10 +22,13 @@ from mirror.errors import (
     BlobUnreadable,
     ManifestUnknown,
     NameUnknown,
+    RecordDamaged,
     StoreError,
 )
-from mirror.graph.damage import indexes_naming, manifest_to_serve
+from mirror.graph.damage import bytes_to_serve, indexes_naming
 from mirror.graph.manifests import has_blob
+from mirror.graph.referrers import referrer_descriptor
+from mirror.hosting.damaged_records import has_manifest, manifest_or_remade
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.remembered import Remembered
@@ -122,9 +127,7 @@ class HostedContent:
         return CachedTag(record, Outcome.HIT, now, now) if record else None
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
-        record = await self._memory.manifests.get(
-            self.repo, digest, lambda: self._parts.catalog.get_manifest(self.repo, digest)
-        )
+        record = await self._memory.manifests.get(self.repo, digest, lambda: self._read_record(digest))
         if record is None:
             return None
         manifest = self._caches.manifests.get((self.repo, digest))
@@ -135,9 +138,13 @@ class HostedContent:
                 self._caches.manifests[self.repo, digest] = manifest
         return manifest
 
+    def _read_record(self, digest: Digest) -> ManifestRecord | None:
+        found = manifest_or_remade(self._parts, self.repo, digest)
+        return found.record if found else None
+
     def _read_manifest(self, digest: Digest) -> Manifest | None:
-        stored = manifest_to_serve(self._parts.contents, self._parts.catalog, self.repo, digest)
-        return stored.manifest if stored else None
+        record = self._read_record(digest)
+        return bytes_to_serve(self._parts.contents, digest, record.media_type) if record else None
 
     async def indexes_naming(self, digest: Digest) -> list[Digest]:
         """Returns the indexes of this repository that name this manifest. Raises `StoreError`."""
@@ -223,14 +230,23 @@ class HostedContent:
             return () if any(True for listed in listings for _ in listed) else None
         stale: set[str] = set()
         for digest in records.deleted_manifests(self.repo):
-            if catalog.get_manifest(self.repo, digest) is not None:
+            if has_manifest(catalog, self.repo, digest):
                 continue
-            deleted = records.deleted_manifest(self.repo, digest)
-            for tag in deleted.record.tags if deleted else ():
-                record = catalog.get_tag(self.repo, tag)
-                if record is not None and record.digest == digest:
-                    stale.add(tag)
+            try:
+                deleted = records.deleted_manifest(self.repo, digest)
+                had = deleted.record.tags if deleted else ()
+            except RecordDamaged:
+                had = tuple(tags)
+            stale.update(tag for tag in had if self._points_to(tag, digest))
         return tuple(tag for tag in tags if tag not in stale)
+
+    def _points_to(self, tag: str, digest: Digest) -> bool:
+        """Blocking: False if the tag's record is damaged: such a tag is listed."""
+        try:
+            record = self._parts.catalog.get_tag(self.repo, tag)
+        except RecordDamaged:
+            return False
+        return record is not None and record.digest == digest
 
     async def referrers(self, digest: Digest) -> Listing:
         """Returns descriptors of the referrers of a manifest, which may be absent. Raises `StoreError`."""
@@ -244,8 +260,8 @@ class HostedContent:
         catalog = self._parts.catalog
         found = {
             entry.digest: entry
-            for entry in self._parts.records.referrers(self.repo, subject)
-            if catalog.get_manifest(self.repo, entry.digest) is not None
+            for entry in self._read_entries(subject)
+            if has_manifest(catalog, self.repo, entry.digest)
         }
         tag = catalog.get_tag(self.repo, referrers_tag(subject))
         index = self._read_manifest(tag.digest) if tag else None
@@ -253,3 +269,12 @@ class HostedContent:
             for each in index.manifests:
                 found.setdefault(each.digest, each)
         return tuple(found[digest] for digest in sorted(found))
+
+    def _read_entries(self, subject: Digest) -> Iterable[Descriptor]:
+        """Blocking: the entries of a subject. If one is damaged, the manifests say what is in them."""
+        records = self._parts.records
+        try:
+            return records.referrers(self.repo, subject)
+        except RecordDamaged:
+            manifests = map(self._read_manifest, records.referrer_digests(self.repo, subject))
+            return [referrer_descriptor(manifest) for manifest in manifests if manifest is not None]

@@ -62,7 +62,7 @@ def site(tmp_path: Path) -> _Site:
 def test_it_tells_what_waits_and_collects(site: _Site) -> None:
     """Without a grace time, the third round deletes the bytes."""
     before = site.gc("--json").json
-    assert before == {"last": None, "waiting": []}
+    assert before == {"last": None, "waiting": [], "unread": []}
     [waiting] = site.gc("--run", "--json").json["waiting"]
     assert (waiting["kind"], waiting["repository"], waiting["why"]) == ("link", str(_APP), "no manifest names it")
     [waiting] = site.gc("--run", "--json").json["waiting"]
@@ -102,3 +102,22 @@ def test_one_round_at_a_time(site: _Site) -> None:
         done = site.gc("--run")
     assert done.status != 0
     assert "running already" in done.err
+
+
+def test_it_names_what_is_damaged(site: _Site) -> None:
+    """Each record, also where no round of collection had to open it."""
+    layout = Layout(site.root)
+    layout.links(_APP).joinpath(f"sha256-{site.digest.hex}").write_bytes(b"{")
+    for folder in (layout.manifests(_APP), layout.tags(_APP), layout.deleted_tags(_APP)):
+        folder.mkdir()
+    layout.manifests(_APP).joinpath(f"sha256-{site.digest.hex}").write_bytes(b"{")
+    layout.tags(_APP).joinpath("1").write_bytes(b"{")
+    layout.deleted_tags(_APP).joinpath("2").write_bytes(b"{")
+    found = site.gc("--json").json
+    assert {each["what"] for each in found["unread"]} == {
+        f"the link of {_APP} to {site.digest}",
+        f"{_APP}@{site.digest}",
+        f"{_APP}:1",
+        f"{_APP}:2, deleted",
+    }
+    assert f"cannot be read: {_APP}:1: the record of the tag {_APP}:1 is damaged" in site.gc().out

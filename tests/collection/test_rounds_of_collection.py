@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,12 +17,16 @@ from mirror.hosting.links import Links
 from mirror.hosting.placing import Placing
 from mirror.hosting.pushing import ManifestPut, Pushing
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor, read_manifest
+from mirror.oci.manifest import OCI_MANIFEST, Descriptor, read_manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import COLLECTOR, CollectionRules
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.hosted_records import BlobLink, DeletedTag, LinkState, QueuedBlob
 from mirror.ports import BlobInfo, Versioned
+from mirror.store.hosted.repository_records import LocalHostedRecords
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.catalog import LocalCatalog
+from mirror.store.local.layout import Layout, file_name
 from tests.support.collecting import APP, GRACE, KEEP, TWIN, CollectedWorld, image, index
 
 
@@ -156,12 +161,57 @@ def test_101_a_damaged_link_keeps_its_bytes(world: CollectedWorld, monkeypatch: 
     def link(repo: Repo, asked: Digest) -> Versioned[BlobLink] | None:
         if asked == digest:
             raise StoreError("cannot be read")
-        return real(repo, asked)
+        found: Versioned[BlobLink] | None = real(repo, asked)
+        return found
 
     monkeypatch.setattr(world.records, "link", link)
     assert world.collect_until_nothing_waits().unread_count == 1
     assert world.hosted() == {digest}
     assert other not in set(world.records.linked(APP))
+
+
+def test_101_damaged_records_stop_no_collection(tmp_path: Path) -> None:
+    """Their names say which manifests they are about, and the bytes what those name. The report has each of them."""
+    layout = LocalStore(Layout(tmp_path)).layout
+    world = CollectedWorld(catalog=LocalCatalog(layout), records=LocalHostedRecords(layout))
+    live, gone = world.push_image(APP, b"one", tag="1"), world.push_image(APP, b"two", tag="2")
+    loose = world.upload(APP, b"loose")
+    world.delete(APP, gone, "2")
+    world.records.put_deleted_tag(APP, DeletedTag("3", live, OCI_MANIFEST, 1, world.clock()))
+    damaged = (
+        layout.manifests(APP) / file_name(live),
+        layout.deleted_manifests(APP) / file_name(gone),
+        layout.deleted_tags(APP) / "3",
+    )
+    for path in damaged:
+        path.write_bytes(b"{")
+    report = world.collect()
+    assert sorted(unread.reason for unread in report.unread) == [
+        f"the record of the deleted manifest {APP}@{gone} is damaged",
+        f"the record of the deleted tag {APP}:3 is damaged",
+        f"the record of the manifest {APP}@{live} is damaged",
+    ]
+    world.collect_until_nothing_waits()
+    assert world.hosted() == {live, gone, Digest.of(b"one"), Digest.of(b"two")}
+    assert loose not in set(world.records.linked(APP))
+    # nobody knows since when it is deleted: that begins anew when the damage is seen
+    world.collect(8, pause=KEEP)
+    assert world.hosted() == {live, Digest.of(b"one")}
+    assert damaged[0].read_bytes() == damaged[2].read_bytes() == b"{"
+
+
+def test_a_damaged_tag_keeps_every_referrer(tmp_path: Path) -> None:
+    """It may be the tag of any of them."""
+    layout = LocalStore(Layout(tmp_path)).layout
+    world = CollectedWorld(catalog=LocalCatalog(layout), records=LocalHostedRecords(layout), collect_dangling=True)
+    referrer = world.push(APP, image(subject=Digest.of(b"gone")))
+    world.push_image(APP, b"one", tag="1")
+    (layout.tags(APP) / "1").write_bytes(b"{")
+    world.collect(3, pause=GRACE + 1)
+    assert referrer in set(world.catalog.manifest_digests(APP))
+    world.catalog.drop_tag(APP, "1")
+    world.collect(3, pause=GRACE + 1)
+    assert referrer not in set(world.catalog.manifest_digests(APP))
 
 
 def test_damaged_content_stays_as_long_as_something_needs_it(world: CollectedWorld) -> None:
@@ -385,7 +435,7 @@ def test_rules_without_registries_collect_nothing(world: CollectedWorld) -> None
 
 
 def _link(world: CollectedWorld, repo: Repo, digest: Digest) -> BlobLink:
-    found = world.records.link(repo, digest)
+    found: Versioned[BlobLink] | None = world.records.link(repo, digest)
     assert found is not None
     return found.record
 

@@ -77,14 +77,13 @@ VERBS: dict[str, Verb] = {
     [
         ("catalog", "tag", ["PUT a manifest", "PUT the same", "DELETE a tag", "undelete a tag"]),
         ("catalog", "get_tag", ["GET a tag", "PUT a manifest", "PUT over a tag", "PUT the same", "referrers"]),
-        ("catalog", "manifest", ["PUT the same", "DELETE a manifest", "undelete a manifest"]),
+        ("catalog", "manifest", ["GET a tag", "GET a manifest", "DELETE a manifest"]),
         (
             "catalog",
             "get_manifest",
             [
-                *("GET a tag", "GET a manifest", "referrers", "PUT a manifest", "PUT over a tag", "PUT the same"),
-                "PUT an index",
-                *("DELETE a tag", "undelete a tag"),
+                *("referrers", "PUT a manifest", "PUT over a tag", "PUT the same", "PUT an index"),
+                *("DELETE a tag", "undelete a tag", "undelete a manifest"),
             ],
         ),
         ("catalog", "tags", ["tags", "DELETE a manifest"]),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
@@ -35,13 +35,21 @@ TWIN: Final = Repo("corp", "team/twin")
 class CollectedWorld:
     """Hosted registries of one disk, in memory. `clock` is the wall clock and the steady one."""
 
-    def __init__(self, *, keep_deleted: float = KEEP, collect_dangling: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        keep_deleted: float = KEEP,
+        collect_dangling: bool = False,
+        catalog: Any = None,
+        records: Any = None,
+    ) -> None:
+        """`catalog` and `records` may be those of a disk."""
         self.clock = Clock(1_000_000.0)
         self.steady = Clock(0.0)
         self.cache = UnreliableStore()
-        self.catalog = UnreliableCatalog()
+        self.catalog: Any = catalog or UnreliableCatalog()
         self.blobs = MemoryHostedBlobs(self.cache)
-        self.records = MemoryHostedRecords(self.catalog)
+        self.records: Any = records or MemoryHostedRecords(self.catalog)
         self.accounts = Limited()
         self.parts = HostedParts(
             MemoryContents(self.cache, self.blobs),

@@ -57,6 +57,10 @@ class MemoryHostedRecords:
             entries = self._referrers.get(repo, {}).get(subject, {})
             return [entries[digest] for digest in sorted(entries)]
 
+    def referrer_digests(self, repo: Repo, subject: Digest) -> Iterable[Digest]:
+        with self._changing:
+            return list(self._referrers.get(repo, {}).get(subject, {}))
+
     def deleted_manifest(self, repo: Repo, digest: Digest) -> Versioned[DeletedManifest] | None:
         return _get(self._manifests, repo, digest)
 

@@ -13,7 +13,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import BlobInfo, Deleted, Expected
+from mirror.ports import BlobInfo, Deleted, Expected, Versioned
 from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryReader, MemoryStore
 
 
@@ -77,6 +77,10 @@ class UnreliableCatalog(MemoryCatalog):
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
         self._check(repo, digest)
         return super().get_manifest(repo, digest)
+
+    def manifest(self, repo: Repo, digest: Digest) -> Versioned[ManifestRecord] | None:
+        self._check(repo, digest)
+        return super().manifest(repo, digest)
 
     def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
         self.dropped.add((repo, digest))

@@ -212,7 +212,7 @@ class HostedNames:
                 raise
         record = QueuedBlob.from_json(digest, content)
         if record is None:
-            raise RecordDamaged(f"the record of the queued blob {digest} is damaged")
+            raise RecordDamaged(f"the record of the queued blob {digest} is damaged", version_of(content))
         return Versioned(record, version_of(content))
 
     def queue(self, record: QueuedBlob) -> Version:

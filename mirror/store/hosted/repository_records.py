@@ -80,6 +80,9 @@ class LocalHostedRecords:
                 found.append(entry.record)
         return found
 
+    def referrer_digests(self, repo: Repo, subject: Digest) -> Iterable[Digest]:
+        return digests_in(self._layout.referrers(repo, subject))
+
     def deleted_manifest(self, repo: Repo, digest: Digest) -> Versioned[DeletedManifest] | None:
         what = f"the record of the deleted manifest {repo}@{digest}"
         path = self._deleted_manifest(repo, digest)

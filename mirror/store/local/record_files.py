@@ -98,7 +98,7 @@ def read_record(path: Path, parse: Callable[[bytes], T | None], what: str) -> Ve
         return None
     record = parse(text)
     if record is None:
-        raise RecordDamaged(f"{what} is damaged")
+        raise RecordDamaged(f"{what} is damaged", version_of(text))
     return Versioned(record, version_of(text))
 
 
