@@ -37,17 +37,28 @@ from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.push_checks import requirements
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
 from mirror.policy.records import TagRecord
-from mirror.ports import Version, Versioned
+from mirror.ports import SILENCE, Announcement, Announcer, Version, Versioned
 
 
 @dataclass(slots=True)
 class _Change:
-    """Whether something was changed, or may have been."""
+    """Whether something was changed, or may have been, and the events that report it. `tags` are those that were
+    written, if they are not all that were announced.
+    """
 
     made: bool = False
+    announced: Announcement = SILENCE
+    tags: tuple[str, ...] | None = None
+
+    def announce(self, events: Announcer, change: HostedChange) -> None:
+        """To be called before the change is made, also for another attempt to make it."""
+        self.announced.end()
+        self.announced = SILENCE
+        self.announced = events.begin(change.kind, change.repo, lambda: change)
 
 
 class Deleting:
@@ -67,16 +78,26 @@ class Deleting:
         """Deletes a tag. `keep`: it can be undeleted. Raises `ManifestUnknown`, `Denied` if the tag is frozen."""
         with self._changing(repo) as change:
             for _ in range(TRIES):
-                if self._drop_damaged_tag(repo, tag):
+                if self._is_damaged(repo, tag):
                     change.made = True
+                    damaged = HostedChange(ChangeKind.DELETE_TAG, repo, caller, None, (tag,))
+                    change.announce(self._parts.events, damaged)
+                    with change.announced.turn():
+                        self._parts.catalog.drop_tag(repo, tag)
                     return
                 found = self._parts.catalog.tag(repo, tag)
+                if found is None and self._drop_damaged_deletion(repo, tag):
+                    change.made = True
+                    return
                 if found is None or not has_manifest(self._parts.catalog, repo, found.record.digest):
                     raise ManifestUnknown(f"{repo} has no tag {tag}")
                 self._placing.check_freeze(repo, tag, None)
+                record = found.record
                 change.made = True
+                change.announce(
+                    self._parts.events, HostedChange(ChangeKind.DELETE_TAG, repo, caller, record.digest, (tag,))
+                )
                 if keep:
-                    record = found.record
                     self._parts.records.put_deleted_tag(
                         repo,
                         DeletedTag(tag, record.digest, record.media_type, record.size, self._parts.now(), by=caller),
@@ -84,27 +105,28 @@ class Deleting:
                     self._parts.records.flush()
                 else:
                     self._parts.records.drop_deleted_tag(repo, tag)
-                with suppress(RecordChanged):
+                with suppress(RecordChanged), change.announced.turn():
                     self._parts.catalog.drop_tag(repo, tag, expect=found.version)
                     return
         raise StoreError(f"the tag {repo}:{tag} was changed all the time")
 
-    def _drop_damaged_tag(self, repo: Repo, tag: str) -> bool:
-        """Drops a tag whose record is damaged, so that nobody can say what it points to, or, if there is no tag, the
-        damaged record of its deletion. False if neither is damaged.
-        """
+    def _is_damaged(self, repo: Repo, tag: str) -> bool:
+        """True if the record of a tag is damaged, so that nobody can say what it points to."""
         try:
-            found = self._parts.catalog.tag(repo, tag)
+            self._parts.catalog.tag(repo, tag)
         except RecordDamaged:
-            self._parts.catalog.drop_tag(repo, tag)
             return True
-        damaged = damaged_deleted_tag(self._parts.records, repo, tag) if found is None else None
+        return False
+
+    def _drop_damaged_deletion(self, repo: Repo, tag: str) -> bool:
+        """Drops the record of a tag's deletion if it is damaged; False if it is not."""
+        damaged = damaged_deleted_tag(self._parts.records, repo, tag)
         if damaged is not None:
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_tag(repo, tag, expect=damaged)
         return damaged is not None
 
-    def undelete_tag(self, repo: Repo, tag: str) -> None:
+    def undelete_tag(self, repo: Repo, tag: str, caller: str) -> None:
         """Brings back a deleted tag. Raises `ManifestUnknown` if there is none, or if its manifest is not here, and
         `Denied` if the tag points to something again.
         """
@@ -118,7 +140,12 @@ class Deleting:
             now = self._parts.now()
             fresh = TagRecord(tag, record.digest, record.media_type, record.size, now, restored_at=now)
             change.made = True
-            if not self._placing.put_absent_tag(repo, fresh):
+            change.announce(
+                self._parts.events, HostedChange(ChangeKind.UNDELETE_TAG, repo, caller, record.digest, (tag,))
+            )
+            with change.announced.turn():
+                placed = self._placing.put_absent_tag(repo, fresh)
+            if not placed:
                 raise Denied(f"the tag {repo}:{tag} exists; delete it first")
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_tag(repo, tag, expect=deleted.version)
@@ -142,11 +169,13 @@ class Deleting:
                     self._placing.check_freeze(repo, tag, None)
                 record = DeletedManifest.of(found.record, self._parts.now(), caller, tuple(tags))
                 change.made = True
+                change.announce(self._parts.events, _of_manifest(ChangeKind.DELETE, repo, record, caller))
                 # written even if it cannot be undeleted: after a crash, it says which tags are stale
                 version = records.put_deleted_manifest(repo, record)
                 records.flush()
                 try:
-                    catalog.drop_manifest(repo, digest, expect=found.version)
+                    with change.announced.turn():
+                        catalog.drop_manifest(repo, digest, expect=found.version)
                 except RecordChanged:
                     # pushed again meanwhile
                     continue
@@ -207,6 +236,7 @@ class Deleting:
         deletion is damaged. Raises `ManifestUnknown` if there is none; `ManifestBlobUnknown` if content that it needs
         is gone, unless it may be `sparse`; `QuotaExceeded`.
         """
+        back: list[str] = []
         with self._changing(repo) as change:
             deleted = deletion_or_remade(self._parts, repo, digest)
             if deleted is None:
@@ -216,13 +246,17 @@ class Deleting:
             if manifest is None:
                 raise ManifestBlobUnknown(f"the bytes of {digest} are gone", [str(digest)])
             change.made = True
+            change.announce(self._parts.events, _of_manifest(ChangeKind.UNDELETE, repo, record, caller))
             for blob in requirements(manifest, sparse=True).blobs:
                 self._links.restore(repo, blob.digest)
             now = self._parts.now()
             self._placing.put_manifest(repo, manifest, record.restored(now), caller, sparse=sparse)
-            for tag in record.tags:
-                fresh = TagRecord(tag, digest, record.media_type, record.size, now, restored_at=now)
-                self._placing.put_absent_tag(repo, fresh)
+            with change.announced.turn():
+                for tag in record.tags:
+                    fresh = TagRecord(tag, digest, record.media_type, record.size, now, restored_at=now)
+                    if self._placing.put_absent_tag(repo, fresh):
+                        back.append(tag)
+            change.tags = tuple(back)
             self._parts.flush()
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)
@@ -287,6 +321,12 @@ class Deleting:
         try:
             yield change
             self._parts.flush()
+            change.announced.done(tags=change.tags)
         finally:
             if change.made:
                 self._parts.records.note_change(repo)
+            change.announced.end()
+
+
+def _of_manifest(kind: ChangeKind, repo: Repo, record: DeletedManifest, caller: str) -> HostedChange:
+    return HostedChange(kind, repo, caller, record.digest, record.tags, record.media_type, record.size)

@@ -261,7 +261,7 @@ class OperatorDeletions:
         records = self._parts.records
         deleted = records.deleted_tag(repo, tag)
         if deleted is not None and has_manifest(self._parts.catalog, repo, deleted.record.digest):
-            self._deleting.undelete_tag(repo, tag)
+            self._deleting.undelete_tag(repo, tag, caller)
             return []
         pointed_to = deleted.record.digest if deleted is not None else None
         # a damaged record is an error: it may be that of the image to which the tag pointed last
@@ -276,7 +276,7 @@ class OperatorDeletions:
         latest = max(of_tag, key=lambda record: record.deleted_at)
         back = self.undelete_image(repo, latest.digest, caller)
         if deleted is not None and tag not in latest.tags:
-            self._deleting.undelete_tag(repo, tag)
+            self._deleting.undelete_tag(repo, tag, caller)
         return back
 
     def undelete_image(self, repo: Repo, digest: Digest, caller: str) -> list[Digest]:
@@ -307,9 +307,9 @@ class OperatorDeletions:
         for record in found:
             if isinstance(record, DeletedTag):
                 with suppress(ManifestUnknown):
-                    self._undelete_absent_tag(repo, record.tag)
+                    self._undelete_absent_tag(repo, record.tag, caller)
         return back
 
-    def _undelete_absent_tag(self, repo: Repo, tag: str) -> None:
+    def _undelete_absent_tag(self, repo: Repo, tag: str, caller: str) -> None:
         if self._parts.catalog.get_tag(repo, tag) is None:
-            self._deleting.undelete_tag(repo, tag)
+            self._deleting.undelete_tag(repo, tag, caller)

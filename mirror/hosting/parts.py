@@ -8,7 +8,7 @@ from typing import Protocol
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.ports import Catalog, HostedBlobs, HostedRecords, RepairableBlobs
+from mirror.ports import SILENCE, Announcer, Catalog, HostedBlobs, HostedRecords, RepairableBlobs
 
 
 class Accounts(Protocol):
@@ -42,6 +42,8 @@ class HostedParts:
     accounts: Accounts
     #: Seconds for which content that nothing names stays (`hosting.grace`).
     grace: float = 86400.0
+    #: Who is informed of changes.
+    events: Announcer = SILENCE
 
     def now(self) -> float:
         """Returns the time to record, in epoch seconds."""

@@ -39,10 +39,10 @@ from mirror.ports import ABSENT, Expected, Version
 
 @dataclass(frozen=True, slots=True)
 class PlacedTag:
-    """A tag that was written: the version of its record, and whether it was moved from another manifest."""
+    """A tag that was written: the version of its record, and from which other manifest it was moved, if from any."""
 
     version: Version
-    moved: bool
+    moved_from: Digest | None
 
 
 class Placing:
@@ -142,7 +142,8 @@ class Placing:
             was = found.record if found else None
             moves = self._check_move(repo, fresh.tag, fresh.digest, was, may_overwrite)
             with suppress(RecordChanged):
-                return PlacedTag(self._write_tag(repo, fresh, was, found.version if found else ABSENT), moves)
+                version = self._write_tag(repo, fresh, was, found.version if found else ABSENT)
+                return PlacedTag(version, was.digest if was and moves else None)
         raise StoreError(f"the tag {repo}:{fresh.tag} was changed all the time")
 
     def put_absent_tag(self, repo: Repo, fresh: TagRecord) -> bool:

@@ -14,8 +14,10 @@ from mirror.hosting.placing import PlacedTag, Placing
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.push_checks import HostedRules, requirements
 from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.ports import Announcement
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +60,32 @@ class Pushing:
             self._placing.check_tag(repo, tag, digest, may_overwrite=may_overwrite)
         children = requirements(manifest, sparse=rules.sparse_indexes).manifests
         self._placing.require_manifests(repo, children)
+        announced = self._parts.events.begin(ChangeKind.PUSH, repo, lambda: self._describe(repo, put, caller))
         try:
-            moved = self._store(repo, rules, put, children, caller, may_overwrite=may_overwrite)
+            written = self._store(repo, rules, put, children, caller, announced, may_overwrite=may_overwrite)
             self._parts.flush()
+            moved = {tag: placed.moved_from for tag, placed in written.items() if placed.moved_from}
+            announced.done(moved)
         finally:
             # other processes must not believe what they remember, also if only a part was written
             self._parts.records.note_change(repo)
-        return moved
+            announced.end()
+        return tuple(moved)
+
+    def _describe(self, repo: Repo, put: ManifestPut, caller: str) -> HostedChange:
+        catalog, manifest = self._parts.catalog, put.manifest
+        tags = {tag: catalog.get_tag(repo, tag) for tag in put.all_tags}
+        return HostedChange(
+            ChangeKind.PUSH,
+            repo,
+            caller,
+            manifest.digest,
+            put.all_tags,
+            manifest.media_type,
+            len(manifest.content),
+            had=has_manifest(catalog, repo, manifest.digest),
+            before={tag: record.digest for tag, record in tags.items() if record},
+        )
 
     def _store(
         self,
@@ -73,9 +94,10 @@ class Pushing:
         put: ManifestPut,
         children: Sequence[Digest],
         caller: str,
+        announced: Announcement,
         *,
         may_overwrite: bool,
-    ) -> tuple[str, ...]:
+    ) -> dict[str, PlacedTag]:
         manifest, digest, size = put.manifest, put.manifest.digest, len(put.manifest.content)
         deleted = None
         if not has_manifest(self._parts.catalog, repo, digest):
@@ -83,11 +105,12 @@ class Pushing:
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
         self._placing.put_manifest(repo, manifest, record, caller, children=children, sparse=rules.sparse_images)
         written: dict[str, PlacedTag] = {}
-        for tag in put.all_tags:
-            fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now())
-            written[tag] = self._placing.put_tag(repo, fresh, may_overwrite=may_overwrite)
+        with announced.turn():
+            for tag in put.all_tags:
+                fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now())
+                written[tag] = self._placing.put_tag(repo, fresh, may_overwrite=may_overwrite)
         self._placing.check_still_there(repo, digest, {tag: placed.version for tag, placed in written.items()})
         if deleted is not None:
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)
-        return tuple(tag for tag, placed in written.items() if placed.moved)
+        return written

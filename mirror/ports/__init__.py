@@ -15,6 +15,7 @@ The ports, and what implements them (the tests have implementations in memory, i
                   Uploads        upload sessions                store/hosted/upload_files.py
                   HostedRecords  links, referrers, deletions    store/hosted/repository_records.py
                   LinkLedger     sums and holders of links      index/link_ledger.py
+    eventing.py   Announcer      events of changes              events/announcing.py
     recording.py  Records        small JSON records by key      store/local/json_records.py
     locking.py    Locks          locks between processes        store/local/locks.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
@@ -46,6 +47,7 @@ its lock. The kernel releases the lock when the filler dies, and a follower take
 from mirror.ports.callers import *
 from mirror.ports.catalogs import *
 from mirror.ports.content import *
+from mirror.ports.eventing import *
 from mirror.ports.hosting import *
 from mirror.ports.indexes import *
 from mirror.ports.locking import *

@@ -31,6 +31,7 @@ from mirror.hosting.sessions import Sessions
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
+from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.push_checks import HostedRules, may_use, read_pushed
 from mirror.policy.hosted_records import BlobLink
 from mirror.repository.answers import BlobContent, BlobStat, Outcome
@@ -150,15 +151,24 @@ class HostedRepository:
             with suppress(UpstreamError):
                 if await pusher.may_pull(source):
                     size = await self._verbs.sources.size(source, digest)
-        return size is not None and await self._run(lambda: self._mount(digest, size))
+        if size is None:
+            return False
+        named = str(source) if source else ""
+        mounted = HostedChange(ChangeKind.MOUNT, self.repo, pusher.name, digest, size=size, source=named)
+        return await self._run(lambda: self._mount(mounted, digest, size))
 
-    def _mount(self, digest: Digest, size: int) -> bool:
+    def _mount(self, mounted: HostedChange, digest: Digest, size: int) -> bool:
         """Blocking: links a blob. False if its bytes have gone meanwhile. Raises `QuotaExceeded`."""
-        with suppress(BlobUnknown):
-            self._verbs.links.make(self.repo, digest, size)
-            self._verbs.parts.settle(self.repo)
-            return True
-        return False
+        announced = self._verbs.parts.events.begin(mounted.kind, self.repo, lambda: mounted)
+        try:
+            with suppress(BlobUnknown):
+                self._verbs.links.make(self.repo, digest, size)
+                self._verbs.parts.settle(self.repo)
+                announced.done()
+                return True
+            return False
+        finally:
+            announced.end()
 
     async def begin_upload(self, pusher: Pusher, size: int | None = None) -> str:
         """See `Writable`."""
@@ -224,4 +234,4 @@ class HostedRepository:
         if isinstance(reference, Digest):
             await self._run(lambda: deleting.undelete_manifest(self.repo, reference, pusher.name, sparse=sparse))
         else:
-            await self._run(lambda: deleting.undelete_tag(self.repo, reference))
+            await self._run(lambda: deleting.undelete_tag(self.repo, reference, pusher.name))

@@ -19,6 +19,7 @@ _MOST_FILES: Final = 20
 #: Folders that are rooms of their own within their folder, as `store/local` is in `store`.
 _ROOMS: Final = frozenset(
     {
+        "policy/events",
         "policy/hosted",
         "policy/upstream",
         "server/admin",
@@ -30,7 +31,7 @@ _ROOMS: Final = frozenset(
     }
 )
 #: What every room may import.
-_BELOW_ALL: Final = {"errors", "oci", "policy", "policy/hosted", "ports", "telemetry", "aio"}
+_BELOW_ALL: Final = {"errors", "oci", "policy", "policy/events", "policy/hosted", "ports", "telemetry", "aio"}
 #: What each room, or file at the top of the package, may import of the package; itself is allowed.
 _MAY_IMPORT: Final = {
     # leaves
@@ -43,8 +44,9 @@ _MAY_IMPORT: Final = {
     "values": {"errors", "oci"},
     "policy": {"errors", "oci", "values"},
     "policy/hosted": {"errors", "oci", "policy", "values"},
+    "policy/events": {"oci", "policy", "values"},
     "policy/upstream": {"errors", "oci"},
-    "ports": {"oci", "policy", "policy/hosted"},
+    "ports": {"oci", "policy", "policy/events", "policy/hosted"},
     # whom work is done for: what asks upstream and what keeps callers apart read it
     "caller": {"oci"},
     # adapters: never each other, nor what uses them
