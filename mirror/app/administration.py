@@ -12,6 +12,7 @@ from mirror.aio.caches import shown
 from mirror.app.client_files import ClientFiles
 from mirror.app.collecting import open_collector
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
+from mirror.app.replicating import open_copies
 from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage, blob_places, make_purge, pin_rules, quota_rules
 from mirror.collection.collector import GarbageCollector
@@ -22,6 +23,7 @@ from mirror.policy.image_names import Image, parse_image
 from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.api import Admin
+from mirror.server.admin.copy_admin import CopyAdmin
 from mirror.server.admin.hosted_admin import HostedAdmin
 from mirror.server.admin.image_admin import ImageAdmin
 from mirror.server.admin.mirror_status import MirrorStatus
@@ -105,6 +107,7 @@ def open_administration(
         images,
         status,
         hosted,
+        CopyAdmin(open_copies(config, repositories), table, gate if config.access.has_admins else None),
         parse_image=parse,
         config=redacted_settings(config),
         clients=ClientFiles(config),

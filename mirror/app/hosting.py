@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mirror.app.storage import Storage, quota_rules
 from mirror.config import Config, HostedSettings
+from mirror.hosting.copying import Copying
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.hosted_imports import HostedImports
 from mirror.hosting.links import Links
@@ -36,6 +37,7 @@ class Hosting:
     integrity: Integrity
     shared: Shared
     rules: dict[str, HostedRules]
+    copying: Copying
 
     def repository(self, repo: Repo) -> HostedRepository:
         """The repository of a hosted registry."""
@@ -68,25 +70,29 @@ def open_hosting(
     placing = Placing(parts, links)
     deleting = Deleting(parts, links, placing)
     settings = config.hosting
+    pushing = Pushing(parts, placing, deleting)
+    sources = Sources(
+        parts,
+        links,
+        [hosted_holders, storage.index.holders],
+        shared.grants,
+        storage.store,
+        shared.integrity,
+        is_hosted=is_hosted,
+    )
     verbs = HostedVerbs(
         parts,
         links,
-        Pushing(parts, placing, deleting),
+        pushing,
         deleting,
         Sessions(storage.hosted.uploads, most=settings.max_uploads, most_per_caller=settings.max_uploads_per_caller),
-        Sources(
-            parts,
-            links,
-            [hosted_holders, storage.index.holders],
-            shared.grants,
-            storage.store,
-            shared.integrity,
-            is_hosted=is_hosted,
-        ),
+        sources,
         storage.eviction.space.make_room_for_push,
         shared.executor,
     )
-    return Hosting(verbs, HostedMemory(parts, shared.caches), integrity, shared, _rules(config))
+    rules = _rules(config)
+    copying = Copying(parts, links, placing, pushing, sources, rules, shared.executor)
+    return Hosting(verbs, HostedMemory(parts, shared.caches), integrity, shared, rules, copying)
 
 
 def open_hosted_imports(config: Config, storage: Storage, caller: str) -> HostedImports:

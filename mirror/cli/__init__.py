@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "sync_command": ("sync",),
     "job_commands": ("jobs",),
     "hosted_commands": ("delete", "undelete", "gc", "backup"),
+    "hosting.copy_command": ("copy",),
     "tags": ("history", "freeze", "unfreeze", "freezes"),
     "pin_commands": ("pin", "unpin", "pins"),
     "image_commands": ("ls", "show", "verify", "misses"),

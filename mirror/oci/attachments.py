@@ -13,6 +13,7 @@ ATTESTED_DIGEST: Final = "vnd.docker.reference.digest"
 
 #: Endings of the tags under which cosign stores signatures, attestations and SBOMs.
 _SUFFIXES: Final = ("sig", "att", "sbom")
+_LIST_TAG: Final = re.compile(r"(?:sha256|sha512)-[0-9a-f]{64}")
 _TAG: Final = re.compile(rf"(sha256|sha512)-([0-9a-f]+)\.(?:{'|'.join(_SUFFIXES)})")
 
 
@@ -32,6 +33,13 @@ def signature_tag(digest: Digest) -> str:
 def attachment_tags(digest: Digest) -> list[str]:
     """The tags that cosign gives to the signatures, attestations and SBOMs of an image."""
     return [f"{digest.algorithm}-{digest.hex}.{suffix}" for suffix in _SUFFIXES]
+
+
+def is_attached(tag: str) -> bool:
+    """Whether a tag is made from the digest of the image that its content belongs to, by cosign or as a
+    `referrers_tag`.
+    """
+    return _TAG.fullmatch(tag) is not None or _LIST_TAG.fullmatch(tag) is not None
 
 
 def image_of_tag(tag: str) -> Digest | None:

@@ -171,6 +171,10 @@ BREAKER: Final = Gauge(
 )
 LOG_LOST: Final = Counter("mirror_log_lines_lost", "Log lines that could not be written")
 
+COPIES: Final = Counter(
+    "mirror_copies", "Images that `mirror copy` and replication were to copy, by result", ["result"]
+)
+COPIED_BYTES: Final = Counter("mirror_copied_bytes", "Bytes of blobs sent to other registries by copies")
 SYNC_RUNS: Final = Counter("mirror_sync_runs", "Runs of sync rules that ended on this mirror", ["rule", "result"])
 SYNC_SUCCESS: Final = Gauge(
     "mirror_sync_last_success_timestamp_seconds",

@@ -79,12 +79,24 @@ _MAY_IMPORT: Final = {
     },
     "inspect": _BELOW_ALL | {"values", "graph", "eviction", "repository"},
     "prefetch": _BELOW_ALL | {"values", "graph", "repository"},
+    "replication": _BELOW_ALL | {"values", "graph", "hosting", "repository", "prefetch"},
     "bundles": _BELOW_ALL | {"values", "graph", "fills", "intake"},
     # HTTP in front of it
     "server": {"telemetry", "server/registry"},
     "server/registry": _BELOW_ALL | {"access", "caller", "inspect", "repository", "trust"},
     "server/admin": _BELOW_ALL
-    | {"values", "collection", "eviction", "fills", "graph", "hosting", "inspect", "prefetch", "server/registry"},
+    | {
+        "values",
+        "collection",
+        "eviction",
+        "fills",
+        "graph",
+        "hosting",
+        "inspect",
+        "prefetch",
+        "replication",
+        "server/registry",
+    },
     # machines that pull
     "nodes": {"errors", "oci", "policy", "policy/upstream", "values"},
 }
@@ -109,7 +121,7 @@ _ONLY_IN: Final = {
     "jwt": {"access"},
     "cronsim": {"policy"},
     "semantic_version": {"values"},
-    "pydantic": {"config", "policy", "prefetch", "server", "values"},
+    "pydantic": {"config", "policy", "prefetch", "replication", "server", "values"},
     "pydantic_settings": {"config"},
     "typer": {"cli"},
     "rich": {"cli"},

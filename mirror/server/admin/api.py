@@ -46,7 +46,9 @@ from mirror.policy.image_names import Image
 from mirror.prefetch.job_record import JobJson
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.sync import Sync
+from mirror.replication.copy_run import CopiedJson
 from mirror.server.admin.assets import ASSETS, Asset
+from mirror.server.admin.copy_admin import CopyAdmin, audited_fields
 from mirror.server.admin.hosted_admin import DeletedJson, HostedAdmin, UndeletedJson
 from mirror.server.admin.image_admin import ImageAdmin, boolean
 from mirror.server.admin.mirror_status import MirrorStatus
@@ -86,13 +88,14 @@ class _Accepted:
 
 @dataclass(slots=True)
 class _Call:
-    """A request. `value` is that of the `{…}` in its path. `caller` is set once the caller is identified; `audited` are
-    fields for the audit log.
+    """A request. `value` is that of the `{…}` in its path. `caller` is set once the caller is identified, `identity` if
+    rules say what that caller may do. `audited` are fields for the audit log.
     """
 
     request: web.BaseRequest
     value: str = ""
     caller: str | None = None
+    identity: Identity | None = None
     query: Mapping[str, str] = field(default_factory=dict)
     audited: dict[str, Any] = field(default_factory=dict)
 
@@ -110,6 +113,7 @@ class Admin:
         images: ImageAdmin,
         status: MirrorStatus,
         hosted: HostedAdmin,
+        copies: CopyAdmin,
         *,
         parse_image: Callable[[str], Image],
         config: Mapping[str, Any],
@@ -125,6 +129,7 @@ class Admin:
         self._sync = sync
         self.images = images
         self.hosted = hosted
+        self.copies = copies
         self._status = status
         self._parse_image = parse_image
         self._config = config
@@ -153,6 +158,7 @@ class Admin:
             "plan": lambda call: images.plan(call.query),
             "evict": self._evict,
             "prefetch": self._prefetch,
+            "copy": self._copy,
             "jobs": self._list_jobs,
             "job": lambda call: jobs.get(call.value),
             "cancel": self._cancel,
@@ -170,7 +176,7 @@ class Admin:
         call = _Call(request, value)
         error: MirrorError | None = None
         try:
-            await self._identify(call)
+            await self._identify(call, operations.get(_method(request)))
             response = await self._answer(call, target, operations, number)
         except MirrorError as caught:
             error = caught
@@ -232,9 +238,9 @@ class Admin:
             id=number, caller=call.caller, client=_client(request), action=action, status=status, **about
         )
 
-    async def _identify(self, call: _Call) -> None:
-        """Returns only if the caller may use the admin API, and sets `call.caller`. Raises `Unauthorized`, `Denied`,
-        `AccessUnavailable`.
+    async def _identify(self, call: _Call, operation: Operation | None) -> None:
+        """Returns only if the caller may use the admin API for this operation, and sets `call.caller`. Raises
+        `Unauthorized`, `Denied`, `AccessUnavailable`.
         """
         request = call.request
         _refuse_other_sites(request)
@@ -245,7 +251,8 @@ class Admin:
             def identified(identity: Identity) -> None:
                 call.caller = str(identity)
 
-            await self._access.administrator(request, identified)
+            judge = self._access.known_caller if operation and operation.by_rights else self._access.administrator
+            call.identity = await judge(request, identified)
         elif _is_loopback(request.headers.get("Host", "")):
             call.caller = "loopback"
         else:
@@ -318,6 +325,13 @@ class Admin:
         job = await self._jobs.submit(kind, arguments)
         call.audited |= {"job": job["id"]}
         return _Accepted(job, f"{PREFIX}/jobs/{quote(job['id'])}")
+
+    async def _copy(self, call: _Call) -> CopiedJson:
+        order = self.copies.read(await _body(call.request), call.caller or "")
+        call.audited |= audited_fields(order)
+        copied = await self.copies.copy(order, call.identity)
+        call.audited |= audited_fields(order, copied)
+        return copied
 
     async def _list_clients(self, call: _Call) -> ClientsJson:
         return self._clients(call.query.get("mirror", ""), call.request.headers.get("Host", ""))

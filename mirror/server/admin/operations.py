@@ -18,6 +18,8 @@ from pydantic.json_schema import GenerateJsonSchema
 from mirror.collection.collection_replies import CollectionJson, RoundJson
 from mirror.inspect.as_json import ImageDetailJson, PinJson, PinsJson, PurgedJson, VictimsJson
 from mirror.prefetch.job_record import JobJson
+from mirror.replication.copy_order import CopyBody
+from mirror.replication.copy_run import CopiedJson
 from mirror.server.admin.hosted_admin import DeletedJson, DeletionsJson, UndeletedJson
 from mirror.server.admin.image_admin import ImagesJson, UnpinnedJson
 from mirror.server.admin.mirror_status import CachesJson, FlightsJson, StatusJson, UpstreamsJson
@@ -37,7 +39,8 @@ _OpenApi = Annotated[dict[str, Any], Field(json_schema_extra={"required": ["open
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One method of one path. `replies` are types by status; `query` are the query parameters; `body` is the type of
-    the request's body; `errors` are further statuses.
+    the request's body; `errors` are further statuses. `by_rights`: a caller who has logged in
+    needs rights for the repositories that the request names, and none to administer.
 
     `path` is relative to the prefix. The value of a `{…}` in it may contain slashes, escaped or not, except for a
     job's.
@@ -52,6 +55,7 @@ class Operation:
     body: Any = None
     body_required: bool = True
     errors: tuple[int, ...] = ()
+    by_rights: bool = False
 
     @property
     def changes(self) -> bool:
@@ -202,6 +206,16 @@ OPERATIONS: Final = (
     Operation("collect", "POST", "/collection", "Do a round of collection now", {200: RoundJson}, errors=(409,)),
     Operation(
         "prefetch", "POST", "/prefetch", "Fetch images", {202: JobJson}, body=PrefetchBody, errors=(400, 413, 429)
+    ),
+    Operation(
+        "copy",
+        "POST",
+        "/copies",
+        "Copy an image, or all tags of a repository, into a hosted repository or to another registry",
+        {200: CopiedJson},
+        body=CopyBody,
+        errors=(400, 404, 409, 413),
+        by_rights=True,
     ),
     Operation("jobs", "GET", "/jobs", "All jobs, newest first", {200: JobsJson}),
     Operation("job", "GET", "/jobs/{job}", "A job, with its progress and result", {200: JobJson}, errors=(404,)),

@@ -114,6 +114,17 @@ class AccessControl:
 
         Raises `Unauthorized` with a challenge, `Denied`, `AccessUnavailable`.
         """
+        identity = await self.known_caller(request, identified)
+        if not self.allows(identity, Action.ADMIN, None):
+            raise Denied(f"{identity} may not administer this mirror")
+        return identity
+
+    async def known_caller(self, request: web.BaseRequest, identified: Callable[[Identity], None]) -> Identity:
+        """The identity of a caller of the admin API who has logged in, whatever that caller may do. `identified` is
+        called with it even if it is then denied.
+
+        Raises `Unauthorized` with a challenge, `Denied` for a token that is limited to a scope, `AccessUnavailable`.
+        """
         challenge = f'Basic realm="{_SERVICE} administration", charset="UTF-8"'
         try:
             identity, _ = await self._identify(request)
@@ -123,8 +134,8 @@ class AccessControl:
             # credentials meant for an upstream prove nothing as long as that upstream has not checked them
             raise Unauthorized("log in first", challenge)
         identified(identity)
-        if identity.scope is not None or not self.allows(identity, Action.ADMIN, None):
-            raise Denied(f"{identity} may not administer this mirror")
+        if identity.scope is not None:
+            raise Denied(f"{identity} may not administer this mirror with a token that is limited to a scope")
         return identity
 
     async def _identify(self, request: web.BaseRequest) -> tuple[Identity, CallerCredentials | None]:

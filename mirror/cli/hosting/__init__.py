@@ -1,0 +1,1 @@
+"""Commands for hosted registries: copies and replication."""

@@ -1,0 +1,82 @@
+"""The admin API's operation on copies: who may copy what, and where to.
+
+A caller who logs in must be allowed to pull from the source and to push to the destination, and to overwrite if a tag
+moves; no right to administer is needed. The rules are judged again at each manifest. Whoever reaches the admin API by
+its socket, or by loopback without rules about administrators, may do everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mirror.errors import AlreadyRunning
+from mirror.oci.reference import Repo
+from mirror.policy.access_rules import Action, Identity
+from mirror.policy.routing import RoutingTable
+from mirror.prefetch.progress import ProgressMeter
+from mirror.replication.copy_order import CopyOrder, read_order
+from mirror.replication.copy_run import AllRights, CopiedJson, Copies, Rights
+from mirror.server.registry.access_control import AccessControl
+
+#: Copies that one worker does at once for requests.
+_AT_ONCE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CallersRights:
+    """The rights of a caller who has logged in."""
+
+    access: AccessControl
+    identity: Identity
+
+    def may(self, action: Action, repo: Repo) -> bool:
+        """See `Rights`. False for pulls of a registry whose upstream is asked about each caller."""
+        return self.access.may(self.identity, action, repo)
+
+
+class CopyAdmin:
+    """Reads, judges and does copies that are asked for."""
+
+    def __init__(self, copies: Copies, table: RoutingTable, access: AccessControl | None) -> None:
+        """`access` judges callers; None: there are no rules about them."""
+        self._copies = copies
+        self._table = table
+        self._access = access
+        self._running = 0
+
+    def __repr__(self) -> str:
+        return f"<CopyAdmin running={self._running}>"
+
+    def read(self, body: object, caller: str) -> CopyOrder:
+        """The order in a request's body. Raises `BodyInvalid`."""
+        return read_order(body, self._table, caller)
+
+    async def copy(
+        self, order: CopyOrder, identity: Identity | None = None, meter: ProgressMeter | None = None
+    ) -> CopiedJson:
+        """Does a copy. `identity` is None for a caller who may do everything. Raises like `Copies.copy`, and
+        `AlreadyRunning` if too many copies are running.
+        """
+        rights: Rights = AllRights()
+        if identity is not None and self._access is not None:
+            rights = CallersRights(self._access, identity)
+        if self._running >= _AT_ONCE:
+            raise AlreadyRunning(f"{self._running} copies are running already; try again when one has ended")
+        self._running += 1
+        try:
+            result = await self._copies.copy(order, rights, meter or ProgressMeter())
+        finally:
+            self._running -= 1
+        return result.to_json()
+
+
+def audited_fields(order: CopyOrder, copied: CopiedJson | None = None) -> Mapping[str, Any]:
+    """The fields of a copy in the audit log."""
+    fields = {"repository": str(order.destination), "reference": order.tag, "source": order.source_name}
+    if copied is None:
+        return fields | {"dry_run": order.dry_run or None}
+    counts = {"copied": copied["copied"], "moved": copied["moved"], "failures": copied["failed"] or None}
+    failed = next((image["reason"] for image in copied["images"] if image["state"] == "failed"), None)
+    return counts | {"bytes": copied["bytes"], "reason": failed}
