@@ -100,6 +100,10 @@ class Denied(RequestError):
     """The caller is known, and is not allowed to do this."""
 
 
+class TagImmutable(Denied):
+    """The tag is immutable: it may neither move nor go, and what it needs may not be deleted."""
+
+
 class QuotaExceeded(Denied):
     """The push would take a hosted registry beyond its quota. The message has the figures."""
 
@@ -390,6 +394,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     Denied: ErrorAnswer(403, "DENIED"),
     Unsupported: ErrorAnswer(405, "UNSUPPORTED"),
     NotServed: ErrorAnswer(404, "UNSUPPORTED"),
+    TagImmutable: ErrorAnswer(403, "DENIED"),
     QuotaExceeded: ErrorAnswer(403, "DENIED"),
     ManifestInvalid: ErrorAnswer(400, "MANIFEST_INVALID"),
     ManifestTooLarge: ErrorAnswer(413, "MANIFEST_INVALID"),

@@ -22,6 +22,7 @@ from mirror.intake.integrity import Integrity
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
@@ -112,8 +113,14 @@ def _open_parts(config: Config, storage: Storage, histories: TagHistories) -> Ho
         storage.hosted.records,
         histories,
         Quotas(storage.hosted.ledger, quota_rules(config)),
+        immutable_tags(config),
         config.hosting.grace,
     )
+
+
+def immutable_tags(config: Config) -> ImmutableTags:
+    """Which tags of hosted registries are immutable."""
+    return ImmutableTags({entry.name: [each.rule for each in entry.immutable] for entry in config.hosted})
 
 
 def _rules(config: Config) -> dict[str, HostedRules]:

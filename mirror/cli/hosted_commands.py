@@ -61,25 +61,27 @@ def delete(
             "--now", help="For a leaked secret: delete the bytes at once, and so that nothing can be undeleted."
         ),
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if an immutable tag needs it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be deleted.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Delete a tag, an image or a repository that is hosted here. It can be undeleted for a while."""
     loaded = load(config, level="warning")
-    if not dry_run and not yes and (now or repository) and sys.stdin.isatty():
-        _print_deleted(_delete(loaded, image, repository=repository, now=now, dry_run=True))
+    flags = {"repository": repository, "now": now, "force": force}
+    if not dry_run and not yes and any(flags.values()) and sys.stdin.isatty():
+        _print_deleted(_delete(loaded, image, **flags, dry_run=True))
         how = "the bytes at once, for good" if now else "it"
         if not typer.confirm(f"Delete {how}?", err=True):
             raise typer.Exit(1)
-    deleted = _delete(loaded, image, repository=repository, now=now, dry_run=dry_run)
+    deleted = _delete(loaded, image, **flags, dry_run=dry_run)
     say_json(deleted) if as_json else _print_deleted(deleted)
 
 
-def _delete(loaded: settings.Config, image: str, *, repository: bool, now: bool, dry_run: bool) -> Mapping[str, Any]:
-    target = _target("hosted", image, repository=repository, now=now, dry_run=dry_run)
+def _delete(loaded: settings.Config, image: str, **flags: bool) -> Mapping[str, Any]:
+    target = _target("hosted", image, **flags)
     deleted: Mapping[str, Any] | None = ask_if_running(loaded, "DELETE", target, patience=None)
-    return _on_disk(loaded, "delete", image, repository, now=now, dry_run=dry_run) if deleted is None else deleted
+    return _on_disk(loaded, "delete", image, **flags) if deleted is None else deleted
 
 
 def _target(collection: str, image: str, **flags: bool) -> str:
@@ -108,7 +110,7 @@ def undelete(
         loaded, "POST", _target("deleted", image, repository=repository), patience=None
     )
     if undeleted is None:
-        undeleted = _on_disk(loaded, "undelete", image, repository)
+        undeleted = _on_disk(loaded, "undelete", image, repository=repository)
     if as_json:
         say_json(undeleted)
         return
@@ -118,7 +120,14 @@ def undelete(
 
 
 def _on_disk(
-    loaded: settings.Config, action: str, text: str, repository: bool, *, now: bool = False, dry_run: bool = False
+    loaded: settings.Config,
+    action: str,
+    text: str,
+    *,
+    repository: bool,
+    now: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
 ) -> Mapping[str, Any]:
     check_there(loaded)
     check_owner(loaded)
@@ -129,12 +138,13 @@ def _on_disk(
         async with build(loaded, housework=False) as app:
             repo, image = _parse(app.admin.hosted, text, repository)
             reference = str(image.reference) if image else None
-            with audited(
-                loaded, action, dry_run=dry_run, repository=str(repo), reference=reference, now=now or None
-            ) as about:
+            flags = {"now": now or None, "forced": force or None}
+            with audited(loaded, action, dry_run=dry_run, repository=str(repo), reference=reference, **flags) as about:
                 if action == "undelete":
                     return await app.admin.hosted.undelete(repo, image, cli_caller())
-                deleted = await app.admin.hosted.delete(repo, image, cli_caller(), at_once=now, dry_run=dry_run)
+                deleted = await app.admin.hosted.delete(
+                    repo, image, cli_caller(), at_once=now, force=force, dry_run=dry_run
+                )
                 about |= {"manifests": len(deleted["manifests"]), "bytes": deleted["bytes"]}
                 return deleted
 

@@ -287,11 +287,16 @@ class RepositoryPass:
     # ------------------------------------------------------------------------------------------ dangling referrers
 
     def _drop_referrers(self, rules: RegistryRules) -> Iterator[None]:
-        """Drops untagged referrers whose subject is absent and that no index names."""
+        """Drops untagged referrers whose subject is absent and that no index names. Their records are read before the
+        tags are: an undelete of a tag writes them anew.
+        """
         catalog = self._parts.catalog
+        dangling: dict[Digest, Versioned[ManifestRecord]] = {}
         for digest, subject in [*self._referrers.items()]:
             if digest in self._children or has_manifest(catalog, self._repo, subject):
                 del self._referrers[digest]
+            elif live := manifest_or_remade(self._parts, self._repo, digest):
+                dangling[digest] = live
             if self._pace.spent(RECORD):
                 yield
         for name in catalog.tags(self._repo) if self._referrers else ():
@@ -305,13 +310,13 @@ class RepositoryPass:
                 break
             if self._pace.spent(RECORD):
                 yield
-        for digest in self._referrers:
-            yield from self._drop_referrer(digest, rules)
+        for digest, live in dangling.items():
+            if digest in self._referrers:
+                yield from self._drop_referrer(digest, live, rules)
 
-    def _drop_referrer(self, digest: Digest, rules: RegistryRules) -> Iterator[None]:
+    def _drop_referrer(self, digest: Digest, live: Versioned[ManifestRecord], rules: RegistryRules) -> Iterator[None]:
         catalog, records = self._parts.catalog, self._parts.records
-        live = manifest_or_remade(self._parts, self._repo, digest)
-        if live is None or waited(live.record.fetched_at, self._now(), self._grace) is not Waited.LONG_ENOUGH:
+        if waited(live.record.fetched_at, self._now(), self._grace) is not Waited.LONG_ENOUGH:
             return
         try:
             # written even if deletions are not kept: it says after a crash that the second look is still due

@@ -101,7 +101,7 @@ def hints(config: Config) -> list[str]:
                     f"upstream[{number}]{inner}: {parse_url(url).host} looks like a name in a private network; "
                     "it may resolve to a private address only with private_network = true"
                 )
-    return [*warnings, *_closed_to_all(config), *_matching_nothing(config)]
+    return [*warnings, *_closed_to_all(config), *_matching_nothing(config), *_immutable_hints(config)]
 
 
 def _closed_to_all(config: Config) -> list[str]:
@@ -127,6 +127,18 @@ def _matching_nothing(config: Config) -> list[str]:
         for place, pattern in enumerate(rule.repositories, 1)
         if not any(_may_be_about(pattern, name) for name in names)
     ]
+
+
+def _immutable_hints(config: Config) -> list[str]:
+    """Warnings about patterns of `[[hosted.immutable]]` that cover no tag."""
+    warnings = []
+    for number, hosted in enumerate(config.hosted, 1):
+        for place, entry in enumerate(hosted.immutable, 1):
+            idle = [tags for tags in entry.tags if tags in entry.except_ or "*" in entry.except_]
+            if idle:
+                where = f"hosted[{number}].immutable[{place}].tags"
+                warnings.append(f"{where}: {', '.join(idle)} makes no tag immutable, because of except")
+    return warnings
 
 
 def _may_be_about(pattern: str, registry: str) -> bool:

@@ -23,6 +23,7 @@ from mirror.config.values import Seconds
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import check_caller
+from mirror.policy.hosted.immutability import ImmutableRule
 from mirror.policy.image_names import parse_image
 from mirror.policy.routing import RoutingTable
 from mirror.policy.schedule import Cron, Every, Plan
@@ -323,6 +324,25 @@ class UpstreamSettings(ReachSettings):
         return [("", self), *((f".endpoints[{number}]", endpoint) for number, endpoint in enumerate(self.endpoints, 1))]
 
 
+class ImmutableSettings(_Section):
+    """`[[hosted.immutable]]`: tags that neither move nor go."""
+
+    repositories: list[Annotated[str, AfterValidator(values.name_pattern)]] = Field(
+        ["**"], min_length=1, description="Patterns of the repositories, within the registry."
+    )
+    tags: list[Annotated[str, AfterValidator(values.tag_pattern)]] = Field(
+        ["*"], min_length=1, description="Patterns of the tags that neither move nor go: v*."
+    )
+    except_: list[Annotated[str, AfterValidator(values.tag_pattern)]] = Field(
+        [], alias="except", description="Patterns of tags among them that may: latest, dev-*."
+    )
+
+    @property
+    def rule(self) -> ImmutableRule:
+        """The rule that this table makes."""
+        return ImmutableRule(tuple(self.repositories), tuple(self.tags), tuple(self.except_))
+
+
 class HostedSettings(_Section):
     """`[[hosted]]`: a registry whose images this mirror hosts."""
 
@@ -355,6 +375,7 @@ class HostedSettings(_Section):
     dangling_referrers: Literal["keep", "collect"] = Field(
         "keep", description="What collection does with untagged referrers whose subject is gone."
     )
+    immutable: list[ImmutableSettings] = Field([], description="Tags that neither move nor go.")
 
 
 class HostingSettings(_Section):

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from mirror.errors import RequestError
-from mirror.oci.reference import check_name, check_registry
+from mirror.oci.reference import check_name, check_registry, check_tag
 from mirror.policy.content_rules import ImagePattern
 from mirror.policy.pins import PinRule
 from mirror.policy.upstream.url_bounds import UrlRefused, parse_url
@@ -143,6 +143,15 @@ def name_pattern(text: str) -> str:
         raise ValueError(
             f"{text[:80]!r} matches no repository: write a name within the registry, such as team-a/**"
         ) from error
+    return text
+
+
+def tag_pattern(text: str) -> str:
+    """Accepts a pattern of tags, such as `v*`."""
+    try:
+        check_tag(re.sub(r"[*?]", "a", text))
+    except RequestError as error:
+        raise ValueError(f"{text[:80]!r} matches no tag: write for example v* or 1.?.*") from error
     return text
 
 

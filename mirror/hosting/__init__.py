@@ -5,6 +5,7 @@ links.py                 which blobs a repository may serve; written so that no 
 rights.py                where else here a caller could pull a blob from: then it need not be uploaded
 sessions.py              upload sessions: whose they are, and how many there may be
 placing.py, pushing.py   manifests and tags, in the order that a crash may interrupt anywhere
+immutable_images.py      what immutable tags forbid, for both
 deleting.py              deletions, and what brings deleted images back
 operator_deletions.py    the same for operators
 hosted_imports.py        images that come from a bundle or another registry's disk

@@ -1,7 +1,7 @@
 """Deletes tags, manifests and links of hosted repositories, and brings deleted ones back.
 
-    delete a manifest    _deleted: it and its tags ──> durable ──> _manifests dropped ──> its tags dropped ──> durable
-                                                                   (from here on it is gone, and its tags with it)
+    delete a manifest    _deleted ──> its tags looked for ──> they in _deleted ──> durable ──> _manifests dropped
+                         ──> its tags dropped ──> durable                      (from here on it is gone, and its tags)
     undelete it          links of its blobs ──> _manifests ──> the links again ──> tags ──> _deleted dropped
     delete a tag         _deleted_tags ──> the tag dropped ──> durable
     delete a blob        the link becomes a mark (REMOVED) ──> the manifests are looked at again
@@ -9,15 +9,18 @@
 A tag whose manifest has no record counts as absent, so a crash between the steps of a deletion leaves nothing that can
 be pulled. The tags that such a crash leaves are dropped before the same manifest is pushed again (`drop_stale_tags`).
 
-A push looks at the manifest's record again after it has written a tag, and a deletion looks for tags again after it has
-dropped the record. So a tag that is pushed meanwhile is dropped by one of the two. In the same way, a push looks at the
+A push looks for a deletion of its manifest after it has written a tag. If there is one, it writes the manifest's record
+anew: a deletion that has not met the tag then fails to drop the record, and looks for tags again. If the record is gone
+already, the push drops its tag, and the client is told so. In the same way, a push looks at the
 links again after it has written a manifest, and the deletion of a blob looks at the manifests again after it has
 removed the link.
+
+What immutable tags need goes only by force: `immutable_images.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -32,9 +35,10 @@ from mirror.errors import (
 )
 from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.hosting.damaged_records import damaged_deleted_tag, deletion_or_remade, has_manifest, manifest_or_remade
+from mirror.hosting.immutable_images import ImmutableImages
 from mirror.hosting.links import TRIES, Links
 from mirror.hosting.parts import HostedParts
-from mirror.hosting.placing import Placing
+from mirror.hosting.placing import PlacedTag, Placing
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.events.changes import ChangeKind, HostedChange
@@ -68,40 +72,54 @@ class Deleting:
         self._parts = parts
         self._links = links
         self._placing = placing
+        self._immutable = ImmutableImages(parts)
 
     def __repr__(self) -> str:
         return "<Deleting>"
 
+    def check(self, repo: Repo, tags: Collection[str], digests: Collection[Digest], *, force: bool = False) -> None:
+        """Returns if these tags and manifests, where they exist, may be deleted. `force`: immutable tags, too. Raises
+        `Denied`, `TagImmutable`.
+        """
+        for tag in tags:
+            self._placing.check_freeze(repo, tag, None)
+            if not force:
+                self._immutable.check_tag_deletion(repo, tag)
+        if digests and not force:
+            self._immutable.check_deletion(repo, digests)
+
     # --------------------------------------------------------------------------------------------------------- tags
 
-    def delete_tag(self, repo: Repo, tag: str, caller: str, *, keep: bool) -> None:
-        """Deletes a tag. `keep`: it can be undeleted. Raises `ManifestUnknown`, `Denied` if the tag is frozen."""
+    def delete_tag(self, repo: Repo, tag: str, caller: str, *, keep: bool, force: bool = False) -> None:
+        """Deletes a tag. `keep`: it can be undeleted. `force`: even if it is immutable. Raises `ManifestUnknown`,
+        `TagImmutable`, `Denied` if the tag is frozen.
+        """
         with self._changing(repo) as change:
             for _ in range(TRIES):
-                if self._is_damaged(repo, tag):
+                if (damaged := self._damage(repo, tag)) is not None:
+                    self.check(repo, [tag], [], force=force)
                     change.made = True
-                    damaged = HostedChange(ChangeKind.DELETE_TAG, repo, caller, None, (tag,))
-                    change.announce(self._parts.events, damaged)
-                    with change.announced.turn():
-                        self._parts.catalog.drop_tag(repo, tag)
-                    return
+                    unknown = HostedChange(ChangeKind.DELETE_TAG, repo, caller, None, (tag,))
+                    change.announce(self._parts.events, unknown)
+                    with suppress(RecordChanged), change.announced.turn():
+                        self._parts.catalog.drop_tag(repo, tag, expect=Version(damaged.version))
+                        return
+                    continue
                 found = self._parts.catalog.tag(repo, tag)
                 if found is None and self._drop_damaged_deletion(repo, tag):
                     change.made = True
                     return
-                if found is None or not has_manifest(self._parts.catalog, repo, found.record.digest):
+                is_here = found is not None and has_manifest(self._parts.catalog, repo, found.record.digest)
+                if found is None or not (is_here or force):
                     raise ManifestUnknown(f"{repo} has no tag {tag}")
-                self._placing.check_freeze(repo, tag, None)
+                self.check(repo, [tag], [], force=force)
                 record = found.record
                 change.made = True
                 change.announce(
                     self._parts.events, HostedChange(ChangeKind.DELETE_TAG, repo, caller, record.digest, (tag,))
                 )
                 if keep:
-                    self._parts.records.put_deleted_tag(
-                        repo,
-                        DeletedTag(tag, record.digest, record.media_type, record.size, self._parts.now(), by=caller),
-                    )
+                    self._parts.records.put_deleted_tag(repo, DeletedTag.of(record, self._parts.now(), caller))
                     self._parts.records.flush()
                 else:
                     self._parts.records.drop_deleted_tag(repo, tag)
@@ -110,13 +128,13 @@ class Deleting:
                     return
         raise StoreError(f"the tag {repo}:{tag} was changed all the time")
 
-    def _is_damaged(self, repo: Repo, tag: str) -> bool:
-        """True if the record of a tag is damaged, so that nobody can say what it points to."""
+    def _damage(self, repo: Repo, tag: str) -> RecordDamaged | None:
+        """Returns the error if the record of a tag is damaged, so that nobody can say what it points to."""
         try:
             self._parts.catalog.tag(repo, tag)
-        except RecordDamaged:
-            return True
-        return False
+        except RecordDamaged as damaged:
+            return damaged
+        return None
 
     def _drop_damaged_deletion(self, repo: Repo, tag: str) -> bool:
         """Drops the record of a tag's deletion if it is damaged; False if it is not."""
@@ -138,23 +156,24 @@ class Deleting:
             if not has_manifest(self._parts.catalog, repo, record.digest):
                 raise ManifestUnknown(f"the tag {tag} pointed to {record.digest}, which {repo} does not have")
             now = self._parts.now()
-            fresh = TagRecord(tag, record.digest, record.media_type, record.size, now, restored_at=now)
+            fresh = TagRecord(tag, record.digest, record.media_type, record.size, now, restored_at=now, by=caller)
             change.made = True
             change.announce(
                 self._parts.events, HostedChange(ChangeKind.UNDELETE_TAG, repo, caller, record.digest, (tag,))
             )
             with change.announced.turn():
                 placed = self._placing.put_absent_tag(repo, fresh)
-            if not placed:
+            if placed is None:
                 raise Denied(f"the tag {repo}:{tag} exists; delete it first")
+            self._placing.check_still_there(repo, record.digest, [placed], anew=True)
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_tag(repo, tag, expect=deleted.version)
 
     # ---------------------------------------------------------------------------------------------------- manifests
 
-    def delete_manifest(self, repo: Repo, digest: Digest, caller: str, *, keep: bool) -> None:
-        """Deletes a manifest and all its tags. `keep`: they can be undeleted. Raises `ManifestUnknown`, `Denied` if one
-        of the tags is frozen.
+    def delete_manifest(self, repo: Repo, digest: Digest, caller: str, *, keep: bool, force: bool = False) -> None:
+        """Deletes a manifest and all its tags. `keep`: they can be undeleted. `force`: even if an immutable tag needs
+        it. Raises `ManifestUnknown`, `TagImmutable`, `Denied` if one of the tags is frozen.
         """
         catalog, records = self._parts.catalog, self._parts.records
         with self._changing(repo) as change:
@@ -164,31 +183,44 @@ class Deleting:
                     raise ManifestUnknown(f"{repo} has no manifest {digest}")
                 # without its bytes there is nothing to bring back
                 keep = keep and found.record.size > 0
-                tags = dict(self._tags_of(repo, digest))
-                for tag in tags:
-                    self._placing.check_freeze(repo, tag, None)
-                record = DeletedManifest.of(found.record, self._parts.now(), caller, tuple(tags))
+                mark = DeletedManifest.of(found.record, self._parts.now(), caller)
                 change.made = True
-                change.announce(self._parts.events, _of_manifest(ChangeKind.DELETE, repo, record, caller))
-                # written even if it cannot be undeleted: after a crash, it says which tags are stale
-                version = records.put_deleted_manifest(repo, record)
-                records.flush()
+                # before the tags are looked for: whoever writes one that is not found, finds this record
+                version = records.put_deleted_manifest(repo, mark)
                 try:
+                    tags = dict(self._tags_of(repo, digest))
+                    self.check(repo, tags, [digest], force=force)
+                    record = replace(mark, tags=tuple(tags))
+                    change.announce(self._parts.events, _of_manifest(ChangeKind.DELETE, repo, record, caller))
+                except BaseException:
+                    with suppress(RecordChanged):
+                        records.drop_deleted_manifest(repo, digest, expect=version)
+                    raise
+                try:
+                    # written even if it cannot be undeleted: after a crash, it says which tags are stale
+                    version = records.put_deleted_manifest(repo, record, expect=version)
+                    records.flush()
                     with change.announced.turn():
                         catalog.drop_manifest(repo, digest, expect=found.version)
                 except RecordChanged:
-                    # pushed again meanwhile
+                    # pushed or tagged again meanwhile
                     continue
-                self._drop_tags(repo, record, version, keep=keep)
-                if not keep:
+                self._drop_tags(repo, record, version, tags, keep=keep)
+                if not keep and not has_manifest(catalog, repo, digest):
                     # what can be undeleted counts until it is collected
                     self._parts.accounts.unlink(repo, digest)
                 return
         raise StoreError(f"the manifest {repo}@{digest} was changed all the time")
 
-    def _drop_tags(self, repo: Repo, record: DeletedManifest, version: Version, *, keep: bool) -> None:
+    def _drop_tags(
+        self, repo: Repo, record: DeletedManifest, version: Version, before: Mapping[str, Version], *, keep: bool
+    ) -> None:
+        """Drops the tags of a manifest whose record was dropped. `before` are those that it had then."""
         records = self._parts.records
         tags = dict(self._tags_of(repo, record.digest))
+        if has_manifest(self._parts.catalog, repo, record.digest):
+            # a push has brought it back since: the tags that it has written are its own, and have other versions
+            tags = dict(before)
         late = tuple(tag for tag in tags if tag not in record.tags)
         if late:
             with suppress(RecordChanged):
@@ -236,7 +268,7 @@ class Deleting:
         deletion is damaged. Raises `ManifestUnknown` if there is none; `ManifestBlobUnknown` if content that it needs
         is gone, unless it may be `sparse`; `QuotaExceeded`.
         """
-        back: list[str] = []
+        back: list[PlacedTag] = []
         with self._changing(repo) as change:
             deleted = deletion_or_remade(self._parts, repo, digest)
             if deleted is None:
@@ -253,10 +285,11 @@ class Deleting:
             self._placing.put_manifest(repo, manifest, record.restored(now), caller, sparse=sparse)
             with change.announced.turn():
                 for tag in record.tags:
-                    fresh = TagRecord(tag, digest, record.media_type, record.size, now, restored_at=now)
-                    if self._placing.put_absent_tag(repo, fresh):
-                        back.append(tag)
-            change.tags = tuple(back)
+                    fresh = TagRecord(tag, digest, record.media_type, record.size, now, restored_at=now, by=caller)
+                    if placed := self._placing.put_absent_tag(repo, fresh):
+                        back.append(placed)
+            change.tags = tuple(placed.record.tag for placed in back)
+            self._placing.check_still_there(repo, digest, back)
             self._parts.flush()
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)

@@ -56,9 +56,12 @@ class HostedImports:
         """Links blobs that are here, and stores manifests, children first; the tag points to the last. Returns what the
         tag pointed to before, if that was something else. All is durable on return.
 
-        Raises `QuotaExceeded`, `Denied` if the tag is frozen, `ManifestBlobUnknown` if a blob is missing,
-        `ManifestInvalid`.
+        Raises `QuotaExceeded`, `TagImmutable`, `Denied` if the tag is frozen, `ManifestBlobUnknown` if a blob is
+        missing, `ManifestInvalid`.
         """
+        if tag:
+            # before anything is written
+            self._pushing.check_tags(repo, [tag], manifests[-1].digest, may_overwrite=True)
         for digest in blobs:
             try:
                 self._links.make(repo, digest, self._parts.contents.stat(digest).size)

@@ -65,13 +65,14 @@ class OperatorDeletions:
 
     # ------------------------------------------------------------------------------------------------------- plans
 
-    def plan_tag(self, repo: Repo, tag: str) -> DeletionPlan:
-        """The deletion of a tag alone. Of a tag whose record, or that of its deletion, is damaged, that record goes.
-        Raises `ManifestUnknown`.
+    def plan_tag(self, repo: Repo, tag: str, *, force: bool = False) -> DeletionPlan:
+        """The deletion of a tag alone; with `force`, also of one whose manifest was lost. Of a tag whose record, or
+        that of its deletion, is damaged, that record goes. Raises `ManifestUnknown`.
         """
         try:
             with suppress(RecordDamaged):
-                self.digest_of(repo, tag)
+                if not force or self._parts.catalog.get_tag(repo, tag) is None:
+                    self.digest_of(repo, tag)
         except ManifestUnknown:
             if damaged_deleted_tag(self._parts.records, repo, tag) is None:
                 raise
@@ -144,20 +145,28 @@ class OperatorDeletions:
 
     # -------------------------------------------------------------------------------------------------- deletions
 
-    def delete(self, plan: DeletionPlan, caller: str, *, keep: bool) -> None:
-        """Deletes what a plan names; what is gone already is passed over. `keep`: it can be undeleted. Raises `Denied`
-        if a tag is frozen.
+    def check(self, plan: DeletionPlan, *, force: bool = False) -> None:
+        """Returns if a plan may be done. `force`: immutable tags may go. Raises `TagImmutable`, `Denied` if a tag is
+        frozen.
         """
+        self._deleting.check(plan.repo, plan.tags, plan.manifests, force=force)
+
+    def delete(self, plan: DeletionPlan, caller: str, *, keep: bool, force: bool = False) -> None:
+        """Deletes what a plan names; what is gone already is passed over. `keep`: it can be undeleted. Raises like
+        `check`: then nothing was deleted, unless a tag came meanwhile.
+        """
+        self.check(plan, force=force)
         for digest in plan.manifests:
             with suppress(ManifestUnknown):
-                self._deleting.delete_manifest(plan.repo, digest, caller, keep=keep)
+                self._deleting.delete_manifest(plan.repo, digest, caller, keep=keep, force=force)
         for tag in plan.tags:
             with suppress(ManifestUnknown):
-                self._deleting.delete_tag(plan.repo, tag, caller, keep=keep)
+                self._deleting.delete_tag(plan.repo, tag, caller, keep=keep, force=force)
 
-    def erase(self, plan: DeletionPlan, caller: str, *, everything: bool = False) -> Erased:
+    def erase(self, plan: DeletionPlan, caller: str, *, everything: bool = False, force: bool = False) -> Erased:
         """Deletes what a plan names so that nothing can be undeleted, and the bytes that no hosted repository has any
-        more. `everything`: also what the repository has besides, such as uploads without a manifest.
+        more. `everything`: also what the repository has besides, such as uploads without a manifest. Raises like
+        `delete`.
         """
         repo, records = plan.repo, self._parts.records
         named = set(plan.manifests)
@@ -166,7 +175,7 @@ class OperatorDeletions:
             named.update(blob.digest for blob in (manifest.blobs if manifest else ()) if not blob.foreign)
         if everything:
             named.update(records.linked(repo))
-        self.delete(plan, caller, keep=False)
+        self.delete(plan, caller, keep=False, force=force)
         erased = Erased()
         try:
             for each in plan.manifests:

@@ -8,6 +8,7 @@ from typing import Protocol
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.ports import SILENCE, Announcer, Catalog, HostedBlobs, HostedRecords, RepairableBlobs
 
 
@@ -40,6 +41,7 @@ class HostedParts:
     records: HostedRecords
     histories: TagHistories
     accounts: Accounts
+    immutable: ImmutableTags
     #: Seconds for which content that nothing names stays (`hosting.grace`).
     grace: float = 86400.0
     #: Who is informed of changes.

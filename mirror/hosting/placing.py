@@ -6,12 +6,13 @@
 
 A collector drops a link only if no manifest named it in a walk that began after the link was queued. So either the walk
 meets the record, or the second look meets the missing or queued link. A tag is written last, by compare-and-set. After
-that the record of its manifest is looked at again: a deletion may have dropped it, and then the tag goes as well.
+that the push looks for a deletion of its manifest: if there is one, it writes the record anew, so that the deletion
+looks again, or finds the record gone, and then the tag goes as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -21,10 +22,12 @@ from mirror.errors import (
     ManifestBlobUnknown,
     ManifestUnknown,
     RecordChanged,
+    RecordDamaged,
     StoreError,
 )
 from mirror.graph.referrers import referrer_descriptor
-from mirror.hosting.damaged_records import has_manifest
+from mirror.hosting.damaged_records import has_manifest, manifest_or_remade
+from mirror.hosting.immutable_images import ImmutableImages
 from mirror.hosting.links import TRIES, Links
 from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
@@ -33,14 +36,16 @@ from mirror.oci.reference import Repo
 from mirror.policy.access_rules import Action
 from mirror.policy.history import AgeRule
 from mirror.policy.hosted.push_checks import check_size, requirements, tag_action
+from mirror.policy.hosted_records import next_generation
 from mirror.policy.records import ManifestRecord, TagRecord
-from mirror.ports import ABSENT, Expected, Version
+from mirror.ports import ABSENT, Version
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedTag:
-    """A tag that was written: the version of its record, and from which other manifest it was moved, if from any."""
+    """A tag that was written: its record and the version, and from which other manifest it was moved, if from any."""
 
+    record: TagRecord
     version: Version
     moved_from: Digest | None
 
@@ -53,6 +58,7 @@ class Placing:
     def __init__(self, parts: HostedParts, links: Links) -> None:
         self._parts = parts
         self._links = links
+        self._immutable = ImmutableImages(parts)
 
     def __repr__(self) -> str:
         return "<Placing>"
@@ -130,45 +136,66 @@ class Placing:
     # ---------------------------------------------------------------------------------------------------------- tags
 
     def check_tag(self, repo: Repo, tag: str, digest: Digest, *, may_overwrite: bool) -> None:
-        """Returns if the caller may let the tag point to a manifest. Raises `Denied`."""
+        """Returns if the caller may let the tag point to a manifest. Raises `Denied`, `TagImmutable`."""
         self._check_move(repo, tag, digest, self._parts.catalog.get_tag(repo, tag), may_overwrite)
 
     def put_tag(self, repo: Repo, fresh: TagRecord, *, may_overwrite: bool) -> PlacedTag:
-        """Lets a tag point to a manifest. The record is written anew even if the tag points there already: otherwise a
-        deletion that runs meanwhile could drop it. Raises `Denied`.
+        """Lets a tag point to a manifest, by the caller `fresh.by`. The record is written anew even if the tag points
+        there already: otherwise a deletion that runs meanwhile could drop it. Raises `Denied`, `TagImmutable`.
         """
         for _ in range(TRIES):
             found = self._parts.catalog.tag(repo, fresh.tag)
             was = found.record if found else None
-            moves = self._check_move(repo, fresh.tag, fresh.digest, was, may_overwrite)
+            now = self._check_move(repo, fresh.tag, fresh.digest, was, may_overwrite)
+            record = self._record(repo, fresh, was if now == fresh.digest else None, was)
             with suppress(RecordChanged):
-                version = self._write_tag(repo, fresh, was, found.version if found else ABSENT)
-                return PlacedTag(version, was.digest if was and moves else None)
+                version = self._parts.catalog.put_tag(repo, record, expect=found.version if found else ABSENT)
+                # not before: of two pushes that race, only the one that moved the tag may write the history
+                self._parts.histories.record_move(repo, was, fresh, AgeRule())
+                return PlacedTag(record, version, None if now == fresh.digest else now)
         raise StoreError(f"the tag {repo}:{fresh.tag} was changed all the time")
 
-    def put_absent_tag(self, repo: Repo, fresh: TagRecord) -> bool:
-        """Like `put_tag`, for a tag that points to nothing. False if it points to something."""
+    def put_absent_tag(self, repo: Repo, fresh: TagRecord) -> PlacedTag | None:
+        """Like `put_tag`, for a tag that points to nothing. None if it points to something else, or is frozen at
+        something else.
+        """
         try:
-            self.put_tag(repo, fresh, may_overwrite=False)
+            return self.put_tag(repo, fresh, may_overwrite=False)
         except Denied:
-            return False
-        return True
+            return None
 
-    def _write_tag(self, repo: Repo, fresh: TagRecord, was: TagRecord | None, expect: Expected) -> Version:
-        moved_at = was.tagged_at if was and was.digest == fresh.digest else fresh.fetched_at
-        version = self._parts.catalog.put_tag(repo, replace(fresh, moved_at=moved_at), expect=expect)
-        # not before: of two pushes that race, only the one that moved the tag may write the history
-        self._parts.histories.record_move(repo, was, fresh, AgeRule())
-        return version
+    def _record(self, repo: Repo, fresh: TagRecord, same: TagRecord | None, was: TagRecord | None) -> TagRecord:
+        """The record to write. `same` is the one before if the tag does not move, `was` the one before anyway."""
+        if same is not None:
+            return replace(fresh, moved_at=same.tagged_at, generation=same.generation, by=same.by)
+        before = [was.generation] if was else self._generations(repo, fresh.tag)
+        return replace(fresh, moved_at=fresh.fetched_at, generation=next_generation(fresh.fetched_at, *before))
 
-    def _check_move(self, repo: Repo, tag: str, digest: Digest, was: TagRecord | None, may_overwrite: bool) -> bool:
-        """Whether the tag would be moved from another manifest. Raises `Denied`."""
+    def _generations(self, repo: Repo, tag: str) -> list[int]:
+        """What is known of earlier generations of a tag that is absent."""
+        before = [next_generation(seen.last_seen) for seen in self._parts.catalog.get_history(repo, tag)[-1:]]
+        # a damaged record says nothing; the clock will have gone on
+        with suppress(RecordDamaged):
+            if deleted := self._parts.records.deleted_tag(repo, tag):
+                before.append(deleted.record.generation)
+        return before
+
+    def _check_move(
+        self, repo: Repo, tag: str, digest: Digest, was: TagRecord | None, may_overwrite: bool
+    ) -> Digest | None:
+        """Returns what the tag points to; None if to nothing that the repository has. Raises `Denied`, `TagImmutable`
+        if the caller may not let it point to `digest`.
+        """
         self.check_freeze(repo, tag, digest)
         now = was.digest if was and has_manifest(self._parts.catalog, repo, was.digest) else None
         moves = tag_action(digest, now) is Action.OVERWRITE
+        if now is not None and moves:
+            self._immutable.check_move(repo, tag, now)
+        elif now is None and was is not None and was.digest != digest:
+            self._immutable.check_stale(repo, tag, was.digest)
         if moves and not may_overwrite:
             raise Denied(f"the tag {repo}:{tag} exists, and the rules do not let you overwrite it")
-        return moves
+        return now
 
     def check_freeze(self, repo: Repo, tag: str, digest: Digest | None) -> None:
         """Returns if the tag is not frozen, or frozen at this digest. Raises `Denied`."""
@@ -176,16 +203,54 @@ class Placing:
         if freeze is not None and freeze.digest != digest:
             raise Denied(f"the tag {repo}:{tag} is frozen at {freeze.digest}; `mirror unfreeze` ends that")
 
-    def check_still_there(self, repo: Repo, digest: Digest, tags: dict[str, Version]) -> None:
-        """To be called after these tags were written: drops them if the manifest was deleted meanwhile, and raises
-        `ManifestUnknown` then.
+    def check_still_there(
+        self,
+        repo: Repo,
+        digest: Digest,
+        tags: Sequence[PlacedTag],
+        children: Collection[Digest] = (),
+        *,
+        anew: bool = False,
+    ) -> None:
+        """To be called after these tags were written: drops them if the manifest was deleted meanwhile, or, if one of
+        them is immutable, one of the `children` that the manifest names. Raises `ManifestUnknown` or
+        `ManifestBlobUnknown` then, and `StoreError`.
+
+        If a deletion of one of them is under way, or if `anew`, the manifest's record is written anew.
         """
-        if has_manifest(self._parts.catalog, repo, digest):
+        records = [placed.record for placed in tags]
+        is_immutable = self._immutable.any_of(repo, (record.tag for record in records))
+        needed = self._immutable.family(repo, records[0]) if is_immutable else (digest,)
+        gone = [each for each in needed if not self._confirm(repo, each, anew=anew)]
+        if not any(each == digest or each in children for each in gone):
             return
-        for tag, version in tags.items():
+        for placed in tags:
             with suppress(RecordChanged):
-                self._parts.catalog.drop_tag(repo, tag, expect=version)
-        raise ManifestUnknown(f"{repo}@{digest} was deleted while it was pushed")
+                self._parts.catalog.drop_tag(repo, placed.record.tag, expect=placed.version)
+        if digest in gone:
+            raise ManifestUnknown(f"{repo}@{digest} was deleted while it was pushed")
+        raise _unknown(repo, gone)
+
+    def _confirm(self, repo: Repo, digest: Digest, *, anew: bool) -> bool:
+        """True if the repository has the manifest, and no deletion that has not met the tags drops it any more."""
+        for _ in range(TRIES):
+            if not anew and not self._is_marked(repo, digest):
+                return has_manifest(self._parts.catalog, repo, digest)
+            found = manifest_or_remade(self._parts, repo, digest)
+            if found is None:
+                return False
+            another = replace(found.record, nonce=found.record.nonce + 1)
+            with suppress(RecordChanged):
+                self._parts.catalog.put_manifest(repo, another, expect=found.version)
+                return True
+        raise StoreError(f"the manifest {repo}@{digest} was changed all the time")
+
+    def _is_marked(self, repo: Repo, digest: Digest) -> bool:
+        """True if there is a record of a deletion of the manifest, which may be under way."""
+        try:
+            return self._parts.records.deleted_manifest(repo, digest) is not None
+        except RecordDamaged:
+            return True
 
 
 def _unknown(repo: Repo, digests: Sequence[Digest]) -> ManifestBlobUnknown:

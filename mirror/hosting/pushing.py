@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -53,18 +53,17 @@ class Pushing:
         another manifest.
 
         Raises `ManifestBlobUnknown`, `ManifestInvalid`, `QuotaExceeded`; `Denied` if a tag would move and the caller
-        may not overwrite; `ManifestUnknown` if the manifest was deleted meanwhile; `StoreError`.
+        may not overwrite; `TagImmutable`; `ManifestUnknown` if the manifest was deleted meanwhile; `StoreError`.
         """
         manifest, digest = put.manifest, put.manifest.digest
-        for tag in put.all_tags:
-            self._placing.check_tag(repo, tag, digest, may_overwrite=may_overwrite)
+        self.check_tags(repo, put.all_tags, digest, may_overwrite=may_overwrite)
         children = requirements(manifest, sparse=rules.sparse_indexes).manifests
         self._placing.require_manifests(repo, children)
         announced = self._parts.events.begin(ChangeKind.PUSH, repo, lambda: self._describe(repo, put, caller))
         try:
             written = self._store(repo, rules, put, children, caller, announced, may_overwrite=may_overwrite)
             self._parts.flush()
-            moved = {tag: placed.moved_from for tag, placed in written.items() if placed.moved_from}
+            moved = {placed.record.tag: placed.moved_from for placed in written if placed.moved_from}
             announced.done(moved)
         finally:
             # other processes must not believe what they remember, also if only a part was written
@@ -87,6 +86,13 @@ class Pushing:
             before={tag: record.digest for tag, record in tags.items() if record},
         )
 
+    def check_tags(self, repo: Repo, tags: Iterable[str], digest: Digest, *, may_overwrite: bool) -> None:
+        """Blocking: returns if the caller may let these tags point to a manifest. Raises `Denied`, `TagImmutable`,
+        `StoreError`.
+        """
+        for tag in tags:
+            self._placing.check_tag(repo, tag, digest, may_overwrite=may_overwrite)
+
     def _store(
         self,
         repo: Repo,
@@ -97,19 +103,19 @@ class Pushing:
         announced: Announcement,
         *,
         may_overwrite: bool,
-    ) -> dict[str, PlacedTag]:
+    ) -> list[PlacedTag]:
         manifest, digest, size = put.manifest, put.manifest.digest, len(put.manifest.content)
         deleted = None
         if not has_manifest(self._parts.catalog, repo, digest):
             deleted = self._deleting.drop_stale_tags(repo, digest)
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
         self._placing.put_manifest(repo, manifest, record, caller, children=children, sparse=rules.sparse_images)
-        written: dict[str, PlacedTag] = {}
+        written: list[PlacedTag] = []
         with announced.turn():
             for tag in put.all_tags:
-                fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now())
-                written[tag] = self._placing.put_tag(repo, fresh, may_overwrite=may_overwrite)
-        self._placing.check_still_there(repo, digest, {tag: placed.version for tag, placed in written.items()})
+                fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now(), by=caller)
+                written.append(self._placing.put_tag(repo, fresh, may_overwrite=may_overwrite))
+        self._placing.check_still_there(repo, digest, written, children)
         if deleted is not None:
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)

@@ -50,3 +50,8 @@ def image_of_tag(tag: str) -> Digest | None:
         return Digest.parse(f"{match[1]}:{match[2]}")
     except DigestInvalid:
         return None
+
+
+def is_attached_to(tag: str, digest: Digest) -> bool:
+    """Whether the tag is one of the names above, of this image."""
+    return tag == referrers_tag(digest) or image_of_tag(tag) == digest

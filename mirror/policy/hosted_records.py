@@ -20,8 +20,17 @@ from enum import Enum
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
-from mirror.policy.records import ManifestRecord
+from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, ManifestType, Moment, TagField
+
+
+def next_generation(now: float, *before: int) -> int:
+    """The generation of a change of a hosted tag at `now` (epoch seconds): more than every generation `before`.
+
+    Generations order all that happens to a tag, also after a deletion of which nothing is left: they are microseconds
+    of the epoch, unless the clock was set back.
+    """
+    return max(int(now * 1_000_000), *(each + 1 for each in before), 1)
 
 
 class LinkState(Enum):
@@ -103,7 +112,9 @@ class DeletedManifest:
 
 @dataclass(frozen=True, slots=True)
 class DeletedTag:
-    """A tag that was deleted while its manifest stayed. It can be undeleted until it is collected."""
+    """A tag that was deleted while its manifest stayed. It can be undeleted until it is collected. `generation` is that
+    of the deletion (`next_generation`).
+    """
 
     __pydantic_config__ = CAMEL_CASE
 
@@ -113,6 +124,13 @@ class DeletedTag:
     size: int
     deleted_at: Moment
     by: str = ""
+    generation: int = 0
+
+    @classmethod
+    def of(cls, record: TagRecord, deleted_at: float, by: str) -> DeletedTag:
+        """The deletion of a tag."""
+        generation = next_generation(deleted_at, record.generation)
+        return cls(record.tag, record.digest, record.media_type, record.size, deleted_at, by, generation)
 
     def to_json(self) -> bytes:
         """The contents of its file."""

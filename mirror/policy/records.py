@@ -31,6 +31,7 @@ class TagRecord:
 
     Of hosted tags, `fetched_at` is when the tag was last pushed, `moved_at` since when it points to this digest; None
     in older records. `restored_at` is when it was undeleted; None if it was pushed since, or never deleted.
+    `generation` and `by` are of the last move: a number that orders all moves of the tag, and the caller.
     """
 
     __pydantic_config__ = CAMEL_CASE
@@ -42,6 +43,8 @@ class TagRecord:
     fetched_at: Moment
     moved_at: Moment | None = None
     restored_at: Moment | None = None
+    generation: int = 0
+    by: str = ""
 
     @property
     def tagged_at(self) -> float:
@@ -107,7 +110,8 @@ class ManifestRecord:
 
     `grants` are the blobs that the repository may serve because of this manifest, if an import has proven only some of
     them. None means all blobs that a manifest of its media type proves (`named_by`). `restored_at` is when a hosted
-    manifest was undeleted; None if it was pushed since or never deleted.
+    manifest was undeleted; None if it was pushed since or never deleted. `nonce` is raised to give a hosted record
+    another version.
     """
 
     __pydantic_config__ = CAMEL_CASE
@@ -118,6 +122,7 @@ class ManifestRecord:
     fetched_at: Moment
     grants: tuple[DigestField, ...] | None = None
     restored_at: Moment | None = None
+    nonce: int = 0
 
     @property
     def descriptor(self) -> Descriptor:

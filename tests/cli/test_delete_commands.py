@@ -189,6 +189,28 @@ def test_a_frozen_tag_is_not_deleted(site: _Site) -> None:
     assert site.images() == ["corp/team/app:v1"]
 
 
+def test_an_immutable_tag_is_deleted_by_force_alone(tmp_path: Path) -> None:
+    """Neither alone, nor with its image or its repository; the audit log says that it was forced."""
+    site = _Site(tmp_path, '[[hosted.immutable]]\ntags = ["v*"]\nexcept = ["v0"]')
+    root = site.here.image([b"layer"], tag="v1")
+    for tag in ("v0", "latest"):
+        site.here.catalog.put_tag(CORP, TagRecord(tag, root.digest, root.media_type, root.size, 2000.0))
+    image = f"corp/team/app@{root.digest}"
+    ways = (["corp/team/app:v1"], [image], ["corp/team/app:v1", "--now"], ["corp/team/app", "--repository"])
+    for words in ways:
+        for more in ([], ["--dry-run"]):
+            done = site.run("delete", *words, *more)
+            assert (done.status, "immutable" in done.err, "--force" in done.err) == (1, True, True), done
+    assert site.json("delete", "corp/team/app:v0")["tags"] == ["v0"]
+    assert site.json("delete", image, "--force", "--dry-run")["tags"] == ["latest", "v1"]
+    assert sorted(site.images()) == ["corp/team/app:latest", "corp/team/app:v1"]
+    assert site.json("delete", "corp/team/app", "--repository", "--force")["tags"] == ["latest", "v1"]
+    assert site.images() == []
+    *refused, _, forced = site.audit()
+    assert [(line["status"], "forced" in line) for line in refused] == [(403, False)] * len(ways)
+    assert (forced["status"], forced["forced"], forced["manifests"]) == (200, True, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -42,6 +42,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST, read_manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import COLLECTOR, CollectionRules, RegistryRules
+from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.hosted_records import LinkState
 from mirror.ports import Expected, Version
@@ -121,6 +122,7 @@ class _Worker:
             taking_turns(disk.records, turns),
             TagHistories(disk.catalog, MemoryFreezes(), clocks),
             Limited(),
+            ImmutableTags(),
             _GRACE,
         )
         self.links = Links(self.parts)

@@ -144,6 +144,46 @@ def test_patterns_of_a_hosted_registry_are_names(tmp_path: Path) -> None:
     )
 
 
+def test_patterns_of_immutable_tags_match_tags(tmp_path: Path) -> None:
+    """A pattern that no repository or no tag can match is a mistake; one that `except` takes back is a warning."""
+    _expect(
+        _mistakes(
+            tmp_path,
+            """
+            [[hosted]]
+            name = "corp"
+            [[hosted.immutable]]
+            tags = ["v*", "*/v*"]
+            except = ["-*"]
+            [[hosted.immutable]]
+            repositories = ["corp/Team"]
+            tags = []
+            """,
+        ),
+        "hosted[1].immutable[1].tags[2]: '*/v*' matches no tag",
+        "hosted[1].immutable[1].except[1]: '-*' matches no tag",
+        "hosted[1].immutable[2].repositories[1]: 'corp/Team' matches no repository",
+        "hosted[1].immutable[2].tags: ",
+    )
+    file = tmp_path / "mirror.toml"
+    file.write_text(
+        """
+        [[hosted]]
+        name = "corp"
+        [[hosted.immutable]]
+        tags = ["v*", "latest"]
+        except = ["latest"]
+        [[access.rule]]
+        effect = "allow"
+        callers = ["*"]
+        actions = ["pull", "push"]
+        """
+    )
+    assert hints(load(file)) == [
+        "hosted[1].immutable[1].tags: latest makes no tag immutable, because of except",
+    ]
+
+
 def test_hints_name_hosted_registries_that_no_rule_opens(tmp_path: Path) -> None:
     """Each action that nobody may do is named; a registry that is read-only needs no rule for pushes."""
     file = tmp_path / "mirror.toml"

@@ -147,7 +147,8 @@ async def test_a_damaged_tag_can_be_deleted(world: HostedWorld) -> None:
     """It cannot be moved, since nobody can say whether that would overwrite something; deleting it repairs that."""
     [repository] = world.open(TEAM)
     await push_image(repository, ALICE, "1", b"{}", b"layer")
-    world.catalog.fail("tag", RecordDamaged("the record is damaged"))
+    version = world.catalog.tag(TEAM, "1").version
+    world.catalog.fail("tag", RecordDamaged("the record is damaged", version))
     with pytest.raises(RecordDamaged):
         await push(repository, IMAGE, ALICE, "1")
     await repository.delete_tag("1", ALICE)

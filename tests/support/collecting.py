@@ -18,6 +18,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import CollectionRules, RegistryRules
+from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
 from mirror.policy.records import ManifestRecord, TagRecord
 from tests.support.clock import Clock
@@ -58,6 +59,7 @@ class CollectedWorld:
             self.records,
             TagHistories(self.catalog, MemoryFreezes(), TamperProofClock(self.clock, self.steady)),
             self.accounts,
+            ImmutableTags(),
             GRACE,
         )
         self.rules = CollectionRules(

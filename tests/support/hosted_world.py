@@ -23,6 +23,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
+from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.records import Freeze
 from mirror.policy.unreadable_records import UnreadableRecord
@@ -158,6 +159,7 @@ class HostedWorld:
         self.uploads: Any = MemoryUploads(blobs, now=self.clock)
         self.freezes = MemoryFreezes()
         self.accounts = Limited()
+        self.immutable = ImmutableTags()
         self.index = MemoryIndex()
         self.grants = Grants(self.index, self.catalog, self.cache)
         self.executor = ThreadPoolExecutor(4, "hosted")
@@ -178,7 +180,16 @@ class HostedWorld:
         """What can be done, with the parts as they are now."""
         clocks = TamperProofClock(self.clock, self.clock)
         histories = TagHistories(self.catalog, self.freezes, clocks)
-        parts = HostedParts(self.contents, self.blobs, self.catalog, self.records, histories, self.accounts, 86400.0)
+        parts = HostedParts(
+            self.contents,
+            self.blobs,
+            self.catalog,
+            self.records,
+            histories,
+            self.accounts,
+            self.immutable,
+            86400.0,
+        )
         links = Links(parts)
         placing = Placing(parts, links)
         deleting = Deleting(parts, links, placing)

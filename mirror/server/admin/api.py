@@ -273,9 +273,10 @@ class Admin:
 
     async def _delete(self, call: _Call) -> DeletedJson:
         repo, image = self._hosted_image(call)
-        at_once, dry_run = boolean(call.query, "now"), boolean(call.query, "dry_run")
-        call.audited |= {"now": at_once or None, "dry_run": dry_run or None}
-        deleted = await self.hosted.delete(repo, image, call.caller or "", at_once=at_once, dry_run=dry_run)
+        at_once, force, dry_run = (boolean(call.query, name) for name in ("now", "force", "dry_run"))
+        call.audited |= {"now": at_once or None, "forced": force or None, "dry_run": dry_run or None}
+        caller = call.caller or ""
+        deleted = await self.hosted.delete(repo, image, caller, at_once=at_once, force=force, dry_run=dry_run)
         call.audited |= {"manifests": len(deleted["manifests"]), "bytes": deleted["bytes"]}
         return deleted
 

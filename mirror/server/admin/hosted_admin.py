@@ -130,22 +130,31 @@ class HostedAdmin:
     # -------------------------------------------------------------------------------------------------- deletions
 
     async def delete(
-        self, repo: Repo, image: Image | None, caller: str, *, at_once: bool = False, dry_run: bool = False
+        self,
+        repo: Repo,
+        image: Image | None,
+        caller: str,
+        *,
+        at_once: bool = False,
+        force: bool = False,
+        dry_run: bool = False,
     ) -> DeletedJson:
         """Deletes an image, or, if that is None, the whole repository. `at_once`: the image that a tag points to goes
-        with all its tags, nothing can be undeleted, and the bytes go now. Raises `ManifestUnknown`, `Denied` if a tag
-        is frozen, `StoreError`.
+        with all its tags, nothing can be undeleted, and the bytes go now. `force`: even if immutable tags need it.
+        Raises `ManifestUnknown`, `TagImmutable`, `Denied` if a tag is frozen, `StoreError`.
         """
-        plan = await asyncio.to_thread(self._plan, repo, image, at_once)
+        plan = await asyncio.to_thread(self._plan, repo, image, at_once, force)
+        if dry_run:
+            await asyncio.to_thread(self._deletions.check, plan, force=force)
         size = await asyncio.to_thread(self._deletions.size, plan)
         keep = 0.0 if at_once else self._keep_deleted.get(repo.registry, 0.0)
         erased, freed = Erased(), (0, 0)
         until = moment(self._now() + keep) if keep > 0 else None
         if not dry_run and at_once:
-            erased = await asyncio.to_thread(self._deletions.erase, plan, caller, everything=image is None)
+            erased = await asyncio.to_thread(self._deletions.erase, plan, caller, everything=image is None, force=force)
             freed = await self._erase_cached(erased)
         elif not dry_run:
-            await asyncio.to_thread(self._deletions.delete, plan, caller, keep=keep > 0)
+            await asyncio.to_thread(self._deletions.delete, plan, caller, keep=keep > 0, force=force)
         return {
             "image": str(repo) if image is None else name_of(repo, image.reference),
             "dry_run": dry_run,
@@ -159,14 +168,14 @@ class HostedAdmin:
             "busy": [str(digest) for digest in erased.busy],
         }
 
-    def _plan(self, repo: Repo, image: Image | None, at_once: bool) -> DeletionPlan:
+    def _plan(self, repo: Repo, image: Image | None, at_once: bool, force: bool) -> DeletionPlan:
         if image is None:
             return self._deletions.plan_repository(repo, kept=at_once)
         if image.digest is not None:
             return self._deletions.plan_image(repo, image.digest)
         tag = str(image.reference)
         if not at_once:
-            return self._deletions.plan_tag(repo, tag)
+            return self._deletions.plan_tag(repo, tag, force=force)
         return self._deletions.plan_image(repo, self._deletions.digest_of(repo, tag))
 
     async def _erase_cached(self, erased: Erased) -> tuple[int, int]:

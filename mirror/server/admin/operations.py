@@ -115,6 +115,11 @@ OPERATIONS: Final = (
                 "description": "Delete the bytes at once; nothing can be undeleted then. Of a tag: the image that it"
                 " points to, with all its tags.",
             },
+            "force": {
+                "type": "boolean",
+                "default": False,
+                "description": "Delete even what immutable tags need.",
+            },
             "dry_run": {
                 "type": "boolean",
                 "default": False,
