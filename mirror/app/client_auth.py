@@ -18,7 +18,7 @@ from mirror.access.robots import ROBOTS, USES, Robots
 from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage
-from mirror.config import Config, IssuerSettings, access_policy, named_claims
+from mirror.config import Config, IssuerSettings, access_policy, named_claims, virtual_rules
 from mirror.policy.access_rules import AuthMethod
 from mirror.ports import Authenticator, Membership
 from mirror.server.registry.access_control import AccessControl
@@ -85,6 +85,7 @@ async def open_gate(
         repositories.upstreams.table,
         repository_of=repositories.router.guarded,
         verifier_of=lambda registry: verifier if repositories.upstreams.label(registry) in verified else None,
+        virtual=virtual_rules(config),
         realm=access.realm,
     )
 

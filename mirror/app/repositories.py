@@ -16,6 +16,7 @@ from mirror.app.hosting import Hosting, open_hosting
 from mirror.app.routes import content_lists, route_rule
 from mirror.app.storage import MISSES_LOCK, Storage
 from mirror.app.upstreams import Upstreams
+from mirror.app.virtual import open_virtual
 from mirror.config import Config
 from mirror.fills.filler import Filler
 from mirror.fills.flights import Flights
@@ -26,9 +27,11 @@ from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
 from mirror.intake.store_health import StoreHealth
 from mirror.intake.tag_history import TagHistories
+from mirror.oci.reference import Repo
 from mirror.policy.rules import RouteRule
 from mirror.repository.caches import Caches
 from mirror.repository.miss_report import Misses
+from mirror.repository.protocol import Readable
 from mirror.repository.questions import Questions
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
@@ -65,7 +68,7 @@ async def open_repositories(
 
     shared = _open_shared(config, storage, memo, filling, upstreams.label, now, stack)
     hosting = open_hosting(config, storage, shared, upstreams.table.hosts_registry)
-    return Repositories(upstreams, shared, hosting, _open_router(config, upstreams, shared, hosting, stack))
+    return Repositories(upstreams, shared, hosting, _open_router(config, storage, upstreams, shared, hosting, stack))
 
 
 def _open_shared(
@@ -126,8 +129,11 @@ def _open_shared(
 
 
 def _open_router(
-    config: Config, upstreams: Upstreams, shared: Shared, hosting: Hosting, stack: AsyncExitStack
+    config: Config, storage: Storage, upstreams: Upstreams, shared: Shared, hosting: Hosting, stack: AsyncExitStack
 ) -> Router:
+    def member(repo: Repo) -> Readable:
+        return router.guarded(repo)
+
     router = Router(
         upstreams.table,
         [(route.match, route_rule(route, config)) for route in config.route],
@@ -135,6 +141,7 @@ def _open_router(
         upstreams.named,
         shared,
         hosted=hosting.repository,
+        virtual=open_virtual(config, storage, shared, hosting, member) if config.virtual else None,
         lists=content_lists(config),
         keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
     )

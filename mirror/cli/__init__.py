@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "prefetch_command": ("prefetch",),
     "sync_command": ("sync",),
     "job_commands": ("jobs",),
-    "hosted_commands": ("delete", "undelete", "gc", "backup"),
+    "hosted_commands": ("delete", "undelete", "gc", "backup", "release"),
     "hosting.copy_command": ("copy",),
     "tags": ("history", "freeze", "unfreeze", "freezes"),
     "pin_commands": ("pin", "unpin", "pins"),

@@ -1,5 +1,6 @@
 """`delete` and `undelete`: hosted images. They ask the running mirror, or do it themselves if none runs. `gc`: what of
 the hosted content waits to be collected, and a round of collection by hand. `backup`: a copy of all hosted content.
+`release`: the name of an empty repository is given back.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from mirror.cli.base import (
     complain,
     counted,
     load,
+    parse_images,
     progress_bars,
     say,
     say_json,
 )
 from mirror.cli.store_checks import check_owner, check_there
-from mirror.errors import ConfigError, MirrorError, RequestError
+from mirror.errors import ConfigError, Denied, MirrorError, RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
 from mirror.store.hosted.backup_folder import BackupFolder, BackupReport
@@ -293,6 +295,36 @@ def _print_round(last: Mapping[str, Any]) -> None:
         say(f"could not be read: {unread['what']}: {unread['reason']}")
     if (more := last["unread_count"] - len(last["unread"])) > 0:
         say(f"and {more} more")
+
+
+@application.command()
+def release(
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="corp/library/nginx")],
+    config: ConfigFile = None,
+) -> None:
+    """Give back the name of a hosted repository that is empty: virtual registries may then ask upstreams for it."""
+    loaded = load(config, level="warning")
+    check_there(loaded)
+    check_owner(loaded)
+    table = settings.routing_table(loaded)
+    [named] = parse_images([repository], loaded)
+    repo = named.repo
+    if "@" in repository or ":" in repository.rpartition("/")[2]:
+        raise ConfigError([f"{repository}: name a repository, without tag or digest"])
+    if not table.hosts_registry(repo.registry):
+        raise ConfigError([f"{repo} is not hosted here"])
+    disk = open_disk(loaded)
+    with audited(loaded, "release", repository=str(repo)) as about:
+        if not disk.hosted.records.is_taken(repo):
+            say(f"{repo}: the name is free")
+            about["reason"] = "the name was free"
+            return
+        if not disk.hosted.records.release(repo):
+            raise Denied(
+                f"{repo} still has something: delete it (`mirror delete --repository`), wait until it can no longer be "
+                "undeleted, and until its blobs are collected (`mirror gc`)"
+            )
+    say(f"{repo}: released")
 
 
 @application.command()

@@ -7,6 +7,7 @@ checks.py          checks of several settings together, and of the files that th
 redacted.py        the settings without secrets, for display
 routing_table.py   the routing table that follows from them
 access_policy.py   the access rules that follow from them
+virtual_rules.py   who answers for the names of virtual registries, as far as it follows from them
 
 Settings come from the TOML file given with `--config`. An environment variable takes precedence over the file:
 `MIRROR__STORE__CAPACITY=500GB` is `capacity` under `[store]`. A setting that is not given has its default. With neither
@@ -34,7 +35,9 @@ from mirror.config.settings import (
     SyncSettings,
     TraceSettings,
     UpstreamSettings,
+    VirtualSettings,
 )
+from mirror.config.virtual_rules import virtual_rules
 
 __all__ = [
     "PUBLIC",
@@ -49,10 +52,12 @@ __all__ = [
     "SyncSettings",
     "TraceSettings",
     "UpstreamSettings",
+    "VirtualSettings",
     "access_policy",
     "hints",
     "load",
     "named_claims",
     "redacted_settings",
     "routing_table",
+    "virtual_rules",
 ]

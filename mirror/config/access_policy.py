@@ -24,6 +24,7 @@ def access_policy(config: Config) -> Policy:
         ),
         anonymous=access.anonymous,
         hosted=frozenset(entry.name for entry in config.hosted),
+        virtual=frozenset(entry.name for entry in config.virtual),
     )
 
 

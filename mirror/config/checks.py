@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,9 @@ from mirror.config.settings import (
     RouteSettings,
     ServerSettings,
     UpstreamSettings,
+    VirtualSettings,
 )
+from mirror.config.virtual_rules import stored_name
 from mirror.errors import ConfigError, RequestError
 from mirror.policy.access_rules import Action
 from mirror.policy.routing import can_match_below
@@ -77,8 +79,8 @@ def cross_check(config: Config) -> list[str]:
     if verified and config.offline:
         mistakes.append(f"offline: {', '.join(verified)} with access = verify must be contacted for each caller")
     if config.default_registry and config.default_registry not in names:
-        mistakes.append(f"default_registry: {config.default_registry} is neither an upstream nor a hosted registry")
-    mistakes += _check_syncs(config)
+        mistakes.append(f"default_registry: {config.default_registry} is no upstream, hosted or virtual registry")
+    mistakes += [*_check_virtual(config), *_check_syncs(config)]
     if url := config.index.url.get_secret_value():
         # imported here: every command reads the configuration, and few configurations need the Redis library
         from mirror.index.redis_address import parse_redis_url
@@ -101,7 +103,13 @@ def hints(config: Config) -> list[str]:
                     f"upstream[{number}]{inner}: {parse_url(url).host} looks like a name in a private network; "
                     "it may resolve to a private address only with private_network = true"
                 )
-    return [*warnings, *_closed_to_all(config), *_matching_nothing(config), *_immutable_hints(config)]
+    return [
+        *warnings,
+        *_closed_to_all(config),
+        *_matching_nothing(config),
+        *_immutable_hints(config),
+        *_about_virtual(config),
+    ]
 
 
 def _closed_to_all(config: Config) -> list[str]:
@@ -120,7 +128,8 @@ def _closed_to_all(config: Config) -> list[str]:
 
 def _matching_nothing(config: Config) -> list[str]:
     """Warnings about rules whose patterns match no configured registry: what they should close may stay open."""
-    names = [*(entry.name for entry in config.upstream), *(entry.name for entry in config.hosted)]
+    tables = config.upstream, config.hosted, config.virtual
+    names = [entry.name for table in tables for entry in table]
     return [
         f"access.rule[{number}].repositories[{place}]: {pattern} matches no registry that is configured here"
         for number, rule in enumerate(config.access.rule, 1)
@@ -147,6 +156,49 @@ def _may_be_about(pattern: str, registry: str) -> bool:
     # the name stands for every host below a domain
     first = pattern.partition("/")[0]
     return first.endswith(registry[1:]) or any(wild in first for wild in "*?")
+
+
+def _about_virtual(config: Config) -> list[str]:
+    """Warnings about virtual registries: patterns that are about one, and so about nothing, and members that do not do
+    what they seem to do.
+    """
+    warnings: list[str] = []
+    patterns = [
+        *_patterns("access.rule", "repositories", (rule.repositories for rule in config.access.rule)),
+        *_patterns("route", "match", ([route.match] for route in config.route)),
+        *_patterns("pin", "match", ([pin.match] for pin in config.pin)),
+        *((f"content.deny[{place}]", pattern) for place, pattern in enumerate(config.content.deny, 1)),
+        *((f"content.allow[{place}]", pattern) for place, pattern in enumerate(config.content.allow, 1)),
+    ]
+    hosted = {name: entry for entry in config.hosted for name in (entry.name, *entry.aliases)}
+    for number, virtual in enumerate(config.virtual, 1):
+        warnings += [
+            f"{where}: {pattern} is about the virtual registry {virtual.name}, where it has no effect; "
+            f"write it for its members ({', '.join(virtual.members)})"
+            for where, pattern in patterns
+            if pattern.partition("/")[0] in (virtual.name, *virtual.aliases)
+        ]
+        kinds = [name in hosted for name in virtual.members]
+        warnings += [
+            f"virtual[{number}].members[{place}]: {name} is hosted here, so it decides before the upstreams, wherever "
+            "it stands"
+            for place, name in enumerate(virtual.members, 1)
+            if kinds[place - 1] and not all(kinds[: place - 1])
+        ]
+        writable = hosted.get(virtual.writable or "")
+        if writable is not None and "**" in writable.repositories and not all(kinds):
+            warnings.append(
+                f"virtual[{number}].writable: whoever may push to {writable.name} can take any name over from the "
+                f'upstreams; [[hosted]] repositories of {writable.name} can limit the names: ["team-*/**"]'
+            )
+    return warnings
+
+
+def _patterns(table: str, setting: str, entries: Iterable[Iterable[str]]) -> Iterator[tuple[str, str]]:
+    for number, patterns in enumerate(entries, 1):
+        for place, pattern in enumerate(patterns, 1):
+            index = f"[{place}]" if setting == "repositories" else ""
+            yield f"{table}[{number}].{setting}{index}", pattern
 
 
 def _check_admin(config: Config) -> list[str]:
@@ -244,11 +296,12 @@ def _check_upstreams(upstreams: Iterable[UpstreamSettings]) -> list[str]:
     ]
 
 
-def _registries(config: Config) -> list[tuple[str, UpstreamSettings | HostedSettings]]:
+def _registries(config: Config) -> list[tuple[str, UpstreamSettings | HostedSettings | VirtualSettings]]:
     """All registries, each with the name of its table in the file."""
     return [
         *((f"upstream[{number}]", upstream) for number, upstream in enumerate(config.upstream, 1)),
         *((f"hosted[{number}]", hosted) for number, hosted in enumerate(config.hosted, 1)),
+        *((f"virtual[{number}]", virtual) for number, virtual in enumerate(config.virtual, 1)),
     ]
 
 
@@ -267,6 +320,40 @@ def _check_names(config: Config) -> list[str]:
             f"{where}.host_headers: {host} already belongs to {hosts[host.lower()]}"
             for host in registry.host_headers
             if hosts.setdefault(host.lower(), where) != where
+        ]
+    return mistakes
+
+
+def _check_virtual(config: Config) -> list[str]:
+    mistakes: list[str] = []
+    table = routing_table(config)
+    verified = {entry.name for entry in config.upstream if entry.access == "verify"}
+    for number, virtual in enumerate(config.virtual, 1):
+        where = f"virtual[{number}]"
+        found: dict[str, bool] = {}
+        for place, name in enumerate(virtual.members, 1):
+            registry = table.registry(name)
+            if registry is None:
+                mistakes.append(f"{where}.members[{place}]: {name} is neither an upstream nor a hosted registry")
+            elif registry[1].members:
+                mistakes.append(f"{where}.members[{place}]: {name} is virtual itself; write its members")
+            elif registry[0] in found:
+                mistakes.append(f"{where}.members[{place}]: {name} is there more than once")
+            else:
+                found[registry[0]] = registry[1].hosted
+        if virtual.writable is not None and not found.get(stored_name(virtual.writable, table)):
+            mistakes.append(f"{where}.writable: {virtual.writable} is not one of its members that are hosted here")
+        asked = [name for name in found if name in verified]
+        if len(asked) > 1:
+            mistakes.append(
+                f"{where}.members: {' and '.join(asked)} have access = verify; with two of them, the credentials of a "
+                "caller for one registry would be sent to the other"
+            )
+        mistakes += [
+            f"{where}.refusal_means_absent[{place}]: {name} is not one of its members that are upstreams"
+            + (" without access = verify" if name in verified else "")
+            for place, name in enumerate(virtual.refusal_means_absent, 1)
+            if found.get(stored_name(name, table), True) or stored_name(name, table) in verified
         ]
     return mistakes
 
@@ -290,4 +377,6 @@ def _check_syncs(config: Config) -> list[str]:
             continue
         if table.hosts_registry(repo.registry):
             mistakes.append(f"sync[{number}].from: {repo.registry} is hosted here, so there is nothing to bring in")
+        if members := table.members(repo.registry):
+            mistakes.append(f"sync[{number}].from: {repo.registry} is virtual; name one of {', '.join(members)}")
     return mistakes

@@ -20,6 +20,10 @@ def routing_table(config: Config) -> RoutingTable:
                 Registry(entry.name, tuple(entry.aliases), tuple(entry.host_headers), hosted=True)
                 for entry in config.hosted
             ),
+            *(
+                Registry(entry.name, tuple(entry.aliases), tuple(entry.host_headers), members=tuple(entry.members))
+                for entry in config.virtual
+            ),
         ),
         config.default_registry or None,
     )

@@ -319,6 +319,14 @@ class UpstreamSettings(ReachSettings):
         return self
 
     @property
+    def has_credentials(self) -> bool:
+        """True if the mirror, or each caller, has credentials for one of the addresses."""
+        ways = ("username", "docker_config", "provider", "client_certificate")
+        return self.access == "verify" or any(
+            getattr(reach, way) is not None for _, reach in self.addresses for way in ways
+        )
+
+    @property
     def addresses(self) -> list[tuple[str, ReachSettings]]:
         """The settings of each address, by the name of its place in this table; the upstream's own come first."""
         return [("", self), *((f".endpoints[{number}]", endpoint) for number, endpoint in enumerate(self.endpoints, 1))]
@@ -396,6 +404,35 @@ class HostingSettings(_Section):
     min_upload_rate: Annotated[str, AfterValidator(values.size)] = Field(
         "1KB",
         description="A request whose body arrives more slowly than this many bytes per second is ended; 0: never.",
+    )
+
+
+class VirtualSettings(_Section):
+    """`[[virtual]]`: one name for several registries."""
+
+    name: Annotated[str, AfterValidator(values.alias)] = Field(
+        description="The virtual registry's name in paths: all, or images.example.com."
+    )
+    aliases: list[Annotated[str, AfterValidator(values.alias)]] = Field(
+        [], description="Other names for the same virtual registry."
+    )
+    host_headers: list[Annotated[str, AfterValidator(values.host)]] = Field(
+        [], description="Requests with these Host headers are for this virtual registry."
+    )
+    members: list[Annotated[str, AfterValidator(values.alias)]] = Field(
+        min_length=1,
+        description="Upstreams and hosted registries, in order. A name that a hosted one has is never asked upstream.",
+    )
+    writable: Annotated[str, AfterValidator(values.alias)] | None = Field(
+        None, description="The hosted member that takes pushes and deletions; not set: there are none."
+    )
+    reserved: list[Annotated[str, AfterValidator(values.name_pattern)]] = Field(
+        [], description="Patterns of names that are never asked upstream, also if no hosted member has them."
+    )
+    refusal_means_absent: list[Annotated[str, AfterValidator(values.alias)]] = Field(
+        [],
+        description="Upstream members whose refusals (401, 403) mean that a name does not exist, although the mirror "
+        "has credentials there: the next member is then asked.",
     )
 
 
@@ -715,6 +752,7 @@ class Config(BaseSettings):
     )
     hosted: list[HostedSettings] = []
     hosting: HostingSettings = HostingSettings.model_validate({})
+    virtual: list[VirtualSettings] = []
     route: list[RouteSettings] = []
     pin: list[PinSettings] = []
     admin: AdminSettings = AdminSettings.model_validate({})

@@ -264,12 +264,14 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """All rules. `anonymous` says whether callers without credentials are admitted at all; `hosted` has the names of
-    the hosted registries.
+    the hosted registries. `virtual` has those of the virtual ones, whose names allow nothing: the rules about their
+    members decide.
     """
 
     rules: tuple[Rule, ...] = ()
     anonymous: bool = True
     hosted: frozenset[str] = frozenset()
+    virtual: frozenset[str] = frozenset()
     #: The rules by action and by what the names of their repositories begin with, so that few must be looked at.
     _begins: dict[tuple[Action, str], list[Rule]] = field(init=False, repr=False, compare=False)
     #: Patterns that together match the registries for which rules say who may pull.
@@ -288,6 +290,8 @@ class Policy:
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
         """Whether the identity may do this with the repository (None: the mirror as a whole)."""
         if identity.is_anonymous and not self.anonymous:
+            return False
+        if repo is not None and repo.registry in self.virtual:
             return False
         fitting = [rule for rule in self.candidates(action, repo) if rule.fits(identity, action, repo)]
         if identity.only is not None:

@@ -7,10 +7,13 @@ The registry is found in this order:
     3. by a first path component that names a configured registry: /v2/ghcr.io/owner/app/… , /v2/corp/team/app/…
     4. the default registry
 
+A first path component that names a virtual registry comes before 2: containerd sends `?ns=` with the name that it
+replaces by the virtual one, which is in the path that its configuration gives it.
+
 With 1 and 2 the path may name the registry again (`override_path` in hosts.toml does that). That part is then removed.
 
-The name of an upstream is a host. A hosted registry may have any name, which hides the repositories of the default
-registry that begin with it.
+The name of an upstream is a host. A hosted or virtual registry may have any name, which hides the repositories of the
+default registry that begin with it.
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ class Registry:
 
     `aliases` are other names of the same registry, `hosts` are the `Host` headers that lead to it. `library` says that
     a name of one part means `library/<name>`, which is true of Docker Hub only. `hosted`: this mirror hosts the
-    registry, which has no upstream.
+    registry, which has no upstream. `members`: this is a virtual registry, a name for these.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Registry:
     hosts: tuple[str, ...] = ()
     library: bool = False
     hosted: bool = False
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +125,17 @@ class RoutingTable:
     def is_registry(self, first: str) -> bool:
         """Whether the first of several parts of a name is meant as a registry, configured or not."""
         entry = self.exact.get(first.lower())
-        return looks_like_host(first) or (entry is not None and entry.hosted)
+        return looks_like_host(first) or (entry is not None and (entry.hosted or bool(entry.members)))
 
     def hosts_registry(self, name: str) -> bool:
         """Whether this mirror hosts the registry of this name."""
         found = self.registry(name)
         return found is not None and found[1].hosted
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """The registries that a virtual registry stands for, in order; none if it is not virtual."""
+        found = self.registry(name)
+        return found[1].members if found is not None else ()
 
     def meant_by(self, host: str | None) -> str | None:
         """The name of the registry that a `Host` header is assigned to; None if there is none."""
@@ -144,7 +153,7 @@ class RoutingTable:
         if mapped := self.meant_by(host):
             registry = self.registry(mapped)
         elif ns:
-            registry = self._named(ns)
+            registry = (self._virtual_in_path(first) if slash else None) or self._named(ns)
         if registry is not None:
             if slash and (again := self._in_path(first)) and again[0] == registry[0]:
                 path_name = rest
@@ -164,6 +173,10 @@ class RoutingTable:
         if registry is None:
             raise NameUnknown(f"the registry {ns} is not configured in this mirror")
         return registry
+
+    def _virtual_in_path(self, first: str) -> tuple[str, Registry] | None:
+        entry = self.exact.get(first.lower())
+        return (entry.name, entry) if entry is not None and entry.members else None
 
     def _in_path(self, first: str) -> tuple[str, Registry] | None:
         """The registry that the first path component names; None if it is meant as none, or is unknown."""

@@ -243,7 +243,27 @@ class ChangeCounter(Protocol):
         """To be called after a record was changed and before the client is answered. Raises `StoreError`."""
 
 
-class HostedRecords(BlobLinks, ReferrerEntries, Deletions, ChangeCounter, Protocol):
+class NameOwners(Protocol):
+    """Which names repositories have taken. A virtual registry never asks an upstream for a name that a hosted registry
+    has.
+
+    free ── the first record, or `note_change` ──> taken ── `release`, if there is no record any more ──> free
+
+    A name stays taken when the last record has gone: it must not begin to mean another image because one was deleted.
+    """
+
+    def is_taken(self, repo: Repo) -> bool:
+        """True if the repository has, or ever had, a tag, a manifest, a link, a referrer or a deletion. Quick enough
+        for the event loop. Raises `StoreError` if that cannot be said.
+        """
+
+    def release(self, repo: Repo) -> bool:
+        """Let the name be free. False, and nothing changes, if the repository has records. Repeatable. Raises
+        `StoreError`.
+        """
+
+
+class HostedRecords(BlobLinks, ReferrerEntries, Deletions, ChangeCounter, NameOwners, Protocol):
     """What each hosted repository has, besides tags and manifests."""
 
     def registries(self) -> Iterable[str]:

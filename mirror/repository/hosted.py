@@ -78,6 +78,7 @@ class HostedRepository:
         self.referrers = content.referrers
         self.has = content.has
         self.indexes_naming = content.indexes_naming
+        self.has_tag = content.has_tag
 
     def __repr__(self) -> str:
         return f"<HostedRepository {self.repo}>"

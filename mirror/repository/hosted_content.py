@@ -113,6 +113,16 @@ class HostedContent:
         """Returns the same answer as `manifest`: HEAD succeeds only if GET would. Raises like `manifest`."""
         return await self.manifest(reference)
 
+    async def has_tag(self, tag: str) -> bool:
+        """True if the tag points to a manifest that has a record here, also if its bytes are damaged or missing. Raises
+        `StoreError`.
+        """
+        found = await self._tag(tag)
+        return found is not None and await self._record(found.record.digest) is not None
+
+    async def _record(self, digest: Digest) -> ManifestRecord | None:
+        return await self._memory.manifests.get(self.repo, digest, lambda: self._read_record(digest))
+
     async def _tag(self, tag: str) -> CachedTag | None:
         return await self._memory.tags.get(self.repo, tag, lambda: self._read_tag(tag))
 
@@ -127,8 +137,7 @@ class HostedContent:
         return CachedTag(record, Outcome.HIT, now, now) if record else None
 
     async def _manifest(self, digest: Digest) -> Manifest | None:
-        record = await self._memory.manifests.get(self.repo, digest, lambda: self._read_record(digest))
-        if record is None:
+        if await self._record(digest) is None:
             return None
         manifest = self._caches.manifests.get((self.repo, digest))
         if manifest is None:

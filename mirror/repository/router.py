@@ -1,4 +1,6 @@
-"""Finds the repository that a request means, and makes it: proxied, sealed or hosted, guarded by rules or not."""
+"""Finds the repository that a request means, and makes it: proxied, sealed or hosted, guarded by rules or not; or a
+virtual one, which stands for several of these.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mirror.aio.caches import LruCache
+from mirror.errors import NameUnknown
 from mirror.oci.reference import Repo
 from mirror.policy.content_rules import ContentLists, ContentRule
 from mirror.policy.routing import RoutingTable, compile_pattern
@@ -40,11 +43,12 @@ class Router:
         shared: Shared,
         *,
         hosted: Callable[[Repo], HostedRepository] | None = None,
+        virtual: Callable[[Repo], Readable] | None = None,
         lists: ContentLists | None = None,
         keys: Mapping[str, PublicKey] | None = None,
     ) -> None:
         """`rules` are (pattern, rule) pairs; the first that matches applies. `hosted` makes the repositories of hosted
-        registries. `keys` maps the names that rules use.
+        registries, `virtual` those of virtual ones. `keys` maps the names that rules use.
         """
         self._table = table
         self._rules = [(compile_pattern(pattern), rule) for pattern, rule in rules]
@@ -52,6 +56,7 @@ class Router:
         self._upstream_for = upstream_for
         self._shared = shared
         self._hosted = hosted
+        self._virtual = virtual
         self._lists = lists or ContentLists()
         self._keys = keys or {}
         self._signatures = Signatures()
@@ -73,7 +78,9 @@ class Router:
         key = (name, host, ns)
         repository = self._routed.get(key)
         if repository is None:
-            repository = self._routed[key] = self.guarded(self._table.route(name, host=host, ns=ns))
+            repo = self._table.route(name, host=host, ns=ns)
+            virtual = self._virtual if self._table.members(repo.registry) else None
+            repository = self._routed[key] = virtual(repo) if virtual is not None else self.guarded(repo)
         return repository
 
     def guarded(self, repo: Repo) -> Readable:
@@ -93,7 +100,9 @@ class Router:
         return GuardedRepository(inner, stored, *guards)
 
     def repository(self, repo: Repo) -> ProxiedRepository | SealedRepository | HostedRepository:
-        """Returns the repository of a checked name, without rules about its content."""
+        """Returns the repository of a checked name, without rules about its content. Raises `NameUnknown` for a virtual
+        one.
+        """
         repository = self._made.get(repo)
         if repository is None:
             repository = self._made[repo] = self._make(repo)
@@ -102,6 +111,8 @@ class Router:
     def _make(self, repo: Repo) -> ProxiedRepository | SealedRepository | HostedRepository:
         if self._hosted is not None and self._table.hosts_registry(repo.registry):
             return self._hosted(repo)
+        if members := self._table.members(repo.registry):
+            raise NameUnknown(f"{repo.registry} is virtual: name one of its members ({', '.join(members)})")
         rule = self.rule_for(repo)
         if rule.offline:
             return self._shared.sealed(repo)
@@ -133,7 +144,11 @@ class Router:
     def _read_repositories(self) -> tuple[Repo, ...]:
         """Blocking: returns the repositories on the disk whose registry is still configured, sorted."""
         repositories = self._shared.catalog.repositories()
-        return tuple(sorted(repo for repo in repositories if self._table.registry(repo.registry) is not None))
+        return tuple(sorted(repo for repo in repositories if self._is_real(repo.registry)))
+
+    def _is_real(self, registry: str) -> bool:
+        found = self._table.registry(registry)
+        return found is not None and not found[1].members
 
     async def aclose(self) -> None:
         """Cancels the search for signatures. Repeatable."""

@@ -22,6 +22,7 @@ _ROOMS: Final = frozenset(
         "policy/events",
         "policy/hosted",
         "policy/upstream",
+        "policy/virtual",
         "server/admin",
         "server/registry",
         "store/hosted",
@@ -47,6 +48,7 @@ _MAY_IMPORT: Final = {
     "policy/events": {"oci", "policy", "values"},
     "policy/upstream": {"errors", "oci"},
     "ports": {"oci", "policy", "policy/events", "policy/hosted"},
+    "policy/virtual": {"errors", "oci", "policy"},
     # whom work is done for: what asks upstream and what keeps callers apart read it
     "caller": {"oci"},
     # adapters: never each other, nor what uses them
@@ -77,13 +79,14 @@ _MAY_IMPORT: Final = {
         "caller",
         "policy/upstream",
     },
+    "virtual": _BELOW_ALL | {"policy/virtual", "repository"},
     "inspect": _BELOW_ALL | {"values", "graph", "eviction", "repository"},
     "prefetch": _BELOW_ALL | {"values", "graph", "repository"},
     "replication": _BELOW_ALL | {"values", "graph", "hosting", "repository", "prefetch"},
     "bundles": _BELOW_ALL | {"values", "graph", "fills", "intake"},
     # HTTP in front of it
     "server": {"telemetry", "server/registry"},
-    "server/registry": _BELOW_ALL | {"access", "caller", "inspect", "repository", "trust"},
+    "server/registry": _BELOW_ALL | {"access", "caller", "inspect", "policy/virtual", "repository", "trust", "virtual"},
     "server/admin": _BELOW_ALL
     | {
         "values",

@@ -22,7 +22,7 @@ from mirror.oci.request import RegistryRequest, parse_request
 from mirror.policy.access_rules import Action, Identity, Policy, Rule, Scope, actions
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.repository.protocol import Readable
-from mirror.server.registry.access_control import AccessControl, RegistryPusher
+from mirror.server.registry.access_control import AccessControl, MountSource, RegistryPusher
 from mirror.server.registry.pull import RequestRecord
 from tests.support.clock import Clock
 
@@ -87,14 +87,14 @@ class _World:
         record = RequestRecord()
         identity = await self.access.enter(request, wanted, record)
         repo = _TABLE.route(wanted.name, host=request.headers["Host"], ns=wanted.query.get("ns"))
-        source = wanted.query.get("from")
+        name = wanted.query.get("from")
+        source = None if name is None else _TABLE.route(name)
         needed = _actions(method, wanted)
         if needed == [Action.PULL]:
             with await self.access.admit(identity, cast(Readable, _Repository(repo)), request, wanted, record):
                 return None
-        return self.access.authorize(
-            identity, needed, repo, request, wanted, source=None if source is None else _TABLE.route(source)
-        )
+        mounted = None if source is None else MountSource(source, (source,))
+        return self.access.authorize(identity, needed, repo, request, wanted, source=mounted)
 
     async def answer(self, method: str, target: str, caller: str, **headers: str) -> str:
         """What the caller is told, in short."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -242,3 +243,37 @@ class HostedRecordsSuite:
         records.drop_link(others[3], ONE)
         assert others[3] not in another.repositories("corp")
         assert sorted(catalog.repositories()) == sorted(images)
+
+    def test_a_name_stays_taken_until_it_is_released(
+        self, records: HostedRecords, another: HostedRecords, catalog: Catalog
+    ) -> None:
+        """A record of any kind takes a name, also for other processes. It stays taken when the record has gone, and is
+        released only then. Names above and below it are others.
+        """
+        assert not records.is_taken(APP)
+        assert records.release(APP)
+        writes: list[Callable[[], object]] = [
+            lambda: records.put_link(APP, link()),
+            lambda: records.put_deleted_manifest(APP, deleted()),
+            lambda: records.put_deleted_tag(APP, deleted_tag()),
+            lambda: records.put_referrer(APP, ONE, signature(TWO)),
+            lambda: catalog.put_tag(APP, TagRecord("1.0", ONE, OCI_MANIFEST, 1, 1.0)),
+            lambda: catalog.put_manifest(APP, ManifestRecord(ONE, OCI_MANIFEST, 1, 1.0)),
+        ]
+        for write in writes:
+            write()
+            assert another.is_taken(APP)
+            assert not another.is_taken(BASE)
+            assert not another.is_taken(Repo("corp", "team/app/below"))
+            assert not records.release(APP)
+            assert another.is_taken(APP)
+            records.note_change(APP)
+            records.drop_link(APP, ONE)
+            records.drop_deleted_manifest(APP, ONE)
+            records.drop_deleted_tag(APP, "1.0")
+            records.drop_referrer(APP, ONE, TWO)
+            catalog.drop_tag(APP, "1.0")
+            catalog.drop_manifest(APP, ONE)
+            assert another.is_taken(APP)
+            assert records.release(APP)
+            assert not another.is_taken(APP)

@@ -50,7 +50,10 @@ class MemoryHostedRecords:
 
     def drop_referrer(self, repo: Repo, subject: Digest, digest: Digest) -> None:
         with self._changing:
-            self._referrers.get(repo, {}).get(subject, {}).pop(digest, None)
+            entries = self._referrers.get(repo, {})
+            entries.get(subject, {}).pop(digest, None)
+            if not entries.get(subject, True):
+                del entries[subject]
 
     def referrers(self, repo: Repo, subject: Digest) -> Sequence[Descriptor]:
         with self._changing:
@@ -95,6 +98,16 @@ class MemoryHostedRecords:
     def note_change(self, repo: Repo) -> None:
         with self._changing:
             self._changes[repo] = self._changes.get(repo, 0) + 1
+
+    def is_taken(self, repo: Repo) -> bool:
+        return repo in self._changes or repo in set(self.repositories(repo.registry))
+
+    def release(self, repo: Repo) -> bool:
+        if repo in set(self.repositories(repo.registry)):
+            return False
+        with self._changing:
+            self._changes.pop(repo, None)
+        return True
 
     def registries(self) -> Iterable[str]:
         records = (self._links, self._referrers, self._manifests, self._tags)

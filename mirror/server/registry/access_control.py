@@ -16,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qsl, quote
@@ -38,6 +38,7 @@ from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, Policy, Scope
 from mirror.policy.routing import RoutingTable
+from mirror.policy.virtual.members import VirtualRules
 from mirror.repository.protocol import Readable
 from mirror.server.registry.connection_limit import client_key
 from mirror.server.registry.pull import RequestRecord
@@ -61,6 +62,16 @@ _MOST: Final = 20_000
 _REPOSITORY_ACTIONS: Final = (Action.PULL, Action.PUSH, Action.OVERWRITE, Action.DELETE)
 
 
+@dataclass(frozen=True, slots=True)
+class MountSource:
+    """What a client names as the source of a mount: the repository `asked`, and those that it means: itself, or if it
+    is virtual those of the members that answer for the name; none if there is no such repository.
+    """
+
+    asked: Repo | None = None
+    repos: tuple[Repo, ...] = ()
+
+
 class AccessControl:
     """Decides who may do what. `realm` is the token endpoint's URL as clients reach it; None: derived from each
     request.
@@ -75,11 +86,14 @@ class AccessControl:
         *,
         repository_of: Callable[[Repo], Readable],
         verifier_of: Callable[[str], Verifier | None] = lambda registry: None,
+        virtual: Mapping[str, VirtualRules] | None = None,
         realm: str | None = None,
     ) -> None:
         """`table` says which repository a scope means, `repository_of` returns the repository of a name. `verifier_of`
         returns the verifier of a registry whose upstream is asked about every caller; None for other registries.
+        `virtual` has the virtual registries, by name.
         """
+        self._virtual = virtual or {}
         self._repository_of = repository_of
         self._verifier_of = verifier_of
         self._authentication = authentication
@@ -159,22 +173,46 @@ class AccessControl:
 
         Raises `Unauthorized` for an anonymous caller, `NameUnknown` for others, and the errors of asking upstream.
         """
+        context = await self.admit_to_member(identity, repository, repository.repo, request, wanted, record)
+        if context is None:
+            raise NameUnknown("no such repository")
+        return context
+
+    async def admit_to_member(
+        self,
+        identity: Identity,
+        repository: Readable,
+        asked: Repo,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+        record: RequestRecord,
+    ) -> AbstractContextManager[None] | None:
+        """Like `admit`, but None for a caller who has logged in and may not pull from the repository. `asked` is the
+        repository that the client has named, for which the token must be: perhaps a virtual one, of which `repository`
+        is a member's.
+        """
         repo = repository.repo
         verifier = self._verifier_of(repo.registry)
         identity = self._proven(identity, repo)
         if not self.allows(identity, Action.PULL, repo):
-            raise self._refusal(identity, request, wanted)
-        if not _in_scope(identity, Action.PULL, repo):
+            self._challenge_stranger(identity, request, wanted)
+            return None
+        if not _in_scope(identity, Action.PULL, asked):
             raise self._out_of_scope(request, wanted)
         if verifier is None:
             return nullcontext()
         own = _own(identity, request)
         with on_behalf_of(own):
             allowed = await verifier.may_pull(repository, own, wanted)
-        if allowed:
-            record.caller = str(identity)
-            return on_behalf_of(own)
-        raise self._refusal(identity, request, wanted)
+        if not allowed:
+            self._challenge_stranger(identity, request, wanted)
+            return None
+        record.caller = str(identity)
+        return on_behalf_of(own)
+
+    def _challenge_stranger(self, identity: Identity, request: web.BaseRequest, wanted: RegistryRequest) -> None:
+        if identity.is_anonymous:
+            raise self._unknown_caller(request, wanted)
 
     def authorize(
         self,
@@ -184,13 +222,15 @@ class AccessControl:
         request: web.BaseRequest,
         wanted: RegistryRequest,
         *,
-        source: Repo | None = None,
+        asked: Repo | None = None,
+        source: MountSource | None = None,
     ) -> RegistryPusher:
         """Returns the caller of a push or a deletion, only if the rules allow all these actions with a hosted
         repository. Nothing is read, so the answer does not depend on what the repository has.
 
-        `source` is the repository that a blob is to be mounted from; if the rules allow the caller to pull from it, the
-        token must be for it, too. Raises `Unauthorized` for an anonymous caller and for a token whose scope is too
+        `asked` is the virtual repository that the client has named, if it has named one: the token must be for that.
+        `source` is what a blob is to be mounted from; if the rules allow the caller to pull from it, the token must be
+        for it, too. Raises `Unauthorized` for an anonymous caller and for a token whose scope is too
         narrow, with a challenge that asks for all that the request needs; `Denied` for a caller who may do something
         else with the repository; `NameUnknown` for others.
         """
@@ -202,9 +242,10 @@ class AccessControl:
             raise self._refusal(identity, request, wanted)
         if missing:
             raise Denied(f"{identity} may not {' or '.join(missing)} here")
-        needed = [(action, repo) for action in actions]
-        if source is not None and self.allows(self._proven(identity, source), Action.PULL, source):
-            needed.append((Action.PULL, source))
+        needed = [(action, asked or repo) for action in actions]
+        if source is not None and source.asked is not None:
+            may_pull = [self.allows(self._proven(identity, each), Action.PULL, each) for each in source.repos]
+            needed += [(Action.PULL, source.asked)] if any(may_pull) else []
         if not all(_in_scope(identity, action, of) for action, of in needed):
             raise self._out_of_scope(request, wanted)
         return RegistryPusher(self, identity, request, wanted)
@@ -212,19 +253,33 @@ class AccessControl:
     def refuse_stranger(
         self, identity: Identity, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest
     ) -> None:
-        """Returns if the rules allow the caller to do anything with the repository. Others may not learn that there is
-        such a registry: raises `Unauthorized` for an anonymous caller, `NameUnknown` for others.
+        """Returns if the rules allow the caller to do anything with the repository, or with one that a virtual one
+        stands for. Others may not learn that there is such a registry: raises `Unauthorized` for an anonymous caller,
+        `NameUnknown` for others.
         """
-        identity = self._proven(identity, repo)
-        if not any(self.allows(identity, action, repo) for action in _REPOSITORY_ACTIONS):
-            raise self._refusal(identity, request, wanted)
+        if not any(self._allows_some(identity, action, repo) for action in _REPOSITORY_ACTIONS):
+            raise self._refusal(self._proven(identity, repo), request, wanted)
+
+    def _allows_some(self, identity: Identity, action: Action, repo: Repo) -> bool:
+        """Whether the rules allow this with the repository, or with one that a virtual one stands for."""
+        rules = self._virtual.get(repo.registry)
+        repos = (repo,) if rules is None else rules.candidates(repo.name, action)
+        return any(self.allows(self._proven(identity, each), action, each) for each in repos)
 
     def pusher(
-        self, identity: Identity, repo: Repo, request: web.BaseRequest, wanted: RegistryRequest
+        self,
+        identity: Identity,
+        repo: Repo,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+        *,
+        asked: Repo | None = None,
     ) -> RegistryPusher | None:
-        """Returns the caller of a read, if the caller may also push to this repository; None otherwise."""
+        """Returns the caller of a read, if the caller may also push to this repository; None otherwise. `asked` is the
+        virtual repository that the client has named, if it has named one.
+        """
         identity = self._proven(identity, repo)
-        if not self.allows(identity, Action.PUSH, repo) or not _in_scope(identity, Action.PUSH, repo):
+        if not self.allows(identity, Action.PUSH, repo) or not _in_scope(identity, Action.PUSH, asked or repo):
             return None
         return RegistryPusher(self, identity, request, wanted)
 
@@ -348,8 +403,8 @@ class AccessControl:
             frozenset(
                 (repo, action)
                 for repo, action in asked.grants
-                if self.allows(self._proven(identity, repo), action, repo)
-                or (action is Action.PUSH and self.allows(self._proven(identity, repo), Action.OVERWRITE, repo))
+                if self._allows_some(identity, action, repo)
+                or (action is Action.PUSH and self._allows_some(identity, Action.OVERWRITE, repo))
             ),
             asked.catalog,
         )

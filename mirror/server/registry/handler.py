@@ -23,7 +23,16 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from prometheus_client import Counter, Histogram
 
 from mirror import telemetry
-from mirror.errors import Denied, MirrorError, NotServed, RequestError, Unsupported, UpstreamError
+from mirror.errors import (
+    Denied,
+    MirrorError,
+    NameInvalid,
+    NameUnknown,
+    NotServed,
+    RequestError,
+    Unsupported,
+    UpstreamError,
+)
 from mirror.inspect.recent_answers import RecentAnswers
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest, parse_request
@@ -32,7 +41,7 @@ from mirror.repository.answers import Outcome
 from mirror.repository.protocol import Readable, is_hosted
 from mirror.repository.router import Router
 from mirror.server.registry import pull, push
-from mirror.server.registry.access_control import TOKEN_PATH, AccessControl
+from mirror.server.registry.access_control import TOKEN_PATH, AccessControl, MountSource
 from mirror.server.registry.body_rest import RestOfBody
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handshake import Handshake
@@ -41,7 +50,9 @@ from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.receiving import Receiver, expects_continue
 from mirror.server.registry.responses import error_response
 from mirror.server.registry.sending import ClientGone, Sender
+from mirror.server.registry.visitor import Visitor, WritableMembersBlobs
 from mirror.server.registry.writing import PIECE, PieceWriter, Unsent
+from mirror.virtual.virtual_repository import VirtualRepository
 
 #: Statuses that go to the audit log even if the caller and the repository are unknown.
 _REFUSED: Final = frozenset({401, 403, 429})
@@ -156,6 +167,8 @@ class RegistryHandler:
         if wanted.reference is not None:
             record.reference = str(wanted.reference)
         repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))
+        if isinstance(repository, VirtualRepository):
+            return await self._visit(request, wanted, repository, record, identity)
         record.repository = str(repository.repo)
         if access is None:
             return await self._pull(request, wanted, repository, record)
@@ -173,6 +186,10 @@ class RegistryHandler:
             record.reference = str(wanted.reference)
         host, ns = request.headers.get("Host"), wanted.query.get("ns")
         repository = self._router.resolve(wanted.name, host=host, ns=ns)
+        asked: Repo | None = None
+        if isinstance(repository, VirtualRepository):
+            asked = _note_asked(repository, record)
+            virtual, repository = repository, self._writable(repository, request, wanted, identity)
         record.repository = str(repository.repo)
         if not is_hosted(repository):
             if self._access is not None:
@@ -185,12 +202,89 @@ class RegistryHandler:
         if self._access is None:
             raise Denied("no rule allows anybody to push here")
 
-        def find(name: str) -> Repo:
-            return self._router.resolve(name, host=host, ns=ns).repo
+        source = self._mount_source(wanted, host, ns)
+        pusher = self._access.authorize(
+            identity, (action,), repository.repo, request, wanted, asked=asked, source=source
+        )
+        if asked is not None:
+            self._check_way(virtual, identity)
+        return await push.push(push.PushCall(request, wanted, repository, pusher, record, self._receiver, source))
 
-        source = push.source_of(wanted, find)
-        pusher = self._access.authorize(identity, (action,), repository.repo, request, wanted, source=source)
-        return await push.push(push.PushCall(request, wanted, repository, pusher, record, self._receiver, find))
+    def _mount_source(self, wanted: RegistryRequest, host: str | None, ns: str | None) -> MountSource | None:
+        """What a mount names as its source; None if it names nothing. Raises `StoreError`."""
+        name = wanted.query.get("from") if "mount" in wanted.query else None
+        if not name:
+            return None
+        try:
+            source = self._router.resolve(name, host=host, ns=ns)
+        except (NameInvalid, NameUnknown):
+            return MountSource()
+        if isinstance(source, VirtualRepository):
+            return MountSource(source.repo, source.parts.answering(source.repo).repos)
+        return MountSource(source.repo, (source.repo,))
+
+    def _writable(
+        self, virtual: VirtualRepository, request: web.BaseRequest, wanted: RegistryRequest, identity: Identity
+    ) -> Readable:
+        """The repository to which pushes and deletions under a virtual name go. Raises `Unsupported` if there is none,
+        and like `refuse_stranger`.
+        """
+        rules = virtual.parts.rules
+        if (repo := rules.writable_repo(virtual.repo.name)) is not None:
+            return virtual.parts.member(repo)
+        if self._access is not None:
+            self._access.refuse_stranger(identity, virtual.repo, request, wanted)
+        raise Unsupported(f"{rules.name} takes no pushes: it has no `writable` member; push under a member's own name")
+
+    def _check_way(self, virtual: VirtualRepository, identity: Identity) -> None:
+        """Raises `Denied` if a member before the writable one has the name: nobody would read what is pushed."""
+        other = virtual.parts.rules.in_the_way(virtual.repo.name, virtual.parts.is_taken)
+        if other is None:
+            return
+        known = self._access is not None and self._access.allows(identity, Action.PULL, other)
+        raise Denied(
+            f"under {virtual.repo}, {other if known else 'another repository'} is pulled, which comes before "
+            f"{virtual.parts.rules.writable}: push to it under its own name"
+        )
+
+    async def _visit(
+        self,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+        virtual: VirtualRepository,
+        record: RequestRecord,
+        identity: Identity,
+    ) -> web.StreamResponse:
+        """A pull under a virtual name."""
+        asked = _note_asked(virtual, record)
+        record.repository = str(asked)
+        with Visitor(self._access, identity, asked, request, wanted, record) as visitor:
+            repository = virtual.seen_by(visitor)
+            if wanted.kind is Kind.BLOB:
+                blobs = await self._visible_blobs(repository, visitor, request, wanted, identity)
+                return await pull.blob(request, wanted, blobs, record, self._sender)
+            return await self._pull(request, wanted, repository, record, identity)
+
+    async def _visible_blobs(
+        self,
+        virtual: VirtualRepository,
+        visitor: Visitor,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+        identity: Identity,
+    ) -> pull.Blobs:
+        """The blobs of a virtual repository as this caller sees them; see `WritableMembersBlobs`."""
+        parts, name = virtual.parts, virtual.repo.name
+        repo = parts.rules.writable_repo(name)
+        if self._access is None or repo is None or not self._access.allows(identity, Action.PULL, repo):
+            return virtual
+        pusher = self._access.pusher(identity, repo, request, wanted, asked=virtual.repo)
+        if pusher is None or parts.rules.in_the_way(name, parts.is_taken) is not None:
+            return virtual
+        member = parts.member(repo)
+        if is_hosted(member) and await visitor.admit(member):
+            return WritableMembersBlobs(virtual, member, pusher, is_taken=parts.is_taken(repo))
+        return virtual
 
     async def _pull(
         self,
@@ -254,6 +348,7 @@ class RegistryHandler:
                 kind=kind,
                 method=request.method,
                 repository=record.repository,
+                asked=record.notes.get("asked"),
                 reference=record.reference,
                 status=status,
                 bytes=record.received if record.action != _PULL else record.sent,
@@ -281,6 +376,12 @@ class RegistryHandler:
         if record.error:
             line["error"] = record.error
         telemetry.log.info("request", **line)
+
+
+def _note_asked(virtual: VirtualRepository, record: RequestRecord) -> Repo:
+    """Notes the virtual name, beside the name of the member that will answer."""
+    record.notes["asked"] = str(virtual.repo)
+    return virtual.repo
 
 
 def _checked(response: web.StreamResponse) -> web.StreamResponse:

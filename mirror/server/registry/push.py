@@ -15,7 +15,7 @@ An upload session, as its client sees it:
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -27,8 +27,6 @@ from multidict import CIMultiDict
 from mirror.errors import (
     DigestInvalid,
     MirrorError,
-    NameInvalid,
-    NameUnknown,
     SizeInvalid,
     Unsupported,
     UploadBroken,
@@ -36,11 +34,11 @@ from mirror.errors import (
 )
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.manifest import LARGEST
-from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.policy.access_rules import Action
 from mirror.repository.answers import BlobContent, BlobStat
 from mirror.repository.protocol import Pusher, Upload, Writable
+from mirror.server.registry.access_control import MountSource
 from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.receiving import ClientBody, Receiver
 from mirror.server.registry.responses import API_VERSION
@@ -58,9 +56,7 @@ _SESSION_METHODS: Final = ("GET", "HEAD", "PATCH", "PUT", "DELETE")
 
 @dataclass(frozen=True, slots=True)
 class PushCall:
-    """One request that pushes or deletes. `find` returns the repository that a client means by a name; it raises
-    `NameInvalid`, `NameUnknown`.
-    """
+    """One request that pushes or deletes. `source` is what it names to mount a blob from; None if it names nothing."""
 
     request: web.BaseRequest
     wanted: RegistryRequest
@@ -68,7 +64,7 @@ class PushCall:
     pusher: Pusher
     record: RequestRecord
     receiver: Receiver
-    find: Callable[[str], Repo]
+    source: MountSource | None = None
 
 
 class PushersBlobs:
@@ -144,21 +140,14 @@ async def begin(call: PushCall) -> web.Response:
     return web.Response(status=202, headers=_session_headers(call, session, 0))
 
 
-def source_of(wanted: RegistryRequest, find: Callable[[str], Repo]) -> Repo | None:
-    """The repository that a mount names as its source; None if there is none, or no such registry."""
-    name = wanted.query.get("from") if "mount" in wanted.query else None
-    try:
-        return find(name) if name else None
-    except (NameInvalid, NameUnknown):
-        return None
-
-
 async def _mount(call: PushCall, digest: Digest) -> bool:
-    source = source_of(call.wanted, call.find)
-    if source is None and call.wanted.query.get("from"):
-        # the answer of a repository that lacks the blob, or that the caller may not pull
-        return False
-    return await call.repository.mount(digest, source, call.pusher)
+    if call.source is None:
+        return await call.repository.mount(digest, None, call.pusher)
+    for repo in call.source.repos:
+        if await call.repository.mount(digest, repo, call.pusher):
+            return True
+    # the answer if the source is unknown, lacks the blob, or may not be pulled by the caller
+    return False
 
 
 async def _post_blob(call: PushCall, digest: Digest) -> web.Response:

@@ -9,10 +9,17 @@ a deletion can be noted when the disk is full:
     changes     ── stat                                              (absent: 0)
 
 A restart of the machine may lose the last steps, but then no process remembers anything either.
+
+A name is taken as long as there is the counter, or one of the folders that have records: folders stay when their last
+record has gone. The counter comes first because it needs only one `stat`; after a power cut, the folders remain.
+
+    release ── rmdir of each folder ──┬── all were empty ──> the counter is deleted: the name is free
+                                      └── one has a record ──> the name stays taken
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -26,7 +33,7 @@ from mirror.oci.manifest import Descriptor, ManifestMalformed, read_descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
 from mirror.ports import Expected, Version, Versioned
-from mirror.store.local.durable import make_folder, store_errors
+from mirror.store.local.durable import ABSENT_ERRNOS, make_folder, store_errors
 from mirror.store.local.layout import Layout, file_name
 from mirror.store.local.record_files import (
     RecordFiles,
@@ -131,6 +138,29 @@ class LocalHostedRecords:
             finally:
                 os.close(descriptor)
 
+    def is_taken(self, repo: Repo) -> bool:
+        with store_errors(f"looking whether {repo} exists"):
+            if _exists(self._layout.changes(repo)):
+                return True
+            folder = str(self._layout.repository(repo))
+            return _exists(folder) and any(_exists(f"{folder}/{each}") for each in _FOLDERS)
+
+    def release(self, repo: Repo) -> bool:
+        folder = self._layout.repository(repo)
+        with store_errors(f"releasing the name {repo}"):
+            # the folders of subjects first: each stays when its last referrer has gone
+            for path in (*folder.glob("_referrers/*"), *(folder / each for each in _FOLDERS)):
+                try:
+                    path.rmdir()
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                        return False
+                    raise
+            Path(self._layout.changes(repo)).unlink(missing_ok=True)
+        return True
+
     def registries(self) -> Iterable[str]:
         return registries_in(self._layout)
 
@@ -145,6 +175,17 @@ class LocalHostedRecords:
 
     def _deleted_manifest(self, repo: Repo, digest: Digest) -> Path:
         return self._layout.deleted_manifests(repo) / file_name(digest)
+
+
+def _exists(path: str) -> bool:
+    """True if there is such a file or folder. Raises `OSError` if that cannot be said."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in ABSENT_ERRNOS:
+            return False
+        raise
+    return True
 
 
 def _referrer(digest: Digest, text: bytes) -> Descriptor | None:

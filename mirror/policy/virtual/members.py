@@ -1,0 +1,144 @@
+"""Which members of a virtual registry answer for a name, and in which order.
+
+    a hosted member has the name, in any spelling ──> the hosted members that have it as it was asked, and nobody else
+    the name is reserved for hosted members       ──> nobody
+    otherwise                                     ──> the upstream members, in order
+
+So a name that a hosted member has is never asked upstream, whatever the caller may do, whatever cannot be read, and
+whether the tag exists. The members' order matters within each of the two kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from mirror.errors import CredentialsRefused, MirrorError, NotFound, UpstreamDenied, UpstreamNotFound
+from mirror.oci.reference import Repo
+from mirror.policy.access_rules import Action
+from mirror.policy.routing import compile_pattern
+
+#: On Docker Hub, a name of one part means the name below this folder.
+_LIBRARY: Final = "library/"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A registry that a virtual one stands for.
+
+    `library`: a name of one part means `library/<name>` there. `hides`: a refusal (401, 403) does not say that a
+    repository does not exist, because the registry is asked with credentials for which it could. `verified`: the
+    registry is asked about every caller.
+    """
+
+    registry: str
+    hosted: bool = False
+    library: bool = False
+    hides: bool = False
+    verified: bool = False
+
+    def repo(self, name: str) -> Repo:
+        """The repository of this member that a name means."""
+        if self.library and "/" not in name:
+            name = f"{_LIBRARY}{name}"
+        return Repo(self.registry, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """The repositories that answer for a name, in order; none: the name is unknown. `owned`: a hosted member has the
+    name, so these are hosted repositories.
+    """
+
+    repos: tuple[Repo, ...]
+    owned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualRules:
+    """One virtual registry. `writable` is the hosted member that takes pushes. `reserved` are patterns of names that
+    only hosted members may have.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    writable: str | None = None
+    reserved: tuple[str, ...] = ()
+    _reserved: tuple[Callable[[str], object], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_reserved", tuple(compile_pattern(one).fullmatch for one in self.reserved))
+
+    def member(self, registry: str) -> Member:
+        """The member of this name. Raises `KeyError`."""
+        for member in self.members:
+            if member.registry == registry:
+                return member
+        raise KeyError(registry)
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """The names that mean the same repository at one of the members, the given one first."""
+        if any(member.library for member in self.members):
+            if "/" not in name:
+                return name, f"{_LIBRARY}{name}"
+            folder, _, last = name.partition("/")
+            if folder + "/" == _LIBRARY and "/" not in last:
+                return name, last
+        return (name,)
+
+    def answering(self, name: str, has: Callable[[Repo], bool]) -> Answering:
+        """Who answers for a name. `has` tells whether a hosted repository exists, or has ever existed; what it raises
+        is raised: nobody answers then.
+        """
+        spellings = self.spellings(name)
+        exact: list[Repo] = []
+        owned = False
+        for member in self.members:
+            if not member.hosted:
+                continue
+            for spelling in spellings:
+                if has(Repo(member.registry, spelling)):
+                    owned = True
+                    if spelling == name:
+                        exact.append(Repo(member.registry, name))
+        if owned:
+            return Answering(tuple(exact), owned=True)
+        if any(is_reserved(spelling) for is_reserved in self._reserved for spelling in spellings):
+            return Answering(())
+        return Answering(tuple(member.repo(name) for member in self.members if not member.hosted))
+
+    def candidates(self, name: str, action: Action) -> tuple[Repo, ...]:
+        """The repositories of which one may be meant: rules about them decide what a caller may do with the name. Only
+        the writable member can be written to.
+        """
+        if action is Action.PULL:
+            return tuple(member.repo(name) for member in self.members)
+        repo = self.writable_repo(name)
+        return () if repo is None else (repo,)
+
+    def writable_repo(self, name: str) -> Repo | None:
+        """The repository that takes pushes under a name; None if there is none."""
+        return None if self.writable is None else Repo(self.writable, name)
+
+    def in_the_way(self, name: str, has: Callable[[Repo], bool]) -> Repo | None:
+        """The repository of a hosted member before the writable one that has the name: a push would be written where
+        nobody reads it. None if there is none.
+        """
+        for member in self.members:
+            if member.registry == self.writable:
+                return None
+            if member.hosted and has(Repo(member.registry, name)):
+                return Repo(member.registry, name)
+        return None
+
+    def is_absent(self, registry: str, error: MirrorError) -> bool:
+        """Whether this answer of a member says that it does not have what was asked, so that the next member may be
+        asked. Any other error may hide that it has it.
+
+        Public registries refuse anonymous callers (401, 403) for names that do not exist. To a caller with credentials
+        they answer like this also once these credentials no longer suffice.
+        """
+        if isinstance(error, UpstreamDenied):
+            return not isinstance(error, CredentialsRefused) and not self.member(registry).hides
+        return isinstance(error, NotFound | UpstreamNotFound)

@@ -1,0 +1,105 @@
+"""The caller of one request to a virtual registry, for whom its members are asked one after another."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from mirror.errors import BlobUnknown, MirrorError
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.oci.request import RegistryRequest
+from mirror.policy.access_rules import Identity
+from mirror.repository.answers import BlobContent, BlobStat
+from mirror.repository.protocol import Pusher, Readable, Writable
+from mirror.server.registry.access_control import AccessControl
+from mirror.server.registry.pull import Blobs, RequestRecord
+
+
+class Visitor:
+    """`Admission` by the rules about each member. A context manager: within it, the member that was admitted last is
+    asked with the caller's own credentials if its upstream wants them, and no other member ever sees them.
+    """
+
+    def __init__(
+        self,
+        access: AccessControl | None,
+        identity: Identity,
+        asked: Repo,
+        request: web.BaseRequest,
+        wanted: RegistryRequest,
+        record: RequestRecord,
+    ) -> None:
+        """Without `access`, everybody may pull everything."""
+        self._access = access
+        self._identity = identity
+        self._asked = asked
+        self._request = request
+        self._wanted = wanted
+        self._record = record
+        self._context = ExitStack()
+
+    def __repr__(self) -> str:
+        return f"<Visitor {self._identity} of {self._asked}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.close()
+
+    async def admit(self, member: Readable) -> bool:
+        """See `Admission`."""
+        self._context.close()
+        self._record.repository = str(member.repo)
+        if self._access is None:
+            return True
+        context = await self._access.admit_to_member(
+            self._identity, member, self._asked, self._request, self._wanted, self._record
+        )
+        if context is None:
+            self._record.repository = str(self._asked)
+            return False
+        self._context.enter_context(context)
+        return True
+
+    def passed_over(self, repo: Repo, error: MirrorError) -> None:
+        """See `Admission`. The access log names the members that did not have what was asked."""
+        passed = self._record.notes.setdefault("passed", [])
+        if isinstance(passed, list):
+            passed.append(f"{repo.registry}: {type(error).__name__}")
+
+
+class WritableMembersBlobs:
+    """The blobs of a virtual repository for a caller who may push to its writable member.
+
+    HEAD is the answer of the writable member alone: a client that learns that a blob is there does not upload it, and
+    the manifest that names it goes to this member. A name that the member does not have yet is not taken by a HEAD.
+    """
+
+    def __init__(self, blobs: Blobs, writable: Writable, pusher: Pusher, *, is_taken: bool) -> None:
+        """`blobs` are those of the virtual repository. `is_taken`: the writable member has the name."""
+        self._blobs = blobs
+        self._writable = writable
+        self._pusher = pusher
+        self._is_taken = is_taken
+
+    async def blob(self, digest: Digest) -> BlobContent:
+        """See `Readable.blob`; also what the caller has reserved."""
+        if self._is_taken:
+            try:
+                return await self._writable.blob_for_push(digest, self._pusher)
+            except BlobUnknown:
+                pass
+        return await self._blobs.blob(digest)
+
+    async def stat_blob(self, digest: Digest) -> BlobStat:
+        """See `Writable.stat_for_push`."""
+        if not self._is_taken:
+            raise BlobUnknown(f"no blob {digest} was pushed under this name yet")
+        return await self._writable.stat_for_push(digest, self._pusher)
