@@ -17,6 +17,7 @@ from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage, blob_places, make_purge, pin_rules, quota_rules
 from mirror.collection.collector import GarbageCollector
 from mirror.config import Config, redacted_settings
+from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.operator_deletions import OperatorDeletions
 from mirror.hosting.quotas import Quotas
 from mirror.policy.image_names import Image, parse_image
@@ -79,6 +80,9 @@ def open_administration(
         table=table,
     )
     keep_deleted = {entry.name: entry.keep_deleted for entry in config.hosted}
+    verbs = repositories.hosting.verbs
+    deletions = OperatorDeletions(verbs.parts, verbs.deleting, keep_deleted)
+    damaged = DamagedBlobs(storage.hosted.blobs, deletions.holders)
     status = MirrorStatus(
         config.store.root,
         storage.eviction.space,
@@ -86,19 +90,21 @@ def open_administration(
         workers,
         traffic,
         Quotas(storage.hosted.ledger, quota_rules(config)),
+        damaged,
         version=__version__,
         offline=config.offline,
         caches=shown,
     )
-    collector = open_collector(config, storage, repositories.hosting.verbs.parts, now, audit)
+    collector = open_collector(config, storage, verbs.parts, now, audit)
     hosted = HostedAdmin(
-        OperatorDeletions(repositories.hosting.verbs.parts, repositories.hosting.verbs.deleting, keep_deleted),
+        deletions,
         storage.store,
         storage.catalog,
         storage.eviction.evictor,
         table,
         keep_deleted,
         collector,
+        damaged,
         now=now,
     )
     admin = Admin(

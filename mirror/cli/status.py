@@ -26,6 +26,7 @@ from mirror.values.sizes import format_size
 @application.command()
 def status(
     config: ConfigFile = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Name each damaged hosted blob.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show how full the store is, how much traffic was saved, downloads under way, and what is failing."""
@@ -39,6 +40,9 @@ def status(
             answer[part] = ask(loaded, "GET", f"/admin/v1/{part}")[part]
     if loaded.hosted:
         answer["collection"] = _last_round(loaded)
+    if verbose:
+        found = ask_if_running(loaded, "GET", "/admin/v1/damaged?limit=1000") or asyncio.run(_damaged(loaded))
+        answer |= {"damaged": found["damaged"], "damaged_more": found["more"]}
     say_json(answer) if as_json else _print_status(answer)
 
 
@@ -52,6 +56,13 @@ def _last_round(loaded: settings.Config) -> Mapping[str, Any] | None:
     return collection_json(last_round(JsonRecords(Layout(loaded.store.root), "collection")))["last"]
 
 
+async def _damaged(loaded: settings.Config) -> Mapping[str, Any]:
+    from mirror.app.building import build
+
+    async with build(loaded, housework=False) as app:
+        return await app.admin.hosted.damaged({"limit": "1000"})
+
+
 async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     from mirror.app.storage import open_storage, quota_rules
     from mirror.hosting.quotas import Quotas
@@ -60,6 +71,7 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     async with open_storage(loaded) as storage:
         size, limit = await storage.eviction.space.fullness() or (None, None)
         quarantined = await asyncio.to_thread(storage.eviction.space.quarantined)
+        damaged = await asyncio.to_thread(storage.hosted.blobs.damaged)
         hosted = usage_json(await Quotas(storage.hosted.ledger, quota_rules(loaded)).usage())
         index = {"error": storage.eviction.write_behind.trouble}
     # values that only a running mirror has are null, so that programs find the same names in both cases
@@ -68,6 +80,7 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
         "bytes": size,
         "limit": limit,
         "quarantine_bytes": quarantined,
+        "hosted_damaged": len(damaged),
         "failing_workers": None,
     }
     unknown = {"worker": None, "uptime": None, "traffic": None}
@@ -88,6 +101,13 @@ def _print_status(status: Mapping[str, Any]) -> None:
         say(f"hosted:    {usage['scope']} has {full}{quota}")
     if size := store["quarantine_bytes"]:
         say(f"damaged:   {format_size(size)} set aside in {store['root']}/quarantine: check the disk")
+    if count := store.get("hosted_damaged"):
+        names = "" if "damaged" in status else "; `mirror status --verbose` names them"
+        say(f"damaged:   {counted(count, 'hosted blob')}: push their images again{names}")
+    for blob in status.get("damaged", []):
+        say(f"  {blob['digest']} of {', '.join(blob['repositories']) or 'no repository: it will be collected'}")
+    if more := status.get("damaged_more"):
+        say(f"  and {more} more")
     if count := store.get("failing_workers"):
         say(f"uncached:  {counted(count, 'worker')} could not store the last download: see `mirror doctor`")
     if trouble := status.get("index", {}).get("error"):

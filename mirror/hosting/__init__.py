@@ -8,6 +8,8 @@ placing.py, pushing.py   manifests and tags, in the order that a crash may inter
 immutable_images.py      what immutable tags forbid, for both
 deleting.py              deletions, and what brings deleted images back
 operator_deletions.py    the same for operators
+damaged_records.py       records that cannot be parsed: what can be said without them
+damaged_blobs.py         damaged content, and who lacks it
 hosted_imports.py        images that come from a bundle or another registry's disk
 quotas.py                limits, judged by a ledger; ledger_upkeep.py completes it from the records
 remembered.py            records in memory, for as long as their repository does not change

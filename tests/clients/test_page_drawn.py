@@ -96,6 +96,7 @@ def _quiet() -> dict[str, Any]:
                 "bytes": 0,
                 "limit": 1000,
                 "quarantine_bytes": 0,
+                "hosted_damaged": 0,
                 "failing_workers": 0,
             },
             "hosted": [],

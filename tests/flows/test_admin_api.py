@@ -648,6 +648,7 @@ def test_the_document_is_true(
         ("POST", "/deleted/app:v1", None), ("DELETE", "/hosted/corp/team/app?repository=true&now=true", None),
         ("PUT", "/pins/corp/team/app:v1", None), ("DELETE", "/images/corp/team/app:v1", None),
         ("GET", "/collection", None), ("POST", "/collection", None),
+        ("GET", "/damaged", None), ("GET", "/damaged?limit=0", None),
     ]  # fmt: skip
     tried = set()
     for method, path, body in requests:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.store.local import quarantine
+from mirror.store.local.layout import Layout
 from tests.support.admin_client import ask_admin
 from tests.support.hosted_here import HostedHere
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -76,3 +78,25 @@ def test_every_worker_knows_at_once(mirror: MirrorProcess, config: Path) -> None
     assert (erased["blobs"], erased["elsewhere"]) == (3, [])
     assert _everywhere(mirror, manifest) == _everywhere(mirror, layer) == {404}
     assert cli("ls", "corp/**", "--json") == ""
+
+
+def test_status_names_damaged_blobs(config: Path) -> None:
+    """Of a running mirror and of one that does not run; the repositories that lack the blob are named."""
+    layout, layer = Layout(config.parent / "store"), Digest.of(b"layer")
+    quarantine.put_hosted(layout, layer)
+    expected = {"digest": str(layer), "size": 5, "repositories": ["corp/team/app"]}
+
+    def look() -> None:
+        shown = json.loads(run([sys.executable, "-m", "mirror", "status", "--json", "--verbose", "--config", config]))
+        assert (shown["store"]["hosted_damaged"], shown["damaged_more"]) == (1, 0)
+        [damaged] = shown["damaged"]
+        assert expected.items() <= damaged.items()
+
+    look()
+    with MirrorProcess(config):
+        look()
+        assert ask_admin(layout.root / "admin.sock", "GET", "/admin/v1/damaged?limit=0").status == 400
+    said = run([sys.executable, "-m", "mirror", "status", "--config", config]).decode()
+    assert "damaged:   1 hosted blob: push their images again; `mirror status --verbose` names them" in said
+    said = run([sys.executable, "-m", "mirror", "status", "--verbose", "--config", config]).decode()
+    assert f"{layer} of corp/team/app" in said

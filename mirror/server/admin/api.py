@@ -149,6 +149,7 @@ class Admin:
             "purge": self._purge,
             "delete": self._delete,
             "deleted": lambda call: hosted.deleted(call.query),
+            "damaged": lambda call: hosted.damaged(call.query),
             "undelete": self._undelete,
             "collection": lambda _: hosted.collection(),
             "collect": lambda _: hosted.collect(),

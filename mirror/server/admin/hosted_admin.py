@@ -18,6 +18,7 @@ from mirror.errors import AlreadyRunning, BlobUnknown, RequestError
 from mirror.eviction.evictor import Evictor
 from mirror.graph.manifests import manifest_of_bytes
 from mirror.graph.walk import damaged_may_be_missing, walk
+from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.operator_deletions import DeletionPlan, Erased, OperatorDeletions
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
@@ -30,9 +31,10 @@ from mirror.ports import BlobStore, Catalog
 from mirror.values.json_types import Bytes, Count, Timestamp, about
 from mirror.values.timestamps import format_moment, moment
 
-#: Deletions that are listed if the request does not say how many, and at most.
+#: Entries that are listed if the request does not say how many; deletions and damaged blobs at most.
 _LISTED: Final = 200
 _MOST_LISTED: Final = 10_000
+_MOST_DAMAGED: Final = 1000
 
 
 class ElsewhereJson(TypedDict):
@@ -82,6 +84,39 @@ class DeletionsJson(TypedDict):
     more: Annotated[Count, about("Number of deletions that are not listed.")]
 
 
+class DamagedBlobJson(TypedDict):
+    """A damaged hosted blob. A push of the same content by one of the repositories repairs it for all of them."""
+
+    digest: str
+    size: Annotated[Bytes, about("Bytes of the damaged file.")]
+    found: Annotated[Timestamp, about("When it was set aside.")]
+    repositories: Annotated[list[str], about("Hosted repositories that have it; empty: it will be collected.")]
+
+
+class DamagedBlobsJson(TypedDict):
+    """The damaged hosted blobs, in the order of their digests."""
+
+    damaged: list[DamagedBlobJson]
+    more: Annotated[Count, about("Number of damaged blobs that are not listed.")]
+
+
+def damaged_json(damaged: DamagedBlobs, most: int) -> DamagedBlobsJson:
+    """Blocking: the damaged blobs, up to `most` of them. Raises `StoreError`."""
+    count, first = damaged.count(), damaged.first(most)
+    return {
+        "damaged": [
+            {
+                "digest": str(blob.digest),
+                "size": blob.size,
+                "found": format_moment(blob.at),
+                "repositories": [str(repo) for repo in blob.repositories],
+            }
+            for blob in first
+        ],
+        "more": max(0, count - len(first)),
+    }
+
+
 class HostedAdmin:
     """The operations on hosted images."""
 
@@ -94,6 +129,7 @@ class HostedAdmin:
         table: RoutingTable,
         keep_deleted: Mapping[str, float],
         collector: GarbageCollector,
+        damaged: DamagedBlobs,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -107,6 +143,7 @@ class HostedAdmin:
         self._table = table
         self._keep_deleted = keep_deleted
         self._collector = collector
+        self._damaged = damaged
         self._now = now
 
     def __repr__(self) -> str:
@@ -230,14 +267,12 @@ class HostedAdmin:
     async def deleted(self, query: Mapping[str, str]) -> DeletionsJson:
         """What can be undeleted. Raises `RequestError`, `StoreError`."""
         selection = search(query.get("search", ""), self._table)
-        text = query.get("limit", str(_LISTED))
-        if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= _MOST_LISTED):
-            raise RequestError(f"limit: not a number from 1 to {_MOST_LISTED}: {text[:40]!r}")
+        limit = _limit(query, _MOST_LISTED)
         found = await asyncio.to_thread(lambda: list(self._deletions.deleted(selection.has)))
         found.sort(key=lambda each: -each[1].deleted_at)
         return {
-            "deleted": [self._deletion(repo, record) for repo, record in found[: int(text)]],
-            "more": max(0, len(found) - int(text)),
+            "deleted": [self._deletion(repo, record) for repo, record in found[:limit]],
+            "more": max(0, len(found) - limit),
         }
 
     def _deletion(self, repo: Repo, record: DeletedManifest | DeletedTag) -> DeletionJson:
@@ -252,6 +287,10 @@ class HostedAdmin:
             "until": format_moment(until),
         }
 
+    async def damaged(self, query: Mapping[str, str]) -> DamagedBlobsJson:
+        """The damaged blobs, with the repositories that lack them. Raises `RequestError`, `StoreError`."""
+        return await asyncio.to_thread(damaged_json, self._damaged, _limit(query, _MOST_DAMAGED))
+
     # -------------------------------------------------------------------------------------------------- collection
 
     async def collection(self) -> CollectionJson:
@@ -264,6 +303,14 @@ class HostedAdmin:
         if report is None:
             raise AlreadyRunning("a round of collection is running already")
         return round_json(report)
+
+
+def _limit(query: Mapping[str, str], most: int) -> int:
+    """How many entries the request wants. Raises `RequestError`."""
+    text = query.get("limit", str(_LISTED))
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= most):
+        raise RequestError(f"limit: not a number from 1 to {most}: {text[:40]!r}")
+    return int(text)
 
 
 def _elsewhere(erased: Erased) -> list[ElsewhereJson]:

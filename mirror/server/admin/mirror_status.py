@@ -14,6 +14,7 @@ from mirror import telemetry
 from mirror.aio.caches import CacheStats
 from mirror.eviction.space import Space
 from mirror.eviction.write_behind import WriteBehind
+from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.server.admin.traffic_log import HistoryJson, TrafficJson, TrafficLog, total, traffic_json
 from mirror.server.admin.worker_status import FlightJson, UpstreamJson, WorkerJson, Workers
@@ -30,6 +31,7 @@ class StoreStatusJson(TypedDict):
     bytes: Annotated[Bytes | None, about("Null while they are counted.")]
     limit: Annotated[Bytes | None, about("Null while the bytes are counted.")]
     quarantine_bytes: Annotated[Bytes, about("Bytes of damaged blobs that were set aside; not part of `bytes`.")]
+    hosted_damaged: Annotated[Count, about("Number of damaged hosted blobs that wait for a push of the same content.")]
     failing_workers: Annotated[Count, about("Number of workers whose last write to the store failed.")]
 
 
@@ -106,6 +108,7 @@ class MirrorStatus:
         workers: Workers,
         traffic: TrafficLog,
         quotas: Quotas,
+        damaged: DamagedBlobs,
         *,
         version: str,
         offline: bool,
@@ -117,6 +120,7 @@ class MirrorStatus:
         self._workers = workers
         self._traffic = traffic
         self._quotas = quotas
+        self._damaged = damaged
         self.version = version
         self._offline = offline
         self._caches = caches
@@ -134,6 +138,7 @@ class MirrorStatus:
                 "bytes": size,
                 "limit": limit,
                 "quarantine_bytes": await asyncio.to_thread(self._space.quarantined),
+                "hosted_damaged": await asyncio.to_thread(self._damaged.count),
                 "failing_workers": int(await asyncio.to_thread(telemetry.measured, "mirror_store_failing_workers")),
             },
             "hosted": usage_json(await self._quotas.usage()),

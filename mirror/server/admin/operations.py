@@ -20,7 +20,7 @@ from mirror.inspect.as_json import ImageDetailJson, PinJson, PinsJson, PurgedJso
 from mirror.prefetch.job_record import JobJson
 from mirror.replication.copy_order import CopyBody
 from mirror.replication.copy_run import CopiedJson
-from mirror.server.admin.hosted_admin import DeletedJson, DeletionsJson, UndeletedJson
+from mirror.server.admin.hosted_admin import DamagedBlobsJson, DeletedJson, DeletionsJson, UndeletedJson
 from mirror.server.admin.image_admin import ImagesJson, UnpinnedJson
 from mirror.server.admin.mirror_status import CachesJson, FlightsJson, StatusJson, UpstreamsJson
 from mirror.server.admin.replies import ClientsJson, ErrorsJson, JobsJson, PinBody, PrefetchBody, SyncRulesJson
@@ -138,6 +138,15 @@ OPERATIONS: Final = (
             "search": {**_TEXT, "description": "A part of the repository's name, or a pattern with `*` and `**`."},
             "limit": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 200},
         },
+        errors=(400,),
+    ),
+    Operation(
+        "damaged",
+        "GET",
+        "/damaged",
+        "The damaged hosted blobs, with the repositories that lack them: a push of the same content repairs them",
+        {200: DamagedBlobsJson},
+        query={"limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 200}},
         errors=(400,),
     ),
     Operation(
