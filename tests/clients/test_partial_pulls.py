@@ -57,6 +57,7 @@ def _publish(registry: RegistryProcess, tag: str, files: dict[str, bytes]) -> Pu
 def _compare(podman: Podman, image: str, published: Published) -> None:
     files = published.native.files
     with podman.mounted(image) as root:
+        assert not [path for path in files if not (root / path).is_file()]
         assert {path: sha256((root / path).read_bytes()) for path in files} == dict(files)
 
 

@@ -53,6 +53,10 @@ class Podman:
         )
         registries = write_registries(directory, mirror, moved=moved)
         self._settings = {"CONTAINERS_REGISTRIES_CONF": str(registries), "CONTAINERS_STORAGE_CONF": str(storage)}
+        if partial:
+            # podman before 4.7 never closes the files that it writes: a garbage collection does, sometimes before their
+            # owner and mode are set. podman then leaves out every file that follows, and still ends with 0.
+            self._settings["GOGC"] = "off"
         self._directory = directory
 
     def __call__(self, *words: str) -> str:
