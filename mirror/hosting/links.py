@@ -138,6 +138,10 @@ class Links:
             return
         raise _never_still(repo, digest)
 
+    def own(self, repo: Repo, digest: Digest, caller: str) -> BlobLink:
+        """Returns the link that the caller may use, whether its bytes are sound or not. Raises `BlobUnknown`."""
+        return self._usable(repo, digest, caller).record
+
     def removable(self, repo: Repo, digest: Digest, caller: str) -> Versioned[BlobLink]:
         """Returns the link that the caller may delete: one that the caller may use, or a damaged one, as a mark. Raises
         `BlobUnknown` if there is none.

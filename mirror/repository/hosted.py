@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import BlobUnknown, Denied, UpstreamError
+from mirror.errors import BlobUnknown, Denied, QuotaExceeded, UpstreamError
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
@@ -171,7 +171,7 @@ class HostedRepository:
         finally:
             announced.end()
 
-    async def begin_upload(self, pusher: Pusher, size: int | None = None) -> str:
+    async def begin_upload(self, pusher: Pusher, size: int | None = None, digest: Digest | None = None) -> str:
         """See `Writable`."""
         self._check_writable()
         verbs = self._verbs
@@ -181,7 +181,34 @@ class HostedRepository:
             return verbs.sessions.begin(self.repo, pusher.name)
 
         await verbs.room(size or 0)
-        return await self._run(begin)
+        try:
+            return await self._run(begin)
+        except QuotaExceeded:
+            known = await self._counted(digest, pusher) if digest else 0
+            if not known or known < (size or 1):
+                raise
+        return await self._run(lambda: verbs.sessions.begin(self.repo, pusher.name))
+
+    async def _counted(self, digest: Digest, pusher: Pusher) -> int:
+        """Returns the size of a blob that counts already wherever a quota limits this repository; 0 if it counts anew,
+        or if the caller may not know that it is here: the answer to an upload must not say more than one to HEAD.
+        """
+
+        def own() -> int | None:
+            with suppress(BlobUnknown):
+                return self._verbs.links.own(self.repo, digest, pusher.name).size
+            return None
+
+        size = await self._run(own)
+        if size is None:
+            size = await self._verbs.sources.find(digest, lambda repo: pusher.may(Action.PULL, repo))
+        if size is None:
+            return 0
+        try:
+            await self._run(lambda: self._verbs.parts.accounts.check(self.repo, size, digest))
+        except QuotaExceeded:
+            return 0
+        return size
 
     def upload_offset(self, session: str, pusher: Pusher) -> int:
         """See `Writable`."""
@@ -192,7 +219,15 @@ class HostedRepository:
         self._check_writable()
         file = await self._run(lambda: self._verbs.sessions.open(session, self.repo, pusher.name))
         verbs = self._verbs
-        return HostedUpload(self.repo, file, verbs.parts, verbs.links, verbs.room, verbs.executor)
+        return HostedUpload(
+            self.repo,
+            file,
+            verbs.parts,
+            verbs.links,
+            verbs.room,
+            verbs.executor,
+            lambda digest: self._counted(digest, pusher),
+        )
 
     async def delete_blob(self, digest: Digest, pusher: Pusher) -> None:
         """See `Writable`."""

@@ -49,13 +49,18 @@ class HostedUpload:
         links: Links,
         room: Callable[[int], Awaitable[None]],
         executor: Executor,
+        counted: Callable[[Digest], Awaitable[int]],
     ) -> None:
+        """`counted` returns the size of a blob that counts already for every quota; 0 if it counts anew."""
         self._repo = repo
         self._file = file
         self._parts = parts
         self._links = links
         self._room = room
         self._executor = executor
+        self._counted = counted
+        #: Bytes up to which the session may grow whatever the quota: the blob counts already, and has no more.
+        self._granted = 0
         #: True once the session is over, which closes its file.
         self._over = False
 
@@ -67,11 +72,14 @@ class HostedUpload:
         """How many bytes the session has."""
         return self._file.offset
 
-    async def append(self, body: PushBody) -> int:
+    async def append(self, body: PushBody, digest: Digest | None = None) -> int:
         """See `Upload.append`."""
         try:
             if body.length is None or body.length > _SMALL:
-                await self._run(self._grown, self.offset + (body.length or 0))
+                await self._check_quota(self.offset + (body.length or 1), digest)
+            elif digest is not None:
+                # `commit` judges it, which a body as small as this may wait for
+                self._granted = self.offset + body.length
             await self._room(body.length or 0)
             looked_at = self.offset
             while await body.wait():
@@ -85,6 +93,14 @@ class HostedUpload:
                 raise NoRoomForPush(f"no room for this upload: {error}") from error
             raise
         return self.offset
+
+    async def _check_quota(self, size: int, digest: Digest | None) -> None:
+        try:
+            await self._run(self._grown, size)
+        except QuotaExceeded:
+            self._granted = await self._counted(digest) if digest else 0
+            if size > self._granted:
+                raise
 
     async def _receive(self, body: PushBody) -> None:
         """Receives what is here. Raises what `UploadFile.fill` raises, and `StoreFull` if no room can be made."""
@@ -100,7 +116,8 @@ class HostedUpload:
                 await self._room(_AHEAD)
 
     def _grown(self, offset: int) -> None:
-        self._parts.accounts.allow(self._repo, offset)
+        if offset > self._granted:
+            self._parts.accounts.allow(self._repo, offset)
 
     async def _give_up(self) -> None:
         with suppress(StoreError):

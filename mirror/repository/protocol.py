@@ -117,9 +117,11 @@ class Upload(Protocol):
     def offset(self) -> int:
         """How many bytes the session has."""
 
-    async def append(self, body: PushBody) -> int:
-        """Appends the body and returns the new offset. What was received before an error is kept, except if the quota
-        or the disk does not allow the upload: then the session is over and leaves nothing.
+    async def append(self, body: PushBody, digest: Digest | None = None) -> int:
+        """Appends the body and returns the new offset. `digest` is that of the whole blob, if the client says it
+        already: a full quota then does not refuse a blob that counts already and that the caller could pull here. What
+        was received before an error is kept, except if the quota or the disk does not allow the upload: then the
+        session is over and leaves nothing.
 
         Raises `UploadBroken`, `QuotaExceeded`, `NoRoomForPush`, `StoreError`.
         """
@@ -163,8 +165,9 @@ class Writable(Protocol):
     async def blob_for_push(self, digest: Digest, pusher: Pusher) -> BlobContent:
         """Returns the blob for a caller who may have reserved it. The caller closes it. Raises `BlobUnknown`."""
 
-    async def begin_upload(self, pusher: Pusher, size: int | None = None) -> str:
-        """Begins a session and returns its id; `size` is the blob's size in bytes if the client says it.
+    async def begin_upload(self, pusher: Pusher, size: int | None = None, digest: Digest | None = None) -> str:
+        """Begins a session and returns its id; `size` is the blob's size in bytes, and `digest` its digest, if the
+        client says them. See `Upload.append`.
 
         Raises `TooManyUploads`, `QuotaExceeded`, `NoRoomForPush`.
         """

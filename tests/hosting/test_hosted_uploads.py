@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from mirror.errors import (
+    BlobUnknown,
     DigestInvalid,
     NoRoomForPush,
     QuotaExceeded,
@@ -19,7 +20,7 @@ from mirror.errors import (
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from tests.support.hooked import Hooked
-from tests.support.hosted_world import TEAM, Caller, HostedWorld, Limited, Sent, push_image, read_blob, upload
+from tests.support.hosted_world import OTHER, TEAM, Caller, HostedWorld, Limited, Sent, push_image, read_blob, upload
 
 ALICE = Caller("user:alice", TEAM)
 BOB = Caller("user:bob", TEAM)
@@ -113,6 +114,45 @@ async def test_a_quota_is_judged_once_more_when_the_blob_is_linked(world: Hosted
     with pytest.raises(QuotaExceeded):
         await push_image(repository, ALICE, "1", b"first!")
     assert world.catalog.tags(TEAM) == []
+
+
+async def test_a_full_quota_does_not_refuse_what_counts_already(world: HostedWorld) -> None:
+    """If the client says the digest in time, and may know that the blob is here: such a push repairs damaged content.
+    Not one byte more than the blob has.
+    """
+    world.accounts = Limited(8)
+    [repository] = world.open(TEAM)
+    content = await upload(repository, b"12345678", ALICE)
+    world.blobs.names.damage(content, b"1234")
+    with pytest.raises(BlobUnknown):
+        await repository.stat_blob(content)
+    with pytest.raises(QuotaExceeded):
+        await repository.begin_upload(ALICE, 8)
+    for size in (None, 8):
+        session = await repository.begin_upload(ALICE, size, content)
+        writing = await repository.upload(session, ALICE)
+        await writing.append(Sent(b"1234", b"5678", length=None), content)
+        await writing.commit(content)
+        await writing.close()
+    assert await read_blob(repository, content) == b"12345678"
+    with pytest.raises(QuotaExceeded):
+        await repository.begin_upload(ALICE, 9, content)
+    writing = await repository.upload(await repository.begin_upload(ALICE, None, content), ALICE)
+    with pytest.raises(QuotaExceeded):
+        await writing.append(Sent(b"1234", b"5678", b"9", length=None), content)
+    await writing.close()
+    assert world.uploads.sessions() == []
+
+
+async def test_a_full_quota_does_not_tell_what_others_have(world: HostedWorld) -> None:
+    """A blob that counts already, but that the caller may not pull, is refused like any other."""
+    world.accounts = Limited(8)
+    [repository, other] = world.open(TEAM, OTHER)
+    content = await upload(repository, b"12345678", ALICE)
+    stranger = Caller("user:dora", OTHER)
+    with pytest.raises(QuotaExceeded):
+        await other.begin_upload(stranger, None, content)
+    assert await other.begin_upload(Caller("user:bob", TEAM, OTHER), None, content)
 
 
 async def test_88_a_full_disk_ends_an_upload(world: HostedWorld) -> None:

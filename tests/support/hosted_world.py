@@ -128,6 +128,8 @@ class Limited:
         self.noted: dict[tuple[Repo, Digest], int] = {}
 
     def check(self, repo: Repo, size: int, digest: Digest | None = None) -> None:
+        if digest is not None and any(digest == noted for _, noted in self.noted):
+            return
         if self.limit is not None and sum(self.noted.values()) + size > self.limit:
             raise QuotaExceeded(f"the quota is {self.limit}")
 

@@ -44,7 +44,7 @@ class MemoryUpload:
         """How many bytes the session has."""
         return len(self.content)
 
-    async def append(self, body: PushBody) -> int:
+    async def append(self, body: PushBody, digest: Digest | None = None) -> int:
         """See `Upload.append`."""
         if self._repository.refuse is not None:
             raise self._repository.refuse
@@ -111,7 +111,7 @@ class MemoryWritable:
         """See `Writable`."""
         raise BlobUnknown("no such blob")
 
-    async def begin_upload(self, pusher: Pusher, size: int | None = None) -> str:
+    async def begin_upload(self, pusher: Pusher, size: int | None = None, digest: Digest | None = None) -> str:
         """See `Writable`."""
         if self.refuse is not None:
             raise self.refuse

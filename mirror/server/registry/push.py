@@ -125,7 +125,7 @@ async def push(call: PushCall) -> web.StreamResponse:
 
 async def begin(call: PushCall) -> web.Response:
     """`POST`: mounts a blob, takes a whole blob, or begins a session."""
-    query = call.wanted.query
+    query, digest = call.wanted.query, None
     if (algorithm := query.get("digest-algorithm")) is not None and algorithm not in HEX_LENGTHS:
         raise DigestInvalid(f"not a supported algorithm ({', '.join(HEX_LENGTHS)}): {algorithm[:40]!r}")
     if "mount" in query:
@@ -134,9 +134,11 @@ async def begin(call: PushCall) -> web.Response:
         if await _mount(call, digest):
             return _created(call, digest)
         call.record.action = "push"
-    elif "digest" in query and _has_body(call.request):
-        return await _post_blob(call, Digest.parse(query["digest"]))
-    session = await call.repository.begin_upload(call.pusher)
+    elif "digest" in query:
+        digest = Digest.parse(query["digest"])
+        if _has_body(call.request):
+            return await _post_blob(call, digest)
+    session = await call.repository.begin_upload(call.pusher, digest=digest)
     return web.Response(status=202, headers=_session_headers(call, session, 0))
 
 
@@ -154,10 +156,10 @@ async def _post_blob(call: PushCall, digest: Digest) -> web.Response:
     """A whole blob in one request. Its client does not know the session, so no error leaves one."""
     call.record.reference = str(digest)
     body = call.receiver.body(call.request)
-    session = await call.repository.begin_upload(call.pusher, body.length)
+    session = await call.repository.begin_upload(call.pusher, body.length, digest)
     upload = await call.repository.upload(session, call.pusher)
     try:
-        await _receive(call, upload, body)
+        await _receive(call, upload, body, digest)
         await upload.commit(digest)
     except MirrorError:
         await upload.cancel()
@@ -192,7 +194,7 @@ async def complete(call: PushCall) -> web.Response:
         body = call.receiver.body(call.request, upload.offset)
         _check_chunk(call, upload, body)
         if body.length != 0:
-            await _receive(call, upload, body)
+            await _receive(call, upload, body, digest)
         await upload.commit(digest)
         return _created(call, digest)
 
@@ -218,10 +220,10 @@ async def _writing(call: PushCall) -> AsyncIterator[Upload]:
         await upload.close()
 
 
-async def _receive(call: PushCall, upload: Upload, body: ClientBody) -> None:
+async def _receive(call: PushCall, upload: Upload, body: ClientBody, digest: Digest | None = None) -> None:
     """Appends the body. Whatever happens, the connection can be used for the answer afterwards."""
     try:
-        await upload.append(body)
+        await upload.append(body, digest)
     finally:
         body.close()
         call.record.received += body.received
