@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 
 from mirror.errors import (
     BlobReferenced,
+    BlobUnknown,
     Denied,
     ManifestBlobUnknown,
     ManifestUnknown,
@@ -40,6 +41,7 @@ from mirror.hosting.links import TRIES, Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import PlacedTag, Placing
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.push_checks import requirements
@@ -313,6 +315,54 @@ class Deleting:
                     return
         raise StoreError(f"the link of {repo} to {digest} was changed all the time")
 
+    def delete_blobs(self, repo: Repo, digests: Collection[Digest], caller: str) -> None:
+        """Like `delete_blob` for several blobs, which reads each manifest as often as for one. Blobs that a manifest of
+        the repository names, or that it does not have, are passed over.
+        """
+        catalog, removed = self._parts.catalog, dict[Digest, tuple[BlobLink, Version]]()
+        with self._changing(repo) as change:
+            named = self._named(repo, digests, catalog.manifest_digests(repo))
+            for digest in digests:
+                if digest not in named and (mark := self._remove_link(repo, digest, caller)) is not None:
+                    change.made = True
+                    removed[digest] = mark
+            try:
+                needed: Collection[Digest] = self._named(repo, removed, catalog.manifest_digests(repo))
+            except BaseException:
+                self._put_links_back(repo, removed)
+                raise
+            self._put_links_back(repo, {digest: removed.pop(digest) for digest in needed})
+            try:
+                kept: Collection[Digest] = self._named(repo, removed, self._parts.records.deleted_manifests(repo))
+            except StoreError:
+                # one that cannot be read may name any of them
+                kept = removed
+            for digest in removed.keys() - kept:
+                self._parts.accounts.unlink(repo, digest)
+
+    def _remove_link(self, repo: Repo, digest: Digest, caller: str) -> tuple[BlobLink, Version] | None:
+        """Replaces a link by a mark. Returns the link and the version of the mark; None if there is none."""
+        for _ in range(TRIES):
+            try:
+                found = self._links.removable(repo, digest, caller)
+            except BlobUnknown:
+                return None
+            with suppress(RecordChanged):
+                return found.record, self._links.remove(repo, found)
+        raise StoreError(f"the link of {repo} to {digest} was changed all the time")
+
+    def _put_links_back(self, repo: Repo, removed: Mapping[Digest, tuple[BlobLink, Version]]) -> None:
+        for link, version in removed.values():
+            with suppress(RecordChanged):
+                self._parts.records.put_link(repo, link, expect=version)
+
+    def _named(self, repo: Repo, digests: Collection[Digest], manifests: Iterable[Digest]) -> set[Digest]:
+        """Returns those of these blobs that one of the manifests names. Raises like `_named_by`."""
+        named: set[Digest] = set()
+        for manifest in self._each(repo, manifests) if digests else ():
+            named.update(blob.digest for blob in (*manifest.blobs, *manifest.manifests) if blob.digest in digests)
+        return named
+
     def _look_again(self, repo: Repo, link: BlobLink, version: Version) -> None:
         """Puts the link back if it cannot be said that no manifest needs it. Raises `BlobReferenced`, `StoreError`."""
         try:
@@ -337,15 +387,19 @@ class Deleting:
         """Returns the first of these manifests that names the blob; None if none does. Raises `StoreError` if one
         cannot be read: it may name it.
         """
+        for manifest in self._each(repo, manifests):
+            if any(blob.digest == digest for blob in (*manifest.blobs, *manifest.manifests)):
+                return manifest.digest
+        return None
+
+    def _each(self, repo: Repo, manifests: Iterable[Digest]) -> Iterator[Manifest]:
+        """Yields those of these that are manifests. Raises `StoreError` if one cannot be read."""
         for each in manifests:
             manifest = manifest_of_bytes(self._parts.contents, each)
-            if manifest is None:
-                if has_blob(self._parts.contents, each):
-                    continue
-                raise StoreError(f"the manifest {repo}@{each} is missing, and may name {digest}")
-            if any(blob.digest == digest for blob in (*manifest.blobs, *manifest.manifests)):
-                return each
-        return None
+            if manifest is not None:
+                yield manifest
+            elif not has_blob(self._parts.contents, each):
+                raise StoreError(f"the manifest {repo}@{each} is missing: nobody can say what it names")
 
     @contextmanager
     def _changing(self, repo: Repo) -> Iterator[_Change]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from mirror.errors import BlobReferenced, BlobUnknown, ManifestUnknown, RecordChanged, RecordDamaged, StoreError
+from mirror.errors import BlobUnknown, ManifestUnknown, RecordChanged, RecordDamaged, StoreError
 from mirror.graph.manifests import manifest_of_bytes
 from mirror.hosting.damaged_records import damaged_deleted_tag, deletion_or_remade, has_manifest
 from mirror.hosting.deleting import Deleting
@@ -181,8 +181,9 @@ class OperatorDeletions:
             for each in plan.manifests:
                 records.drop_deleted_manifest(repo, each)
             self._drop_notes(repo, plan.manifests)
+            # what another manifest of the repository names stays, and is reported
+            self._deleting.delete_blobs(repo, named, caller)
             for digest in sorted(named):
-                self._unlink(repo, digest, caller)
                 self._collect(digest, erased)
             self._parts.settle(repo)
         except StoreError as error:
@@ -197,11 +198,6 @@ class OperatorDeletions:
                 deleted = self._parts.records.deleted_tag(repo, tag)
                 if deleted is not None and deleted.record.digest in manifests:
                     self._parts.records.drop_deleted_tag(repo, tag)
-
-    def _unlink(self, repo: Repo, digest: Digest, caller: str) -> None:
-        # what another manifest of the repository names stays, and is reported
-        with suppress(BlobUnknown, BlobReferenced):
-            self._deleting.delete_blob(repo, digest, caller)
 
     def _collect(self, digest: Digest, erased: Erased) -> None:
         blobs = self._parts.blobs

@@ -6,8 +6,10 @@ decides. A candidate counts if the rules let the caller pull from it and if the 
     hosted repository    its link, in force; and the bytes
     cached repository    its grant; and the bytes in the cache, with the size that the grant has
 
-Repositories that the caller may not pull from cost no look at the disk, only one at the rules: with fifty of them, an
-answer takes a quarter of a millisecond longer.
+Repositories that the caller may not pull from cost no look at the disk, only one at the rules. How long an answer takes
+must not tell a caller that such a repository has the blob. So the rules are always asked about as many names, if need
+be about stand-ins, and the ledger and the index are asked once each. Only a blob with more holders than that, such as a
+layer of a base image, costs more. What differs besides is the reading of the names that were found: microseconds.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from mirror.aio.batches import batches
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
@@ -30,8 +33,14 @@ from mirror.ports import Blobs
 #: Returns repositories that may have a blob, at most so many. Raises `IndexUnavailable`.
 Holders = Callable[[Digest, int], Awaitable[Sequence[Repo]]]
 
-#: Repositories that are asked about one blob.
-_MOST: Final = 50
+#: Repositories of each kind that are judged at first, and at most: a caller may often pull the first ones.
+_FEW: Final = 8
+_MANY: Final = 5000
+#: Names that no repository has, about which the rules are asked in place of repositories that have the blob.
+_NOWHERE: Final = "stand-in.invalid"
+_STAND_INS: Final = tuple(Repo(_NOWHERE, f"stand-in-{number}") for number in range(2 * _FEW))
+#: Repositories that are judged in one turn of the event loop.
+_JUDGED: Final = 200
 
 
 class Sources:
@@ -66,18 +75,35 @@ class Sources:
         """Returns the size of a blob that the caller may pull from any repository here; None if there is none. Raises
         `StoreError` if that cannot be said.
         """
-        for repo in await self._candidates(digest):
-            if may_pull(repo) and (size := await self.size(repo, digest)) is not None:
-                return size
+        seen: set[Repo] = set()
+        for most in (_FEW, _MANY):
+            found, are_all = await self._candidates(digest, most)
+            candidates = [repo for repo in found if repo not in seen]
+            # all of them are judged, and as many for a blob that nobody has
+            allowed = []
+            for step in batches((*candidates, *_STAND_INS[len(candidates) :]), _JUDGED):
+                allowed += [repo for repo in step if may_pull(repo) and repo.registry != _NOWHERE]
+                # other requests are answered meanwhile
+                await asyncio.sleep(0)
+            for repo in allowed:
+                if (size := await self.size(repo, digest)) is not None:
+                    return size
+            if are_all:
+                return None
+            seen.update(candidates)
         return None
 
-    async def _candidates(self, digest: Digest) -> Iterable[Repo]:
+    async def _candidates(self, digest: Digest, most: int) -> tuple[Iterable[Repo], bool]:
+        """Returns up to `most` repositories of each kind, and whether these are all."""
         found: dict[Repo, None] = {}
+        are_all = True
         for holders in self._holders:
             # without an answer, the client uploads what it could have reserved
             with suppress(IndexUnavailable):
-                found |= dict.fromkeys(await holders(digest, _MOST))
-        return found
+                repos = await holders(digest, most)
+                found |= dict.fromkeys(repos)
+                are_all &= len(repos) < most
+        return found, are_all
 
     async def size(self, repo: Repo, digest: Digest) -> int | None:
         """Returns the size of a blob that this repository has, in bytes; None if it has not. Raises `StoreError`."""

@@ -247,6 +247,40 @@ async def test_rules_are_asked_before_the_disk(world: HostedWorld, other: Hosted
     assert records.calls["link"] == 2 * seen
 
 
+@pytest.mark.parametrize("holders", [1, 6])
+async def test_an_answer_does_not_say_whether_others_have_a_blob(
+    world: HostedWorld, other: HostedRepository, holders: int
+) -> None:
+    """The rules are asked as often, and the ledger and the index, as for a blob that nobody has."""
+    for number in range(holders):
+        world.accounts.noted[Repo("corp", f"secret/{number}"), THEIRS] = len(SECRET)
+
+    async def work(digest: Digest, *, mount: bool) -> tuple[int, list[int]]:
+        asker = Caller("user:mallory", OTHER)
+        world.holders_asked.clear()
+        if mount:
+            assert not await other.mount(digest, None, asker)
+        else:
+            with pytest.raises(BlobUnknown):
+                await other.stat_for_push(digest, asker)
+        return len(asker.asked), list(world.holders_asked)
+
+    for mount in (False, True):
+        assert await work(THEIRS, mount=mount) == await work(Digest.of(b"nobody has it"), mount=mount)
+
+
+async def test_one_of_many_repositories_that_have_a_blob_is_found(world: HostedWorld, other: HostedRepository) -> None:
+    """However many have it from which the caller may not pull."""
+    theirs = dict(world.accounts.noted)
+    world.accounts.noted.clear()
+    for number in range(500):
+        world.accounts.noted[Repo("corp", f"secret/{number}"), THEIRS] = len(SECRET)
+    world.accounts.noted.update(theirs)
+    with pytest.raises(BlobUnknown):
+        await other.stat_for_push(THEIRS, MALLORY)
+    assert (await other.stat_for_push(THEIRS, BOB)).size == len(SECRET)
+
+
 async def test_a_deleted_blob_stays_deleted(other: HostedRepository) -> None:
     """Until it is uploaded, or mounted by the name of its source."""
     assert await other.mount(THEIRS, TEAM, BOB)

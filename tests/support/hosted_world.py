@@ -165,6 +165,8 @@ class HostedWorld:
         self.index = MemoryIndex()
         self.grants = Grants(self.index, self.catalog, self.cache)
         self.executor = ThreadPoolExecutor(4, "hosted")
+        #: How many holders of a blob were asked for, at each question.
+        self.holders_asked: list[int] = []
         #: Bytes for which room can be made at the most, those that evictions could free, and what was asked of `room`.
         self.free = 1 << 40
         self.cached_bytes = 0
@@ -197,6 +199,7 @@ class HostedWorld:
         deleting = Deleting(parts, links, placing)
 
         async def holders(digest: Digest, most: int) -> Sequence[Repo]:
+            self.holders_asked.append(most)
             return [repo for repo, noted in self.accounts.noted if noted == digest][:most]
 
         async def cached(digest: Digest, most: int) -> Sequence[Repo]:
