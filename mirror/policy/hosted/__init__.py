@@ -1,1 +1,1 @@
-"""Decisions about hosted content: what a push must fulfil, and who may use what. Nothing acts here."""
+"""Decisions about hosted content: what a push must fulfil, who may use what, what goes. Nothing acts here."""
