@@ -113,7 +113,7 @@ def open_administration(
         images,
         status,
         hosted,
-        CopyAdmin(open_copies(config, repositories), table, gate if config.access.has_admins else None),
+        CopyAdmin(open_copies(config, storage, repositories), table, gate if config.access.has_admins else None),
         parse_image=parse,
         config=redacted_settings(config),
         clients=ClientFiles(config),

@@ -37,6 +37,7 @@ from mirror.upstream.http.proxies import Proxies
 from mirror.upstream.http.transport import Endpoint, Timeouts, Tls, unverified
 from mirror.upstream.parameters import Hooks, Limits
 from mirror.upstream.registry import RegistryUpstream
+from mirror.upstream.registry_writer import RegistryWriter
 from mirror.values.sizes import parse_size
 
 #: The most hosts under wildcards that have an upstream at the same time.
@@ -67,6 +68,7 @@ class Upstreams:
         self._made: dict[str, RegistryUpstream | EndpointsUpstream] = {}
         #: Upstreams that were given up, and the timers that will close them.
         self._parting: dict[int, tuple[asyncio.TimerHandle, list[RegistryUpstream | EndpointsUpstream]]] = {}
+        self._writers: dict[str, RegistryWriter] = {}
         self._gone = 0
         self._closing: set[asyncio.Task[None]] = set()
         self._given_up: list[Callable[[], None]] = []
@@ -145,22 +147,12 @@ class Upstreams:
         of_mirrors = Hooks(
             observe, on_failure=on_failure, whose=caller_mark if settings.access == "verify" else lambda: ""
         )
-        timeouts = Timeouts(connect=settings.connect_timeout, read=settings.read_timeout)
         limits = Limits(blobs_at_once=settings.max_concurrent_downloads, lists=self._lists)
 
         def at(
             url: str, reach: ReachSettings, names: Sequence[str], *, limits: Limits, hooks: Hooks
         ) -> RegistryUpstream:
-            endpoint = Endpoint(
-                name,
-                url,
-                token_hosts=reach.token_hosts,
-                internal=True if reach.private_network else None,
-                tls=_tls(name, reach),
-                proxies=Proxies.given(_secret(reach.proxy)),
-                timeouts=timeouts,
-                user_agent=f"registry-mirror/{__version__}",
-            )
+            endpoint = _endpoint(name, url, reach, settings)
             return RegistryUpstream(
                 endpoint,
                 executor=self._executor,
@@ -184,6 +176,37 @@ class Upstreams:
             for mirror in settings.endpoints
         ]
         return EndpointsUpstream([*mirrors, own], hedge_after=settings.hedge_after) if mirrors else own
+
+    def takes_pushes(self, name: str) -> bool:
+        """True if the configuration lets this mirror push to the registry."""
+        route = self.table.registry(name)
+        return route is not None and not route[1].hosted and self._settings[route[1].name].push
+
+    def writer(self, name: str) -> RegistryWriter:
+        """What pushes to a registry, to its own address and to none of its mirrors; made when it is first needed.
+        Raises `KeyError` if the configuration does not allow it.
+        """
+        writer = self._writers.get(name)
+        if writer is None:
+            if not self.takes_pushes(name):
+                raise KeyError(name)
+            route = self.table.registry(name)
+            settings = self._settings[route[1].name if route else name]
+            label = settings.name
+
+            def observe(event: str, status: int | None, seconds: float) -> None:
+                telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
+                telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
+
+            def on_failure(error: UpstreamError) -> None:
+                telemetry.UPSTREAM_ERRORS.labels(label, type(error).__name__).inc()
+
+            endpoint = _endpoint(name, settings.url or f"https://{name}", settings, settings)
+            credentials = _credentials(endpoint, settings, [name, *settings.aliases])
+            hooks = Hooks(observe, on_failure=on_failure)
+            writer = RegistryWriter(endpoint, executor=self._executor, credentials=credentials, hooks=hooks)
+            self._writers[name] = writer
+        return writer
 
     def states(self) -> list[UpstreamStatus]:
         """The status of each upstream in use."""
@@ -216,6 +239,8 @@ class Upstreams:
             await _close(upstreams)
         await asyncio.gather(*self._closing)
         await _close(self._made.values())
+        for writer in self._writers.values():
+            await writer.aclose()
 
 
 async def _close(upstreams: Iterable[RegistryUpstream | EndpointsUpstream]) -> None:
@@ -238,6 +263,20 @@ async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream
         upstreams = Upstreams(config, executor, memo)
         stack.push_async_callback(upstreams.aclose)
         yield upstreams.open()
+
+
+def _endpoint(name: str, url: str, reach: ReachSettings, settings: UpstreamSettings) -> Endpoint:
+    """One address of a registry, with the time limits of its upstream."""
+    return Endpoint(
+        name,
+        url,
+        token_hosts=reach.token_hosts,
+        internal=True if reach.private_network else None,
+        tls=_tls(name, reach),
+        proxies=Proxies.given(_secret(reach.proxy)),
+        timeouts=Timeouts(connect=settings.connect_timeout, read=settings.read_timeout),
+        user_agent=f"registry-mirror/{__version__}",
+    )
 
 
 def _for_callers(settings: UpstreamSettings, own: CredentialSource) -> CredentialSource:

@@ -278,6 +278,9 @@ class UpstreamSettings(ReachSettings):
     endpoints: list[Annotated[EndpointSettings, BeforeValidator(_endpoint)]] = Field(
         [], description="Mirrors of the registry, tried in this order before the registry itself."
     )
+    push: bool = Field(
+        False, description="Whether `mirror copy` and replication may push to this registry, with these credentials."
+    )
     access: Literal["shared", "verify"] = Field(
         "shared",
         description=(
@@ -312,6 +315,8 @@ class UpstreamSettings(ReachSettings):
 
     @model_validator(mode="after")
     def _verified(self) -> UpstreamSettings:
+        if self.access == "verify" and self.push:
+            raise ValueError("push: not possible with access = verify: the mirror pushes with credentials of its own")
         if self.access == "verify" and self.endpoints:
             raise ValueError(
                 "endpoints: not possible with access = verify: they would be asked with the mirror's credentials"

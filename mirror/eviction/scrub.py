@@ -35,7 +35,6 @@ from mirror import telemetry
 from mirror.aio.batches import batches_in_thread
 from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobUnknown, MirrorError, StoreError
-from mirror.eviction.token_bucket import TokenBucket
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Node, Role, read_closure
 from mirror.graph.manifests import has_blob, manifest_of_bytes
@@ -43,6 +42,7 @@ from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
+from mirror.policy.token_bucket import TokenBucket
 from mirror.ports import (
     BlobReader,
     Blobs,

@@ -21,6 +21,7 @@ The ports, and what implements them (the tests have implementations in memory, i
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
                   SortedTags     tag lists, sorted on disk      index/sorted_tags.py
     remotes.py    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
+                  Writer         one that takes pushes          upstream/registry_writer.py
     streams.py    Body           an upstream answer's bytes     upstream/http/download.py
     callers.py    Authenticator  who the caller is              access/*.py
                   Membership     whether that still holds       access/*.py

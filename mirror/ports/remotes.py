@@ -1,15 +1,16 @@
-"""Remote registries."""
+"""Remote registries: what is read from them, and what is written to those that take pushes."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
+from mirror.ports.content import BlobReader
 from mirror.ports.streams import Body
 
 
@@ -64,6 +65,66 @@ class Upstream(Protocol):
 
     async def referrers(self, repo: str, digest: Digest) -> list[Descriptor]:
         """Manifests whose subject is `digest`, by the API or by the fallback tag. Empty if there are none."""
+
+    async def aclose(self) -> None:
+        """Close all connections. Repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentBlob:
+    """A blob that is to be sent: its `size` in bytes, and `open`, which opens it and is called in a thread, once for
+    each try; the reader is closed after that. It raises `BlobUnknown`, `StoreError`.
+
+    `took` is called in threads with the number of bytes before they are sent, and may wait, to limit the rate.
+    `progress` is called in threads with how many bytes the registry has so far.
+    """
+
+    digest: Digest
+    size: int
+    open: Callable[[], BlobReader] = field(repr=False)
+    took: Callable[[int], None] = field(default=lambda count: None, repr=False)
+    progress: Callable[[int], None] = field(default=lambda count: None, repr=False)
+
+
+class Writer(Protocol):
+    """One remote registry that takes pushes. `repo` is always the repository's name within that registry.
+
+    Every call may raise what calls of `Upstream` raise. Calls that are worth retrying have been retried before, and if
+    the registry asks to slow down, they have waited. "Absent" is an answer of the registry; if it gives none, that is
+    an error.
+    """
+
+    @property
+    def name(self) -> str:
+        """The registry's name, as in the configuration."""
+
+    async def digest_of(self, repo: str, tag: str) -> Digest | None:
+        """What a tag points to; None if it is absent."""
+
+    async def has_manifest(self, repo: str, digest: Digest) -> bool:
+        """True if the repository has the manifest."""
+
+    async def manifest(self, repo: str, reference: Reference) -> Manifest | None:
+        """A manifest, by GET; None if it is absent."""
+
+    async def has_blob(self, repo: str, digest: Digest, size: int) -> bool:
+        """True if the repository has the blob, with this size in bytes."""
+
+    async def put_blob(self, repo: str, blob: SentBlob, mounts: Sequence[str] = ()) -> bool:
+        """Give the repository a blob that it does not have. False if it was mounted from one of the repositories
+        `mounts`, without a byte. A connection that breaks is resumed where the registry is.
+
+        Raises also what `SentBlob.open` raises, and `DigestMismatch` if the registry got other bytes.
+        """
+
+    async def put_manifest(self, repo: str, manifest: Manifest, reference: Reference) -> bool:
+        """Store a manifest under its digest or a tag. True if the registry lists it among the referrers of its subject;
+        of a manifest without a subject, the result means nothing. Raises `UpstreamNotFound` if the registry says that
+        something is missing which the manifest names.
+        """
+
+    async def delete_tag(self, repo: str, tag: str) -> bool:
+        """Delete a tag and nothing else; True if it is absent now. False if the registry cannot delete tags alone."""
 
     async def aclose(self) -> None:
         """Close all connections. Repeatable."""

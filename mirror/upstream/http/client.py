@@ -105,6 +105,38 @@ class HttpClient:
             error.elsewhere = url is not None and not endpoint.is_at(url)
             raise
 
+    async def send_once(
+        self, method: str, text: str, headers: Mapping[str, str], content: bytes = b"", *, patience: float | None = None
+    ) -> Answer:
+        """Send a request with a small body to the URL `text`. No redirect is followed: it is the answer. Of any answer
+        the first `LARGEST` bytes are read. `patience` is in seconds (None: that of the endpoint). Raises what `send`
+        raises.
+        """
+        endpoint = self._endpoint
+        try:
+            async with (
+                translated(endpoint.name, endpoint.described),
+                asyncio.timeout(patience or endpoint.timeouts.answer),
+            ):
+                url = parse_url(text)
+                check_literal(endpoint.bounds, url.host)
+                self._hosts.check(url)
+                options = endpoint.proxies.options(url)
+                if identity := endpoint.identity_for(url):
+                    options["ssl"] = identity
+                async with self.session().request(
+                    method,
+                    URL(str(url), encoded=True),
+                    headers={**headers, **endpoint.proxies.headers(url)},
+                    data=content or None,
+                    allow_redirects=False,
+                    **options,
+                ) as response:
+                    read = await read_limited(response, LARGEST + 1)
+                    return Answer(response.status, response.headers, url, read, sent=read)
+        except UrlRefused as error:
+            raise endpoint.invalid(str(error)) from error
+
     def whole(self, limit: int) -> ReadContent:
         """Reads and decodes a content of at most `limit` bytes. Raises `AnswerTooLarge`."""
 

@@ -83,7 +83,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class AnswerHead:
     """The head of an answer, and the connection on which its body follows."""
 
     wire: Connection
@@ -199,7 +199,7 @@ class Transfer:
             error.elsewhere = url is not None and not self._endpoint.is_at(url)
             raise
 
-    def _answer(self, head: _Head, url: Url, start: int | None) -> Answer | None:
+    def _answer(self, head: AnswerHead, url: Url, start: int | None) -> Answer | None:
         wire, status, fields, framing = head.wire, head.status, head.fields, head.framing
         if status not in CONTENT:
             body = self._body(wire, framing, url)
@@ -228,11 +228,11 @@ class Transfer:
             body.close()
             raise
 
-    def _exchange(self, url: Url, headers: Mapping[str, str], cancel: Cancel) -> _Head:
+    def _exchange(self, url: Url, headers: Mapping[str, str], cancel: Cancel) -> AnswerHead:
         """Send one request; return the head of the answer."""
         proxy = self._endpoint.proxies.for_url(url)
         relayed = proxy is not None and url.scheme == "http"
-        request = _request(url, {**headers, **self._endpoint.proxies.headers(url)}, relayed=relayed)
+        request = request_head(url, {**headers, **self._endpoint.proxies.headers(url)}, relayed=relayed)
         while idle := self._idle.take(url.origin):
             # the other end may have closed the connection just now, or surplus bytes of the last answer may be read as
             # the beginning of this one; a GET can be sent again
@@ -275,34 +275,38 @@ class Transfer:
             return open_tunnel(proxy, url.host, url.port, self._endpoint.timeouts.connect, self._clock)
         return dial(proxy.bounds, proxy.url.host, proxy.url.port, self._endpoint.timeouts.connect, self._clock)
 
-    def _converse(self, wire: Connection, request: bytes, cancel: Cancel) -> _Head:
+    def _converse(self, wire: Connection, request: bytes, cancel: Cancel) -> AnswerHead:
         try:
             cancel.on(wire)
             wire.begin(self._endpoint.timeouts.answer)
             wire.send(request)
-            for _ in range(_MOST_INTERIM):
-                line = wire.stream.readline(_LONGEST_LINE)
-                if not line:
-                    raise EOFError("closed before the answer")
-                status_line = _STATUS_LINE.fullmatch(line)
-                if not status_line:
-                    raise self._endpoint.invalid("the answer is not HTTP/1")
-                fields = self._fields(wire)
-                status = int(status_line[2])
-                if status < 200:
-                    continue
-                framing = Framing.read(status, fields, int(status_line[1]))
-                if framing is None:
-                    raise self._endpoint.invalid("the length of the answer is ambiguous", status)
-                wire.end_of_head()
-                return _Head(wire, status, fields, framing)
-            raise self._endpoint.invalid(f"more than {_MOST_INTERIM} interim answers")
+            return self._read_head(wire)
         except BaseException:
             wire.close()
             raise
         finally:
             # from here on the connection may belong to another exchange
             cancel.on(None)
+
+    def _read_head(self, wire: Connection) -> AnswerHead:
+        """Read the head of the answer that comes on this connection, past interim answers."""
+        for _ in range(_MOST_INTERIM):
+            line = wire.stream.readline(_LONGEST_LINE)
+            if not line:
+                raise EOFError("closed before the answer")
+            status_line = _STATUS_LINE.fullmatch(line)
+            if not status_line:
+                raise self._endpoint.invalid("the answer is not HTTP/1")
+            fields = self._fields(wire)
+            status = int(status_line[2])
+            if status < 200:
+                continue
+            framing = Framing.read(status, fields, int(status_line[1]))
+            if framing is None:
+                raise self._endpoint.invalid("the length of the answer is ambiguous", status)
+            wire.end_of_head()
+            return AnswerHead(wire, status, fields, framing)
+        raise self._endpoint.invalid(f"more than {_MOST_INTERIM} interim answers")
 
     def _fields(self, wire: Connection) -> MultiMapping[str]:
         """The header lines up to the empty line (RFC 9112, 5).
@@ -328,7 +332,7 @@ class Transfer:
                 break
         raise self._endpoint.invalid("the headers of the answer cannot be parsed")
 
-    def _leave(self, head: _Head, url: Url) -> None:
+    def _leave(self, head: AnswerHead, url: Url) -> None:
         """Read the text of a redirect if it is short or chunked, so that the connection can be used again.
 
         Otherwise close the connection.
@@ -381,8 +385,9 @@ class Transfer:
         return f"<Transfer from {self._endpoint.described}, {self._idle!r}>"
 
 
-def _request(url: Url, headers: Mapping[str, str], *, relayed: bool) -> bytes:
-    lines = [f"GET {url if relayed else url.target} HTTP/1.1", f"Host: {url.authority}"]
+def request_head(url: Url, headers: Mapping[str, str], *, relayed: bool, method: str = "GET") -> bytes:
+    """The head of a request. `relayed`: it goes to a proxy. Raises `UrlRefused` for a header that cannot be sent."""
+    lines = [f"{method} {url if relayed else url.target} HTTP/1.1", f"Host: {url.authority}"]
     for name, value in headers.items():
         if not _FIELD_VALUE.fullmatch(value):
             raise UrlRefused(f"the header {name} contains characters that cannot be sent")
