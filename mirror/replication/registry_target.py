@@ -122,6 +122,8 @@ class RegistryTarget:
         try:
             listed = await self.writer.put_manifest(self.name, manifest, tag or manifest.digest)
         except UpstreamDenied as error:
+            if error.status != 403:
+                raise
             raise Denied(f"{self.repo}: {error.public}") from error
         if manifest.subject is not None and not listed:
             await self._list(manifest.subject.digest, referrer_descriptor(manifest))
