@@ -174,6 +174,7 @@ def _make_eviction(
         references,
         frozen=freezes.look,
         answer=lambda repo, tag: histories.answer(repo, tag, age_rule(config, repo)),
+        is_hosted=hosted_repositories(config),
     )
     protection = Protection()
     protection.add_on_disk(pinned.digests)

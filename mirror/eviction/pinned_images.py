@@ -13,6 +13,9 @@ A pinned tag protects the digest to which it points now. It also protects the di
 another one, because the tag is frozen or because the newest digest is not old enough yet. A frozen tag protects what it
 answers, pinned or not. Content that is named but absent is protected as well, so that a blob that arrives later is safe
 from the start.
+
+Hosted images are never evicted, so what their tags point to is not read: a rule may match them (`**`), and a tag that
+cannot be read must not stop the eviction of cached content, without which pushes find no room.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
 
 from mirror.errors import StoreError
 from mirror.eviction.record_owners import UnreadableRecordOwners, log_unread, require_all
@@ -79,24 +83,26 @@ def images_of(
     now: float,
     *,
     root: RootReader | None = None,
+    leave_out: Callable[[Repo], bool] = lambda _: False,
 ) -> list[PinnedImage]:
     """Blocking: returns the pinned images for pins that were read already. `unread` are the damaged records whose image
-    is known; those of freezes are ignored. `root` reads what an image points to. Raises `StoreError`, also if the
-    record of a pinned tag cannot be read, unless `root` catches that.
+    is known; those of freezes are ignored. `root` reads what an image points to. Repositories for which `leave_out` is
+    true are not read. Raises `StoreError`, also if the record of a pinned tag cannot be read, unless `root` catches
+    that.
     """
     root = root or stored_descriptor
     images = [
         PinnedImage(pin.repo, pin.reference, root(catalog, pin.repo, pin.reference), pin.reason, pin.since, pin.until)
         for pin in pins
-        if pin.is_active(now)
+        if pin.is_active(now) and not leave_out(pin.repo)
     ]
     images += [
         PinnedImage(repo, reference, root(catalog, repo, reference), f"{record.file} cannot be read", unread=True)
         for record, (repo, reference) in unread.items()
-        if record.kind == "pins"
+        if record.kind == "pins" and not leave_out(repo)
     ]
     pinned = {(image.repo, image.reference) for image in images}
-    for repo in catalog.repositories() if rules else ():
+    for repo in filterfalse(leave_out, catalog.repositories() if rules else ()):
         ruled = pinned_by_rules(rules, catalog, repo, root)
         images += [image for image in ruled if (repo, image.reference) not in pinned]
     return images
@@ -142,12 +148,14 @@ class PinnedContent:
         *,
         frozen: Callable[[], tuple[Iterable[Freeze], Sequence[UnreadableRecord]]],
         answer: Callable[[Repo, str], Digest | None],
+        is_hosted: Callable[[Repo], bool] = lambda _: False,
     ) -> None:
         """`frozen` returns the freezes, and the records of freezes that cannot be read. `answer` returns the digest
         that a tag answers, None if it is not known here; it raises `StoreError` if that cannot be read.
         """
         self._frozen = frozen
         self._answer = answer
+        self._is_hosted = is_hosted
         self._catalog = catalog
         self._pins = pins
         self._rules = tuple(rules)
@@ -173,7 +181,10 @@ class PinnedContent:
             whole = {repo for record, (repo, _) in subjects.items() if record.kind == "freezes"}
             roots: dict[tuple[Repo, Reference], set[Digest]] = {}
             unread: set[tuple[Repo, Reference]] = set()
-            for image in images_of(pins, subjects, self._rules, self._catalog, now, root=self._reader(unread)):
+            reader = self._reader(unread)
+            for image in images_of(
+                pins, subjects, self._rules, self._catalog, now, root=reader, leave_out=self._is_hosted
+            ):
                 key = image.repo, image.reference
                 before = self._roots.get(key, set())
                 roots[key] = before if key in unread else self._roots_of(image, whole) or before

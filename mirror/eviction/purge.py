@@ -177,7 +177,7 @@ class Purge:
         pins, unread_pins = self._pins.look()
         freezes, unread_freezes = self._freezes.look()
         subjects = UnreadableRecordOwners(self._catalog).of([*unread_pins, *unread_freezes])
-        pinned = images_of(pins, subjects, self._rules, self._catalog, time.time())
+        pinned = images_of(pins, subjects, self._rules, self._catalog, time.time(), leave_out=self._is_hosted)
         for tag in (*tags, None):
             for why in why_pinned(pinned, image.repo, tag=tag, digest=digest):
                 by = f"the rule {why.rule}" if why.rule else f"the pin of {name_of(why.repo, why.reference)}"

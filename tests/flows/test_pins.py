@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -339,7 +339,9 @@ class Site:
         self.names = ReferenceReader(self.store, self.catalog)
         self.answers: dict[str, Digest] = {}
 
-    def content(self, rules: Sequence[PinRule] = ()) -> PinnedContent:
+    def content(
+        self, rules: Sequence[PinRule] = (), is_hosted: Callable[[Repo], bool] = lambda _: False
+    ) -> PinnedContent:
         """What stays."""
         return PinnedContent(
             self.catalog,
@@ -348,6 +350,7 @@ class Site:
             self.names,
             frozen=lambda: ((), ()),
             answer=lambda _, tag: self.answers.get(tag),
+            is_hosted=is_hosted,
         )
 
 
@@ -420,6 +423,28 @@ def test_a_tag_that_cannot_be_read_at_the_moment_unpins_nothing() -> None:
     assert content.digests(0.0) == set()
     site.pins.put(Pin(APP, "v1", "", 1.0))
     assert content.digests(0.0) == set()
+
+
+def test_a_hosted_tag_that_cannot_be_read_stops_no_eviction() -> None:
+    """Though a rule matches it: what is hosted is not evicted, so nobody needs to know what it points to."""
+    hosted = Repo("corp", "team/app")
+
+    class Unreadable(MemoryCatalog):
+        def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
+            if repo == hosted:
+                raise StoreError("the disk cannot be read")
+            return super().get_tag(repo, tag)
+
+    site = Site()
+    site.catalog = Unreadable()
+    root = tagged(site, "v1", b"here")
+    site.catalog.put_tag(hosted, TagRecord("v1", root, OCI_MANIFEST, 1, 0.0))
+    site.pins.put(Pin(hosted, "v1", "from before it was hosted", 1.0))
+    rules = [PinRule("**/*:*", "everything")]
+    with pytest.raises(StoreError):
+        site.content(rules).digests(2.0)
+    kept = site.content(rules, is_hosted=lambda repo: repo == hosted).digests(2.0)
+    assert kept == {root, Digest.of(b"here")}
 
 
 def test_pins_that_the_disk_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
