@@ -213,8 +213,8 @@ class Placing:
         anew: bool = False,
     ) -> None:
         """To be called after these tags were written: drops them if the manifest was deleted meanwhile, or, if one of
-        them is immutable, one of the `children` that the manifest names. Raises `ManifestUnknown` or
-        `ManifestBlobUnknown` then, and `StoreError`.
+        them is immutable and the manifest has `children` that must be there, one that it names, however deep. Raises
+        `ManifestUnknown` or `ManifestBlobUnknown` then, and `StoreError`.
 
         If a deletion of one of them is under way, or if `anew`, the manifest's record is written anew.
         """
@@ -222,7 +222,8 @@ class Placing:
         is_immutable = self._immutable.any_of(repo, (record.tag for record in records))
         needed = self._immutable.family(repo, records[0]) if is_immutable else (digest,)
         gone = [each for each in needed if not self._confirm(repo, each, anew=anew)]
-        if not any(each == digest or each in children for each in gone):
+        # without children, what the manifest names may be missing
+        if not gone or not (children or digest in gone):
             return
         for placed in tags:
             with suppress(RecordChanged):
