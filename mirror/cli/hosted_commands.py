@@ -119,6 +119,8 @@ def undelete(
     say(f"{undeleted['image']}: undeleted")
     for digest in undeleted["manifests"]:
         say(f"  {digest}")
+    for reason in undeleted["left"]:
+        say(f"not undeleted: {reason}")
 
 
 def _on_disk(

@@ -165,8 +165,6 @@ class Deleting:
             )
             with change.announced.turn():
                 placed = self._placing.put_absent_tag(repo, fresh)
-            if placed is None:
-                raise Denied(f"the tag {repo}:{tag} exists; delete it first")
             self._placing.check_still_there(repo, record.digest, [placed], anew=True)
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_tag(repo, tag, expect=deleted.version)
@@ -265,12 +263,15 @@ class Deleting:
                 self._parts.catalog.drop_tag(repo, tag, expect=version)
         return deleted
 
-    def undelete_manifest(self, repo: Repo, digest: Digest, caller: str, *, sparse: bool = False) -> None:
+    def undelete_manifest(self, repo: Repo, digest: Digest, caller: str, *, sparse: bool = False) -> dict[str, str]:
         """Brings back a deleted manifest, and those of its tags that point to nothing now: none if the record of the
-        deletion is damaged. Raises `ManifestUnknown` if there is none; `ManifestBlobUnknown` if content that it needs
-        is gone, unless it may be `sparse`; `QuotaExceeded`.
+        deletion is damaged. Returns why the other tags do not come back, by tag.
+
+        Raises `ManifestUnknown` if there is none; `ManifestBlobUnknown` if content that it needs is gone, unless it may
+        be `sparse`; `QuotaExceeded`.
         """
         back: list[PlacedTag] = []
+        left: dict[str, str] = {}
         with self._changing(repo) as change:
             deleted = deletion_or_remade(self._parts, repo, digest)
             if deleted is None:
@@ -288,13 +289,16 @@ class Deleting:
             with change.announced.turn():
                 for tag in record.tags:
                     fresh = TagRecord(tag, digest, record.media_type, record.size, now, restored_at=now, by=caller)
-                    if placed := self._placing.put_absent_tag(repo, fresh):
-                        back.append(placed)
+                    try:
+                        back.append(self._placing.put_absent_tag(repo, fresh))
+                    except Denied as error:
+                        left[tag] = str(error)
             change.tags = tuple(placed.record.tag for placed in back)
             self._placing.check_still_there(repo, digest, back)
             self._parts.flush()
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)
+        return left
 
     # -------------------------------------------------------------------------------------------------------- blobs
 

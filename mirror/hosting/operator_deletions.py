@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from mirror.errors import BlobUnknown, ManifestUnknown, RecordChanged, RecordDamaged, StoreError
+from mirror.errors import BlobUnknown, Denied, ManifestUnknown, RecordChanged, RecordDamaged, StoreError
 from mirror.graph.manifests import manifest_of_bytes
 from mirror.hosting.damaged_records import damaged_deleted_tag, deletion_or_remade, has_manifest
 from mirror.hosting.deleting import Deleting
@@ -47,6 +47,19 @@ class Erased:
     blobs: dict[Digest, int] = field(default_factory=dict)
     elsewhere: dict[Digest, tuple[Repo, ...]] = field(default_factory=dict)
     busy: list[Digest] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Undeleted:
+    """What came back: `manifests`, with their tags. `left` says of each tag that did not come back why."""
+
+    manifests: list[Digest] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def add(self, more: Undeleted) -> None:
+        """Takes in what else came back."""
+        self.manifests += more.manifests
+        self.left += more.left
 
 
 class OperatorDeletions:
@@ -259,15 +272,13 @@ class OperatorDeletions:
                     if (deleted := records.deleted_tag(repo, tag)) is not None:
                         yield repo, deleted.record
 
-    def undelete_tag(self, repo: Repo, tag: str, caller: str) -> list[Digest]:
-        """Brings back a deleted tag, with its image if that was deleted as well. Returns the manifests that came back.
-        Raises like `Deleting`.
-        """
+    def undelete_tag(self, repo: Repo, tag: str, caller: str) -> Undeleted:
+        """Brings back a deleted tag, with its image if that was deleted as well. Raises like `Deleting`."""
         records = self._parts.records
         deleted = records.deleted_tag(repo, tag)
         if deleted is not None and has_manifest(self._parts.catalog, repo, deleted.record.digest):
             self._deleting.undelete_tag(repo, tag, caller)
-            return []
+            return Undeleted()
         pointed_to = deleted.record.digest if deleted is not None else None
         # a damaged record is an error: it may be that of the image to which the tag pointed last
         manifests = [records.deleted_manifest(repo, digest) for digest in records.deleted_manifests(repo)]
@@ -284,18 +295,19 @@ class OperatorDeletions:
             self._deleting.undelete_tag(repo, tag, caller)
         return back
 
-    def undelete_image(self, repo: Repo, digest: Digest, caller: str) -> list[Digest]:
-        """Brings back a deleted image, with its tags and with the manifests of its platforms that were deleted. Returns
-        the manifests that came back. Raises like `Deleting`.
+    def undelete_image(self, repo: Repo, digest: Digest, caller: str) -> Undeleted:
+        """Brings back a deleted image, with its tags and with the manifests of its platforms that were deleted. Raises
+        like `Deleting`.
         """
-        back: list[Digest] = []
+        back = Undeleted()
         for child in self._children(digest):
             if child != digest and deletion_or_remade(self._parts, repo, child) is not None:
-                back += self.undelete_image(repo, child, caller)
-        self._deleting.undelete_manifest(repo, digest, caller)
-        return [*back, digest]
+                back.add(self.undelete_image(repo, child, caller))
+        left = self._deleting.undelete_manifest(repo, digest, caller)
+        back.add(Undeleted([digest], list(left.values())))
+        return back
 
-    def undelete_repository(self, repo: Repo, caller: str) -> list[Digest]:
+    def undelete_repository(self, repo: Repo, caller: str) -> Undeleted:
         """Brings back everything that was deleted in a repository and can be undeleted. Raises `ManifestUnknown` if
         there is nothing, and like `Deleting`.
         """
@@ -304,17 +316,22 @@ class OperatorDeletions:
         ]
         if not found:
             raise ManifestUnknown(f"{repo} has nothing that was deleted and can be undeleted")
-        back: list[Digest] = []
+        back = Undeleted()
         # newest first: of two images that had the same tag, the one that had it last gets it back
         for record in sorted(found, key=lambda record: -record.deleted_at):
-            if isinstance(record, DeletedManifest) and record.digest not in back:
-                back += self.undelete_image(repo, record.digest, caller)
+            if isinstance(record, DeletedManifest) and record.digest not in back.manifests:
+                back.add(self.undelete_image(repo, record.digest, caller))
         for record in found:
             if isinstance(record, DeletedTag):
                 with suppress(ManifestUnknown):
-                    self._undelete_absent_tag(repo, record.tag, caller)
+                    self._undelete_absent_tag(repo, record.tag, caller, back)
         return back
 
-    def _undelete_absent_tag(self, repo: Repo, tag: str, caller: str) -> None:
-        if self._parts.catalog.get_tag(repo, tag) is None:
+    def _undelete_absent_tag(self, repo: Repo, tag: str, caller: str, back: Undeleted) -> None:
+        if self._parts.catalog.get_tag(repo, tag) is not None:
+            back.left.append(f"the tag {repo}:{tag} exists")
+            return
+        try:
             self._deleting.undelete_tag(repo, tag, caller)
+        except Denied as error:
+            back.left.append(str(error))

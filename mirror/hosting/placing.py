@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Final
 
 from mirror.errors import (
     BlobUnknown,
@@ -39,6 +40,8 @@ from mirror.policy.hosted.push_checks import check_size, requirements, tag_actio
 from mirror.policy.hosted_records import next_generation
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.ports import ABSENT, Version
+
+_MAY_NOT_OVERWRITE: Final = "and the rules do not let you overwrite it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +140,26 @@ class Placing:
 
     def check_tag(self, repo: Repo, tag: str, digest: Digest, *, may_overwrite: bool) -> None:
         """Returns if the caller may let the tag point to a manifest. Raises `Denied`, `TagImmutable`."""
-        self._check_move(repo, tag, digest, self._parts.catalog.get_tag(repo, tag), may_overwrite)
+        was = self._parts.catalog.get_tag(repo, tag)
+        self._check_move(repo, tag, digest, was, None if may_overwrite else _MAY_NOT_OVERWRITE)
 
     def put_tag(self, repo: Repo, fresh: TagRecord, *, may_overwrite: bool) -> PlacedTag:
         """Lets a tag point to a manifest, by the caller `fresh.by`. The record is written anew even if the tag points
         there already: otherwise a deletion that runs meanwhile could drop it. Raises `Denied`, `TagImmutable`.
         """
+        return self._put_tag(repo, fresh, None if may_overwrite else _MAY_NOT_OVERWRITE)
+
+    def put_absent_tag(self, repo: Repo, fresh: TagRecord) -> PlacedTag:
+        """Like `put_tag`, for a tag that points to nothing else. Raises `Denied` if it does, or is frozen at something
+        else.
+        """
+        return self._put_tag(repo, fresh, "and points to another image now")
+
+    def _put_tag(self, repo: Repo, fresh: TagRecord, refusal: str | None) -> PlacedTag:
         for _ in range(TRIES):
             found = self._parts.catalog.tag(repo, fresh.tag)
             was = found.record if found else None
-            now = self._check_move(repo, fresh.tag, fresh.digest, was, may_overwrite)
+            now = self._check_move(repo, fresh.tag, fresh.digest, was, refusal)
             record = self._record(repo, fresh, was if now == fresh.digest else None, was)
             with suppress(RecordChanged):
                 version = self._parts.catalog.put_tag(repo, record, expect=found.version if found else ABSENT)
@@ -154,15 +167,6 @@ class Placing:
                 self._parts.histories.record_move(repo, was, fresh, AgeRule())
                 return PlacedTag(record, version, None if now == fresh.digest else now)
         raise StoreError(f"the tag {repo}:{fresh.tag} was changed all the time")
-
-    def put_absent_tag(self, repo: Repo, fresh: TagRecord) -> PlacedTag | None:
-        """Like `put_tag`, for a tag that points to nothing. None if it points to something else, or is frozen at
-        something else.
-        """
-        try:
-            return self.put_tag(repo, fresh, may_overwrite=False)
-        except Denied:
-            return None
 
     def _record(self, repo: Repo, fresh: TagRecord, same: TagRecord | None, was: TagRecord | None) -> TagRecord:
         """The record to write. `same` is the one before if the tag does not move, `was` the one before anyway."""
@@ -181,10 +185,10 @@ class Placing:
         return before
 
     def _check_move(
-        self, repo: Repo, tag: str, digest: Digest, was: TagRecord | None, may_overwrite: bool
+        self, repo: Repo, tag: str, digest: Digest, was: TagRecord | None, refusal: str | None
     ) -> Digest | None:
         """Returns what the tag points to; None if to nothing that the repository has. Raises `Denied`, `TagImmutable`
-        if the caller may not let it point to `digest`.
+        if it may not point to `digest`. `refusal` says why a tag may not be moved that may otherwise; None: it may.
         """
         self.check_freeze(repo, tag, digest)
         now = was.digest if was and has_manifest(self._parts.catalog, repo, was.digest) else None
@@ -193,8 +197,8 @@ class Placing:
             self._immutable.check_move(repo, tag, now)
         elif now is None and was is not None and was.digest != digest:
             self._immutable.check_stale(repo, tag, was.digest)
-        if moves and not may_overwrite:
-            raise Denied(f"the tag {repo}:{tag} exists, and the rules do not let you overwrite it")
+        if moves and refusal:
+            raise Denied(f"the tag {repo}:{tag} exists, {refusal}")
         return now
 
     def check_freeze(self, repo: Repo, tag: str, digest: Digest | None) -> None:

@@ -75,7 +75,7 @@ def test_a_deleted_tag_comes_back(site: _Site) -> None:
     assert (entry["image"], entry["tags"], entry["digest"]) == ("corp/team/app:v1", ["v1"], str(root.digest))
     assert entry["by"].startswith("cli:")
     assert entry["deleted"] < entry["until"]
-    assert site.json("undelete", "corp/team/app:v1") == {"image": "corp/team/app:v1", "manifests": []}
+    assert site.json("undelete", "corp/team/app:v1") == {"image": "corp/team/app:v1", "manifests": [], "left": []}
     assert site.images() == ["corp/team/app:v1"]
     assert site.json("undelete")["deleted"] == []
     assert [(line["action"], line["status"], line["reference"]) for line in site.audit()] == [
@@ -110,6 +110,16 @@ def test_an_image_goes_and_comes_back_with_its_platforms(site: _Site) -> None:
     assert back["manifests"] == [str(own.digest), str(root.digest)]
     assert sorted(site.images()) == ["corp/team/app:arm", "corp/team/app:other", "corp/team/app:v1"]
     assert "complete" in site.run("history", "corp/team/app:v1").out
+
+
+def test_a_tag_that_moved_on_does_not_come_back(site: _Site) -> None:
+    """The image does, and the command says which of its tags do not, and why."""
+    root = site.here.image([b"layer"], tag="v1")
+    site.json("delete", f"corp/team/app@{root.digest}")
+    site.here.image([b"other"], tag="v1")
+    done = site.run("undelete", f"corp/team/app@{root.digest}")
+    assert done.status == 0
+    assert "not undeleted: the tag corp/team/app:v1 exists, and points to another image now" in done.out
 
 
 def test_a_repository_goes_and_comes_back(site: _Site) -> None:

@@ -262,7 +262,7 @@ async def test_a_damaged_deletion_can_be_undeleted_or_ended(world: _World, team:
     assert [record.digest for _, record in deletions.deleted(lambda repo: True)] == [Digest.of(IMAGE)]
     with pytest.raises(RecordDamaged):
         deletions.undelete_tag(TEAM, "1", "user:root")
-    assert deletions.undelete_image(TEAM, Digest.of(IMAGE), "user:root") == [Digest.of(IMAGE)]
+    assert deletions.undelete_image(TEAM, Digest.of(IMAGE), "user:root").manifests == [Digest.of(IMAGE)]
     assert (await team.tags("", 10)).items == ()
     await team.delete_manifest(Digest.of(IMAGE), ALICE)
     world.damage_deletion(Digest.of(IMAGE))

@@ -19,7 +19,7 @@ from mirror.eviction.evictor import Evictor
 from mirror.graph.manifests import manifest_of_bytes
 from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.hosting.damaged_blobs import DamagedBlobs
-from mirror.hosting.operator_deletions import DeletionPlan, Erased, OperatorDeletions
+from mirror.hosting.operator_deletions import DeletionPlan, Erased, OperatorDeletions, Undeleted
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
@@ -64,6 +64,7 @@ class UndeletedJson(TypedDict):
 
     image: str
     manifests: Annotated[list[str], about("Digests of the manifests that are back; empty: only the tag was deleted.")]
+    left: Annotated[list[str], about("Of each tag that did not come back, why: it points to something else now.")]
 
 
 class DeletionJson(TypedDict):
@@ -255,9 +256,9 @@ class HostedAdmin:
         """
         back = await asyncio.to_thread(self._undelete, repo, image, caller)
         name = str(repo) if image is None else name_of(repo, image.reference)
-        return {"image": name, "manifests": [str(digest) for digest in back]}
+        return {"image": name, "manifests": [str(digest) for digest in back.manifests], "left": back.left}
 
-    def _undelete(self, repo: Repo, image: Image | None, caller: str) -> list[Digest]:
+    def _undelete(self, repo: Repo, image: Image | None, caller: str) -> Undeleted:
         if image is None:
             return self._deletions.undelete_repository(repo, caller)
         if image.digest is not None:
