@@ -19,6 +19,7 @@ from mirror.graph.damage import restore_hosted
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.oci.digest import Digest
+from mirror.ports import Uploads
 from mirror.repository.caches import Caches
 from mirror.repository.protocol import Fetchable
 from mirror.repository.router import Router
@@ -129,7 +130,7 @@ async def _compare(config: Config, storage: Storage, comparisons: ReconcileTimer
 
 async def keep_ledger(config: Config, storage: Storage) -> None:
     """Completes the ledger of hosted content at start, every hour, and when it has missed a change; shows in the
-    metrics how full the hosted registries are. One process does this at a time.
+    metrics how full the hosted registries are, and the open upload sessions. One process does this at a time.
     """
     if not config.hosted:
         return
@@ -147,9 +148,11 @@ async def keep_ledger(config: Config, storage: Storage) -> None:
                     if due or not await asyncio.to_thread(hosted.ledger.is_complete):
                         corrections = await upkeep.complete()
                         completed_at = time.monotonic()
+                        telemetry.LEDGER_COMPLETE.set(time.time())
                         telemetry.log.info("ledger completed", corrections=corrections)
                     for usage in await quotas.usage():
                         _show_usage(usage)
+                    await _show_uploads(hosted.uploads)
                     pause = _SHOW_EVERY
             except (StoreError, IndexUnavailable) as error:
                 telemetry.log.warning("ledger not completed", reason=str(error))
@@ -167,6 +170,14 @@ def _show_usage(usage: ScopeUsage) -> None:
         telemetry.HOSTED_BYTES.labels(usage.scope).set(usage.used)
     if usage.limit is not None:
         telemetry.HOSTED_QUOTA.labels(usage.scope).set(usage.limit)
+
+
+async def _show_uploads(uploads: Uploads) -> None:
+    # if they cannot be listed, pushes fail as well, and the log has the reason
+    with suppress(StoreError):
+        sessions = await asyncio.to_thread(uploads.sessions)
+        telemetry.UPLOADS_OPEN.set(len(sessions))
+        telemetry.UPLOADS_OPEN_BYTES.set(sum(session.size for session in sessions))
 
 
 async def run_scrubs(config: Config, storage: Storage, scrub: Scrub) -> None:

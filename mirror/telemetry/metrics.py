@@ -112,6 +112,17 @@ HOSTED_QUOTA: Final = Gauge(
     ["scope"],
     multiprocess_mode="mostrecent",
 )
+LEDGER_COMPLETE: Final = Gauge(
+    "mirror_ledger_last_complete_timestamp_seconds",
+    "When the ledger of hosted content, by which quotas are judged, was last completed, in epoch seconds",
+    multiprocess_mode="mostrecent",
+)
+UPLOADS_OPEN: Final = Gauge(
+    "mirror_uploads_open", "Upload sessions that are open, also abandoned ones", multiprocess_mode="mostrecent"
+)
+UPLOADS_OPEN_BYTES: Final = Gauge(
+    "mirror_uploads_open_bytes", "Bytes of these sessions on the disk", multiprocess_mode="mostrecent"
+)
 STORE_FAILING: Final = Gauge(
     "mirror_store_failing_workers", "Workers whose last write to the store failed", multiprocess_mode="livesum"
 )

@@ -55,6 +55,18 @@ def test_its_labels_are_declared() -> None:
         assert used <= _SCRAPED.union(*(labels[name] for name in metrics)), expression
 
 
+def test_every_metric_of_hosting_is_shown() -> None:
+    """What was added for pushes, hosted content and copies has a panel: whoever declares one more adds it there."""
+    shown = {
+        re.sub(r"_(total|bucket)$", "", name) for expression in _expressions() for name in _NAME.findall(expression)
+    }
+    groups = ("pushes", "received", "uploads", "hosted", "ledger", "collect", "cop")
+    declared = {one._name for one in vars(telemetry).values() if isinstance(one, MetricWrapperBase)}
+    hosting = {name for name in declared if name.removeprefix("mirror_").startswith(groups)}
+    assert len(hosting) > 15
+    assert hosting - shown == set()
+
+
 def test_each_panel_stands_for_itself() -> None:
     """Ids are unique, none covers another, and each asks the data source that is chosen, for the mirrors chosen."""
     panels = _BOARD["panels"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -9,12 +10,15 @@ from typing import Any, Final
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
+from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.repository_records import LocalHostedRecords
+from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.telemetry import render_metrics
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
 from tests.support.push_client import PushClient, hosting_mirror
+from tests.support.store_suite import Pieces
 
 _CORP: Final = {"name": "corp", "quota": "1MB", "quotas": {"team-a/**": "500kB"}}
 _UPSTREAM: Final = {"docker.io": "http://127.0.0.1:1"}
@@ -33,7 +37,12 @@ def _completed(mirror: LiveMirror) -> list[dict[str, Any]]:
 
 def _shown(metric: str, scope: str) -> float | None:
     """A figure among the metrics; None if it is not there."""
-    start = f'{metric}{{scope="{scope}"}} '
+    return _value(f'{metric}{{scope="{scope}"}}')
+
+
+def _value(sample: str) -> float | None:
+    """The value of a sample, which is named as the exposition names it; None if it is not there."""
+    start = f"{sample} "
     shown = [line.removeprefix(start) for line in render_metrics().decode().splitlines() if line.startswith(start)]
     return float(shown[0]) if shown else None
 
@@ -57,6 +66,22 @@ async def test_the_ledger_is_completed_at_start(tmp_path: Path) -> None:
     async with live_mirror(root, _UPSTREAM, hosted=[_CORP, {"name": "lab"}]) as mirror:
         await until(lambda: bool(_completed(mirror)))
         assert mirror.app.storage.hosted.ledger.usage("corp") == 340_001
+
+
+async def test_uploads_and_the_age_of_the_ledger_are_shown(tmp_path: Path) -> None:
+    """Sessions that a client has left open, with their bytes; and when the ledger was completed."""
+    began = time.time()
+    uploads = LocalUploads(layout := LocalStore(Layout(tmp_path / "store")).layout, HostedNames(layout))
+    upload = uploads.open(uploads.begin("somebody"))
+    assert upload
+    upload.fill(Pieces(noise(70_000)), lambda _offset: None)
+    upload.close()
+    uploads.begin("somebody")
+    async with live_mirror(tmp_path / "store", _UPSTREAM, hosted=[_CORP]) as mirror:
+        await until(lambda: bool(_completed(mirror)))
+        await until(lambda: _value("mirror_uploads_open") == 2)
+        assert _value("mirror_uploads_open_bytes") == 70_000
+        assert (_value("mirror_ledger_last_complete_timestamp_seconds") or 0) >= began
 
 
 async def test_other_patterns_count_anew(tmp_path: Path) -> None:
