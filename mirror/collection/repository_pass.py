@@ -50,6 +50,7 @@ from mirror.policy.hosted.collection import (
     next_step,
     waited,
 )
+from mirror.policy.hosted.retention import RETENTION
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
 from mirror.policy.records import ManifestRecord
 from mirror.ports import ABSENT, Version, Versioned
@@ -84,8 +85,9 @@ class RepositoryPass:
         #: Manifests that were read, and what they name.
         self._read: set[Digest] = set()
         self._named = Marks()
-        #: What indexes name.
+        #: What indexes name; and what live ones name.
         self._children = Marks()
+        self._live_children = Marks()
         #: Referrers that are old enough to go, with their subjects.
         self._referrers: dict[Digest, Digest] = {}
 
@@ -187,6 +189,8 @@ class RepositoryPass:
         for child in manifest.manifests:
             self._named.add(child.digest)
             self._children.add(child.digest)
+            if live:
+                self._live_children.add(child.digest)
         if manifest.subject and live and waited(live.fetched_at, self._now(), self._grace) is Waited.LONG_ENOUGH:
             self._referrers[digest] = manifest.subject.digest
 
@@ -227,7 +231,8 @@ class RepositoryPass:
         """Finishes a deletion that was interrupted, and forgets one that has expired."""
         records, record = self._parts.records, deletion.record
         if not has_manifest(self._parts.catalog, self._repo, record.digest):
-            if record.by == COLLECTOR and record.digest in self._children:
+            by_retention = record.by == RETENTION and record.digest in self._live_children
+            if by_retention or (record.by == COLLECTOR and record.digest in self._children):
                 # this process, or another one, died between dropping it and the second look
                 self._bring_back(record.digest)
                 return
@@ -355,7 +360,7 @@ class RepositoryPass:
         """
         records = self._parts.records
         deletion = records.deleted_manifest(self._repo, digest)
-        if deletion is None or deletion.record.by != COLLECTOR:
+        if deletion is None or deletion.record.by not in (COLLECTOR, RETENTION):
             return
         with suppress(RecordChanged):
             self._parts.catalog.put_manifest(self._repo, deletion.record.restored(), expect=ABSENT)

@@ -7,7 +7,7 @@ sessions.py              upload sessions: whose they are, and how many there may
 placing.py, pushing.py   manifests and tags, in the order that a crash may interrupt anywhere
 immutable_images.py      what immutable tags forbid, for both
 deleting.py              deletions, and what brings deleted images back
-operator_deletions.py    the same for operators
+operator_deletions.py    the same for operators; retiring.py for retention, many at once
 damaged_records.py       records that cannot be parsed: what can be said without them
 damaged_blobs.py         damaged content, and who lacks it
 hosted_imports.py        images that come from a bundle or another registry's disk
