@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import BlobUnknown, Denied, QuotaExceeded, UpstreamError
+from mirror.errors import BlobUnknown, Denied, QuotaExceeded, UploadBusy, UpstreamError
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
@@ -34,12 +34,17 @@ from mirror.policy.access_rules import Action
 from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.push_checks import HostedRules, may_use, read_pushed
 from mirror.policy.hosted_records import BlobLink
+from mirror.ports import UploadFile
 from mirror.repository.answers import BlobContent, BlobStat, Outcome
 from mirror.repository.hosted_content import HostedContent
 from mirror.repository.hosted_uploads import HostedUpload
-from mirror.repository.protocol import ManifestPushed, Pusher, Upload
+from mirror.repository.protocol import IDLE, ManifestPushed, Pusher, Upload
 
 T = TypeVar("T")
+
+#: Seconds between two tries to open a session that another request writes to, and how many there are.
+_PAUSE: Final = 0.25
+_LOOKS: Final = int(IDLE / _PAUSE) + 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +222,12 @@ class HostedRepository:
     async def upload(self, session: str, pusher: Pusher) -> Upload:
         """See `Writable`."""
         self._check_writable()
-        file = await self._run(lambda: self._verbs.sessions.open(session, self.repo, pusher.name))
         verbs = self._verbs
+
+        def open_file() -> UploadFile:
+            return verbs.sessions.open(session, self.repo, pusher.name)
+
+        file = await self._open(open_file, lambda: self.upload_offset(session, pusher))
         return HostedUpload(
             self.repo,
             file,
@@ -227,7 +236,23 @@ class HostedRepository:
             verbs.room,
             verbs.executor,
             lambda digest: self._counted(digest, pusher),
+            open_file,
         )
+
+    async def _open(self, open_file: Callable[[], UploadFile], offset: Callable[[], int]) -> UploadFile:
+        """Opens a session. If another request has it whose client sends nothing, waits until that releases it. Raises
+        `UploadBusy` if its client sends, or does not stop long enough.
+        """
+        looks, before = 0, None
+        while True:
+            try:
+                return await self._run(open_file)
+            except UploadBusy:
+                looks, now = looks + 1, offset()
+                if looks >= _LOOKS or before not in (None, now):
+                    raise
+                before = now
+            await asyncio.sleep(_PAUSE)
 
     async def delete_blob(self, digest: Digest, pusher: Pusher) -> None:
         """See `Writable`."""

@@ -8,6 +8,12 @@
              └─ it is not ────────────> the session stays
 
 A thread is used only while bytes are here: a client that sends slowly is waited for on the event loop.
+
+A client that has vanished without a word looks like one that sends nothing. So while nothing comes, the session is not
+locked, and another request of the same client may go on with it:
+
+    appending ── nothing for `IDLE` seconds ──> released ──┬─ bytes come, and the session is as it was ──> appending
+                                                           └─ another request has it, or has changed it ─> broken off
 """
 
 from __future__ import annotations
@@ -18,7 +24,18 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import BlobDamaged, BlobUnknown, DigestInvalid, NoRoomForPush, QuotaExceeded, StoreError, StoreFull
+from mirror.errors import (
+    BlobDamaged,
+    BlobUnknown,
+    DigestInvalid,
+    NoRoomForPush,
+    QuotaExceeded,
+    StoreError,
+    StoreFull,
+    UploadBroken,
+    UploadBusy,
+    UploadUnknown,
+)
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
@@ -50,8 +67,11 @@ class HostedUpload:
         room: Callable[[int], Awaitable[None]],
         executor: Executor,
         counted: Callable[[Digest], Awaitable[int]],
+        reopen: Callable[[], UploadFile],
     ) -> None:
-        """`counted` returns the size of a blob that counts already for every quota; 0 if it counts anew."""
+        """`counted` returns the size of a blob that counts already for every quota; 0 if it counts anew. `reopen` opens
+        the file of the session again after it was closed, or raises `UploadBusy`, `UploadUnknown`.
+        """
         self._repo = repo
         self._file = file
         self._parts = parts
@@ -61,6 +81,9 @@ class HostedUpload:
         self._counted = counted
         #: Bytes up to which the session may grow whatever the quota: the blob counts already, and has no more.
         self._granted = 0
+        self._reopen = reopen
+        #: How many bytes the session had when it was released; None while it is locked.
+        self._released_at: int | None = None
         #: True once the session is over, which closes its file.
         self._over = False
 
@@ -82,17 +105,36 @@ class HostedUpload:
                 self._granted = self.offset + body.length
             await self._room(body.length or 0)
             looked_at = self.offset
-            while await body.wait():
+            while await body.wait(self._release):
+                await self._lock_again()
                 await self._receive(body)
                 if self.offset - looked_at >= _AHEAD:
                     looked_at = self.offset
                     await self._room(_AHEAD)
+            await self._lock_again()
         except (QuotaExceeded, StoreFull) as error:
             await self._give_up()
             if isinstance(error, StoreFull) and not isinstance(error, NoRoomForPush):
                 raise NoRoomForPush(f"no room for this upload: {error}") from error
             raise
         return self.offset
+
+    async def _release(self) -> None:
+        self._released_at = self.offset
+        await self._run(self._file.close)
+
+    async def _lock_again(self) -> None:
+        """Raises `UploadBroken` if another request has gone on with the session while it was released."""
+        if self._released_at is None:
+            return
+        try:
+            file = await self._run(self._reopen)
+        except (UploadBusy, UploadUnknown):
+            raise UploadBroken("another request goes on with this upload") from None
+        if file.offset != self._released_at:
+            await self._run(file.close)
+            raise UploadBroken("another request has gone on with this upload")
+        self._file, self._released_at = file, None
 
     async def _check_quota(self, size: int, digest: Digest | None) -> None:
         try:

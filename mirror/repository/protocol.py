@@ -9,7 +9,7 @@ A caller that wants to fetch asks `isinstance(repository, Fetchable)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeGuard, runtime_checkable
 
@@ -19,6 +19,9 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
 from mirror.ports import Body
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
+
+#: Seconds without a byte after which another request may go on with an upload session.
+IDLE: Final = 3.0
 
 
 class Readable(Protocol):
@@ -104,9 +107,9 @@ class PushBody(Body, Protocol):
     def length(self) -> int | None:
         """Size in bytes of the whole body; None if the client does not say it."""
 
-    async def wait(self) -> bool:
+    async def wait(self, idle: Callable[[], Awaitable[None]] | None = None) -> bool:
         """Returns once bytes can be read; False at the proper end of the body. Raises `UploadBroken` if it breaks off
-        or comes too slowly.
+        or comes too slowly. Once nothing has come for `IDLE` seconds, `idle` is called; it may raise.
         """
 
 

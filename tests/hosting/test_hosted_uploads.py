@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from tests.support.hooked import Hooked
 from tests.support.hosted_world import OTHER, TEAM, Caller, HostedWorld, Limited, Sent, push_image, read_blob, upload
+from tests.support.live_mirror import until
 
 ALICE = Caller("user:alice", TEAM)
 BOB = Caller("user:bob", TEAM)
@@ -32,8 +34,9 @@ def world() -> Iterator[HostedWorld]:
         yield world
 
 
-async def test_one_request_writes_at_a_time(world: HostedWorld) -> None:
+async def test_one_request_writes_at_a_time(world: HostedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another is told so, and may write once the first has closed the session."""
+    monkeypatch.setattr("mirror.repository.hosted._PAUSE", 0.0)
     [repository] = world.open(TEAM)
     session = await repository.begin_upload(ALICE)
     writing = await repository.upload(session, ALICE)
@@ -46,6 +49,82 @@ async def test_one_request_writes_at_a_time(world: HostedWorld) -> None:
     with pytest.raises(UploadUnknown):
         repository.upload_offset(session, ALICE)
     assert world.uploads.sessions() == []
+
+
+async def test_a_client_that_has_vanished_does_not_keep_its_session(
+    world: HostedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next request waits until the first one is idle, and goes on. What the first one still sends is refused."""
+    monkeypatch.setattr("mirror.repository.hosted._PAUSE", 0.0)
+    monkeypatch.setattr("mirror.repository.hosted._LOOKS", 1_000_000)
+    vanished, back = asyncio.Event(), asyncio.Event()
+    world.uploads = Hooked(world.uploads)
+    [repository] = world.open(TEAM)
+    session = await repository.begin_upload(ALICE)
+    first = await repository.upload(session, ALICE)
+    appending = asyncio.create_task(first.append(Sent(b"hel", vanished, None, back, b"XXX")))
+    await until(lambda: repository.upload_offset(session, ALICE) == 3)
+    opening = asyncio.create_task(repository.upload(session, ALICE))
+    await until(lambda: world.uploads.calls["open"] > 3)
+    assert not opening.done()
+    vanished.set()
+    second = await opening
+    assert second.offset == 3
+    assert await second.append(Sent(b"lo")) == 5
+    back.set()
+    with pytest.raises(UploadBroken):
+        await appending
+    await first.close()
+    await second.commit(Digest.of(b"hello"))
+    await second.close()
+    assert await read_blob(repository, Digest.of(b"hello")) == b"hello"
+
+
+async def test_a_client_may_pause(world: HostedWorld) -> None:
+    """Its session is as it was, and it goes on; also if it pauses before the end."""
+    [repository] = world.open(TEAM)
+    session = await repository.begin_upload(ALICE)
+    writing = await repository.upload(session, ALICE)
+    assert await writing.append(Sent(b"hel", None, b"lo", None)) == 5
+    await writing.commit(Digest.of(b"hello"))
+    await writing.close()
+    assert await read_blob(repository, Digest.of(b"hello")) == b"hello"
+
+
+async def test_a_session_that_grew_while_it_was_released_is_not_written_to(world: HostedWorld) -> None:
+    """Another request has written and has left again: the first must not append behind its bytes."""
+    [repository] = world.open(TEAM)
+    session = await repository.begin_upload(ALICE)
+    first = await repository.upload(session, ALICE)
+    vanished = asyncio.Event()
+    appending = asyncio.create_task(first.append(Sent(b"hel", None, vanished, b"XXX")))
+    await until(lambda: repository.upload_offset(session, ALICE) == 3)
+    second = await repository.upload(session, ALICE)
+    await second.append(Sent(b"lo"))
+    await second.close()
+    vanished.set()
+    with pytest.raises(UploadBroken):
+        await appending
+    await first.close()
+    assert repository.upload_offset(session, ALICE) == 5
+
+
+async def test_who_sends_keeps_the_session(world: HostedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another request is refused as soon as it sees the session grow."""
+    monkeypatch.setattr("mirror.repository.hosted._PAUSE", 0.0)
+    monkeypatch.setattr("mirror.repository.hosted._LOOKS", 1_000_000)
+    world.uploads = Hooked(world.uploads)
+    [repository] = world.open(TEAM)
+    session = await repository.begin_upload(ALICE)
+    first, more = await repository.upload(session, ALICE), asyncio.Event()
+    appending = asyncio.create_task(first.append(Sent(b"hel", more, b"lo", asyncio.Event())))
+    await until(lambda: repository.upload_offset(session, ALICE) == 3)
+    opening = asyncio.create_task(repository.upload(session, ALICE))
+    await until(lambda: world.uploads.calls["open"] > 3)
+    more.set()
+    with pytest.raises(UploadBusy):
+        await opening
+    appending.cancel()
 
 
 async def test_a_body_that_breaks_off_leaves_what_arrived(world: HostedWorld) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from mirror.errors import Denied, QuotaExceeded
 from mirror.oci.digest import Digest
+from mirror.repository import protocol
 from mirror.server.registry.upload_pace import UploadPace
 from tests.support.certificates import Certificate
 from tests.support.live_mirror import noise, until
@@ -262,6 +263,26 @@ async def test_stalled_clients_cost_no_thread(server: PushServer) -> None:
     for writer in clients:
         writer.close()
     await until(lambda: not server.repository.busy)
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: {size}", "Transfer-Encoding: chunked"])
+async def test_who_reads_is_told_that_nothing_comes(
+    server: PushServer, framing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each wait; and goes on when the client does."""
+    monkeypatch.setattr(protocol, "IDLE", 0.001)
+    location = await server.begin()
+    reader, writer = await server.connect()
+    body = _chunked(_LARGE, 400_000) if "chunked" in framing else _LARGE
+    writer.write(f"PATCH {location} HTTP/1.1\r\nHost: x\r\n{framing.format(size=len(_LARGE))}\r\n\r\n".encode())
+    for start in range(0, len(body), 1 << 20):
+        writer.write(body[start : start + (1 << 20)])
+        idle = server.repository.idle
+        if start + (1 << 20) < len(body):
+            await until(lambda seen=idle: server.repository.idle > seen)  # type: ignore[misc]
+    assert await reader.readline() == b"HTTP/1.1 202 Accepted\r\n"
+    writer.close()
+    assert (await server.ask("PUT", f"{location}?digest={_DIGEST}")).status == 201
 
 
 def test_pace() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -67,11 +68,13 @@ class Caller:
 
 
 class Sent:
-    """The body of a request, of which a piece arrives at each `wait`; an error among the pieces is raised."""
+    """The body of a request, of which a piece arrives at each `wait`; an error among the pieces is raised. None among
+    them is a time in which nothing comes, an event one that lasts until it is set.
+    """
 
     start = 0
 
-    def __init__(self, *pieces: bytes | Exception, length: int | None = None) -> None:
+    def __init__(self, *pieces: bytes | Exception | asyncio.Event | None, length: int | None = None) -> None:
         self._pieces = list(pieces)
         self._here = b""
         self.length = length
@@ -80,14 +83,19 @@ class Sent:
     def size(self) -> int | None:
         return self.length
 
-    async def wait(self) -> bool:
-        if not self._pieces:
-            return False
-        piece = self._pieces.pop(0)
-        if isinstance(piece, Exception):
-            raise piece
-        self._here = piece
-        return True
+    async def wait(self, idle: Callable[[], Awaitable[None]] | None = None) -> bool:
+        while self._pieces:
+            piece = self._pieces.pop(0)
+            if isinstance(piece, Exception):
+                raise piece
+            if isinstance(piece, bytes):
+                self._here = piece
+                return True
+            if piece is not None:
+                await piece.wait()
+            elif idle is not None:
+                await idle()
+        return False
 
     def readinto(self, buffer: memoryview) -> int:
         given, self._here = self._here[: len(buffer)], self._here[len(buffer) :]

@@ -48,11 +48,14 @@ class MemoryUpload:
         """See `Upload.append`."""
         if self._repository.refuse is not None:
             raise self._repository.refuse
-        while await body.wait():
+        while await body.wait(self._idle):
             self.turns += 1
             await asyncio.to_thread(self._take, body)
             self._repository.received()
         return self.offset
+
+    async def _idle(self) -> None:
+        self._repository.idle += 1
 
     def _take(self, body: PushBody) -> None:
         buffer = memoryview(bytearray(1 << 20))
@@ -97,6 +100,8 @@ class MemoryWritable:
         self.refuse: MirrorError | None = None
         self.received: Callable[[], Any] = lambda: None
         self.pushers: list[str] = []
+        #: How often nothing came for a while from a client that was sending.
+        self.idle = 0
         #: The sizes that clients said when they began an upload.
         self.sizes: list[int | None] = []
         self._numbers = itertools.count(1)

@@ -23,7 +23,7 @@ import asyncio
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, cast
 
 from aiohttp import HttpVersion11, web
@@ -32,6 +32,7 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
 from mirror.errors import ManifestTooLarge, UploadBroken
+from mirror.repository import protocol
 from mirror.server.registry.upload_pace import UploadPace
 
 #: Bytes from which a body is worth the switch to its socket.
@@ -45,6 +46,9 @@ _FAIR: Final = 1 << 20
 _LINGER: Final = 0.05
 #: Seconds over which the rate of a body is averaged.
 WINDOW: Final = 30.0
+
+#: Called once a client has sent nothing for a while.
+Idle = Callable[[], Awaitable[None]]
 
 #: Set in a request once its client was told to send the body.
 CONTINUED: Final = web.RequestKey("continued", bool)
@@ -129,8 +133,8 @@ class ClientBody:
 
     # -------------------------------------------------------------------------------------- on the event loop
 
-    async def wait(self) -> bool:
-        """Returns once bytes can be read; False at the end of the body. Raises `UploadBroken`."""
+    async def wait(self, idle: Idle | None = None) -> bool:
+        """Returns once bytes can be read; False at the end of the body. Raises `UploadBroken`. See `PushBody.wait`."""
         if self._given < len(self._piece):
             return True
         if self._ended or self._aborted:
@@ -144,9 +148,9 @@ class ClientBody:
             if not self._rest:
                 self._ended = True
                 return False
-            await self._readable()
+            await self._readable(idle)
             return True
-        return await self._more()
+        return await self._more(idle)
 
     async def read(self, limit: int) -> bytes:
         """The whole body, which must be small. Raises `ManifestTooLarge` above `limit` bytes, `UploadBroken`."""
@@ -195,29 +199,37 @@ class ClientBody:
             if request.transport is not None:
                 request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    async def _readable(self) -> None:
+    async def _readable(self, idle: Idle | None) -> None:
         loop = asyncio.get_running_loop()
         began = self._clock()
         while True:
             ready = loop.create_future()
             loop.add_reader(self._socket, _set, ready)
             try:
-                async with asyncio.timeout(self._pace.patience):
+                async with asyncio.timeout(self._patience(idle)):
                     await ready
                 return self._keep_up(0, began)
             except TimeoutError:
                 self._keep_up(0, began)
+                if idle is not None:
+                    await idle()
+                    idle = None
                 began = self._clock()
             finally:
                 loop.remove_reader(self._socket)
 
-    async def _more(self) -> bool:
+    def _patience(self, idle: Idle | None) -> float | None:
+        """How many seconds the next wait may take; None: for ever."""
+        longest = self._pace.patience
+        return longest if idle is None else min(protocol.IDLE, longest if longest is not None else protocol.IDLE)
+
+    async def _more(self, idle: Idle | None = None) -> bool:
         """The next piece from aiohttp's stream; False at the end of the body."""
         stream = self._stream
         while True:
             began = self._clock()
             try:
-                async with asyncio.timeout(self._pace.patience):
+                async with asyncio.timeout(self._patience(idle)):
                     piece = await stream.readany()
                 if not piece and stream.at_eof():
                     self._ended = True
@@ -234,6 +246,9 @@ class ClientBody:
             if piece:
                 self._piece, self._given = piece, 0
                 return True
+            if idle is not None:
+                await idle()
+                idle = None
 
     def _keep_up(self, count: int, began: float) -> None:
         if not self._pace.keeps_up(count, self._clock() - began):
