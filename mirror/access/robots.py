@@ -26,12 +26,13 @@ from typing import Any, Final, Protocol
 
 from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
-from mirror.aio.caches import LruCache
+from mirror.aio.caches import LruCache, TtlCache
 from mirror.errors import AccessUnavailable, MirrorError, RecordChanged, StoreError
 from mirror.oci.authorization import CallerCredentials
 from mirror.policy.access_rules import AuthMethod, Identity, Rule, actions
 from mirror.ports import ABSENT, Records
 from mirror.values.json_form import CAMEL_CASE, JsonForm, Moment
+from mirror.values.timestamps import format_moment
 
 #: The kinds of the records: the robots, and when each was last used.
 ROBOTS: Final = "robots"
@@ -46,6 +47,8 @@ _SUM: Final = 6
 _SECRET: Final = re.compile(rf"{PREFIX}([0-9A-Za-z]{{{_ID}}})[0-9A-Za-z]{{{_RANDOM}}}([0-9A-Za-z]{{{_SUM}}})")
 #: Seconds for which a use is not written again.
 _USE_EVERY: Final = 60.0
+#: Seconds for which a refusal of the same robot is not logged again.
+_LOGGED_EVERY: Final = 60.0
 #: Seconds by which the clocks of replicas may differ.
 _SLACK: Final = 60.0
 #: Robots whose records are remembered.
@@ -93,9 +96,16 @@ class Robot:
     expires_at: Moment | None = None
     by: str = ""
 
-    def is_valid(self, now: float) -> bool:
-        """Whether the robot may be used at this time. Before it was created, the clock must be wrong."""
-        return self.created_at - _SLACK <= now and (self.expires_at is None or now < self.expires_at)
+    def refusal(self, now: float) -> str | None:
+        """Why the robot may not be used at this time; None if it may. Before it was created, the clock must be wrong:
+        an expired robot must not come back because a clock is set back.
+        """
+        if now < self.created_at - _SLACK:
+            moment = format_moment(self.created_at)
+            return f"it was created at {moment}, which is in the future: the clock is wrong here, or was wrong then"
+        if self.expires_at is not None and now >= self.expires_at:
+            return f"it expired at {format_moment(self.expires_at)}"
+        return None
 
     @property
     def identity(self) -> Identity:
@@ -208,6 +218,7 @@ class Robots:
         self._now = now
         self._read: LruCache[str, tuple[int, _Known | None]] = LruCache(_MOST, name="robots")
         self._noted: LruCache[str, float] = LruCache(_MOST, name="uses of robots")
+        self._refused: TtlCache[str, str] = TtlCache(_MOST, _LOGGED_EVERY, name="refused robots")
         self._background = BackgroundTasks()
 
     def __repr__(self) -> str:
@@ -235,12 +246,19 @@ class Robots:
 
     def _admit(self, known: _Known) -> Identity | None:
         now, robot = self._now(), known.robot
-        if not robot.is_valid(now):
+        if (refusal := robot.refusal(now)) is not None:
+            self._log_refusal(robot, refusal)
             return None
         if not 0 <= now - self._noted.get(robot.id, float("-inf")) < _USE_EVERY:
             self._noted[robot.id] = now
             self._background.start(asyncio.to_thread(self._note, robot.id, now))
         return known.identity
+
+    def _log_refusal(self, robot: Robot, reason: str) -> None:
+        """Says in the log, once a minute at most, what the client is not told: its answer is that of a wrong secret."""
+        if self._refused.get(robot.id) is None:
+            self._refused[robot.id] = reason
+            telemetry.log.warning("robot refused", robot=robot.name, reason=reason)
 
     async def _find(self, identifier: str) -> _Known | None:
         """The robot of this id; None if there is none, or its record is not valid. Raises `AccessUnavailable` if the

@@ -214,7 +214,8 @@ def _row(robot: Robot, used_at: float | None, now: float) -> dict[str, Any]:
         "allow": [{"actions": list(one.actions), "repositories": list(one.repositories)} for one in robot.allow],
         "created_at": moment(robot.created_at),
         "expires_at": moment(robot.expires_at),
-        "expired": not robot.is_valid(now),
+        "expired": robot.expires_at is not None and now >= robot.expires_at,
+        "refused": robot.refusal(now),
         "used_at": moment(used_at),
         "by": robot.by,
     }
@@ -224,7 +225,9 @@ def _print_robots(rows: Sequence[dict[str, Any]]) -> None:
     table = TextTable("robot", "may", "until", "last used", "created by")
     for row in rows:
         may = "\n".join(f"{','.join(one['actions'])} {' '.join(one['repositories'])}" for one in row["allow"])
-        until = f"{_minute(row['expires_at']) or 'revoked'}{' (expired)' if row['expired'] else ''}"
+        until = _minute(row["expires_at"]) or "revoked"
+        if row["refused"]:
+            until += " (expired)" if row["expired"] else f"\nrefused now: {row['refused']}"
         table.add_row(row["name"], may, until, _minute(row["used_at"]) or "never", row["by"])
     if rows:
         table.show()

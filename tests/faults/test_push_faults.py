@@ -5,14 +5,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import http.client
 import json
 import os
+import signal
+import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+import bcrypt
 import pytest
 
 from mirror.oci.digest import Digest
@@ -21,7 +26,7 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.images import sha256
 from tests.support.live_mirror import LiveMirror, noise, until
 from tests.support.mirror_process import MirrorProcess, write_config
-from tests.support.process import PATIENCE
+from tests.support.process import PATIENCE, eventually
 from tests.support.push_client import PushClient, hosting_mirror, index
 from tests.support.tmpfs import tmpfs
 
@@ -95,6 +100,88 @@ def test_87_another_worker_goes_on_at_the_same_byte(tmp_path: Path) -> None:
         assert other != worker
         assert worker in first
         assert mirror.get(f"/v2/corp/app/blobs/{digest}")[2] == content
+
+
+def test_106_a_client_that_has_vanished(tmp_path: Path) -> None:
+    """Row 106: its connection stays open, and brings nothing more. Its next request goes on with the upload, long
+    before the first one is found too slow.
+    """
+    content = noise(900_000)
+    with MirrorProcess(write_config(tmp_path, {}, more=OPEN_TO_PUSHES)) as mirror:
+        mirror.wait_for_workers(2)
+        with closing(http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)) as connection:
+            connection.request("POST", "/v2/corp/app/blobs/uploads/")
+            place = connection.getresponse().headers["Location"]
+        with socket.create_connection(("127.0.0.1", mirror.port)) as vanished:
+            head = f"PATCH {place} HTTP/1.1\r\nHost: mirror\r\nContent-Length: {len(content)}\r\n\r\n"
+            vanished.sendall(head.encode() + content[:500_000])
+            eventually(lambda: mirror.get(place)[1]["Range"] == "0-499999", "what was sent has arrived")
+            with closing(http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)) as connection:
+                headers = {"Content-Range": "500000-899999"}
+                connection.request("PATCH", place, content[500_000:], headers)
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == 202
+                connection.request("PUT", f"{place}{'&' if '?' in place else '?'}digest={sha256(content)}")
+                assert connection.getresponse().status == 201
+            assert not [line for line in mirror.log if "more slowly" in str(line.get("error"))]
+        assert mirror.get(f"/v2/corp/app/blobs/{sha256(content)}")[2] == content
+
+
+_RIGHTS: Final = """
+[access]
+htpasswd = "{accounts}"
+[[hosted]]
+name = "corp"
+[[access.rule]]
+effect = "allow"
+callers = ["user:alice"]
+actions = [{actions}]
+repositories = ["corp/**"]
+"""
+
+
+def test_109_the_right_to_push_is_taken_away(tmp_path: Path) -> None:
+    """Row 109: by a reload between two chunks. The next request is refused, and so is the manifest; what was received
+    is there once the right is back.
+    """
+    accounts = tmp_path / "htpasswd"
+    accounts.write_bytes(b"alice:" + bcrypt.hashpw(b"secret", bcrypt.gensalt(4)) + b"\n")
+    login = {"Authorization": f"Basic {base64.b64encode(b'alice:secret').decode()}"}
+    content = noise(200_000)
+
+    def configure(actions: str) -> Path:
+        return write_config(tmp_path, {}, more=_RIGHTS.format(accounts=accounts, actions=actions))
+
+    with MirrorProcess(configure('"pull", "push"')) as mirror:
+
+        def ask(method: str, target: str, body: bytes = b"", **headers: str) -> tuple[int, str, str]:
+            """The status, the location and the code of an error."""
+            with closing(http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)) as connection:
+                connection.request(method, target, body, {**login, **headers})
+                answer = connection.getresponse()
+                text = answer.read()
+                code = json.loads(text)["errors"][0]["code"] if answer.status >= 400 and text else ""
+                return answer.status, answer.headers.get("Location", ""), code
+
+        def reload(actions: str) -> None:
+            before = set(mirror.worker_pids())
+            configure(actions)
+            os.kill(mirror.pid, signal.SIGHUP)
+            eventually(lambda: not before & set(mirror.worker_pids()), "the workers are new ones")
+
+        status, place, _ = ask("POST", "/v2/corp/app/blobs/uploads/")
+        assert status == 202
+        assert ask("PATCH", place, content[:100_000])[0] == 202
+        reload('"pull"')
+        assert ask("PATCH", place, content[100_000:])[::2] == (403, "DENIED")
+        complete = f"{place}{'&' if '?' in place else '?'}digest={sha256(content)}"
+        assert ask("PUT", complete)[::2] == (403, "DENIED")
+        assert ask("PUT", "/v2/corp/app/manifests/v1", b"{}")[::2] == (403, "DENIED")
+        assert ask("GET", f"/v2/corp/app/blobs/{sha256(content)}")[0] == 404
+        reload('"pull", "push"')
+        assert ask("PATCH", place, content[100_000:], **{"Content-Range": "100000-199999"})[0] == 202
+        assert ask("PUT", complete)[0] == 201
 
 
 async def test_88_a_full_disk(registry: FakeRegistry, tmp_path: Path) -> None:

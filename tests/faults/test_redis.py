@@ -16,10 +16,12 @@ import pytest
 from mirror.index.redis import Keys
 from mirror.oci.digest import Digest
 from tests.faults.conftest import Tally
+from tests.support.admin_client import ask_admin
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, holder_of_lock, write_config
 from tests.support.process import PATIENCE, eventually
+from tests.support.push_client import image
 from tests.support.redis_server import RedisServer
 
 _SECRET = "canary-9f3b"
@@ -150,6 +152,76 @@ def test_46_to_52_what_becomes_of_redis(
             redis.resume()
         tally(warm=pulls.warm, cold=pulls.cold, failed=0)
         assert not [line for line in mirror.log if _SECRET in str(line)]
+
+
+@pytest.mark.parametrize(
+    "becomes",
+    [_down, _hung, _out_of_memory, _read_only],
+    ids=["47 killed", "48 hung", "50 out of memory", "51 read-only"],
+)
+def test_46_to_52_hosted_content_needs_no_redis(tmp_path: Path, becomes: Callable[[RedisServer], None]) -> None:
+    """Row 47 to 51: pushes, pulls, deletions, undeletions and collection go on; quotas are judged without Redis."""
+    patience = "100ms" if becomes is _hung else "5s"
+    with RedisServer() as redis:
+        config = write_config(tmp_path, {}, index=redis.url, index_timeout=patience, more=_HOSTED)
+        with MirrorProcess(config) as mirror:
+            admin, before = tmp_path / "store" / "admin.sock", noise(60_000, seed=20)
+            _push(mirror, "v1", before)
+            becomes(redis)
+            after = noise(60_000, seed=21)
+            _push(mirror, "v2", after, before)
+            for blob in (before, after):
+                assert mirror.get(f"{_HOSTED_APP}/blobs/{Digest.of(blob)}")[2] == blob
+            assert ask_admin(admin, "DELETE", "/admin/v1/hosted/corp/app:v1").status == 200
+            assert mirror.get(f"{_HOSTED_APP}/manifests/v1")[0] == 404
+            for _ in range(3):
+                assert ask_admin(admin, "POST", "/admin/v1/collection").status == 200
+            assert ask_admin(admin, "POST", "/admin/v1/deleted/corp/app:v1").status == 200
+            for tag in ("v1", "v2"):
+                assert mirror.get(f"{_HOSTED_APP}/manifests/{tag}")[0] == 200
+            # of the 200 KB, 120 are used
+            status, answer = _upload(mirror, noise(100_000, seed=22))
+            assert (status, b"quota" in answer) == (403, True)
+            if becomes is _hung:
+                redis.resume()
+            assert not [line for line in mirror.log if line.get("event") == "request crashed"]
+
+
+_HOSTED_APP = "/v2/corp/app"
+_HOSTED = """
+[hosting]
+grace = "0s"
+[[hosted]]
+name = "corp"
+quota = "200KB"
+[[access.rule]]
+effect = "allow"
+callers = ["*"]
+actions = ["pull", "write", "delete"]
+"""
+
+
+def _ask(mirror: MirrorProcess, method: str, target: str, body: bytes = b"", **headers: str) -> tuple[int, bytes, str]:
+    """The status, the body and the location of an answer."""
+    with closing(http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)) as connection:
+        connection.request(method, target, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.headers.get("Location", "")
+
+
+def _upload(mirror: MirrorProcess, blob: bytes) -> tuple[int, bytes]:
+    status, answer, _ = _ask(mirror, "POST", f"{_HOSTED_APP}/blobs/uploads/?digest={Digest.of(blob)}", blob)
+    return status, answer
+
+
+def _push(mirror: MirrorProcess, tag: str, *layers: bytes) -> None:
+    config = b"{}"
+    for blob in (config, *layers):
+        assert _ask(mirror, "HEAD", f"{_HOSTED_APP}/blobs/{Digest.of(blob)}")[0] in (200, 404)
+        assert _upload(mirror, blob)[0] == 201
+    manifest = image(config, *layers)
+    kind = {"Content-Type": "application/vnd.oci.image.manifest.v1+json"}
+    assert _ask(mirror, "PUT", f"{_HOSTED_APP}/manifests/{tag}", manifest, **kind)[0] == 201
 
 
 def _is_logged(mirror: MirrorProcess, event: str, before: int) -> bool:

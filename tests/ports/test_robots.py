@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mirror import telemetry
 from mirror.access.authentication import Authentication
 from mirror.access.own_tokens import IssuedTokens, read_keys
 from mirror.access.robots import (
@@ -210,6 +211,25 @@ async def test_the_end_of_a_robot(seconds: float, valid: bool, site: _Site) -> N
     site.clock.time += seconds
     assert (await worker.identify(_bearer(secret)) is not None) is valid
     await worker.aclose()
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(90, "it expired at"), (-61, "the clock is wrong")])
+async def test_the_log_says_why_a_robot_is_refused(
+    seconds: float, reason: str, site: _Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, however often it is tried: its client gets the answer of a wrong secret, which helps nobody."""
+    logged: list[dict[str, Any]] = []
+    monkeypatch.setattr(telemetry.log, "warning", lambda event, **fields: logged.append({"event": event, **fields}))
+    secret = site.create(expires_at=site.clock() + 90)
+    worker = site.worker()
+    site.clock.time += seconds
+    for _ in range(3):
+        assert await worker.identify(_bearer(secret)) is None
+    await worker.aclose()
+    [line] = logged
+    assert line["event"] == "robot refused"
+    assert reason in line["reason"]
+    assert secret not in str(line)
 
 
 async def test_a_robot_that_expires_in_the_middle(site: _Site) -> None:
