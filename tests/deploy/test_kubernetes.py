@@ -20,12 +20,24 @@ from prometheus_client.metrics import MetricWrapperBase
 from redis.exceptions import AuthenticationError
 
 from mirror import telemetry
-from mirror.config import Config, load
+from mirror.config import Config, hints, load
+from mirror.values.sizes import parse_capacity, parse_size
 from tests.support.kustomize import Object, only, render
 from tests.support.process import PATIENCE, ProgramProcess, eventually
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_FOLDERS: Final = ("base", "single", "replicas", "replicas-front", "monitoring", "nodes", "nodes-undo")
+_FOLDERS: Final = (
+    "base",
+    "single",
+    "hosted",
+    "hosted-app",
+    "replicas",
+    "replicas-front",
+    "monitoring",
+    "nodes",
+    "nodes-undo",
+)
+_ACCOUNTS: Final = "/etc/mirror-accounts/"
 _NGINX_INGRESS: Final = "nginx.ingress.kubernetes.io"
 #: Kinds that Kubernetes itself does not know; their shape is looked at here.
 _OPERATOR: Final = {"ServiceMonitor", "PrometheusRule"}
@@ -41,6 +53,12 @@ def objects(request: pytest.FixtureRequest) -> list[Object]:
 def single() -> list[Object]:
     """One node."""
     return render(_ROOT / "k8s/single")
+
+
+@pytest.fixture(scope="module")
+def hosted() -> list[Object]:
+    """One node that hosts."""
+    return render(_ROOT / "k8s/hosted")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +78,8 @@ def pods(objects: list[Object]) -> Iterator[tuple[str, dict[str, Any]]]:
     for one in objects:
         if one["kind"] in ("StatefulSet", "Deployment", "DaemonSet"):
             yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+        elif one["kind"] == "CronJob":
+            yield one["metadata"]["name"], one["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
 # ----------------------------------------------------------------------------------------------- every object
@@ -87,6 +107,14 @@ def test_every_reference_leads_somewhere(objects: list[Object]) -> None:
     """ConfigMaps, services and accounts are there, in the same namespace; Secrets are documented ones."""
     there = {(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in objects}
     page = (_ROOT / "docs/cluster.md").read_text()
+    claims = {one["metadata"]["name"] for one in objects if one["kind"] == "PersistentVolumeClaim"}
+    claims |= {
+        f"{claim['metadata']['name']}-{one['metadata']['name']}-{number}"
+        for one in objects
+        if one["kind"] == "StatefulSet"
+        for claim in one["spec"]["volumeClaimTemplates"]
+        for number in range(one["spec"]["replicas"])
+    }
     for one in objects:
         namespace = one["metadata"].get("namespace")
         if one["kind"] == "Ingress":
@@ -96,8 +124,9 @@ def test_every_reference_leads_somewhere(objects: list[Object]) -> None:
             assert f"secret tls {one['spec']['tls'][0]['secretName']}" in page
         if one["kind"] == "StatefulSet":
             assert ("Service", namespace, one["spec"]["serviceName"]) in there
-        if one["kind"] in ("StatefulSet", "Deployment", "DaemonSet"):
-            spec = one["spec"]["template"]["spec"]
+    for one in objects:
+        namespace = one["metadata"].get("namespace")
+        for _, spec in pods([one]):
             if "serviceAccountName" in spec:
                 assert ("ServiceAccount", namespace, spec["serviceAccountName"]) in there
             for volume in spec["volumes"]:
@@ -105,9 +134,11 @@ def test_every_reference_leads_somewhere(objects: list[Object]) -> None:
                     assert ("ConfigMap", namespace, volume["configMap"]["name"]) in there
                 if "secret" in volume:
                     assert re.search(f"secret (generic|tls) {volume['secret']['secretName']}", page)
-            mounted = {mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
-            claims = {claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", [])}
-            assert mounted == {volume["name"] for volume in spec["volumes"]} | claims
+                if "persistentVolumeClaim" in volume:
+                    assert volume["persistentVolumeClaim"]["claimName"] in claims
+            mounted = {mount["name"] for mount in spec["containers"][0].get("volumeMounts", [])}
+            templates = {claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", [])}
+            assert mounted == {volume["name"] for volume in spec["volumes"]} | templates
 
 
 def test_every_selector_finds_its_pods(objects: list[Object]) -> None:
@@ -140,7 +171,7 @@ def test_every_container_is_confined(objects: list[Object]) -> None:
             assert both.get("runAsNonRoot") is True or (name, both["runAsUser"]) == ("mirror-nodes", 0)
             assert container["resources"]["limits"]["memory"]
             assert set(container["resources"]["requests"]) >= {"cpu", "memory"}
-            assert container["readinessProbe"]
+            assert container.get("readinessProbe") or spec.get("restartPolicy") == "Never"
         paths = {volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
         assert paths <= {"/etc/containerd/certs.d"}
         assert not paths or name == "mirror-nodes"
@@ -153,12 +184,13 @@ def configuration(objects: list[Object], directory: Path) -> Config:
     """The configuration of an overlay's pods; its secrets are in `directory`."""
     text = only(objects, "ConfigMap", "mirror-config")["data"]["mirror.toml"]
     (directory / "url").write_text("redis://:secret@mirror-redis:6379/0\n")
+    (directory / "htpasswd").write_text("")
     file = directory / "mirror.toml"
-    file.write_text(text.replace("/run/secrets/redis/", f"{directory}/"))
+    file.write_text(text.replace("/run/secrets/redis/", f"{directory}/").replace(_ACCOUNTS, f"{directory}/"))
     return load(file)
 
 
-@pytest.mark.parametrize("overlay", ["single", "replicas"])
+@pytest.mark.parametrize("overlay", ["single", "hosted", "replicas"])
 def test_the_configuration_is_good_and_fits_the_pod(overlay: str, tmp_path: Path) -> None:
     """`mirror check` accepts it; port, store and the time for draining are those that the pod is made for."""
     objects = render(_ROOT / "k8s" / overlay)
@@ -180,6 +212,52 @@ def test_the_configuration_is_good_and_fits_the_pod(overlay: str, tmp_path: Path
         "/livez",
     )
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_what_is_hosted_is_not_lost(hosted: list[Object], tmp_path: Path) -> None:
+    """One replica, whose disk stays when its claim is deleted; the cache leaves room for the quota; each night's backup
+    runs as the mirror's user, beside it, into another volume, with its settings.
+    """
+    spec = only(hosted, "StatefulSet", "mirror")["spec"]
+    assert spec["replicas"] == 1
+    [claim] = spec["volumeClaimTemplates"]
+    [kept] = [one for one in hosted if one["kind"] == "StorageClass"]
+    assert claim["spec"]["storageClassName"] == kept["metadata"]["name"]
+    assert kept["reclaimPolicy"] == "Retain"
+    assert set(spec["persistentVolumeClaimRetentionPolicy"].values()) == {"Retain"}
+    config = configuration(hosted, tmp_path)
+    volume = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) << 30
+    [registry] = config.hosted
+    assert registry.quota
+    assert parse_capacity(config.store.capacity).of(volume) + parse_size(registry.quota) < 0.9 * volume
+    assert hints(config) == []
+    job = only(hosted, "CronJob", "mirror-backup")["spec"]
+    assert job["concurrencyPolicy"] == "Forbid"
+    [(_, mirrors), (_, backups)] = sorted(pods(hosted), key=lambda one: one[0] != "mirror")
+    assert backups["securityContext"]["runAsUser"] == mirrors["securityContext"]["runAsUser"]
+    [near] = backups["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert near["labelSelector"]["matchLabels"] == spec["selector"]["matchLabels"]
+    [container] = backups["containers"]
+    assert container["image"] == mirrors["containers"][0]["image"]
+    at = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert container["args"] == ["backup", f"{at['backup']}/mirror", "--config", f"{at['config']}/mirror.toml"]
+    wanted = {mount["name"]: mount["mountPath"] for mount in mirrors["containers"][0]["volumeMounts"]}
+    assert wanted.items() <= at.items()
+
+
+def test_an_app_is_pulled_with_the_secret_that_the_page_makes(hosted: list[Object]) -> None:
+    """From the host of the Ingress, out of a registry that is hosted there."""
+    objects = render(_ROOT / "k8s/hosted-app")
+    page = (_ROOT / "docs/hosted.md").read_text()
+    account = only(objects, "ServiceAccount", "shop")
+    [(_, spec)] = pods(objects)
+    assert spec["serviceAccountName"] == account["metadata"]["name"]
+    [secret] = account["imagePullSecrets"]
+    namespace = account["metadata"]["namespace"]
+    assert f"kubectl -n {namespace} create secret docker-registry {secret['name']} " in page
+    host = only(hosted, "Ingress", "mirror")["spec"]["rules"][0]["host"]
+    assert f"--docker-server={host}" in page
+    assert spec["containers"][0]["image"].startswith(f"{host}/corp/team-a/")
 
 
 def test_several_replicas_share_nothing_but_redis(replicas: list[Object]) -> None:
