@@ -25,6 +25,7 @@ from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.api import Admin
 from mirror.server.admin.copy_admin import CopyAdmin
+from mirror.server.admin.event_admin import EventAdmin
 from mirror.server.admin.hosted_admin import HostedAdmin
 from mirror.server.admin.image_admin import ImageAdmin
 from mirror.server.admin.mirror_status import MirrorStatus
@@ -114,6 +115,7 @@ def open_administration(
         status,
         hosted,
         CopyAdmin(open_copies(config, storage, repositories), table, gate if config.access.has_admins else None),
+        EventAdmin(storage.hosted.outbox, [endpoint.name for endpoint in config.events.endpoint]),
         parse_image=parse,
         config=redacted_settings(config),
         clients=ClientFiles(config),

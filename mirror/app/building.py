@@ -21,6 +21,7 @@ from mirror.app.administration import open_administration
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
+from mirror.app.reporting import open_reports
 from mirror.app.repositories import open_repositories
 from mirror.app.storage import Storage, blob_places, open_storage
 from mirror.config import Config, TraceSettings
@@ -105,6 +106,8 @@ async def build(
         recent = _open_recent(storage, stack, now, on_disk=housework)
         gate = await open_gate(config, storage, repositories, stack, now)
         audit = open_audit(config, stack)
+        announcer = repositories.hosting.verbs.parts.events
+        reports = await stack.enter_async_context(open_reports(config, storage, announcer, now)) if housework else None
         readiness = Readiness()
         front = _open_front(config, repositories.router, _pages(config, readiness, pulse), gate, audit, recent, stack)
         admin = open_administration(config, storage, repositories, gate, audit, stack, now)
@@ -132,6 +135,7 @@ async def build(
                 recent.run(),
                 admin.workers.run(),
                 admin.traffic.run(),
+                *((reports.log.run(), reports.deliveries.run()) if reports else ()),
             ):
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)

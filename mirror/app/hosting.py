@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mirror.app.reporting import open_announcer
 from mirror.app.storage import Storage, quota_rules
 from mirror.config import Config, HostedSettings
 from mirror.hosting.copying import Copying
@@ -115,6 +116,7 @@ def _open_parts(config: Config, storage: Storage, histories: TagHistories) -> Ho
         Quotas(storage.hosted.ledger, quota_rules(config)),
         immutable_tags(config),
         config.hosting.grace,
+        open_announcer(config, storage),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from mirror import telemetry
 from mirror.app.routes import age_rule
 from mirror.config import Config, routing_table
 from mirror.eviction.evictor import Evictor
@@ -25,6 +26,7 @@ from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.link_ledger import SqliteLedger
+from mirror.index.outbox import SqliteOutbox
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -32,7 +34,7 @@ from mirror.policy.eviction import Watermarks
 from mirror.policy.hosted.quotas import QuotaRules, RegistryQuota
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
-from mirror.ports import ContentIndex, HostedBlobs, LinkLedger, Records, RepairableBlobs, Uploads
+from mirror.ports import ContentIndex, EventStore, HostedBlobs, LinkLedger, Records, RepairableBlobs, Uploads
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.contents import LocalContents
 from mirror.store.hosted.repository_records import LocalHostedRecords
@@ -59,13 +61,14 @@ _IDLE = 60.0
 @dataclass(frozen=True, slots=True)
 class HostedDisk:
     """The files of hosted content, besides tags and manifests: its blobs, upload sessions, the records of its
-    repositories, and the ledger that is derived from them.
+    repositories, the ledger that is derived from them, and the outbox of events, if there are endpoints.
     """
 
     blobs: HostedBlobs
     uploads: Uploads
     records: LocalHostedRecords
     ledger: LinkLedger
+    outbox: EventStore | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +127,25 @@ def open_disk(config: Config) -> LocalDisk:
     store = LocalStore(layout)
     names = HostedNames(layout)
     ledger = SqliteLedger(layout.ledger, quota_rules(config).scopes)
-    hosted = HostedDisk(names, LocalUploads(layout, names), LocalHostedRecords(layout), ledger)
+    outbox = open_outbox(config, layout) if config.events.endpoint else None
+    hosted = HostedDisk(names, LocalUploads(layout, names), LocalHostedRecords(layout), ledger, outbox)
     return LocalDisk(layout, store, LocalCatalog(layout), LocalPins(layout), hosted, LocalContents(layout))
+
+
+def open_outbox(config: Config, layout: Layout) -> SqliteOutbox:
+    """The outbox of events, which the caller closes."""
+    settings = config.events
+
+    def lost(endpoint: str, count: int) -> None:
+        telemetry.EVENTS_LOST.labels(endpoint).inc(max(1, count))
+
+    return SqliteOutbox(
+        layout.events,
+        [endpoint.name for endpoint in settings.endpoint],
+        most_events=settings.max_events,
+        most_bytes=parse_size(settings.max_size),
+        lost=lost,
+    )
 
 
 @asynccontextmanager
@@ -136,6 +156,8 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
     async with AsyncExitStack() as stack:
         disk = await asyncio.to_thread(open_disk, config)
         stack.callback(disk.hosted.ledger.close)
+        if disk.hosted.outbox is not None:
+            stack.callback(disk.hosted.outbox.close)
         layout, store, catalog, pins = disk.layout, disk.store, disk.catalog, disk.pins
         locks = FileLocks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)

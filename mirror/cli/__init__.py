@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "job_commands": ("jobs",),
     "hosted_commands": ("delete", "undelete", "gc", "backup", "release"),
     "hosting.copy_command": ("copy",),
+    "hosting.event_commands": ("events",),
     "tags": ("history", "freeze", "unfreeze", "freezes"),
     "pin_commands": ("pin", "unpin", "pins"),
     "image_commands": ("ls", "show", "verify", "misses"),

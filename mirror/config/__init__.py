@@ -4,6 +4,7 @@ settings.py        every setting, with its default and its meaning
 values.py          checks of single values
 loading.py         from file and environment to checked settings
 checks.py          checks of several settings together, and of the files that they name
+event_checks.py    those of the endpoints that are sent events
 redacted.py        the settings without secrets, for display
 routing_table.py   the routing table that follows from them
 access_policy.py   the access rules that follow from them

@@ -12,6 +12,7 @@ from mirror.access.htpasswd import check_htpasswd
 from mirror.access.own_tokens import check_keys
 from mirror.config import values
 from mirror.config.access_policy import access_policy, wrong_issuers
+from mirror.config.event_checks import check_events, event_hints
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
     AccessSettings,
@@ -80,7 +81,7 @@ def cross_check(config: Config) -> list[str]:
         mistakes.append(f"offline: {', '.join(verified)} with access = verify must be contacted for each caller")
     if config.default_registry and config.default_registry not in names:
         mistakes.append(f"default_registry: {config.default_registry} is no upstream, hosted or virtual registry")
-    mistakes += [*_check_virtual(config), *_check_syncs(config)]
+    mistakes += [*_check_virtual(config), *_check_syncs(config), *check_events(config.events.endpoint)]
     if url := config.index.url.get_secret_value():
         # imported here: every command reads the configuration, and few configurations need the Redis library
         from mirror.index.redis_address import parse_redis_url
@@ -109,6 +110,7 @@ def hints(config: Config) -> list[str]:
         *_matching_nothing(config),
         *_immutable_hints(config),
         *_about_virtual(config),
+        *event_hints(config, _may_be_about),
     ]
 
 

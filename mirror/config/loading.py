@@ -25,6 +25,7 @@ from mirror.config import values
 from mirror.config.checks import cross_check
 from mirror.config.settings import (
     Config,
+    EventEndpointSettings,
     ReachSettings,
 )
 from mirror.errors import ConfigError
@@ -179,7 +180,23 @@ def _with_secrets(config: Config) -> tuple[Config, list[str]]:
             token = token.model_copy(update={"token": SecretStr(text)})
         tokens.append(token)
     access = config.access.model_copy(update={"token": tokens})
-    return config.model_copy(update={"index": index, "upstream": upstreams, "access": access}), mistakes
+    reached = [_with_url(each, number, mistakes) for number, each in enumerate(config.events.endpoint, 1)]
+    events = config.events.model_copy(update={"endpoint": reached})
+    whole = {"index": index, "upstream": upstreams, "access": access, "events": events}
+    return config.model_copy(update=whole), mistakes
+
+
+def _with_url(endpoint: EventEndpointSettings, number: int, mistakes: list[str]) -> EventEndpointSettings:
+    if endpoint.url_file is None:
+        return endpoint
+    where = f"events.endpoint[{number}].url_file"
+    text = _read_secret(where, endpoint.url_file, mistakes)
+    try:
+        values.event_url(text)
+    except ValueError:
+        if text:
+            mistakes.append(f"{where}: {endpoint.url_file} contains no http or https URL")
+    return endpoint.model_copy(update={"url": SecretStr(text)})
 
 
 R = TypeVar("R", bound=ReachSettings)

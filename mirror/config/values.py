@@ -17,6 +17,8 @@ from pydantic import (
 from mirror.errors import RequestError
 from mirror.oci.reference import check_name, check_registry, check_tag
 from mirror.policy.content_rules import ImagePattern
+from mirror.policy.events.changes import TYPES
+from mirror.policy.events.subscriptions import matching_types
 from mirror.policy.pins import PinRule
 from mirror.policy.upstream.url_bounds import UrlRefused, parse_url
 from mirror.upstream.http.proxies import Proxies
@@ -152,6 +154,27 @@ def tag_pattern(text: str) -> str:
         check_tag(re.sub(r"[*?]", "a", text))
     except RequestError as error:
         raise ValueError(f"{text[:80]!r} matches no tag: write for example v* or 1.?.*") from error
+    return text
+
+
+def event_pattern(text: str) -> str:
+    """Accepts a pattern that matches at least one type of events."""
+    if not matching_types(text):
+        raise ValueError(f"{text[:80]!r} matches no type of events: write one of {', '.join(TYPES)}, or mirror.image.*")
+    return text
+
+
+def event_url(text: str) -> str:
+    """Accepts the URL of an endpoint, which may have a query. The message does not quote it: it may be a secret."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("url: not an http or https URL")
+    if parts.username or parts.password or parts.fragment:
+        raise ValueError("url: contains a user, a password or a fragment; sign with secret_file instead")
+    try:
+        parse_url(text)
+    except UrlRefused:
+        raise ValueError("url: not an http or https URL that may be used") from None
     return text
 
 

@@ -79,6 +79,7 @@ def _put_aside(
 ) -> None:
     if store.set_aside(digest, seen):
         telemetry.log.error("damaged blob set aside", digest=str(digest), reason=str(error))
+        telemetry.notice(telemetry.Notice.BLOB_DAMAGED, digest=str(digest), reason=str(error))
 
 
 def try_set_aside(store: RepairableBlobs, digest: Digest) -> None:

@@ -118,7 +118,10 @@ class Deleting:
                 record = found.record
                 change.made = True
                 change.announce(
-                    self._parts.events, HostedChange(ChangeKind.DELETE_TAG, repo, caller, record.digest, (tag,))
+                    self._parts.events,
+                    HostedChange(
+                        ChangeKind.DELETE_TAG, repo, caller, record.digest, (tag,), version=str(found.version)
+                    ),
                 )
                 if keep:
                     self._parts.records.put_deleted_tag(repo, DeletedTag.of(record, self._parts.now(), caller))
@@ -191,7 +194,8 @@ class Deleting:
                     tags = dict(self._tags_of(repo, digest))
                     self.check(repo, tags, [digest], force=force)
                     record = replace(mark, tags=tuple(tags))
-                    change.announce(self._parts.events, _of_manifest(ChangeKind.DELETE, repo, record, caller))
+                    deletion = _of_manifest(ChangeKind.DELETE, repo, record, caller, found.version)
+                    change.announce(self._parts.events, deletion)
                 except BaseException:
                     with suppress(RecordChanged):
                         records.drop_deleted_manifest(repo, digest, expect=version)
@@ -419,5 +423,5 @@ class Deleting:
             change.announced.end()
 
 
-def _of_manifest(kind: ChangeKind, repo: Repo, record: DeletedManifest, caller: str) -> HostedChange:
-    return HostedChange(kind, repo, caller, record.digest, record.tags, record.media_type, record.size)
+def _of_manifest(kind: ChangeKind, repo: Repo, record: DeletedManifest, caller: str, version: str = "") -> HostedChange:
+    return HostedChange(kind, repo, caller, record.digest, record.tags, record.media_type, record.size, version=version)

@@ -12,8 +12,9 @@ the order of their turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mirror.oci.digest import Digest
@@ -76,3 +77,177 @@ class Notices(Protocol):
 
     def note(self, event: Event) -> None:
         """Never blocks, never raises. From any thread."""
+
+
+# ------------------------------------------------------------------------------------------------------------ outbox
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChange:
+    """A change that was prepared and of which it is not known whether it was made. `claim` is what `prepare` got."""
+
+    id: str
+    key: str
+    claim: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An event for these endpoints. `body` is what is sent, `made_at` is in epoch seconds."""
+
+    id: str
+    type: str
+    key: str
+    body: str
+    made_at: float
+    endpoints: tuple[str, ...]
+
+
+class Outbox(Protocol):
+    """Where changes are prepared, and events wait. Every call raises `StoreError` if it fails, and has changed nothing
+    then, unless it says otherwise.
+
+    prepare() ──> prepared ── confirm() ──> waiting ── delivered() ──> gone
+                     │  ^                     │  ^
+      abandon(), or  │  │                     │  └─ resend() ─┐
+      the death of   v  │                     └── bury() ──> dead
+      its process  orphans() ── confirm()                     │
+                                              └── beyond the bound: the oldest go, and are counted in a gap
+    """
+
+    def prepare(self, key: str, claim: str) -> PreparedChange:
+        """Write down a change that is about to be made. Durable on return."""
+
+    def turn(self, key: str) -> AbstractContextManager[str]:
+        """Exclude other turns of the key, in all processes. Inside, the result is a text that is greater than that of
+        each turn of the key before. Never waits for a disk to sync.
+        """
+
+    def confirm(self, prepared: PreparedChange | None, order: str, events: Sequence[Outgoing]) -> None:
+        """Let events wait, in the order of a turn, and forget the prepared change; no events: only forget it.
+
+        Every process sees it on return, also after the death of this one. After a power cut, the change may be prepared
+        again. Repeatable: an event that waits is not written again.
+        """
+
+    def orphans(self, key: str | None = None) -> Sequence[PreparedChange]:
+        """The changes, of this key or of all, that no living process is making."""
+
+    def is_prepared(self, prepared: PreparedChange) -> bool:
+        """Whether the change is still to be confirmed."""
+
+    def abandon(self, prepared: PreparedChange) -> None:
+        """Let any process find out what became of this change."""
+
+    def close(self) -> None:
+        """Close the files. Repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Events that an endpoint will not get, because too many were waiting: how many (0: unknown), and when the first
+    and the last of them were made.
+    """
+
+    number: int
+    id: str
+    count: int
+    first_at: float
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingEvent:
+    """An event that waits for an endpoint, or is `dead`: how often it was sent in vain, and how that ended last."""
+
+    number: int
+    id: str
+    type: str
+    key: str
+    endpoint: str
+    body: str
+    made_at: float
+    attempts: int = 0
+    error: str = ""
+    dead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits for an endpoint. `oldest_at` is when the oldest waiting event was made; None: none waits. `lost` are
+    the events of gaps of which the endpoint was not informed yet.
+    """
+
+    endpoint: str
+    waiting: int = 0
+    dead: int = 0
+    oldest_at: float | None = None
+    lost: int = 0
+
+
+class Deliveries(Protocol):
+    """The outbox as whoever delivers sees it. Calls raise `StoreError`."""
+
+    def changed(self) -> int:
+        """Differs after each change that another process has made."""
+
+    def heads(self, endpoint: str, skip: Collection[str], most: int) -> Sequence[WaitingEvent]:
+        """The next event of up to `most` keys, without those in `skip`; of each key the one whose turn was first."""
+
+    def gap(self, endpoint: str) -> Gap | None:
+        """The oldest gap of which the endpoint was not informed; from now on it does not grow."""
+
+    def told(self, endpoint: str, gap: Gap) -> None:
+        """Forget a gap of which the endpoint was informed."""
+
+    def delivered(self, event: WaitingEvent) -> None:
+        """The endpoint has the event. Repeatable."""
+
+    def failed(self, event: WaitingEvent, error: str) -> None:
+        """Note an attempt that failed, and why."""
+
+    def bury(self, event: WaitingEvent, error: str) -> None:
+        """The event is not sent any more, unless by `resend`."""
+
+    def expire(self, endpoint: str, before: float) -> int:
+        """Bury the events made before `before`; returns how many."""
+
+    def forget_endpoints(self, known: Collection[str], before: float) -> int:
+        """Drop what was made before `before` for endpoints that are not among the `known` ones; returns how much."""
+
+    def backlog(self, known: Collection[str]) -> Sequence[Backlog]:
+        """What waits for each endpoint: the known ones, and others for which something waits."""
+
+    def listed(self, *, endpoint: str | None, dead: bool | None, most: int) -> Sequence[WaitingEvent]:
+        """Events that wait, or are dead, the oldest first; of one endpoint, or of all."""
+
+    def resend(self, *, id: str | None, endpoint: str | None) -> int:
+        """Let dead events wait again: one, those of an endpoint, or all; returns how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How an attempt ended: the status, None without an answer, and the `problem` then, in words that name no address;
+    and after how many seconds the endpoint wants to be asked again, if it says so.
+    """
+
+    status: int | None
+    problem: str = ""
+    retry_after: float | None = None
+
+
+class EventSender(Protocol):
+    """Sends events to endpoints, by their names."""
+
+    async def send(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        """One POST. Redirects are not followed, and what the endpoint answers is not kept. Raises nothing."""
+
+
+class EventStore(Outbox, Deliveries, Protocol):
+    """The whole outbox."""
+
+    def sweep(self) -> None:
+        """Delete what processes that no longer live have left and nobody needs. Raises `StoreError`."""
+
+    def wake(self, woken: Callable[[], None]) -> None:
+        """Call this after events of this process were confirmed, in any thread."""

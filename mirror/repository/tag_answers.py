@@ -276,3 +276,4 @@ class TagAnswers:
             telemetry.log.warning("version tag moved", **move)
         else:
             telemetry.log.info("tag moved", **move)
+        telemetry.notice(telemetry.Notice.TAG_MOVED, **move)

@@ -123,6 +123,31 @@ UPLOADS_OPEN: Final = Gauge(
 UPLOADS_OPEN_BYTES: Final = Gauge(
     "mirror_uploads_open_bytes", "Bytes of these sessions on the disk", multiprocess_mode="mostrecent"
 )
+EVENTS_DELIVERED: Final = Counter("mirror_events_delivered", "Events that an endpoint has taken", ["endpoint"])
+EVENTS_FAILED: Final = Counter(
+    "mirror_events_failed", "Attempts to deliver an event that an endpoint did not take", ["endpoint"]
+)
+EVENTS_LOST: Final = Counter(
+    "mirror_events_lost", "Events that an endpoint will not get, because too many were waiting", ["endpoint"]
+)
+EVENTS_DROPPED: Final = Counter(
+    "mirror_events_dropped", "Events about damage, upstreams and pulls that came too fast to be written down"
+)
+EVENTS_WAITING: Final = Gauge(
+    "mirror_events_waiting", "Events that wait for an endpoint", ["endpoint"], multiprocess_mode="mostrecent"
+)
+EVENTS_DEAD: Final = Gauge(
+    "mirror_events_dead",
+    "Events that are not sent to an endpoint any more, unless an operator resends them",
+    ["endpoint"],
+    multiprocess_mode="mostrecent",
+)
+EVENTS_OLDEST: Final = Gauge(
+    "mirror_events_oldest_seconds",
+    "Age of the oldest event that waits for an endpoint; 0 if none waits",
+    ["endpoint"],
+    multiprocess_mode="mostrecent",
+)
 STORE_FAILING: Final = Gauge(
     "mirror_store_failing_workers", "Workers whose last write to the store failed", multiprocess_mode="livesum"
 )

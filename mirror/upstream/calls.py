@@ -126,6 +126,8 @@ class Calls:
                     await self._pause(tries)
                     tries += 1
                     continue
+            if self.circuit.delay:
+                self._notice(telemetry.Notice.UPSTREAM_UP)
             self.circuit = CLOSED
             await self._note_limits(answer)
             if call.is_usable(answer):
@@ -192,7 +194,13 @@ class Calls:
             self._throttle(error.retry_after)
         # if the registry has answered with a redirect, it is not down
         if isinstance(error, DialFailed | DialTimedOut | UpstreamTimeout) and not error.elsewhere:
+            was_down = self.circuit.delay > 0
             self.circuit = self.circuit.failed(self._clocks.monotonic())
+            if self.circuit.delay and not was_down:
+                self._notice(telemetry.Notice.UPSTREAM_DOWN)
+
+    def _notice(self, what: telemetry.Notice) -> None:
+        telemetry.notice(what, upstream=self._upstream, address=self._endpoint.bounds.base.authority)
 
     def _is_passing(self, error: UpstreamError) -> bool:
         """True if the same request may succeed soon, after no answer. A time-out has taken long enough already."""

@@ -45,7 +45,7 @@ _MAY_IMPORT: Final = {
     "values": {"errors", "oci"},
     "policy": {"errors", "oci", "values"},
     "policy/hosted": {"errors", "oci", "policy", "values"},
-    "policy/events": {"oci", "policy", "values"},
+    "policy/events": {"errors", "oci", "policy", "values"},
     "policy/upstream": {"errors", "oci"},
     "ports": {"oci", "policy", "policy/events", "policy/hosted"},
     "policy/virtual": {"errors", "oci", "policy"},
@@ -67,6 +67,7 @@ _MAY_IMPORT: Final = {
     "intake": _BELOW_ALL | {"graph"},
     "eviction": _BELOW_ALL | {"values", "graph", "intake"},
     "hosting": _BELOW_ALL | {"values", "graph", "intake"},
+    "events": _BELOW_ALL | {"values"},
     "collection": _BELOW_ALL | {"values", "graph", "hosting"},
     "repository": _BELOW_ALL
     | {
@@ -91,6 +92,7 @@ _MAY_IMPORT: Final = {
     | {
         "values",
         "collection",
+        "events",
         "eviction",
         "fills",
         "graph",

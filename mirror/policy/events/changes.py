@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -98,8 +98,8 @@ class HostedChange:
     """A change that is about to be made by the caller `by`: to the manifest, or the blob, `digest` and to `tags`.
 
     `digest` is None if the record of a tag that is deleted is damaged. `size` is in bytes. `had` says that the
-    repository had the manifest before. `before` is what each tag pointed to before. `source` is the repository from
-    which a blob is mounted.
+    repository had the manifest before. `before` is what each tag pointed to before. `version` is that of the record
+    that is deleted. `source` is the repository from which a blob is mounted.
     """
 
     __pydantic_config__ = CAMEL_CASE
@@ -113,6 +113,7 @@ class HostedChange:
     size: int = 0
     had: bool = False
     before: dict[TagField, DigestField] = field(default_factory=dict)
+    version: str = ""
     source: str = ""
 
     def to_json(self) -> str:
@@ -157,6 +158,11 @@ def seen_tags(change: HostedChange, now: Mapping[str, Digest | None]) -> tuple[t
 
 def events_of(change: HostedChange, seen: SeenChange) -> tuple[Event, ...]:
     """The events that report the part of a change that is there."""
+    events = _events_of(change, seen)
+    return events if seen.certain else tuple(replace(each, data={**each.data, "certain": False}) for each in events)
+
+
+def _events_of(change: HostedChange, seen: SeenChange) -> tuple[Event, ...]:
     match change.kind:
         case ChangeKind.PUSH:
             if not seen.present or (change.had and change.tags and not seen.tags):
@@ -172,10 +178,9 @@ def events_of(change: HostedChange, seen: SeenChange) -> tuple[Event, ...]:
         case ChangeKind.DELETE:
             return () if seen.present else (_image(DELETED, change, change.tags),)
         case ChangeKind.DELETE_TAG:
-            return () if seen.tags else (_event(TAG_DELETED, change, tag=change.tags[0], digest=str(change.digest)),)
+            return () if seen.tags else (_tag(TAG_DELETED, change),)
         case ChangeKind.UNDELETE_TAG:
-            there = seen.present and seen.tags
-            return (_event(TAG_UNDELETED, change, tag=change.tags[0], digest=str(change.digest)),) if there else ()
+            return (_tag(TAG_UNDELETED, change),) if seen.present and seen.tags else ()
         case ChangeKind.MOUNT:
             if not seen.present:
                 return ()
@@ -186,6 +191,11 @@ def events_of(change: HostedChange, seen: SeenChange) -> tuple[Event, ...]:
 def _image(kind: str, change: HostedChange, tags: tuple[str, ...]) -> Event:
     known = {"mediaType": change.media_type, "size": change.size} if change.media_type else {}
     return _event(kind, change, digest=str(change.digest), **known, tags=list(tags))
+
+
+def _tag(kind: str, change: HostedChange) -> Event:
+    digest = {"digest": str(change.digest)} if change.digest else {}
+    return _event(kind, change, tag=change.tags[0], **digest)
 
 
 def _event(kind: str, change: HostedChange, **data: Any) -> Event:

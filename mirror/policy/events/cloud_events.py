@@ -12,9 +12,10 @@ from mirror.policy.events.changes import Event
 MEDIA_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 
 
-def cloud_event(event: Event, *, id: str, source: str, at: float) -> str:
+def cloud_event(event: Event, *, id: str, source: str, at: float, sequence: str = "") -> str:
     """The event as it is sent, as JSON text. `source` is a URI reference that names the mirror; `at` is in epoch
-    seconds. Together with `source`, `id` is unique.
+    seconds. Together with `source`, `id` is unique. `sequence` grows with each event of one repository (CloudEvents,
+    "Sequence" extension): it is compared as text. Empty: the event has no place in an order.
     """
     return json.dumps(
         {
@@ -24,6 +25,7 @@ def cloud_event(event: Event, *, id: str, source: str, at: float) -> str:
             "type": event.type,
             "subject": event.subject,
             "time": _time(at),
+            **({"sequence": sequence} if sequence else {}),
             "datacontenttype": "application/json",
             "data": dict(event.data),
         },

@@ -38,6 +38,7 @@ from mirror.errors import (
     RequestError,
     Unsupported,
 )
+from mirror.events.event_replies import ResentJson
 from mirror.inspect.as_json import PinJson, PurgedJson, VictimsJson
 from mirror.oci.reference import Repo
 from mirror.oci.strict_json import read_json
@@ -49,6 +50,7 @@ from mirror.prefetch.sync import Sync
 from mirror.replication.copy_run import CopiedJson
 from mirror.server.admin.assets import ASSETS, Asset
 from mirror.server.admin.copy_admin import CopyAdmin, audited_fields
+from mirror.server.admin.event_admin import EventAdmin
 from mirror.server.admin.hosted_admin import DeletedJson, HostedAdmin, UndeletedJson
 from mirror.server.admin.image_admin import ImageAdmin, boolean
 from mirror.server.admin.mirror_status import MirrorStatus
@@ -68,7 +70,7 @@ _LARGEST_BODY: Final = 1 << 20
 _BODY_IN: Final = 30.0
 
 #: Names in the audit log, if they differ from the operation's own name.
-_AUDITED: Final = {"run": "sync", "cancel": "cancel"}
+_AUDITED: Final = {"run": "sync", "cancel": "cancel", "resend": "events"}
 
 
 class AdminAudit(Protocol):
@@ -114,6 +116,7 @@ class Admin:
         status: MirrorStatus,
         hosted: HostedAdmin,
         copies: CopyAdmin,
+        events: EventAdmin,
         *,
         parse_image: Callable[[str], Image],
         config: Mapping[str, Any],
@@ -130,6 +133,7 @@ class Admin:
         self.images = images
         self.hosted = hosted
         self.copies = copies
+        self._events = events
         self._status = status
         self._parse_image = parse_image
         self._config = config
@@ -153,6 +157,8 @@ class Admin:
             "undelete": self._undelete,
             "collection": lambda _: hosted.collection(),
             "collect": lambda _: hosted.collect(),
+            "events": lambda call: events.events(call.query),
+            "resend": self._resend,
             "pins": lambda call: images.pins(call.query),
             "pin": self._pin,
             "unpin": lambda call: images.unpin(self._image(call)),
@@ -300,6 +306,11 @@ class Admin:
         victims = await self.images.collect()
         call.audited |= {"bytes": victims["bytes"]}
         return victims
+
+    async def _resend(self, call: _Call) -> ResentJson:
+        resent = await self._events.resend(call.query)
+        call.audited |= {"endpoint": call.query.get("endpoint"), "events": resent["resent"]}
+        return resent
 
     async def _list_jobs(self, _call: _Call) -> JobsJson:
         return {"jobs": await self._jobs.all()}

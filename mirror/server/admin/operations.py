@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from mirror.collection.collection_replies import CollectionJson, RoundJson
+from mirror.events.event_replies import EventsJson, ResentJson
 from mirror.inspect.as_json import ImageDetailJson, PinJson, PinsJson, PurgedJson, VictimsJson
 from mirror.prefetch.job_record import JobJson
 from mirror.replication.copy_order import CopyBody
@@ -218,6 +219,31 @@ OPERATIONS: Final = (
         "collection", "GET", "/collection", "The last round of collection of hosted content", {200: CollectionJson}
     ),
     Operation("collect", "POST", "/collection", "Do a round of collection now", {200: RoundJson}, errors=(409,)),
+    Operation(
+        "events",
+        "GET",
+        "/events",
+        "The events that endpoints have not taken yet, the oldest first, and how many there are for each endpoint",
+        {200: EventsJson},
+        query={
+            "endpoint": {**_TEXT, "description": "Only those for this endpoint."},
+            "dead": {"type": "boolean", "description": "True: only dead ones; false: only those that wait."},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 10000, "default": 100},
+        },
+        errors=(400,),
+    ),
+    Operation(
+        "resend",
+        "POST",
+        "/events/resend",
+        "Send dead events again",
+        {200: ResentJson},
+        query={
+            "id": {**_TEXT, "description": "Only the event of this id."},
+            "endpoint": {**_TEXT, "description": "Only those for this endpoint."},
+        },
+        errors=(400,),
+    ),
     Operation(
         "prefetch", "POST", "/prefetch", "Fetch images", {202: JobJson}, body=PrefetchBody, errors=(400, 413, 429)
     ),

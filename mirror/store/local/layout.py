@@ -17,6 +17,7 @@
     ├── hosted-damaged/<algorithm>-<hex>      a damaged hosted blob, kept until it is pushed again
     ├── uploads/<boot>-<owner>-<random>  the bytes of an upload session (see `hosted/upload_files.py`)
     ├── locks/                           empty files, for flock only
+    ├── events/                          events that wait to be delivered (see `index/outbox.py`)
     ├── hosted.sqlite                    sums and holders of hosted content (see `index/link_ledger.py`)
     ├── index.sqlite                     the embedded index, if no Redis is configured (see `index/embedded.py`)
     ├── misses.json                      images that a sealed mirror was asked for and lacks (see `miss_file.py`)
@@ -122,6 +123,10 @@ class Layout:
     @property
     def ledger(self) -> Path:
         return self.root / "hosted.sqlite"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events"
 
     @property
     def lists(self) -> Path:

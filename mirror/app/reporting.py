@@ -1,0 +1,125 @@
+"""Opens what reports events: the announcer of changes, the log of other events, and the deliveries to endpoints."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from mirror import __version__, telemetry
+from mirror.app.storage import Storage
+from mirror.config import Config
+from mirror.events.announcing import OutboxAnnouncer
+from mirror.events.deliveries import EventDeliveries
+from mirror.events.endpoint_queue import Delivery
+from mirror.events.event_log import EventLog
+from mirror.events.seen_changes import look
+from mirror.policy.events.noticed import event_of
+from mirror.policy.events.subscriptions import Subscription, Subscriptions
+from mirror.ports import SILENCE, Announcer
+from mirror.upstream.http.event_posts import EventAddress, EventPosts
+from mirror.upstream.http.proxies import DIRECT, Proxies
+
+
+def subscriptions(config: Config) -> Subscriptions:
+    """What each endpoint is informed of."""
+    return Subscriptions(
+        tuple(Subscription(each.name, tuple(each.events), tuple(each.repositories)) for each in config.events.endpoint)
+    )
+
+
+def open_announcer(config: Config, storage: Storage, now: Callable[[], float] = time.time) -> Announcer:
+    """What reports changes of hosted repositories; to nobody if there is no endpoint."""
+    outbox = storage.hosted.outbox
+    if outbox is None:
+        return SILENCE
+    catalog, records = storage.catalog, storage.hosted.records
+    return OutboxAnnouncer(
+        outbox, subscriptions(config), lambda change: look(catalog, records, change), config.events.source, now
+    )
+
+
+class Reports:
+    """What a server does about events. `log` notes those that report no change of a hosted repository."""
+
+    def __init__(self, log: EventLog, deliveries: EventDeliveries) -> None:
+        self.log = log
+        self.deliveries = deliveries
+
+    def __repr__(self) -> str:
+        return f"<Reports {self.deliveries!r}>"
+
+
+@asynccontextmanager
+async def open_reports(
+    config: Config, storage: Storage, announcer: Announcer, now: Callable[[], float]
+) -> AsyncIterator[Reports | None]:
+    """What notes and delivers events; None if there is no endpoint."""
+    outbox = storage.hosted.outbox
+    if outbox is None or not isinstance(announcer, OutboxAnnouncer):
+        yield None
+        return
+    settings = config.events
+    log = EventLog(outbox, subscriptions(config), settings.source, now)
+    sender = open_sender(config)
+    delivery = Delivery(outbox, sender, settings.source, settings.keep, now, random.random, secrets_of(config))
+    deliveries = EventDeliveries([each.name for each in settings.endpoint], announcer, delivery, storage.locks)
+    outbox.wake(deliveries.wake)
+    end = telemetry.listen(_Listener(log, settings.sample_pulls))
+    try:
+        yield Reports(log, deliveries)
+    finally:
+        end()
+        await sender.aclose()
+
+
+class _Listener:
+    """Notes what other parts of the mirror notice; of pulls, one of so many."""
+
+    def __init__(self, log: EventLog, sample_pulls: int) -> None:
+        self._log = log
+        self._sample_pulls = sample_pulls
+
+    def __repr__(self) -> str:
+        return f"<_Listener 1 of {self._sample_pulls} pulls>"
+
+    def __call__(self, what: telemetry.Notice, fields: Mapping[str, Any]) -> None:
+        if what is telemetry.Notice.IMAGE_PULLED and random.randrange(self._sample_pulls):  # noqa: S311 - a sample
+            return
+        event = event_of(what.value, fields)
+        if event is not None:
+            self._log.note(event)
+
+
+def open_sender(config: Config) -> EventPosts:
+    """What sends events. The caller closes it."""
+    addresses = {
+        each.name: EventAddress(
+            each.url.get_secret_value() if each.url else "",
+            each.timeout,
+            each.ca_file,
+            Proxies.given(each.proxy.get_secret_value()) if each.proxy else DIRECT,
+        )
+        for each in config.events.endpoint
+    }
+    return EventPosts(addresses, f"registry-mirror/{__version__}")
+
+
+def secrets_of(config: Config) -> Callable[[str], Sequence[bytes]]:
+    """Reads the secrets that sign what is sent to an endpoint, each time anew. Raises `OSError`."""
+    files = {each.name: each.secret_file for each in config.events.endpoint}
+
+    def read(endpoint: str) -> Sequence[bytes]:
+        file: Path | None = files[endpoint]
+        if file is None:
+            return []
+        secrets = [line.strip() for line in file.read_bytes().splitlines() if line.strip()]
+        if not secrets:
+            # nothing is sent without a signature to an endpoint that expects one
+            raise FileNotFoundError(f"{file} is empty")
+        return secrets
+
+    return read

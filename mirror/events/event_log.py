@@ -1,0 +1,73 @@
+"""Events that report no change of a hosted repository: noted in memory, and written down a little later.
+
+note() ──> in memory ── flush(), every second ──> in the outbox
+               └── more than `_MOST` wait, or the process dies ──> lost, and counted in the metrics
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from mirror import telemetry
+from mirror.errors import StoreError
+from mirror.policy.events.changes import Event
+from mirror.policy.events.cloud_events import cloud_event
+from mirror.policy.events.subscriptions import Subscriptions
+from mirror.ports import Outbox, Outgoing
+
+_MOST: Final = 1000
+#: Seconds between two flushes; and seconds within which the same event counts once, whichever process notes it.
+_FLUSH_EVERY: Final = 1.0
+_SAME_WITHIN: Final = 60.0
+
+
+class EventLog:
+    """See `mirror.ports.Notices`."""
+
+    def __init__(self, outbox: Outbox, subscriptions: Subscriptions, source: str, now: Callable[[], float]) -> None:
+        """`source` names this mirror in events. `now` is in epoch seconds."""
+        self._outbox = outbox
+        self._subscriptions = subscriptions
+        self._source = source
+        self._now = now
+        self._noted: deque[tuple[Event, float]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<EventLog {len(self._noted)} noted>"
+
+    def note(self, event: Event) -> None:
+        """See `Notices`."""
+        if not self._subscriptions.anybody_wants((event.type,), event.repo):
+            return
+        if len(self._noted) >= _MOST:
+            telemetry.EVENTS_DROPPED.inc()
+            return
+        self._noted.append((event, self._now()))
+
+    def flush(self) -> None:
+        """Blocking: writes down what was noted. Raises `StoreError`: what is left is tried again."""
+        while self._noted:
+            event, at = self._noted[0]
+            with self._outbox.turn(event.key) as order:
+                # the same id for the same event within a while: several workers may see an upstream fail
+                known = f"{event.type} {event.subject} {sorted(event.data.items())} {int(at / _SAME_WITHIN)}"
+                id = hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
+                body = cloud_event(event, id=id, source=self._source, at=at, sequence=order)
+                endpoints = tuple(self._subscriptions.endpoints(event))
+                outgoing = Outgoing(id, event.type, event.key, body, at, endpoints)
+            self._outbox.confirm(None, order, [outgoing])
+            self._noted.popleft()
+
+    async def run(self) -> None:
+        """Flushes regularly, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_FLUSH_EVERY)
+            if self._noted:
+                try:
+                    await asyncio.to_thread(self.flush)
+                except StoreError as error:
+                    telemetry.log.warning("events not written", reason=str(error))

@@ -1,0 +1,58 @@
+"""What the records of a hosted repository say about a change that may have been interrupted."""
+
+from __future__ import annotations
+
+from mirror.errors import RecordDamaged
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.events.changes import ChangeKind, HostedChange, SeenChange, seen_tags
+from mirror.policy.hosted_records import LinkState
+from mirror.policy.records import TagRecord
+from mirror.ports import BlobLinks, Catalog, Versioned
+
+
+def look(catalog: Catalog, links: BlobLinks, change: HostedChange) -> SeenChange:
+    """Blocking: what of the change is there. A damaged record of a tag points to nothing. Raises `StoreError`."""
+    repo, digest = change.repo, change.digest
+    if change.kind is ChangeKind.DELETE_TAG or digest is None:
+        return _deleted_tag(catalog, change)
+    if change.kind is ChangeKind.MOUNT:
+        link = links.link(repo, digest)
+        return SeenChange(link is not None and link.record.state is LinkState.LINKED)
+    if change.kind is ChangeKind.DELETE:
+        return _deleted_manifest(catalog, change, digest)
+    found = {tag: _tag(catalog, repo, tag) for tag in change.tags}
+    moved, certain = seen_tags(change, {tag: each.record.digest if each else None for tag, each in found.items()})
+    return SeenChange(_has_manifest(catalog, repo, digest), moved, certain)
+
+
+def _deleted_tag(catalog: Catalog, change: HostedChange) -> SeenChange:
+    tag = _tag(catalog, change.repo, change.tags[0])
+    if tag is None or not _has_manifest(catalog, change.repo, tag.record.digest):
+        return SeenChange(False)
+    # a record of another version was written before the deletion, or after it
+    return SeenChange(True, change.tags) if str(tag.version) == change.version else SeenChange(False, certain=False)
+
+
+def _deleted_manifest(catalog: Catalog, change: HostedChange, digest: Digest) -> SeenChange:
+    try:
+        found = catalog.manifest(change.repo, digest)
+    except RecordDamaged:
+        return SeenChange(True)
+    if found is None:
+        return SeenChange(False)
+    return SeenChange(True) if str(found.version) == change.version else SeenChange(False, certain=False)
+
+
+def _tag(catalog: Catalog, repo: Repo, tag: str) -> Versioned[TagRecord] | None:
+    try:
+        return catalog.tag(repo, tag)
+    except RecordDamaged:
+        return None
+
+
+def _has_manifest(catalog: Catalog, repo: Repo, digest: Digest) -> bool:
+    try:
+        return catalog.get_manifest(repo, digest) is not None
+    except RecordDamaged:
+        return True

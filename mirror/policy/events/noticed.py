@@ -1,0 +1,53 @@
+"""The events that report what other parts of the mirror have noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mirror.errors import RequestError
+from mirror.oci.reference import Repo, check_name, check_registry
+from mirror.policy.events.changes import BLOB_DAMAGED, PULLED, TAG_MOVED, UPSTREAM_DOWN, UPSTREAM_UP, Event
+
+#: What is noticed, by the words of `mirror.telemetry.Notice`.
+_TYPES: Final = {
+    "image pulled": PULLED,
+    "tag moved": TAG_MOVED,
+    "blob damaged": BLOB_DAMAGED,
+    "upstream down": UPSTREAM_DOWN,
+    "upstream up": UPSTREAM_UP,
+}
+
+
+def event_of(what: str, fields: Mapping[str, Any]) -> Event | None:
+    """The event that reports a notice; None if there is none for it."""
+    kind = _TYPES.get(what)
+    if kind in (TAG_MOVED, PULLED):
+        repo = _repo(fields.get("repository"))
+        return _about(kind, repo, fields) if repo is not None else None
+    if kind == BLOB_DAMAGED:
+        digest = str(fields["digest"])
+        return Event(kind, digest, f"blob {digest}", {"digest": digest, "reason": str(fields["reason"])})
+    if kind in (UPSTREAM_DOWN, UPSTREAM_UP):
+        name = str(fields["upstream"])
+        return Event(kind, name, f"upstream {name}", {"upstream": name, "address": str(fields["address"])})
+    return None
+
+
+def _about(kind: str, repo: Repo, fields: Mapping[str, Any]) -> Event:
+    if kind == TAG_MOVED:
+        data = {"tag": fields["tag"], "from": str(fields["was"]), "to": str(fields["now"])}
+    else:
+        known = {"reference": fields.get("reference"), "digest": fields.get("digest"), "by": fields.get("by")}
+        data = {name: str(value) for name, value in known.items() if value is not None}
+    # apart from the changes of hosted repositories, whose order counts
+    key = f"{'pulls of' if kind == PULLED else 'upstream'} {repo}"
+    return Event(kind, str(repo), key, {"registry": repo.registry, "repository": repo.name, **data}, repo)
+
+
+def _repo(text: object) -> Repo | None:
+    registry, _, name = str(text).partition("/")
+    try:
+        return Repo(check_registry(registry), check_name(name))
+    except RequestError:
+        return None
