@@ -375,10 +375,13 @@ class ConfigError(MirrorError):
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
-    """How an error is answered: HTTP status and error code (distribution-spec, "Error Codes")."""
+    """How an error is answered: HTTP status and error code (distribution-spec, "Error Codes"). `reason` is the reason
+    phrase of the status line, None for the usual one: of a 5xx, Docker, podman and skopeo show this and no message.
+    """
 
     status: int
     code: str
+    reason: str | None = None
 
 
 ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
@@ -407,7 +410,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     UploadBroken: ErrorAnswer(400, "BLOB_UPLOAD_INVALID"),
     TooManyUploads: ErrorAnswer(429, "TOOMANYREQUESTS"),
     UploadUnknown: ErrorAnswer(404, "BLOB_UPLOAD_UNKNOWN"),
-    NoRoomForPush: ErrorAnswer(507, "DENIED"),
+    NoRoomForPush: ErrorAnswer(507, "DENIED", "Insufficient Storage: the disk of the mirror has no room for this push"),
     BodyInvalid: ErrorAnswer(400, "BODY_INVALID"),
     BodyTooLarge: ErrorAnswer(413, "BODY_INVALID"),
     AlreadyRunning: ErrorAnswer(409, "ALREADY_RUNNING"),

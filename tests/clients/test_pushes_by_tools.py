@@ -196,13 +196,13 @@ def test_skopeo_deletes_and_lists(hosting: HostingSite) -> None:
 
 
 def test_skopeo_shows_that_the_disk_is_full(hosting: HostingSite, directory: Path) -> None:
-    """A layer of 64 MB on a disk that has no room for it: the status is shown, and nothing is left."""
+    """A layer of 64 MB on a disk that has no room for it: the status line is shown, and nothing is left."""
     image = hosting.images["big"]
     with (
         tmpfs(directory, "size=90m") as disk,
         MirrorProcess(write_config(disk, {}, workers=1, more=OPEN_TO_PUSHES)) as mirror,
     ):
-        with pytest.raises(CommandFailed, match="507 Insufficient Storage"):
+        with pytest.raises(CommandFailed, match="507 Insufficient Storage: the disk of the mirror has no room"):
             _copy(f"docker://{hosting.own_name(image)}", f"docker://{mirror.address}/corp/big:v1")
         assert mirror.get(f"/v2/corp/big/manifests/{image.digest}")[0] == 404
         assert not list((disk / "store" / "uploads").iterdir())

@@ -93,6 +93,13 @@ def test_retry_after(seconds: float, header: str) -> None:
     assert "Retry-After" not in error_response(errors.BlobUnknown("x"), "1").headers
 
 
+def test_a_full_disk_is_in_the_status_line() -> None:
+    """Of a 5xx, Docker, podman and skopeo show the status line and not the message."""
+    full = error_response(errors.NoRoomForPush("no room"), "id")
+    assert (full.status, full.reason) == (507, "Insufficient Storage: the disk of the mirror has no room for this push")
+    assert error_response(errors.StoreError("x"), "id").reason == "Service Unavailable"
+
+
 def test_special_headers_of_errors() -> None:
     """416 tells the size (RFC 9110, 15.5.17), 405 what is allowed (15.5.6)."""
     assert error_response(RangeInvalid("x", 10), "1").headers["Content-Range"] == "bytes */10"

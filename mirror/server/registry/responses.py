@@ -149,7 +149,8 @@ def error_response(
 ) -> web.Response:
     """The answer for an error raised before anything was sent. `more` are headers that do not depend on the error."""
     body = error_body(error, request_id)
-    status = answer_for(error).status
+    answer = answer_for(error)
+    status = answer.status
     headers = {**(more or {}), **API_VERSION, "Content-Type": "application/json", "X-Request-Id": request_id}
     if isinstance(error, UpstreamThrottled):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -166,7 +167,7 @@ def error_response(
     if head:
         headers["Content-Length"] = str(len(body))
         body = b""
-    return web.Response(status=status, body=body, headers=headers)
+    return web.Response(status=status, reason=answer.reason, body=body, headers=headers)
 
 
 def link_to_next(name: str, count: int, last: str, query: Mapping[str, str]) -> str:
