@@ -15,12 +15,12 @@ from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.replicating import open_copies
 from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage, blob_places, make_purge, pin_rules, quota_rules
+from mirror.app.virtual import MemberNames
 from mirror.collection.collector import GarbageCollector
 from mirror.config import Config, redacted_settings
 from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.operator_deletions import OperatorDeletions
 from mirror.hosting.quotas import Quotas
-from mirror.policy.image_names import Image, parse_image
 from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.api import Admin
@@ -61,10 +61,7 @@ def open_administration(
     """Builds the admin API; `stack` closes what is opened for it."""
     router, table = repositories.router, repositories.upstreams.table
     sync = make_sync(config, storage, router.guarded, open_leases(config, storage, stack), now=now)
-
-    def parse(text: str) -> Image:
-        return parse_image(text, table)
-
+    parse = MemberNames(config, storage.hosted.records.is_taken).parse
     jobs = make_jobs(storage, {"prefetch": prefetching(router.guarded, parse), "sync": sync.job}, now=now)
     workers = _make_workers(storage, repositories)
     traffic = TrafficLog(storage.records("traffic"), locks=storage.locks)
@@ -106,6 +103,7 @@ def open_administration(
         keep_deleted,
         collector,
         damaged,
+        parse_image=parse,
         now=now,
     )
     admin = Admin(

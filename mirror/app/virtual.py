@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from mirror.app.hosting import Hosting
 from mirror.app.storage import Storage
-from mirror.config import Config, virtual_rules
+from mirror.config import Config, routing_table, virtual_rules
+from mirror.errors import NameUnknown
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.policy.access_rules import Action
+from mirror.policy.image_names import Image, parse_image
 from mirror.repository.protocol import Readable
 from mirror.repository.shared import Shared
 from mirror.virtual.virtual_repository import VirtualMemory, VirtualParts, VirtualRepository
+
+
+class MemberNames:
+    """The images that operators mean by names of virtual registries. Reads a few records at each call."""
+
+    def __init__(self, config: Config, is_taken: Callable[[Repo], bool]) -> None:
+        self._table = routing_table(config)
+        self._rules = virtual_rules(config)
+        self._is_taken = is_taken
+
+    def __repr__(self) -> str:
+        return f"<MemberNames {', '.join(self._rules)}>"
+
+    def parse(self, text: str) -> Image:
+        """Like `parse_image`. An image of a virtual registry becomes that of the member that answers for the name.
+        Raises `NameUnknown` if nothing is here under that name.
+        """
+        image = parse_image(text, self._table, virtual=True)
+        rules = self._rules.get(image.repo.registry)
+        if rules is None:
+            return image
+        repo = rules.meant(image.repo.name, self._is_taken)
+        if repo is None:
+            members = ", ".join(str(each) for each in rules.candidates(image.repo.name, Action.PULL))
+            raise NameUnknown(f"{text}: nothing is here under this name; name the image of a member ({members})")
+        return replace(image, repo=repo)
 
 
 def open_virtual(

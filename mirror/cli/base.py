@@ -12,7 +12,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
@@ -91,16 +91,38 @@ def load(config: Path | None, *, level: str = "error") -> settings.Config:
 
 def parse_images(images: Sequence[str], loaded: settings.Config) -> list[Image]:
     """The images that are named on the command line. Raises `ConfigError` with every name that is not valid."""
-    table = settings.routing_table(loaded)
+    parse = _parser(loaded)
     parsed, mistakes = [], []
     for text in images:
         try:
-            parsed.append(parse_image(text, table))
+            parsed.append(parse(text))
         except RequestError as error:
             mistakes.append(str(error))
     if mistakes:
         raise ConfigError(mistakes)
     return parsed
+
+
+def _parser(loaded: settings.Config) -> Callable[[str], Image]:
+    """Parses images; those of virtual registries become images of members, which is said on standard error."""
+    table = settings.routing_table(loaded)
+    if not loaded.virtual:
+        return lambda text: parse_image(text, table)
+    # imported here: few configurations have virtual registries, and the files of the store take time to import
+    from mirror.app.virtual import MemberNames
+    from mirror.store.hosted.repository_records import LocalHostedRecords
+    from mirror.store.local.layout import Layout
+
+    names = MemberNames(loaded, LocalHostedRecords(Layout(loaded.store.root)).is_taken)
+
+    def parse(text: str) -> Image:
+        image = names.parse(text)
+        written = parse_image(text, table, virtual=True)
+        if written.repo != image.repo:
+            complain(f"{written.repo} is {image.repo}")
+        return image
+
+    return parse
 
 
 def counted(count: int, noun: str) -> str:

@@ -157,7 +157,7 @@ def _image(text: str, loaded: Config | None) -> Image:
         named = [Registry(first)] if "/" in text and looks_like_host(first) else []
         table = RoutingTable.build([*known, *named], _HUB)
     try:
-        return parse_image(text, table)
+        return parse_image(text, table, virtual=True)
     except RequestError as error:
         raise ConfigError([f"--image: {error}"]) from error
 

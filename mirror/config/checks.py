@@ -339,23 +339,21 @@ def _check_virtual(config: Config) -> list[str]:
                 mistakes.append(f"{where}.members[{place}]: {name} is neither an upstream nor a hosted registry")
             elif registry[1].members:
                 mistakes.append(f"{where}.members[{place}]: {name} is virtual itself; write its members")
+            elif registry[1].name in verified:
+                mistakes.append(
+                    f"{where}.members[{place}]: {name} has access = verify: callers would send their credentials for "
+                    "it to the whole virtual registry"
+                )
             elif registry[0] in found:
                 mistakes.append(f"{where}.members[{place}]: {name} is there more than once")
             else:
                 found[registry[0]] = registry[1].hosted
         if virtual.writable is not None and not found.get(stored_name(virtual.writable, table)):
             mistakes.append(f"{where}.writable: {virtual.writable} is not one of its members that are hosted here")
-        asked = [name for name in found if name in verified]
-        if len(asked) > 1:
-            mistakes.append(
-                f"{where}.members: {' and '.join(asked)} have access = verify; with two of them, the credentials of a "
-                "caller for one registry would be sent to the other"
-            )
         mistakes += [
             f"{where}.refusal_means_absent[{place}]: {name} is not one of its members that are upstreams"
-            + (" without access = verify" if name in verified else "")
             for place, name in enumerate(virtual.refusal_means_absent, 1)
-            if found.get(stored_name(name, table), True) or stored_name(name, table) in verified
+            if found.get(stored_name(name, table), True)
         ]
     return mistakes
 
@@ -379,6 +377,4 @@ def _check_syncs(config: Config) -> list[str]:
             continue
         if table.hosts_registry(repo.registry):
             mistakes.append(f"sync[{number}].from: {repo.registry} is hosted here, so there is nothing to bring in")
-        if members := table.members(repo.registry):
-            mistakes.append(f"sync[{number}].from: {repo.registry} is virtual; name one of {', '.join(members)}")
     return mistakes

@@ -325,11 +325,9 @@ class UpstreamSettings(ReachSettings):
 
     @property
     def has_credentials(self) -> bool:
-        """True if the mirror, or each caller, has credentials for one of the addresses."""
+        """True if the mirror has credentials for one of the addresses."""
         ways = ("username", "docker_config", "provider", "client_certificate")
-        return self.access == "verify" or any(
-            getattr(reach, way) is not None for _, reach in self.addresses for way in ways
-        )
+        return any(getattr(reach, way) is not None for _, reach in self.addresses for way in ways)
 
     @property
     def addresses(self) -> list[tuple[str, ReachSettings]]:

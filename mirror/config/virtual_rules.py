@@ -24,8 +24,7 @@ def _rules(settings: VirtualSettings, table: RoutingTable, upstreams: dict[str, 
             continue  # a mistake that `checks.py` reports
         upstream = upstreams.get(entry.name)
         hides = upstream is not None and upstream.has_credentials and registry not in absent
-        verified = upstream is not None and upstream.access == "verify"
-        members.append(Member(registry, entry.hosted, entry.library, hides, verified))
+        members.append(Member(registry, entry.hosted, entry.library, hides))
     writable = None if settings.writable is None else stored_name(settings.writable, table)
     return VirtualRules(settings.name, tuple(members), writable, tuple(settings.reserved))
 

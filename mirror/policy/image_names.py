@@ -40,10 +40,11 @@ def name_of(repo: Repo, reference: Reference) -> str:
     return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
 
 
-def parse_image(text: str, table: RoutingTable) -> Image:
+def parse_image(text: str, table: RoutingTable, *, virtual: bool = False) -> Image:
     """Parse an image of a configured registry. Without a tag or digest, the tag is `latest`.
 
-    Raises `NameInvalid`, `TagInvalid`, `DigestInvalid`, and `NameUnknown` if the registry is not configured.
+    Raises `NameInvalid`, `TagInvalid`, `DigestInvalid`, and `NameUnknown` if the registry is not configured, or is
+    virtual: only with `virtual` may it be.
     """
     written = text.strip().removeprefix("docker://")
     name, separator, digest = written.partition("@")
@@ -67,6 +68,8 @@ def parse_image(text: str, table: RoutingTable) -> Image:
         if configured is None:
             raise NameUnknown(f"{text}: no registry is named, and there is no default one")
     registry, entry = configured
+    if entry.members and not virtual:
+        raise NameUnknown(f"{text}: {registry} is virtual; name the image of a member ({', '.join(entry.members)})")
     if entry.library and "/" not in name:
         name = f"library/{name}"
     return Image(Repo(registry, check_name(name)), given or (None if parsed else _DEFAULT_TAG), parsed)

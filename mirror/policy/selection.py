@@ -32,7 +32,7 @@ def select(pattern: str, table: RoutingTable) -> Selection:
     """The selection for a pattern: `*` matches within one path component, `**` anything, `?` one character.
 
     A name without a registry belongs to the default registry, and `alpine` on Docker Hub is `library/alpine`. A pattern
-    that begins with a wildcard is not completed in this way.
+    that begins with a wildcard is not completed in this way. A virtual registry stands for all its members.
     """
     head, slash, last = (pattern.strip() or "**").removeprefix("docker://").rpartition("/")
     last, colon, tag = last.partition(":")
@@ -46,7 +46,11 @@ def select(pattern: str, table: RoutingTable) -> Selection:
             entry = table.registry(table.default)
             library = "library/" if entry and entry[1].library and not slash else ""
             name = f"{table.default}/{library}{name}"
-    return Selection(compile_pattern(name), compile_pattern(tag) if colon else None)
+    registry, _, rest = name.partition("/")
+    members = [table.registry(member) for member in table.members(registry)]
+    names = [f"{member[0]}/{rest}" for member in members if member is not None] or [name]
+    repository = re.compile("|".join(compile_pattern(each).pattern for each in names))
+    return Selection(repository, compile_pattern(tag) if colon else None)
 
 
 def search(text: str, table: RoutingTable) -> Selection:

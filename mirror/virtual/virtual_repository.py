@@ -49,10 +49,9 @@ _ABSENT_FOR: Final = 10.0
 class Admission(Protocol):
     """The caller of one request, for whom members are asked."""
 
-    async def admit(self, member: Readable) -> bool:
-        """True if the caller may pull from this member, which is then asked with the caller's rights until the next
-        call. False for a caller who may not; raises `Unauthorized` for one who has not logged in, and the errors of
-        asking an upstream about the caller.
+    def admit(self, repo: Repo) -> bool:
+        """True if the caller may pull from this repository of a member. False for a caller who may not; raises
+        `Unauthorized` for one who has not logged in.
         """
 
     def passed_over(self, repo: Repo, error: MirrorError) -> None:
@@ -62,9 +61,9 @@ class Admission(Protocol):
 class NoAdmission:
     """The admission of no caller: a virtual repository is read by callers only."""
 
-    async def admit(self, member: Readable) -> bool:
+    def admit(self, repo: Repo) -> bool:
         """Raises `TypeError`."""
-        raise TypeError(f"{member.repo} is asked for nobody")
+        raise TypeError(f"{repo} is asked for nobody")
 
     def passed_over(self, repo: Repo, error: MirrorError) -> None:
         """Does nothing."""
@@ -172,25 +171,20 @@ class VirtualRepository:
                 if await self.parts.has_tag(repo, tag):
                     deciding = (repo,)
                     break
-        member: Readable | None = None
-        for repo in reversed(deciding):
-            member = self.parts.member(repo)
-            # without the tag, every member must be open to the caller: who may not pull learns nothing about tags
-            if not await self._admission.admit(member):
-                raise NameUnknown("no such repository")
-        if member is None:
+        # without the tag, every member must be open to the caller: who may not pull learns nothing about tags
+        if not deciding or not all(map(self._admission.admit, reversed(deciding))):
             raise NameUnknown("no such repository")
-        return await ask(member)
+        return await ask(self.parts.member(deciding[0]))
 
     async def _by_tag(
         self, repos: Sequence[Repo], tag: str, ask: Callable[[Readable], Awaitable[ManifestAnswer]]
     ) -> ManifestAnswer:
         absent: MirrorError | None = None
         for repo in repos:
+            if not self._admission.admit(repo):
+                continue
             member = self.parts.member(repo)
             try:
-                if not await self._admission.admit(member):
-                    continue
                 if (repo, tag) in self.parts.memory.absent:
                     absent = absent or ManifestUnknown(f"{repo} has no tag {tag}")
                     continue
@@ -208,8 +202,8 @@ class VirtualRepository:
 
     def _note_absent(self, member: Readable, tag: str, error: MirrorError) -> None:
         self._admission.passed_over(member.repo, error)
-        # a sealed repository may be given the tag at any moment; what a caller was told may not be true for others
-        if isinstance(member, Fetchable) and not self.parts.rules.member(member.repo.registry).verified:
+        # a sealed repository may be given the tag at any moment
+        if isinstance(member, Fetchable):
             self.parts.memory.absent[member.repo, tag] = True
 
     def _is_absent(self, repo: Repo, error: MirrorError) -> bool:
@@ -244,10 +238,9 @@ class VirtualRepository:
         failed: MirrorError | None = None
         repos = await self._in_order(digest)
         for repo in repos:
-            member = self.parts.member(repo)
             try:
-                if await self._admission.admit(member):
-                    answer = await ask(member)
+                if self._admission.admit(repo):
+                    answer = await ask(self.parts.member(repo))
                     if len(repos) > 1:
                         note(self.repo, answer, repo)
                     return answer
@@ -297,10 +290,10 @@ class VirtualRepository:
         listings: list[Listing] = []
         absent: MirrorError | None = None
         for repo in self.parts.answering(self.repo).repos:
-            member = self.parts.member(repo)
+            if not self._admission.admit(repo):
+                continue
             try:
-                if await self._admission.admit(member):
-                    listings.append(await ask(member))
+                listings.append(await ask(self.parts.member(repo)))
             except MirrorError as error:
                 if not self._is_absent(repo, error):
                     raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mirror.config import hints, load
+from mirror.config import hints, load, virtual_rules
 from mirror.errors import ConfigError
 from tests.support.certificates import Certificate
 
@@ -356,3 +356,128 @@ def test_a_rule_about_a_registry_that_is_not_there(tmp_path: Path) -> None:
         "access.rule[1].repositories[1]: dokcer.io/** matches no registry that is configured here",
         "access.rule[1].repositories[6]: ghcr.io/a matches no registry that is configured here",
     ]
+
+
+_VIRTUAL = """
+[[upstream]]
+name = "docker.io"
+aliases = ["index.docker.io"]
+[[upstream]]
+name = "quay.io"
+username = "mirror"
+password = "word"
+[[upstream]]
+name = "*.gcr.io"
+[[upstream]]
+name = "private.example"
+access = "verify"
+[[hosted]]
+name = "corp"
+aliases = ["company"]
+[[hosted]]
+name = "base"
+repositories = ["base/*"]
+"""
+
+
+def test_a_virtual_registry_that_can_work(tmp_path: Path) -> None:
+    """Members by their aliases, and hosts below a wildcard; as the default registry."""
+    more = """
+        [[virtual]]
+        name = "all"
+        host_headers = ["images.example.com"]
+        members = ["company", "index.docker.io", "quay.io", "eu.gcr.io"]
+        writable = "company"
+        reserved = ["team-*/**"]
+        refusal_means_absent = ["quay.io"]
+        """
+    assert _mistakes(tmp_path, f'default_registry = "all"\n{_VIRTUAL}{more}') == []
+    rules = virtual_rules(load(tmp_path / "mirror.toml"))["all"]
+    assert [(one.registry, one.hosted, one.library, one.hides) for one in rules.members] == [
+        ("corp", True, False, False),
+        ("docker.io", False, True, False),
+        ("quay.io", False, False, False),
+        ("eu.gcr.io", False, False, False),
+    ]
+    assert rules.writable == "corp"
+    assert _mistakes(tmp_path, f"{_VIRTUAL}{more}".replace('refusal_means_absent = ["quay.io"]', "")) == []
+    assert virtual_rules(load(tmp_path / "mirror.toml"))["all"].member("quay.io").hides
+
+
+def test_virtual_registries_that_cannot_work(tmp_path: Path) -> None:
+    """Members that are not there, twice, virtual, or asked about every caller; names that are taken; a sync rule."""
+    _expect(
+        _mistakes(
+            tmp_path,
+            f"""
+            {_VIRTUAL}
+            [[virtual]]
+            name = "all"
+            members = ["corp", "nowhere.example", "company", "private.example"]
+            writable = "docker.io"
+            refusal_means_absent = ["corp", "quay.io"]
+            [[virtual]]
+            name = "more"
+            aliases = ["corp"]
+            members = ["all", "base"]
+            writable = "corp"
+            [[sync]]
+            from = "all/team/app"
+            every = "1h"
+            """,
+        ),
+        "virtual[1].members[2]: nowhere.example is neither",
+        "virtual[1].members[3]: company is there more than once",
+        "virtual[1].members[4]: private.example has access = verify",
+        "virtual[1].writable: docker.io is not one of its members",
+        "virtual[1].refusal_means_absent[1]: corp",
+        "virtual[1].refusal_means_absent[2]: quay.io",
+        "virtual[2]: corp is already the name of hosted[1]",
+        "virtual[2].members[1]: all is virtual itself",
+        "virtual[2].writable: corp is not one of its members",
+        "sync[1].from: all/team/app: all is virtual; name the image of a member",
+    )
+    for wrong in ("members = []", 'members = ["*.gcr.io"]', 'members = ["corp"]\nreserved = ["UP/**"]'):
+        assert _mistakes(tmp_path, f'{_VIRTUAL}[[virtual]]\nname = "all"\n{wrong}\n')
+
+
+def test_hints_about_virtual_registries(tmp_path: Path) -> None:
+    """Patterns that are about nothing, a hosted member that stands late, and one in which every name can be taken."""
+    file = tmp_path / "mirror.toml"
+    file.write_text(
+        f"""
+        {_VIRTUAL}
+        [content]
+        deny = ["all/bad/**"]
+        allow = ["**", "every/**"]
+        [[virtual]]
+        name = "all"
+        aliases = ["every"]
+        members = ["docker.io", "corp"]
+        writable = "corp"
+        [[virtual]]
+        name = "good"
+        members = ["base", "quay.io"]
+        writable = "base"
+        [[route]]
+        match = "all/**"
+        [[pin]]
+        match = "all/team/app:*"
+        [[access.rule]]
+        effect = "allow"
+        callers = ["*"]
+        actions = ["pull", "push"]
+        repositories = ["corp/**", "base/**", "all/**"]
+        """
+    )
+    about = [hint for hint in hints(load(file)) if "virtual" in hint]
+    _expect(
+        about,
+        "content.deny[1]: all/bad/**",
+        "content.allow[2]: every/**",
+        "route[1].match: all/**",
+        "pin[1].match: all/team/app:*",
+        "access.rule[1].repositories[3]: all/**",
+        "virtual[1].members[2]: corp is hosted here",
+        "virtual[1].writable: whoever may push to corp",
+    )

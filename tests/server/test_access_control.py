@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import pytest
@@ -19,8 +19,9 @@ from mirror.errors import Denied, NameUnknown, RequestError, Unauthorized
 from mirror.oci.authorization import CallerCredentials
 from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_request
-from mirror.policy.access_rules import Action, Identity, Policy, Rule, Scope, actions
+from mirror.policy.access_rules import ANONYMOUS, Action, Identity, Policy, Rule, Scope, actions
 from mirror.policy.routing import Registry, RoutingTable
+from mirror.policy.virtual.members import Member, VirtualRules
 from mirror.repository.protocol import Readable
 from mirror.server.registry.access_control import AccessControl, MountSource, RegistryPusher
 from mirror.server.registry.pull import RequestRecord
@@ -33,6 +34,7 @@ _TABLE = RoutingTable.build(
         Registry("docker.io", library=True),
         Registry("ghcr.io", hosts=("ghcr.internal",)),
         Registry("corp", hosts=("corp.internal",), hosted=True),
+        Registry("all", members=("corp", "docker.io")),
     ],
     "docker.io",
 )
@@ -58,7 +60,14 @@ class _Repository:
 class _World:
     """An access control with one token for each name in `_RULES`, and for `stranger`."""
 
-    def __init__(self, *, rules: Iterable[Rule] = (), realm: str | None = None, anonymous: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        rules: Iterable[Rule] = (),
+        realm: str | None = None,
+        anonymous: bool = True,
+        virtual: Mapping[str, VirtualRules] | None = None,
+    ) -> None:
         self.clock = Clock()
         given = [
             Rule(True, (f"token:{name}",), actions(may.split(",")), ("corp/team/**",)) for name, may in _RULES.items()
@@ -67,10 +76,11 @@ class _World:
         tokens = StaticTokens(StaticToken(name, f"secret-{name}") for name in (*_RULES, "stranger"))
         self.access = AccessControl(
             Authentication([self.issued, tokens], now=self.clock),
-            Policy((*given, *rules), hosted=frozenset({"corp"}), anonymous=anonymous),
+            Policy((*given, *rules), hosted=frozenset({"corp"}), anonymous=anonymous, virtual=frozenset(virtual or {})),
             self.issued,
             _TABLE,
             repository_of=lambda repo: cast(Readable, _Repository(repo)),
+            virtual=virtual,
             realm=realm,
         )
 
@@ -362,3 +372,61 @@ async def test_the_record_shows_the_scope() -> None:
     record = RequestRecord()
     identity: Identity = await world.access.enter(_request("GET", "/v2/", token), parse_request("/v2/"), record)
     assert str(identity.scope) == record.scope == "repository:corp/team/app:pull"
+
+
+async def test_names_of_virtual_repositories_are_allowed_by_members_alone() -> None:
+    """Rules for everything, and for the virtual name, allow nothing with it: for each question that can be asked."""
+    virtual = VirtualRules("all", (Member("corp", hosted=True), Member("docker.io", library=True)), "corp")
+    everything = [
+        Rule(True, ("*",), frozenset(Action), ()),
+        Rule(True, ("*",), frozenset(Action), ("all/**",)),
+        Rule(False, ("token:reader",), frozenset({Action.PULL}), ("docker.io/**",)),
+    ]
+    gate = _World(rules=everything, virtual={"all": virtual})
+    asked, member = Repo("all", "team/app"), Repo("corp", "team/app")
+    request, wanted = (
+        _request("GET", "/v2/all/team/app/manifests/1", "reader"),
+        parse_request("/v2/all/team/app/tags/list"),
+    )
+    identity = await gate.access.enter(request, wanted, RequestRecord())
+    for who in (identity, ANONYMOUS):
+        for action in Action:
+            assert not gate.access.allows(who, action, asked)
+            assert not gate.access.may(who, action, asked)
+        assert not gate.access.may_see(who, asked)
+        assert gate.access.pusher(who, asked, request, wanted) is None
+        assert not await gate.access.may_pull(who, asked, request, wanted)
+        with pytest.raises((NameUnknown, Unauthorized)):
+            await gate.access.admit(who, cast(Readable, _Repository(asked)), request, wanted, RequestRecord())
+        with pytest.raises((NameUnknown, Unauthorized)):
+            gate.access.authorize(who, [Action.PUSH], asked, request, wanted)
+        gate.access.refuse_stranger(who, asked, request, wanted)
+    assert gate.access.admits_to_member(identity, member, asked, request, wanted)
+    assert not gate.access.admits_to_member(identity, Repo("docker.io", "team/app"), asked, request, wanted)
+    assert gate.access.admits_to_member(ANONYMOUS, Repo("docker.io", "team/app"), asked, request, wanted)
+
+
+async def test_tokens_for_virtual_names() -> None:
+    """A scope names what the client asks for: a token for one name is none for another that means the same."""
+    virtual = VirtualRules("all", (Member("corp", hosted=True), Member("docker.io", library=True)), "corp")
+    gate = _World(virtual={"all": virtual})
+    token, body = await gate.login("pusher", "?scope=repository:all/team/app:pull,push,delete")
+    assert body["scope"] == "repository:all/team/app:pull,push"
+    request, wanted = _request("GET", "/v2/all/team/app/tags/list", token), parse_request("/v2/all/team/app/tags/list")
+    identity = await gate.access.enter(request, wanted, RequestRecord())
+    asked, member = Repo("all", "team/app"), Repo("corp", "team/app")
+    assert gate.access.admits_to_member(identity, member, asked, request, wanted)
+    assert gate.access.authorize(identity, [Action.PUSH], member, request, wanted, asked=asked)
+    for named in (member, Repo("all", "team/other")):
+        with pytest.raises(Unauthorized, match="scope"):
+            gate.access.admits_to_member(identity, member, named, request, wanted)
+        with pytest.raises(Unauthorized, match="scope"):
+            gate.access.authorize(identity, [Action.PUSH], member, request, wanted, asked=named)
+    source = MountSource(Repo("all", "team/base"), (Repo("corp", "team/base"),))
+    with pytest.raises(Unauthorized, match="scope"):
+        gate.access.authorize(identity, [Action.PUSH], member, request, wanted, asked=asked, source=source)
+    # nothing is granted of what no member allows
+    _, body = await gate.login("reader", "?scope=repository:all/team/app:pull,push")
+    assert body["scope"] == "repository:all/team/app:pull"
+    _, body = await gate.login("stranger", "?scope=repository:all/team/app:push")
+    assert body["scope"] == ""

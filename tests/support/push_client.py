@@ -42,7 +42,7 @@ async def hosting_mirror(
     async with live_mirror(
         root / "store",
         upstreams,
-        hosted=[{"name": "corp", **(hosted or {})}],
+        hosted=[{"name": "corp", **(hosted or {})}, *more.pop("more_hosted", [])],
         access={"rule": [dict(rule) for rule in rules], **more.pop("access", {})},
         **more,
     ) as mirror:

@@ -28,15 +28,13 @@ class Member:
     """A registry that a virtual one stands for.
 
     `library`: a name of one part means `library/<name>` there. `hides`: a refusal (401, 403) does not say that a
-    repository does not exist, because the registry is asked with credentials for which it could. `verified`: the
-    registry is asked about every caller.
+    repository does not exist, because the registry is asked with credentials for which it could.
     """
 
     registry: str
     hosted: bool = False
     library: bool = False
     hides: bool = False
-    verified: bool = False
 
     def repo(self, name: str) -> Repo:
         """The repository of this member that a name means."""
@@ -120,6 +118,12 @@ class VirtualRules:
     def writable_repo(self, name: str) -> Repo | None:
         """The repository that takes pushes under a name; None if there is none."""
         return None if self.writable is None else Repo(self.writable, name)
+
+    def meant(self, name: str, has: Callable[[Repo], bool]) -> Repo | None:
+        """The repository that operators mean by a name: the first that answers for it and that `has` anything here.
+        None if there is none.
+        """
+        return next((repo for repo in self.answering(name, has).repos if has(repo)), None)
 
     def in_the_way(self, name: str, has: Callable[[Repo], bool]) -> Repo | None:
         """The repository of a hosted member before the writable one that has the name: a push would be written where

@@ -24,7 +24,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import DeletedManifest, DeletedTag
-from mirror.policy.image_names import Image, name_of, parse_image
+from mirror.policy.image_names import Image, name_of
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
 from mirror.ports import BlobStore, Catalog
@@ -132,11 +132,13 @@ class HostedAdmin:
         collector: GarbageCollector,
         damaged: DamagedBlobs,
         *,
+        parse_image: Callable[[str], Image],
         now: Callable[[], float] = time.time,
     ) -> None:
         """`store` is the cache; `evictor` drops from it. `keep_deleted` are the seconds for which each hosted registry
-        keeps what is deleted.
+        keeps what is deleted. `parse_image` raises `RequestError`.
         """
+        self._parse_image = parse_image
         self._deletions = deletions
         self._store = store
         self._catalog = catalog
@@ -154,7 +156,7 @@ class HostedAdmin:
         """The repository that is named, and the image in it; None if the whole repository is meant, which must be said
         by `repository`. Raises `RequestError` with what to write instead.
         """
-        image = parse_image(text, self._table)
+        image = self._parse_image(text)
         last = text.rpartition("/")[2]
         is_named = "@" in text or ":" in last
         if not self._table.hosts_registry(image.repo.registry):

@@ -173,46 +173,39 @@ class AccessControl:
 
         Raises `Unauthorized` for an anonymous caller, `NameUnknown` for others, and the errors of asking upstream.
         """
-        context = await self.admit_to_member(identity, repository, repository.repo, request, wanted, record)
-        if context is None:
-            raise NameUnknown("no such repository")
-        return context
-
-    async def admit_to_member(
-        self,
-        identity: Identity,
-        repository: Readable,
-        asked: Repo,
-        request: web.BaseRequest,
-        wanted: RegistryRequest,
-        record: RequestRecord,
-    ) -> AbstractContextManager[None] | None:
-        """Like `admit`, but None for a caller who has logged in and may not pull from the repository. `asked` is the
-        repository that the client has named, for which the token must be: perhaps a virtual one, of which `repository`
-        is a member's.
-        """
         repo = repository.repo
         verifier = self._verifier_of(repo.registry)
         identity = self._proven(identity, repo)
         if not self.allows(identity, Action.PULL, repo):
-            self._challenge_stranger(identity, request, wanted)
-            return None
-        if not _in_scope(identity, Action.PULL, asked):
+            raise self._refusal(identity, request, wanted)
+        if not _in_scope(identity, Action.PULL, repo):
             raise self._out_of_scope(request, wanted)
         if verifier is None:
             return nullcontext()
         own = _own(identity, request)
         with on_behalf_of(own):
             allowed = await verifier.may_pull(repository, own, wanted)
-        if not allowed:
-            self._challenge_stranger(identity, request, wanted)
-            return None
-        record.caller = str(identity)
-        return on_behalf_of(own)
+        if allowed:
+            record.caller = str(identity)
+            return on_behalf_of(own)
+        raise self._refusal(identity, request, wanted)
 
-    def _challenge_stranger(self, identity: Identity, request: web.BaseRequest, wanted: RegistryRequest) -> None:
-        if identity.is_anonymous:
-            raise self._unknown_caller(request, wanted)
+    def admits_to_member(
+        self, identity: Identity, repo: Repo, asked: Repo, request: web.BaseRequest, wanted: RegistryRequest
+    ) -> bool:
+        """True if the caller may pull from this repository, which is one of those that the virtual repository `asked`
+        stands for; the token must be for that one. False for a caller who has logged in and may not.
+
+        Raises `Unauthorized` for an anonymous caller who may not, and for a token with another scope.
+        """
+        identity = self._proven(identity, repo)
+        if self._verifier_of(repo.registry) is not None or not self.allows(identity, Action.PULL, repo):
+            if identity.is_anonymous:
+                raise self._unknown_caller(request, wanted)
+            return False
+        if not _in_scope(identity, Action.PULL, asked):
+            raise self._out_of_scope(request, wanted)
+        return True
 
     def authorize(
         self,

@@ -258,14 +258,14 @@ class RegistryHandler:
         """A pull under a virtual name."""
         asked = _note_asked(virtual, record)
         record.repository = str(asked)
-        with Visitor(self._access, identity, asked, request, wanted, record) as visitor:
-            repository = virtual.seen_by(visitor)
-            if wanted.kind is Kind.BLOB:
-                blobs = await self._visible_blobs(repository, visitor, request, wanted, identity)
-                return await pull.blob(request, wanted, blobs, record, self._sender)
-            return await self._pull(request, wanted, repository, record, identity)
+        visitor = Visitor(self._access, identity, asked, request, wanted, record)
+        repository = virtual.seen_by(visitor)
+        if wanted.kind is Kind.BLOB:
+            blobs = self._visible_blobs(repository, visitor, request, wanted, identity)
+            return await pull.blob(request, wanted, blobs, record, self._sender)
+        return await self._pull(request, wanted, repository, record, identity)
 
-    async def _visible_blobs(
+    def _visible_blobs(
         self,
         virtual: VirtualRepository,
         visitor: Visitor,
@@ -282,7 +282,7 @@ class RegistryHandler:
         if pusher is None or parts.rules.in_the_way(name, parts.is_taken) is not None:
             return virtual
         member = parts.member(repo)
-        if is_hosted(member) and await visitor.admit(member):
+        if is_hosted(member) and visitor.admit(repo):
             return WritableMembersBlobs(virtual, member, pusher, is_taken=parts.is_taken(repo))
         return virtual
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
-
 from aiohttp import web
 
 from mirror.errors import BlobUnknown, MirrorError
@@ -14,15 +10,13 @@ from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest
 from mirror.policy.access_rules import Identity
 from mirror.repository.answers import BlobContent, BlobStat
-from mirror.repository.protocol import Pusher, Readable, Writable
+from mirror.repository.protocol import Pusher, Writable
 from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.pull import Blobs, RequestRecord
 
 
 class Visitor:
-    """`Admission` by the rules about each member. A context manager: within it, the member that was admitted last is
-    asked with the caller's own credentials if its upstream wants them, and no other member ever sees them.
-    """
+    """`Admission` by the rules about each member's repository."""
 
     def __init__(
         self,
@@ -33,39 +27,25 @@ class Visitor:
         wanted: RegistryRequest,
         record: RequestRecord,
     ) -> None:
-        """Without `access`, everybody may pull everything."""
+        """Without `access`, everybody may pull everything. The `record` names the member that was admitted last."""
         self._access = access
         self._identity = identity
         self._asked = asked
         self._request = request
         self._wanted = wanted
         self._record = record
-        self._context = ExitStack()
 
     def __repr__(self) -> str:
         return f"<Visitor {self._identity} of {self._asked}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._context.close()
-
-    async def admit(self, member: Readable) -> bool:
+    def admit(self, repo: Repo) -> bool:
         """See `Admission`."""
-        self._context.close()
-        self._record.repository = str(member.repo)
-        if self._access is None:
-            return True
-        context = await self._access.admit_to_member(
-            self._identity, member, self._asked, self._request, self._wanted, self._record
-        )
-        if context is None:
-            self._record.repository = str(self._asked)
+        access = self._access
+        if access is not None and not access.admits_to_member(
+            self._identity, repo, self._asked, self._request, self._wanted
+        ):
             return False
-        self._context.enter_context(context)
+        self._record.repository = str(repo)
         return True
 
     def passed_over(self, repo: Repo, error: MirrorError) -> None:

@@ -180,7 +180,7 @@ class LocalHostedRecords:
 def _exists(path: str) -> bool:
     """True if there is such a file or folder. Raises `OSError` if that cannot be said."""
     try:
-        os.stat(path)
+        os.lstat(path)
     except OSError as error:
         if error.errno in ABSENT_ERRNOS:
             return False
