@@ -18,8 +18,9 @@ meanwhile are read. The version of the link was read before this second look. So
 
 If a manifest, or a record of one, cannot be read, it may name anything: the repository is left alone in this round. A
 link that cannot be read stays, and keeps its bytes. A damaged record of a manifest still says which manifest it is, and
-its bytes what it names (`damaged_records.py`). The report has every record that is damaged. A repository of a registry
-that is not configured loses nothing.
+its bytes what it names (`damaged_records.py`): it is written anew. A damaged link that no manifest names gives nobody a
+right, and becomes the mark of a removal. The report has every record that is damaged. A repository of a registry that is
+not configured loses nothing.
 """
 
 from __future__ import annotations
@@ -145,12 +146,21 @@ class RepositoryPass:
                 yield
 
     def _live(self, digest: Digest) -> Versioned[ManifestRecord] | None:
-        """Returns the record of a live manifest, remade if it is damaged. Raises `StoreError`."""
+        """Returns the record of a live manifest. A damaged one is written anew from the bytes of the manifest. Raises
+        `StoreError`.
+        """
+        catalog = self._parts.catalog
         try:
-            return self._parts.catalog.manifest(self._repo, digest)
+            return catalog.manifest(self._repo, digest)
         except RecordDamaged as damaged:
             self._note_damaged(damaged)
-            return manifest_or_remade(self._parts, self._repo, digest)
+        remade = manifest_or_remade(self._parts, self._repo, digest)
+        if remade is not None and remade.record.size:
+            with suppress(RecordChanged):
+                catalog.put_manifest(self._repo, remade.record, expect=remade.version)
+                catalog.flush()
+                self._note_repair(digest)
+        return manifest_or_remade(self._parts, self._repo, digest)
 
     def _deletion(self, digest: Digest) -> Versioned[DeletedManifest] | None:
         """Returns the record of a deletion. A damaged one is written anew from the bytes of the manifest: nobody can
@@ -165,10 +175,15 @@ class RepositoryPass:
         if remade is not None and remade.record.size:
             with suppress(RecordChanged):
                 records.put_deleted_manifest(self._repo, remade.record, expect=remade.version)
+                self._note_repair(digest)
         return deletion_or_remade(self._parts, self._repo, digest)
 
     def _note_damaged(self, damaged: RecordDamaged) -> None:
         self._report.note_unread(str(self._repo), str(damaged))
+
+    def _note_repair(self, digest: Digest) -> None:
+        self._parts.records.note_change(self._repo)
+        telemetry.log.warning("damaged record written anew", repository=str(self._repo), digest=str(digest))
 
     def _manifest(self, digest: Digest, media_type: str) -> Manifest | None:
         """Returns the manifest; None if the bytes are no manifest, and so name nothing. Raises `StoreError`."""
@@ -394,6 +409,12 @@ class RepositoryPass:
         records, now = self._parts.records, self._now()
         try:
             found = records.link(self._repo, digest)
+        except RecordDamaged as damaged:
+            self._note_damaged(damaged)
+            self._marks.add(digest)
+            # a pusher cannot use it; whether it goes is decided after a second look at the manifests
+            due.append((BlobLink(digest, 0, LinkState.REMOVED, now.later), Version(damaged.version)))
+            return RECORD
         except StoreError as error:
             self._report.note_unread(f"the link of {self._repo} to {digest}", str(error))
             self._marks.add(digest)
@@ -429,13 +450,21 @@ class RepositoryPass:
             self._parts.records.put_link(self._repo, link, expect=expect)
 
     def _drop_links(self, due: list[tuple[BlobLink, Version]]) -> Iterator[None]:
-        """Drops links that have waited long enough, unless a manifest names them that came since the first look."""
+        """Drops links that have waited long enough, and puts marks in the place of damaged ones, unless a manifest
+        names them that came since the first look.
+        """
         if not due:
             return
         yield from self._read_manifests()
         dropped = False
         for link, version in due:
-            if link.digest in self._named or not self._drop_link(link, version):
+            if link.digest in self._named:
+                self._marks.add(link.digest)
+            elif link.state is LinkState.REMOVED:
+                self._renew(link, version)
+                self._parts.accounts.unlink(self._repo, link.digest)
+                self._note_repair(link.digest)
+            elif not self._drop_link(link, version):
                 self._marks.add(link.digest)
             else:
                 dropped = True
