@@ -19,8 +19,8 @@ meanwhile are read. The version of the link was read before this second look. So
 If a manifest, or a record of one, cannot be read, it may name anything: the repository is left alone in this round. A
 link that cannot be read stays, and keeps its bytes. A damaged record of a manifest still says which manifest it is, and
 its bytes what it names (`damaged_records.py`): it is written anew. A damaged link that no manifest names gives nobody a
-right, and becomes the mark of a removal. The report has every record that is damaged. A repository of a registry that is
-not configured loses nothing.
+right, and becomes the mark of a removal. The report has every record that is damaged. A repository of a registry that
+is not configured loses nothing.
 """
 
 from __future__ import annotations

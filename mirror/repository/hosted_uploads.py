@@ -106,12 +106,14 @@ class HostedUpload:
             await self._room(body.length or 0)
             looked_at = self.offset
             while await body.wait(self._release):
-                await self._lock_again()
+                if self._released_at is not None:
+                    await self._lock_again()
                 await self._receive(body)
                 if self.offset - looked_at >= _AHEAD:
                     looked_at = self.offset
                     await self._room(_AHEAD)
-            await self._lock_again()
+            if self._released_at is not None:
+                await self._lock_again()
         except (QuotaExceeded, StoreFull) as error:
             await self._give_up()
             if isinstance(error, StoreFull) and not isinstance(error, NoRoomForPush):
@@ -125,8 +127,6 @@ class HostedUpload:
 
     async def _lock_again(self) -> None:
         """Raises `UploadBroken` if another request has gone on with the session while it was released."""
-        if self._released_at is None:
-            return
         try:
             file = await self._run(self._reopen)
         except (UploadBusy, UploadUnknown):
