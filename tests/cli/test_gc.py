@@ -107,12 +107,12 @@ def test_one_round_at_a_time(site: _Site) -> None:
 def test_it_names_what_is_damaged(site: _Site) -> None:
     """Each record, also where no round of collection had to open it."""
     layout = Layout(site.root)
-    layout.links(_APP).joinpath(f"sha256-{site.digest.hex}").write_bytes(b"{")
+    Path(layout.links(_APP)).joinpath(f"sha256-{site.digest.hex}").write_bytes(b"{")
     for folder in (layout.manifests(_APP), layout.tags(_APP), layout.deleted_tags(_APP)):
-        folder.mkdir()
-    layout.manifests(_APP).joinpath(f"sha256-{site.digest.hex}").write_bytes(b"{")
-    layout.tags(_APP).joinpath("1").write_bytes(b"{")
-    layout.deleted_tags(_APP).joinpath("2").write_bytes(b"{")
+        Path(folder).mkdir()
+    Path(layout.manifests(_APP)).joinpath(f"sha256-{site.digest.hex}").write_bytes(b"{")
+    Path(layout.tags(_APP)).joinpath("1").write_bytes(b"{")
+    Path(layout.deleted_tags(_APP)).joinpath("2").write_bytes(b"{")
     found = site.gc("--json").json
     assert {each["what"] for each in found["unread"]} == {
         f"the link of {_APP} to {site.digest}",

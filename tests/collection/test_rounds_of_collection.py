@@ -180,10 +180,10 @@ def test_101_damaged_records_stop_no_collection(tmp_path: Path) -> None:
     world.delete(APP, gone, "2")
     world.records.put_deleted_tag(APP, DeletedTag("3", live, OCI_MANIFEST, 1, world.clock()))
     damaged = (
-        layout.manifests(APP) / file_name(live),
-        layout.deleted_manifests(APP) / file_name(gone),
-        layout.deleted_tags(APP) / "3",
-        layout.links(APP) / file_name(stray),
+        Path(layout.manifests(APP)) / file_name(live),
+        Path(layout.deleted_manifests(APP)) / file_name(gone),
+        Path(layout.deleted_tags(APP)) / "3",
+        Path(layout.links(APP)) / file_name(stray),
     )
     for path in damaged:
         path.write_bytes(b"{")
@@ -212,7 +212,7 @@ def test_a_damaged_tag_keeps_every_referrer(tmp_path: Path) -> None:
     world = CollectedWorld(catalog=LocalCatalog(layout), records=LocalHostedRecords(layout), collect_dangling=True)
     referrer = world.push(APP, image(subject=Digest.of(b"gone")))
     world.push_image(APP, b"one", tag="1")
-    (layout.tags(APP) / "1").write_bytes(b"{")
+    (Path(layout.tags(APP)) / "1").write_bytes(b"{")
     world.collect(3, pause=GRACE + 1)
     assert referrer in set(world.catalog.manifest_digests(APP))
     world.catalog.drop_tag(APP, "1")

@@ -197,7 +197,7 @@ async def test_39_purge_beside_what_is_damaged(disk: Disk, damage: str) -> None:
         disk.stocked.plant(tool, b"garbage")
         image, why = Image(APP, "v1"), "mirror verify"
     else:
-        (disk.stocked.layout.tags(APP) / "v2").write_bytes(b"{")
+        (Path(disk.stocked.layout.tags(APP)) / "v2").write_bytes(b"{")
         image, why = Image(APP, "v1"), "pull or import it again"
     before = disk.blobs(), disk.records()
     async with opened(disk) as storage:
@@ -409,13 +409,13 @@ async def test_54_a_damaged_tag(disk: Disk, registry: FakeRegistry, tmp_path: Pa
     """Row 54: sealed, it is an error that says so, not a tag that is not here; with an upstream it is asked for again,
     and written anew.
     """
-    (disk.stocked.layout.tags(APP) / "v1").write_bytes(b"{")
+    (Path(disk.stocked.layout.tags(APP)) / "v1").write_bytes(b"{")
     async with build(disk.config) as app:
         with pytest.raises(RecordDamaged, match=r"the record of the tag docker\.io/library/app:v1 is damaged"):
             await app.router.repository(APP).manifest("v1")
     digest = registry.add_image("library/app", "v1", [b"layer"])
     async with live_mirror(tmp_path / "other", {"docker.io": registry.url}) as mirror:
-        file = mirror.app.storage.layout.tags(APP) / "v1"
+        file = Path(mirror.app.storage.layout.tags(APP)) / "v1"
         file.parent.mkdir(parents=True)
         file.write_bytes(b"{")
         assert (await mirror.ask("/v2/library/app/manifests/v1")).headers["Docker-Content-Digest"] == str(digest)
@@ -492,7 +492,7 @@ async def test_36_37_what_people_are_shown(disk: Disk) -> None:
     """A listing goes on without what cannot be read; only what cannot be listed ends it."""
     async with opened(disk) as storage:
         storage.pins.put(Pin(APP, "v2", "", 1.0))
-    path = disk.stocked.layout.tags(APP) / "v1"
+    path = Path(disk.stocked.layout.tags(APP)) / "v1"
     with refusing(disk.root, every(str(path)), errno.EIO):
         done = await asyncio.to_thread(command, "ls", "--json", "-c", _write_config(disk))
     assert done.status == 0, done
@@ -528,7 +528,7 @@ async def test_36_a_pinned_image_stays_as_it_was_last_known(disk: Disk) -> None:
     async with opened(disk) as storage:
         storage.pins.put(Pin(APP, "v2", "", 1.0))
         known = storage.eviction.pinned.digests(time.time())
-        path = str(storage.layout.tags(APP) / "v2")
+        path = str(Path(storage.layout.tags(APP)) / "v2")
         with refusing(disk.root, every(path), errno.EIO):
             assert storage.eviction.pinned.digests(time.time()) == known
             with pytest.raises(StoreError, match="is not purged"):

@@ -212,7 +212,7 @@ async def test_what_cannot_be_read_is_never_absent(tmp_path: Path, number: int) 
                     break
             else:
                 pytest.fail("it reads on and on")
-        folder = app.storage.layout.repository(Repo("corp", "team/app"))
+        folder = Path(app.storage.layout.repository(Repo("corp", "team/app")))
         for path in (folder, folder / "_tags", folder / "_manifests", folder / "_changes", folder / "_tags/v1"):
             app.storage.hosted.records.note_change(Repo("corp", "team/app"))
             with refusing(site.mirror.root, every(str(path)), number):

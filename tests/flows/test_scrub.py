@@ -211,7 +211,7 @@ async def test_records_without_content(full: LiveMirror, image: Digest) -> None:
     storage.catalog.drop_manifest(APP, image)
     [said] = dangling_records(storage.catalog, BlobPlaces.only(storage.store))
     assert said.startswith(f"{APP}:v1: points to {image}")
-    (storage.layout.tags(APP) / "v1").write_text("{")
+    (Path(storage.layout.tags(APP)) / "v1").write_text("{")
     [said] = dangling_records(storage.catalog, BlobPlaces.only(storage.store))
     assert said.startswith(f"{APP}:v1: the record")
 

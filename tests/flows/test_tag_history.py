@@ -76,6 +76,13 @@ def _history(mirror: LiveMirror, tag: str = "v1") -> list[tuple[str, float, floa
     return [(str(one.digest), one.first_seen, one.last_seen) for one in seen]
 
 
+def _block(folder: str) -> None:
+    """Makes a file where a folder should be."""
+    path = Path(folder)
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+
+
 def _freeze(mirror: LiveMirror, digest: Digest, tag: str = "v1", size: int | None = None) -> None:
     """What `mirror freeze` does, in this process; `until_seen` lets the time pass until it is noticed."""
     link = mirror.app.storage.catalog.get_manifest(_APP, digest)
@@ -117,7 +124,7 @@ async def test_confirming_writes_no_history(registry: FakeRegistry, mirror: Live
     """Only a move is written down: the file is not touched when upstream says the same again."""
     _push(registry, "first")
     await mirror.ask(_TAG)
-    file = mirror.app.storage.layout.history(_APP) / "v1"
+    file = Path(mirror.app.storage.layout.history(_APP)) / "v1"
     before = file.stat()
     for _ in range(3):
         mirror.clock.forward(_TTL + 1)
@@ -146,7 +153,7 @@ async def test_a_store_without_histories(registry: FakeRegistry, mirror: LiveMir
     """What an older version left, or an operator deleted: the tag's record says what was known."""
     began, first = mirror.clock(), _push(registry, "first")
     await mirror.ask(_TAG)
-    (mirror.app.storage.layout.history(_APP) / "v1").unlink()
+    (Path(mirror.app.storage.layout.history(_APP)) / "v1").unlink()
     second = _push(registry, "second")
     mirror.clock.forward(_TTL + 1)
     await mirror.ask(_TAG)
@@ -202,8 +209,7 @@ async def test_two_processes_write_one_history(registry: FakeRegistry, tmp_path:
 async def test_a_disk_that_takes_no_history(registry: FakeRegistry, mirror: LiveMirror) -> None:
     """A failing disk costs the history, not the pull."""
     first = _push(registry, "first")
-    mirror.app.storage.layout.history(_APP).parent.mkdir(parents=True)
-    mirror.app.storage.layout.history(_APP).write_text("a file where a folder should be")
+    _block(mirror.app.storage.layout.history(_APP))
     assert await _answers(mirror) == str(first)
     assert mirror.events("store failed")
 
@@ -584,7 +590,7 @@ async def test_a_history_that_was_damaged(registry: FakeRegistry, cautious: Live
     cautious.clock.forward(_AGE)
     assert await _answers(cautious) == str(first)
     second = _push(registry, "second")
-    file = cautious.app.storage.layout.history(_APP) / "v1"
+    file = Path(cautious.app.storage.layout.history(_APP)) / "v1"
     os.truncate(file, 20)
     cautious.clock.forward(_TTL + 1)
     assert await _answers(cautious) == str(first)

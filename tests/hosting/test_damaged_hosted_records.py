@@ -56,10 +56,11 @@ class _World(HostedWorld):
         self.layout = LocalStore(Layout(root)).layout
         self.catalog, self.records = LocalCatalog(self.layout), LocalHostedRecords(self.layout)
 
-    def damage(self, folder: Path, name: str) -> None:
+    def damage(self, folder: str, name: str) -> None:
         """Cuts the record of this name, and lets every worker look again."""
-        assert (folder / name).exists()
-        (folder / name).write_bytes(GARBAGE)
+        record = Path(folder, name)
+        assert record.exists()
+        record.write_bytes(GARBAGE)
         self.records.note_change(TEAM)
 
     def damage_manifest(self, digest: Digest) -> None:

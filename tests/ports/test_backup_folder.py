@@ -283,7 +283,7 @@ def test_what_cannot_be_copied_is_named(hosted: Hosted, folder: Path, tmp_path: 
     rotten.chmod(0o600)
     rotten.write_bytes(b"x" * rotten.stat().st_size)
     Path(lost).unlink()
-    (hosted.layout.tags(APP) / "cut").write_bytes(b'{"dig')
+    (Path(hosted.layout.tags(APP)) / "cut").write_bytes(b'{"dig')
     report = back_up(hosted, folder)
     assert report.problems == ["repositories/corp/team/app/_tags/cut is damaged"]
     again = restored(folder, tmp_path / "again")

@@ -177,7 +177,7 @@ def test_a_damaged_record_of_the_queue_is_dropped_by_a_rescue(layout: Layout, ho
     """Until then it collects nothing, and another record does not replace it."""
     hosted.put(DIGEST, CONTENT)
     hosted.queue(QueuedBlob(DIGEST, 1.0))
-    layout.queued_blob(DIGEST).write_bytes(b"{")
+    Path(layout.queued_blob(DIGEST)).write_bytes(b"{")
     with pytest.raises(RecordDamaged):
         hosted.queued(DIGEST)
     with pytest.raises(RecordChanged):

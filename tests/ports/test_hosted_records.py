@@ -100,7 +100,7 @@ def test_a_damaged_record_is_not_absent(layout: Layout, text: bytes) -> None:
     records.put_referrer(APP, TWO, signature(ONE))
     records.put_deleted_manifest(APP, deleted())
     records.put_deleted_tag(APP, deleted_tag())
-    folder = layout.repository(APP)
+    folder = Path(layout.repository(APP))
     for path in (folder / "_blobs", folder / "_referrers", folder / "_deleted", folder / "_deleted_tags"):
         for file in (file for file in path.rglob("*") if file.is_file()):
             file.write_bytes(text)
@@ -126,7 +126,7 @@ def test_a_referrer_under_the_digest_of_another_is_damaged(layout: Layout) -> No
     """The descriptor in an entry must be about the digest that names the file."""
     records = LocalHostedRecords(layout)
     records.put_referrer(APP, ONE, signature(ONE))
-    folder = layout.referrers(APP, ONE)
+    folder = Path(layout.referrers(APP, ONE))
     next(folder.iterdir()).rename(folder / f"sha512-{TWO.hex}")
     with pytest.raises(RecordDamaged):
         records.referrers(APP, ONE)

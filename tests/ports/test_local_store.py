@@ -476,19 +476,19 @@ def test_54_records_that_were_cut_are_not_taken_for_none(store: LocalStore) -> N
     """
     catalog = LocalCatalog(store.layout)
     repo = Repo("docker.io", "library/busybox")
-    folder = store.layout.tags(repo)
+    folder = Path(store.layout.tags(repo))
     folder.mkdir(parents=True)
     for name, text in (("cut", b'{"digest": "sha'), ("empty", b""), ("list", b"[]"), ("wrong", b'{"digest": 1}')):
         (folder / name).write_bytes(text)
         with pytest.raises(RecordDamaged, match=f"the record of the tag {repo}:{name} is damaged"):
             catalog.get_tag(repo, name)
-        history = store.layout.history(repo) / name
+        history = Path(store.layout.history(repo)) / name
         history.parent.mkdir(exist_ok=True)
         history.write_bytes(text)
         assert catalog.get_history(repo, name) == ()
     digest = Digest.of(b"manifest")
     catalog.put_manifest(repo, ManifestRecord(digest, OCI_MANIFEST, 8, 1.0))
-    (store.layout.manifests(repo) / f"sha256-{digest.hex}").write_bytes(b"{")
+    (Path(store.layout.manifests(repo)) / f"sha256-{digest.hex}").write_bytes(b"{")
     with pytest.raises(RecordDamaged, match=f"the record of the manifest {repo}@{digest} is damaged"):
         catalog.get_manifest(repo, digest)
     assert list(catalog.manifests(repo)) == []

@@ -187,7 +187,7 @@ class BackupFolder:
         records = LocalHostedRecords(self._layout)
         for repo in chain(*map(records.repositories, self._registries)):
             self._report.repositories += 1
-            below = self._layout.repository(repo).relative_to(self._layout.root)
+            below = Path(self._layout.repository(repo)).relative_to(self._layout.root)
             for name in _ORDER:
                 self._copy_folder(self._layout.root / below / name, below / name)
             for name in _LAST:
@@ -250,7 +250,7 @@ class BackupFolder:
         named: set[int] = set()
         records = LocalHostedRecords(Layout(self._next))
         for repo in chain(*map(records.repositories, self._registries)):
-            folder = Layout(self._next).repository(repo)
+            folder = Path(Layout(self._next).repository(repo))
             for kind in _WITH_BYTES:
                 for name in _listed(folder / kind):
                     digest = digest_from(name)
@@ -264,11 +264,12 @@ class BackupFolder:
         copied, live = Layout(self._next), LocalHostedRecords(self._layout)
         catalog = LocalCatalog(self._layout)
         for repo in chain(*map(LocalHostedRecords(copied).repositories, self._registries)):
-            for name in _listed(copied.manifests(repo)):
+            folder = Path(copied.manifests(repo))
+            for name in _listed(folder):
                 digest = digest_from(name)
                 with suppress(StoreError):
                     if digest and not catalog.manifest(repo, digest) and not live.deleted_manifest(repo, digest):
-                        (copied.manifests(repo) / name).unlink()
+                        (folder / name).unlink()
 
     def _has_bytes(self, repo: Repo, kind: str, digest: Digest, record: Path) -> bool:
         """Copy the bytes of one record unless they are there. False if the backup has none, and need not have any."""

@@ -53,8 +53,10 @@ from mirror.store.local import quarantine
 from mirror.store.local.blobs import open_file
 from mirror.store.local.durable import (
     ABSENT_ERRNOS,
+    AnyPath,
     PendingSyncs,
     make_folder,
+    read_whole,
     store_errors,
     sync_folder,
     write_whole,
@@ -85,9 +87,10 @@ class HostedNames:
     # ------------------------------------------------------------------------------------------------ giving a name
 
     def adopt(self, digest: Digest) -> BlobInfo:
-        cached, path = self._layout.blob(digest), Path(self._layout.hosted_blob(digest))
+        cached, path = self._layout.blob(digest), self._layout.hosted_blob(digest)
+        folder = os.path.dirname(path)
         with store_errors(f"giving {digest} its hosted name"):
-            self._make_folder(path.parent)
+            self._make_folder(folder)
             with self._naming(digest):
                 named = _status(cached)
                 status = self._sound(digest, named.st_size if named else None)
@@ -95,11 +98,11 @@ class HostedNames:
                     status = named
                     if status is None or not self._link(digest, path):
                         raise BlobUnknown(f"{digest} is not in the store")
-            self._make_durable(path.parent)
+            self._make_durable(folder)
             self._drop_damaged(digest)
         return _info(digest, status)
 
-    def _link(self, digest: Digest, name: Path) -> bool:
+    def _link(self, digest: Digest, name: str) -> bool:
         """Give the cache's file this name as well. False if there is no such file, because it was evicted meanwhile.
 
         Raises `OSError`, `StoreError`.
@@ -115,7 +118,7 @@ class HostedNames:
             self._copy(digest, name)
         return True
 
-    def _copy(self, digest: Digest, name: Path) -> None:
+    def _copy(self, digest: Digest, name: str) -> None:
         """Give a copy of the cache's file this name. Raises `BlobUnknown`, `BlobDamaged`, `OSError`, `StoreError`."""
         temporary = self._layout.ingests / f"tmp-{secrets.token_hex(16)}"
         hashing = hasher(digest)
@@ -135,37 +138,39 @@ class HostedNames:
             temporary.unlink(missing_ok=True)
             raise
 
-    def take_in(self, digest: Digest, file: Path, size: int) -> BlobInfo:
+    def take_in(self, digest: Digest, file: AnyPath, size: int) -> BlobInfo:
         """Give a file of `size` bytes the hosted name, and take the blob out of the queue. If the blob is hosted
         already, its file stays, and `file` is deleted. Durable on return.
 
         The caller has checked that the bytes match the digest, and synced them. Raises `StoreFull`, `StoreError`; then
         the file is in its old place, or has the hosted name, which may not be durable.
         """
-        path = Path(self._layout.hosted_blob(digest))
+        path = self._layout.hosted_blob(digest)
+        folder = os.path.dirname(path)
         with store_errors(f"publishing {digest}"):
-            self._make_folder(path.parent)
+            self._make_folder(folder)
             with self._naming(digest):
                 if self._sound(digest, size) is None:
-                    file.rename(path)
+                    os.rename(file, path)
                 else:
-                    file.unlink()
+                    os.unlink(file)
             # also if the blob was there: whoever published it may not have come to this point yet
-            self._make_durable(path.parent)
+            self._make_durable(folder)
             self._drop_damaged(digest)
         return BlobInfo(digest, size)
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
         if not digest.matches(content):
             raise BlobDamaged(f"the {len(content)} bytes to store as {digest} do not match the digest")
-        path = Path(self._layout.hosted_blob(digest))
+        path = self._layout.hosted_blob(digest)
+        folder = os.path.dirname(path)
         with store_errors(f"writing {digest}"):
             if self._has(digest, content):
                 # also if the content was there: whoever wrote it may not have synced its name yet
-                self._unsynced.add(path.parent)
+                self._unsynced.add(folder)
                 self._drop_damaged(digest)
                 return BlobInfo(digest, len(content))
-            self._make_folder(path.parent)
+            self._make_folder(folder)
             guard = self._naming(digest)
             write_whole(path, content, through=self._layout.ingests, mode=0o400, sync=self._unsynced.add, guard=guard)
             self._drop_damaged(digest)
@@ -177,7 +182,7 @@ class HostedNames:
         """
         try:
             with self._naming(digest):
-                return Path(self._layout.hosted_blob(digest)).read_bytes() == content
+                return read_whole(self._layout.hosted_blob(digest)) == content
         except OSError as error:
             # what the disk cannot read is replaced, like what is damaged
             if error.errno in ABSENT_ERRNOS or error.errno == errno.EIO:
@@ -205,7 +210,7 @@ class HostedNames:
     def queued(self, digest: Digest) -> Versioned[QueuedBlob] | None:
         with store_errors(f"reading the record of the queued blob {digest}"):
             try:
-                content = self._layout.queued_blob(digest).read_bytes()
+                content = read_whole(self._layout.queued_blob(digest))
             except OSError as error:
                 if error.errno in ABSENT_ERRNOS:
                     return None
@@ -218,7 +223,7 @@ class HostedNames:
     def queue(self, record: QueuedBlob) -> Version:
         path, content = self._layout.queued_blob(record.digest), record.to_json()
         with store_errors(f"queueing {record.digest}"):
-            make_folder(path.parent, below=self._layout.root, sync=self._unsynced.add)
+            self._make_folder(os.path.dirname(path))
             guard = only_writer(self._layout, path, ABSENT)
             write_whole(path, content, through=self._layout.ingests, sync=self._unsynced.add, guard=guard)
         return version_of(content)
@@ -229,7 +234,8 @@ class HostedNames:
             status = _status(path)
             if status is not None:
                 os.unlink(path)
-            record.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(record)
             # nobody will push it again to repair it
             self._drop_damaged(digest)
         return status.st_size if status else 0
@@ -281,18 +287,18 @@ class HostedNames:
                 if error.errno not in ABSENT_ERRNOS:
                     raise
             else:
-                sync_folder(record.parent)
+                sync_folder(os.path.dirname(record))
 
     def _drop_damaged(self, digest: Digest) -> None:
         """Forget the damaged file of a blob that has its name again."""
         # a file that stays takes room, and does no other harm
         with suppress(OSError):
-            os.unlink(self._layout.hosted_damaged / file_name(digest))
+            os.unlink(f"{self._layout.hosted_damaged}/{file_name(digest)}")
 
-    def _make_folder(self, folder: Path) -> None:
+    def _make_folder(self, folder: str) -> None:
         make_folder(folder, below=self._layout.root, sync=self._unsynced.add)
 
-    def _make_durable(self, folder: Path) -> None:
+    def _make_durable(self, folder: str) -> None:
         self._unsynced.add(folder)
         self._unsynced.sync()
 

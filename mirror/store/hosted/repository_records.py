@@ -72,18 +72,18 @@ class LocalHostedRecords:
         return digests_in(self._layout.links(repo))
 
     def put_referrer(self, repo: Repo, subject: Digest, referrer: Descriptor) -> None:
-        path = self._layout.referrers(repo, subject) / file_name(referrer.digest)
+        path = f"{self._layout.referrers(repo, subject)}/{file_name(referrer.digest)}"
         self._files.write(path, json.dumps(referrer.to_json()).encode())
 
     def drop_referrer(self, repo: Repo, subject: Digest, digest: Digest) -> None:
-        self._files.drop(self._layout.referrers(repo, subject) / file_name(digest))
+        self._files.drop(f"{self._layout.referrers(repo, subject)}/{file_name(digest)}")
 
     def referrers(self, repo: Repo, subject: Digest) -> Sequence[Descriptor]:
         folder, found = self._layout.referrers(repo, subject), []
         for digest in sorted(digests_in(folder)):
             what = f"the entry of {repo}@{digest}, which refers to {subject},"
             # an entry that is dropped while the folder is read is not listed
-            if entry := read_record(folder / file_name(digest), partial(_referrer, digest), what):
+            if entry := read_record(f"{folder}/{file_name(digest)}", partial(_referrer, digest), what):
                 found.append(entry.record)
         return found
 
@@ -105,16 +105,16 @@ class LocalHostedRecords:
         return digests_in(self._layout.deleted_manifests(repo))
 
     def deleted_tag(self, repo: Repo, tag: str) -> Versioned[DeletedTag] | None:
-        path = self._layout.deleted_tags(repo) / tag
+        path = f"{self._layout.deleted_tags(repo)}/{tag}"
         return read_record(
             path, lambda text: DeletedTag.from_json(tag, text), f"the record of the deleted tag {repo}:{tag}"
         )
 
     def put_deleted_tag(self, repo: Repo, record: DeletedTag, *, expect: Expected = None) -> Version:
-        return self._files.write(self._layout.deleted_tags(repo) / record.tag, record.to_json(), expect)
+        return self._files.write(f"{self._layout.deleted_tags(repo)}/{record.tag}", record.to_json(), expect)
 
     def drop_deleted_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
-        self._files.drop(self._layout.deleted_tags(repo) / tag, expect)
+        self._files.drop(f"{self._layout.deleted_tags(repo)}/{tag}", expect)
 
     def deleted_tags(self, repo: Repo) -> Sequence[str]:
         return tags_in(self._layout.deleted_tags(repo))
@@ -129,24 +129,29 @@ class LocalHostedRecords:
 
     def note_change(self, repo: Repo) -> None:
         with store_errors("noting a change of a repository"):
-            make_folder(self._layout.repository(repo), below=self._layout.repositories)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(self._layout.changes(repo), flags, 0o600)
+            try:
+                descriptor = self._open_changes(repo)
+            except FileNotFoundError:
+                make_folder(self._layout.repository(repo), below=self._layout.repositories)
+                descriptor = self._open_changes(repo)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 os.ftruncate(descriptor, os.fstat(descriptor).st_size + 1)
             finally:
                 os.close(descriptor)
 
+    def _open_changes(self, repo: Repo) -> int:
+        return os.open(self._layout.changes(repo), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
     def is_taken(self, repo: Repo) -> bool:
         with store_errors(f"looking whether {repo} exists"):
             if _exists(self._layout.changes(repo)):
                 return True
-            folder = str(self._layout.repository(repo))
+            folder = self._layout.repository(repo)
             return _exists(folder) and any(_exists(f"{folder}/{each}") for each in _FOLDERS)
 
     def release(self, repo: Repo) -> bool:
-        folder = self._layout.repository(repo)
+        folder = Path(self._layout.repository(repo))
         with store_errors(f"releasing the name {repo}"):
             # the folders of subjects first: each stays when its last referrer has gone
             for path in (*folder.glob("_referrers/*"), *(folder / each for each in _FOLDERS)):
@@ -170,11 +175,11 @@ class LocalHostedRecords:
     def flush(self) -> None:
         self._files.flush()
 
-    def _link(self, repo: Repo, digest: Digest) -> Path:
-        return self._layout.links(repo) / file_name(digest)
+    def _link(self, repo: Repo, digest: Digest) -> str:
+        return f"{self._layout.links(repo)}/{file_name(digest)}"
 
-    def _deleted_manifest(self, repo: Repo, digest: Digest) -> Path:
-        return self._layout.deleted_manifests(repo) / file_name(digest)
+    def _deleted_manifest(self, repo: Repo, digest: Digest) -> str:
+        return f"{self._layout.deleted_manifests(repo)}/{file_name(digest)}"
 
 
 def _exists(path: str) -> bool:

@@ -38,7 +38,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from mirror.errors import BlobDamaged, StoreError, UploadBusy
@@ -90,13 +89,13 @@ class LocalUploads:
         with store_errors("beginning an upload"):
             make_folder(self._layout.uploads, below=self._layout.root)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(self._layout.uploads / name, flags, 0o600))
+            os.close(os.open(self._layout.upload(name), flags, 0o600))
         return name
 
     def open(self, session: str) -> LocalUpload | None:
         if _owner_of(session) is None:
             return None
-        path = self._layout.uploads / session
+        path = self._layout.upload(session)
         with store_errors("opening an upload"), _locked_file(path, os.O_RDWR) as descriptor:
             if descriptor is None:
                 return None
@@ -110,7 +109,7 @@ class LocalUploads:
             return None
         with store_errors("looking at an upload"):
             try:
-                status = os.lstat(self._layout.uploads / session)
+                status = os.lstat(self._layout.upload(session))
             except OSError as error:
                 if error.errno in ABSENT_ERRNOS:
                     return None
@@ -123,14 +122,14 @@ class LocalUploads:
     def sweep(self, before: float) -> Expired:
         sessions = size = 0
         for name in self._names():
-            path = self._layout.uploads / name
+            path = self._layout.upload(name)
             # one that cannot be examined does not keep the others; a writer has it, or the next sweep tries again
             with suppress(OSError, UploadBusy), _locked_file(path, os.O_RDONLY) as descriptor:
                 if descriptor is None:
                     continue
                 status = os.fstat(descriptor)
                 if _owner_of(name) is None or status.st_mtime < before:
-                    path.unlink()
+                    os.unlink(path)
                     sessions, size = sessions + 1, size + status.st_size
                     self.forget(name)
         return Expired(sessions, size)
@@ -174,7 +173,7 @@ class LocalUpload:
         self,
         uploads: LocalUploads,
         blobs: HostedNames,
-        path: Path,
+        path: str,
         descriptor: int,
         size: int,
         hashed: _Hashed | None,
@@ -183,13 +182,14 @@ class LocalUpload:
         self._uploads = uploads
         self._blobs = blobs
         self._path = path
+        self._session = os.path.basename(path)
         self._descriptor = descriptor
         self._over = False
         self._hash = hashed.hashing if hashed else hashlib.new(_EXPECTED)
         self._end = GrowingEnd(descriptor, self._hash, size=size, hashed=hashed.size if hashed else 0)
 
     def __repr__(self) -> str:
-        return f"<LocalUpload {self._path.name} {self._end}{' over' if self._over else ''}>"
+        return f"<LocalUpload {self._session} {self._end}{' over' if self._over else ''}>"
 
     @property
     def offset(self) -> int:
@@ -236,8 +236,8 @@ class LocalUpload:
     def discard(self) -> None:
         if self._descriptor < 0:
             return
-        with store_errors("deleting an upload"):
-            self._path.unlink(missing_ok=True)
+        with store_errors("deleting an upload"), suppress(FileNotFoundError):
+            os.unlink(self._path)
         self._finish()
 
     def _finish(self) -> None:
@@ -250,9 +250,9 @@ class LocalUpload:
             return
         self._end.stop()
         if self._over:
-            self._uploads.forget(self._path.name)
+            self._uploads.forget(self._session)
         else:
-            self._uploads.remember(self._path.name, self._hash, self._end.hashed, descriptor)
+            self._uploads.remember(self._session, self._hash, self._end.hashed, descriptor)
         os.close(descriptor)
 
     def __del__(self) -> None:
@@ -273,7 +273,7 @@ def _owner_of(session: str) -> str | None:
 
 
 @contextmanager
-def _locked_file(path: Path, flags: int) -> Iterator[int | None]:
+def _locked_file(path: str, flags: int) -> Iterator[int | None]:
     """A descriptor of the file, locked; None if there is certainly no such file. A duplicate of the descriptor keeps
     the lock. Raises `UploadBusy`, `OSError`.
     """
@@ -294,7 +294,7 @@ def _locked_file(path: Path, flags: int) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _leads_to(path: Path, descriptor: int) -> bool:
+def _leads_to(path: str, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from mirror.errors import RecordDamaged
 from mirror.oci.digest import Digest
@@ -39,7 +38,7 @@ class LocalCatalog:
         return f"<LocalCatalog {self._layout.root}>"
 
     def tag(self, repo: Repo, tag: str) -> Versioned[TagRecord] | None:
-        path = self._layout.tags(repo) / tag
+        path = f"{self._layout.tags(repo)}/{tag}"
         return read_record(path, lambda text: TagRecord.from_json(tag, text), f"the record of the tag {repo}:{tag}")
 
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
@@ -47,20 +46,20 @@ class LocalCatalog:
         return versioned.record if versioned else None
 
     def put_tag(self, repo: Repo, record: TagRecord, *, expect: Expected = None) -> Version:
-        return self._files.write(self._layout.tags(repo) / record.tag, record.to_json(), expect)
+        return self._files.write(f"{self._layout.tags(repo)}/{record.tag}", record.to_json(), expect)
 
     def drop_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
-        self._files.drop(self._layout.tags(repo) / tag, expect)
+        self._files.drop(f"{self._layout.tags(repo)}/{tag}", expect)
 
     def tags(self, repo: Repo) -> list[str]:
         return tags_in(self._layout.tags(repo))
 
     def get_history(self, repo: Repo, tag: str) -> tuple[Sighting, ...]:
-        text = read_file(self._layout.history(repo) / tag, f"the history of the tag {repo}:{tag}")
+        text = read_file(f"{self._layout.history(repo)}/{tag}", f"the history of the tag {repo}:{tag}")
         return () if text is None else read_history(text)
 
     def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
-        self._files.write(self._layout.history(repo) / tag, write_history(sightings))
+        self._files.write(f"{self._layout.history(repo)}/{tag}", write_history(sightings))
 
     def manifest(self, repo: Repo, digest: Digest) -> Versioned[ManifestRecord] | None:
         what = f"the record of the manifest {repo}@{digest}"
@@ -100,5 +99,5 @@ class LocalCatalog:
     def flush(self) -> None:
         self._files.flush()
 
-    def _manifest(self, repo: Repo, digest: Digest) -> Path:
-        return self._layout.manifests(repo) / file_name(digest)
+    def _manifest(self, repo: Repo, digest: Digest) -> str:
+        return f"{self._layout.manifests(repo)}/{file_name(digest)}"

@@ -55,6 +55,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -70,86 +71,97 @@ _REGISTRY_BYTES: Final = 16
 _INGEST: Final = re.compile(rf"(?:[0-9a-f]{{{2 * _REGISTRY_BYTES}}}-)?(?P<digest>[a-z0-9]+-[0-9a-f]+)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
-    """Paths below one root. Digests and names are validated values, so no path leads out of the root."""
+    """Paths below one root. Digests and names are validated values, so no path leads out of the root.
+
+    The paths of single files and of the folders of a repository are `str`, because `Path` is slow: a hit needs one of
+    them, a push thirty.
+    """
 
     root: Path
 
-    @property
+    @cached_property
     def marker(self) -> Path:
         return self.root / "store.json"
 
-    @property
+    @cached_property
     def blobs(self) -> Path:
         return self.root / "blobs"
 
-    @property
+    @cached_property
     def ingests(self) -> Path:
         return self.root / "ingest"
 
-    @property
+    @cached_property
     def quarantine(self) -> Path:
         return self.root / "quarantine"
 
-    @property
+    @cached_property
     def hosted(self) -> Path:
         return self.root / "hosted"
 
-    @property
+    @cached_property
     def hosted_queue(self) -> Path:
         return self.root / "hosted-queue"
 
-    @property
+    @cached_property
     def hosted_damaged(self) -> Path:
         return self.root / "hosted-damaged"
 
-    @property
+    @cached_property
     def uploads(self) -> Path:
         return self.root / "uploads"
 
-    @property
+    @cached_property
     def locks(self) -> Path:
         return self.root / "locks"
 
-    @property
+    @cached_property
     def repositories(self) -> Path:
         return self.root / "repositories"
 
-    @property
+    @cached_property
     def repositories_added(self) -> Path:
         return self.root / "repositories-added"
 
-    @property
+    @cached_property
     def ledger(self) -> Path:
         return self.root / "hosted.sqlite"
 
-    @property
+    @cached_property
     def events(self) -> Path:
         return self.root / "events"
 
-    @property
+    @cached_property
     def lists(self) -> Path:
         return self.root / "lists"
 
-    @property
+    @cached_property
     def misses(self) -> Path:
         return self.root / "misses.json"
+
+    @cached_property
+    def _root(self) -> str:
+        return str(self.root)
 
     def records(self, kind: str) -> Path:
         return self.root / kind
 
+    def lock(self, name: str) -> str:
+        """The file of a lock."""
+        return f"{self._root}/locks/{name}"
+
     def blob(self, digest: Digest) -> str:
-        """The path as `str`, because every hit needs it and `Path` is slow."""
-        return f"{self.root}/blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+        return f"{self._root}/blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
     def hosted_blob(self, digest: Digest) -> str:
-        """The hosted name of a blob, as `str` like `blob`."""
-        return f"{self.root}/hosted/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+        """The hosted name of a blob."""
+        return f"{self._root}/hosted/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
-    def queued_blob(self, digest: Digest) -> Path:
+    def queued_blob(self, digest: Digest) -> str:
         """The record of a hosted blob that waits to be collected."""
-        return self.hosted_queue / digest.algorithm / digest.hex[:2] / digest.hex
+        return f"{self._root}/hosted-queue/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
     def ingest(self, digest: Digest, registry: str) -> Path:
         """The path of the growing file of this registry; `registry` is "" for bytes that come from no registry."""
@@ -157,33 +169,36 @@ class Layout:
         hashed = hashlib.blake2b(registry.encode(), digest_size=_REGISTRY_BYTES).hexdigest()
         return self.ingests / f"{hashed}-{digest.algorithm}-{digest.hex}"
 
-    def repository(self, repo: Repo) -> Path:
-        return self.repositories / repo.registry / repo.name
+    def upload(self, session: str) -> str:
+        """The file of an upload session."""
+        return f"{self._root}/uploads/{session}"
 
-    def tags(self, repo: Repo) -> Path:
-        return self.repository(repo) / "_tags"
+    def repository(self, repo: Repo) -> str:
+        return f"{self._root}/repositories/{repo.registry}/{repo.name}"
 
-    def history(self, repo: Repo) -> Path:
-        return self.repository(repo) / "_history"
+    def tags(self, repo: Repo) -> str:
+        return f"{self.repository(repo)}/_tags"
 
-    def manifests(self, repo: Repo) -> Path:
-        return self.repository(repo) / "_manifests"
+    def history(self, repo: Repo) -> str:
+        return f"{self.repository(repo)}/_history"
 
-    def links(self, repo: Repo) -> Path:
-        return self.repository(repo) / "_blobs"
+    def manifests(self, repo: Repo) -> str:
+        return f"{self.repository(repo)}/_manifests"
 
-    def referrers(self, repo: Repo, subject: Digest) -> Path:
-        return self.repository(repo) / "_referrers" / file_name(subject)
+    def links(self, repo: Repo) -> str:
+        return f"{self.repository(repo)}/_blobs"
 
-    def deleted_manifests(self, repo: Repo) -> Path:
-        return self.repository(repo) / "_deleted"
+    def referrers(self, repo: Repo, subject: Digest) -> str:
+        return f"{self.repository(repo)}/_referrers/{file_name(subject)}"
 
-    def deleted_tags(self, repo: Repo) -> Path:
-        return self.repository(repo) / "_deleted_tags"
+    def deleted_manifests(self, repo: Repo) -> str:
+        return f"{self.repository(repo)}/_deleted"
+
+    def deleted_tags(self, repo: Repo) -> str:
+        return f"{self.repository(repo)}/_deleted_tags"
 
     def changes(self, repo: Repo) -> str:
-        """The path as `str`, because every request to a hosted repository needs it and `Path` is slow."""
-        return f"{self.root}/repositories/{repo.registry}/{repo.name}/_changes"
+        return f"{self.repository(repo)}/_changes"
 
 
 def state_of(ingest: Path) -> Path:

@@ -13,14 +13,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Final, TypeVar
 
 from mirror.errors import RecordDamaged, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name, check_registry, check_tag
 from mirror.ports import Expected, Version, Versioned
-from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, write_whole
+from mirror.store.local.durable import (
+    ABSENT_ERRNOS,
+    AnyPath,
+    PendingSyncs,
+    make_folder,
+    read_whole,
+    store_errors,
+    write_whole,
+)
 from mirror.store.local.layout import Layout, digest_from
 from mirror.store.local.record_versions import only_writer, version_of
 
@@ -40,26 +47,27 @@ class RecordFiles:
     def __repr__(self) -> str:
         return f"<RecordFiles {self._layout.repositories}>"
 
-    def write(self, path: Path, content: bytes, expect: Expected = None) -> Version:
+    def write(self, path: str, content: bytes, expect: Expected = None) -> Version:
         """Write or replace a record. Durable after `flush`. Raises `RecordChanged`, `StoreError`."""
+        folder = os.path.dirname(path)
         with store_errors("writing a record of a repository"):
-            make_folder(path.parent, below=self._layout.repositories, sync=self._unsynced.add)
-            first = path.parent.name in LISTED and not _has_files(path.parent)
+            make_folder(folder, below=self._layout.repositories, sync=self._unsynced.add)
+            first = os.path.basename(folder) in LISTED and not _has_files(folder)
             guard = only_writer(self._layout, path, expect)
             write_whole(path, content, through=self._layout.ingests, sync=self._unsynced.add, guard=guard)
             if first:
                 self._note_added()
         return version_of(content)
 
-    def drop(self, path: Path, expect: Expected = None) -> None:
+    def drop(self, path: str, expect: Expected = None) -> None:
         """Delete a record. Durable after `flush`. Repeatable. Raises `RecordChanged`, `StoreError`."""
         with (
             store_errors("dropping a record of a repository"),
             only_writer(self._layout, path, expect),
             suppress(FileNotFoundError, NotADirectoryError),
         ):
-            path.unlink()
-            self._unsynced.add(path.parent)
+            os.unlink(path)
+            self._unsynced.add(os.path.dirname(path))
 
     def flush(self) -> None:
         """Make everything that was written and dropped before the call survive a power cut. Raises `StoreError`."""
@@ -80,10 +88,10 @@ class RecordFiles:
                 os.close(descriptor)
 
 
-def read_file(path: Path, what: str) -> bytes | None:
+def read_file(path: AnyPath, what: str) -> bytes | None:
     """The content of the file; None if there is certainly no file. Raises `StoreError` if the file cannot be read."""
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as error:
         if error.errno in ABSENT_ERRNOS:
             return None
@@ -91,7 +99,7 @@ def read_file(path: Path, what: str) -> bytes | None:
             raise
 
 
-def read_record(path: Path, parse: Callable[[bytes], T | None], what: str) -> Versioned[T] | None:
+def read_record(path: str, parse: Callable[[bytes], T | None], what: str) -> Versioned[T] | None:
     """The parsed record; None if there is no file. Raises `RecordDamaged` if it does not parse, `StoreError`."""
     text = read_file(path, what)
     if text is None:
@@ -102,21 +110,21 @@ def read_record(path: Path, parse: Callable[[bytes], T | None], what: str) -> Ve
     return Versioned(record, version_of(text))
 
 
-def digests_in(folder: Path) -> Iterator[Digest]:
+def digests_in(folder: str) -> Iterator[Digest]:
     """The digests that name files in the folder, in no order; nothing if it is absent. Raises `StoreError`."""
     for name in _listed(folder):
         if digest := digest_from(name):
             yield digest
 
 
-def tags_in(folder: Path) -> list[str]:
+def tags_in(folder: str) -> list[str]:
     """The tags that name files in the folder, sorted; none if it is absent. Raises `StoreError`."""
     return sorted(_tags(_listed(folder)))
 
 
 def registries_in(layout: Layout) -> Iterator[str]:
     """The registries that have a folder, in no order. Raises `StoreError`."""
-    for name in _listed(layout.repositories):
+    for name in _listed(str(layout.repositories)):
         with suppress(RequestError):
             yield check_registry(name)
 
@@ -129,14 +137,14 @@ def repositories_with(layout: Layout, folders: Iterable[str], registry: str = ""
     root = layout.repositories
     for folder, below, _files in os.walk(root / registry if registry else root, onerror=_must_be_absent):
         # a folder stays when its last record has gone
-        if any(_has_files(Path(folder, name)) for name in below if name in wanted):
+        if any(_has_files(os.path.join(folder, name)) for name in below if name in wanted):
             found, _, name = os.path.relpath(folder, root).partition("/")
             with suppress(RequestError):
                 yield Repo(check_registry(found), check_name(name))
         below[:] = [name for name in below if not name.startswith("_")]
 
 
-def _has_files(folder: Path) -> bool:
+def _has_files(folder: str) -> bool:
     """True if there is anything in the folder. Raises `StoreError`."""
     try:
         with os.scandir(folder) as entries:
@@ -155,7 +163,7 @@ def _must_be_absent(error: OSError) -> None:
             raise error
 
 
-def _listed(folder: Path) -> list[str]:
+def _listed(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError as error:

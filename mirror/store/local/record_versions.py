@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from mirror.errors import RecordChanged
 from mirror.ports import ABSENT, Expected, Version
-from mirror.store.local.durable import ABSENT_ERRNOS
+from mirror.store.local.durable import ABSENT_ERRNOS, AnyPath, read_whole
 from mirror.store.local.layout import Layout
-from mirror.store.local.locks import locked
+from mirror.store.local.locks import ShortLock
 
 
 def version_of(content: bytes) -> Version:
@@ -27,10 +26,9 @@ def version_of(content: bytes) -> Version:
     return Version(hashlib.blake2b(content, digest_size=16).hexdigest())
 
 
-@contextmanager
 def only_writer(
-    layout: Layout, path: Path, expect: Expected = None, *, version: Callable[[bytes], Version | None] = version_of
-) -> Iterator[None]:
+    layout: Layout, path: AnyPath, expect: Expected = None, *, version: Callable[[bytes], Version | None] = version_of
+) -> AbstractContextManager[None]:
     """Be the only process that replaces or deletes this record. Blocks for a short time.
 
     `version` gives the version of a content; None if a record with this content counts as absent.
@@ -38,17 +36,35 @@ def only_writer(
     Raises `RecordChanged` if the record is not in the expected version, `OSError` or `StoreError` if that cannot be
     determined.
     """
-    # records share 256 lock files; two that share one wait for each other for a few system calls
-    name = hashlib.blake2b(os.fsencode(path.relative_to(layout.root)), digest_size=1).hexdigest()
-    with locked(layout, f"record-{name}"):
-        if expect is not None and _present(path, version) != (None if expect is ABSENT else expect):
-            raise RecordChanged("the record was changed meanwhile")
-        yield
+    return _OnlyWriter(layout, os.fspath(path), expect, version)
 
 
-def _present(path: Path, version: Callable[[bytes], Version | None]) -> Version | None:
+class _OnlyWriter(ShortLock):
+    __slots__ = ("_expect", "_path", "_version")
+
+    def __init__(self, layout: Layout, path: str, expect: Expected, version: Callable[[bytes], Version | None]) -> None:
+        # records share 256 lock files; two that share one wait for each other for a few system calls
+        below = os.fsencode(path.removeprefix(f"{layout.root}/"))
+        super().__init__(layout, f"record-{hashlib.blake2b(below, digest_size=1).hexdigest()}")
+        self._path = path
+        self._expect = expect
+        self._version = version
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        try:
+            if self._expect is None:
+                return
+            if _present(self._path, self._version) != (None if self._expect is ABSENT else self._expect):
+                raise RecordChanged("the record was changed meanwhile")
+        except BaseException:
+            self.release()
+            raise
+
+
+def _present(path: str, version: Callable[[bytes], Version | None]) -> Version | None:
     try:
-        return version(path.read_bytes())
+        return version(read_whole(path))
     except OSError as error:
         if error.errno in ABSENT_ERRNOS:
             return None
