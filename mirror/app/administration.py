@@ -14,13 +14,14 @@ from mirror.app.collecting import open_collector
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.replicating import open_copies
 from mirror.app.repositories import Repositories
-from mirror.app.storage import Storage, blob_places, make_purge, pin_rules, quota_rules
+from mirror.app.storage import Storage, blob_places, immutable_tags, make_purge, pin_rules, quota_rules
 from mirror.app.virtual import MemberNames
 from mirror.collection.collector import GarbageCollector
 from mirror.config import Config, redacted_settings
 from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.operator_deletions import OperatorDeletions
 from mirror.hosting.quotas import Quotas
+from mirror.policy.hosted.stay_rules import StayRules
 from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
 from mirror.server.admin.api import Admin
@@ -29,6 +30,7 @@ from mirror.server.admin.event_admin import EventAdmin
 from mirror.server.admin.hosted_admin import HostedAdmin
 from mirror.server.admin.image_admin import ImageAdmin
 from mirror.server.admin.mirror_status import MirrorStatus
+from mirror.server.admin.repository_list import RepositoryList
 from mirror.server.admin.traffic_log import TrafficLog
 from mirror.server.admin.worker_status import Workers
 from mirror.server.registry.access_control import AccessControl
@@ -74,7 +76,7 @@ def open_administration(
         storage.eviction.evictor,
         storage.eviction.space,
         make_purge(config, storage, repositories.shared.caches.forget),
-        rules=pin_rules(config),
+        rules=StayRules(pin_rules(config), immutable_tags(config)),
         table=table,
     )
     keep_deleted = {entry.name: entry.keep_deleted for entry in config.hosted}
@@ -102,7 +104,9 @@ def open_administration(
         table,
         keep_deleted,
         collector,
-        damaged,
+        RepositoryList(
+            storage.catalog, storage.hosted.records, storage.hosted.ledger, damaged, list(keep_deleted), table
+        ),
         parse_image=parse,
         now=now,
     )

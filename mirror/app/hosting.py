@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mirror.app.reporting import open_announcer
-from mirror.app.storage import Storage, quota_rules
+from mirror.app.storage import Storage, immutable_tags, quota_rules
 from mirror.config import Config, HostedSettings
 from mirror.hosting.copying import Copying
 from mirror.hosting.deleting import Deleting
@@ -23,7 +23,6 @@ from mirror.intake.integrity import Integrity
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
@@ -118,11 +117,6 @@ def _open_parts(config: Config, storage: Storage, histories: TagHistories) -> Ho
         config.hosting.grace,
         open_announcer(config, storage),
     )
-
-
-def immutable_tags(config: Config) -> ImmutableTags:
-    """Which tags of hosted registries are immutable."""
-    return ImmutableTags({entry.name: [each.rule for each in entry.immutable] for entry in config.hosted})
 
 
 def _rules(config: Config) -> dict[str, HostedRules]:

@@ -31,6 +31,7 @@ from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Watermarks
+from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted.quotas import QuotaRules, RegistryQuota
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
@@ -258,6 +259,11 @@ def quota_rules(config: Config) -> QuotaRules:
             for entry in config.hosted
         }
     )
+
+
+def immutable_tags(config: Config) -> ImmutableTags:
+    """Which tags of hosted registries are immutable."""
+    return ImmutableTags({entry.name: [each.rule for each in entry.immutable] for entry in config.hosted})
 
 
 def pin_rules(config: Config) -> list[PinRule]:

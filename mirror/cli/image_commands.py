@@ -21,6 +21,7 @@ from mirror.app.storage import (
     SCRUB_LOCK,
     Storage,
     blob_places,
+    immutable_tags,
     open_storage,
     pin_rules,
     scrub_records,
@@ -55,6 +56,7 @@ from mirror.graph.blob_places import BlobPlaces
 from mirror.inspect.as_json import image_detail_json, image_json
 from mirror.inspect.images import CachedImage, ImageDetail, Overview, PlatformHere
 from mirror.oci.manifest import Descriptor
+from mirror.policy.hosted.stay_rules import StayRules
 from mirror.policy.image_misses import Miss
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.selection import select
@@ -79,7 +81,7 @@ def ls(
     asyncio.run(_list(loaded, pattern, as_json, incomplete))
 
 
-_ROW = "{:<9} {:>8}  {:<16}  {:<6}  {:<19}  {:<50}  {}"
+_ROW = "{:<9} {:>8}  {:<16}  {:<9}  {:<19}  {:<50}  {}"
 
 
 async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete: bool) -> None:
@@ -91,12 +93,27 @@ async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete
             say_json(image_json(image), indent=None) if as_json else say(_image_row(image))
 
 
+def _stays(image: CachedImage) -> str:
+    """Why the image is not evicted."""
+    if image.hosted:
+        return "immutable" if image.immutable else "hosted"
+    return "yes" if image.pinned else "frozen" if image.frozen else ""
+
+
 def _image_row(image: CachedImage) -> str:
     return _ROW.format(
         "manifest only" if image.manifests_only else _yes(image.complete),
         format_size(image.closure.present_size),
         format_minute(image.used_at),
-        "hosted" if image.hosted else "yes" if image.pinned else "frozen" if image.frozen else "",
+        "immutable"
+        if image.immutable
+        else "hosted"
+        if image.hosted
+        else "yes"
+        if image.pinned
+        else "frozen"
+        if image.frozen
+        else "",
         f"{image.root.digest.algorithm}:{image.root.digest.hex[:12]}",
         image.name,
         ",".join(image.complete_platforms),
@@ -406,7 +423,8 @@ def _load(config: Path | None) -> settings.Config:
 def _overview(loaded: settings.Config, storage: Storage) -> Overview:
     pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, time.time())
     freezes, unread = storage.freezes.look()
-    return Overview(blob_places(loaded, storage), storage.catalog, storage.index, pinned, freezes, unread=unread)
+    places, rules = blob_places(loaded, storage), StayRules(immutable=immutable_tags(loaded))
+    return Overview(places, storage.catalog, storage.index, pinned, freezes, rules, unread)
 
 
 def _yes(answer: bool) -> str:

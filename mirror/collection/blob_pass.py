@@ -24,6 +24,7 @@ from typing import Final
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.marks import Marks
 from mirror.collection.pace import CHANGE, NAME, RECORD, Pace
+from mirror.collection.waiting import waiting_bytes
 from mirror.errors import BlobUnknown, RecordChanged, RecordDamaged
 from mirror.oci.digest import Digest
 from mirror.policy.hosted.collection import ClockReading, Waited, waited
@@ -130,7 +131,8 @@ class BlobPass:
                     self._report.blobs_queued += 1
         self._report.waiting_blobs += 1
         self._report.waiting_bytes += size
-        self._report.note_waiting(queued.record.queued_at if queued else now)
+        record = queued.record if queued else QueuedBlob(digest, now)
+        self._report.note_waiting(waiting_bytes(record, size, self._grace))
 
     def _queue_anew(self, digest: Digest) -> None:
         """Lets the wait of a blob begin anew: its record is damaged, or was dated by a wrong clock."""

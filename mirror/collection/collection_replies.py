@@ -6,8 +6,7 @@ from typing import Annotated
 
 from typing_extensions import TypedDict
 
-from mirror.collection.collection_report import CollectionReport, Unread
-from mirror.collection.waiting import WaitingContent
+from mirror.collection.collection_report import CollectionReport, Unread, WaitingContent
 from mirror.values.json_types import Bytes, Count, Timestamp, about
 from mirror.values.timestamps import format_moment, moment
 
@@ -17,6 +16,18 @@ class UnreadJson(TypedDict):
 
     what: str
     reason: str
+
+
+class WaitingJson(TypedDict):
+    """Something that will be collected unless a client relies on it again."""
+
+    kind: Annotated[str, about("`link`, `bytes`, or `manifest` (deleted, and can be undeleted).")]
+    repository: str | None
+    digest: str
+    size: Bytes
+    since: Timestamp
+    may_go: Annotated[Timestamp, about("When it may go at the earliest.")]
+    why: str
 
 
 class RoundJson(TypedDict):
@@ -36,6 +47,7 @@ class RoundJson(TypedDict):
     waiting_blobs: Annotated[Count, about("Blobs that no repository has, and that wait.")]
     waiting_bytes: Bytes
     waiting_since: Annotated[Timestamp | None, about("Since when the first of them waits.")]
+    waiting: Annotated[list[WaitingJson], about("What may go first, deleted images that are kept included.")]
     unread_count: Annotated[Count, about("How much could not be read, and kept everything that it may name.")]
     unread: Annotated[list[UnreadJson], about("The first of these.")]
 
@@ -44,18 +56,6 @@ class CollectionJson(TypedDict):
     """Garbage collection of hosted content."""
 
     last: Annotated[RoundJson | None, about("Null: there was no round yet.")]
-
-
-class WaitingJson(TypedDict):
-    """Something that will be collected unless a client relies on it again."""
-
-    kind: Annotated[str, about("`link`, `bytes`, or `manifest` (deleted, and can be undeleted).")]
-    repository: str | None
-    digest: str
-    size: Bytes
-    since: Timestamp
-    may_go: Annotated[Timestamp, about("When it may go at the earliest.")]
-    why: str
 
 
 def round_json(report: CollectionReport) -> RoundJson:
@@ -75,6 +75,7 @@ def round_json(report: CollectionReport) -> RoundJson:
         "waiting_blobs": report.waiting_blobs,
         "waiting_bytes": report.waiting_bytes,
         "waiting_since": moment(report.waiting_since),
+        "waiting": [waiting_json(each) for each in report.waiting],
         "unread_count": report.unread_count,
         "unread": [unread_json(unread) for unread in report.unread],
     }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mirror.values.json_form import CAMEL_CASE, JsonForm, Moment
+from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 
 #: The most things that a report names as unread.
 _MOST_NAMED: Final = 50
+#: The most things that a report names as waiting.
+_MOST_WAITING: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,23 @@ class Unread:
 
     what: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingContent:
+    """Something that will be collected unless a client relies on it again: a `link`, the `bytes` of a blob, or a
+    deleted `manifest` that can be undeleted until then. Times are in epoch seconds, `size` is in bytes.
+    """
+
+    __pydantic_config__ = CAMEL_CASE
+
+    kind: str
+    digest: DigestField
+    size: int
+    since: Moment
+    why: str
+    may_go_at: Moment
+    repository: str | None = None
 
 
 @dataclass(slots=True)
@@ -51,6 +71,8 @@ class CollectionReport:
     waiting_blobs: int = 0
     waiting_bytes: int = 0
     waiting_since: Moment | None = None
+    #: What of all that waits may go first.
+    waiting: list[WaitingContent] = field(default_factory=list)
     unread_count: int = 0
     unread: list[Unread] = field(default_factory=list)
 
@@ -60,9 +82,12 @@ class CollectionReport:
         if len(self.unread) < _MOST_NAMED:
             self.unread.append(Unread(what, reason))
 
-    def note_waiting(self, since: float) -> None:
-        """Notes since when something waits."""
-        self.waiting_since = since if self.waiting_since is None else min(since, self.waiting_since)
+    def note_waiting(self, waiting: WaitingContent) -> None:
+        """Notes something that waits. A deleted manifest does not count for `waiting_since`."""
+        if waiting.kind != "manifest":
+            self.waiting_since = min(waiting.since, waiting.since if self.waiting_since is None else self.waiting_since)
+        insort(self.waiting, waiting, key=lambda each: each.may_go_at)
+        del self.waiting[_MOST_WAITING:]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the form that is stored."""

@@ -34,6 +34,7 @@ from mirror import telemetry
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.marks import Marks
 from mirror.collection.pace import CHANGE, MANIFEST, NAME, RECORD, Pace
+from mirror.collection.waiting import waiting_deletion, waiting_link
 from mirror.errors import QuotaExceeded, RecordChanged, RecordDamaged, StoreError
 from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.graph.referrers import referrer_descriptor
@@ -259,6 +260,8 @@ class RepositoryPass:
                 records.put_deleted_manifest(self._repo, begun_anew, expect=deletion.version)
             elif age is Waited.LONG_ENOUGH:
                 self._forget(deletion)
+            else:
+                self._report.note_waiting(waiting_deletion(self._repo, record, rules.keep_deleted))
 
     def _drop_tags(self, record: DeletedManifest) -> None:
         """Drops the tags that point to a deleted manifest: they count as absent. A tag is read before the look whether
@@ -436,7 +439,7 @@ class RepositoryPass:
         if step is LinkStep.STAY:
             if link.queued_at is not None:
                 self._report.waiting_links += 1
-                self._report.note_waiting(link.queued_at)
+                self._report.note_waiting(waiting_link(self._repo, link, link.queued_at, self._grace))
             return RECORD
         if step is LinkStep.QUEUE:
             self._report.links_queued += 1

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from mirror.collection.collection_report import Unread
+from mirror.collection.collection_report import Unread, WaitingContent
 from mirror.errors import BlobUnknown, StoreError
 from mirror.hosting.parts import HostedParts
-from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import CollectionRules, link_may_go_at
-from mirror.policy.hosted_records import LinkState
+from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState, QueuedBlob
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingContent:
-    """Something that will be collected unless a client relies on it again: a `link`, the `bytes` of a blob, or a
-    deleted `manifest` that can be undeleted until then. Times are in epoch seconds, `size` is in bytes.
-    """
-
-    kind: str
-    digest: Digest
-    size: int
-    since: float
-    why: str
-    may_go_at: float
-    repository: str | None = None
 
 
 def waiting(parts: HostedParts, rules: CollectionRules, unread: list[Unread] | None = None) -> Iterator[WaitingContent]:
@@ -48,8 +31,26 @@ def waiting(parts: HostedParts, rules: CollectionRules, unread: list[Unread] | N
             size = parts.blobs.hosted(record.digest).size
         except BlobUnknown:
             continue
-        why, may_go_at = "no repository has it", record.queued_at + rules.grace
-        yield WaitingContent("bytes", record.digest, size, record.queued_at, why, may_go_at)
+        yield waiting_bytes(record, size, rules.grace)
+
+
+def waiting_bytes(record: QueuedBlob, size: int, grace: float) -> WaitingContent:
+    """The bytes of a blob that wait."""
+    may_go_at = record.queued_at + grace
+    return WaitingContent("bytes", record.digest, size, record.queued_at, "no repository has it", may_go_at)
+
+
+def waiting_link(repo: Repo, link: BlobLink, queued_at: float, grace: float) -> WaitingContent:
+    """A link that waits since `queued_at`."""
+    why = "no manifest names it" if link.state is LinkState.LINKED else f"reserved by {link.by}, and not pushed"
+    return WaitingContent("link", link.digest, link.size, queued_at, why, link_may_go_at(link, grace), str(repo))
+
+
+def waiting_deletion(repo: Repo, record: DeletedManifest, keep: float) -> WaitingContent:
+    """A deleted manifest that is kept for so many seconds."""
+    why = f"deleted by {record.by}" if record.by else "deleted"
+    may_go_at = record.deleted_at + keep
+    return WaitingContent("manifest", record.digest, record.size, record.deleted_at, why, may_go_at, str(repo))
 
 
 def _readable(read: Callable[[], T | None], what: str, unread: list[Unread]) -> T | None:
@@ -75,11 +76,7 @@ def _links(parts: HostedParts, rules: CollectionRules, repo: Repo, unread: list[
         found = _readable(partial(parts.records.link, repo, digest), f"the link of {repo} to {digest}", unread)
         if found is None or found.record.queued_at is None or found.record.state is LinkState.REMOVED:
             continue
-        link = found.record
-        why = "no manifest names it" if link.state is LinkState.LINKED else f"reserved by {link.by}, and not pushed"
-        yield WaitingContent(
-            "link", digest, link.size, found.record.queued_at, why, link_may_go_at(link, rules.grace), str(repo)
-        )
+        yield waiting_link(repo, found.record, found.record.queued_at, rules.grace)
 
 
 def _deletions(
@@ -91,8 +88,4 @@ def _deletions(
         found = _readable(read, f"{repo}@{digest}, deleted", unread)
         if found is None:
             continue
-        record = found.record
-        why = f"deleted by {record.by}" if record.by else "deleted"
-        yield WaitingContent(
-            "manifest", digest, record.size, record.deleted_at, why, record.deleted_at + keep, str(repo)
-        )
+        yield waiting_deletion(repo, found.record, keep)

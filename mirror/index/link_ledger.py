@@ -93,6 +93,10 @@ _NOTED: Final = """
 SELECT content.digest FROM links JOIN content ON content.id = links.content
 WHERE links.repo = (SELECT id FROM repos WHERE name = ?)
 """
+_SIZE: Final = """
+SELECT coalesce(sum(content.size), 0) FROM links JOIN content ON content.id = links.content
+WHERE links.repo = (SELECT id FROM repos WHERE name = ?)
+"""
 _REPOSITORIES: Final = "SELECT name FROM repos WHERE EXISTS (SELECT 1 FROM links WHERE repo = repos.id)"
 _REMOVE: Final = """
 DELETE FROM links
@@ -124,6 +128,10 @@ class SqliteLedger:
 
     def usage(self, scope: str) -> int:
         return self._reading.run(lambda connection: _used(connection, scope))
+
+    def size(self, repo: Repo) -> int:
+        [size] = self._reading.run(lambda connection: connection.execute(_SIZE, (str(repo),)).fetchone())
+        return int(size)
 
     def adds(self, scope: str, digest: Digest) -> bool:
         return scope not in self._reading.run(lambda connection: _counted(connection, str(digest)))

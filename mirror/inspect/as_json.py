@@ -47,6 +47,7 @@ class ImageJson(TypedDict):
     pinned: bool
     frozen: Annotated[bool, about("A frozen tag answers it, so it is not evicted.")]
     hosted: Annotated[bool, about("It was pushed to this mirror, which has the only copy: it is never evicted.")]
+    immutable: Annotated[bool, about("Its tag neither moves nor goes, by a rule of the hosted registry.")]
 
 
 class PinReasonJson(TypedDict):
@@ -101,6 +102,7 @@ def image_json(image: CachedImage) -> ImageJson:
         "pinned": bool(image.pinned),
         "frozen": image.frozen,
         "hosted": image.hosted,
+        "immutable": image.immutable,
     }
 
 

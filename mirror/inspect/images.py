@@ -33,8 +33,8 @@ from mirror.oci.manifest import LARGEST, Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.strict_json import read_json
 from mirror.oci.text import printable
+from mirror.policy.hosted.stay_rules import StayRules
 from mirror.policy.image_names import name_of
-from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze
 from mirror.policy.selection import Selection
 from mirror.policy.unreadable_records import UnreadableRecord
@@ -69,7 +69,8 @@ class PlatformHere:
 class CachedImage:
     """An image, by tag, or by digest alone if `tag` is None. `used_at` is in epoch seconds, 0 if not known.
 
-    `hosted` is true if it was pushed to this mirror, which then has the only copy.
+    `hosted` is true if it was pushed to this mirror, which then has the only copy; `immutable` if its tag then neither
+    moves nor goes.
     """
 
     repo: Repo
@@ -81,6 +82,7 @@ class CachedImage:
     pinned: tuple[PinnedImage, ...]
     frozen: bool = False
     hosted: bool = False
+    immutable: bool = False
 
     @property
     def name(self) -> str:
@@ -150,7 +152,7 @@ class Overview:
         index: ContentIndex,
         pinned: Iterable[PinnedImage] = (),
         freezes: Iterable[Freeze] = (),
-        rules: Sequence[PinRule] = (),
+        rules: StayRules = StayRules(),  # noqa: B008 -- immutable
         unread: Iterable[UnreadableRecord] = (),
     ) -> None:
         """`rules` pin further images; they are applied to each repository when it is read. `unread` are the freezes
@@ -162,7 +164,8 @@ class Overview:
         self._freezes = {(freeze.repo, freeze.tag): freeze for freeze in freezes}
         self._frozen = {(freeze.repo, freeze.digest) for freeze in self._freezes.values()}
         self._unread = tuple(unread)
-        self._rules = tuple(rules)
+        self._rules = tuple(rules.pins)
+        self._immutable = rules.immutable
         self._by_rules: tuple[Repo, list[PinnedImage]] | None = None
         self._pinned: dict[Repo, list[PinnedImage]] = {}
         for image in pinned:
@@ -210,7 +213,9 @@ class Overview:
         why = await asyncio.to_thread(self._why, repo, tag, root.digest)
         used_at = await self._used_at(root.digest)
         frozen = self._is_frozen(repo, tag, root.digest)
-        return CachedImage(repo, tag, root, closure, platforms, used_at, why, frozen, self._blobs.is_hosted(repo))
+        hosted = self._blobs.is_hosted(repo)
+        immutable = tag is not None and self._immutable.rule(repo, tag) is not None
+        return CachedImage(repo, tag, root, closure, platforms, used_at, why, frozen, hosted, immutable)
 
     def _walk(
         self, repos: Iterable[Repo], selection: Selection | None, begin: PageCursor | None = None

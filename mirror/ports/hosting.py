@@ -303,6 +303,11 @@ class LinkLedger(Protocol):
         `IndexUnavailable`.
         """
 
+    def size(self, repo: Repo) -> int:
+        """The bytes of the distinct blobs and manifests that a repository has. Sums up; not for each request of a
+        client. Raises `IndexUnavailable`.
+        """
+
     def adds(self, scope: str, digest: Digest) -> bool:
         """True if this content would count anew in the scope. Raises `IndexUnavailable`."""
 

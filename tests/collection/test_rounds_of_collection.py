@@ -88,6 +88,28 @@ def test_a_deleted_image_stays_until_it_cannot_be_undeleted(world: CollectedWorl
     assert not list(world.records.deleted_manifests(APP))
 
 
+def test_a_round_says_what_waits_and_why(world: CollectedWorld) -> None:
+    """A deleted image, then the link that it leaves, then the bytes; what may go first comes first."""
+    pushed = world.push_image(APP, b"one")
+    world.delete(APP, pushed, "v1")
+    [waiting] = world.collect(pause=1.0).waiting
+    assert (waiting.kind, waiting.digest, waiting.repository) == ("manifest", pushed, str(APP))
+    assert waiting.may_go_at == waiting.since + KEEP
+    seen: dict[str, set[str]] = {}
+    for _ in range(int(2 * KEEP / GRACE) + 12):
+        for each in world.collect(pause=GRACE / 2 + 1).waiting:
+            seen.setdefault(each.kind, set()).add(each.why)
+    assert seen["link"] == {"no manifest names it"}
+    assert seen["bytes"] == {"no repository has it"}
+    for number in range(150):
+        world.upload(APP, b"%d" % number)
+    world.collect(pause=GRACE + 1)
+    report = world.collect(pause=1.0)
+    assert (report.waiting_links, len(report.waiting)) == (150, 100)
+    assert [each.may_go_at for each in report.waiting] == sorted(each.may_go_at for each in report.waiting)
+    assert CollectionReport.from_json(report.to_json()) == report
+
+
 def test_a_deletion_that_is_not_kept(world: CollectedWorld) -> None:
     """Its content goes after the grace time."""
     pushed = world.push_image(APP, b"one")

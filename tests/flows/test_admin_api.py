@@ -649,6 +649,7 @@ def test_the_document_is_true(
         ("PUT", "/pins/corp/team/app:v1", None), ("DELETE", "/images/corp/team/app:v1", None),
         ("GET", "/collection", None), ("POST", "/collection", None),
         ("GET", "/damaged", None), ("GET", "/damaged?limit=0", None),
+        ("GET", "/hosted?limit=1", None), ("GET", "/hosted?limit=0", None),
     ]  # fmt: skip
     tried = set()
     for method, path, body in requests:

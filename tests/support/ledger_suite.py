@@ -38,6 +38,7 @@ class LedgerSuite:
         assert list(ledger.holders(blob(1), 5)) == []
         assert list(ledger.repositories()) == []
         assert list(ledger.noted(APP)) == []
+        assert ledger.size(APP) == 0
         ledger.remove(APP, blob(1))
         assert not ledger.is_complete()
 
@@ -112,3 +113,4 @@ class LedgerSuite:
                 scope: model.usage(scope) for scope in SCOPES.all()
             }
             assert sorted(one.holders(digest, 9)) == sorted(model.holders(digest, 9))
+            assert one.size(repo) == model.size(repo)

@@ -40,6 +40,10 @@ class MemoryLedger:
         self._check()
         return sum(self._content(scope).values())
 
+    def size(self, repo: Repo) -> int:
+        self._check()
+        return sum(self._noted.get(repo, {}).values())
+
     def adds(self, scope: str, digest: Digest) -> bool:
         self._check()
         return digest not in self._content(scope)

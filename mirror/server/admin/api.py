@@ -151,6 +151,7 @@ class Admin:
             "images": lambda call: images.images(call.query),
             "image": lambda call: images.image(parse_image(call.value)),
             "purge": self._purge,
+            "repositories": lambda call: hosted.repositories.page(call.query),
             "delete": self._delete,
             "deleted": lambda call: hosted.deleted(call.query),
             "damaged": lambda call: hosted.damaged(call.query),

@@ -28,6 +28,7 @@ from mirror.policy.image_names import Image, name_of
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
 from mirror.ports import BlobStore, Catalog
+from mirror.server.admin.repository_list import RepositoryList
 from mirror.values.json_types import Bytes, Count, Timestamp, about
 from mirror.values.timestamps import format_moment, moment
 
@@ -130,7 +131,7 @@ class HostedAdmin:
         table: RoutingTable,
         keep_deleted: Mapping[str, float],
         collector: GarbageCollector,
-        damaged: DamagedBlobs,
+        repositories: RepositoryList,
         *,
         parse_image: Callable[[str], Image],
         now: Callable[[], float] = time.time,
@@ -146,7 +147,7 @@ class HostedAdmin:
         self._table = table
         self._keep_deleted = keep_deleted
         self._collector = collector
-        self._damaged = damaged
+        self.repositories = repositories
         self._now = now
 
     def __repr__(self) -> str:
@@ -292,7 +293,7 @@ class HostedAdmin:
 
     async def damaged(self, query: Mapping[str, str]) -> DamagedBlobsJson:
         """The damaged blobs, with the repositories that lack them. Raises `RequestError`, `StoreError`."""
-        return await asyncio.to_thread(damaged_json, self._damaged, _limit(query, _MOST_DAMAGED))
+        return await asyncio.to_thread(damaged_json, self.repositories.damaged, _limit(query, _MOST_DAMAGED))
 
     # -------------------------------------------------------------------------------------------------- collection
 

@@ -38,8 +38,9 @@ from mirror.inspect.as_json import (
 from mirror.inspect.images import Overview, PageCursor
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Victim
+from mirror.policy.hosted.stay_rules import StayRules
 from mirror.policy.image_names import Image, name_of
-from mirror.policy.pins import LONGEST_REASON, PinRule, parse_until
+from mirror.policy.pins import LONGEST_REASON, parse_until
 from mirror.policy.records import Pin
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
@@ -84,10 +85,10 @@ class ImageAdmin:
         space: Space,
         purge: Purge,
         *,
-        rules: Sequence[PinRule],
+        rules: StayRules,
         table: RoutingTable,
     ) -> None:
-        """`rules` are the configured rules that pin images; `table` says what the registries in a search text mean."""
+        """`rules` are those by which images stay; `table` says what the registries in a search text mean."""
         self._blobs = blobs
         self._catalog = catalog
         self._pins = pins
@@ -96,7 +97,8 @@ class ImageAdmin:
         self._evictor = evictor
         self._space = space
         self._purge = purge
-        self._rules = rules
+        self._rules = rules.pins
+        self._stay = rules
         self._table = table
         self._subjects = UnreadableRecordOwners(catalog)
         self._repositories: CostlyCache[list[Repo]] = CostlyCache(name="repository list")
@@ -137,7 +139,7 @@ class ImageAdmin:
         """Blocking: reads a small file for each pin and freeze."""
         pinned = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
         freezes, unread = self._freezes.look()
-        return Overview(self._blobs, self._catalog, self._index, pinned, freezes, self._rules, unread)
+        return Overview(self._blobs, self._catalog, self._index, pinned, freezes, self._stay, unread)
 
     # ------------------------------------------------------------------------------------------------------ pins
 

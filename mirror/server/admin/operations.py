@@ -25,6 +25,7 @@ from mirror.server.admin.hosted_admin import DamagedBlobsJson, DeletedJson, Dele
 from mirror.server.admin.image_admin import ImagesJson, UnpinnedJson
 from mirror.server.admin.mirror_status import CachesJson, FlightsJson, StatusJson, UpstreamsJson
 from mirror.server.admin.replies import ClientsJson, ErrorsJson, JobsJson, PinBody, PrefetchBody, SyncRulesJson
+from mirror.server.admin.repository_list import RepositoriesJson
 from mirror.server.admin.traffic_log import HistoryJson
 
 PREFIX: Final = "/admin/v1"
@@ -97,6 +98,19 @@ OPERATIONS: Final = (
         "Remove an image, with the blobs that no other image needs",
         {200: PurgedJson},
         errors=(400, 404, 409),
+    ),
+    Operation(
+        "repositories",
+        "GET",
+        "/hosted",
+        "A page of the hosted repositories, with their sizes",
+        {200: RepositoriesJson},
+        query={
+            "search": {**_TEXT, "description": "A part of the name, or a pattern with `*` and `**`."},
+            "after": {**_TEXT, "description": "The `next` of the previous page."},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 500, "default": 50},
+        },
+        errors=(400,),
     ),
     Operation(
         "delete",

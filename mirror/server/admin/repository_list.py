@@ -1,0 +1,107 @@
+"""The hosted repositories, with what each has and what of it is damaged: for the page and the admin API."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Collection, Mapping
+from typing import Annotated, Final
+
+from typing_extensions import TypedDict
+
+from mirror.aio.costly_cache import CostlyCache
+from mirror.errors import IndexUnavailable, RequestError
+from mirror.hosting.damaged_blobs import DamagedBlobs
+from mirror.oci.reference import Repo
+from mirror.policy.routing import RoutingTable
+from mirror.policy.selection import search
+from mirror.ports import Catalog, HostedRecords, LinkLedger
+from mirror.values.json_types import Bytes, Count, about
+
+_PAGE: Final = 50
+_LARGEST_PAGE: Final = 500
+
+
+class RepositoryJson(TypedDict):
+    """A hosted repository."""
+
+    repository: str
+    tags: Count
+    manifests: Count
+    deleted: Annotated[Count, about("Number of deleted manifests and tags that can be undeleted.")]
+    size: Annotated[
+        Bytes | None, about("Bytes of the distinct blobs and manifests that it has; null: not known at the moment.")
+    ]
+
+
+class RepositoriesJson(TypedDict):
+    """A page of hosted repositories, by name."""
+
+    repositories: list[RepositoryJson]
+    next: Annotated[str | None, about("The value of `after` for the next page; null: this is the last one.")]
+
+
+class RepositoryList:
+    """Lists the hosted repositories of one site. `damaged` are the blobs that they lack."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        records: HostedRecords,
+        ledger: LinkLedger,
+        damaged: DamagedBlobs,
+        registries: Collection[str],
+        table: RoutingTable,
+    ) -> None:
+        """`registries` are the names of all hosted registries; `table` says what a search text means."""
+        self._catalog = catalog
+        self._records = records
+        self._ledger = ledger
+        self.damaged = damaged
+        self._registries = tuple(registries)
+        self._table = table
+        self._names: CostlyCache[list[str]] = CostlyCache(name="hosted repository list")
+
+    def __repr__(self) -> str:
+        return f"<RepositoryList {', '.join(self._registries)}>"
+
+    async def page(self, query: Mapping[str, str]) -> RepositoriesJson:
+        """A page of the repositories that match `search`, after the one named `after`. A list of names is a few seconds
+        old at most. Raises `RequestError`, `StoreError`.
+        """
+        limit, selection = _limit(query), search(query.get("search", ""), self._table)
+        names = await self._names(None, lambda: asyncio.to_thread(self._all))
+        place = bisect_right(names, query.get("after", ""))
+        chosen: list[Repo] = []
+        for name in names[place:]:
+            registry, _, below = name.partition("/")
+            if selection.has(repo := Repo(registry, below)):
+                chosen.append(repo)
+            if len(chosen) > limit:
+                break
+        described = await asyncio.to_thread(lambda: [self._describe(repo) for repo in chosen[:limit]])
+        return {"repositories": described, "next": str(chosen[limit - 1]) if len(chosen) > limit else None}
+
+    def _all(self) -> list[str]:
+        return sorted(str(repo) for registry in self._registries for repo in self._records.repositories(registry))
+
+    def _describe(self, repo: Repo) -> RepositoryJson:
+        deletions = (self._records.deleted_manifests(repo), self._records.deleted_tags(repo))
+        try:
+            size = self._ledger.size(repo)
+        except IndexUnavailable:
+            size = None
+        return {
+            "repository": str(repo),
+            "tags": len(self._catalog.tags(repo)),
+            "manifests": sum(1 for _ in self._catalog.manifest_digests(repo)),
+            "deleted": sum(1 for each in deletions for _ in each),
+            "size": size,
+        }
+
+
+def _limit(query: Mapping[str, str]) -> int:
+    text = query.get("limit", str(_PAGE))
+    if not (text.isascii() and text.isdecimal() and len(text) < 4 and 1 <= int(text) <= _LARGEST_PAGE):
+        raise RequestError(f"limit: not a number from 1 to {_LARGEST_PAGE}: {text[:40]!r}")
+    return int(text)
