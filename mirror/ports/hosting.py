@@ -247,14 +247,15 @@ class NameOwners(Protocol):
     """Which names repositories have taken. A virtual registry never asks an upstream for a name that a hosted registry
     has.
 
-    free ── the first record, or `note_change` ──> taken ── `release`, if there is no record any more ──> free
+    free ── the first manifest, tag, referrer or deletion ──> taken ── `release`, once there is no record ──> free
 
     A name stays taken when the last record has gone: it must not begin to mean another image because one was deleted.
+    A link that is not only reserved takes the name while it is there: a push is under way.
     """
 
     def is_taken(self, repo: Repo) -> bool:
-        """True if the repository has, or ever had, a tag, a manifest, a link, a referrer or a deletion. Quick enough
-        for the event loop. Raises `StoreError` if that cannot be said.
+        """True if the repository has, or ever had, a manifest, tag, referrer or deletion, or has a link that is not
+        only reserved. Quick enough for the event loop. Raises `StoreError` if that cannot be said.
         """
 
     def release(self, repo: Repo) -> bool:

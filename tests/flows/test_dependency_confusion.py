@@ -359,8 +359,8 @@ async def test_an_unreadable_name_takes_no_push_and_no_mount(tmp_path: Path) -> 
         with pytest.raises(StoreError), refusing(site.mirror.root, lambda _count, _path: True, errno.EIO):
             parts.answering(Repo("all", "team/app"))
         client = PushClient(site.mirror, "corp/team/other")
-        changes = str(site.mirror.app.storage.layout.changes(Repo("corp", "team/app")))
-        with refusing(site.mirror.root, every(changes), errno.EIO):
+        folder = str(site.mirror.app.storage.layout.manifests(Repo("corp", "team/app")))
+        with refusing(site.mirror.root, every(folder), errno.EIO):
             mount = f"{client.uploads}?mount={Digest.of(b'ours')}&from=all/team/app"
             assert (await client.ask("POST", mount, headers=_as("in"))).status == 503
         assert (await client.ask("POST", mount, headers=_as("in"))).status == 201

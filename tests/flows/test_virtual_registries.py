@@ -289,18 +289,19 @@ async def test_pushes_go_to_the_writable_member(tmp_path: Path, hub: FakeRegistr
 async def test_a_push_on_a_name_of_an_upstream_uploads_what_is_missing(
     tmp_path: Path, hub: FakeRegistry, quay: FakeRegistry
 ) -> None:
-    """HEAD by a pusher is the writable member's answer: a blob that only the upstream has must be uploaded. It takes no
-    name, and a caller who only pulls gets the upstream's answer.
+    """HEAD by a pusher is the writable member's answer: a blob that only the upstream has must be uploaded, one that is
+    cached here is reserved. Neither takes the name, and a caller who only pulls gets the upstream's answer.
     """
     hub.add_image("library/alpine", "v1", [b"a public layer"])
     public = Digest.of(b"a public layer")
     rules = [_PULL, {**OPEN, "callers": ["token:in"]}]
     async with _virtual_mirror(tmp_path, hub, quay, rules=rules, access=_TOKENS) as mirror:
         target = f"/v2/all/library/alpine/blobs/{public}"
-        for _ in range(2):
-            assert (await mirror.ask(target, method="HEAD", headers=_as("in"))).status == 404
+        for status_of_pusher in (404, 200, 200):
+            assert (await mirror.ask(target, method="HEAD", headers=_as("in"))).status == status_of_pusher
             assert (await mirror.ask(target, method="HEAD")).status == 200
             assert (await mirror.ask(target, headers=_as("in"))).body == b"a public layer"
+            await mirror.idle()
         assert (await mirror.ask("/v2/all/library/alpine/manifests/v1")).status == 200
         mirror.session.headers.update(_as("in"))
         client = PushClient(mirror, "all/library/alpine")

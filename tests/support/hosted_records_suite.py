@@ -247,13 +247,12 @@ class HostedRecordsSuite:
     def test_a_name_stays_taken_until_it_is_released(
         self, records: HostedRecords, another: HostedRecords, catalog: Catalog
     ) -> None:
-        """A record of any kind takes a name, also for other processes. It stays taken when the record has gone, and is
-        released only then. Names above and below it are others.
+        """A record of what was pushed takes a name, also for other processes. It stays taken when the record has gone,
+        and is released only then. Names above and below it are others.
         """
         assert not records.is_taken(APP)
         assert records.release(APP)
         writes: list[Callable[[], object]] = [
-            lambda: records.put_link(APP, link()),
             lambda: records.put_deleted_manifest(APP, deleted()),
             lambda: records.put_deleted_tag(APP, deleted_tag()),
             lambda: records.put_referrer(APP, ONE, signature(TWO)),
@@ -268,7 +267,6 @@ class HostedRecordsSuite:
             assert not records.release(APP)
             assert another.is_taken(APP)
             records.note_change(APP)
-            records.drop_link(APP, ONE)
             records.drop_deleted_manifest(APP, ONE)
             records.drop_deleted_tag(APP, "1.0")
             records.drop_referrer(APP, ONE, TWO)
@@ -277,3 +275,19 @@ class HostedRecordsSuite:
             assert another.is_taken(APP)
             assert records.release(APP)
             assert not another.is_taken(APP)
+
+    def test_a_push_under_way_takes_the_name(self, records: HostedRecords, another: HostedRecords) -> None:
+        """A link takes it while it is there, in whatever state; a reservation does not, nor does a mere change."""
+        for state in (LinkState.RESERVED, LinkState.LINKED, LinkState.RESERVED, LinkState.REMOVED):
+            records.put_link(APP, link(TWO, LinkState.RESERVED))
+            records.put_link(APP, link(ONE, state))
+            records.note_change(APP)
+            for each in (records, another, another):
+                assert each.is_taken(APP) == (state is not LinkState.RESERVED)
+        assert not records.release(APP)
+        records.drop_link(APP, ONE)
+        records.note_change(APP)
+        assert not another.is_taken(APP)
+        records.drop_link(APP, TWO)
+        records.note_change(APP)
+        assert not another.is_taken(APP)

@@ -11,7 +11,7 @@ from mirror.errors import RecordChanged
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
-from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
+from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag, LinkState
 from mirror.ports import ABSENT, Catalog, Expected, Version, Versioned
 
 K = TypeVar("K")
@@ -28,6 +28,8 @@ class MemoryHostedRecords:
         self._manifests: dict[Repo, dict[Digest, DeletedManifest]] = {}
         self._tags: dict[Repo, dict[str, DeletedTag]] = {}
         self._changes: dict[Repo, int] = {}
+        #: Names that are taken for good. Tags and manifests are the catalog's: they count once somebody has looked.
+        self._taken: set[Repo] = set()
         self._changing = threading.Lock()
 
     def link(self, repo: Repo, digest: Digest) -> Versioned[BlobLink] | None:
@@ -100,13 +102,19 @@ class MemoryHostedRecords:
             self._changes[repo] = self._changes.get(repo, 0) + 1
 
     def is_taken(self, repo: Repo) -> bool:
-        return repo in self._changes or repo in set(self.repositories(repo.registry))
+        links = self._links.get(repo, {}).values()
+        if any(self._published(repo)):
+            self._taken.add(repo)
+        return repo in self._taken or any(link.state is not LinkState.RESERVED for link in links)
+
+    def _published(self, repo: Repo) -> Iterable[object]:
+        yield from (kind.get(repo) for kind in (self._referrers, self._manifests, self._tags))
+        yield repo in self._catalog.repositories()
 
     def release(self, repo: Repo) -> bool:
-        if repo in set(self.repositories(repo.registry)):
+        if self._links.get(repo) or any(self._published(repo)):
             return False
-        with self._changing:
-            self._changes.pop(repo, None)
+        self._taken.discard(repo)
         return True
 
     def registries(self) -> Iterable[str]:

@@ -283,7 +283,7 @@ class RegistryHandler:
             return virtual
         member = parts.member(repo)
         if is_hosted(member) and visitor.admit(repo):
-            return WritableMembersBlobs(virtual, member, pusher, is_taken=parts.is_taken(repo))
+            return WritableMembersBlobs(virtual, member, pusher)
         return virtual
 
     async def _pull(

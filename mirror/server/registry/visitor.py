@@ -59,27 +59,22 @@ class WritableMembersBlobs:
     """The blobs of a virtual repository for a caller who may push to its writable member.
 
     HEAD is the answer of the writable member alone: a client that learns that a blob is there does not upload it, and
-    the manifest that names it goes to this member. A name that the member does not have yet is not taken by a HEAD.
+    the manifest that names it goes to this member. What a HEAD may do there is to reserve a blob, which takes no name.
     """
 
-    def __init__(self, blobs: Blobs, writable: Writable, pusher: Pusher, *, is_taken: bool) -> None:
-        """`blobs` are those of the virtual repository. `is_taken`: the writable member has the name."""
+    def __init__(self, blobs: Blobs, writable: Writable, pusher: Pusher) -> None:
+        """`blobs` are those of the virtual repository."""
         self._blobs = blobs
         self._writable = writable
         self._pusher = pusher
-        self._is_taken = is_taken
 
     async def blob(self, digest: Digest) -> BlobContent:
         """See `Readable.blob`; also what the caller has reserved."""
-        if self._is_taken:
-            try:
-                return await self._writable.blob_for_push(digest, self._pusher)
-            except BlobUnknown:
-                pass
-        return await self._blobs.blob(digest)
+        try:
+            return await self._writable.blob_for_push(digest, self._pusher)
+        except BlobUnknown:
+            return await self._blobs.blob(digest)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """See `Writable.stat_for_push`."""
-        if not self._is_taken:
-            raise BlobUnknown(f"no blob {digest} was pushed under this name yet")
         return await self._writable.stat_for_push(digest, self._pusher)

@@ -10,11 +10,11 @@ a deletion can be noted when the disk is full:
 
 A restart of the machine may lose the last steps, but then no process remembers anything either.
 
-A name is taken as long as there is the counter, or one of the folders that have records: folders stay when their last
-record has gone. The counter comes first because it needs only one `stat`; after a power cut, the folders remain.
+A name is taken for good once a manifest was there: folders stay when their last record has gone. Before that, links
+take it that are more than reservations, for as long as they are there.
 
-    release ── rmdir of each folder ──┬── all were empty ──> the counter is deleted: the name is free
-                                      └── one has a record ──> the name stays taken
+    release ── are all folders empty? ──┬── yes: rmdir, that of the manifests last ──> the name is free
+                                        └── no ──> the name stays taken
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Final
 
+from mirror.aio.caches import LruCache
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, ManifestMalformed, read_descriptor
 from mirror.oci.reference import Repo
-from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
+from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag, LinkState
 from mirror.ports import Expected, Version, Versioned
 from mirror.store.local.durable import ABSENT_ERRNOS, make_folder, store_errors
 from mirror.store.local.layout import Layout, file_name
 from mirror.store.local.record_files import (
     RecordFiles,
     digests_in,
+    names_in,
     read_record,
     registries_in,
     repositories_with,
@@ -46,6 +48,10 @@ from mirror.store.local.record_files import (
 
 #: A repository that is about to get its first manifest may have only links or referrers.
 _FOLDERS: Final = ("_tags", "_manifests", "_blobs", "_referrers", "_deleted", "_deleted_tags")
+#: The folders, besides `_manifests`, that show that something was pushed, and not only uploaded.
+_PUBLISHED: Final = ("_tags", "_referrers", "_deleted", "_deleted_tags")
+#: Repositories for which it is remembered whether something is being pushed to them.
+_MOST: Final = 10_000
 
 
 class LocalHostedRecords:
@@ -54,6 +60,8 @@ class LocalHostedRecords:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._files = RecordFiles(layout)
+        #: By repository, with the number of its changes.
+        self._pushed: LruCache[Repo, tuple[int, bool]] = LruCache(_MOST)
 
     def __repr__(self) -> str:
         return f"<LocalHostedRecords {self._layout.repositories}>"
@@ -145,25 +153,42 @@ class LocalHostedRecords:
 
     def is_taken(self, repo: Repo) -> bool:
         with store_errors(f"looking whether {repo} exists"):
-            if _exists(self._layout.changes(repo)):
-                return True
             folder = self._layout.repository(repo)
-            return _exists(folder) and any(_exists(f"{folder}/{each}") for each in _FOLDERS)
+            if _exists(f"{folder}/_manifests"):
+                return True
+            if not _exists(folder):
+                return False
+            if any(_exists(f"{folder}/{each}") for each in _PUBLISHED):
+                return True
+        return self._is_being_pushed(repo)
+
+    def _is_being_pushed(self, repo: Repo) -> bool:
+        """True if the repository has a link that is more than a reservation. Read again after each change."""
+        changes = self.changes(repo)
+        remembered = self._pushed.get(repo)
+        if remembered is not None and remembered[0] == changes >= 0:
+            return remembered[1]
+        links = (self.link(repo, digest) for digest in self.linked(repo))
+        found = any(link is not None and link.record.state is not LinkState.RESERVED for link in links)
+        self._pushed[repo] = changes, found
+        return found
 
     def release(self, repo: Repo) -> bool:
-        folder = Path(self._layout.repository(repo))
+        folder = self._layout.repository(repo)
         with store_errors(f"releasing the name {repo}"):
-            # the folders of subjects first: each stays when its last referrer has gone
-            for path in (*folder.glob("_referrers/*"), *(folder / each for each in _FOLDERS)):
-                try:
-                    path.rmdir()
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                        return False
-                    raise
-            Path(self._layout.changes(repo)).unlink(missing_ok=True)
+            subjects = [f"{folder}/_referrers/{name}" for name in names_in(f"{folder}/_referrers")]
+            # the folder that shows that a manifest was there goes last: until then, the name is taken
+            others = [f"{folder}/{each}" for each in _FOLDERS if each not in ("_manifests", "_referrers")]
+            if any(names_in(each) for each in (*subjects, *others, f"{folder}/_manifests")):
+                return False
+            try:
+                for each in (*subjects, *others, f"{folder}/_referrers", f"{folder}/_manifests"):
+                    with suppress(FileNotFoundError):
+                        os.rmdir(each)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
         return True
 
     def registries(self) -> Iterable[str]:

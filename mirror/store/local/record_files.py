@@ -112,19 +112,19 @@ def read_record(path: str, parse: Callable[[bytes], T | None], what: str) -> Ver
 
 def digests_in(folder: str) -> Iterator[Digest]:
     """The digests that name files in the folder, in no order; nothing if it is absent. Raises `StoreError`."""
-    for name in _listed(folder):
+    for name in names_in(folder):
         if digest := digest_from(name):
             yield digest
 
 
 def tags_in(folder: str) -> list[str]:
     """The tags that name files in the folder, sorted; none if it is absent. Raises `StoreError`."""
-    return sorted(_tags(_listed(folder)))
+    return sorted(_tags(names_in(folder)))
 
 
 def registries_in(layout: Layout) -> Iterator[str]:
     """The registries that have a folder, in no order. Raises `StoreError`."""
-    for name in _listed(str(layout.repositories)):
+    for name in names_in(str(layout.repositories)):
         with suppress(RequestError):
             yield check_registry(name)
 
@@ -163,7 +163,8 @@ def _must_be_absent(error: OSError) -> None:
             raise error
 
 
-def _listed(folder: str) -> list[str]:
+def names_in(folder: str) -> list[str]:
+    """The names of everything in the folder, in no order; none if it is absent. Raises `StoreError`."""
     try:
         return os.listdir(folder)
     except OSError as error:

@@ -1,0 +1,146 @@
+"""podman, skopeo and containerd use one name for a hosted registry and two docker-registries."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import OPEN_TO_PUSHES, Library, short_directory
+from tests.support.containerd_process import PULLS, ContainerdProcess, write_hosts
+from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.podman import Podman
+from tests.support.process import CommandFailed, run
+from tests.support.pulls import OFFLINE
+from tests.support.pushed import read_pushed
+from tests.support.registry_process import RegistryProcess
+from tests.support.skopeo import compare_directory
+
+_VIRTUAL = """
+    [[virtual]]
+    name = "all"
+    members = ["corp", "docker.io", "ghcr.io"]
+    writable = "corp"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualSite:
+    """A mirror with the virtual registry `all` over `corp`, docker.io and ghcr.io."""
+
+    docker: RegistryProcess
+    ghcr: RegistryProcess
+    mirror: MirrorProcess
+    library: Library
+    directory: Path
+
+    def name(self, repository: str) -> str:
+        """A repository by its virtual name."""
+        return f"{self.mirror.address}/all/{repository}"
+
+    def asked(self, repository: str) -> list[str]:
+        """The requests for a repository that the two registries have got."""
+        requests = [*self.docker.requests(), *self.ghcr.requests()]
+        return [request.path for request in requests if f"/{repository}/" in request.path]
+
+
+@pytest.fixture(scope="module")
+def virtual(library: Library) -> Iterator[VirtualSite]:
+    directory = short_directory()
+    try:
+        with (
+            RegistryProcess(library.docker_root, read_only=True) as docker,
+            RegistryProcess(library.ghcr_root, read_only=True) as ghcr,
+            MirrorProcess(
+                write_config(
+                    directory, {"docker.io": docker.url, "ghcr.io": ghcr.url}, more=f"{OPEN_TO_PUSHES}{_VIRTUAL}"
+                )
+            ) as mirror,
+        ):
+            yield VirtualSite(docker, ghcr, mirror, library, directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+def _skopeo(*words: str) -> str:
+    return run(["skopeo", "--insecure-policy", *words], env=OFFLINE).decode()
+
+
+def _copy(source: str, target: str) -> None:
+    _skopeo("copy", "--all", "--src-tls-verify=false", "--dest-tls-verify=false", source, target)
+
+
+def test_skopeo_copies_from_every_member(virtual: VirtualSite, tmp_path: Path) -> None:
+    """What only one of the two registries has, by one name; the tags too. What is copied to the name is hosted."""
+    for image in (virtual.library.images["index"], virtual.library.foreign["skopeo"]):
+        target = tmp_path / image.registry
+        _copy(f"docker://{virtual.name(image.repository)}:{image.tag}", f"dir:{target}")
+        compare_directory(target, image, every_platform=True)
+        tags = json.loads(_skopeo("list-tags", "--tls-verify=false", f"docker://{virtual.name(image.repository)}"))
+        assert image.tag in tags["Tags"]
+    _copy(f"dir:{tmp_path / 'docker.io'}", f"docker://{virtual.name('skopeo/copied')}:v1")
+    pushed = read_pushed(virtual.mirror.url, "corp/skopeo/copied", "v1")
+    assert pushed.media_type == virtual.library.images["index"].media_type
+    _copy(f"docker://{virtual.name('skopeo/copied')}:v1", f"dir:{tmp_path / 'again'}")
+    compare_directory(tmp_path / "again", virtual.library.images["index"], every_platform=True)
+    assert virtual.asked("skopeo/copied") == []
+
+
+def test_podman_takes_a_public_name_over(virtual: VirtualSite) -> None:
+    """An image that is built on a public one and pushed under the same name: from then on, the name is ours."""
+    base = virtual.library.images["oci"]
+    name = virtual.name(base.repository)
+    with closing(Podman(virtual.directory / "podman", virtual.mirror.address)) as podman:
+        podman("pull", "--quiet", "--tls-verify=false", f"{name}:{base.tag}")
+        context = virtual.directory / "context"
+        context.mkdir()
+        (context / "own").write_bytes(b"our own")
+        (context / "Dockerfile").write_text(f"FROM {name}:{base.tag}\nCOPY own /srv/own\n")
+        podman("build", "--isolation=chroot", "--tag", f"{name}:patched", str(context))
+        podman("push", "--tls-verify=false", f"{name}:patched")
+        known = podman.inspect(f"{name}:patched")["Id"]
+        podman("image", "rm", "--force", f"{name}:patched", f"{name}:{base.tag}")
+        before = len(virtual.asked(base.repository))
+        podman("pull", "--quiet", "--tls-verify=false", f"{name}:patched")
+        assert podman.inspect(f"{name}:patched")["Id"] == known
+        with pytest.raises(CommandFailed, match=r"manifest unknown|does not exist"):
+            podman("pull", "--quiet", "--tls-verify=false", f"{name}:{base.tag}")
+        assert len(virtual.asked(base.repository)) == before
+    assert {layer.digest for layer in base.native.layers} < read_pushed(
+        virtual.mirror.url, f"corp/{base.repository}", "patched"
+    ).blobs.keys()
+
+
+def test_containerd_with_one_file_for_all_registries(virtual: VirtualSite) -> None:
+    """`_default/hosts.toml` sends the pulls of every registry to one name: hosted images come first, whatever registry
+    the image names, and `?ns=` opens no other way.
+    """
+    section = f'[host."{virtual.mirror.url}/v2/all"]{PULLS}  override_path = true\n'
+    hosts = write_hosts(virtual.directory / "hosts", {"_default": section})
+    ours, hidden = virtual.library.images["many"], virtual.library.foreign["ctr"]
+    source = f"docker://{virtual.mirror.address}/docker.io/{ours.repository}:{ours.tag}"
+    _copy(source, f"docker://{virtual.mirror.address}/corp/team/app:{ours.tag}")
+    # the name of an image of ghcr.io
+    _copy(source, f"docker://{virtual.mirror.address}/corp/{hidden.repository}:{hidden.tag}")
+    with ContainerdProcess(virtual.directory / "c", hosts=hosts) as containerd:
+
+        def pull(name: str) -> None:
+            containerd.ctr("images", "pull", "--snapshotter", containerd.snapshotter, "--hosts-dir", str(hosts), name)
+
+        for image in (virtual.library.images["schema2"], virtual.library.foreign["prefix"]):
+            pull(image.name)
+            containerd.compare(image, (image.native,))
+        pull(f"docker.io/team/app:{ours.tag}")
+        pull(f"quay.io/team/app:{ours.tag}")
+        assert ours.native.digest in containerd.content()
+        pull(hidden.name)
+        assert hidden.native.digest not in containerd.content()
+    assert virtual.asked("team/app") == virtual.asked(hidden.repository) == []
+    asked = {line["asked"] for line in virtual.mirror.requests() if line["path"].startswith("/v2/all/team/app")}
+    assert asked == {"all/team/app"}
+    assert any("ns=quay.io" in line["path"] for line in virtual.mirror.requests())
