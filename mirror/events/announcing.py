@@ -111,7 +111,7 @@ class OutboxAnnouncer:
         for number, event in enumerate(events):
             if endpoints := tuple(self._subscriptions.endpoints(event)):
                 own = f"{id}-{number}"
-                body = cloud_event(event, id=own, source=self._source, at=at, sequence=order)
+                body = cloud_event(event, id=own, source=self._source, at=at, sequence=f"{order}.{number:03d}")
                 outgoing.append(Outgoing(own, event.type, event.key, body, at, endpoints))
         return outgoing
 

@@ -4,7 +4,6 @@ part.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import random
@@ -22,12 +21,11 @@ from tests.support.breaking_steps import Steps
 from tests.support.ext4 import Ext4, refusal
 from tests.support.forked_workers import ForkedWorkers
 from tests.support.images import sha256
-from tests.support.live_mirror import noise
 from tests.support.mirror_process import write_config
-from tests.support.process import PATIENCE, eventually
+from tests.support.process import eventually
 from tests.support.pushers import Pushers
+from tests.support.step_client import CONFIG, StepClient
 
-_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 #: Whoever asks may do everything. Uploads that a fault has interrupted stay open for the rest of the test.
 _HOSTED: Final = """
     [[hosted]]
@@ -156,85 +154,14 @@ def test_90_91_92_power_cuts(tmp_path: Path, times: Callable[[str, int], int], t
 
 # ------------------------------------------------------------------------------------------ before each single step
 
-_CONFIG: Final = b"{}"
 
-
-class _Client:
-    """Changes one repository, number by number a new one, and gets no answer when the worker ends."""
-
-    def __init__(self, port: int, number: int) -> None:
-        self._port = port
-        self._path = f"/v2/corp/app-{number}/"
-        self.first_layer, self.second_layer = (noise(size, seed=2 * number) for size in (30_000, 300_000))
-        self.first, self.second = (_image(layer) for layer in (self.first_layer, self.second_layer))
-
-    def ask(
-        self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """Status 0: no whole answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
-        try:
-            connection.request(method, self._path + target, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
-        except (OSError, http.client.HTTPException):
-            return 0, http.client.HTTPMessage(), b""
-        finally:
-            connection.close()
-
-    def put_blob(self, content: bytes) -> bool:
-        """POST, PATCH, and the closing PUT. False if one of them is not answered as it should be."""
-        status, headers, _ = self.ask("POST", "blobs/uploads/")
-        if status != 202:
-            return False
-        place = headers["Location"].removeprefix(self._path)
-        if self.ask("PATCH", place, content)[0] != 202:
-            return False
-        return self.ask("PUT", f"{place}{'&' if '?' in place else '?'}digest={sha256(content)}")[0] == 201
-
-    def put_manifest(self, tag: str, content: bytes) -> bool:
-        """Whether it was acknowledged."""
-        return self.ask("PUT", f"manifests/{tag}", content, {"Content-Type": _MANIFEST})[0] == 201
-
-    def delete(self, reference: str) -> bool:
-        """Whether it was acknowledged."""
-        return self.ask("DELETE", f"manifests/{reference}")[0] == 202
-
-    def push_both(self) -> None:
-        """The first image is tagged `v1` and `stable`; the second one's blobs are here."""
-        assert all(self.put_blob(content) for content in (_CONFIG, self.first_layer, self.second_layer))
-        assert self.put_manifest("v1", self.first)
-        assert self.put_manifest("stable", self.first)
-
-    def digest_of(self, reference: str) -> str | None:
-        """What a reference names now, read whole with every blob; None if it is unknown."""
-        status, headers, body = self.ask("GET", f"manifests/{reference}")
-        assert status in (200, 404), (reference, status, body)
-        if status == 404:
-            return None
-        manifest = json.loads(body)
-        assert headers["Docker-Content-Digest"] == sha256(body)
-        for blob in [manifest["config"], *manifest["layers"]]:
-            status, _, content = self.ask("GET", f"blobs/{blob['digest']}")
-            assert (status, sha256(content)) == (200, blob["digest"])
-        return sha256(body)
-
-
-def _image(layer: bytes) -> bytes:
-    config, described = (
-        {"mediaType": f"application/vnd.oci.image.{kind}", "digest": sha256(content), "size": len(content)}
-        for kind, content in (("config.v1+json", _CONFIG), ("layer.v1.tar", layer))
-    )
-    return json.dumps({"schemaVersion": 2, "mediaType": _MANIFEST, "config": config, "layers": [described]}).encode()
-
-
-def _blob_is_here(client: _Client) -> bool:
+def _blob_is_here(client: StepClient) -> bool:
     status, _, body = client.ask("GET", f"blobs/{sha256(client.second_layer)}")
     assert (status, body) == (200, client.second_layer) or status == 404, status
     return status == 200
 
 
-def _tag_has_moved(client: _Client) -> bool:
+def _tag_has_moved(client: StepClient) -> bool:
     first, second = sha256(client.first), sha256(client.second)
     now = client.digest_of("v1")
     assert now in (first, second)
@@ -243,7 +170,7 @@ def _tag_has_moved(client: _Client) -> bool:
     return now == second
 
 
-def _tag_is_gone(client: _Client) -> bool:
+def _tag_is_gone(client: StepClient) -> bool:
     first = sha256(client.first)
     now = client.digest_of("v1")
     assert now in (first, None)
@@ -251,7 +178,7 @@ def _tag_is_gone(client: _Client) -> bool:
     return now is None
 
 
-def _manifest_is_gone(client: _Client) -> bool:
+def _manifest_is_gone(client: StepClient) -> bool:
     [now] = {client.digest_of(reference) for reference in (sha256(client.first), "v1", "stable")}
     listed = client.ask("GET", "tags/list")[2]
     assert now is None or json.loads(listed)["tags"] == ["stable", "v1"]
@@ -263,21 +190,21 @@ def _manifest_is_gone(client: _Client) -> bool:
 class _Change:
     """One change of a repository. `seen` fails if what a client sees is neither the old nor the new state."""
 
-    prepare: Callable[[_Client], object]
-    make: Callable[[_Client], bool]
-    seen: Callable[[_Client], bool]
+    prepare: Callable[[StepClient], object]
+    make: Callable[[StepClient], bool]
+    seen: Callable[[StepClient], bool]
 
 
 _CHANGES: Final = {
     "90 closing PUT": _Change(
-        lambda client: client.put_blob(_CONFIG), lambda client: client.put_blob(client.second_layer), _blob_is_here
+        lambda client: client.put_blob(CONFIG), lambda client: client.put_blob(client.second_layer), _blob_is_here
     ),
     "91 manifest PUT": _Change(
-        _Client.push_both, lambda client: client.put_manifest("v1", client.second), _tag_has_moved
+        StepClient.push_both, lambda client: client.put_manifest("v1", client.second), _tag_has_moved
     ),
-    "92 DELETE of a tag": _Change(_Client.push_both, lambda client: client.delete("v1"), _tag_is_gone),
+    "92 DELETE of a tag": _Change(StepClient.push_both, lambda client: client.delete("v1"), _tag_is_gone),
     "92 DELETE of a manifest": _Change(
-        _Client.push_both, lambda client: client.delete(sha256(client.first)), _manifest_is_gone
+        StepClient.push_both, lambda client: client.delete(sha256(client.first)), _manifest_is_gone
     ),
 }
 
@@ -285,7 +212,7 @@ _CHANGES: Final = {
 _MANY: Final = 200
 
 
-def _judge(change: _Change, client: _Client, acknowledged: bool, number: int) -> bool:
+def _judge(change: _Change, client: StepClient, acknowledged: bool, number: int) -> bool:
     """Whether the change is seen: whole or not at all, whole if it was acknowledged, and whole once it is repeated."""
     seen = change.seen(client)
     assert seen or not acknowledged, f"acknowledged and lost, before step {number}"
@@ -303,7 +230,7 @@ def test_90_91_92_killed_before_each_step(tmp_path: Path, tally: Tally, name: st
     config = write_config(tmp_path, {}, workers=1, more=_GRACE)
     with ForkedWorkers(config, steps=steps) as workers:
         for number in range(1, _MANY):
-            client = _Client(workers.port, number)
+            client = StepClient(workers.port, number)
             workers.start()
             change.prepare(client)
             steps.kill_before(number)
@@ -332,7 +259,7 @@ def test_90_91_92_power_cut_before_each_step(tmp_path: Path, tally: Tally, name:
         config.write_text(write_config(disk.mount_point, {}, workers=1, more=_GRACE).read_text())
         with ForkedWorkers(config, steps=steps) as workers:
             for number in range(1, _MANY):
-                client = _Client(workers.port, number)
+                client = StepClient(workers.port, number)
                 workers.start(boot=2 * number)
                 change.prepare(client)
                 steps.cut_before(number)

@@ -39,7 +39,8 @@ async def test_a_push_a_move_and_deletions_are_reported_in_order(tmp_path: Path)
     assert {event["source"] for event in taken} == {"eu-west"}
     assert {event["subject"] for event in taken} == {"corp/app"}
     assert len({event["id"] for event in taken}) == 5
-    assert [event["sequence"] for event in taken] == sorted(event["sequence"] for event in taken)
+    order = [event["sequence"] for event in taken]
+    assert order == sorted(set(order))
 
 
 async def test_an_endpoint_that_is_down_costs_no_push(tmp_path: Path) -> None:

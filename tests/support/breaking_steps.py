@@ -8,7 +8,8 @@
         steps.hit                                         # False: the request took fewer steps
 
 A step is a call that creates, writes, syncs, renames, links or deletes a file below one of the folders of hosted
-content. The number is shared with the worker through a mapped file, so that it counts from one request on.
+content, or the beginning or end of a transaction of the outbox of events. The number is shared with the worker through
+a mapped file, so that it counts from one request on.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from mirror.index.outbox import SqliteOutbox
 from tests.support.ext4 import FS_IOC_SHUTDOWN, NO_LOG_FLUSH
 
 _FORM: Final = struct.Struct("=qq")
 _KILL: Final = 1
 _CUT: Final = 2
 _CALLS: Final = ("open", "write", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir", "ftruncate")
-_FOLDERS: Final = ("hosted", "hosted-queue", "uploads", "repositories", "ingest")
+_FOLDERS: Final = ("hosted", "hosted-queue", "uploads", "repositories", "ingest", "events")
 
 
 class Steps:
@@ -100,6 +102,19 @@ def install(file: Path, root: Path) -> None:
 
     for name in _CALLS:
         setattr(os, name, wrapped(name, getattr(os, name)))
+    _step_at_transactions(step)
+
+
+def _step_at_transactions(step: Callable[[], None]) -> None:
+    inner = SqliteOutbox._transact
+
+    def transact(*arguments: Any) -> bool:
+        step()
+        done = inner(*arguments)
+        step()
+        return done
+
+    setattr(SqliteOutbox, "_transact", transact)  # noqa: B010 - for mypy, no method can be assigned
 
 
 def _map(file: Path) -> mmap.mmap:
