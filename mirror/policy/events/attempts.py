@@ -19,7 +19,7 @@ LONGEST_PAUSE: Final = 300.0
 #: `Retry-After` is heeded up to this many seconds.
 _LONGEST_ASKED: Final = 3600.0
 #: An endpoint that refuses an event so often will not take it: what comes after it goes on.
-MOST_REFUSALS: Final = 8
+MOST_REFUSALS: Final = 3
 #: Statuses that say that this event, and not the endpoint, is at fault (RFC 9110, 15.5; RFC 4918 for 422).
 _REFUSALS: Final = frozenset({400, 413, 415, 422})
 
