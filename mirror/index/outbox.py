@@ -68,6 +68,7 @@ CREATE TABLE waiting (
     key      TEXT NOT NULL,
     turn     TEXT NOT NULL,
     number   INTEGER NOT NULL,
+    since    REAL NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
     error    TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (endpoint, dead, key, turn, number)
@@ -113,8 +114,7 @@ DELETE FROM waiting WHERE endpoint = ? AND number = ? AND ? = (SELECT id FROM ev
 _FAILED: Final = "UPDATE waiting SET attempts = attempts + 1, error = ? WHERE endpoint = ? AND number = ?"
 _BURIED: Final = "UPDATE waiting SET dead = 1, attempts = attempts + 1, error = ? WHERE endpoint = ? AND number = ?"
 _EXPIRED: Final = """
-UPDATE waiting SET dead = 1
-WHERE endpoint = ? AND dead = 0 AND number IN (SELECT number FROM events WHERE made_at < ?)
+UPDATE waiting SET dead = 1 WHERE endpoint = ? AND dead = 0 AND since < ?
 """
 _FORGOTTEN: Final = """
 DELETE FROM waiting WHERE endpoint = ? AND number IN (SELECT number FROM events WHERE made_at < ?)
@@ -129,7 +129,7 @@ SELECT endpoint, sum(1 - dead), sum(dead), min(CASE WHEN dead THEN NULL ELSE mad
 FROM waiting JOIN events USING (number) GROUP BY endpoint
 """
 _RESENT: Final = """
-UPDATE waiting SET dead = 0, attempts = 0
+UPDATE waiting SET dead = 0, attempts = 0, since = ?3
 WHERE dead = 1 AND (?1 IS NULL OR endpoint = ?1)
   AND (?2 IS NULL OR number = (SELECT number FROM events WHERE id = ?2))
 """
@@ -391,8 +391,8 @@ class SqliteOutbox:
         self._write(lambda connection: connection.execute(_BURIED, (error, event.endpoint, event.number)))
 
     def expire(self, endpoint: str, before: float) -> int:
-        old = "SELECT 1 FROM events WHERE made_at < ? LIMIT 1"
-        if not self._read(lambda connection: connection.execute(old, (before,)).fetchone()):
+        old = "SELECT 1 FROM waiting WHERE endpoint = ? AND dead = 0 AND since < ? LIMIT 1"
+        if not self._read(lambda connection: connection.execute(old, (endpoint, before)).fetchone()):
             return 0
         return self._write(lambda connection: connection.execute(_EXPIRED, (endpoint, before)).rowcount)
 
@@ -423,7 +423,7 @@ class SqliteOutbox:
         )
 
     def resend(self, *, id: str | None, endpoint: str | None) -> int:
-        count = self._write(lambda connection: connection.execute(_RESENT, (endpoint, id)).rowcount)
+        count = self._write(lambda connection: connection.execute(_RESENT, (endpoint, id, self._now())).rowcount)
         self._woken()
         return count
 
@@ -630,9 +630,9 @@ def _add(connection: sqlite3.Connection, order: str, events: Sequence[Outgoing])
             (event.id, event.type, event.body, event.made_at, barrier, len(event.body.encode())),
         )
         if cursor.rowcount:
-            rows = [(name, event.key, order, cursor.lastrowid) for name in event.endpoints]
+            rows = [(name, event.key, order, cursor.lastrowid, event.made_at) for name in event.endpoints]
             connection.executemany(
-                "INSERT INTO waiting (endpoint, dead, key, turn, number) VALUES (?, 0, ?, ?, ?)", rows
+                "INSERT INTO waiting (endpoint, dead, key, turn, number, since) VALUES (?, 0, ?, ?, ?, ?)", rows
             )
 
 

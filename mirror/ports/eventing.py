@@ -210,7 +210,7 @@ class Deliveries(Protocol):
         """The event is not sent any more, unless by `resend`."""
 
     def expire(self, endpoint: str, before: float) -> int:
-        """Bury the events made before `before`; returns how many."""
+        """Bury the events that have waited since before `before`; returns how many."""
 
     def forget_endpoints(self, known: Collection[str], before: float) -> int:
         """Drop what was made before `before` for endpoints that are not among the `known` ones; returns how much."""
@@ -222,7 +222,7 @@ class Deliveries(Protocol):
         """Events that wait, or are dead, the oldest first; of one endpoint, or of all."""
 
     def resend(self, *, id: str | None, endpoint: str | None) -> int:
-        """Let dead events wait again: one, those of an endpoint, or all; returns how many."""
+        """Let dead events wait again, from now on: one, those of an endpoint, or all; returns how many."""
 
 
 @dataclass(frozen=True, slots=True)
