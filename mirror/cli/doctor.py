@@ -12,6 +12,7 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
+from mirror.cli.admin_client import ask_if_running
 from mirror.cli.base import ConfigFile, JsonOption, application, counted, say, say_json
 from mirror.cli.nodes import (
     AuthorityOption,
@@ -29,10 +30,12 @@ from mirror.index.probing import probe_redis
 from mirror.index.redis_address import parse_redis_url
 from mirror.nodes.clients import CLIENTS
 from mirror.nodes.disk import NodeFiles
-from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, judge_clock, worst
+from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, judge_clock, judge_quota, worst
 from mirror.nodes.machine import look_at_limits, look_at_store
 from mirror.nodes.plan import MirrorUrl, NodeRefused
 from mirror.nodes.probe import Visitor
+from mirror.nodes.trial_push import TrialPush
+from mirror.oci.reference import check_name
 from mirror.policy.image_names import Image, parse_image
 from mirror.policy.routing import Registry, RoutingTable, looks_like_host
 from mirror.policy.upstream.budget import Budget
@@ -63,6 +66,9 @@ def doctor(
     mirror_url: MirrorArgument = None,
     config: ConfigFile = None,
     image: Annotated[str | None, typer.Option(help="Request the manifest of this image through the mirror.")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Check that images can be pushed to this hosted repository; nothing is pushed.")
+    ] = None,
     client: Annotated[str | None, typer.Option(help=f"Require this client: {', '.join(CLIENTS)}.")] = None,
     as_json: JsonOption = False,
     root: RootOption = Path("/"),
@@ -76,28 +82,33 @@ def doctor(
     if client is not None and client not in CLIENTS:
         raise ConfigError([f"--client: {client[:80]!r} is not one of {', '.join(CLIENTS)}"])
     account = read_account(username, password_file)
-    wanted = None if image is None else _image(image, loaded)
-    visitor = None
-    if mirror_url is not None:
-        mirror = MirrorUrl.parse(mirror_url)
+    visitor, mirror = None, MirrorUrl.parse(mirror_url) if mirror_url is not None else None
+    wanted = None if image is None else _image(image, loaded, mirror)
+    pushed = None if push is None else _pushed(push, mirror)
+    if mirror is not None:
         visitor = Visitor(mirror, read_authority(ca_file, mirror), account)
     elif loaded is not None and (own := _own_url(loaded)):
         visitor = Visitor(own, _own_authority(loaded), account, own=True)
     findings: list[Finding] = []
     if visitor is not None:
         findings += visitor.look()
-        if wanted is not None and not any(finding.what == "reach" for finding in findings):
-            findings += visitor.pull(wanted)
-    if mirror_url is not None:
-        disk = NodeFiles(root)
-        names = [client] if client else [name for name, signs in _SIGNS.items() if any(map(disk.exists, signs))]
-        findings += _clients(disk, names, MirrorUrl.parse(mirror_url), wanted, demanded=client is not None)
         reached = not any(finding.what in _UNREACHED and finding.level is Level.PROBLEM for finding in findings)
-        if visitor is not None and reached and "docker" in names:
-            findings += visitor.as_docker()
+        if wanted is not None and reached:
+            findings += visitor.pull(wanted)
+        if pushed is not None and reached:
+            findings += TrialPush(visitor, pushed).look()
+        if mirror is not None:
+            disk = NodeFiles(root)
+            names = [client] if client else [name for name, signs in _SIGNS.items() if any(map(disk.exists, signs))]
+            # images are pushed under the mirror's own name
+            registry = wanted.repo.registry if wanted is not None else mirror.address if pushed is not None else _HUB
+            findings += _clients(disk, names, mirror, registry, demanded=client is not None)
+            if reached and "docker" in names:
+                findings += visitor.as_docker()
     if loaded is not None:
         findings += look_at_store(loaded.store.root, parse_capacity(loaded.store.capacity))
         findings += _notes(loaded)
+        findings += _hosted(loaded)
         findings += asyncio.run(_services(loaded))
         findings.append(look_at_limits())
     _print(findings, as_json)
@@ -126,10 +137,9 @@ def _print(findings: Sequence[Finding], as_json: bool) -> None:
 
 
 def _clients(
-    disk: NodeFiles, names: Sequence[str], mirror: MirrorUrl, image: Image | None, *, demanded: bool
+    disk: NodeFiles, names: Sequence[str], mirror: MirrorUrl, registry: str, *, demanded: bool
 ) -> Iterable[Finding]:
     """Findings about the clients. `demanded`: the caller named the client."""
-    registry = image.repo.registry if image is not None else _HUB
     if not names:
         advice = "is this the node? Check --root, or name the client: --client containerd"
         yield Finding("clients", Level.WARNING, "no client found on this machine", advice)
@@ -142,10 +152,13 @@ def _clients(
         yield judge_client(name, asked, registry, mirror, demanded=demanded)
 
 
-def _image(text: str, loaded: Config | None) -> Image:
-    """Raises `ConfigError`. Without a configuration, any registry may be configured at the mirror."""
+def _image(text: str, loaded: Config | None, mirror: MirrorUrl | None) -> Image:
+    """The image; the registry of one that has the mirror's own name is the mirror's address.
+
+    Raises `ConfigError`. Without a configuration, any registry may be configured at the mirror.
+    """
     first = text.strip().removeprefix("docker://").partition("/")[0].lower()
-    if loaded is not None:
+    if loaded is not None and (mirror is None or first != mirror.address):
         from mirror.config import routing_table
 
         table = routing_table(loaded)
@@ -160,6 +173,17 @@ def _image(text: str, loaded: Config | None) -> Image:
         return parse_image(text, table, virtual=True)
     except RequestError as error:
         raise ConfigError([f"--image: {error}"]) from error
+
+
+def _pushed(text: str, mirror: MirrorUrl | None) -> str:
+    """The name of a repository, as it follows the mirror's address in the names of images. Raises `ConfigError`."""
+    name = text.strip().removeprefix("docker://")
+    if mirror is not None:
+        name = name.removeprefix(f"{mirror.address}/")
+    try:
+        return check_name(name)
+    except RequestError as error:
+        raise ConfigError([f"--push: {error}; write it without a tag, as corp/team-a/app"]) from error
 
 
 # ------------------------------------------------------------------------------------------- the mirror's machine
@@ -192,6 +216,26 @@ def _notes(loaded: Config) -> Iterable[Finding]:
         yield Finding("pins", Level.PROBLEM, message)
     if not messages:
         yield Finding("pins", Level.OK, "all pins and freezes can be read")
+
+
+def _hosted(loaded: Config) -> Iterable[Finding]:
+    """What the configuration closes to everybody; of a running mirror, how full hosted registries are, and damage."""
+    for hint in settings.hints(loaded):
+        yield Finding("configuration", Level.WARNING, hint)
+    if not loaded.hosted:
+        return
+    try:
+        status = ask_if_running(loaded, "GET", "/admin/v1/status")
+    except MirrorError as error:
+        yield Finding("admin API", Level.PROBLEM, str(error), "commands need it while the mirror runs")
+        return
+    if status is None:
+        return
+    for usage in status["hosted"]:
+        yield judge_quota(usage["scope"], usage["bytes"], usage["quota"])
+    if damaged := status["store"]["hosted_damaged"]:
+        advice = "`mirror status --verbose` names them: push their images again, and check the disk"
+        yield Finding("hosted blobs", Level.PROBLEM, f"{counted(damaged, 'blob')} damaged", advice)
 
 
 async def _services(loaded: Config) -> list[Finding]:

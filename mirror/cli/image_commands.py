@@ -309,7 +309,7 @@ def _print_report(report: dict[str, Any]) -> None:
     for missing in report["missing"]:
         say(f"missing: {missing}")
     say(
-        f"{report['blobs']} blobs, {format_size(report['bytes'])} hashed; {report['damaged']} damaged: "
+        f"{counted(report['blobs'], 'blob')}, {format_size(report['bytes'])} hashed; {report['damaged']} damaged: "
         f"{report['repaired']} repaired, {report['unneeded']} not needed by any image, "
         f"{len(report['lost']) + len(report['unreadable'])} not repaired"
     )

@@ -14,7 +14,7 @@ import typer
 
 from mirror import config as settings
 from mirror import telemetry
-from mirror.cli.base import ConfigFile, JsonOption, application, complain, say, say_json
+from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, say, say_json
 from mirror.cli.store_checks import describe_unread, store_owner
 from mirror.errors import ConfigError, StoreError
 from mirror.heartbeat import Heartbeat, Heartbeats
@@ -165,9 +165,9 @@ def check(
         say_json({**summary, **({"online": [asdict(result) for result in results]} if online else {})})
     else:
         sealed = " (none is contacted)" if loaded.offline else ""
-        syncs = f", {len(loaded.sync)} sync rules" if loaded.sync else ""
+        syncs = f", {counted(len(loaded.sync), 'sync rule')}" if loaded.sync else ""
         hosted = f", hosts {', '.join(entry.name for entry in loaded.hosted)}" if loaded.hosted else ""
-        upstreams = f"{len(loaded.upstream)} upstreams{sealed}{hosted}{syncs}"
+        upstreams = f"{counted(len(loaded.upstream), 'upstream')}{sealed}{hosted}{syncs}"
         say(f"{config or 'defaults'}: good: {upstreams}, store at {loaded.store.root}")
         for result in results:
             say(f"{'ok    ' if result.ok else 'FAILED'} {result.upstream} ({result.url}): {result.detail}")

@@ -10,7 +10,7 @@ import typer
 
 from mirror import config as settings
 from mirror.cli.audit_command import audited
-from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, load, progress_bars, say, say_json
+from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, load, progress_bars, say, say_json
 from mirror.cli.store_checks import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
@@ -107,12 +107,12 @@ def _describe(result: Mapping[str, Any], by: str | None) -> str:
     if "error" in result:
         return str(result["error"])
     if "received" in result:
-        return f"{result['images']} tags, {format_size(result['received'])} of {format_size(result['size'])}"
+        return f"{counted(result['images'], 'tag')}, {format_size(result['received'])} of {format_size(result['size'])}"
     if "tags" not in result:
         return f"by {by}" if by else ""
-    words = f"{result['tags']} tags, {result['new_images']} new, {format_size(result['bytes'])}"
+    words = f"{counted(result['tags'], 'tag')}, {result['new_images']} new, {format_size(result['bytes'])}"
     if result["failures"]:
-        words += f", {len(result['failures'])} failures"
+        words += f", {counted(len(result['failures']), 'failure')}"
     return words + (f", {len(result['stale'])} stale" if result["stale"] else "")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from mirror import config as settings
-from mirror.cli.base import ConfigFile, JsonOption, application, load, parse_images, say, say_json
+from mirror.cli.base import ConfigFile, JsonOption, application, counted, load, parse_images, say, say_json
 from mirror.errors import ConfigError, RequestError
 from mirror.eviction.pinned_images import PinnedImage, pinned_images
 from mirror.inspect.explain import Explainer, WhyBlob, WhyImage
@@ -232,7 +232,7 @@ def _route(route: str | None, rule: RouteRule) -> str:
     if rule.content.largest is not None:
         facts.append(f"max_size {format_size(rule.content.largest)}")
     if rule.content.signed_by:
-        facts.append(f"signed_by {len(rule.content.signed_by)} keys")
+        facts.append(f"signed_by {counted(len(rule.content.signed_by), 'key')}")
     if rule.prefetch:
         facts.append("prefetch")
     return ", ".join(facts)

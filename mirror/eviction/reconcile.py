@@ -201,7 +201,7 @@ async def _link(
         await call(partial(index.touch, used))
     if reader.trouble is not None:
         raise StoreError(
-            f"{reader.unread} manifests could not be read, and what they name is not known: {reader.trouble}"
+            f"not all manifests could be read ({reader.unread} not), so what they name is not known: {reader.trouble}"
         )
     return repositories, manifests, links, reader.skipped
 

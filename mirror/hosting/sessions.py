@@ -35,11 +35,11 @@ class Sessions:
         """
         sessions = self._uploads.sessions()
         if len(sessions) >= self._most:
-            raise TooManyUploads(f"{len(sessions)} uploads are open, and no more are accepted now")
+            raise TooManyUploads(f"too many uploads are open ({len(sessions)}): no more are accepted now")
         of_caller = _hash(caller)
         own = sum(session.owner.startswith(of_caller) for session in sessions)
         if own >= self._most_per_caller:
-            raise TooManyUploads(f"{own} of your uploads are open; complete or cancel some of them first")
+            raise TooManyUploads(f"too many of your uploads are open ({own}): complete or cancel one first")
         return self._uploads.begin(_owner(repo, caller))
 
     def offset(self, session: str, repo: Repo, caller: str) -> int:

@@ -20,6 +20,8 @@ _CLOCK_WARNS, _CLOCK_FAILS = 5.0, 60.0
 _FEW_FILES: Final = 4096
 #: Part of the pulls that a registry allows: below it, the mirror trusts cached tags for longer.
 _FEW_PULLS: Final = 0.25
+#: Part of a quota that should not be used up.
+_FULL: Final = 0.9
 #: Part of the disk's inodes that should be free at the least.
 _FEW_INODES: Final = 0.05
 
@@ -138,6 +140,21 @@ def judge_budget(registry: str, limit: int, remaining: int, window: float) -> Fi
         return Finding(what, Level.PROBLEM, text, "only cached content is served: wait, or give the mirror an account")
     if remaining < limit * _FEW_PULLS:
         return Finding(what, Level.WARNING, text, "give the mirror an account there, or one with a higher limit")
+    return Finding(what, Level.OK, text)
+
+
+def judge_quota(scope: str, used: int | None, quota: int | None) -> Finding:
+    """Whether a hosted registry, or a pattern of its repositories, has room for pushes. Sizes are in bytes; `used` is
+    None while it is not known, `quota` if there is none.
+    """
+    what = f"hosted {scope}"
+    if used is None:
+        advice = "if it stays so, look for `ledger not completed` in the mirror's log"
+        return Finding(what, Level.WARNING, "not known yet how full it is", advice)
+    text = format_size(used) + (f" of {format_size(quota)}" if quota is not None else "")
+    if quota is not None and used >= quota * _FULL:
+        level = Level.PROBLEM if used >= quota else Level.WARNING
+        return Finding(what, level, text, "delete images, or raise the quota: at the quota pushes are refused")
     return Finding(what, Level.OK, text)
 
 

@@ -35,10 +35,29 @@ _LARGEST: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """An answer; the names of headers are lower case."""
+
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    @property
+    def code(self) -> str:
+        """The code of an error (distribution-spec, "Error Codes"); empty if there is none."""
+        return self._error("code")
+
+    @property
+    def said(self) -> str:
+        """Status and message."""
+        message = self._error("message")[:300]
+        return f"status {self.status}: {message}" if message else f"status {self.status}"
+
+    def _error(self, field: str) -> str:
+        try:
+            return str(read_json(self.body)["errors"][0][field])
+        except (ValueError, KeyError, IndexError, TypeError):
+            return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +84,9 @@ class Visitor:
             if any(finding.level is Level.PROBLEM for finding in findings):
                 return findings
         try:
-            lives = self._ask("GET", "/livez")
+            lives = self.ask("GET", "/livez")
         except (OSError, http.client.HTTPException) as error:
-            return [*findings, _no_answer(self.mirror, error)]
+            return [*findings, no_answer(self.mirror, error)]
         findings.append(_page("/livez", lives, "is this the mirror's URL? See its log"))
         if date := lives.headers.get("date"):
             findings += _clock(date)
@@ -75,14 +94,14 @@ class Visitor:
             try:
                 findings.append(look())
             except (OSError, http.client.HTTPException) as error:
-                findings.append(_no_answer(self.mirror, error))
+                findings.append(no_answer(self.mirror, error))
         return findings
 
     def _ready(self) -> Finding:
-        return _page("/readyz", self._ask("GET", "/readyz"), "the mirror, or something in front of it, is stopping")
+        return _page("/readyz", self.ask("GET", "/readyz"), "the mirror, or something in front of it, is stopping")
 
     def _version(self) -> Finding:
-        answer = self._ask("GET", "/v2/")
+        answer = self.ask("GET", "/v2/")
         version = answer.headers.get("docker-distribution-api-version", "")
         if answer.status == 401:
             advice = "" if self.account else "log in with --username and --password-file"
@@ -104,14 +123,14 @@ class Visitor:
         try:
             asks_for_token = self._asks_for_token()
         except (OSError, http.client.HTTPException) as error:
-            return [_no_answer(self.mirror, error)]
+            return [no_answer(self.mirror, error)]
         if asks_for_token and self.authority is not None and not self._is_trusted_by_system():
             return [Finding("docker", Level.WARNING, TOKENS, TRUST_TOO)]
         return []
 
     def _asks_for_token(self) -> bool:
-        """True if a client without credentials is sent to a token endpoint. Raises like `_ask`."""
-        answer = replace(self, account=None)._ask("GET", "/v2/")
+        """True if a client without credentials is sent to a token endpoint. Raises like `ask`."""
+        answer = self.stranger.ask("GET", "/v2/")
         return answer.status == 401 and answer.headers.get("www-authenticate", "").lower().startswith("bearer")
 
     def _is_trusted_by_system(self) -> bool:
@@ -125,30 +144,48 @@ class Visitor:
     # -------------------------------------------------------------------------------------------- trial pull
 
     def pull(self, image: Image) -> list[Finding]:
-        """Asks for an image's manifest by HEAD and by GET, with `?ns=` as containerd does."""
-        target = f"/v2/{image.repo.name}/manifests/{image.reference}?ns={image.repo.registry}"
+        """Asks for an image's manifest by HEAD and by GET: with `?ns=`, as containerd does, or by the path alone if the
+        image has the mirror's own name.
+        """
+        target = f"/v2/{image.repo.name}/manifests/{image.reference}"
+        if image.repo.registry != self.mirror.address:
+            target += f"?ns={image.repo.registry}"
         findings = []
         for method in ("HEAD", "GET"):
             try:
-                answer = self._ask(method, target, {"Accept": ", ".join(ACCEPT)})
+                answer = self.ask(method, target, {"Accept": ", ".join(ACCEPT)})
             except (OSError, http.client.HTTPException) as error:
-                findings.append(_no_answer(self.mirror, error))
+                findings.append(no_answer(self.mirror, error))
                 break
             findings.append(_pulled(method, image, answer))
         return findings
 
     # ------------------------------------------------------------------------------------------------ wires
 
-    def _ask(self, method: str, target: str, headers: Mapping[str, str] | None = None) -> _Answer:
-        """Sends one request and returns the answer. Raises `OSError`, `http.client.HTTPException`."""
+    @property
+    def stranger(self) -> Visitor:
+        """The same without the account."""
+        return replace(self, account=None)
+
+    def at(self, elsewhere: MirrorUrl) -> Visitor:
+        """The same at another URL, which a certificate must name."""
+        return replace(self, mirror=elsewhere, own=False)
+
+    def ask(
+        self, method: str, target: str, headers: Mapping[str, str] | None = None, *, wait: float = _ANSWER
+    ) -> Answer:
+        """Sends one request without a body and returns the answer, if it comes within `wait` seconds. Raises `OSError`,
+        `http.client.HTTPException`.
+        """
         with self._connection() as connection:
+            connection.sock.settimeout(wait)
             given = {"User-Agent": "mirror-doctor", **(headers or {})}
             if self.account is not None:
                 given["Authorization"] = self.account.basic
             connection.request(method, target, headers=given)
             answer = connection.getresponse()
             named = {name.lower(): value for name, value in answer.getheaders()}
-            return _Answer(answer.status, named, answer.read(_LARGEST))
+            return Answer(answer.status, named, answer.read(_LARGEST))
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[http.client.HTTPConnection]:
@@ -189,7 +226,7 @@ class Visitor:
             text = f"no TLS at {self.mirror}: {error.reason or 'the handshake failed'}"
             return [Finding("certificate", Level.PROBLEM, text, "should the URL begin with http://?")]
         except (OSError, ValueError) as error:
-            return [_no_answer(self.mirror, error)]
+            return [no_answer(self.mirror, error)]
         begins, ends = shown.not_valid_before_utc.timestamp(), shown.not_valid_after_utc.timestamp()
         age = judge_certificate_age(_names(shown), begins, ends, time.time())
         if age.level is Level.PROBLEM:
@@ -202,7 +239,7 @@ class Visitor:
             text = f"for {_names(shown)}: not trusted: {error.verify_message}"
             return [Finding("certificate", Level.PROBLEM, text, advice)]
         except OSError as error:
-            return [age, _no_answer(self.mirror, error)]
+            return [age, no_answer(self.mirror, error)]
 
 
 def _names(shown: x509.Certificate) -> str:
@@ -215,7 +252,8 @@ def _names(shown: x509.Certificate) -> str:
     return ", ".join(written[:5] or common) or "no name"
 
 
-def _no_answer(mirror: MirrorUrl, error: Exception) -> Finding:
+def no_answer(mirror: MirrorUrl, error: Exception) -> Finding:
+    """The finding about a mirror that did not answer."""
     if isinstance(error, socket.gaierror):
         return Finding("reach", Level.PROBLEM, f"{mirror.host}: no such name", "check DNS, or the name")
     if isinstance(error, http.client.HTTPException):  # also if the connection is closed without an answer
@@ -227,7 +265,7 @@ def _no_answer(mirror: MirrorUrl, error: Exception) -> Finding:
     return Finding("reach", Level.PROBLEM, f"{mirror}: {why}", advice)
 
 
-def _page(name: str, answer: _Answer, advice: str) -> Finding:
+def _page(name: str, answer: Answer, advice: str) -> Finding:
     if answer.status == 200:
         return Finding(name, Level.OK, answer.body[:40].decode("ascii", "replace").strip())
     return Finding(name, Level.PROBLEM, f"status {answer.status}", advice)
@@ -238,12 +276,10 @@ def _clock(date: str) -> list[Finding]:
     return [] if moment is None else [judge_clock(time.time() - moment)]
 
 
-def _pulled(method: str, image: Image, answer: _Answer) -> Finding:
+def _pulled(method: str, image: Image, answer: Answer) -> Finding:
     what, status = f"{method} {image}", answer.headers.get("cache-status", "")
     if answer.status != 200:
-        return Finding(
-            what, Level.PROBLEM, f"status {answer.status}{_message(answer)}", _ADVICE.get(answer.status, _LOG)
-        )
+        return Finding(what, Level.PROBLEM, answer.said, _ADVICE.get(answer.status, _LOG))
     if not status.startswith("mirror;"):
         advice = "another server answers at this URL, or a proxy rewrites its headers"
         return Finding(what, Level.PROBLEM, "the answer is not from the mirror: its Cache-Status is missing", advice)
@@ -266,16 +302,6 @@ _ADVICE: Final = {
     503: "the mirror cannot reach the registry, and has no copy: run mirror check --online there",
     504: "the registry does not answer the mirror in time: run mirror check --online there",
 }
-
-
-def _message(answer: _Answer) -> str:
-    """The message of an error answer (distribution-spec, "Error Codes"), with a colon before it; empty for HEAD, which
-    has no body.
-    """
-    try:
-        return f": {str(read_json(answer.body)['errors'][0]['message'])[:300]}"
-    except (ValueError, KeyError, IndexError, TypeError):
-        return ""
 
 
 def _is_digest(body: bytes, digest: str) -> bool:

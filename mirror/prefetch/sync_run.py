@@ -37,7 +37,7 @@ async def run_sync(source_for: Callable[[Repo], Readable], rule: SyncRule, meter
         return Ended(False, {"error": f"its tags: {listing.upstream} does not answer"})
     tags = choose_tags(listing.items, rule.tags)
     if not tags:
-        return Ended(False, {"error": f"none of its {len(listing.items)} tags matches {rule.tags}"})
+        return Ended(False, {"error": f"none of its tags matches {rule.tags} (it has {len(listing.items)})"})
     meter.expect(len(tags))
     prefetched = await prefetch(
         source_for,

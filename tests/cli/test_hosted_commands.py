@@ -86,7 +86,7 @@ def test_check_says_what_is_hosted(site: _Site) -> None:
     """And that nobody may use it without a rule."""
     done = mirror("check", "--config", site.config)
     assert done.status == 0
-    assert "1 upstreams, hosts corp, store at" in done.out
+    assert "1 upstream, hosts corp, store at" in done.out
     assert "no [[access.rule]] allows anybody to pull or push" in done.err
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.support.certificates import Certificate
 from tests.support.command import mirror as mirror_command
+from tests.support.doctor import Doctor
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -31,21 +31,6 @@ from tests.support.scripted import reply_json
 from tests.support.tmpfs import remount_read_only, tmpfs
 
 _IMAGE = ("--image", "library/app:v1")
-
-
-class Doctor:
-    """Findings by what was looked at: level, text and advice."""
-
-    def __init__(self, *words: str | Path) -> None:
-        command = [sys.executable, "-m", "mirror", "doctor", *map(str, words), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        self.code, self.said = done.returncode, done.stdout + done.stderr
-        listed = json.loads(done.stdout) if done.stdout else []
-        self.findings = {one["what"]: (one["level"], one["text"], one["advice"]) for one in listed}
-
-    def level(self, what: str) -> str:
-        """`ok`, `warning` or `problem`."""
-        return str(self.findings[what][0])
 
 
 @pytest.fixture

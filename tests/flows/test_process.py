@@ -336,7 +336,7 @@ def _mirror(*arguments: str) -> str:
 
 def test_check(config: Path) -> None:
     """`mirror check` says that a good configuration is good."""
-    assert "good: 1 upstreams" in _mirror("check", "--config", str(config))
+    assert "good: 1 upstream," in _mirror("check", "--config", str(config))
 
 
 def test_check_names_every_mistake(tmp_path: Path) -> None:

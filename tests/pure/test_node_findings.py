@@ -15,6 +15,7 @@ from mirror.nodes.findings import (
     judge_files,
     judge_inodes,
     judge_owners,
+    judge_quota,
     judge_room,
     worst,
 )
@@ -87,6 +88,23 @@ def test_room(free: int, held: int, level: Level) -> None:
     """Of 1000 GB, 80 % of which may be used: what is stored already counts as room."""
     giga = 10**9
     assert judge_room(1000 * giga, free * giga, held * giga, Capacity(percent=80.0)).level is level
+
+
+@pytest.mark.parametrize(
+    ("used", "quota", "level", "text"),
+    [
+        (890, 1000, Level.OK, "890 B of 1 kB"),
+        (900, 1000, Level.WARNING, "900 B of 1 kB"),
+        (1000, 1000, Level.PROBLEM, "1 kB of 1 kB"),
+        (1000, None, Level.OK, "1 kB"),
+        (0, 0, Level.PROBLEM, "0 B of 0 B"),
+        (None, 1000, Level.WARNING, "not known yet how full it is"),
+    ],
+)
+def test_quotas(used: int | None, quota: int | None, level: Level, text: str) -> None:
+    """Nearly full is a warning, full a problem; what is not known is not called good."""
+    found = judge_quota("corp/team/**", used, quota)
+    assert (found.what, found.level, found.text) == ("hosted corp/team/**", level, text)
 
 
 @pytest.mark.parametrize(("remaining", "level"), [(100, _OK), (25, _OK), (24, _WARNING), (1, _WARNING), (0, _PROBLEM)])
