@@ -62,8 +62,9 @@ def open_virtual(
     async def may_serve(repo: Repo, digest: Digest) -> bool:
         return await shared.grants.known_size(repo, digest) is not None
 
+    some_sealed = config.offline or any(route.offline for route in config.route)
     parts = {
-        name: VirtualParts(each, storage.hosted.records.is_taken, member, has_tag, may_serve, memory)
+        name: VirtualParts(each, storage.hosted.records.is_taken, member, has_tag, may_serve, memory, some_sealed)
         for name, each in rules.items()
     }
     return lambda repo: VirtualRepository(repo, parts[repo.registry])

@@ -18,7 +18,7 @@ only says which member to ask first.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar
 
 from mirror.aio.caches import LruCache, TtlCache
@@ -73,22 +73,28 @@ class VirtualMemory:
     """What one process remembers about members. `now` is in seconds."""
 
     def __init__(self, now: Callable[[], float]) -> None:
-        #: The member that gave a manifest, or a manifest or index that names the digest.
-        self.givers: LruCache[tuple[Repo, Digest], Repo] = LruCache(_MOST, name="virtual digests")
+        #: The member that gave a manifest, or a manifest or index that names the digest; and whether what a manifest
+        #: itself names is noted as well.
+        self._givers: LruCache[tuple[Repo, Digest], tuple[Repo, bool]] = LruCache(_MOST, name="virtual digests")
         self.absent: TtlCache[tuple[Repo, str], bool] = TtlCache(_MOST, _ABSENT_FOR, now, name="virtual tags")
 
     def __repr__(self) -> str:
-        return f"<VirtualMemory {len(self.givers)} digests, {len(self.absent)} absent tags>"
+        return f"<VirtualMemory {len(self._givers)} digests, {len(self.absent)} absent tags>"
 
     def note(self, asked: Repo, answer: ManifestAnswer, giver: Repo) -> None:
         """Notes which member gave a manifest. What it names is noted once, not at every pull."""
-        if self.givers.get((asked, answer.digest)) != giver:
-            self.givers[asked, answer.digest] = giver
+        noted = self._givers.get((asked, answer.digest))
+        if noted is not None and noted[0] == giver and (noted[1] or answer.manifest is None):
+            return
+        self._givers[asked, answer.digest] = giver, answer.manifest is not None
         if answer.manifest is not None:
-            named = answer.manifest.blobs or answer.manifest.manifests
-            if named and self.givers.get((asked, named[-1].digest)) != giver:
-                for each in (*answer.manifest.blobs, *answer.manifest.manifests):
-                    self.givers[asked, each.digest] = giver
+            for named in (*answer.manifest.blobs, *answer.manifest.manifests):
+                self._givers[asked, named.digest] = giver, False
+
+    def giver(self, asked: Repo, digest: Digest) -> Repo | None:
+        """Returns the member that gave this digest, or something that names it; None if none is remembered."""
+        noted = self._givers.get((asked, digest))
+        return None if noted is None else noted[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ class VirtualParts:
 
     `is_taken` tells whether a repository exists here or has ever existed; quick, raises `StoreError`. `member` returns
     a member's repository. `has_tag` tells whether a hosted repository has a tag, `may_serve` whether a cached one is
-    known to have some content; both may raise `StoreError`.
+    known to have some content; both may raise `StoreError`. `some_sealed`: some members' repositories may be sealed.
     """
 
     rules: VirtualRules
@@ -106,10 +112,19 @@ class VirtualParts:
     has_tag: Callable[[Repo, str], Awaitable[bool]]
     may_serve: Callable[[Repo, Digest], Awaitable[bool]]
     memory: VirtualMemory
+    some_sealed: bool = False
 
     def answering(self, repo: Repo) -> Answering:
         """Who answers for a virtual repository. Raises `StoreError`."""
-        return self.rules.answering(repo.name, self.is_taken)
+        answering = self.rules.answering(repo.name, self.is_taken)
+        if self.some_sealed and not answering.owned and len(answering.repos) > 1:
+            # a sealed member that has nothing of the name would report a miss of what another member has
+            having = tuple(each for each in answering.repos if self.is_taken(each) or self._has_upstream(each))
+            return replace(answering, repos=having or answering.repos[:1])
+        return answering
+
+    def _has_upstream(self, repo: Repo) -> bool:
+        return isinstance(self.member(repo), Fetchable)
 
 
 class VirtualRepository:
@@ -257,7 +272,7 @@ class VirtualRepository:
         repos = answering.repos
         if len(repos) < 2:
             return repos
-        giver = self.parts.memory.givers.get((self.repo, digest))
+        giver = self.parts.memory.giver(self.repo, digest)
         if giver in repos:
             return [giver, *(repo for repo in repos if repo != giver)]
         if answering.owned:

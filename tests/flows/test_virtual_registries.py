@@ -387,3 +387,21 @@ async def test_logs_have_both_names(tmp_path: Path, hub: FakeRegistry, quay: Fak
     assert [(line["repository"], line["asked"]) for line in pushed] == [("corp/team/app", "all/team/app")]
     pulled = [(line["repository"], line.get("asked")) for line in lines if line["action"] == "pull"]
     assert pulled == [("quay.io/org/app", "all/org/app"), ("quay.io/org/app", None)]
+
+
+async def test_a_sealed_site_reports_no_miss_of_what_another_member_has(
+    tmp_path: Path, hub: FakeRegistry, quay: FakeRegistry
+) -> None:
+    """Members that have nothing of a name are not asked; one miss is reported of what no member has."""
+    quay.add_image("org/app", "v1", [b"a layer"])
+    async with _virtual_mirror(tmp_path, hub, quay) as mirror:
+        for what in ("manifests/v1", f"blobs/{Digest.of(b'a layer')}"):
+            assert (await mirror.ask(f"/v2/all/org/app/{what}")).status == 200
+        await mirror.idle()
+    async with _virtual_mirror(tmp_path, hub, quay, offline=True) as mirror:
+        for what in ("manifests/v1", "tags/list", f"blobs/{Digest.of(b'a layer')}"):
+            assert (await mirror.ask(f"/v2/all/org/app/{what}")).status == 200
+        assert (await mirror.ask("/v2/all/org/absent/manifests/v1")).status == 404
+        await mirror.app.shared.misses.flush()
+        reported = json.loads((mirror.root / "misses.json").read_text())
+        assert [(miss["registry"], miss["name"]) for miss in reported["misses"]] == [("docker.io", "org/absent")]

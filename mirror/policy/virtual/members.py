@@ -63,9 +63,15 @@ class VirtualRules:
     members: tuple[Member, ...]
     writable: str | None = None
     reserved: tuple[str, ...] = ()
+    _hosted: tuple[Member, ...] = field(init=False, repr=False, compare=False)
+    _upstreams: tuple[Member, ...] = field(init=False, repr=False, compare=False)
+    _has_library: bool = field(init=False, repr=False, compare=False)
     _reserved: tuple[Callable[[str], object], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_hosted", tuple(member for member in self.members if member.hosted))
+        object.__setattr__(self, "_upstreams", tuple(member for member in self.members if not member.hosted))
+        object.__setattr__(self, "_has_library", any(member.library for member in self.members))
         object.__setattr__(self, "_reserved", tuple(compile_pattern(one).fullmatch for one in self.reserved))
 
     def member(self, registry: str) -> Member:
@@ -77,12 +83,10 @@ class VirtualRules:
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """The names that mean the same repository at one of the members, the given one first."""
-        if any(member.library for member in self.members):
-            if "/" not in name:
-                return name, f"{_LIBRARY}{name}"
-            folder, _, last = name.partition("/")
-            if folder + "/" == _LIBRARY and "/" not in last:
-                return name, last
+        if self._has_library and "/" not in name:
+            return name, f"{_LIBRARY}{name}"
+        if self._has_library and name.startswith(_LIBRARY) and name.count("/") == 1:
+            return name, name.removeprefix(_LIBRARY)
         return (name,)
 
     def answering(self, name: str, has: Callable[[Repo], bool]) -> Answering:
@@ -92,19 +96,17 @@ class VirtualRules:
         spellings = self.spellings(name)
         exact: list[Repo] = []
         owned = False
-        for member in self.members:
-            if not member.hosted:
-                continue
+        for member in self._hosted:
             for spelling in spellings:
-                if has(Repo(member.registry, spelling)):
+                if has(repo := Repo(member.registry, spelling)):
                     owned = True
                     if spelling == name:
-                        exact.append(Repo(member.registry, name))
+                        exact.append(repo)
         if owned:
             return Answering(tuple(exact), owned=True)
         if any(is_reserved(spelling) for is_reserved in self._reserved for spelling in spellings):
             return Answering(())
-        return Answering(tuple(member.repo(name) for member in self.members if not member.hosted))
+        return Answering(tuple([member.repo(name) for member in self._upstreams]))
 
     def candidates(self, name: str, action: Action) -> tuple[Repo, ...]:
         """The repositories of which one may be meant: rules about them decide what a caller may do with the name. Only
