@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirror.app.reporting import open_announcer
@@ -21,7 +20,6 @@ from mirror.hosting.rights import Sources
 from mirror.hosting.sessions import Sessions
 from mirror.intake.integrity import Integrity
 from mirror.intake.tag_history import TagHistories
-from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.repository.hosted import HostedRepository, HostedVerbs
@@ -62,9 +60,6 @@ def open_hosting(
 ) -> Hosting:
     """Opens everything that hosted registries need."""
 
-    async def hosted_holders(digest: Digest, most: int) -> Sequence[Repo]:
-        return await asyncio.to_thread(storage.hosted.ledger.holders, digest, most)
-
     parts = _open_parts(config, storage, shared.histories)
     integrity = Integrity(storage.contents, shared.caches.once, shared.background)
     links = Links(parts)
@@ -75,7 +70,8 @@ def open_hosting(
     sources = Sources(
         parts,
         links,
-        [hosted_holders, storage.index.holders],
+        storage.hosted.ledger.holders,
+        storage.index.holders,
         shared.grants,
         storage.store,
         shared.integrity,

@@ -155,7 +155,7 @@ class Space:
         `size` is what a client claims, and a claim costs it nothing. So cached content makes way for the next `at_once`
         bytes only. A claim for which everything that is cached would not be enough evicts nothing.
         """
-        short = await self._short_of(size)
+        short = self._short_of(size)
         if short <= 0:
             return
         if size > at_once:
@@ -164,17 +164,18 @@ class Space:
             if short > cached:
                 raise _no_room(size, short - cached, "even if everything that is cached were evicted")
             size = at_once
-            short = await self._short_of(size)
+            short = self._short_of(size)
             if short <= 0:
                 return
         with suppress(StoreFull):
             await self.make_room(short)
         # measured, because blobs that also have a hosted name free nothing, and other processes write as well
-        if (short := await self._short_of(size)) > 0:
+        if (short := self._short_of(size)) > 0:
             raise _no_room(size, short, "after cached content was evicted")
 
-    async def _short_of(self, size: int) -> int:
-        free, _ = await asyncio.to_thread(self._store.free)
+    def _short_of(self, size: int) -> int:
+        # no thread: the kernel knows it without the disk, and every push asks
+        free, _ = self._store.free()
         return size + self._watermarks.reserve - free
 
     # ----------------------------------------------------------------------------------------------- measuring

@@ -30,8 +30,9 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import LinkState
 from mirror.ports import Blobs
 
-#: Returns repositories that may have a blob, at most so many. Raises `IndexUnavailable`.
+#: Return repositories that may have a blob, at most so many. Raise `IndexUnavailable`.
 Holders = Callable[[Digest, int], Awaitable[Sequence[Repo]]]
+BlockingHolders = Callable[[Digest, int], Sequence[Repo]]
 
 #: Repositories of each kind that are judged at first, and at most: a caller may often pull the first ones.
 _FEW: Final = 8
@@ -50,19 +51,21 @@ class Sources:
         self,
         parts: HostedParts,
         links: Links,
-        holders: Sequence[Holders],
+        hosted: BlockingHolders,
+        cached: Holders,
         grants: Grants,
         cache: Blobs,
         integrity: Integrity,
         *,
         is_hosted: Callable[[str], bool],
     ) -> None:
-        """`holders` are asked one after another for candidates, and may raise `IndexUnavailable`. `is_hosted` says
-        whether this mirror hosts a registry.
+        """`hosted` and `cached` say which repositories of each kind may have a blob. `is_hosted` says whether this
+        mirror hosts a registry.
         """
         self._parts = parts
         self._links = links
-        self._holders = holders
+        self._hosted = hosted
+        self._cached = cached
         self._grants = grants
         self._cache = cache
         self._integrity = integrity
@@ -71,13 +74,22 @@ class Sources:
     def __repr__(self) -> str:
         return "<Sources>"
 
-    async def find(self, digest: Digest, may_pull: Callable[[Repo], bool]) -> int | None:
-        """Returns the size of a blob that the caller may pull from any repository here; None if there is none. Raises
-        `StoreError` if that cannot be said.
+    def first_hosted(self, digest: Digest) -> Sequence[Repo]:
+        """Blocking: the hosted repositories that `find` looks at first, for callers that have a thread anyway."""
+        # without an answer, the client uploads what it could have reserved
+        with suppress(IndexUnavailable):
+            return self._hosted(digest, _FEW)
+        return ()
+
+    async def find(
+        self, digest: Digest, may_pull: Callable[[Repo], bool], first: Sequence[Repo] | None = None
+    ) -> int | None:
+        """Returns the size of a blob that the caller may pull from any repository here; None if there is none. `first`
+        is the answer of `first_hosted`, if it was asked already. Raises `StoreError` if that cannot be said.
         """
         seen: set[Repo] = set()
         for most in (_FEW, _MANY):
-            found, are_all = await self._candidates(digest, most)
+            found, are_all = await self._candidates(digest, most, first if most == _FEW else None)
             candidates = [repo for repo in found if repo not in seen]
             # all of them are judged, and as many for a blob that nobody has
             allowed = []
@@ -93,22 +105,21 @@ class Sources:
             seen.update(candidates)
         return None
 
-    async def _candidates(self, digest: Digest, most: int) -> tuple[Iterable[Repo], bool]:
+    async def _candidates(self, digest: Digest, most: int, first: Sequence[Repo] | None) -> tuple[Iterable[Repo], bool]:
         """Returns up to `most` repositories of each kind, and whether these are all."""
-        found: dict[Repo, None] = {}
-        are_all = True
-        for holders in self._holders:
-            # without an answer, the client uploads what it could have reserved
-            with suppress(IndexUnavailable):
-                repos = await holders(digest, most)
-                found |= dict.fromkeys(repos)
-                are_all &= len(repos) < most
-        return found, are_all
+        hosted: Sequence[Repo] = ()
+        cached: Sequence[Repo] = ()
+        # without an answer, the client uploads what it could have reserved
+        with suppress(IndexUnavailable):
+            hosted = await asyncio.to_thread(self._hosted, digest, most) if first is None else first
+        with suppress(IndexUnavailable):
+            cached = await self._cached(digest, most)
+        return dict.fromkeys((*hosted, *cached)), len(hosted) < most and len(cached) < most
 
     async def size(self, repo: Repo, digest: Digest) -> int | None:
         """Returns the size of a blob that this repository has, in bytes; None if it has not. Raises `StoreError`."""
-        if self._is_hosted(repo.registry):
-            return await asyncio.to_thread(self._hosted_size, repo, digest)
+        if self.hosts(repo):
+            return await asyncio.to_thread(self.size_now, repo, digest)
         granted = await self._grants.size(repo, digest)
         if granted is None:
             return None
@@ -119,7 +130,12 @@ class Sources:
             return None
         return info.size
 
-    def _hosted_size(self, repo: Repo, digest: Digest) -> int | None:
+    def hosts(self, repo: Repo) -> bool:
+        """True of a hosted repository: `size_now` may be asked about it."""
+        return self._is_hosted(repo.registry)
+
+    def size_now(self, repo: Repo, digest: Digest) -> int | None:
+        """Blocking: like `size`, of a hosted repository."""
         try:
             link = self._links.find(repo, digest)
         except RecordDamaged:

@@ -14,7 +14,7 @@ durable, and every process sees it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -110,17 +110,19 @@ class HostedRepository:
             return await self._content.stat_blob(digest)
         repo, links = self.repo, self._verbs.links
 
-        def look() -> BlobLink | None:
+        def look() -> BlobLink | Sequence[Repo]:
             with suppress(BlobUnknown):
                 return links.use(repo, digest, pusher.name)
             if links.is_removed(repo, digest):
                 raise BlobUnknown(f"{repo} has no blob {digest}")
-            return None
+            # in the same turn of a thread: nearly every blob of a push is absent
+            return sources.first_hosted(digest)
 
-        link = await self._run(look)
-        if link is not None:
-            return BlobStat(link.size, Outcome.HIT, repo.registry)
-        size = await self._verbs.sources.find(digest, lambda repo: pusher.may(Action.PULL, repo))
+        sources = self._verbs.sources
+        found = await self._run(look)
+        if isinstance(found, BlobLink):
+            return BlobStat(found.size, Outcome.HIT, repo.registry)
+        size = await sources.find(digest, lambda repo: pusher.may(Action.PULL, repo), found)
         if size is None or not await self._run(lambda: self._reserve(digest, size, pusher.name)):
             raise BlobUnknown(f"{repo} has no blob {digest}")
         return BlobStat(size, Outcome.HIT, repo.registry)
@@ -149,22 +151,30 @@ class HostedRepository:
     async def mount(self, digest: Digest, source: Repo | None, pusher: Pusher) -> bool:
         """See `Writable`."""
         self._check_writable()
-        size = None
+        sources, size = self._verbs.sources, None
         if source is None:
             size = await self._source(digest, pusher)
         else:
             # an upstream that does not answer for its registry's callers only costs the client an upload
             with suppress(UpstreamError):
                 if await pusher.may_pull(source):
-                    size = await self._verbs.sources.size(source, digest)
+                    if sources.hosts(source):
+                        # one turn of a thread, rather than two
+                        return await self._run(
+                            lambda: self._mount(digest, sources.size_now(source, digest), pusher.name, str(source))
+                        )
+                    size = await sources.size(source, digest)
         if size is None:
             return False
-        named = str(source) if source else ""
-        mounted = HostedChange(ChangeKind.MOUNT, self.repo, pusher.name, digest, size=size, source=named)
-        return await self._run(lambda: self._mount(mounted, digest, size))
+        return await self._run(lambda: self._mount(digest, size, pusher.name, str(source or "")))
 
-    def _mount(self, mounted: HostedChange, digest: Digest, size: int) -> bool:
-        """Blocking: links a blob. False if its bytes have gone meanwhile. Raises `QuotaExceeded`."""
+    def _mount(self, digest: Digest, size: int | None, caller: str, source: str) -> bool:
+        """Blocking: links a blob of this size. False if there is none (`size` is None), or if its bytes have gone
+        meanwhile. Raises `QuotaExceeded`.
+        """
+        if size is None:
+            return False
+        mounted = HostedChange(ChangeKind.MOUNT, self.repo, caller, digest, size=size, source=source)
         announced = self._verbs.parts.events.begin(mounted.kind, self.repo, lambda: mounted)
         try:
             with suppress(BlobUnknown):
@@ -246,7 +256,8 @@ class HostedRepository:
         looks, before = 0, None
         while True:
             try:
-                return await self._run(open_file)
+                # no thread: this only opens a file, as every pull of a blob does
+                return open_file()
             except UploadBusy:
                 looks, now = looks + 1, offset()
                 if looks >= _LOOKS or before not in (None, now):

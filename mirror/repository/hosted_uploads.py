@@ -18,9 +18,9 @@ locked, and another request of the same client may go on with it:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Final, TypeVar
 
 from mirror.aio.threads import run_uninterrupted
@@ -44,6 +44,7 @@ from mirror.ports import UploadFile
 from mirror.repository.protocol import PushBody
 
 T = TypeVar("T")
+S = TypeVar("S", bound=int | None)
 
 #: Bytes for which the disk must have room while a body arrives; after as many, it is looked at again. Cached content
 #: makes way for as many at once (`Space.make_room_for_push`).
@@ -97,7 +98,7 @@ class HostedUpload:
 
     async def append(self, body: PushBody, digest: Digest | None = None) -> int:
         """See `Upload.append`."""
-        try:
+        async with self._over_if_full():
             if body.length is None or body.length > _SMALL:
                 await self._check_quota(self.offset + (body.length or 1), digest)
             elif digest is not None:
@@ -114,12 +115,50 @@ class HostedUpload:
                     await self._room(_AHEAD)
             if self._released_at is not None:
                 await self._lock_again()
+        return self.offset
+
+    async def complete(self, body: PushBody, digest: Digest) -> int:
+        """See `Upload.complete`."""
+        size = None
+        if body.length is not None and body.length <= _SMALL:
+            size = await self._at_once(body, digest, self.offset + body.length)
+        if size is None:
+            await self.append(body, digest)
+            size = await self.commit(digest)
+        return size
+
+    async def _at_once(self, body: PushBody, digest: Digest, end: int) -> int | None:
+        """Receives a small body and commits the blob, both in one turn of a thread: with more turns, they would cost
+        more than the work. None if not all is here yet, or if room had to be made: then `append` goes on.
+        """
+        self._granted = end
+        async with self._over_if_full():
+            await body.wait(self._release)
+            if self._released_at is not None:
+                await self._lock_again()
+            try:
+                return await self._committed(digest, lambda: self._fill_and_commit(body, digest, end), body.abort)
+            except StoreFull:
+                if self.offset == end:
+                    raise
+                await self._room(_AHEAD)
+                await self._receive(body)
+        return None
+
+    def _fill_and_commit(self, body: PushBody, digest: Digest, end: int) -> int | None:
+        self._file.fill(body, self._grown)
+        return self._commit(digest) if self.offset == end else None
+
+    @asynccontextmanager
+    async def _over_if_full(self) -> AsyncIterator[None]:
+        """Ends the session if the quota or the disk is full."""
+        try:
+            yield
         except (QuotaExceeded, StoreFull) as error:
             await self._give_up()
             if isinstance(error, StoreFull) and not isinstance(error, NoRoomForPush):
                 raise NoRoomForPush(f"no room for this upload: {error}") from error
             raise
-        return self.offset
 
     async def _release(self) -> None:
         self._released_at = self.offset
@@ -168,13 +207,18 @@ class HostedUpload:
     async def commit(self, digest: Digest) -> int:
         """See `Upload.commit`."""
         try:
-            size = await self._run(self._commit, digest)
-        except BlobDamaged as error:
-            raise DigestInvalid(f"what was uploaded is not {digest}") from error
+            return await self._committed(digest, lambda: self._commit(digest))
         except StoreFull as error:
             await self._give_up()
             raise NoRoomForPush(f"no room for {digest}: {error}") from error
-        self._over = True
+
+    async def _committed(self, digest: Digest, work: Callable[[], S], stop: Callable[[], None] | None = None) -> S:
+        """The result of work that commits the blob, unless it returns None. Raises `DigestInvalid`."""
+        try:
+            size = await self._run(work, stop=stop)
+        except BlobDamaged as error:
+            raise DigestInvalid(f"what was uploaded is not {digest}") from error
+        self._over = size is not None
         return size
 
     def _commit(self, digest: Digest) -> int:

@@ -134,6 +134,9 @@ class Upload(Protocol):
         size of the blob in bytes. Raises `DigestInvalid` (the session stays), `QuotaExceeded`, `StoreError`.
         """
 
+    async def complete(self, body: PushBody, digest: Digest) -> int:
+        """`append`, and then `commit`. Returns the size of the blob in bytes. Raises what they raise."""
+
     async def cancel(self) -> None:
         """Ends the session and deletes its bytes."""
 

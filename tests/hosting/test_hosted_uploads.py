@@ -276,3 +276,51 @@ async def test_94_two_pushers_of_one_blob(world: HostedWorld) -> None:
     for caller in (ALICE, BOB):
         await upload(repository, b"hello", caller)
     assert await read_blob(repository, Digest.of(b"hello")) == b"hello"
+
+
+@pytest.mark.parametrize("pieces", [(b"hello",), (b"he", b"llo"), (None, b"he", None, b"llo", None)])
+async def test_a_small_body_makes_the_blob(world: HostedWorld, pieces: tuple[bytes | None, ...]) -> None:
+    """In one turn of a thread if it comes at once, and also if it comes in pieces."""
+    [repository] = world.open(TEAM)
+    writing = await repository.upload(await repository.begin_upload(ALICE), ALICE)
+    await writing.append(Sent(b"oh, ", length=4))
+    assert await writing.complete(Sent(*pieces, length=5), Digest.of(b"oh, hello")) == 9
+    await writing.close()
+    assert await read_blob(repository, Digest.of(b"oh, hello")) == b"oh, hello"
+    assert world.uploads.sessions() == []
+
+
+async def test_a_small_body_that_breaks_off_can_be_completed(world: HostedWorld) -> None:
+    """The session keeps what arrived, also after a wrong digest."""
+    [repository] = world.open(TEAM)
+    session = await repository.begin_upload(ALICE)
+    writing = await repository.upload(session, ALICE)
+    with pytest.raises(UploadBroken):
+        await writing.complete(Sent(b"he", UploadBroken("gone"), length=5), Digest.of(b"hello"))
+    assert writing.offset == 2
+    with pytest.raises(DigestInvalid):
+        await writing.complete(Sent(b"llo", length=3), Digest.of(b"other"))
+    await writing.close()
+    assert repository.upload_offset(session, ALICE) == 5
+    writing = await repository.upload(session, ALICE)
+    assert await writing.complete(Sent(length=0), Digest.of(b"hello")) == 5
+    await writing.close()
+    assert await read_blob(repository, Digest.of(b"hello")) == b"hello"
+
+
+async def test_a_small_body_waits_for_room(world: HostedWorld) -> None:
+    """Cached content makes way, and no byte is lost; if there is none, the session is over."""
+    [repository] = world.open(TEAM)
+    world.uploads.room, world.cached_bytes = 3, 100
+    writing = await repository.upload(await repository.begin_upload(ALICE), ALICE)
+    assert await writing.complete(Sent(b"hello", length=5), Digest.of(b"hello")) == 5
+    await writing.close()
+    assert await read_blob(repository, Digest.of(b"hello")) == b"hello"
+    world.uploads.room = 3
+    session = await repository.begin_upload(ALICE)
+    writing = await repository.upload(session, ALICE)
+    with pytest.raises(NoRoomForPush):
+        await writing.complete(Sent(b"world", length=5), Digest.of(b"world"))
+    await writing.close()
+    with pytest.raises(UploadUnknown):
+        repository.upload_offset(session, ALICE)

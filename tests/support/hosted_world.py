@@ -206,7 +206,7 @@ class HostedWorld:
         placing = Placing(parts, links)
         deleting = Deleting(parts, links, placing)
 
-        async def holders(digest: Digest, most: int) -> Sequence[Repo]:
+        def holders(digest: Digest, most: int) -> Sequence[Repo]:
             self.holders_asked.append(most)
             return [repo for repo, noted in self.accounts.noted if noted == digest][:most]
 
@@ -217,7 +217,8 @@ class HostedWorld:
         sources = Sources(
             parts,
             links,
-            [holders, cached],
+            holders,
+            cached,
             self.grants,
             self.cache,
             Integrity(self.cache, caches.once, BackgroundTasks()),

@@ -76,6 +76,11 @@ class MemoryUpload:
         del self._repository.sessions[self._session]
         return len(content)
 
+    async def complete(self, body: PushBody, digest: Digest) -> int:
+        """See `Upload.complete`."""
+        await self.append(body, digest)
+        return await self.commit(digest)
+
     async def cancel(self) -> None:
         """See `Upload.cancel`."""
         self._repository.sessions.pop(self._session, None)

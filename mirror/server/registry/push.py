@@ -15,7 +15,7 @@ An upload session, as its client sees it:
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -159,8 +159,7 @@ async def _post_blob(call: PushCall, digest: Digest) -> web.Response:
     session = await call.repository.begin_upload(call.pusher, body.length, digest)
     upload = await call.repository.upload(session, call.pusher)
     try:
-        await _receive(call, upload, body, digest)
-        await upload.commit(digest)
+        await _received(call, body, upload.complete(body, digest))
     except MirrorError:
         await upload.cancel()
         raise
@@ -180,7 +179,7 @@ async def append(call: PushCall) -> web.Response:
     async with _writing(call) as upload:
         body = call.receiver.body(call.request, upload.offset)
         _check_chunk(call, upload, body)
-        await _receive(call, upload, body)
+        await _received(call, body, upload.append(body))
         return web.Response(status=202, headers=_session_headers(call, call.wanted.session, upload.offset))
 
 
@@ -193,9 +192,7 @@ async def complete(call: PushCall) -> web.Response:
     async with _writing(call) as upload:
         body = call.receiver.body(call.request, upload.offset)
         _check_chunk(call, upload, body)
-        if body.length != 0:
-            await _receive(call, upload, body, digest)
-        await upload.commit(digest)
+        await _received(call, body, upload.complete(body, digest) if body.length != 0 else upload.commit(digest))
         return _created(call, digest)
 
 
@@ -220,10 +217,10 @@ async def _writing(call: PushCall) -> AsyncIterator[Upload]:
         await upload.close()
 
 
-async def _receive(call: PushCall, upload: Upload, body: ClientBody, digest: Digest | None = None) -> None:
-    """Appends the body. Whatever happens, the connection can be used for the answer afterwards."""
+async def _received(call: PushCall, body: ClientBody, work: Awaitable[int]) -> None:
+    """Waits for work that receives the body. Whatever happens, the connection can be used for the answer afterwards."""
     try:
-        await upload.append(body, digest)
+        await work
     finally:
         body.close()
         call.record.received += body.received
