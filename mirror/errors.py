@@ -223,7 +223,7 @@ class JobUnknown(NotFound):
 
 
 class RuleUnknown(NotFound):
-    """No `[[sync]]` rule of this name."""
+    """No `[[sync]]` or `[[replication]]` rule of this name."""
 
 
 class PinUnknown(NotFound):

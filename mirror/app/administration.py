@@ -12,7 +12,7 @@ from mirror.aio.caches import shown
 from mirror.app.client_files import ClientFiles
 from mirror.app.collecting import open_collector
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
-from mirror.app.replicating import open_copies
+from mirror.app.replicating import open_copies, open_replications
 from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage, blob_places, immutable_tags, make_purge, pin_rules, quota_rules
 from mirror.app.virtual import MemberNames
@@ -24,7 +24,8 @@ from mirror.hosting.quotas import Quotas
 from mirror.policy.hosted.stay_rules import StayRules
 from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
-from mirror.server.admin.api import Admin
+from mirror.replication.replications import Replications
+from mirror.server.admin.api import Admin, BackgroundWork, ShownSettings
 from mirror.server.admin.copy_admin import CopyAdmin
 from mirror.server.admin.event_admin import EventAdmin
 from mirror.server.admin.hosted_admin import HostedAdmin
@@ -49,6 +50,7 @@ class Administration:
     workers: Workers
     traffic: TrafficLog
     collector: GarbageCollector
+    replications: Replications
 
 
 def open_administration(
@@ -64,7 +66,9 @@ def open_administration(
     router, table = repositories.router, repositories.upstreams.table
     sync = make_sync(config, storage, router.guarded, open_leases(config, storage, stack), now=now)
     parse = MemberNames(config, storage.hosted.records.is_taken).parse
-    jobs = make_jobs(storage, {"prefetch": prefetching(router.guarded, parse), "sync": sync.job}, now=now)
+    replications = open_replications(config, storage, repositories, audit, now)
+    kinds = {"prefetch": prefetching(router.guarded, parse), "sync": sync.job, "replicate": replications.job}
+    jobs = make_jobs(storage, kinds, now=now)
     workers = _make_workers(storage, repositories)
     traffic = TrafficLog(storage.records("traffic"), locks=storage.locks)
     images = ImageAdmin(
@@ -111,20 +115,22 @@ def open_administration(
         now=now,
     )
     admin = Admin(
-        jobs,
-        sync,
+        BackgroundWork(jobs, sync, replications),
         images,
         status,
         hosted,
-        CopyAdmin(open_copies(config, storage, repositories), table, gate if config.access.has_admins else None),
+        CopyAdmin(
+            open_copies(config, storage, repositories),
+            table,
+            gate if config.access.has_admins else None,
+        ),
         EventAdmin(storage.hosted.outbox, [endpoint.name for endpoint in config.events.endpoint]),
         parse_image=parse,
-        config=redacted_settings(config),
-        clients=ClientFiles(config),
+        settings=ShownSettings(redacted_settings(config), ClientFiles(config)),
         access=gate if config.access.has_admins else None,
         audit=audit,
     )
-    return Administration(admin, sync, jobs, workers, traffic, collector)
+    return Administration(admin, sync, jobs, workers, traffic, collector, replications)
 
 
 def _make_workers(storage: Storage, repositories: Repositories) -> Workers:

@@ -32,6 +32,7 @@ from mirror.inspect.recent_answers import RecentAnswers
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.scheduler import SyncScheduler
 from mirror.prefetch.sync import Sync
+from mirror.replication.replication_scheduler import ReplicationScheduler
 from mirror.repository.protocol import Fetchable
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
@@ -58,11 +59,16 @@ class App:
     router: Router
     shared: Shared
     storage: Storage
-    sync: Sync
     scheduler: SyncScheduler
+    replication: ReplicationScheduler
     jobs: Jobs
     admin: Admin
     places: BlobPlaces
+
+    @property
+    def sync(self) -> Sync:
+        """The sync rules."""
+        return self.scheduler.sync
 
     def scrub(self, *, rate: float | None, repair: bool = True, read: Callable[[int], None] = lambda _: None) -> Scrub:
         """Returns a scrub that hashes blobs at no more than `rate` bytes per second; None: as fast as it can.
@@ -117,8 +123,8 @@ async def build(
             repositories.router,
             repositories.shared,
             storage,
-            admin.sync,
             SyncScheduler(admin.sync),
+            ReplicationScheduler(admin.replications),
             admin.jobs,
             admin.admin,
             blob_places(config, storage),

@@ -180,7 +180,8 @@ class Upstreams:
     def takes_pushes(self, name: str) -> bool:
         """True if the configuration lets this mirror push to the registry."""
         route = self.table.registry(name)
-        return route is not None and not route[1].hosted and self._settings[route[1].name].push
+        settings = self._settings.get(route[1].name) if route else None
+        return settings is not None and settings.push
 
     def writer(self, name: str) -> RegistryWriter:
         """What pushes to a registry, to its own address and to none of its mirrors; made when it is first needed.

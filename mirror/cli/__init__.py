@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "hosted_commands": ("delete", "undelete", "gc", "backup", "release"),
     "hosting.copy_command": ("copy",),
     "hosting.event_commands": ("events",),
+    "hosting.replicate_command": ("replicate",),
     "tags": ("history", "freeze", "unfreeze", "freezes"),
     "pin_commands": ("pin", "unpin", "pins"),
     "image_commands": ("ls", "show", "verify", "misses"),

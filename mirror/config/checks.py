@@ -81,7 +81,8 @@ def cross_check(config: Config) -> list[str]:
         mistakes.append(f"offline: {', '.join(verified)} with access = verify must be contacted for each caller")
     if config.default_registry and config.default_registry not in names:
         mistakes.append(f"default_registry: {config.default_registry} is no upstream, hosted or virtual registry")
-    mistakes += [*_check_virtual(config), *_check_syncs(config), *check_events(config.events.endpoint)]
+    mistakes += [*_check_virtual(config), *_check_syncs(config), *_check_replications(config)]
+    mistakes += check_events(config.events.endpoint)
     if url := config.index.url.get_secret_value():
         # imported here: every command reads the configuration, and few configurations need the Redis library
         from mirror.index.redis_address import parse_redis_url
@@ -111,6 +112,7 @@ def hints(config: Config) -> list[str]:
         *_immutable_hints(config),
         *_about_virtual(config),
         *event_hints(config, _may_be_about),
+        *_replication_hints(config),
     ]
 
 
@@ -361,6 +363,47 @@ def _check_virtual(config: Config) -> list[str]:
 def _repeated(names: Iterable[str]) -> set[str]:
     seen: set[str] = set()
     return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+
+
+def _check_replications(config: Config) -> list[str]:
+    mistakes: list[str] = []
+    table = routing_table(config)
+    settings = {entry.name: entry for entry in config.upstream}
+    names: dict[str, int] = {}
+    for number, rule in enumerate(config.replication, 1):
+        where = f"replication[{number}]"
+        if names.setdefault(rule.name, number) != number:
+            mistakes.append(f"{where}: {rule.name} is already the name of replication[{names[rule.name]}]")
+        if not any(rule.from_.partition("/")[0] == hosted.name for hosted in config.hosted):
+            mistakes.append(f"{where}.from: {rule.from_} does not begin with the name of a hosted registry")
+        route = table.registry(rule.to)
+        upstream = settings.get(route[1].name) if route else None
+        if upstream is None:
+            mistakes.append(f"{where}.to: {rule.to} is no upstream; it needs an [[upstream]] with push = true")
+        elif not upstream.push:
+            mistakes.append(f"{where}.to: the upstream {upstream.name} does not say push = true")
+    return mistakes
+
+
+def _replication_hints(config: Config) -> list[str]:
+    """Warnings about replication rules that are valid, and do less or more than they seem to."""
+    warnings = []
+    keeps = {entry.name: entry.keep_deleted for entry in config.hosted}
+    for number, rule in enumerate(config.replication, 1):
+        where = f"replication[{number}]"
+        if config.offline:
+            warnings.append(f"{where}: the mirror is sealed (offline), so nothing is sent to {rule.to}")
+        if rule.overwrite and not rule.not_moved_by:
+            warnings.append(
+                f"{where}.overwrite: if {rule.to} replicates back to this mirror, the tags of both sites may change "
+                "places again and again; name the login that it uses here in not_moved_by"
+            )
+        if rule.deletes != "never" and not keeps.get(rule.from_.partition("/")[0], 1.0):
+            warnings.append(
+                f"{where}.deletes: {rule.from_.partition('/')[0]} has keep_deleted = 0, so no record says what was "
+                "deleted, and no deletion is repeated"
+            )
+    return warnings
 
 
 def _check_syncs(config: Config) -> list[str]:

@@ -770,6 +770,70 @@ class SyncSettings(_Section):
         return parse_image(self.from_, table).repo
 
 
+class ReplicationSettings(_Section):
+    """`[[replication]]`: hosted repositories that are copied to another registry, and kept the same there."""
+
+    name: str = Field(description="The rule's name in commands, logs and metrics.")
+    from_: Annotated[str, AfterValidator(values.route_pattern)] = Field(
+        alias="from", description="Pattern of the hosted repositories: corp/team-a/**."
+    )
+    to: Annotated[str, AfterValidator(values.registry)] = Field(
+        description="The other registry: the name of an upstream with `push = true`."
+    )
+    rename: dict[str, str] = Field(
+        {}, description='How names begin there: "team-a/" = "site-a/team-a/"; the longest beginning counts.'
+    )
+    tags: list[Annotated[str, AfterValidator(values.tag_pattern)]] = Field(
+        ["*"], min_length=1, description="Patterns of the tags; signatures go with their images."
+    )
+    on: Literal["push", "schedule"] = Field(
+        "push", description="push: within seconds of each change, and by schedule; schedule: by schedule alone."
+    )
+    every: Seconds | None = Field(
+        None, ge=60, description="How often everything is compared; a day if cron is not set either."
+    )
+    cron: str | None = Field(None, description="When everything is compared, as a cron expression: 0 3 * * *.")
+    timezone: str = Field("UTC", description="The time zone of the cron expression.")
+    referrers: bool = Field(True, description="Also copy signatures, SBOMs and other referrers.")
+    overwrite: bool = Field(
+        False, description="Move tags there that point to something which this rule has not put there."
+    )
+    deletes: Literal["never", "callers", "all"] = Field(
+        "never", description="Which deletions are repeated there: none; those by callers; those by retention as well."
+    )
+    not_moved_by: list[Annotated[str, AfterValidator(check_caller)]] = Field(
+        [],
+        description="Tags that these callers moved last are not sent on: the logins of sites that replicate to here.",
+    )
+    rate: Annotated[str, AfterValidator(values.rate)] | None = Field(
+        None, description="How many bytes per second the rule may send; not set: no limit."
+    )
+
+    @property
+    def plan(self) -> Plan:
+        """When everything is compared. Raises `ValueError`."""
+        if self.every is not None and self.cron is not None:
+            raise ValueError("every and cron exclude each other")
+        if self.cron is None:
+            if self.timezone != "UTC":
+                raise ValueError("timezone is for cron only")
+            return Every(self.every or 86400.0)
+        return Cron(self.cron, self.timezone)
+
+    @model_validator(mode="after")
+    def _check(self) -> ReplicationSettings:
+        mistakes = [] if _RULE_NAME.fullmatch(self.name) else ["name has 1 to 100 letters, digits and . _ - / :"]
+        try:
+            _ = self.plan
+        except ValueError as error:
+            mistakes.append(str(error))
+        if self.to.startswith("*."):
+            mistakes.append("to: name one registry, and not all below a domain")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+
 _RULE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,99}")
 
 #: The registries that are served if the configuration has no `[[upstream]]`; no others are contacted then.
@@ -824,6 +888,7 @@ class Config(BaseSettings):
     pin: list[PinSettings] = []
     admin: AdminSettings = AdminSettings.model_validate({})
     sync: list[SyncSettings] = []
+    replication: list[ReplicationSettings] = []
 
     @property
     def admin_address(self) -> str:

@@ -34,6 +34,7 @@ from typing import Any, Final
 from mirror import telemetry
 from mirror.aio.batches import batches_in_thread
 from mirror.aio.threads import uninterrupted
+from mirror.aio.token_bucket import TokenBucket
 from mirror.errors import BlobUnknown, MirrorError, StoreError
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Node, Role, read_closure
@@ -42,7 +43,6 @@ from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
-from mirror.policy.token_bucket import TokenBucket
 from mirror.ports import (
     BlobReader,
     Blobs,

@@ -33,7 +33,7 @@ class JobJson(TypedDict):
     """A job."""
 
     id: str
-    kind: Annotated[str, about("`prefetch` or `sync`.")]
+    kind: Annotated[str, about("`prefetch`, `sync` or `replicate`.")]
     arguments: Annotated[dict[str, Any], about("Of the request; in a list of jobs, the first images and `more`.")]
     state: Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
     created: Timestamp | None

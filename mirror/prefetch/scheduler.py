@@ -35,13 +35,13 @@ class SyncScheduler:
     """The schedule, as one process sees it."""
 
     def __init__(self, sync: Sync, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        self._sync = sync
+        self.sync = sync
         self._sleep = sleep
         self._running: dict[str, asyncio.Task[None]] = {}
         self._not_before: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"<SyncScheduler of {len(self._sync.rules)} rules, running {sorted(self._running)}>"
+        return f"<SyncScheduler of {len(self.sync.rules)} rules, running {sorted(self._running)}>"
 
     async def run(self) -> None:
         """Run the rules that are due until cancelled, while this process has the lock `sync`. When cancelled, running
@@ -49,7 +49,7 @@ class SyncScheduler:
         """
         lock = None
         try:
-            while self._sync.rules:
+            while self.sync.rules:
                 pause = _LOOK_EVERY
                 try:
                     if lock is None:
@@ -71,18 +71,18 @@ class SyncScheduler:
 
     async def _try_lock(self) -> Lease | None:
         """Become the process that looks for due rules, if there is none. Raises `StoreError`."""
-        lock = await self._sync.locks.try_hold("sync")
+        lock = await self.sync.locks.try_hold("sync")
         if lock is not None:
-            telemetry.log.info("sync scheduler started", rules=len(self._sync.rules), worker=os.getpid())
-            for rule in self._sync.rules.values():
-                succeeded = (await asyncio.to_thread(self._sync.records.get, rule)).succeeded
+            telemetry.log.info("sync scheduler started", rules=len(self.sync.rules), worker=os.getpid())
+            for rule in self.sync.rules.values():
+                succeeded = (await asyncio.to_thread(self.sync.records.get, rule)).succeeded
                 if succeeded is not None:
                     telemetry.SYNC_SUCCESS.labels(rule.name).set(succeeded)
         return lock
 
     async def tick(self) -> None:
         """Start the rules that are due now; returns without waiting for their ends. Raises `StoreError`."""
-        for rule in self._sync.rules.values():
+        for rule in self.sync.rules.values():
             if len(self._running) >= _AT_ONCE:
                 return
             if not rule.sealed and rule.name not in self._running and await asyncio.to_thread(self._is_due, rule):
@@ -94,11 +94,11 @@ class SyncScheduler:
             await asyncio.wait(set(self._running.values()))
 
     def _is_due(self, rule: SyncRule) -> bool:
-        due = self._sync.due(rule, self._sync.records.get_or_create(rule))
-        return self._sync.now() >= max(due, self._not_before.get(rule.name, due))
+        due = self.sync.due(rule, self.sync.records.get_or_create(rule))
+        return self.sync.now() >= max(due, self._not_before.get(rule.name, due))
 
     async def _start(self, rule: SyncRule) -> None:
-        lock = await self._sync.locks.try_hold(rule.lock)
+        lock = await self.sync.locks.try_hold(rule.lock)
         if lock is None:
             return  # it runs already: by hand, or as a job
         try:
@@ -121,22 +121,22 @@ class SyncScheduler:
 
     async def _run(self, rule: SyncRule) -> None:
         try:
-            await self._sync.run_locked(rule, ProgressMeter(), by="schedule")
+            await self.sync.run_locked(rule, ProgressMeter(), by="schedule")
         except MirrorError as error:
             telemetry.log.error("sync record cannot be written", rule=rule.name, reason=str(error))
-            self._not_before[rule.name] = self._sync.now() + _AFTER_ERROR
+            self._not_before[rule.name] = self.sync.now() + _AFTER_ERROR
         except Exception:
             telemetry.log.exception("sync crashed", rule=rule.name)
 
     async def _is_ours(self, rule: SyncRule) -> bool:
         """True if no other replica does this run or has done it."""
-        lease = await self._sync.leases.other(rule)
+        lease = await self.sync.leases.other(rule)
         if lease is None:
             return True
         if lease.done:
             await asyncio.to_thread(self._skip, rule)
         else:
-            self._not_before[rule.name] = self._sync.now() + min(lease.seconds, _ASK_AGAIN)
+            self._not_before[rule.name] = self.sync.now() + min(lease.seconds, _ASK_AGAIN)
         return False
 
     def _skip(self, rule: SyncRule) -> None:
@@ -144,6 +144,6 @@ class SyncScheduler:
         the other replica is gone by then.
         """
         telemetry.log.info("sync done by another replica", rule=rule.name)
-        now, records = self._sync.now(), self._sync.records
+        now, records = self.sync.now(), self.sync.records
         done = replace(records.get(rule), start=now, end=now, ok=True, failures=0, by="another replica", result={})
         records.put(rule, done)

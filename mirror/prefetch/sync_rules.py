@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 from typing_extensions import TypedDict
 
@@ -125,6 +125,16 @@ class RuleRecord:
 _RECORD: Final = JsonForm(RuleRecord, sparse=True)
 
 
+class RecordedRule(Protocol):
+    """A rule whose last run is recorded under its `name`. If `what` changes, it counts as a new rule."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def what(self) -> str: ...
+
+
 class RuleRecords:
     """The records of all rules. All calls block and may raise `StoreError`."""
 
@@ -132,11 +142,11 @@ class RuleRecords:
         self._records = records
         self._now = now
 
-    def get(self, rule: SyncRule) -> RuleRecord:
+    def get(self, rule: RecordedRule) -> RuleRecord:
         """The rule's record; a new one, known since now, if there is none that is valid and about the same content."""
         return self._read(rule) or RuleRecord(rule.what, self._now())
 
-    def get_or_create(self, rule: SyncRule) -> RuleRecord:
+    def get_or_create(self, rule: RecordedRule) -> RuleRecord:
         """Like `get`, but a new record is written, so that the rule is not known since later at the next call."""
         record = self._read(rule)
         if record is None:
@@ -144,10 +154,10 @@ class RuleRecords:
             self.put(rule, record)
         return record
 
-    def put(self, rule: SyncRule, record: RuleRecord) -> None:
+    def put(self, rule: RecordedRule, record: RuleRecord) -> None:
         """Write the rule's record."""
         self._records.put(rule.name, _RECORD.to_json(record))
 
-    def _read(self, rule: SyncRule) -> RuleRecord | None:
+    def _read(self, rule: RecordedRule) -> RuleRecord | None:
         record = _RECORD.from_json(self._records.get(rule.name))
         return record if record and record.what == rule.what else None

@@ -108,7 +108,7 @@ async def _serve(
         sites += [_Site(admin_runner, listener, None if is_local(listener) else tls) for listener in admin]
         for site in sites:
             await site.start()
-        working = [asyncio.create_task(work) for work in (app.scheduler.run(), app.jobs.run())]
+        working = [asyncio.create_task(work) for work in (app.scheduler.run(), app.replication.run(), app.jobs.run())]
         ready()
         await stop.wait()
         telemetry.log.info("draining", worker=os.getpid())

@@ -54,8 +54,9 @@ class KnownBlobs:
 @dataclass(frozen=True, slots=True)
 class RegistryTarget:
     """The repository `name` of the registry behind `writer`. `source` says which blobs its own repository may serve;
-    `contents` has their bytes. `check` raises `Denied` if the caller may not do this any more, and `may_overwrite` says
-    whether tags may be moved. `took` is called in threads with the number of bytes before they are sent, and may wait.
+    `contents` has their bytes. `check` raises `Denied` if the caller may not do this any more; `may_move` says whether
+    a tag may be moved from the first to the second of two digests. `took` is called in threads with the number of bytes
+    before they are sent, and may wait.
     """
 
     writer: Writer
@@ -64,7 +65,7 @@ class RegistryTarget:
     contents: Blobs
     known: KnownBlobs
     check: Callable[[], None]
-    may_overwrite: Callable[[], bool]
+    may_move: Callable[[str, Digest, Digest], bool]
     took: Callable[[int], None] = lambda count: None
     _lists: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -87,8 +88,9 @@ class RegistryTarget:
     async def check_tag(self, tag: str, digest: Digest) -> None:
         """See `Target`. What the other registry forbids is not known here."""
         self.check()
-        if not self.may_overwrite() and await self.digest_of(tag) not in (None, digest):
-            raise Denied(f"the tag {self.repo}:{tag} exists, and the rules do not let you overwrite it")
+        now = await self.digest_of(tag)
+        if now not in (None, digest) and not self.may_move(tag, now, digest):
+            raise Denied(f"the tag {self.repo}:{tag} exists, and the rules do not let it be moved from {now}")
 
     async def give_blob(self, blob: Descriptor, progress: Callable[[int], None]) -> Given:
         """See `Target`."""

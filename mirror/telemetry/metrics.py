@@ -211,6 +211,21 @@ COPIES: Final = Counter(
     "mirror_copies", "Images that `mirror copy` and replication were to copy, by result", ["result"]
 )
 COPIED_BYTES: Final = Counter("mirror_copied_bytes", "Bytes of blobs sent to other registries by copies")
+REPLICATION_RUNS: Final = Counter(
+    "mirror_replication_runs", "Runs of replication rules that ended on this mirror", ["rule", "result"]
+)
+REPLICATION_SUCCESS: Final = Gauge(
+    "mirror_replication_last_success_timestamp_seconds",
+    "When a replication rule last succeeded on this mirror, in epoch seconds",
+    ["rule"],
+    multiprocess_mode="mostrecent",
+)
+REPLICATION_CONFLICTS: Final = Gauge(
+    "mirror_replication_conflicts",
+    "Tags that a replication rule left as they are in the other registry, at its last full comparison",
+    ["rule"],
+    multiprocess_mode="mostrecent",
+)
 SYNC_RUNS: Final = Counter("mirror_sync_runs", "Runs of sync rules that ended on this mirror", ["rule", "result"])
 SYNC_SUCCESS: Final = Gauge(
     "mirror_sync_last_success_timestamp_seconds",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.policy.token_bucket import TokenBucket
+from mirror.aio.token_bucket import TokenBucket
 
 
 @pytest.mark.parametrize("piece", [1, 100, 1000, 5000])

@@ -48,6 +48,7 @@ from mirror.prefetch.job_record import JobJson
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.sync import Sync
 from mirror.replication.copy_run import CopiedJson
+from mirror.replication.replications import Replications
 from mirror.server.admin.assets import ASSETS, Asset
 from mirror.server.admin.copy_admin import CopyAdmin, audited_fields
 from mirror.server.admin.event_admin import EventAdmin
@@ -55,7 +56,7 @@ from mirror.server.admin.hosted_admin import DeletedJson, HostedAdmin, Undeleted
 from mirror.server.admin.image_admin import ImageAdmin, boolean
 from mirror.server.admin.mirror_status import MirrorStatus
 from mirror.server.admin.operations import PREFIX, Operation, find, openapi
-from mirror.server.admin.replies import MOST_IMAGES, ClientsJson, JobsJson, SyncRulesJson
+from mirror.server.admin.replies import MOST_IMAGES, ClientsJson, JobsJson, ReplicationJson, SyncRulesJson
 from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.responses import API_VERSION, SERVER, error_response, is_unchanged
 from mirror.values.platforms import parse_platforms
@@ -105,13 +106,32 @@ class _Call:
 _Action = Callable[[_Call], Awaitable[Mapping[str, Any] | _Accepted]]
 
 
+@dataclass(frozen=True, slots=True)
+class ShownSettings:
+    """What the API shows of the configuration. `config` is all of it, without secrets. `clients` returns the
+    configuration of container clients for the mirror's URL or, if that is empty, for the `Host` of the request; it
+    raises `RequestError`.
+    """
+
+    config: Mapping[str, Any]
+    clients: Callable[[str, str], ClientsJson]
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundWork:
+    """What runs in the background, and can be asked for."""
+
+    jobs: Jobs
+    sync: Sync
+    replications: Replications
+
+
 class Admin:
     """Answers requests to the admin listener."""
 
     def __init__(
         self,
-        jobs: Jobs,
-        sync: Sync,
+        work: BackgroundWork,
         images: ImageAdmin,
         status: MirrorStatus,
         hosted: HostedAdmin,
@@ -119,25 +139,22 @@ class Admin:
         events: EventAdmin,
         *,
         parse_image: Callable[[str], Image],
-        config: Mapping[str, Any],
-        clients: Callable[[str, str], ClientsJson],
+        settings: ShownSettings,
         access: AccessControl | None = None,
         audit: AdminAudit | None = None,
     ) -> None:
-        """`config` is the configuration without secrets. `clients` returns the configuration of container clients for
-        the mirror's URL or, if that is empty, for the `Host` of the request; it raises `RequestError`. `access`
-        authenticates and authorises callers over TCP; without it, only loopback is served.
-        """
+        """`access` authenticates and authorises callers over TCP; without it, only loopback is served."""
+        jobs = work.jobs
         self._jobs = jobs
-        self._sync = sync
+        self._sync = work.sync
+        self._replications = work.replications
         self.images = images
         self.hosted = hosted
         self.copies = copies
         self._events = events
         self._status = status
         self._parse_image = parse_image
-        self._config = config
-        self._clients = clients
+        self._settings = settings
         self._access = access
         self._audit = audit
         self._document: Mapping[str, Any] | None = None
@@ -172,6 +189,8 @@ class Admin:
             "cancel": self._cancel,
             "sync": self._list_rules,
             "run": self._run,
+            "replication": self._list_replications,
+            "replicate": self._replicate,
             "clients": self._list_clients,
             "config": self._get_config,
             "openapi": self._get_document,
@@ -330,6 +349,15 @@ class Admin:
             raise AlreadyRunning(f"{call.value} is being synced already")
         return await self._submit(call, "sync", {"rule": call.value})
 
+    async def _list_replications(self, _call: _Call) -> ReplicationJson:
+        return {"rules": await self._replications.status()}
+
+    async def _replicate(self, call: _Call) -> _Accepted:
+        call.audited |= {"rule": call.value[:100]}
+        if await self._replications.busy(call.value):
+            raise AlreadyRunning(f"{call.value} is running already")
+        return await self._submit(call, "replicate", {"rule": call.value})
+
     async def _prefetch(self, call: _Call) -> _Accepted:
         arguments = read_prefetch(await _body(call.request), self._parse_image)
         call.audited |= {"images": arguments["images"]}
@@ -348,10 +376,10 @@ class Admin:
         return copied
 
     async def _list_clients(self, call: _Call) -> ClientsJson:
-        return self._clients(call.query.get("mirror", ""), call.request.headers.get("Host", ""))
+        return self._settings.clients(call.query.get("mirror", ""), call.request.headers.get("Host", ""))
 
     async def _get_config(self, _call: _Call) -> Mapping[str, Any]:
-        return self._config
+        return self._settings.config
 
     async def _get_document(self, _call: _Call) -> Mapping[str, Any]:
         if self._document is None:

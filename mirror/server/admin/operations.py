@@ -24,7 +24,15 @@ from mirror.replication.copy_run import CopiedJson
 from mirror.server.admin.hosted_admin import DamagedBlobsJson, DeletedJson, DeletionsJson, UndeletedJson
 from mirror.server.admin.image_admin import ImagesJson, UnpinnedJson
 from mirror.server.admin.mirror_status import CachesJson, FlightsJson, StatusJson, UpstreamsJson
-from mirror.server.admin.replies import ClientsJson, ErrorsJson, JobsJson, PinBody, PrefetchBody, SyncRulesJson
+from mirror.server.admin.replies import (
+    ClientsJson,
+    ErrorsJson,
+    JobsJson,
+    PinBody,
+    PrefetchBody,
+    ReplicationJson,
+    SyncRulesJson,
+)
 from mirror.server.admin.repository_list import RepositoriesJson
 from mirror.server.admin.traffic_log import HistoryJson
 
@@ -283,6 +291,21 @@ OPERATIONS: Final = (
     ),
     Operation("sync", "GET", "/sync", "The sync rules, with last result and next run", {200: SyncRulesJson}),
     Operation("run", "POST", "/sync/{rule}/run", "Run a sync rule now", {202: JobJson}, errors=(404, 409, 429)),
+    Operation(
+        "replication",
+        "GET",
+        "/replication",
+        "The replication rules, with last result and next comparison",
+        {200: ReplicationJson},
+    ),
+    Operation(
+        "replicate",
+        "POST",
+        "/replication/{rule}/run",
+        "Compare everything by a replication rule now",
+        {202: JobJson},
+        errors=(404, 409, 429),
+    ),
     Operation(
         "clients",
         "GET",

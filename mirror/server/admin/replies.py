@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from mirror.prefetch.job_record import JobJson
 from mirror.prefetch.sync_rules import SyncRuleJson
+from mirror.replication.replication_rules import ReplicationRuleJson
 from mirror.values.json_types import about
 
 #: Most images of one prefetch.
@@ -61,6 +62,12 @@ class SyncRulesJson(TypedDict):
     """The sync rules, in the order of the configuration."""
 
     rules: list[SyncRuleJson]
+
+
+class ReplicationJson(TypedDict):
+    """The replication rules, in the order of the configuration."""
+
+    rules: list[ReplicationRuleJson]
 
 
 class ClientFileJson(TypedDict):

@@ -140,6 +140,8 @@ class BlobSendingClient:
         except asyncio.CancelledError:
             cancel.now()
             await asyncio.wait({running})
+            # nobody waits for its result any more
+            running.exception()
             raise
 
     async def run(self, work: Callable[[], T]) -> T:

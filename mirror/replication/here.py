@@ -1,0 +1,55 @@
+"""What replication rules read of hosted repositories: tags, who moved or deleted them, whether anything changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from mirror.errors import RecordDamaged
+from mirror.hosting.parts import HostedParts
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.hosted.replication_steps import Deletion, HereTag
+
+
+class HereRecords:
+    """The records of hosted repositories. All calls block, and raise `StoreError` if something cannot be read."""
+
+    def __init__(self, parts: HostedParts) -> None:
+        self._parts = parts
+
+    def __repr__(self) -> str:
+        return "<HereRecords>"
+
+    def repositories(self, registry: str) -> list[Repo]:
+        """The repositories of a hosted registry, sorted."""
+        return sorted(self._parts.records.repositories(registry))
+
+    def changes(self, repo: Repo) -> int:
+        """See `ChangeCounter`."""
+        return self._parts.records.changes(repo)
+
+    def tags(self, repo: Repo) -> Iterable[str]:
+        """The tags of a repository, also those that point to nothing."""
+        return self._parts.catalog.tags(repo)
+
+    def tag(self, repo: Repo, tag: str) -> HereTag | None:
+        """A tag; None if it is absent, or points to a manifest that is."""
+        record = self._parts.catalog.get_tag(repo, tag)
+        if record is None or self._parts.catalog.get_manifest(repo, record.digest) is None:
+            return None
+        return HereTag(record.digest, record.by)
+
+    def deletion(self, repo: Repo, tag: str, digest: Digest) -> Deletion | None:
+        """The record of the deletion of a tag that pointed to this digest, by itself or with its manifest; None if
+        there is none that says so.
+        """
+        with suppress(RecordDamaged):
+            alone = self._parts.records.deleted_tag(repo, tag)
+            if alone is not None and alone.record.digest == digest:
+                return Deletion(digest, alone.record.by)
+            whole = self._parts.records.deleted_manifest(repo, digest)
+            is_gone = self._parts.catalog.get_manifest(repo, digest) is None
+            if whole is not None and is_gone and tag in whole.record.tags:
+                return Deletion(digest, whole.record.by)
+        return None
