@@ -66,6 +66,7 @@ def _image(name: str, **more: Any) -> dict[str, Any]:
         "pinned": False,
         "frozen": False,
         "hosted": False,
+        "immutable": False,
         **more,
     }
 
@@ -110,6 +111,11 @@ def _quiet() -> dict[str, Any]:
         "upstreams": {"upstreams": []},
         "images": {"images": [], "next": None},
         "eviction": {"dry_run": True, "blobs": 0, "bytes": 0, "more": 0, "images": []},
+        "hosted": {"repositories": [], "next": None},
+        "deleted": {"deleted": [], "more": 0},
+        "collection": {"last": None},
+        "damaged": {"damaged": [], "more": 0},
+        "events": {"endpoints": [], "events": []},
         "jobs": {"jobs": []},
         "sync": {"rules": []},
         "clients": {
@@ -210,6 +216,58 @@ def test_names_without_mercy(opened: _Drawn) -> None:
     page.locator("summary").click()
     assert page.locator("main img, main script, main b").count() == 0
     _no_wider(page)
+
+
+def _hosted_things(text: str) -> dict[str, Any]:
+    """What the section about hosted registries shows, with this wherever there can be a text."""
+    counts = dict.fromkeys(("repositories", "manifests", "links", "blobs", "bytes", "deletions", "referrers"), 1)
+    waits = {"waiting_links": 1, "waiting_blobs": 1, "waiting_bytes": 5, "waiting_since": _at(-60)}
+    waiting = {"kind": "link", "repository": text, "digest": _DIGEST, "size": 5, "since": _at(-60), "may_go": _at(60)}
+    unread = {"unread_count": 1, "unread": [{"what": text, "reason": text}]}
+    round_ = {"begun": _at(-9), "ended": _at(-8), "complete": True, **counts, **waits, **unread}
+    event = {"id": "1", "type": text, "endpoint": text, "about": text, "made": _at(-60), "dead": False, "attempts": 3}
+    endpoint = {"endpoint": text, "configured": False, "waiting": 1, "dead": 2, "lost": 3, "oldest": _at(-60)}
+    repository = {"repository": text, "tags": 1, "manifests": 2, "deleted": 3, "size": None}
+    deletion = {"image": text, "digest": _DIGEST, "tags": [text], "deleted": _at(-60), "by": text, "until": _at(60)}
+    damaged = {"digest": _DIGEST, "size": 5, "found": _at(-60), "repositories": [text]}
+    return {
+        "hosted": {"repositories": [repository], "next": "more"},
+        "deleted": {"deleted": [deletion], "more": 2},
+        "collection": {"last": {**round_, "waiting": [{**waiting, "why": text}]}},
+        "damaged": {"damaged": [damaged], "more": 1},
+        "events": {"endpoints": [endpoint], "events": [{**event, "error": text}]},
+    }
+
+
+def test_hosted_things_without_mercy(opened: _Drawn) -> None:
+    """The same of names and errors in the section about hosted registries, and in the question about a deletion."""
+    opened.answers |= _hosted_things(_NASTY)
+    opened.answers["status"]["hosted"] = [
+        {"scope": _NASTY, "bytes": 990, "quota": 1000},
+        {"scope": "lab", "bytes": None, "quota": None},
+    ]
+    opened.answers["images"]["images"] = [
+        _image(_NASTY, hosted=True),
+        _image("corp/app:v1", hosted=True, immutable=True),
+    ]
+    page = _load(opened)
+    for place in ("quota", "repository", "deleted", "waiting", "damaged", "endpoint"):
+        expect(page.locator(f"#{place}-rows")).to_contain_text(_NASTY.replace("\u202e", "\\u202e"), timeout=_MS)
+    expect(page.locator("#collection-text")).to_contain_text("1 could not be read, and lost nothing", timeout=_MS)
+    expect(page.locator("#endpoint-rows")).to_contain_text("1 waiting, 2 dead, 3 lost")
+    expect(page.locator("#image-rows")).to_contain_text("immutable")
+    page.get_by_label(re.compile("^undelete")).click()
+    expect(page.locator("#question-title")).to_contain_text(_NASTY.replace("\u202e", "\\u202e"))
+    assert page.locator("main img, main script, main b, dialog img, dialog script").count() == 0
+    _no_wider(page)
+
+
+def test_a_mirror_that_hosts_nothing(opened: _Drawn) -> None:
+    """It has no section about it, and is not asked."""
+    page = _load(opened)
+    expect(page.locator("#hosted")).to_be_hidden()
+    page.clock.run_for(40_000)
+    assert not {"hosted", "deleted", "collection", "damaged", "events"} & {*opened.asked}
 
 
 #: Words, numbers and buttons of the list of images that are on several lines.
@@ -462,7 +520,8 @@ def test_a_hosted_image_has_no_button_to_pin_it(opened: _Drawn) -> None:
     """It is never evicted; the row says why."""
     opened.answers["images"]["images"] = [_image("docker.io/a:1"), _image("corp/a:1", hosted=True)]
     page = _load(opened)
-    expect(page.locator("#image-rows button")).to_have_count(1, timeout=_MS)
+    expect(page.get_by_label(re.compile("^pin "))).to_have_count(1, timeout=_MS)
+    expect(page.get_by_label("delete corp/a:1", exact=True)).to_have_count(1)
     expect(page.locator("#image-rows tr").nth(1)).to_contain_text("hosted")
 
 

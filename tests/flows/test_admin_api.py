@@ -594,7 +594,8 @@ def test_the_page_keeps_to_itself(registry: FakeRegistry, tmp_path: Path) -> Non
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, more='[admin]\nlisten = "127.0.0.1:0"')
     with MirrorProcess(config) as mirror:
         address = _tcp(mirror)
-        for target, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+        scripts = [(name, "text/javascript") for name in ("/page.js", "/hosted.js")]
+        for target, kind in (("/", "text/html"), ("/page.css", "text/css"), *scripts):
             for method in ("GET", "HEAD"):
                 with closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
                     connection.request(method, target)

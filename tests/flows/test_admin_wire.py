@@ -141,7 +141,7 @@ def test_names_and_origins_that_are_not_ours(mirror: MirrorProcess, headers: Map
 
 def test_files_are_not_sent_twice(mirror: MirrorProcess) -> None:
     """A browser that has the page's files is told that they are the same, and gets them where they are not."""
-    for path in ("/", "/page.css", "/page.js"):
+    for path in ("/", "/page.css", "/page.js", "/hosted.js"):
         _, headers, content = _ask(mirror, "GET", path)
         status, again, body = _ask(mirror, "GET", path, headers={"If-None-Match": f'"other", W/{headers["ETag"]}'})
         assert (status, body, again["ETag"]) == (304, b"", headers["ETag"])

@@ -1,4 +1,4 @@
-"""The web page: three files of the package, and the headers they are served with.
+"""The web page: four files of the package, and the headers they are served with.
 
 The page is only a client of the admin API: a caller who may use that API may load the page. It loads nothing from other
 sites, runs no script but its own, and stores nothing in the browser.
@@ -46,5 +46,6 @@ def _asset(name: str, media_type: str) -> Asset:
 ASSETS: Final = {
     "/": _asset("index.html", "text/html"),
     "/page.css": _asset("page.css", "text/css"),
+    "/hosted.js": _asset("hosted.js", "text/javascript"),
     "/page.js": _asset("page.js", "text/javascript"),
 }

@@ -295,7 +295,7 @@ function imageRow(image) {
     cell("complete", make("span", { class: image.complete ? "good" : "warn" }, complete(image))),
     cell("platforms", ...(image.platforms.length ? listed(image.platforms) : ["–"])),
     // a hosted image is never evicted: it needs no pin
-    cell("pinned", image.hosted ? "hosted" : button, image.frozen ? " frozen" : ""));
+    cell("pinned", ...(image.hosted ? hostedMark(image) : [button]), image.frozen ? " frozen" : ""));
 }
 
 // ------------------------------------------------------------------------------------------------ the rest
@@ -427,12 +427,21 @@ function clientText(kind, client, place, text) {
 
 const EVERY = [
   // seconds, what
-  [1, async () => showStatus(await ask("/status"))],
+  [1, async () => {
+    const status = await ask("/status");
+    showStatus(status);
+    showQuotas(status);
+  }],
   [1, async () => showFlights(await ask("/flights"))],
   [2, async () => showJobs(await ask("/jobs"))],
   [3, async () => showUpstreams(await ask("/upstreams"))],
   [5, async () => showSync(await ask("/sync"))],
   [15, async () => showHistory(await ask("/history"))],
+  [10, loadRepositories],
+  [10, loadEvents],
+  [15, loadDeleted],
+  [15, loadCollection],
+  [30, loadDamaged],
   [30, loadNext],
 ];
 
@@ -485,6 +494,7 @@ let typing;
 byId("search").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(loadImages, 200); });
 byId("search-form").addEventListener("submit", (event) => { event.preventDefault(); loadImages(); });
 byId("more").addEventListener("click", () => loadImages(true));
+listenToHosted();
 let choosingSoon;
 byId("address").addEventListener("input", () => { clearTimeout(choosingSoon); choosingSoon = setTimeout(loadClients, 200); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden && isUntouched() && !loggedOut) loadImages(false, true); });
