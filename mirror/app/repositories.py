@@ -132,7 +132,7 @@ def _open_router(
     config: Config, storage: Storage, upstreams: Upstreams, shared: Shared, hosting: Hosting, stack: AsyncExitStack
 ) -> Router:
     def member(repo: Repo) -> Readable:
-        return router.guarded(repo)
+        return router.member(repo)
 
     router = Router(
         upstreams.table,

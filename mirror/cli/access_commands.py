@@ -25,6 +25,7 @@ from mirror.config import values
 from mirror.errors import ConfigError, MirrorError
 from mirror.policy.access_rules import Action
 from mirror.policy.pins import parse_until
+from mirror.policy.routing import RoutingTable
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.values.timestamps import moment
@@ -137,7 +138,8 @@ def token(
     match action:
         case TokenAction.CREATE:
             check_owner(loaded)
-            _create(loaded, records, names[0], _grants(allow or [], patterns), expires, as_json=as_json)
+            grants = _grants(allow or [], patterns, settings.routing_table(loaded))
+            _create(loaded, records, names[0], grants, expires, as_json=as_json)
         case TokenAction.REVOKE:
             check_owner(loaded)
             with audited(loaded, "token-revoke", robot=names[0]):
@@ -160,7 +162,7 @@ def _is_pattern(word: str) -> bool:
     return "/" in word or "*" in word
 
 
-def _grants(allow: Sequence[str], patterns: Sequence[str]) -> list[Grant]:
+def _grants(allow: Sequence[str], patterns: Sequence[str], table: RoutingTable) -> list[Grant]:
     """The entries of the list: each `--allow` with the pattern that follows it. Raises `ConfigError`."""
     if not allow:
         raise ConfigError(["create needs at least one --allow ACTIONS PATTERN"])
@@ -175,6 +177,9 @@ def _grants(allow: Sequence[str], patterns: Sequence[str]) -> list[Grant]:
             values.route_pattern(pattern)
         except ValueError as error:
             mistakes.append(f"--allow: {error}")
+        registry = pattern.partition("/")[0]
+        if members := table.members(registry):
+            mistakes.append(f"--allow: {registry} is virtual; allow it for its members ({', '.join(members)})")
         grants.append(Grant(names, (pattern,)))
     if mistakes:
         raise ConfigError(mistakes)

@@ -169,6 +169,7 @@ def _about_virtual(config: Config) -> list[str]:
     warnings: list[str] = []
     patterns = [
         *_patterns("access.rule", "repositories", (rule.repositories for rule in config.access.rule)),
+        *_patterns("events.endpoint", "repositories", (one.repositories for one in config.events.endpoint)),
         *_patterns("route", "match", ([route.match] for route in config.route)),
         *_patterns("pin", "match", ([pin.match] for pin in config.pin)),
         *((f"content.deny[{place}]", pattern) for place, pattern in enumerate(config.content.deny, 1)),

@@ -66,6 +66,7 @@ class Router:
         self._made: LruCache[Repo, ProxiedRepository | SealedRepository | HostedRepository] = LruCache(
             _MOST, name="repositories"
         )
+        self._members: LruCache[Repo, Readable] = LruCache(_MOST, name="members")
         self._routed: LruCache[tuple[str, str | None, str | None], Readable] = LruCache(_MOST, name="routes")
 
     def __repr__(self) -> str:
@@ -81,6 +82,13 @@ class Router:
             repo = self._table.route(name, host=host, ns=ns)
             virtual = self._virtual if self._table.members(repo.registry) else None
             repository = self._routed[key] = virtual(repo) if virtual is not None else self.guarded(repo)
+        return repository
+
+    def member(self, repo: Repo) -> Readable:
+        """Returns the repository of a virtual registry's member, as clients may see it."""
+        repository = self._members.get(repo)
+        if repository is None:
+            repository = self._members[repo] = self.guarded(repo)
         return repository
 
     def guarded(self, repo: Repo) -> Readable:
@@ -121,6 +129,7 @@ class Router:
     def forget(self) -> None:
         """Drops all repository objects, after their upstreams have been replaced. They are made again when needed."""
         self._made.clear()
+        self._members.clear()
         self._routed.clear()
 
     def rule_for(self, repo: Repo) -> RouteRule:

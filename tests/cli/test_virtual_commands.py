@@ -127,3 +127,11 @@ def test_what_cannot_be_released(site: _Site, name: str, message: str) -> None:
     done = site.run("release", name)
     assert done.status == 2
     assert message in done.err
+
+
+def test_robots_are_allowed_what_members_have(site: _Site) -> None:
+    """A robot that may do something with the virtual name could do nothing."""
+    site.cache.image([b"theirs"], tag="v1")
+    done = site.run("token", "create", "ci", "--allow", "pull", "all/**", "--expires", "never")
+    assert done.status == 2
+    assert "--allow: all is virtual; allow it for its members (corp, docker.io)" in done.err

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pytest
 
+from mirror.errors import RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from tests.support.fake_registry import FakeRegistry, status
@@ -405,3 +406,18 @@ async def test_a_sealed_site_reports_no_miss_of_what_another_member_has(
         await mirror.app.shared.misses.flush()
         reported = json.loads((mirror.root / "misses.json").read_text())
         assert [(miss["registry"], miss["name"]) for miss in reported["misses"]] == [("docker.io", "org/absent")]
+
+
+async def test_the_admin_api_takes_virtual_names(tmp_path: Path, hub: FakeRegistry, quay: FakeRegistry) -> None:
+    """They become names of the members that answer, and a name under which nothing is here is a mistake."""
+    quay.add_image("org/app", "v1", [b"a layer"])
+    async with _virtual_mirror(tmp_path, hub, quay) as mirror:
+        await PushClient(mirror, "all/team/app").push_image("v1", b"ours")
+        assert (await mirror.ask("/v2/all/org/app/manifests/v1")).status == 200
+        await mirror.idle()
+        admin = mirror.app.admin
+        assert str(admin.hosted.parse("all/team/app:v1", repository=False)[1]) == "corp/team/app:v1"
+        assert str(admin._parse_image("all/org/app:v1")) == "quay.io/org/app:v1"
+        for text in ("all/org/absent:v1", "all/org/app:v1"):
+            with pytest.raises(RequestError, match=r"name the image of a member|use `mirror purge`"):
+                admin.hosted.parse(text, repository=False)
