@@ -116,6 +116,7 @@ def _quiet() -> dict[str, Any]:
         "collection": {"last": None},
         "damaged": {"damaged": [], "more": 0},
         "events": {"endpoints": [], "events": []},
+        "replication": {"rules": []},
         "jobs": {"jobs": []},
         "sync": {"rules": []},
         "clients": {
@@ -230,12 +231,25 @@ def _hosted_things(text: str) -> dict[str, Any]:
     repository = {"repository": text, "tags": 1, "manifests": 2, "deleted": 3, "size": None}
     deletion = {"image": text, "digest": _DIGEST, "tags": [text], "deleted": _at(-60), "by": text, "until": _at(60)}
     damaged = {"digest": _DIGEST, "size": 5, "found": _at(-60), "repositories": [text]}
+    replication = {
+        **dict.fromkeys(("name", "repositories", "to", "schedule", "started_by"), text),
+        **dict.fromkeys(("started", "ended", "last_success", "next_run"), _at(-60)),
+        "tags": [text],
+        "on": "push",
+        "deletes": "never",
+        "overwrite": False,
+        "state": "failed",
+        "progress": None,
+        "result": {"failures": [text], "conflicts": [text]},
+        "consecutive_failures": 1,
+    }
     return {
         "hosted": {"repositories": [repository], "next": "more"},
         "deleted": {"deleted": [deletion], "more": 2},
         "collection": {"last": {**round_, "waiting": [{**waiting, "why": text}]}},
         "damaged": {"damaged": [damaged], "more": 1},
         "events": {"endpoints": [endpoint], "events": [{**event, "error": text}]},
+        "replication": {"rules": [replication]},
     }
 
 
@@ -251,7 +265,7 @@ def test_hosted_things_without_mercy(opened: _Drawn) -> None:
         _image("corp/app:v1", hosted=True, immutable=True),
     ]
     page = _load(opened)
-    for place in ("quota", "repository", "deleted", "waiting", "damaged", "endpoint"):
+    for place in ("quota", "repository", "deleted", "waiting", "damaged", "endpoint", "replication"):
         expect(page.locator(f"#{place}-rows")).to_contain_text(_NASTY.replace("\u202e", "\\u202e"), timeout=_MS)
     expect(page.locator("#collection-text")).to_contain_text("1 could not be read, and lost nothing", timeout=_MS)
     expect(page.locator("#endpoint-rows")).to_contain_text("1 waiting, 2 dead, 3 lost")
@@ -267,7 +281,7 @@ def test_a_mirror_that_hosts_nothing(opened: _Drawn) -> None:
     page = _load(opened)
     expect(page.locator("#hosted")).to_be_hidden()
     page.clock.run_for(40_000)
-    assert not {"hosted", "deleted", "collection", "damaged", "events"} & {*opened.asked}
+    assert not {"hosted", "deleted", "collection", "damaged", "events", "replication"} & {*opened.asked}
 
 
 #: Words, numbers and buttons of the list of images that are on several lines.

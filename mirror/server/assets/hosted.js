@@ -197,6 +197,25 @@ async function loadEvents() {
   }, "");
 }
 
+async function loadReplication() {
+  if (!hosting) return;
+  const { rules } = await ask("/replication");
+  byId("replication").hidden = !rules.length;
+  list(byId("replication-rows"), rules, (rule) => rule.name, () => make("li", {},
+    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "state" })),
+    make("div", { "data-part": "more" }), make("div", { "data-part": "trouble" }),
+  ), (row, rule) => {
+    set(row, "name", `${rule.name}: ${rule.repositories} to ${rule.to}`);
+    set(row, "state", rule.state, `state ${KINDS[rule.state] ?? ""}`);
+    const success = rule.last_success ? `last success ${when(rule.last_success)}` : "never succeeded";
+    set(row, "more", `${rule.schedule}, ${success}${rule.next_run ? `, compared next ${new Date(rule.next_run).toLocaleString()}` : ""}`, "quiet");
+    const failure = rule.result?.error ?? rule.result?.failures?.[0];
+    const conflicts = rule.result?.conflicts ?? [];
+    const trouble = [failure, conflicts.length && `${counted(conflicts.length, "tag")} left alone: ${conflicts[0]}`];
+    set(row, "trouble", trouble.filter(Boolean).join("; "), failure ? "state bad" : "warn");
+  }, "");
+}
+
 let searchingRepositories;
 function listenToHosted() {
   byId("repository-search").addEventListener("input", () => {

@@ -439,6 +439,7 @@ const EVERY = [
   [15, async () => showHistory(await ask("/history"))],
   [10, loadRepositories],
   [10, loadEvents],
+  [10, loadReplication],
   [15, loadDeleted],
   [15, loadCollection],
   [30, loadDamaged],
