@@ -30,7 +30,16 @@ from mirror.index.probing import probe_redis
 from mirror.index.redis_address import parse_redis_url
 from mirror.nodes.clients import CLIENTS
 from mirror.nodes.disk import NodeFiles
-from mirror.nodes.findings import Finding, Level, judge_budget, judge_client, judge_clock, judge_quota, worst
+from mirror.nodes.findings import (
+    Finding,
+    Level,
+    judge_budget,
+    judge_client,
+    judge_clock,
+    judge_own_name,
+    judge_quota,
+    worst,
+)
 from mirror.nodes.machine import look_at_limits, look_at_store
 from mirror.nodes.plan import MirrorUrl, NodeRefused
 from mirror.nodes.probe import Visitor
@@ -149,7 +158,10 @@ def _clients(
         except NodeRefused as error:
             yield Finding(f"client {name}", Level.PROBLEM, str(error), "repair that file")
             continue
-        yield judge_client(name, asked, registry, mirror, demanded=demanded)
+        if registry == mirror.address:
+            yield judge_own_name(name, asked, mirror)
+        else:
+            yield judge_client(name, asked, registry, mirror, demanded=demanded)
 
 
 def _image(text: str, loaded: Config | None, mirror: MirrorUrl | None) -> Image:

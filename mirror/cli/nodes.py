@@ -40,6 +40,12 @@ def configure(
     apply: Annotated[bool, typer.Option("--apply", help="Make the changes; without it, only show them.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change (the default).")] = False,
     undo: Annotated[bool, typer.Option("--undo", help="Revert the changes; with --dry-run, only show them.")] = False,
+    hosted: Annotated[
+        bool, typer.Option("--hosted", help="Also images that have the mirror's own name, as hosted ones have.")
+    ] = False,
+    virtual: Annotated[
+        str | None, typer.Option(help="Send the pulls of these registries to this virtual registry of the mirror.")
+    ] = None,
     root: RootOption = Path("/"),
     ca_file: AuthorityOption = None,
     username: UserOption = None,
@@ -68,6 +74,8 @@ def configure(
         read_authority(ca_file, mirror),
         read_account(username, password_file),
         fallback=not no_fallback,
+        own_name=hosted,
+        virtual=_virtual(virtual),
     )
     plan = kind.plan(journal, wanted)
     plan = replace(plan, notes=(*plan.notes, *journal.left_unchanged(plan)))
@@ -154,6 +162,14 @@ def _registries(registries: Sequence[str]) -> tuple[str, ...]:
     if mistakes:
         raise ConfigError(mistakes)
     return tuple(dict.fromkeys(names))
+
+
+def _virtual(name: str | None) -> str:
+    """Raises `ConfigError`."""
+    try:
+        return check_registry(name) if name is not None else ""
+    except RequestError as error:
+        raise ConfigError([f"--virtual: {error}"]) from error
 
 
 def read_authority(path: Path | None, mirror: MirrorUrl) -> str | None:

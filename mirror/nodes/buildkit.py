@@ -34,7 +34,7 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
         content = written_by("buildkit")
     for name in wanted.registries or tuple(name for name in wanted.public if not name.startswith("*.")):
         table = ("registry", name)
-        place = f"{address}/{name}"
+        place = wanted.place(name)
         others = _mirrors(parse(content, _FILE), name)
         wanted_list = [place, *(mirror for mirror in others if mirror != place)]
         content = set_keys(content, _FILE, table, {"mirrors": wanted_list})
@@ -66,7 +66,7 @@ def _asks(files: Files, registry: str) -> Asked:
     for place in _mirrors(data, registry):
         plain = table_of(data, ("registry", place.partition("/")[0])).get("http", False)
         hosts.append(f"{'http' if plain else 'https'}://{place}")
-    return Asked(tuple(hosts), _FILE)
+    return Asked(tuple(hosts), _FILE, named=bool(table_of(data, ("registry", registry))))
 
 
 BUILDKIT: Final = Client("buildkit", _HOME, _plan, _asks)

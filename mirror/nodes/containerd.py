@@ -3,6 +3,7 @@
     /etc/containerd/config.toml                     config_path = "/etc/containerd/certs.d"    restart
     /etc/containerd/certs.d/_default/hosts.toml     the hosts to ask for all registries        read at each pull
     /etc/containerd/certs.d/ghcr.io/hosts.toml      the same for one: overrides `_default`
+    /etc/containerd/certs.d/mirror:5000/hosts.toml  the mirror by its own name: scheme, authority, login
 
 `config_path` is a setting of the runtime interface (CRI), which Kubernetes uses; `ctr --hosts-dir` and nerdctl read the
 folder without it. The name of this plugin's table depends on the version of `config.toml`: version 2 is containerd 1.x
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any, Final
 
@@ -108,10 +109,12 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
     settings = _settings(files)
     changes, notes, conflicts = _config_path(files, settings)
     folder = (_folders(settings) or (_FOLDER,))[0]
+    own = (wanted.mirror.address,) if wanted.own_name else ()
     names = wanted.registries or (_ALL,)
-    for name in names:
+    for name in (*names, *own):
         path = f"{folder}/{name}/hosts.toml"
-        content, trouble = _hosts(files.text(path), path, wanted)
+        write = _own_host if name in own else _hosts
+        content, trouble = write(files.text(path), path, wanted)
         if trouble:
             conflicts.append(trouble)
             continue
@@ -123,12 +126,12 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
         ]:
             conflicts.append(f"{folder}/{before[0]}/hosts.toml: takes precedence over {path}: remove it first")
     if not wanted.registries:
-        own = [
+        others = [
             name
             for name in files.names(folder)
-            if name != _ALL and files.text(f"{folder}/{name}/hosts.toml") is not None
+            if name not in (_ALL, *own) and files.text(f"{folder}/{name}/hosts.toml") is not None
         ]
-        notes += [f"{folder}/{name}/hosts.toml overrides {_ALL}; change it with --registry {name}" for name in own]
+        notes += [f"{folder}/{name}/hosts.toml overrides {_ALL}; change it with --registry {name}" for name in others]
     return FilePlan(tuple(changes), tuple(notes), tuple(conflicts), "containerd reads hosts.toml at each pull")
 
 
@@ -202,7 +205,7 @@ def _one_folder(
 
 def _hosts(present: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
     """The text of a `hosts.toml`, and why it cannot be written; empty if it can. `present` is the present text."""
-    url = str(wanted.mirror)
+    url = wanted.endpoint
     if present is None or not present.strip("\ufeff \t\r\n"):
         return written_by("containerd") + _block(wanted), ""
     data = parse(present, path)
@@ -222,17 +225,30 @@ def _hosts(present: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
     return insert_before_tables(present, path, _block(wanted), ours), ""
 
 
-def _block(wanted: Wanted) -> str:
+def _own_host(present: str | None, path: str, wanted: Wanted) -> tuple[str, str]:
+    """Like `_hosts`, for the mirror by its own name, to which images are pushed as well."""
+    block = _block(replace(wanted, fallback=False, virtual=""), push=True)
+    if present is None or not present.strip("\ufeff \t\r\n"):
+        return written_by("containerd") + block, ""
+    if parse(present, path) == parse(block, path):
+        return present, ""
+    return present, f"{path}: has other settings for the mirror itself: remove it first"
+
+
+def _block(wanted: Wanted, *, push: bool = False) -> str:
     """The mirror's table in `hosts.toml`: a host that is asked before the registry itself.
 
     Without fallback the mirror is also the `server`, in place of the registry. It is named twice then, because
     containerd 1.x refuses a file without a host.
     """
-    settings = {"capabilities": ["pull", "resolve"], "dial_timeout": DIAL_TIMEOUT}
+    capabilities = ["pull", "resolve", *(["push"] if push else [])]
+    settings: dict[str, object] = {"capabilities": capabilities, "dial_timeout": DIAL_TIMEOUT}
+    if wanted.virtual:
+        settings["override_path"] = True  # else containerd adds /v2 to the path
     if wanted.authority:
         settings["ca"] = _AUTHORITY  # relative to the folder of hosts.toml
     header = f"Authorization = {literal(wanted.account.basic)}\n" if wanted.account else ""
-    url = literal(str(wanted.mirror))
+    url = literal(wanted.endpoint)
     lines = [f"{key} = {literal(value)}\n" for key, value in settings.items()]
     block = f"[host.{url}]\n" + "".join(f"  {line}" for line in lines)
     block += f"  [host.{url}.header]\n    {header}" if header else ""
@@ -260,7 +276,7 @@ def _asks(files: Files, registry: str) -> Asked:
             data = parse(text, path)
             hosts = [host for host, of in data.get("host", {}).items() if _pulls(of)]
             server = [data["server"]] if isinstance(data.get("server"), str) else []
-            return Asked((*hosts, *server), path, tuple(trouble), doubts)
+            return Asked((*hosts, *server), path, tuple(trouble), doubts, named=name != _ALL)
     return Asked((), (folders or (_FOLDER,))[0], tuple(trouble), doubts)
 
 

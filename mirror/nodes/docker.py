@@ -53,6 +53,8 @@ def _plan(files: Files, wanted: Wanted) -> FilePlan:
     ]
     if wanted.account:
         mistakes.append(f"--username: daemon.json cannot contain passwords; use `docker login {wanted.mirror.address}`")
+    if wanted.virtual:
+        mistakes.append("--virtual: mirrors of Docker have no path; set default_registry of the mirror to this name")
     if not wanted.fallback:
         mistakes.append("--no-fallback: Docker always asks Docker Hub itself when its mirrors fail")
     if mistakes:
@@ -185,9 +187,11 @@ def _without_user(url: str) -> str:
 
 
 def _asks(files: Files, registry: str) -> Asked:
-    mirrors = _strings(_read(files.text(_FILE) or ""), _MIRRORS)
+    data = _read(files.text(_FILE) or "")
+    mirrors = _strings(data, _MIRRORS)
     if registry != _HUB:
-        return Asked((), _FILE, (f"Docker uses mirrors for docker.io only, not for {registry}",))
+        trouble = (f"Docker uses mirrors for docker.io only, not for {registry}",)
+        return Asked((), _FILE, trouble, named=registry in _strings(data, _PLAIN))
     return Asked(tuple(map(_without_user, mirrors)), _FILE)
 
 

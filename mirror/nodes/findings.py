@@ -92,6 +92,21 @@ def judge_client(client: str, asked: Asked, registry: str, mirror: MirrorUrl, *,
     return Finding(what, Level.OK, f"{registry}: asks this mirror first ({asked.where})")
 
 
+def judge_own_name(client: str, asked: Asked, mirror: MirrorUrl) -> Finding:
+    """Whether a client can use images that have the mirror's own name."""
+    what, address = f"client {client}", mirror.address
+    advice = f"mirror configure {client} {mirror} --hosted --apply"
+    # podman and CRI-O expect TLS everywhere, the others not on this machine
+    if mirror.is_plain and not asked.named and not (mirror.is_loopback and client not in ("podman", "crio")):
+        return Finding(
+            what, Level.PROBLEM, f"{address}: would be asked by TLS, which it has not ({asked.where})", advice
+        )
+    if not asked.named and any(mirror.is_at(url) for url in asked.endpoints):
+        text = f"{address}: taken for another registry, to be pulled through the mirror ({asked.where})"
+        return Finding(what, Level.WARNING, text, advice)
+    return Finding(what, Level.OK, f"{address}: asked by its own name")
+
+
 def judge_room(total: int, free: int, stored: int, capacity: Capacity) -> Finding:
     """Whether the store's disk has room for its capacity. Sizes are in bytes; `stored` is the present size of
     the store.

@@ -39,12 +39,14 @@ def _plan(client: str, files: Files, wanted: Wanted) -> FilePlan:
     text = files.text(path) or ""
     data, before = _read(text, path), _read(text, path)
     mirrors = _mapping(data, "mirrors", path)
+    own = (wanted.mirror.address,) if wanted.own_name else ()
     names = wanted.registries or (_ALL,)
     conflicts, changes = [], []
-    for name in names:
+    for name in (*names, *own):
         entry = _mapping(mirrors, name, path)
         endpoints = _endpoints(entry, path)
-        entry["endpoint"] = [str(wanted.mirror), *(url for url in endpoints if not wanted.mirror.is_at(url))]
+        endpoint = str(wanted.mirror) if name in own else wanted.endpoint
+        entry["endpoint"] = [endpoint, *(url for url in endpoints if not wanted.mirror.is_at(url))]
         if entry.get("rewrite"):
             conflicts.append(
                 f"{path}: mirrors.{name}.rewrite changes the names that the mirror receives: remove it first"
@@ -67,8 +69,8 @@ def _plan(client: str, files: Files, wanted: Wanted) -> FilePlan:
     notes = []
     if content != text and re.search(r"(^|\s)#", text):
         notes.append(f"{path}: its comments are lost; the backup contains them")
-    if not wanted.registries and (own := [str(name) for name in mirrors if name != _ALL]):
-        notes.append(f"{path}: {', '.join(own)} have entries that override {_ALL!r}; change them with --registry")
+    if not wanted.registries and (others := [str(name) for name in mirrors if name not in (_ALL, *own)]):
+        notes.append(f"{path}: {', '.join(others)} have entries that override {_ALL!r}; change them with --registry")
     return FilePlan(tuple(changes), tuple(notes), tuple(conflicts))
 
 
@@ -155,7 +157,7 @@ def _asks(client: str, files: Files, registry: str) -> Asked:
     mirrors = _mapping(_read(files.text(path) or "", path), "mirrors", path)
     for name in (registry, _ALL):
         if name in mirrors:
-            return Asked(tuple(_endpoints(_mapping(mirrors, name, path), path)), path)
+            return Asked(tuple(_endpoints(_mapping(mirrors, name, path), path)), path, named=name != _ALL)
     return Asked((), path)
 
 

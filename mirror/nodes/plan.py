@@ -128,7 +128,9 @@ class Wanted:
 
     `registries` are those that the caller named. If there are none, all registries are meant; clients that need a name
     for each are configured for those in `public`. `authority` is PEM text of the authorities to trust at the mirror.
-    Without `fallback`, the client may ask the mirror only.
+    Without `fallback`, the client may ask the mirror only. `own_name`: images that have the mirror's own name
+    (`mirror.internal:5000/corp/app`) are meant as well. With `virtual`, pulls of all these registries go to the virtual
+    registry of that name.
     """
 
     mirror: MirrorUrl
@@ -137,6 +139,17 @@ class Wanted:
     authority: str | None = None
     account: ClientLogin | None = None
     fallback: bool = True
+    own_name: bool = False
+    virtual: str = ""
+
+    @property
+    def endpoint(self) -> str:
+        """The URL below which clients of containerd's kind ask: that of the API if a path says which registry."""
+        return f"{self.mirror}/v2/{self.virtual}" if self.virtual else str(self.mirror)
+
+    def place(self, registry: str) -> str:
+        """What stands for a registry in the names of images: `mirror.internal:5000/ghcr.io`."""
+        return f"{self.mirror.address}/{self.virtual or registry}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +182,7 @@ class FilePlan:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """The hosts that a client asks for a registry's images before the registry itself, in order. `where` is the file or
-    folder that says so.
+    folder that says so; `named`: it says so of this registry, not of all.
 
     `trouble`: why the client does not do what is configured. `doubts`: why some of its releases may not.
     """
@@ -178,6 +191,7 @@ class Asked:
     where: str
     trouble: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    named: bool = False
 
 
 class Files(Protocol):

@@ -34,6 +34,9 @@ def _plan(client: str, needs: str, seen: str, files: Files, wanted: Wanted) -> F
     names = wanted.registries or tuple(name for name in wanted.public if not name.startswith("*."))
     # both clients share the file, so the marker is the same for both
     content = written_by("podman") + "".join(_block(name, wanted) for name in names)
+    if wanted.own_name and wanted.mirror.is_plain:
+        # with TLS, there is nothing to say about the mirror itself but its authority
+        content += f"\n[[registry]]\nlocation = {literal(wanted.mirror.address)}\ninsecure = true\n"
     changes = [Change(_FILE, content, needs)]
     if wanted.authority:
         changes.append(Change(f"{_HOME}/certs.d/{wanted.mirror.address}/ca.crt", wanted.authority))
@@ -54,7 +57,7 @@ _LOGIN: Final = {
 
 
 def _block(name: str, wanted: Wanted) -> str:
-    place = literal(f"{wanted.mirror.address}/{name}")
+    place = literal(wanted.place(name))
     insecure = "insecure = true\n" if wanted.mirror.is_plain else ""
     # the location is asked when all mirrors fail; without fallback the location itself is the mirror
     location = f"location = {literal(name)}\n[[registry.mirror]]\n" if wanted.fallback else ""
@@ -98,7 +101,8 @@ def _asks(files: Files, registry: str) -> Asked:
         location = str(block.get("location", ""))
         if location and location.partition("/")[0] != registry:
             asked.append(location)
-        found = Asked(tuple(asked), path, (f"{path}: {registry} is blocked",) if block.get("blocked") else ())
+        trouble = (f"{path}: {registry} is blocked",) if block.get("blocked") else ()
+        found = Asked(tuple(asked), path, trouble, named=prefix == registry)
     return found or Asked((), _DROP_INS)
 
 

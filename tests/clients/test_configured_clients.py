@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import Site, short_directory
+from tests.clients.conftest import OPEN_TO_PUSHES, Site, short_directory
 from tests.support.certificates import Certificate
 from tests.support.containerd_process import CRI_NAMESPACE, ContainerdProcess, Cri
 from tests.support.dockerd_process import DockerdProcess
@@ -88,21 +88,53 @@ def test_containerd_starts_with_the_settings_it_was_given(site: Site, root: Path
 def test_containerd_trusts_the_authority_it_was_given(site: Site, root: Path) -> None:
     """With TLS, and a certificate that only `--ca-file` makes known."""
     certificate = Certificate(root / "tls")
-    directory = root / "m"
-    directory.mkdir()
-    more = f'[server]\nlisten = ["127.0.0.1:0"]\ntls_certificate = "{certificate.certificate}"\n'
-    more += f'tls_key = "{certificate.key}"\n[store]\nroot = "{directory}/store"\n'
-    more += f'[[upstream]]\nname = "docker.io"\nurl = "{site.docker.url}"\n'
-    config = directory / "mirror.toml"
-    config.write_text(more)
     image = site.images["oci"]
-    with MirrorProcess(config) as mirror:
+    with MirrorProcess(_secure(site, root, certificate)) as mirror:
         url = f"https://{mirror.address}"
         _configure(root, "containerd", url, "--ca-file", str(certificate.certificate), "--no-fallback")
         with _containerd(root) as containerd:
             _ctr(containerd, image)
             containerd.compare(image, (image.native,))
         assert mirror.requests(path="/manifests/")
+
+
+def test_containerd_pushes_to_the_mirrors_own_name(site: Site, root: Path) -> None:
+    """With `--hosted` and `--virtual`, and a private authority: Docker Hub's images come by the virtual registry, and
+    what is pushed is pulled by both names.
+    """
+    certificate = Certificate(root / "tls")
+    more = f"{OPEN_TO_PUSHES}\n[[virtual]]\nname = 'all'\nmembers = ['corp', 'docker.io']\nwritable = 'corp'\n"
+    image = site.images["oci"]
+    with MirrorProcess(_secure(site, root, certificate, more)) as mirror:
+        url = f"https://{mirror.address}"
+        words = ("--ca-file", str(certificate.certificate), "--no-fallback", "--hosted", "--virtual", "all")
+        _configure(root, "containerd", url, *words)
+        with _containerd(root) as containerd:
+            _ctr(containerd, image)
+            containerd.compare(image, (image.native,))
+            assert mirror.requests(path="/v2/all/")
+            hosts = ("--hosts-dir", str(containerd.hosts))
+            own = f"{mirror.address}/corp/team/app:1"
+            containerd.ctr("images", "tag", image.name, own)
+            containerd.ctr("images", "push", *hosts, "--platform", "linux/amd64", own)
+            containerd.ctr("images", "rm", own)
+            snapshots = ("--snapshotter", containerd.snapshotter)
+            for name in (own, "docker.io/team/app:1"):
+                containerd.ctr("images", "pull", *snapshots, *hosts, name)
+        assert mirror.requests(path="/v2/corp/team/app/manifests/1")
+        assert mirror.requests(path="/v2/all/team/app/manifests/1")
+
+
+def _secure(site: Site, root: Path, certificate: Certificate, more: str = "") -> Path:
+    """The configuration of a mirror with TLS."""
+    directory = root / "m"
+    directory.mkdir()
+    text = f'[server]\nlisten = ["127.0.0.1:0"]\ntls_certificate = "{certificate.certificate}"\n'
+    text += f'tls_key = "{certificate.key}"\n[store]\nroot = "{directory}/store"\n'
+    text += f'[[upstream]]\nname = "docker.io"\nurl = "{site.docker.url}"\n{more}'
+    config = directory / "mirror.toml"
+    config.write_text(text)
+    return config
 
 
 def test_dockerd_pulls_with_its_other_settings(site: Site, root: Path) -> None:

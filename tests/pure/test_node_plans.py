@@ -11,7 +11,7 @@ import yaml
 
 from mirror.errors import ConfigError
 from mirror.nodes.clients import CLIENTS
-from mirror.nodes.findings import Level, judge_client
+from mirror.nodes.findings import Level, judge_client, judge_own_name
 from mirror.nodes.plan import ClientLogin, FilePlan, MirrorUrl, NodeRefused, Wanted
 from tests.support.node_files import GivenFiles
 
@@ -538,6 +538,80 @@ def test_k3s_refuses(text: str, reason: str) -> None:
     """What is no registries.yaml is left alone."""
     with pytest.raises(NodeRefused, match=reason):
         _plan("k3s", {_K3S: text})
+
+
+# ------------------------------------------------------------------------------------- hosted and virtual registries
+
+
+def test_the_mirrors_own_name_in_containerd() -> None:
+    """A folder of its own, with the right to push and the login, and no other host; changed by hand, a conflict."""
+    wanted = replace(_TRUSTING, own_name=True)
+    path = "/etc/containerd/certs.d/mirror.internal/hosts.toml"
+    plan, after = _plan("containerd", {_CONFIG: _LEADS}, wanted)
+    meant = tomllib.loads(after[path])
+    [host] = meant.pop("host").items()
+    assert host == ("https://mirror.internal", {key: meant[key] for key in meant if key != "server"})
+    assert meant["server"] == "https://mirror.internal"
+    assert meant["capabilities"] == ["pull", "resolve", "push"]
+    assert meant["header"] == {"Authorization": "Basic bm9kZTpzM2NyZXQ="}
+    assert after["/etc/containerd/certs.d/mirror.internal/mirror-ca.pem"] == "PEM\n"
+    assert {change.path: change.secret for change in plan.changes}[path]
+    plan, _ = _plan("containerd", {_CONFIG: _LEADS, path: 'server = "https://mirror.internal"\n'}, wanted)
+    assert "has other settings for the mirror itself" in plan.conflicts[0]
+
+
+def test_the_mirrors_own_name_elsewhere() -> None:
+    """Without TLS, podman and k3s need an entry; k3s has it beside the one for all registries."""
+    wanted = replace(_WANTED, own_name=True)
+    _, after = _plan("podman", {}, wanted)
+    assert after[_DROP_IN].endswith('\n[[registry]]\nlocation = "mirror.internal:5000"\ninsecure = true\n')
+    assert "mirror.internal" not in _plan("podman", {}, Wanted(_SECURE, own_name=True))[1].get(_DROP_IN, "")
+    plan, after = _plan("k3s", {}, wanted)
+    assert yaml.safe_load(after[_K3S])["mirrors"] == {
+        "*": {"endpoint": ["http://mirror.internal:5000"]},
+        "mirror.internal:5000": {"endpoint": ["http://mirror.internal:5000"]},
+    }
+    assert plan.notes == ()
+
+
+def test_a_virtual_registry_for_all() -> None:
+    """Each client asks below its path, whatever the registry; the mirror's own name stays what it is."""
+    wanted = replace(_WANTED, virtual="all", own_name=True)
+    _, after = _plan("containerd", {_CONFIG: _LEADS}, replace(wanted, fallback=False))
+    meant = tomllib.loads(after[_ALL])
+    assert (meant["server"], meant["override_path"]) == ("http://mirror.internal:5000/v2/all", True)
+    assert meant["host"]["http://mirror.internal:5000/v2/all"]["override_path"] is True
+    own = tomllib.loads(after["/etc/containerd/certs.d/mirror.internal:5000/hosts.toml"])
+    assert (own["server"], "override_path" in own) == ("http://mirror.internal:5000", False)
+    _, after = _plan("podman", {}, wanted)
+    assert after[_DROP_IN].count('location = "mirror.internal:5000/all"\n') == 2
+    _, after = _plan("buildkit", {}, wanted)
+    assert tomllib.loads(after[_BUILDKIT])["registry"]["ghcr.io"] == {"mirrors": ["mirror.internal:5000/all"]}
+    _, after = _plan("k3s", {}, wanted)
+    assert yaml.safe_load(after[_K3S])["mirrors"]["*"] == {"endpoint": ["http://mirror.internal:5000/v2/all"]}
+    with pytest.raises(ConfigError, match=r"--virtual.*default_registry"):
+        CLIENTS["docker"].plan(GivenFiles({}), wanted)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("mirror", [_MIRROR, _SECURE, MirrorUrl.parse("http://127.0.0.1:5000")])
+def test_whether_a_client_can_use_the_mirrors_own_name(client: str, mirror: MirrorUrl) -> None:
+    """With what `--hosted` writes it can. Without it, TLS and nothing configured is good; no TLS is a problem, but for
+    this machine's own addresses with some; and a client that takes it for another registry is warned about.
+    """
+    words = Wanted(mirror, public=_PUBLIC)
+
+    def level(wanted: Wanted | None) -> Level:
+        texts = _plan(client, {_CONFIG: _LEADS} if client == "containerd" else {}, wanted)[1] if wanted else {}
+        asked = CLIENTS[client].asks(GivenFiles(texts), mirror.address)
+        return judge_own_name(client, asked, mirror).level
+
+    assert level(replace(words, own_name=True)) is Level.OK
+    by_tls = not mirror.is_plain or (mirror.is_loopback and client not in ("podman", "crio"))
+    assert level(None) is (Level.OK if by_tls else Level.PROBLEM)
+    for_all = client in ("containerd", "k3s", "rke2")
+    if for_all:
+        assert level(words) is (Level.WARNING if by_tls else Level.PROBLEM)
 
 
 # ----------------------------------------------------------------------------------------------------- all of them
