@@ -2,8 +2,8 @@
 
 A state machine over hosted content in memory. The pushes and deletions are the real ones (`mirror/hosting`), as the
 threads of several workers run them; the dice decide after each call of a port which thread goes on (`turns.py`). Parts
-of the disk cannot be read at times, clocks jump, and collectors die between any two steps. Everything is drawn by
-Hypothesis, so a failure comes back as it was:
+of the disk cannot be read at times, or are damaged, clocks jump, and collectors die between any two steps. Everything
+is drawn by Hypothesis, so a failure comes back as it was:
 
     @reproduce_failure(...), as the failure prints it, before `test_in_any_order`; or pytest --hypothesis-seed=…
 
@@ -31,7 +31,7 @@ from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
 from mirror.collection.grace_clock import GraceClock
 from mirror.collection.repository_pass import RepositoryPass
-from mirror.errors import BlobUnknown, MirrorError, StoreError
+from mirror.errors import BlobUnknown, MirrorError, RecordDamaged, StoreError
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
@@ -50,7 +50,7 @@ from tests.support.hosted_world import Limited, MemoryFreezes
 from tests.support.memory_hosted_records import MemoryHostedRecords
 from tests.support.memory_hosting import MemoryContents, MemoryHostedBlobs
 from tests.support.turns import Killed, Turns, taking_turns
-from tests.support.unreliable_disk import UnreliableCatalog, UnreliableStore
+from tests.support.unreliable_disk import UnreliableCatalog, UnreliableHostedRecords, UnreliableStore
 
 _GRACE: Final = 100.0
 _KEEP: Final = 700.0
@@ -139,7 +139,7 @@ class _Disk:
         self.blobs = MemoryHostedBlobs(self.cache)
         self.names = UnreliableStore()
         self.blobs.names = self.names  # type: ignore[misc]  # so that parts of it cannot be read
-        self.records = MemoryHostedRecords(self.catalog)
+        self.records = UnreliableHostedRecords(self.catalog)
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,12 @@ class _Hosting(RuleBasedStateMachine):
     def bytes_cannot_be_read(self, image: Digest) -> None:
         """Of a manifest, until the disk recovers."""
         self.disk.names.unreadable.add(image)
+
+    @rule(repo=st.sampled_from(_REPOS), image=st.sampled_from(_ALL))
+    def record_is_damaged(self, repo: Repo, image: Digest) -> None:
+        """Of a manifest, or of its deletion: it stays so until somebody writes it anew."""
+        self.disk.catalog.damage(repo, image)
+        self.disk.records.damage(repo, image)
 
     @rule()
     def disk_recovers(self) -> None:
@@ -366,11 +372,11 @@ class _Hosting(RuleBasedStateMachine):
         for repo, manifest in linked:
             self._check_whole(repo, manifest, here)
             if manifest == _INDEX and (repo, _REFERRER) not in linked and not self.collector_died:
-                deletion = self.disk.records.deleted_manifest(repo, _REFERRER)
-                assert deletion is None or deletion.record.by != COLLECTOR, "an index lost its child to the collector"
+                deletion = self.disk.records.deletion(repo, _REFERRER)
+                assert deletion is None or deletion.by != COLLECTOR, "an index lost its child to the collector"
         for (repo, manifest), at in self.kept.items():
             if self.time.passed - at < _KEEP - 1 and not self.clock_jumped:
-                assert self.disk.records.deleted_manifest(repo, manifest) is not None
+                assert self.disk.records.deletion(repo, manifest) is not None
                 self._check_whole(repo, manifest, here)
 
     def _check_whole(self, repo: Repo, manifest: Digest, here: set[Digest]) -> None:
@@ -424,6 +430,13 @@ def _unreadable_names_nothing(self: RepositoryPass, digest: Digest, media_type: 
         return None
 
 
+def _damaged_is_absent(self: RepositoryPass, digest: Digest) -> Any:
+    try:
+        return self._parts.catalog.manifest(self._repo, digest)
+    except RecordDamaged:
+        return None
+
+
 _COLLECT: Final = MemoryHostedBlobs.collect
 _DROP_LINK: Final = MemoryHostedRecords.drop_link
 _WAIT: Final = BlobPass._wait
@@ -437,8 +450,15 @@ _MANIFEST: Final = RepositoryPass._manifest
         (MemoryHostedRecords, "drop_link", _drop_link_without_version),
         (BlobPass, "_wait", _collect_what_was_just_queued),
         (RepositoryPass, "_manifest", _unreadable_names_nothing),
+        (RepositoryPass, "_live", _damaged_is_absent),
     ],
-    ids=["bytes without their version", "links without their version", "an older walk", "unreadable names nothing"],
+    ids=[
+        "bytes without their version",
+        "links without their version",
+        "an older walk",
+        "unreadable names nothing",
+        "damaged is absent",
+    ],
 )
 def test_a_fault_is_found(owner: type, name: str, planted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine fails if collection or its records do not keep to the protocol: at a moment at which links or bytes
@@ -462,7 +482,9 @@ def _push_at_the_last_moments(orders: int) -> None:
 
 
 def _push_at_the_last_moment(seed: int, rounds_before: int) -> None:
-    """Layers were uploaded, and waited for so many rounds; now their image comes. Later it cannot be read."""
+    """Layers were uploaded, and waited for so many rounds; now their image comes. Later it cannot be read, or its
+    record is damaged.
+    """
     machine = _Hosting()
     machine.begin(seed=seed, dangling=False)
     machine.at_once(acts=[_Act("upload", _REPOS[0], _A)], rounds=[], passing=0.0)
@@ -470,7 +492,10 @@ def _push_at_the_last_moment(seed: int, rounds_before: int) -> None:
         machine.later(seconds=_GRACE + 1, steps=None)
     machine.time.passed += _GRACE + 1
     machine.at_once(acts=[_Act("push", _REPOS[0], _A)], rounds=[None, None], passing=0.0)
-    machine.bytes_cannot_be_read(image=_A)
+    if seed % 2:
+        machine.record_is_damaged(repo=_REPOS[0], image=_A)
+    else:
+        machine.bytes_cannot_be_read(image=_A)
     for _ in range(4):
         machine.later(seconds=_GRACE + 1, steps=None)
     machine.teardown()

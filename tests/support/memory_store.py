@@ -400,14 +400,14 @@ class MemoryCatalog:
 
     def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
         with self._changing:
-            _expect(self.manifest(repo, record.digest), expect)
+            _expect(_versioned(self._manifests.get(repo, {}).get(record.digest)), expect)
             self._added += not self._manifests.get(repo)
             self._manifests.setdefault(repo, {})[record.digest] = record
         return _version(record)
 
     def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
         with self._changing:
-            _expect(self.manifest(repo, digest), expect)
+            _expect(_versioned(self._manifests.get(repo, {}).get(digest)), expect)
             self._manifests.get(repo, {}).pop(digest, None)
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:

@@ -6,15 +6,32 @@ What tests want to know of it (`content`, `linked`) is true whether it can be re
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
-from mirror.errors import StoreError
+from mirror.errors import RecordChanged, RecordDamaged, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.policy.hosted_records import DeletedManifest
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import BlobInfo, Deleted, Expected, Versioned
+from mirror.ports import BlobInfo, Catalog, Deleted, Expected, Version, Versioned
+from tests.support.memory_hosted_records import MemoryHostedRecords
 from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryReader, MemoryStore
+
+#: The version of every damaged record.
+_RUBBISH: Final = Version("rubbish")
+
+
+def _replacing(damaged: set[tuple[Repo, Digest]], repo: Repo, digest: Digest, expect: Expected) -> Expected:
+    """What to expect of a record that is now written or dropped: it is damaged no longer. Raises `RecordChanged`."""
+    if (repo, digest) not in damaged:
+        if expect == _RUBBISH:
+            raise RecordChanged("it was written anew")
+        return expect
+    if expect not in (None, _RUBBISH):
+        raise RecordChanged("it is damaged now")
+    damaged.discard((repo, digest))
+    return None
 
 
 def _refuse(what: object) -> NoReturn:
@@ -53,12 +70,13 @@ class UnreliableStore(MemoryStore):
 
 class UnreliableCatalog(MemoryCatalog):
     """The records in `unreadable` exist, and cannot be read: (repository, digest) and (repository, tag). They can be
-    written.
+    written. Those of manifests that are `damaged` cannot be parsed, until they are written anew.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.unreadable: set[tuple[Repo, Digest | str]] = set()
+        self.damaged: set[tuple[Repo, Digest]] = set()
         self.dropped: set[tuple[Repo, Digest]] = set()
 
     def linked(self) -> Iterator[tuple[Repo, Digest]]:
@@ -82,13 +100,51 @@ class UnreliableCatalog(MemoryCatalog):
         self._check(repo, digest)
         return super().manifest(repo, digest)
 
+    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
+        return super().put_manifest(repo, record, expect=_replacing(self.damaged, repo, record.digest, expect))
+
     def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
         self.dropped.add((repo, digest))
-        super().drop_manifest(repo, digest, expect=expect)
+        super().drop_manifest(repo, digest, expect=_replacing(self.damaged, repo, digest, expect))
+
+    def damage(self, repo: Repo, digest: Digest) -> None:
+        """Damages the record of a manifest, if there is one."""
+        if digest in self._manifests.get(repo, {}):
+            self.damaged.add((repo, digest))
 
     def _check(self, repo: Repo, reference: Digest | str) -> None:
         if (repo, reference) in self.unreadable:
             _refuse(f"{repo} {reference}")
+        if (repo, reference) in self.damaged:
+            raise RecordDamaged(f"{repo} {reference}", _RUBBISH)
+
+
+class UnreliableHostedRecords(MemoryHostedRecords):
+    """The records of deleted manifests that are `damaged` cannot be parsed, until they are written anew."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        super().__init__(catalog)
+        self.damaged: set[tuple[Repo, Digest]] = set()
+
+    def deleted_manifest(self, repo: Repo, digest: Digest) -> Versioned[DeletedManifest] | None:
+        if (repo, digest) in self.damaged:
+            raise RecordDamaged(f"{repo} {digest}", _RUBBISH)
+        return super().deleted_manifest(repo, digest)
+
+    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Expected = None) -> Version:
+        return super().put_deleted_manifest(repo, record, expect=_replacing(self.damaged, repo, record.digest, expect))
+
+    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+        super().drop_deleted_manifest(repo, digest, expect=_replacing(self.damaged, repo, digest, expect))
+
+    def damage(self, repo: Repo, digest: Digest) -> None:
+        """Damages the record of a deletion, if there is one."""
+        if digest in self._manifests.get(repo, {}):
+            self.damaged.add((repo, digest))
+
+    def deletion(self, repo: Repo, digest: Digest) -> DeletedManifest | None:
+        """The record of a deletion, damaged or not, as it was written."""
+        return self._manifests.get(repo, {}).get(digest)
 
 
 class UnreliablePins(MemoryPins):
