@@ -167,7 +167,8 @@ def check(
         sealed = " (none is contacted)" if loaded.offline else ""
         syncs = f", {counted(len(loaded.sync), 'sync rule')}" if loaded.sync else ""
         hosted = f", hosts {', '.join(entry.name for entry in loaded.hosted)}" if loaded.hosted else ""
-        upstreams = f"{counted(len(loaded.upstream), 'upstream')}{sealed}{hosted}{syncs}"
+        virtual = f", virtual: {', '.join(entry.name for entry in loaded.virtual)}" if loaded.virtual else ""
+        upstreams = f"{counted(len(loaded.upstream), 'upstream')}{sealed}{hosted}{virtual}{syncs}"
         say(f"{config or 'defaults'}: good: {upstreams}, store at {loaded.store.root}")
         for result in results:
             say(f"{'ok    ' if result.ok else 'FAILED'} {result.upstream} ({result.url}): {result.detail}")

@@ -331,4 +331,4 @@ def _unknown(absent: MirrorError | None, what: str) -> MirrorError:
         return NameUnknown("no such repository")
     if isinstance(absent, NotFound):
         return absent
-    return ManifestUnknown(f"no registry behind this name has {what}; {absent.public}")
+    return NameUnknown(f"no registry behind this name has {what}; {absent.public}")

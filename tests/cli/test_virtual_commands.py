@@ -135,3 +135,10 @@ def test_robots_are_allowed_what_members_have(site: _Site) -> None:
     done = site.run("token", "create", "ci", "--allow", "pull", "all/**", "--expires", "never")
     assert done.status == 2
     assert "--allow: all is virtual; allow it for its members (corp, docker.io)" in done.err
+
+
+def test_check_names_virtual_registries(site: _Site) -> None:
+    """Beside the hosted ones."""
+    done = site.run("check")
+    assert done.status == 0
+    assert "1 upstream, hosts corp, virtual: all, store at" in done.out

@@ -144,3 +144,44 @@ def test_containerd_with_one_file_for_all_registries(virtual: VirtualSite) -> No
     asked = {line["asked"] for line in virtual.mirror.requests() if line["path"].startswith("/v2/all/team/app")}
     assert asked == {"all/team/app"}
     assert any("ns=quay.io" in line["path"] for line in virtual.mirror.requests())
+
+
+_CLOSED = """
+    [[hosted]]
+    name = "corp"
+    [[access.token]]
+    name = "ci"
+    token = "s-ci"
+    [[access.token]]
+    name = "stranger"
+    token = "s-stranger"
+    [[access.rule]]
+    effect = "allow"
+    callers = ["token:ci"]
+    actions = ["pull", "push"]
+    repositories = ["corp/**"]
+"""
+
+
+def test_skopeo_logs_in_for_the_virtual_name(virtual: VirtualSite, tmp_path: Path) -> None:
+    """By tokens whose scopes have that name: to push, to mount from it, and to pull. A login without rights for what is
+    hosted pulls what is public, and nothing else.
+    """
+    image = virtual.library.images["oci"]
+    upstreams = {"docker.io": virtual.docker.url, "ghcr.io": virtual.ghcr.url}
+    with MirrorProcess(write_config(tmp_path, upstreams, more=f"{_CLOSED}{_VIRTUAL}")) as mirror:
+        public, ours = (f"docker://{mirror.address}/all/{name}" for name in (image.repository, "team/app"))
+        tls = ("--src-tls-verify=false", "--dest-tls-verify=false")
+        _skopeo("copy", *tls, f"{public}:{image.tag}", f"dir:{tmp_path / 'public'}")
+        _skopeo("copy", *tls, "--dest-creds=x:s-ci", f"dir:{tmp_path / 'public'}", f"{ours}:v1")
+        creds = ("--src-creds=x:s-ci", "--dest-creds=x:s-ci")
+        _skopeo("copy", *tls, *creds, f"{ours}:v1", f"docker://{mirror.address}/all/team/other:v1")
+        uploaded = [line for line in mirror.requests(path="/v2/all/team/other/blobs/uploads/") if line["received"]]
+        assert uploaded == []
+        _skopeo("copy", *tls, "--src-creds=x:s-ci", f"{ours}:v1", f"dir:{tmp_path / 'ours'}")
+        compare_directory(tmp_path / "ours", image, every_platform=False)
+        for login in ((), ("--src-creds=x:s-stranger",)):
+            with pytest.raises(CommandFailed):
+                _skopeo("copy", *tls, *login, f"{ours}:v1", f"dir:{tmp_path / 'refused'}")
+        _skopeo("copy", *tls, "--src-creds=x:s-stranger", f"{public}:{image.tag}", f"dir:{tmp_path / 'again'}")
+    assert virtual.asked("team/app") == []
