@@ -7,9 +7,10 @@ decides. A candidate counts if the rules let the caller pull from it and if the 
     cached repository    its grant; and the bytes in the cache, with the size that the grant has
 
 Repositories that the caller may not pull from cost no look at the disk, only one at the rules. How long an answer takes
-must not tell a caller that such a repository has the blob. So the rules are always asked about as many names, if need
-be about stand-ins, and the ledger and the index are asked once each. Only a blob with more holders than that, such as a
-layer of a base image, costs more. What differs besides is the reading of the names that were found: microseconds.
+must not tell a caller that such a repository has the blob. So the rules are asked about at least four names, if need be
+about stand-ins, and the ledger and the index once each. Only a blob with more holders than that, such as a layer of a
+base image, costs more: some microseconds for each. More stand-ins would hide more, and cost every push of a new layer
+as much. What differs besides is the reading of the names that were found: microseconds.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _FEW: Final = 8
 _MANY: Final = 5000
 #: Names that no repository has, about which the rules are asked in place of repositories that have the blob.
 _NOWHERE: Final = "stand-in.invalid"
-_STAND_INS: Final = tuple(Repo(_NOWHERE, f"stand-in-{number}") for number in range(2 * _FEW))
+_STAND_INS: Final = tuple(Repo(_NOWHERE, f"stand-in-{number}") for number in range(4))
 #: Repositories that are judged in one turn of the event loop.
 _JUDGED: Final = 200
 
@@ -95,8 +96,9 @@ class Sources:
             allowed = []
             for step in batches((*candidates, *_STAND_INS[len(candidates) :]), _JUDGED):
                 allowed += [repo for repo in step if may_pull(repo) and repo.registry != _NOWHERE]
-                # other requests are answered meanwhile
-                await asyncio.sleep(0)
+                if len(candidates) > _JUDGED:
+                    # other requests are answered meanwhile
+                    await asyncio.sleep(0)
             for repo in allowed:
                 if (size := await self.size(repo, digest)) is not None:
                     return size
