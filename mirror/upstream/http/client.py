@@ -6,6 +6,7 @@ It is aiohttp, with every feature off that changes bytes or carries state from o
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -287,7 +288,9 @@ async def translated(upstream: str, described: str) -> AsyncIterator[None]:
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, AddressRefused):
             raise UpstreamOffLimits(str(error.os_error), upstream=upstream) from error
-        why = error.os_error.strerror or type(error.os_error).__name__
+        # of errors of the kernel, asyncio's own words contain the address
+        known = error.os_error.errno or 0
+        why = os.strerror(known) if known > 0 else error.os_error.strerror or type(error.os_error).__name__
         raise DialFailed(f"no connection to {described}: {why}", upstream=upstream) from error
     except aiohttp.ClientHttpProxyError as error:
         raise DialFailed(f"the proxy answers {error.status}", upstream=upstream) from error
