@@ -38,7 +38,11 @@ def open_announcer(config: Config, storage: Storage, now: Callable[[], float] = 
         return SILENCE
     catalog, records = storage.catalog, storage.hosted.records
     return OutboxAnnouncer(
-        outbox, subscriptions(config), lambda change: look(catalog, records, change), config.events.source, now
+        outbox,
+        subscriptions(config),
+        lambda change, written: look(catalog, records, change, written),
+        config.events.source,
+        now,
     )
 
 

@@ -11,7 +11,7 @@ Orphans are settled before the next change of their repository, and by `settle`,
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -45,11 +45,12 @@ class OutboxAnnouncer:
         self,
         outbox: Outbox,
         subscriptions: Subscriptions,
-        look: Callable[[HostedChange], SeenChange],
+        look: Callable[[HostedChange, Collection[str] | None], SeenChange],
         source: str,
         now: Callable[[], float],
     ) -> None:
-        """`look` says what the records show of a change; it may raise `StoreError`. `source` names this mirror in
+        """`look` says what the records show of a change, given the tags that it has written, or None if that is not
+        known; it may raise `StoreError`. `source` names this mirror in
         events. `now` is in epoch seconds.
         """
         self.outbox = outbox
@@ -96,12 +97,12 @@ class OutboxAnnouncer:
             with self._unconfirmed_lock:
                 self._left.append(prepared)
 
-    def resolve(self, prepared: PreparedChange, change: HostedChange) -> None:
+    def resolve(self, prepared: PreparedChange, change: HostedChange, written: Collection[str] | None = None) -> None:
         """Confirms what the records show of a change. Raises `StoreError` if that cannot be told."""
         with self.outbox.turn(prepared.key) as order:
             if not self.outbox.is_prepared(prepared):
                 return
-            events = events_of(change, self._look(change))
+            events = events_of(change, self._look(change, written))
         self.outbox.confirm(prepared, order, self._outgoing(prepared.id, order, events))
 
     def _outgoing(self, id: str, order: str, events: Sequence[Event]) -> list[Outgoing]:
@@ -197,11 +198,16 @@ class _Announced:
                 return
         self._announcer.confirm(self._prepared, order, events_of(change, seen))
 
-    def end(self) -> None:
+    def cancel(self) -> None:
+        self._over = True
+        # nothing is reported, so the order does not matter
+        self._announcer.confirm(self._prepared, "", ())
+
+    def end(self, written: Collection[str] | None = None) -> None:
         if self._over:
             return
         self._over = True
         try:
-            self._announcer.resolve(self._prepared, self._change)
+            self._announcer.resolve(self._prepared, self._change, written)
         except StoreError:
             self._announcer.leave(self._prepared)

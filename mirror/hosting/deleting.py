@@ -61,8 +61,8 @@ class _Change:
     tags: tuple[str, ...] | None = None
 
     def announce(self, events: Announcer, change: HostedChange) -> None:
-        """To be called before the change is made, also for another attempt to make it."""
-        self.announced.end()
+        """To be called before the change is made, also for another attempt after one that has changed nothing."""
+        self.announced.cancel()
         self.announced = SILENCE
         self.announced = events.begin(change.kind, change.repo, lambda: change)
 
@@ -166,8 +166,10 @@ class Deleting:
             change.announce(
                 self._parts.events, HostedChange(ChangeKind.UNDELETE_TAG, repo, caller, record.digest, (tag,))
             )
+            change.tags = ()
             with change.announced.turn():
                 placed = self._placing.put_absent_tag(repo, fresh)
+            change.tags = (tag,)
             self._placing.check_still_there(repo, record.digest, [placed], anew=True)
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_tag(repo, tag, expect=deleted.version)
@@ -286,6 +288,7 @@ class Deleting:
                 raise ManifestBlobUnknown(f"the bytes of {digest} are gone", [str(digest)])
             change.made = True
             change.announce(self._parts.events, _of_manifest(ChangeKind.UNDELETE, repo, record, caller))
+            change.tags = ()
             for blob in requirements(manifest, sparse=True).blobs:
                 self._links.restore(repo, blob.digest)
             now = self._parts.now()
@@ -420,7 +423,7 @@ class Deleting:
         finally:
             if change.made:
                 self._parts.records.note_change(repo)
-            change.announced.end()
+            change.announced.end(change.tags)
 
 
 def _of_manifest(kind: ChangeKind, repo: Repo, record: DeletedManifest, caller: str, version: str = "") -> HostedChange:

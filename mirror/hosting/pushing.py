@@ -60,15 +60,16 @@ class Pushing:
         children = requirements(manifest, sparse=rules.sparse_indexes).manifests
         self._placing.require_manifests(repo, children)
         announced = self._parts.events.begin(ChangeKind.PUSH, repo, lambda: self._describe(repo, put, caller))
+        written: list[PlacedTag] = []
         try:
-            written = self._store(repo, rules, put, children, caller, announced, may_overwrite=may_overwrite)
+            self._store(repo, rules, put, children, caller, announced, written, may_overwrite=may_overwrite)
             self._parts.flush()
             moved = {placed.record.tag: placed.moved_from for placed in written if placed.moved_from}
             announced.done(moved)
         finally:
             # other processes must not believe what they remember, also if only a part was written
             self._parts.records.note_change(repo)
-            announced.end()
+            announced.end([placed.record.tag for placed in written])
         return tuple(moved)
 
     def _describe(self, repo: Repo, put: ManifestPut, caller: str) -> HostedChange:
@@ -101,16 +102,17 @@ class Pushing:
         children: Sequence[Digest],
         caller: str,
         announced: Announcement,
+        written: list[PlacedTag],
         *,
         may_overwrite: bool,
-    ) -> list[PlacedTag]:
+    ) -> None:
+        """Adds the tags to `written` as they are."""
         manifest, digest, size = put.manifest, put.manifest.digest, len(put.manifest.content)
         deleted = None
         if not has_manifest(self._parts.catalog, repo, digest):
             deleted = self._deleting.drop_stale_tags(repo, digest)
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
         self._placing.put_manifest(repo, manifest, record, caller, children=children, sparse=rules.sparse_images)
-        written: list[PlacedTag] = []
         with announced.turn():
             for tag in put.all_tags:
                 fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now(), by=caller)
@@ -119,4 +121,3 @@ class Pushing:
         if deleted is not None:
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)
-        return written

@@ -306,7 +306,7 @@ class _Work:
     def _take_back(self, announced: Announcement | None) -> None:
         if announced is not None:
             self._announced.remove(announced)
-            announced.end()
+            announced.cancel()
 
     def drop_tags(self) -> Iterator[None]:
         """Drops the tags of the manifests that are gone, and those that go alone."""

@@ -36,8 +36,13 @@ class Announcement(Protocol):
         confirmed now, they are confirmed later.
         """
 
-    def end(self) -> None:
-        """Without `done`, reports what the records show of the change. Repeatable, never raises."""
+    def cancel(self) -> None:
+        """To be called when the change was certainly not made: nothing is reported. Never raises."""
+
+    def end(self, written: Collection[str] | None = None) -> None:
+        """Without `done` or `cancel`, reports what the records show of the change. `written` are the tags of the change
+        that were written; None if the caller does not know. Repeatable, never raises.
+        """
 
 
 class Announcer(Protocol):
@@ -61,7 +66,10 @@ class _Silence:
     def done(self, before: Mapping[str, Digest] | None = None, tags: Sequence[str] | None = None) -> None:
         pass
 
-    def end(self) -> None:
+    def cancel(self) -> None:
+        pass
+
+    def end(self, written: Collection[str] | None = None) -> None:
         pass
 
     def __repr__(self) -> str:

@@ -28,7 +28,7 @@ from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.records import Freeze
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import BlobReader
+from mirror.ports import SILENCE, Announcer, BlobReader
 from mirror.repository.caches import Caches
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
@@ -169,6 +169,7 @@ class HostedWorld:
         self.uploads: Any = MemoryUploads(blobs, now=self.clock)
         self.freezes = MemoryFreezes()
         self.accounts = Limited()
+        self.announcer: Announcer = SILENCE
         self.immutable = ImmutableTags()
         self.index = MemoryIndex()
         self.grants = Grants(self.index, self.catalog, self.cache)
@@ -201,6 +202,7 @@ class HostedWorld:
             self.accounts,
             self.immutable,
             86400.0,
+            self.announcer,
         )
         links = Links(parts)
         placing = Placing(parts, links)

@@ -10,7 +10,7 @@ how much of it is there (`SeenChange`), and only that is reported.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
@@ -146,14 +146,19 @@ def all_of(change: HostedChange) -> SeenChange:
     return SeenChange(not gone, () if gone else change.tags)
 
 
-def seen_tags(change: HostedChange, now: Mapping[str, Digest | None]) -> tuple[tuple[str, ...], bool]:
+def seen_tags(
+    change: HostedChange, now: Mapping[str, Digest | None], written: Collection[str] | None = None
+) -> tuple[tuple[str, ...], bool]:
     """Which tags count as moved by a change that was interrupted, given what each points to `now`, and whether that is
-    certain. A tag that points neither to the change's digest nor to what it pointed to before was moved by another
-    change, before this one or after it: it counts, and is uncertain.
+    certain.
+
+    Those do that point to the change's digest. Another one was moved by another change, before this one or after it: it
+    counts, and is uncertain, if it was `written`; or, if that is not known, if it no longer points to what it pointed
+    to before.
     """
-    moved = [tag for tag in change.tags if now.get(tag) != change.before.get(tag) or now.get(tag) == change.digest]
-    certain = all(now.get(tag) == change.digest for tag in moved)
-    return tuple(moved), certain
+    hidden = [tag for tag in change.tags if now.get(tag) != change.before.get(tag)] if written is None else written
+    moved = tuple(tag for tag in change.tags if now.get(tag) == change.digest or tag in hidden)
+    return moved, all(now.get(tag) == change.digest for tag in moved)
 
 
 def events_of(change: HostedChange, seen: SeenChange) -> tuple[Event, ...]:
