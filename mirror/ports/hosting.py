@@ -258,6 +258,11 @@ class NameOwners(Protocol):
         only reserved. Quick enough for the event loop. Raises `StoreError` if that cannot be said.
         """
 
+    def taken(self, registry: str) -> Iterable[Repo]:
+        """The repositories of a registry that have, or ever had, a manifest, tag, referrer or deletion, in no order.
+        Raises `StoreError`.
+        """
+
     def release(self, repo: Repo) -> bool:
         """Let the name be free. False, and nothing changes, if the repository has records. Repeatable. Raises
         `StoreError`.

@@ -156,6 +156,19 @@ def test_everything_comes_back(hosted: Hosted, folder: Path, tmp_path: Path) -> 
     }
 
 
+def test_names_without_images_come_back(hosted: Hosted, folder: Path, tmp_path: Path) -> None:
+    """A name that was pushed to stays taken after its last image has gone, also in a restored store."""
+    hosted.push(APP, "1.0")
+    hosted.push(OTHER, "2.0")
+    hosted.delete(OTHER, "2.0", keep=False)
+    assert list(hosted.records.repositories("corp")) == [APP]
+    assert back_up(hosted, folder).repositories == 1
+    copy = restored(folder, tmp_path / "new")
+    assert copy.records.is_taken(OTHER)
+    assert sorted(copy.records.taken("corp")) == sorted([APP, OTHER])
+    assert list(copy.records.repositories("corp")) == [APP]
+
+
 def test_the_next_backup_copies_what_is_new(hosted: Hosted, folder: Path, tmp_path: Path) -> None:
     """Bytes that are there are not read again, and those that nothing names any more are deleted."""
     hosted.push(APP, "1.0")

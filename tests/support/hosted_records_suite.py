@@ -251,6 +251,7 @@ class HostedRecordsSuite:
         and is released only then. Names above and below it are others.
         """
         assert not records.is_taken(APP)
+        assert list(records.taken("corp")) == []
         assert records.release(APP)
         writes: list[Callable[[], object]] = [
             lambda: records.put_deleted_manifest(APP, deleted()),
@@ -273,6 +274,7 @@ class HostedRecordsSuite:
             catalog.drop_tag(APP, "1.0")
             catalog.drop_manifest(APP, ONE)
             assert another.is_taken(APP)
+            assert list(another.taken("corp")) == list(records.taken("corp")) == [APP]
             assert records.release(APP)
             assert not another.is_taken(APP)
 
@@ -284,6 +286,7 @@ class HostedRecordsSuite:
             records.note_change(APP)
             for each in (records, another, another):
                 assert each.is_taken(APP) == (state is not LinkState.RESERVED)
+        assert list(records.taken("corp")) == []
         assert not records.release(APP)
         records.drop_link(APP, ONE)
         records.note_change(APP)

@@ -111,6 +111,10 @@ class MemoryHostedRecords:
         yield from (kind.get(repo) for kind in (self._referrers, self._manifests, self._tags))
         yield repo in self._catalog.repositories()
 
+    def taken(self, registry: str) -> Iterable[Repo]:
+        self._taken.update(repo for repo in self.repositories(registry) if any(self._published(repo)))
+        return [repo for repo in self._taken if repo.registry == registry]
+
     def release(self, repo: Repo) -> bool:
         if self._links.get(repo) or any(self._published(repo)):
             return False

@@ -185,6 +185,9 @@ class BackupFolder:
         for kind in ("pins", "freezes"):
             self._copy_folder(self._layout.records(kind), Path(kind))
         records = LocalHostedRecords(self._layout)
+        for repo in chain(*map(records.taken, self._registries)):
+            # a name stays taken when nothing is left under it; the folder says so
+            Path(Layout(self._next).manifests(repo)).mkdir(mode=0o700, parents=True, exist_ok=True)
         for repo in chain(*map(records.repositories, self._registries)):
             self._report.repositories += 1
             below = Path(self._layout.repository(repo)).relative_to(self._layout.root)

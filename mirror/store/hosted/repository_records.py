@@ -173,6 +173,9 @@ class LocalHostedRecords:
         self._pushed[repo] = changes, found
         return found
 
+    def taken(self, registry: str) -> Iterable[Repo]:
+        return repositories_with(self._layout, ("_manifests", *_PUBLISHED), registry, had=True)
+
     def release(self, repo: Repo) -> bool:
         folder = self._layout.repository(repo)
         with store_errors(f"releasing the name {repo}"):

@@ -129,15 +129,17 @@ def registries_in(layout: Layout) -> Iterator[str]:
             yield check_registry(name)
 
 
-def repositories_with(layout: Layout, folders: Iterable[str], registry: str = "") -> Iterator[Repo]:
-    """The repositories that have a record in one of these folders, in no order: all, or those of one registry. Raises
-    `StoreError`.
+def repositories_with(
+    layout: Layout, folders: Iterable[str], registry: str = "", *, had: bool = False
+) -> Iterator[Repo]:
+    """The repositories that have a record in one of these folders, in no order: all, or those of one registry. `had`:
+    also those that had one. Raises `StoreError`.
     """
     wanted = frozenset(folders)
     root = layout.repositories
     for folder, below, _files in os.walk(root / registry if registry else root, onerror=_must_be_absent):
         # a folder stays when its last record has gone
-        if any(_has_files(os.path.join(folder, name)) for name in below if name in wanted):
+        if any(had or _has_files(os.path.join(folder, name)) for name in below if name in wanted):
             found, _, name = os.path.relpath(folder, root).partition("/")
             with suppress(RequestError):
                 yield Repo(check_registry(found), check_name(name))
