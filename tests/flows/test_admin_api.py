@@ -651,6 +651,9 @@ def test_the_document_is_true(
         ("GET", "/collection", None), ("POST", "/collection", None),
         ("GET", "/damaged", None), ("GET", "/damaged?limit=0", None),
         ("GET", "/hosted?limit=1", None), ("GET", "/hosted?limit=0", None),
+        ("GET", "/events", None), ("GET", "/events?limit=0", None), ("POST", "/events/resend", None),
+        ("POST", "/events/resend?endpoint=nowhere", None), ("POST", "/copies", {}),
+        ("GET", "/replication", None), ("POST", "/replication/nope/run", None),
     ]  # fmt: skip
     tried = set()
     for method, path, body in requests:
