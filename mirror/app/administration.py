@@ -14,6 +14,7 @@ from mirror.app.collecting import open_collector
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.replicating import open_copies, open_replications
 from mirror.app.repositories import Repositories
+from mirror.app.retaining import open_retention
 from mirror.app.storage import Storage, blob_places, immutable_tags, make_purge, pin_rules, quota_rules
 from mirror.app.virtual import MemberNames
 from mirror.collection.collector import GarbageCollector
@@ -25,6 +26,7 @@ from mirror.policy.hosted.stay_rules import StayRules
 from mirror.prefetch.jobs import Jobs, prefetching
 from mirror.prefetch.sync import Sync
 from mirror.replication.replications import Replications
+from mirror.retention.retention_schedule import Retention
 from mirror.server.admin.api import Admin, BackgroundWork, ShownSettings
 from mirror.server.admin.copy_admin import CopyAdmin
 from mirror.server.admin.event_admin import EventAdmin
@@ -32,6 +34,7 @@ from mirror.server.admin.hosted_admin import HostedAdmin
 from mirror.server.admin.image_admin import ImageAdmin
 from mirror.server.admin.mirror_status import MirrorStatus
 from mirror.server.admin.repository_list import RepositoryList
+from mirror.server.admin.retention_admin import RetentionAdmin
 from mirror.server.admin.traffic_log import TrafficLog
 from mirror.server.admin.worker_status import Workers
 from mirror.server.registry.access_control import AccessControl
@@ -51,6 +54,7 @@ class Administration:
     traffic: TrafficLog
     collector: GarbageCollector
     replications: Replications
+    retention: Retention
 
 
 def open_administration(
@@ -100,6 +104,7 @@ def open_administration(
         caches=shown,
     )
     collector = open_collector(config, storage, verbs.parts, now, audit)
+    retention = open_retention(config, storage, verbs.parts, now, audit)
     hosted = HostedAdmin(
         deletions,
         storage.store,
@@ -111,6 +116,7 @@ def open_administration(
         RepositoryList(
             storage.catalog, storage.hosted.records, storage.hosted.ledger, damaged, list(keep_deleted), table
         ),
+        RetentionAdmin(retention, table, config.hosting.retention.plan),
         parse_image=parse,
         now=now,
     )
@@ -130,7 +136,7 @@ def open_administration(
         access=gate if config.access.has_admins else None,
         audit=audit,
     )
-    return Administration(admin, sync, jobs, workers, traffic, collector, replications)
+    return Administration(admin, sync, jobs, workers, traffic, collector, replications, retention)
 
 
 def _make_workers(storage: Storage, repositories: Repositories) -> Workers:

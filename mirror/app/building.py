@@ -23,6 +23,7 @@ from mirror.app.collecting import collect_when_due
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
 from mirror.app.reporting import open_reports
 from mirror.app.repositories import open_repositories
+from mirror.app.retaining import retain_when_due
 from mirror.app.storage import Storage, blob_places, open_storage
 from mirror.config import Config, TraceSettings
 from mirror.eviction.scrub import HostedNaming, Scrub
@@ -136,6 +137,8 @@ async def build(
                 run_housekeeping(config, storage),
                 keep_ledger(config, storage),
                 collect_when_due(config, admin.collector),
+                retain_when_due(config, admin.retention),
+                repositories.hosting.pulls.run(),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
                 recent.run(),
@@ -146,6 +149,7 @@ async def build(
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)
         stack.push_async_callback(recent.flush)
+        stack.callback(repositories.hosting.pulls.flush)
         yield app
 
 

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "sync_command": ("sync",),
     "job_commands": ("jobs",),
     "hosted_commands": ("delete", "undelete", "gc", "backup", "release"),
+    "hosting.retention_command": ("retention",),
     "hosting.copy_command": ("copy",),
     "hosting.event_commands": ("events",),
     "hosting.replicate_command": ("replicate",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +28,8 @@ from mirror.config.settings import (
 from mirror.config.virtual_rules import stored_name
 from mirror.errors import ConfigError, RequestError
 from mirror.policy.access_rules import Action
-from mirror.policy.routing import can_match_below
+from mirror.policy.hosted.retention_rules import KeepRule
+from mirror.policy.routing import can_match_below, compile_pattern
 from mirror.policy.upstream.url_bounds import needs_private, parse_url
 from mirror.trust.cosign import read_key
 from mirror.upstream.credentials.docker_config import DockerConfig
@@ -110,6 +112,7 @@ def hints(config: Config) -> list[str]:
         *_closed_to_all(config),
         *_matching_nothing(config),
         *_immutable_hints(config),
+        *_retention_hints(config),
         *_about_virtual(config),
         *event_hints(config, _may_be_about),
         *_replication_hints(config),
@@ -151,6 +154,36 @@ def _immutable_hints(config: Config) -> list[str]:
             if idle:
                 where = f"hosted[{number}].immutable[{place}].tags"
                 warnings.append(f"{where}: {', '.join(idle)} makes no tag immutable, because of except")
+    return warnings
+
+
+def _retention_hints(config: Config) -> list[str]:
+    """Warnings about rules of retention that do nothing, or more than was meant."""
+    warnings = []
+    for number, hosted in enumerate(config.hosted, 1):
+        for place, entry in enumerate(hosted.retention, 1):
+            where = f"hosted[{number}].retention[{place}]"
+            deletes = entry.delete or entry.delete_untagged_after is not None
+            if not deletes and not any(each.delete for each in hosted.retention):
+                warnings.append(f"{where}: deletes nothing: it has neither delete nor delete_untagged_after")
+            warnings += [
+                f"{where}.delete[{rule_place}]: deletes all {rule.rule}, of any age: there is no keep rule"
+                for rule_place, rule in enumerate(entry.delete, 1)
+                if not rule.rule.not_within and not any(each.keep for each in hosted.retention)
+            ]
+            warnings += [
+                f"{where}.keep[{rule_place}]: keeps every tag of these repositories, whatever delete says"
+                for rule_place, rule in enumerate(entry.keep, 1)
+                if "*" in rule.tags and rule.rule == KeepRule(rule.choice)
+            ]
+            if deletes and not hosted.keep_deleted:
+                warnings.append(f"{where}: what it deletes cannot be undeleted, because of keep_deleted = 0")
+            warnings += [
+                f"{where}.repositories: {name} is no repository that may be pushed to"
+                for name in entry.repositories
+                if not re.search(r"[*?]", name)
+                and not any(compile_pattern(pattern).fullmatch(name) for pattern in hosted.repositories)
+            ]
     return warnings
 
 

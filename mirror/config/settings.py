@@ -24,6 +24,7 @@ from mirror.errors import RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import check_caller
 from mirror.policy.hosted.immutability import ImmutableRule
+from mirror.policy.hosted.retention_rules import DeleteRule, Happening, KeepRule, RetentionPolicy, TagChoice
 from mirror.policy.image_names import parse_image
 from mirror.policy.routing import RoutingTable
 from mirror.policy.schedule import Cron, Every, Plan
@@ -354,6 +355,112 @@ class ImmutableSettings(_Section):
         return ImmutableRule(tuple(self.repositories), tuple(self.tags), tuple(self.except_))
 
 
+class _TagChoiceSettings(_Section):
+    tags: list[Annotated[str, AfterValidator(values.tag_pattern)]] = Field(
+        [], description="Which tags the rule is about, as patterns: v*."
+    )
+    tags_regex: str | None = Field(
+        None, description="Which tags the rule is about, as a regular expression that matches the whole tag."
+    )
+
+    @property
+    def choice(self) -> TagChoice:
+        """The tags that the rule is about. Raises `ValueError`."""
+        return TagChoice(tuple(self.tags), self.tags_regex)
+
+
+class KeepSettings(_TagChoiceSettings):
+    """`keep` of `[[hosted.retention]]`: tags that stay, because they fulfil all conditions."""
+
+    newest: int | None = Field(None, ge=1, description="How many of the newest of these tags.")
+    by: Literal["pushed", "tagged", "pulled"] = Field("pushed", description="What makes a tag newer, for newest.")
+    newest_of_each_minor: int | None = Field(
+        None, ge=1, description="How many of the newest versions of each minor version: 3 of 1.4, 3 of 1.5."
+    )
+    prereleases: bool = Field(False, description="Whether newest_of_each_minor counts prereleases, too.")
+    pushed_within: Seconds | None = Field(None, gt=0, description="Pushed less than so long ago.")
+    tagged_within: Seconds | None = Field(None, gt=0, description="Pointing to its image since less than so long.")
+    pulled_within: Seconds | None = Field(None, gt=0, description="Pulled, or pushed, less than so long ago.")
+
+    @property
+    def rule(self) -> KeepRule:
+        """The rule that this table makes. Raises `ValueError`."""
+        if self.by != "pushed" and self.newest is None:
+            raise ValueError("by belongs to newest")
+        if self.prereleases and self.newest_of_each_minor is None:
+            raise ValueError("prereleases belongs to newest_of_each_minor")
+        within = _happenings(pushed=self.pushed_within, tagged=self.tagged_within, pulled=self.pulled_within)
+        return KeepRule(
+            self.choice, self.newest, Happening(self.by), self.newest_of_each_minor, self.prereleases, within
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> KeepSettings:
+        _ = self.rule
+        return self
+
+
+class DeleteSettings(_TagChoiceSettings):
+    """`delete` of `[[hosted.retention]]`: tags that go, because they fulfil all conditions and no `keep` names them."""
+
+    not_pushed_within: Seconds | None = Field(None, gt=0, description="Not pushed for so long.")
+    not_tagged_within: Seconds | None = Field(None, gt=0, description="Pointing to its image for so long.")
+    not_pulled_within: Seconds | None = Field(None, gt=0, description="Neither pulled nor pushed for so long.")
+
+    @property
+    def rule(self) -> DeleteRule:
+        """The rule that this table makes. Raises `ValueError`."""
+        return DeleteRule(
+            self.choice,
+            _happenings(pushed=self.not_pushed_within, tagged=self.not_tagged_within, pulled=self.not_pulled_within),
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_keep_conditions(cls, value: Any) -> Any:
+        wrong = sorted(_KEEP_ONLY & value.keys()) if isinstance(value, dict) else ()
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: what is to stay; write it in keep, which beats delete")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> DeleteSettings:
+        if not self.tags and self.tags_regex is None:
+            raise ValueError('needs tags or tags_regex; tags = ["*"] means all tags')
+        _ = self.rule
+        return self
+
+
+_KEEP_ONLY: Final = frozenset(KeepSettings.model_fields) - frozenset(_TagChoiceSettings.model_fields)
+
+
+def _happenings(**seconds: float | None) -> dict[Happening, float]:
+    return {Happening(name): value for name, value in seconds.items() if value is not None}
+
+
+class RetentionSettings(_Section):
+    """`[[hosted.retention]]`: which tags and images of some repositories are deleted, and which stay."""
+
+    repositories: list[Annotated[str, AfterValidator(values.name_pattern)]] = Field(
+        min_length=1, description="Patterns of the repositories, within the registry."
+    )
+    keep: list[KeepSettings] = Field([], description="Rules for tags that stay; one of them is enough.")
+    delete: list[DeleteSettings] = Field([], description="Rules for tags that go, unless a keep rule names them.")
+    delete_untagged_after: Seconds | None = Field(
+        None, description="How long a manifest stays without a tag; not set: for ever."
+    )
+
+    @property
+    def policy(self) -> RetentionPolicy:
+        """The policy that this table makes."""
+        return RetentionPolicy(
+            tuple(self.repositories),
+            tuple(each.rule for each in self.keep),
+            tuple(each.rule for each in self.delete),
+            self.delete_untagged_after,
+        )
+
+
 class HostedSettings(_Section):
     """`[[hosted]]`: a registry whose images this mirror hosts."""
 
@@ -387,6 +494,43 @@ class HostedSettings(_Section):
         "keep", description="What collection does with untagged referrers whose subject is gone."
     )
     immutable: list[ImmutableSettings] = Field([], description="Tags that neither move nor go.")
+    retention: list[RetentionSettings] = Field([], description="Tags and images that are deleted by rules.")
+
+
+class RetentionTimesSettings(_Section):
+    """`[hosting.retention]`: when retention deletes, and how much at once."""
+
+    every: Seconds | None = Field(
+        None, description="How often, from start to start; a day if neither this nor cron is set; 0: only by hand."
+    )
+    cron: str | None = Field(None, description="When, as a cron expression: 0 3 * * *.")
+    timezone: str = Field("UTC", description="The time zone of the cron expression.")
+    most: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="The share of a repository's tags or manifests that a round by schedule may take, if over 50.",
+    )
+
+    @property
+    def plan(self) -> Plan | None:
+        """The schedule; None: only by hand. Raises `ValueError`."""
+        if self.every is not None and self.cron is not None:
+            raise ValueError("every and cron exclude each other")
+        if self.cron is not None:
+            return Cron(self.cron, self.timezone)
+        if self.timezone != "UTC":
+            raise ValueError("timezone is for cron only")
+        if self.every is None:
+            return Every(86400.0)
+        if 0 < self.every < 60:
+            raise ValueError("every is at least a minute, or 0: only by hand")
+        return Every(self.every) if self.every else None
+
+    @model_validator(mode="after")
+    def _check(self) -> RetentionTimesSettings:
+        _ = self.plan
+        return self
 
 
 class HostingSettings(_Section):
@@ -408,6 +552,7 @@ class HostingSettings(_Section):
         "1KB",
         description="A request whose body arrives more slowly than this many bytes per second is ended; 0: never.",
     )
+    retention: RetentionTimesSettings = RetentionTimesSettings.model_validate({})
 
 
 class VirtualSettings(_Section):

@@ -180,6 +180,23 @@ SCRUB_COMPLETE: Final = Gauge(
     "When every blob had been hashed last, in epoch seconds",
     multiprocess_mode="mostrecent",
 )
+RETENTION_TAGS: Final = Counter("mirror_retention_tags", "Tags that retention has deleted")
+RETENTION_MANIFESTS: Final = Counter("mirror_retention_manifests", "Manifests that retention has deleted")
+RETENTION_UNREAD: Final = Gauge(
+    "mirror_retention_unread",
+    "Repositories that the last round of retention could not read, and left alone",
+    multiprocess_mode="mostrecent",
+)
+RETENTION_BRAKED: Final = Gauge(
+    "mirror_retention_braked",
+    "Repositories that the last round of retention left alone because too much would go at once",
+    multiprocess_mode="mostrecent",
+)
+RETENTION_COMPLETE: Final = Gauge(
+    "mirror_retention_last_complete_timestamp_seconds",
+    "When the last round of retention ended that has judged every repository, in epoch seconds",
+    multiprocess_mode="mostrecent",
+)
 COLLECTED: Final = Counter("mirror_collected_blobs", "Hosted blobs that garbage collection has deleted")
 COLLECTED_BYTES: Final = Counter("mirror_collected_bytes", "Bytes of these blobs")
 COLLECTED_LINKS: Final = Counter("mirror_collected_links", "Links of repositories to blobs that were collected")

@@ -27,6 +27,7 @@ _ALONE = {
     "password",
     "password_file",
     "docker_config",
+    "cron",
     "provider",
     "key_file",
     "region",

@@ -69,6 +69,7 @@ _MAY_IMPORT: Final = {
     "hosting": _BELOW_ALL | {"values", "graph", "intake"},
     "events": _BELOW_ALL | {"values"},
     "collection": _BELOW_ALL | {"values", "graph", "hosting"},
+    "retention": _BELOW_ALL | {"values", "graph", "eviction", "hosting", "collection"},
     "repository": _BELOW_ALL
     | {
         "values",
@@ -100,6 +101,7 @@ _MAY_IMPORT: Final = {
         "inspect",
         "prefetch",
         "replication",
+        "retention",
         "server/registry",
     },
     # machines that pull

@@ -353,6 +353,14 @@ def test_112_what_an_interrupted_round_left_goes() -> None:
     assert _names(_decide(facts, delete=[]), "m", "n", "o") == "n"
 
 
+def test_112_a_signature_that_an_interrupted_round_left_goes() -> None:
+    """Although its image is gone already."""
+    facts = _facts({signature_tag(_digest("m")): "sig"}, _manifest("sig"))
+    facts = RepositoryFacts(facts.tags, facts.manifests, condemned={_digest("sig"): _NOW - _DAY})
+    verdicts = _decide(facts, delete=[])
+    assert len(verdicts.tags_going) == len(verdicts.manifests_going) == 1
+
+
 def test_a_chain_of_indexes_is_no_trouble() -> None:
     """However deep."""
     chain = [_manifest(str(number), str(number + 1)) for number in range(5000)]

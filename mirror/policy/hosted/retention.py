@@ -31,6 +31,7 @@ from mirror.values.tagsets import TagVersion, read_version
 
 #: Who has deleted what retention took away.
 RETENTION: Final = "retention"
+_INTERRUPTED: Final = "a round of retention was interrupted while it deleted this"
 #: So many tags, or manifests, of a repository may always go at once.
 _ALWAYS: Final = 50
 
@@ -201,6 +202,8 @@ class _Decision:
         if stays:
             return Verdict(False, stays)
         if is_attached(tag.name):
+            if manifest is not None and self._is_condemned(manifest):
+                return Verdict(True, _INTERRUPTED)
             return Verdict(False, "the image that it is about is not here")
         for rule, named in keeps:
             if (named_so := named[tag.name]) is not False:
@@ -209,6 +212,10 @@ class _Decision:
             if deletion.tags.has(tag.name) and self._ages.all_past(tag, deletion.not_within):
                 return Verdict(True, f"delete: {deletion}")
         return Verdict(False, "no delete rule names it")
+
+    def _is_condemned(self, manifest: ManifestFact) -> bool:
+        since = self._facts.condemned.get(manifest.digest)
+        return since is not None and manifest.pushed_at <= since
 
     def _undeleted(self, restored_at: float | None) -> str:
         if restored_at is None or waited(restored_at, self._times.now, self._times.keep_deleted) is Waited.LONG_ENOUGH:
@@ -256,10 +263,10 @@ class _Decision:
             if self.tags[tag.name].goes:
                 referrers = self._times.collect_dangling or not is_attached(tag.name)
                 self._add(going, tag.digest, f"tag {tag.name} goes", referrers=referrers)
-        for digest, since in self._facts.condemned.items():
+        for digest in self._facts.condemned:
             manifest = self._facts.manifests.get(digest)
-            if manifest is not None and manifest.pushed_at <= since:
-                self._add(going, digest, "its tags are gone, a round of retention was interrupted")
+            if manifest is not None and self._is_condemned(manifest):
+                self._add(going, digest, _INTERRUPTED)
         after = [policy.delete_untagged_after for policy in self._policies if policy.delete_untagged_after is not None]
         if after:
             for digest in untagged(self._facts):

@@ -49,6 +49,7 @@ from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.sync import Sync
 from mirror.replication.copy_run import CopiedJson
 from mirror.replication.replications import Replications
+from mirror.retention.retention_replies import RetentionRoundJson
 from mirror.server.admin.assets import ASSETS, Asset
 from mirror.server.admin.copy_admin import CopyAdmin, audited_fields
 from mirror.server.admin.event_admin import EventAdmin
@@ -71,7 +72,7 @@ _LARGEST_BODY: Final = 1 << 20
 _BODY_IN: Final = 30.0
 
 #: Names in the audit log, if they differ from the operation's own name.
-_AUDITED: Final = {"run": "sync", "cancel": "cancel", "resend": "events"}
+_AUDITED: Final = {"run": "sync", "retain": "retention", "cancel": "cancel", "resend": "events"}
 
 
 class AdminAudit(Protocol):
@@ -175,6 +176,9 @@ class Admin:
             "undelete": self._undelete,
             "collection": lambda _: hosted.collection(),
             "collect": lambda _: hosted.collect(),
+            "retention": lambda _: hosted.retention.last(),
+            "retention_plan": lambda call: hosted.retention.plan(call.query),
+            "retain": self._retain,
             "events": lambda call: events.events(call.query),
             "resend": self._resend,
             "pins": lambda call: images.pins(call.query),
@@ -326,6 +330,11 @@ class Admin:
         victims = await self.images.collect()
         call.audited |= {"bytes": victims["bytes"]}
         return victims
+
+    async def _retain(self, call: _Call) -> RetentionRoundJson:
+        done = await self.hosted.retention.run(call.query, call.caller or "")
+        call.audited |= {"tags": done["tags"], "manifests": done["manifests"], "complete": done["complete"]}
+        return done
 
     async def _resend(self, call: _Call) -> ResentJson:
         resent = await self._events.resend(call.query)

@@ -29,6 +29,7 @@ from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
 from mirror.ports import BlobStore, Catalog
 from mirror.server.admin.repository_list import RepositoryList
+from mirror.server.admin.retention_admin import RetentionAdmin
 from mirror.values.json_types import Bytes, Count, Timestamp, about
 from mirror.values.timestamps import format_moment, moment
 
@@ -132,6 +133,7 @@ class HostedAdmin:
         keep_deleted: Mapping[str, float],
         collector: GarbageCollector,
         repositories: RepositoryList,
+        retention: RetentionAdmin,
         *,
         parse_image: Callable[[str], Image],
         now: Callable[[], float] = time.time,
@@ -148,6 +150,7 @@ class HostedAdmin:
         self._keep_deleted = keep_deleted
         self._collector = collector
         self.repositories = repositories
+        self.retention = retention
         self._now = now
 
     def __repr__(self) -> str:

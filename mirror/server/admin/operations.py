@@ -21,6 +21,7 @@ from mirror.inspect.as_json import ImageDetailJson, PinJson, PinsJson, PurgedJso
 from mirror.prefetch.job_record import JobJson
 from mirror.replication.copy_order import CopyBody
 from mirror.replication.copy_run import CopiedJson
+from mirror.retention.retention_replies import RetentionJson, RetentionPlanJson, RetentionRoundJson
 from mirror.server.admin.hosted_admin import DamagedBlobsJson, DeletedJson, DeletionsJson, UndeletedJson
 from mirror.server.admin.image_admin import ImagesJson, UnpinnedJson
 from mirror.server.admin.mirror_status import CachesJson, FlightsJson, StatusJson, UpstreamsJson
@@ -241,6 +242,34 @@ OPERATIONS: Final = (
         "collection", "GET", "/collection", "The last round of collection of hosted content", {200: CollectionJson}
     ),
     Operation("collect", "POST", "/collection", "Do a round of collection now", {200: RoundJson}, errors=(409,)),
+    Operation(
+        "retention",
+        "GET",
+        "/retention",
+        "The last round of retention of hosted images, and when the next one is due",
+        {200: RetentionJson},
+    ),
+    Operation(
+        "retain",
+        "POST",
+        "/retention",
+        "Do a round of retention now",
+        {200: RetentionRoundJson},
+        query={
+            "search": {**_TEXT, "description": "Only repositories like this: `corp/team/*`."},
+            "yes": {"type": "boolean", "default": False, "description": "Also if much goes at once."},
+        },
+        errors=(400, 409),
+    ),
+    Operation(
+        "retention_plan",
+        "GET",
+        "/retention/plan",
+        "What a round of retention would do with one repository now, and why",
+        {200: RetentionPlanJson},
+        query={"repository": {**_TEXT, "description": "The repository: `corp/team/app`."}},
+        errors=(400,),
+    ),
     Operation(
         "events",
         "GET",

@@ -1,0 +1,88 @@
+"""Opens the retention of hosted content."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from mirror.access.audit import AuditLog
+from mirror.app.storage import Storage, pin_rules
+from mirror.collection.grace_clock import GraceClock
+from mirror.config import Config
+from mirror.hosting.links import Links
+from mirror.hosting.parts import HostedParts
+from mirror.hosting.placing import Placing
+from mirror.hosting.retiring import Retiring
+from mirror.intake.tag_history import steady_time
+from mirror.policy.hosted.collection import ClockReading
+from mirror.policy.hosted.retention_rules import RegistryRetention, RetentionRules
+from mirror.retention.protected_images import ProtectedImages
+from mirror.retention.pull_notes import PullNotes, PullTimes
+from mirror.retention.repository_retention import RetentionTools
+from mirror.retention.retention_marks import RetentionMarks
+from mirror.retention.retention_report import RetentionReport
+from mirror.retention.retention_schedule import Retention
+
+_RECORDS = "retention"
+_PULLS = "pulls"
+
+
+def retention_rules(config: Config) -> RetentionRules:
+    """What the settings say about retention."""
+    registries = {
+        entry.name: RegistryRetention(
+            tuple(each.policy for each in entry.retention), entry.keep_deleted, entry.dangling_referrers == "collect"
+        )
+        for entry in config.hosted
+    }
+    return RetentionRules(registries, config.hosting.retention.most, config.hosting.grace)
+
+
+def open_pull_notes(config: Config, storage: Storage, now: Callable[[], float]) -> PullNotes:
+    """The pulls that this process sees. `now` is in epoch seconds."""
+    return PullNotes(storage.records(_PULLS), retention_rules(config), now)
+
+
+def open_retention(
+    config: Config,
+    storage: Storage,
+    parts: HostedParts,
+    now: Callable[[], float],
+    audit: AuditLog | None = None,
+) -> Retention:
+    """The retention of this process. Each round gets a line in the audit log. `now` is in epoch seconds."""
+    rules, marks = retention_rules(config), storage.records(_RECORDS)
+    longest = max((config.hosting.grace, *(each.keep_deleted for each in rules.registries.values())))
+    tools = RetentionTools(
+        parts,
+        rules,
+        Retiring(parts, Placing(parts, Links(parts))),
+        ProtectedImages(storage.catalog, storage.pins, pin_rules(config), storage.freezes, parts.immutable, now),
+        PullTimes(storage.records(_PULLS)),
+        RetentionMarks(marks),
+        now_for_threads(GraceClock(now, steady_time, longest)),
+    )
+
+    def ended(report: RetentionReport) -> None:
+        if audit:
+            counted = {"tags": report.tags, "manifests": report.manifests, "complete": report.complete}
+            audit.record(caller=report.by or "mirror", action="retention", status=200, **counted)
+
+    return Retention(tools, storage.locks, marks, ended=ended)
+
+
+def now_for_threads(clock: GraceClock) -> Callable[[], ClockReading]:
+    """Returns a function that reads the clock, in one thread at a time."""
+    lock = threading.Lock()
+
+    def read() -> ClockReading:
+        with lock:
+            return clock.read()
+
+    return read
+
+
+async def retain_when_due(config: Config, retention: Retention) -> None:
+    """Deletes by rules when it is due, if there are rules and a schedule."""
+    if (plan := config.hosting.retention.plan) is not None:
+        await retention.run_when_due(plan)

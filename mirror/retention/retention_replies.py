@@ -1,0 +1,111 @@
+"""The JSON forms of rounds of retention, and of plans, for the command line and the admin API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typing_extensions import TypedDict
+
+from mirror.policy.hosted.retention import Verdict
+from mirror.retention.repository_retention import RepositoryPlan
+from mirror.retention.retention_report import LeftAlone, RetentionReport
+from mirror.values.json_types import Count, Timestamp, about
+from mirror.values.timestamps import format_moment, moment
+
+
+class LeftAloneJson(TypedDict):
+    """Something that was left alone."""
+
+    what: str
+    reason: str
+
+
+class RetentionRoundJson(TypedDict):
+    """One round of retention."""
+
+    begun: Timestamp
+    ended: Annotated[Timestamp | None, about("Null: it runs, or was interrupted and will go on.")]
+    by: Annotated[str, about("Who asked for it; `schedule`: nobody.")]
+    complete: Annotated[bool, about("Every repository with rules was judged.")]
+    resumed: Annotated[Count, about("How often it went on after an interruption.")]
+    repositories: Count
+    tags: Annotated[Count, about("Tags that were deleted.")]
+    manifests: Annotated[Count, about("Manifests that were deleted.")]
+    stayed: Annotated[Count, about("What was to go and stays, because a client has changed it meanwhile.")]
+    braked_count: Annotated[Count, about("Repositories that would lose too much at once.")]
+    braked: Annotated[list[LeftAloneJson], about("The first of these.")]
+    unread_count: Annotated[Count, about("Repositories that could not be read, and lose nothing.")]
+    unread: Annotated[list[LeftAloneJson], about("The first of these.")]
+
+
+class RetentionJson(TypedDict):
+    """Retention of hosted images."""
+
+    last: Annotated[RetentionRoundJson | None, about("Null: there was no round yet.")]
+    next: Annotated[Timestamp | None, about("When the next round is due; null: there are no rules, or no schedule.")]
+
+
+class JudgedJson(TypedDict):
+    """A tag or manifest that a plan judges."""
+
+    name: Annotated[str, about("The tag, or the digest of the manifest.")]
+    digest: str
+    goes: bool
+    reason: Annotated[str, about("The rule that deletes or keeps it, or what else does.")]
+
+
+class RepositoryPlanJson(TypedDict):
+    """What a round would do with a repository."""
+
+    repository: str
+    braked: Annotated[bool, about("A round by schedule would leave it alone, because too much would go at once.")]
+    unread: Annotated[str | None, about("What cannot be read, so that nothing goes.")]
+    tags: list[JudgedJson]
+    manifests: list[JudgedJson]
+
+
+class RetentionPlanJson(TypedDict):
+    """What a round would do."""
+
+    repositories: list[RepositoryPlanJson]
+
+
+def retention_round_json(report: RetentionReport) -> RetentionRoundJson:
+    """The form of a round."""
+    return {
+        "begun": format_moment(report.begun_at),
+        "ended": moment(report.ended_at),
+        "by": report.by,
+        "complete": report.complete,
+        "resumed": report.resumed,
+        "repositories": report.repositories,
+        "tags": report.tags,
+        "manifests": report.manifests,
+        "stayed": report.stayed,
+        "braked_count": report.braked_count,
+        "braked": [_left(each) for each in report.braked],
+        "unread_count": report.unread_count,
+        "unread": [_left(each) for each in report.unread],
+    }
+
+
+def _left(each: LeftAlone) -> LeftAloneJson:
+    return {"what": each.what, "reason": each.reason}
+
+
+def repository_plan_json(plan: RepositoryPlan) -> RepositoryPlanJson:
+    """The form of a plan of one repository. What goes comes first."""
+    digests = {tag.name: str(tag.digest) for tag in plan.facts.tags}
+    tags = [_judged(name, digests[name], verdict) for name, verdict in sorted(plan.verdicts.tags.items())]
+    manifests = [_judged(str(each), str(each), verdict) for each, verdict in sorted(plan.verdicts.manifests.items())]
+    return {
+        "repository": str(plan.repo),
+        "braked": plan.braked,
+        "unread": plan.facts.unread or None,
+        "tags": sorted(tags, key=lambda each: not each["goes"]),
+        "manifests": sorted(manifests, key=lambda each: not each["goes"]),
+    }
+
+
+def _judged(name: str, digest: str, verdict: Verdict) -> JudgedJson:
+    return {"name": name, "digest": digest, "goes": verdict.goes, "reason": verdict.reason}

@@ -1,0 +1,62 @@
+"""The operations of the admin API on retention."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from mirror.errors import AlreadyRunning, RequestError
+from mirror.policy.routing import RoutingTable
+from mirror.policy.schedule import Plan
+from mirror.policy.selection import select
+from mirror.retention.retention_replies import (
+    RetentionJson,
+    RetentionPlanJson,
+    RetentionRoundJson,
+    repository_plan_json,
+    retention_round_json,
+)
+from mirror.retention.retention_schedule import Retention, Wanted
+from mirror.server.admin.image_admin import boolean
+from mirror.values.timestamps import moment
+
+
+class RetentionAdmin:
+    """Rounds of retention, and plans of them."""
+
+    def __init__(self, retention: Retention, table: RoutingTable, plan: Plan | None) -> None:
+        """`plan` is when rounds are due; None: never."""
+        self._retention = retention
+        self._table = table
+        self._plan = plan
+
+    def __repr__(self) -> str:
+        return f"<RetentionAdmin {self._plan}>"
+
+    async def last(self) -> RetentionJson:
+        """The last round, and when the next one is due. Raises `StoreError`."""
+        last = await asyncio.to_thread(self._retention.last)
+        due = None
+        if self._plan is not None and self._retention.has_rules:
+            due = await asyncio.to_thread(self._retention.due, self._plan)
+        return {"last": None if last is None else retention_round_json(last), "next": moment(due)}
+
+    async def run(self, query: Mapping[str, str], by: str) -> RetentionRoundJson:
+        """Does a round, of the repositories like `search`, or of all. Raises `AlreadyRunning`, `RequestError`,
+        `StoreError`.
+        """
+        pattern = query.get("search", "")
+        has = select(pattern, self._table).has if pattern else None
+        report = await self._retention.run(Wanted(by, has, agreed=boolean(query, "yes")))
+        if report is None:
+            raise AlreadyRunning("a round of retention is running already")
+        return retention_round_json(report)
+
+    async def plan(self, query: Mapping[str, str]) -> RetentionPlanJson:
+        """What a round would do with one repository. Raises `RequestError`, `StoreError`."""
+        name = query.get("repository", "")
+        selection = select(name, self._table)
+        if not name or "*" in name or "?" in name or selection.tag is not None:
+            raise RequestError("repository: name one repository, such as corp/team/app")
+        planned = await asyncio.to_thread(lambda: list(self._retention.plan(selection.has)))
+        return {"repositories": [repository_plan_json(each) for each in planned]}
