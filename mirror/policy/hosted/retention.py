@@ -229,12 +229,17 @@ class _Decision:
         manifests = self._facts.manifests
         going = self._reached_by_what_goes()
         staying: dict[Digest, str] = {}
-        waiting = [(tag.digest, f"tag {tag.name}") for tag in self._facts.tags if not self.tags[tag.name].goes]
-        for manifest in manifests.values():
-            if stays := manifest.stays or self._undeleted(manifest.restored_at):
-                waiting.append((manifest.digest, stays))
-            elif manifest.digest not in going:
-                waiting.append((manifest.digest, self._why_left(manifest)))
+        left = [
+            (each.digest, self._why_left(each))
+            for each in manifests.values()
+            if each.digest not in going and not self._stays_itself(each)
+        ]
+        # taken from the end: what is reached from a tag gives that as the reason
+        waiting = [
+            *left,
+            *((each.digest, stays) for each in manifests.values() if (stays := self._stays_itself(each))),
+            *((tag.digest, f"tag {tag.name}") for tag in self._facts.tags if not self.tags[tag.name].goes),
+        ]
         while waiting:
             digest, why = waiting.pop()
             if digest in staying or digest not in manifests:
@@ -250,6 +255,9 @@ class _Decision:
             digest: Verdict(False, staying[digest]) if digest in staying else Verdict(True, going[digest])
             for digest in manifests
         }
+
+    def _stays_itself(self, manifest: ManifestFact) -> str:
+        return manifest.stays or self._undeleted(manifest.restored_at)
 
     def _why_left(self, manifest: ManifestFact) -> str:
         if manifest.subject is not None:
