@@ -205,7 +205,7 @@ def _print_deleted(deleted: Mapping[str, Any]) -> None:
     if deleted["blobs"]:
         say(f"erased at once: {counted(deleted['blobs'], 'file')}, {format_size(deleted['bytes'])}")
     for entry in deleted["elsewhere"]:
-        say(f"not erased: {counted(entry['blobs'], 'blob')} of it, because {entry['repository']} has them too")
+        say(f"not erased: {counted(entry['blobs'], 'blob')} of it, which {entry['repository']} has as well")
     for digest in deleted["busy"]:
         say(f"not erased: {digest}, because it was pushed at the same moment; run the same again")
 
