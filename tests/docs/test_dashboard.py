@@ -56,14 +56,25 @@ def test_its_labels_are_declared() -> None:
 
 
 def test_every_metric_of_hosting_is_shown() -> None:
-    """What was added for pushes, hosted content and copies has a panel: whoever declares one more adds it there."""
+    """What pushes, copies and events are counted by has a panel: whoever declares one more adds it."""
     shown = {
         re.sub(r"_(total|bucket)$", "", name) for expression in _expressions() for name in _NAME.findall(expression)
     }
-    groups = ("pushes", "received", "uploads", "hosted", "ledger", "collect", "cop")
+    groups = (
+        "pushes",
+        "received",
+        "uploads",
+        "hosted",
+        "ledger",
+        "collect",
+        "cop",
+        "replication",
+        "retention",
+        "events",
+    )
     declared = {one._name for one in vars(telemetry).values() if isinstance(one, MetricWrapperBase)}
     hosting = {name for name in declared if name.removeprefix("mirror_").startswith(groups)}
-    assert len(hosting) > 15
+    assert len(hosting) > 25
     assert hosting - shown == set()
 
 
