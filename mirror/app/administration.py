@@ -128,6 +128,7 @@ def open_administration(
         CopyAdmin(
             open_copies(config, storage, repositories),
             table,
+            parse,
             gate if config.access.has_admins else None,
         ),
         EventAdmin(storage.hosted.outbox, [endpoint.name for endpoint in config.events.endpoint]),

@@ -75,14 +75,14 @@ class SentBlob:
     """A blob that is to be sent: its `size` in bytes, and `open`, which opens it and is called in a thread, once for
     each try; the reader is closed after that. It raises `BlobUnknown`, `StoreError`.
 
-    `took` is called in threads with the number of bytes before they are sent, and may wait, to limit the rate.
-    `progress` is called in threads with how many bytes the registry has so far.
+    `take` is called in threads with the number of bytes before they are sent, and returns the seconds to wait first, to
+    limit the rate. `progress` is called in threads with how many bytes the registry has so far.
     """
 
     digest: Digest
     size: int
     open: Callable[[], BlobReader] = field(repr=False)
-    took: Callable[[int], None] = field(default=lambda count: None, repr=False)
+    take: Callable[[int], float] = field(default=lambda count: 0.0, repr=False)
     progress: Callable[[int], None] = field(default=lambda count: None, repr=False)
 
 

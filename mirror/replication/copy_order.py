@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, NotRequired
 
@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from mirror.errors import BodyInvalid, RequestError
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.image_names import name_of, parse_image
+from mirror.policy.image_names import Image, name_of, parse_image
 from mirror.policy.routing import RoutingTable
 from mirror.values.json_types import about
 from mirror.values.platforms import Platform, parse_platforms
@@ -61,8 +61,10 @@ class CopyOrder:
         return str(self.destination) if self.tag is None else name_of(self.destination, self.tag)
 
 
-def read_order(body: object, table: RoutingTable, caller: str) -> CopyOrder:
-    """The order in a request's body. Raises `BodyInvalid` with the mistakes."""
+def read_order(body: object, table: RoutingTable, parse: Callable[[str], Image], caller: str) -> CopyOrder:
+    """The order in a request's body. `parse` reads the image that is copied, as the admin API reads names. Raises
+    `BodyInvalid` with the mistakes.
+    """
     if not isinstance(body, dict):
         raise BodyInvalid('not an object such as {"source": "corp/dev/app:1.0", "destination": "corp/prod/app"}')
     mistakes = [f"{name[:40]!r}: no such field" for name in body if name not in _FIELDS]
@@ -74,12 +76,12 @@ def read_order(body: object, table: RoutingTable, caller: str) -> CopyOrder:
     if mistakes:
         raise BodyInvalid("; ".join(mistakes[:20]))
     try:
-        return _read({**_FLAGS, **body}, table, caller)
+        return _read({**_FLAGS, **body}, table, parse, caller)
     except (RequestError, ValueError) as error:
         raise BodyInvalid(str(error)) from error
 
 
-def _read(body: Mapping[str, Any], table: RoutingTable, caller: str) -> CopyOrder:
+def _read(body: Mapping[str, Any], table: RoutingTable, parse: Callable[[str], Image], caller: str) -> CopyOrder:
     source, destination = str(body["source"]), str(body["destination"])
     all_tags = bool(body["all_tags"])
     if all_tags and _is_named(source):
@@ -88,7 +90,7 @@ def _read(body: Mapping[str, Any], table: RoutingTable, caller: str) -> CopyOrde
         raise RequestError(f"{source}: name a tag or a digest, or ask for all tags")
     if "@" in destination or (all_tags and _is_named(destination)):
         raise RequestError(f"{destination}: a copy has the digest of its source; name a repository, or one with a tag")
-    image, target = parse_image(source, table), parse_image(destination, table)
+    image, target = parse(source), parse_image(destination, table)
     tag = target.tag if _is_named(destination) else image.tag
     order = CopyOrder(
         image.repo,

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from mirror import telemetry
 from mirror.errors import BlobUnknown, Denied, MirrorError, RequestError, UpstreamThrottled, UpstreamUnavailable
-from mirror.oci.attachments import is_attached
+from mirror.oci.attachments import image_of_tag, is_attached
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
@@ -169,10 +169,10 @@ class Copies:
             raise UpstreamUnavailable(
                 f"the tags of {order.source}: upstream does not answer", upstream=listing.upstream
             )
-        # what belongs to an image goes with it; with what is left of images that are gone, at the end
+        # what belongs to an image goes with it; what is left of images without a tag, at the end
         tags = [tag for tag in listing.items if not is_attached(tag)]
         if order.referrers:
-            tags += [tag for tag in listing.items if is_attached(tag)]
+            tags += [tag for tag in listing.items if image_of_tag(tag) is not None]
         if not tags:
             raise RequestError(f"{order.source} has no tags")
         return [(tag, tag) for tag in tags]

@@ -55,8 +55,8 @@ class KnownBlobs:
 class RegistryTarget:
     """The repository `name` of the registry behind `writer`. `source` says which blobs its own repository may serve;
     `contents` has their bytes. `check` raises `Denied` if the caller may not do this any more; `may_move` says whether
-    a tag may be moved from the first to the second of two digests. `took` is called in threads with the number of bytes
-    before they are sent, and may wait.
+    a tag may be moved from the first to the second of two digests. `take` is called in threads with the number of bytes
+    before they are sent, and returns the seconds to wait first.
     """
 
     writer: Writer
@@ -66,7 +66,7 @@ class RegistryTarget:
     known: KnownBlobs
     check: Callable[[], None]
     may_move: Callable[[str, Digest, Digest], bool]
-    took: Callable[[int], None] = lambda count: None
+    take: Callable[[int], float] = lambda count: 0.0
     _lists: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __repr__(self) -> str:
@@ -105,7 +105,7 @@ class RegistryTarget:
             blob.digest,
             size,
             lambda: self._open(blob.digest),
-            self.took,
+            self.take,
             lambda count: _tell(loop, progress, count),
         )
         is_sent = await self.writer.put_blob(self.name, sent, self.known.holders(self.name, blob.digest))

@@ -252,8 +252,7 @@ class RegistryWriter:
         def read() -> bytes:
             reader = blob.open()
             try:
-                blob.took(blob.size)
-                return b"".join(pieces_of(reader, 0, blob.size, lambda _: None, lambda _: None))
+                return b"".join(piece for piece, _ in pieces_of(reader, 0, blob.size, blob.take, lambda _: None))
             finally:
                 reader.close()
 
@@ -301,7 +300,7 @@ class RegistryWriter:
         async def send(passes: Passes) -> Answer:
             reader = await self._sender.run(blob.open)
             try:
-                pieces = pieces_of(reader, offset, blob.size, blob.took, blob.progress)
+                pieces = pieces_of(reader, offset, blob.size, blob.take, blob.progress)
                 return await self._sender.send("PATCH", location, self._headers(location, passes, headers), pieces)
             finally:
                 reader.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, read_manifest
 from mirror.policy.upstream.upload_range import received
 from mirror.ports import SentBlob
+from mirror.replication.rate_limit import RateLimit
 from mirror.upstream.credentials.source import GivenCredentials
 from mirror.upstream.parameters import Clocks
 from mirror.upstream.registry_writer import RegistryWriter
-from tests.support.live_mirror import noise
+from tests.support.live_mirror import noise, until
 from tests.support.push_client import image
 from tests.support.push_target import Exchange, PushTarget, answers, cut, says, swallowed, throttled
 from tests.support.registry_upstream import endpoint
@@ -103,7 +105,12 @@ async def test_a_blob_arrives(writer: RegistryWriter, target: PushTarget, conten
     """Whatever its size; it is then found there with its size."""
     digest, seen, counted = Digest.of(content), [0], [0]
     assert not await writer.has_blob("app", digest, len(content))
-    blob = SentBlob(digest, len(content), lambda: _Content(content), counted.append, seen.append)
+
+    def take(count: int) -> float:
+        counted.append(count)
+        return 0.0
+
+    blob = SentBlob(digest, len(content), lambda: _Content(content), take, seen.append)
     assert await writer.put_blob("app", blob)
     assert target.repository("app").blobs[digest] == content
     assert await writer.has_blob("app", digest, len(content))
@@ -334,3 +341,16 @@ async def test_who_lists_referrers(writer: RegistryWriter, target: PushTarget) -
 def test_how_far_a_session_is(text: str | None, count: int | None) -> None:
     """By the header of its answers."""
     assert received(text) == count
+
+
+async def test_a_rate_is_kept_and_a_wait_can_be_ended(writer: RegistryWriter, target: PushTarget) -> None:
+    """The thread waits as long as it is told before each piece; a caller that gives up does not wait for that."""
+    waits = iter([0.01, 0.01, 3600.0])
+    task = asyncio.create_task(writer.put_blob("app", _blob(take=lambda count: next(waits, 0.0))))
+    await until(lambda: target.of_kind("patch"))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    limit = RateLimit(1000.0, clock=lambda: 5.0)
+    assert [limit.take(500), limit.take(500)] == [0.5, 1.0]
+    assert RateLimit(None).take(1 << 40) == 0

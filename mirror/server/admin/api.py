@@ -379,7 +379,7 @@ class Admin:
 
     async def _copy(self, call: _Call) -> CopiedJson:
         order = self.copies.read(await _body(call.request), call.caller or "")
-        call.audited |= audited_fields(order)
+        call.audited |= {**audited_fields(order), "dry_run": order.dry_run or None}
         copied = await self.copies.copy(order, call.identity)
         call.audited |= audited_fields(order, copied)
         return copied

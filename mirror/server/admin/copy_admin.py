@@ -7,13 +7,14 @@ its socket, or by loopback without rules about administrators, may do everything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror.errors import AlreadyRunning
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import Action, Identity
+from mirror.policy.image_names import Image
 from mirror.policy.routing import RoutingTable
 from mirror.prefetch.progress import ProgressMeter
 from mirror.replication.copy_order import CopyOrder, read_order
@@ -39,10 +40,13 @@ class CallersRights:
 class CopyAdmin:
     """Reads, judges and does copies that are asked for."""
 
-    def __init__(self, copies: Copies, table: RoutingTable, access: AccessControl | None) -> None:
-        """`access` judges callers; None: there are no rules about them."""
+    def __init__(
+        self, copies: Copies, table: RoutingTable, parse: Callable[[str], Image], access: AccessControl | None
+    ) -> None:
+        """`parse` reads the image that is copied. `access` judges callers; None: there are no rules about them."""
         self._copies = copies
         self._table = table
+        self._parse = parse
         self._access = access
         self._running = 0
 
@@ -51,7 +55,7 @@ class CopyAdmin:
 
     def read(self, body: object, caller: str) -> CopyOrder:
         """The order in a request's body. Raises `BodyInvalid`."""
-        return read_order(body, self._table, caller)
+        return read_order(body, self._table, self._parse, caller)
 
     async def copy(
         self, order: CopyOrder, identity: Identity | None = None, meter: ProgressMeter | None = None
@@ -76,7 +80,7 @@ def audited_fields(order: CopyOrder, copied: CopiedJson | None = None) -> Mappin
     """The fields of a copy in the audit log."""
     fields = {"repository": str(order.destination), "reference": order.tag, "source": order.source_name}
     if copied is None:
-        return fields | {"dry_run": order.dry_run or None}
+        return fields
     counts = {"copied": copied["copied"], "moved": copied["moved"], "failures": copied["failed"] or None}
     failed = next((image["reason"] for image in copied["images"] if image["state"] == "failed"), None)
     return counts | {"bytes": copied["bytes"], "reason": failed}

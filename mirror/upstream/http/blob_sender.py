@@ -15,7 +15,7 @@ import select
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from mirror.errors import UpstreamError
 from mirror.policy.upstream.url_bounds import Url, parse_url
@@ -27,6 +27,9 @@ from mirror.upstream.http.transport import Endpoint
 
 T = TypeVar("T")
 
+#: A part of a body, and the seconds to wait before it is sent.
+Piece: TypeAlias = tuple[bytes, float]
+
 #: Bytes of the body that are sent at a time.
 _PIECE: Final = 256 * 1024
 #: Seconds until the answer once the body is sent: some registries hash or move the whole blob first.
@@ -37,7 +40,7 @@ class BlobSender(Transfer):
     """Requests with a blob, or the rest of it, as their body; blocking."""
 
     def send(
-        self, method: str, text: str, headers: Mapping[str, str], pieces: Iterable[bytes], cancel: Cancel | None = None
+        self, method: str, text: str, headers: Mapping[str, str], pieces: Iterable[Piece], cancel: Cancel | None = None
     ) -> Answer:
         """Send a request and return its answer, with the first 64 KiB of its text. No redirect is followed. `pieces`
         are the body, whose `Content-Length` is among the headers. With `cancel` another thread can end the exchange.
@@ -55,7 +58,7 @@ class BlobSender(Transfer):
             raise
 
     def _send(
-        self, method: str, url: Url, headers: Mapping[str, str], pieces: Iterable[bytes], cancel: Cancel
+        self, method: str, url: Url, headers: Mapping[str, str], pieces: Iterable[Piece], cancel: Cancel
     ) -> Answer:
         proxy = self._endpoint.proxies.for_url(url)
         relayed = proxy is not None and url.scheme == "http"
@@ -66,7 +69,7 @@ class BlobSender(Transfer):
             cancel.on(wire)
             wire.begin(self._endpoint.timeouts.read)
             wire.send(request)
-            broken = self._send_pieces(wire, pieces)
+            broken = self._send_pieces(wire, pieces, cancel)
             wire.begin(_LONGEST_ANSWER)
             try:
                 head = self._read_head(wire)
@@ -77,9 +80,11 @@ class BlobSender(Transfer):
             cancel.on(None)
             wire.close()
 
-    def _send_pieces(self, wire: Connection, pieces: Iterable[bytes]) -> OSError | None:
+    def _send_pieces(self, wire: Connection, pieces: Iterable[Piece], cancel: Cancel) -> OSError | None:
         """Send the body. Returns why the connection broke, if it did: the other side may have answered before."""
-        for piece in pieces:
+        for piece, wait in pieces:
+            if wait > 0:
+                cancel.pause(wait)
             if not wire.is_tls and _has_answered(wire):
                 return None
             try:
@@ -102,18 +107,17 @@ def _has_answered(wire: Connection) -> bool:
 
 
 def pieces_of(
-    reader: BlobReader, start: int, size: int, took: Callable[[int], None], sent: Callable[[int], None]
-) -> Iterable[bytes]:
-    """The bytes of a blob from `start` up to `size`, in pieces. `took` is called with the number of bytes before each
-    of them is sent, `sent` with the offset after that.
+    reader: BlobReader, start: int, size: int, take: Callable[[int], float], sent: Callable[[int], None]
+) -> Iterable[Piece]:
+    """The bytes of a blob from `start` up to `size`, in pieces. `take` is called with the number of bytes before each
+    of them is sent, and returns how long to wait; `sent` with the offset after that.
     """
     offset = start
     while offset < size:
         piece = reader.pread(min(_PIECE, size - offset), offset)
         if not piece:
             return
-        took(len(piece))
-        yield piece
+        yield piece, take(len(piece))
         offset += len(piece)
         sent(offset)
 
@@ -128,7 +132,7 @@ class BlobSendingClient:
     def __repr__(self) -> str:
         return f"<BlobSendingClient {self._sender!r}>"
 
-    async def send(self, method: str, url: str, headers: Mapping[str, str], pieces: Iterable[bytes]) -> Answer:
+    async def send(self, method: str, url: str, headers: Mapping[str, str], pieces: Iterable[Piece]) -> Answer:
         """See `BlobSender.send`. If the caller is cancelled, the exchange is ended, and the thread is waited for: it
         reads the blob.
         """

@@ -98,21 +98,26 @@ class Cancel:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wire: Connection | None = None
-        self._over = False
+        self._over = threading.Event()
 
     def on(self, wire: Connection | None) -> None:
         """Set the connection in use from now on (None: none). Raises `EOFError` if `now` was called already."""
         with self._lock:
             self._wire = wire
-            if self._over and wire is not None:
+            if self._over.is_set() and wire is not None:
                 raise EOFError("aborted")
 
     def now(self) -> None:
         """End the exchange: a blocked read fails soon."""
         with self._lock:
-            self._over = True
+            self._over.set()
             if self._wire is not None:
                 self._wire.shut_down()
+
+    def pause(self, seconds: float) -> None:
+        """Wait in the thread of the exchange. Raises `EOFError` if it is ended meanwhile."""
+        if self._over.wait(seconds):
+            raise EOFError("aborted")
 
 
 class Transfer:
