@@ -17,13 +17,21 @@ class HereRecords:
 
     def __init__(self, parts: HostedParts) -> None:
         self._parts = parts
+        #: The repositories of each registry, and the count of repositories that was read before.
+        self._listed: dict[str, tuple[int, list[Repo]]] = {}
 
     def __repr__(self) -> str:
-        return "<HereRecords>"
+        return f"<HereRecords of {', '.join(self._listed)}>"
 
     def repositories(self, registry: str) -> list[Repo]:
-        """The repositories of a hosted registry, sorted."""
-        return sorted(self._parts.records.repositories(registry))
+        """The repositories of a hosted registry, sorted. The folders are read only if a repository was added."""
+        added = self._parts.catalog.repositories_added()
+        before = self._listed.get(registry)
+        if before is not None and before[0] == added >= 0:
+            return before[1]
+        listed = sorted(self._parts.records.repositories(registry))
+        self._listed[registry] = added, listed
+        return listed
 
     def changes(self, repo: Repo) -> int:
         """See `ChangeCounter`."""

@@ -69,6 +69,7 @@ class ReplicationScheduler:
                         if lock is not None:
                             rules = len(self.replications.runs)
                             telemetry.log.info("replication scheduler started", rules=rules, worker=os.getpid())
+                            await asyncio.to_thread(self._show_successes)
                     if lock is not None:
                         await self.tick()
                 except (StoreError, IndexUnavailable) as error:
@@ -96,6 +97,12 @@ class ReplicationScheduler:
             wanted = await asyncio.to_thread(self._wanted, run)
             if wanted is not None:
                 await self._start(run, wanted)
+
+    def _show_successes(self) -> None:
+        """Blocking: lets the metrics show what earlier processes did."""
+        for run in self.replications.runs.values():
+            if (succeeded := self.replications.records.get(run.rule).succeeded) is not None:
+                telemetry.REPLICATION_SUCCESS.labels(run.rule.name).set(succeeded)
 
     async def idle(self) -> None:
         """Wait until no run that `tick` started is running."""
