@@ -117,6 +117,7 @@ def _quiet() -> dict[str, Any]:
         "damaged": {"damaged": [], "more": 0},
         "events": {"endpoints": [], "events": []},
         "replication": {"rules": []},
+        "retention": {"last": None, "next": None},
         "jobs": {"jobs": []},
         "sync": {"rules": []},
         "clients": {
@@ -231,6 +232,26 @@ def _hosted_things(text: str) -> dict[str, Any]:
     repository = {"repository": text, "tags": 1, "manifests": 2, "deleted": 3, "size": None}
     deletion = {"image": text, "digest": _DIGEST, "tags": [text], "deleted": _at(-60), "by": text, "until": _at(60)}
     damaged = {"digest": _DIGEST, "size": 5, "found": _at(-60), "repositories": [text]}
+    left = [{"what": text, "reason": text}]
+    retained = {
+        "begun": _at(-9),
+        "ended": _at(-8),
+        "by": text,
+        "complete": True,
+        "resumed": 0,
+        "repositories": 1,
+        "tags": 1,
+        "manifests": 2,
+        "stayed": 3,
+        "braked_count": 1,
+        "braked": left,
+        "unread_count": 1,
+        "unread": left,
+    }
+    judged = {
+        "tags": [{"name": text, "digest": _DIGEST, "goes": True, "reason": text}],
+        "manifests": [{"name": _DIGEST, "digest": _DIGEST, "goes": False, "reason": text}],
+    }
     replication = {
         **dict.fromkeys(("name", "repositories", "to", "schedule", "started_by"), text),
         **dict.fromkeys(("started", "ended", "last_success", "next_run"), _at(-60)),
@@ -250,6 +271,8 @@ def _hosted_things(text: str) -> dict[str, Any]:
         "damaged": {"damaged": [damaged], "more": 1},
         "events": {"endpoints": [endpoint], "events": [{**event, "error": text}]},
         "replication": {"rules": [replication]},
+        "retention": {"last": retained, "next": _at(60)},
+        "retention/plan": {"repositories": [{"repository": text, "braked": True, "unread": None, **judged}]},
     }
 
 
@@ -265,11 +288,16 @@ def test_hosted_things_without_mercy(opened: _Drawn) -> None:
         _image("corp/app:v1", hosted=True, immutable=True),
     ]
     page = _load(opened)
-    for place in ("quota", "repository", "deleted", "waiting", "damaged", "endpoint", "replication"):
+    for place in ("quota", "repository", "deleted", "waiting", "damaged", "endpoint", "replication", "retention"):
         expect(page.locator(f"#{place}-rows")).to_contain_text(_NASTY.replace("\u202e", "\\u202e"), timeout=_MS)
     expect(page.locator("#collection-text")).to_contain_text("1 could not be read, and lost nothing", timeout=_MS)
     expect(page.locator("#endpoint-rows")).to_contain_text("1 waiting, 2 dead, 3 lost")
     expect(page.locator("#image-rows")).to_contain_text("immutable")
+    page.locator("#repository-rows summary").click()
+    plan = page.locator("#repository-rows details li")
+    expect(plan.nth(0)).to_contain_text("of 2 tags and manifests, 1 would go; too much at once", timeout=_MS)
+    expect(plan.nth(1)).to_contain_text(" goes: ")
+    expect(plan.nth(2)).to_contain_text(f"{_DIGEST} stays: ")
     page.get_by_label(re.compile("^undelete")).click()
     expect(page.locator("#question-title")).to_contain_text(_NASTY.replace("\u202e", "\\u202e"))
     assert page.locator("main img, main script, main b, dialog img, dialog script").count() == 0
@@ -281,7 +309,7 @@ def test_a_mirror_that_hosts_nothing(opened: _Drawn) -> None:
     page = _load(opened)
     expect(page.locator("#hosted")).to_be_hidden()
     page.clock.run_for(40_000)
-    assert not {"hosted", "deleted", "collection", "damaged", "events", "replication"} & {*opened.asked}
+    assert not {"hosted", "deleted", "collection", "damaged", "events", "replication", "retention"} & {*opened.asked}
 
 
 #: Words, numbers and buttons of the list of images that are on several lines.

@@ -2,7 +2,7 @@
 // is used here, and asks again and again.
 "use strict";
 
-let hosting = false, repositoriesShown = 50;
+let hosting = false, retaining = false, repositoriesShown = 50;
 
 function showQuotas({ hosted }) {
   hosting = hosted.length > 0;
@@ -42,6 +42,7 @@ async function loadRepositories() {
   list(byId("repository-rows"), page.repositories, (one) => one.repository, repositoryRow, (row, one) => {
     const size = one.size === null ? "size not known at the moment" : bytes(one.size);
     const deleted = one.deleted ? `, ${counted(one.deleted, "deletion")} to undo` : "";
+    part(row, "plan").hidden = !retaining;
     set(row, "how", `${size}, ${counted(one.tags, "tag")}, ${counted(one.manifests, "manifest")}${deleted}`, "quiet");
   }, "no such repository is here");
 }
@@ -55,9 +56,32 @@ function repositoryRow({ repository }) {
     loadImages();
     byId("search").focus();
   });
+  const plan = make("ul", { class: "rows", "aria-label": printable(`what retention would do with ${repository}`) });
+  const details = make("details", { "data-part": "plan" }, make("summary", {}, "what retention would take, and why"), plan);
+  details.addEventListener("toggle", () => { if (details.open) showPlan(repository, plan); });
   return make("li", {},
     make("div", { class: "line" }, make("span", {}, ...breakable(repository)), button),
-    make("div", { "data-part": "how" }));
+    make("div", { "data-part": "how" }), details);
+}
+
+const MOST_JUDGED = 100;
+
+// What goes comes first, in the mirror's order.
+async function showPlan(repository, shown) {
+  let judged, words;
+  try {
+    const { repositories: [plan] } = await ask(`/retention/plan?${new URLSearchParams({ repository })}`);
+    judged = plan ? [...plan.tags, ...plan.manifests].sort((one, other) => other.goes - one.goes) : [];
+    const going = judged.filter((one) => one.goes).length;
+    words = plan?.unread ? `nothing goes, because this cannot be read: ${plan.unread}`
+      : `of ${judged.length} tags and manifests, ${going} would go${plan?.braked ? "; too much at once: a round by schedule leaves it alone" : ""}`;
+  } catch (error) {
+    shown.replaceChildren(make("li", { class: "quiet" }, error.message));
+    return;
+  }
+  const more = judged.length > MOST_JUDGED ? [make("li", { class: "quiet" }, `and ${judged.length - MOST_JUDGED} more: mirror retention --dry-run`)] : [];
+  shown.replaceChildren(make("li", { class: "quiet" }, words), ...judged.slice(0, MOST_JUDGED).map((one) => make("li", {},
+    make("span", { class: one.goes ? "warn" : "" }, `${one.name} ${one.goes ? "goes" : "stays"}: `), make("span", { class: "quiet" }, one.reason))), ...more);
 }
 
 // ------------------------------------------------------------------------------------------------ questions
@@ -166,6 +190,25 @@ async function loadCollection() {
     set(row, "how", bytes(one.size), "quiet");
     set(row, "more", `${one.why}, since ${when(one.since)}; may go from ${new Date(one.may_go).toLocaleString()}`, "quiet");
   }, "nothing waits to be collected");
+}
+
+async function loadRetention() {
+  if (!hosting) return;
+  const { last, next } = await ask("/retention");
+  retaining = last !== null || next !== null;
+  byId("retention").hidden = !retaining;
+  const due = next ? `next round ${new Date(next).toLocaleString()}` : "no round is due";
+  const round = !last ? "there was no round yet"
+    : !last.ended ? `a round by ${last.by} began ${when(last.begun)}`
+    : `last round ${when(last.ended)} by ${last.by}: ${counted(last.tags, "tag")} and ${counted(last.manifests, "manifest")} went${last.stayed ? `, ${last.stayed} stayed because of a change meanwhile` : ""}`;
+  put("retention-text", `${round}; ${due}`);
+  const left = [...(last?.braked ?? []).map((one) => ["too much at once", one]), ...(last?.unread ?? []).map((one) => ["cannot be read", one])];
+  list(byId("retention-rows"), left.slice(0, 20), ([why, one]) => `${why} ${one.what}`, () => make("li", {},
+    make("span", { "data-part": "name" }), " ", make("span", { "data-part": "more" }),
+  ), (row, [why, one]) => {
+    set(row, "name", `${one.what} was left alone: ${why}:`, "warn");
+    set(row, "more", one.reason, "quiet");
+  }, "nothing was left alone");
 }
 
 async function loadDamaged() {

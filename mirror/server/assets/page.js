@@ -437,6 +437,7 @@ const EVERY = [
   [3, async () => showUpstreams(await ask("/upstreams"))],
   [5, async () => showSync(await ask("/sync"))],
   [15, async () => showHistory(await ask("/history"))],
+  [10, loadRetention],
   [10, loadRepositories],
   [10, loadEvents],
   [10, loadReplication],
