@@ -421,3 +421,25 @@ async def test_the_admin_api_takes_virtual_names(tmp_path: Path, hub: FakeRegist
         for text in ("all/org/absent:v1", "all/org/app:v1"):
             with pytest.raises(RequestError, match=r"name the image of a member|use `mirror purge`"):
                 admin.hosted.parse(text, repository=False)
+
+
+async def test_to_take_a_name_over_needs_the_right_to_overwrite(
+    tmp_path: Path, hub: FakeRegistry, quay: FakeRegistry
+) -> None:
+    """Once the mirror has something of the upstream's repository; a new name, and one of ours, need it not."""
+    hub.add_image("org/app", "v1", [b"theirs"])
+    rules = [_PULL, {**OPEN, "callers": ["token:out"], "actions": ["push"]}, {**OPEN, "callers": ["token:in"]}]
+    async with _virtual_mirror(tmp_path, hub, quay, rules=rules, access=_TOKENS) as mirror:
+        assert (await mirror.ask("/v2/all/org/app/manifests/v1")).status == 200
+        await mirror.idle()
+        mirror.session.headers.update(_as("out"))
+        client = PushClient(mirror, "all/org/app")
+        for method, target in (("POST", client.uploads), ("PUT", "/v2/all/org/app/manifests/v2")):
+            answer = await client.ask(method, target, body=b"{}" if method == "PUT" else None)
+            assert (answer.status, answer.code) == (403, "DENIED")
+            assert "overwrite in corp/org/app" in answer.json["errors"][0]["message"]
+        await PushClient(mirror, "all/org/new").push_image("v1", b"ours")
+        mirror.session.headers.update(_as("in"))
+        await client.push_image("v1", b"ours")
+        mirror.session.headers.update(_as("out"))
+        await client.push_image("v2", b"ours as well")

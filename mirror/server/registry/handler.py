@@ -207,7 +207,7 @@ class RegistryHandler:
             identity, (action,), repository.repo, request, wanted, asked=asked, source=source
         )
         if asked is not None:
-            self._check_way(virtual, identity)
+            self._check_way(virtual, self._access, identity, action)
         return await push.push(push.PushCall(request, wanted, repository, pusher, record, self._receiver, source))
 
     def _mount_source(self, wanted: RegistryRequest, host: str | None, ns: str | None) -> MountSource | None:
@@ -236,16 +236,26 @@ class RegistryHandler:
             self._access.refuse_stranger(identity, virtual.repo, request, wanted)
         raise Unsupported(f"{rules.name} takes no pushes: it has no `writable` member; push under a member's own name")
 
-    def _check_way(self, virtual: VirtualRepository, identity: Identity) -> None:
-        """Raises `Denied` if a member before the writable one has the name: nobody would read what is pushed."""
-        other = virtual.parts.rules.in_the_way(virtual.repo.name, virtual.parts.is_taken)
-        if other is None:
+    def _check_way(self, virtual: VirtualRepository, access: AccessControl, identity: Identity, action: Action) -> None:
+        """Raises `Denied` if a member before the writable one has the name: nobody would read what is pushed. Also if a
+        first push would take the name over from an upstream of which there is content here, and the caller may not
+        overwrite.
+        """
+        rules, name = virtual.parts.rules, virtual.repo.name
+        if (other := rules.in_the_way(name, virtual.parts.is_taken)) is not None:
+            shown = other if access.allows(identity, Action.PULL, other) else "another repository"
+            raise Denied(
+                f"under {virtual.repo}, {shown} is pulled, which comes before {rules.writable}: push to it under its "
+                "own name"
+            )
+        writable, answering = rules.writable_repo(name), virtual.parts.answering(virtual.repo)
+        if action is not Action.PUSH or answering.owned or writable is None:
             return
-        known = self._access is not None and self._access.allows(identity, Action.PULL, other)
-        raise Denied(
-            f"under {virtual.repo}, {other if known else 'another repository'} is pulled, which comes before "
-            f"{virtual.parts.rules.writable}: push to it under its own name"
-        )
+        if any(map(virtual.parts.is_taken, answering.repos)) and not access.may(identity, Action.OVERWRITE, writable):
+            raise Denied(
+                f"{virtual.repo} is pulled from an upstream until now; to take the name over needs the right to "
+                f"overwrite in {writable}"
+            )
 
     async def _visit(
         self,
