@@ -26,8 +26,6 @@ from mirror import telemetry
 from mirror.errors import (
     Denied,
     MirrorError,
-    NameInvalid,
-    NameUnknown,
     NotServed,
     RequestError,
     Unsupported,
@@ -41,7 +39,7 @@ from mirror.repository.answers import Outcome
 from mirror.repository.protocol import Readable, is_hosted
 from mirror.repository.router import Router
 from mirror.server.registry import pull, push
-from mirror.server.registry.access_control import TOKEN_PATH, AccessControl, MountSource
+from mirror.server.registry.access_control import TOKEN_PATH, AccessControl
 from mirror.server.registry.body_rest import RestOfBody
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handshake import Handshake
@@ -50,7 +48,8 @@ from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.receiving import Receiver, expects_continue
 from mirror.server.registry.responses import error_response
 from mirror.server.registry.sending import ClientGone, Sender
-from mirror.server.registry.visitor import Visitor, WritableMembersBlobs
+from mirror.server.registry.virtual_pushes import check_way, mount_source, visible_blobs, writable_of
+from mirror.server.registry.visitor import Visitor
 from mirror.server.registry.writing import PIECE, PieceWriter, Unsent
 from mirror.virtual.virtual_repository import VirtualRepository
 
@@ -189,7 +188,7 @@ class RegistryHandler:
         asked: Repo | None = None
         if isinstance(repository, VirtualRepository):
             asked = _note_asked(repository, record)
-            virtual, repository = repository, self._writable(repository, request, wanted, identity)
+            virtual, repository = repository, writable_of(repository, self._access, identity, request, wanted)
         record.repository = str(repository.repo)
         if not is_hosted(repository):
             if self._access is not None:
@@ -202,60 +201,13 @@ class RegistryHandler:
         if self._access is None:
             raise Denied("no rule allows anybody to push here")
 
-        source = self._mount_source(wanted, host, ns)
+        source = mount_source(wanted, lambda name: self._router.resolve(name, host=host, ns=ns))
         pusher = self._access.authorize(
             identity, (action,), repository.repo, request, wanted, asked=asked, source=source
         )
         if asked is not None:
-            self._check_way(virtual, self._access, identity, action)
+            check_way(virtual, self._access, identity, action)
         return await push.push(push.PushCall(request, wanted, repository, pusher, record, self._receiver, source))
-
-    def _mount_source(self, wanted: RegistryRequest, host: str | None, ns: str | None) -> MountSource | None:
-        """What a mount names as its source; None if it names nothing. Raises `StoreError`."""
-        name = wanted.query.get("from") if "mount" in wanted.query else None
-        if not name:
-            return None
-        try:
-            source = self._router.resolve(name, host=host, ns=ns)
-        except (NameInvalid, NameUnknown):
-            return MountSource()
-        if isinstance(source, VirtualRepository):
-            return MountSource(source.repo, source.parts.answering(source.repo).repos)
-        return MountSource(source.repo, (source.repo,))
-
-    def _writable(
-        self, virtual: VirtualRepository, request: web.BaseRequest, wanted: RegistryRequest, identity: Identity
-    ) -> Readable:
-        """The repository to which pushes and deletions under a virtual name go. Raises `Unsupported` if there is none,
-        and like `refuse_stranger`.
-        """
-        rules = virtual.parts.rules
-        if (repo := rules.writable_repo(virtual.repo.name)) is not None:
-            return virtual.parts.member(repo)
-        if self._access is not None:
-            self._access.refuse_stranger(identity, virtual.repo, request, wanted)
-        raise Unsupported(f"{rules.name} takes no pushes: it has no `writable` member; push under a member's own name")
-
-    def _check_way(self, virtual: VirtualRepository, access: AccessControl, identity: Identity, action: Action) -> None:
-        """Raises `Denied` if a member before the writable one has the name: nobody would read what is pushed. Also if a
-        first push would take the name over from an upstream of which there is content here, and the caller may not
-        overwrite.
-        """
-        rules, name = virtual.parts.rules, virtual.repo.name
-        if (other := rules.in_the_way(name, virtual.parts.is_taken)) is not None:
-            shown = other if access.allows(identity, Action.PULL, other) else "another repository"
-            raise Denied(
-                f"under {virtual.repo}, {shown} is pulled, which comes before {rules.writable}: push to it under its "
-                "own name"
-            )
-        writable, answering = rules.writable_repo(name), virtual.parts.answering(virtual.repo)
-        if action is not Action.PUSH or answering.owned or writable is None:
-            return
-        if any(map(virtual.parts.is_taken, answering.repos)) and not access.may(identity, Action.OVERWRITE, writable):
-            raise Denied(
-                f"{virtual.repo} is pulled from an upstream until now; to take the name over needs the right to "
-                f"overwrite in {writable}"
-            )
 
     async def _visit(
         self,
@@ -271,30 +223,9 @@ class RegistryHandler:
         visitor = Visitor(self._access, identity, asked, request, wanted, record)
         repository = virtual.seen_by(visitor)
         if wanted.kind is Kind.BLOB:
-            blobs = self._visible_blobs(repository, visitor, request, wanted, identity)
+            blobs = visible_blobs(repository, visitor, self._access, identity, request, wanted)
             return await pull.blob(request, wanted, blobs, record, self._sender)
         return await self._pull(request, wanted, repository, record, identity)
-
-    def _visible_blobs(
-        self,
-        virtual: VirtualRepository,
-        visitor: Visitor,
-        request: web.BaseRequest,
-        wanted: RegistryRequest,
-        identity: Identity,
-    ) -> pull.Blobs:
-        """The blobs of a virtual repository as this caller sees them; see `WritableMembersBlobs`."""
-        parts, name = virtual.parts, virtual.repo.name
-        repo = parts.rules.writable_repo(name)
-        if self._access is None or repo is None or not self._access.allows(identity, Action.PULL, repo):
-            return virtual
-        pusher = self._access.pusher(identity, repo, request, wanted, asked=virtual.repo)
-        if pusher is None or parts.rules.in_the_way(name, parts.is_taken) is not None:
-            return virtual
-        member = parts.member(repo)
-        if is_hosted(member) and visitor.admit(repo):
-            return WritableMembersBlobs(virtual, member, pusher)
-        return virtual
 
     async def _pull(
         self,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from mirror.errors import BlobUnknown, MirrorError
-from mirror.oci.digest import Digest
+from mirror.errors import MirrorError
 from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest
 from mirror.policy.access_rules import Identity
-from mirror.repository.answers import BlobContent, BlobStat
-from mirror.repository.protocol import Pusher, Writable
 from mirror.server.registry.access_control import AccessControl
-from mirror.server.registry.pull import Blobs, RequestRecord
+from mirror.server.registry.pull import RequestRecord
 
 
 class Visitor:
@@ -53,28 +50,3 @@ class Visitor:
         passed = self._record.notes.setdefault("passed", [])
         if isinstance(passed, list):
             passed.append(f"{repo.registry}: {type(error).__name__}")
-
-
-class WritableMembersBlobs:
-    """The blobs of a virtual repository for a caller who may push to its writable member.
-
-    HEAD is the answer of the writable member alone: a client that learns that a blob is there does not upload it, and
-    the manifest that names it goes to this member. What a HEAD may do there is to reserve a blob, which takes no name.
-    """
-
-    def __init__(self, blobs: Blobs, writable: Writable, pusher: Pusher) -> None:
-        """`blobs` are those of the virtual repository."""
-        self._blobs = blobs
-        self._writable = writable
-        self._pusher = pusher
-
-    async def blob(self, digest: Digest) -> BlobContent:
-        """See `Readable.blob`; also what the caller has reserved."""
-        try:
-            return await self._writable.blob_for_push(digest, self._pusher)
-        except BlobUnknown:
-            return await self._blobs.blob(digest)
-
-    async def stat_blob(self, digest: Digest) -> BlobStat:
-        """See `Writable.stat_for_push`."""
-        return await self._writable.stat_for_push(digest, self._pusher)
