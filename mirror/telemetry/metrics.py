@@ -100,17 +100,18 @@ EVICTED_BYTES: Final = Counter("mirror_evicted_bytes", "Bytes of blobs evicted")
 STORE_BYTES: Final = Gauge("mirror_store_bytes", "Bytes of blobs in the store", multiprocess_mode="mostrecent")
 STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs in the store", multiprocess_mode="mostrecent")
 STORE_LIMIT: Final = Gauge("mirror_store_limit_bytes", "Bytes that blobs may take", multiprocess_mode="mostrecent")
+# Of living workers alone: a scope or an endpoint that is no longer configured goes with the workers that knew it.
 HOSTED_BYTES: Final = Gauge(
     "mirror_hosted_bytes",
     "Bytes of different blobs and manifests of a hosted registry, or of a pattern with a quota",
     ["scope"],
-    multiprocess_mode="mostrecent",
+    multiprocess_mode="livemostrecent",
 )
 HOSTED_QUOTA: Final = Gauge(
     "mirror_hosted_quota_bytes",
     "The quota of a hosted registry, or of a pattern",
     ["scope"],
-    multiprocess_mode="mostrecent",
+    multiprocess_mode="livemostrecent",
 )
 LEDGER_COMPLETE: Final = Gauge(
     "mirror_ledger_last_complete_timestamp_seconds",
@@ -134,19 +135,19 @@ EVENTS_DROPPED: Final = Counter(
     "mirror_events_dropped", "Events about damage, upstreams and pulls that came too fast to be written down"
 )
 EVENTS_WAITING: Final = Gauge(
-    "mirror_events_waiting", "Events that wait for an endpoint", ["endpoint"], multiprocess_mode="mostrecent"
+    "mirror_events_waiting", "Events that wait for an endpoint", ["endpoint"], multiprocess_mode="livemostrecent"
 )
 EVENTS_DEAD: Final = Gauge(
     "mirror_events_dead",
     "Events that are not sent to an endpoint any more, unless an operator resends them",
     ["endpoint"],
-    multiprocess_mode="mostrecent",
+    multiprocess_mode="livemostrecent",
 )
 EVENTS_OLDEST: Final = Gauge(
     "mirror_events_oldest_seconds",
     "Age of the oldest event that waits for an endpoint; 0 if none waits",
     ["endpoint"],
-    multiprocess_mode="mostrecent",
+    multiprocess_mode="livemostrecent",
 )
 STORE_FAILING: Final = Gauge(
     "mirror_store_failing_workers", "Workers whose last write to the store failed", multiprocess_mode="livesum"

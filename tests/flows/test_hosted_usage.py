@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.telemetry import render_metrics
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
+from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.process import eventually
 from tests.support.push_client import PushClient, hosting_mirror
 from tests.support.store_suite import Pieces
 
@@ -96,6 +100,23 @@ async def test_other_patterns_count_anew(tmp_path: Path) -> None:
         ledger = mirror.app.storage.hosted.ledger
         assert (ledger.usage("corp"), ledger.usage("corp/*/app")) == (340_000, 340_000)
         assert ledger.usage("corp/team-a/**") == 0
+
+
+def test_a_quota_that_is_taken_away_is_shown_no_longer(tmp_path: Path) -> None:
+    """After a reload: else the alert about it would never end."""
+    config = write_config(tmp_path, _UPSTREAM, workers=2, more='[[hosted]]\nname = "corp"\nquota = "1MB"\n')
+    quota, used = 'mirror_hosted_quota_bytes{scope="corp"}', 'mirror_hosted_bytes{scope="corp"}'
+    with MirrorProcess(config) as mirror:
+        eventually(lambda: mirror.metrics().get(quota) == 1_000_000, "the quota is shown")
+        config.write_text(config.read_text().replace('quota = "1MB"\n', ""))
+        os.kill(mirror.pid, signal.SIGHUP)
+        mirror.wait_for_event("configuration reloaded")
+
+        def is_gone() -> bool:
+            shown = mirror.metrics()
+            return quota not in shown and shown.get(used) == 0
+
+        eventually(is_gone, "the quota is shown no longer", timeout=120)
 
 
 async def test_a_mirror_that_hosts_nothing_has_no_ledger(tmp_path: Path) -> None:
