@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from mirror.errors import Denied, ManifestUnknown, MirrorError, StoreError
 from mirror.oci.attachments import ATTESTED_DIGEST, attachment_tags, image_of_tag, referrers_tag
@@ -20,13 +21,15 @@ from mirror.oci.reference import Reference
 from mirror.repository.protocol import Readable
 from mirror.values.platforms import Platform, wanted_children
 
-#: Limits for one image: levels of manifests and of referrers of referrers, and manifests in total.
-_DEEPEST = 12
-_MOST_MANIFESTS = 5000
+#: Limits for one image: levels of manifests and of referrers of referrers, manifests in total, and their bytes, which
+#: are all in memory.
+_DEEPEST: Final = 12
+_MOST_MANIFESTS: Final = 5000
+_MOST_BYTES: Final = 64 << 20
 
 
 class TreeTooLarge(MirrorError):
-    """An image with more levels or manifests than are followed."""
+    """An image with more levels, or more manifests, than are followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class _TreeReader:
         self._source = source
         self._platforms = platforms
         self._seen: set[Digest] = set()
+        self._bytes = 0
 
     async def manifest(self, reference: Reference) -> Manifest:
         """Read one manifest."""
@@ -87,10 +91,10 @@ class _TreeReader:
         if manifest.digest in self._seen:
             return
         self._seen.add(manifest.digest)
-        if depth <= 0 or len(self._seen) > _MOST_MANIFESTS:
-            raise TreeTooLarge(
-                f"{self._source.repo}@{manifest.digest}: more than {_DEEPEST} levels or {_MOST_MANIFESTS} manifests"
-            )
+        self._bytes += len(manifest.content)
+        if depth <= 0 or len(self._seen) > _MOST_MANIFESTS or self._bytes > _MOST_BYTES:
+            limits = f"{_DEEPEST} levels, {_MOST_MANIFESTS} manifests or {_MOST_BYTES >> 20} MiB of them"
+            raise TreeTooLarge(f"{self._source.repo}@{manifest.digest}: more than {limits}")
         children = self._children(manifest)
         for child in manifest.manifests:
             if child not in children:
