@@ -114,7 +114,7 @@ async def build(
         gate = await open_gate(config, storage, repositories, stack, now)
         audit = open_audit(config, stack)
         announcer = repositories.hosting.verbs.parts.events
-        reports = await stack.enter_async_context(open_reports(config, storage, announcer, now)) if housework else None
+        reports = await stack.enter_async_context(open_reports(config, storage, announcer, now))
         readiness = Readiness()
         front = _open_front(config, repositories.router, _pages(config, readiness, pulse), gate, audit, recent, stack)
         admin = open_administration(config, storage, repositories, gate, audit, stack, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mirror import telemetry
 from mirror.access.audit import AuditLog
 from mirror.app.storage import Storage
 from mirror.collection.collection_report import CollectionReport
@@ -39,6 +40,9 @@ def open_collector(
         if audit:
             counted = {"links": report.links, "blobs": report.blobs, "bytes": report.bytes}
             audit.record(caller="mirror", action="collect", status=200, **counted)
+        if report.links or report.blobs:
+            freed = {"links": report.links, "blobs": report.blobs, "bytes": report.bytes}
+            telemetry.notice(telemetry.Notice.CONTENT_COLLECTED, **freed)
 
     clock = GraceClock(now, steady_time, believed_after)
     return GarbageCollector(parts, rules, storage.locks, storage.records("collection"), clock, ended=ended)

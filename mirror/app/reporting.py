@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from mirror import __version__, telemetry
 from mirror.app.storage import Storage
 from mirror.config import Config
+from mirror.errors import StoreError
 from mirror.events.announcing import OutboxAnnouncer
 from mirror.events.deliveries import EventDeliveries
 from mirror.events.endpoint_queue import Delivery
@@ -61,7 +63,7 @@ class Reports:
 async def open_reports(
     config: Config, storage: Storage, announcer: Announcer, now: Callable[[], float]
 ) -> AsyncIterator[Reports | None]:
-    """What notes and delivers events; None if there is no endpoint."""
+    """What notes and delivers events; None if there is no endpoint. At the end, what was noted is written down."""
     outbox = storage.hosted.outbox
     if outbox is None or not isinstance(announcer, OutboxAnnouncer):
         yield None
@@ -78,6 +80,10 @@ async def open_reports(
     finally:
         end()
         await sender.aclose()
+        try:
+            await asyncio.to_thread(log.flush)
+        except StoreError as error:
+            telemetry.log.warning("events not written", reason=str(error))
 
 
 class _Listener:

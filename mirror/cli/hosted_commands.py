@@ -235,10 +235,13 @@ def gc(
 async def _collect(loaded: settings.Config) -> dict[str, object]:
     from mirror.app.collecting import open_collector
     from mirror.app.hosting import disk_parts
+    from mirror.app.reporting import open_reports
     from mirror.app.storage import open_storage
 
     async with open_storage(loaded) as storage:
-        report = await open_collector(loaded, storage, disk_parts(loaded, storage), time.time).run()
+        parts = disk_parts(loaded, storage)
+        async with open_reports(loaded, storage, parts.events, time.time):
+            report = await open_collector(loaded, storage, parts, time.time).run()
     if report is None:
         raise MirrorError("a round of collection is running already; it is the server's, or of another command")
     return {"links": report.links, "blobs": report.blobs, "bytes": report.bytes}

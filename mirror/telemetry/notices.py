@@ -17,6 +17,10 @@ class Notice(Enum):
     IMAGE_PULLED = "image pulled"
     #: `repository`, `tag`, and the digests `was` and `now`.
     TAG_MOVED = "tag moved"
+    #: A round of garbage collection has freed something: `links`, `blobs`, `bytes`.
+    CONTENT_COLLECTED = "content collected"
+    #: A round of retention has ended: `tags`, `manifests`, `complete`.
+    RETENTION_RAN = "retention ran"
     #: `digest`, `reason`.
     BLOB_DAMAGED = "blob damaged"
     #: `upstream`, `address`.

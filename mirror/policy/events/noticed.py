@@ -7,11 +7,22 @@ from typing import Any, Final
 
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo, check_name, check_registry
-from mirror.policy.events.changes import BLOB_DAMAGED, PULLED, TAG_MOVED, UPSTREAM_DOWN, UPSTREAM_UP, Event
+from mirror.policy.events.changes import (
+    BLOB_DAMAGED,
+    COLLECTED,
+    PULLED,
+    RETENTION_RAN,
+    TAG_MOVED,
+    UPSTREAM_DOWN,
+    UPSTREAM_UP,
+    Event,
+)
 
 #: What is noticed, by the words of `mirror.telemetry.Notice`.
 _TYPES: Final = {
     "image pulled": PULLED,
+    "content collected": COLLECTED,
+    "retention ran": RETENTION_RAN,
     "tag moved": TAG_MOVED,
     "blob damaged": BLOB_DAMAGED,
     "upstream down": UPSTREAM_DOWN,
@@ -31,6 +42,8 @@ def event_of(what: str, fields: Mapping[str, Any]) -> Event | None:
     if kind in (UPSTREAM_DOWN, UPSTREAM_UP):
         name = str(fields["upstream"])
         return Event(kind, name, f"upstream {name}", {"upstream": name, "address": str(fields["address"])})
+    if kind in (COLLECTED, RETENTION_RAN):
+        return Event(kind, "hosted", what, dict(fields))
     return None
 
 
