@@ -124,8 +124,8 @@ def _judge(change: _Change, client: StepClient, acknowledged: bool, receiver: Ev
 
 
 @pytest.mark.parametrize("name", _CHANGES)
-def test_111_killed_before_each_step(tmp_path: Path, receiver: EventReceiver, tally: Tally, name: str) -> None:
-    """Rows 91, 92 and 111: the worker is killed before each step of one change, the transactions of the outbox
+def test_113_killed_before_each_step(tmp_path: Path, receiver: EventReceiver, tally: Tally, name: str) -> None:
+    """Row 113: the worker is killed before each step of one change, the transactions of the outbox
     included. The next one reports the change if it is there, and only then.
     """
     change, steps = _CHANGES[name], Steps(tmp_path / "steps")
@@ -157,8 +157,8 @@ def test_111_killed_before_each_step(tmp_path: Path, receiver: EventReceiver, ta
 
 @pytest.mark.skipif(refusal() is not None, reason=f"power cannot be cut here: {refusal()}")
 @pytest.mark.parametrize("name", _CHANGES)
-def test_111_power_cut_before_each_step(tmp_path: Path, receiver: EventReceiver, tally: Tally, name: str) -> None:
-    """Rows 91, 92 and 111: the power is cut before each step of one change, and at last right after its answer."""
+def test_113_power_cut_before_each_step(tmp_path: Path, receiver: EventReceiver, tally: Tally, name: str) -> None:
+    """Row 113: the power is cut before each step of one change, and at last right after its answer."""
     change, steps = _CHANGES[name], Steps(tmp_path / "steps")
     there = []
     with Ext4(tmp_path) as disk:
