@@ -36,7 +36,7 @@ def retention_rules(config: Config) -> RetentionRules:
         )
         for entry in config.hosted
     }
-    return RetentionRules(registries, config.hosting.retention.most, config.hosting.grace)
+    return RetentionRules(registries, config.hosting.grace)
 
 
 def open_pull_notes(config: Config, storage: Storage, now: Callable[[], float]) -> PullNotes:

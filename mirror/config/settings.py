@@ -498,19 +498,13 @@ class HostedSettings(_Section):
 
 
 class RetentionTimesSettings(_Section):
-    """`[hosting.retention]`: when retention deletes, and how much at once."""
+    """`[hosting.retention]`: when retention deletes."""
 
     every: Seconds | None = Field(
         None, description="How often, from start to start; a day if neither this nor cron is set; 0: only by hand."
     )
     cron: str | None = Field(None, description="When, as a cron expression: 0 3 * * *.")
     timezone: str = Field("UTC", description="The time zone of the cron expression.")
-    most: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="The share of a repository's tags or manifests that a round by schedule may take, if over 50.",
-    )
 
     @property
     def plan(self) -> Plan | None:

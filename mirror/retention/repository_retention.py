@@ -1,7 +1,6 @@
 """One repository in a round of retention, or in a plan of one.
 
-facts ── marks written ── decided ──┬─ nothing goes ─────────────────────────> done
-                                    ├─ too much goes, and nobody has agreed ─> left alone
+facts ── marks written ── decided ──┬─ nothing goes ──> done
                                     └─ condemned ── pulls read again ── deleted in batches ── marks written ──> done
 """
 
@@ -23,7 +22,6 @@ from mirror.policy.hosted.retention import (
     RetentionTimes,
     Verdicts,
     decide,
-    too_many,
     untagged,
 )
 from mirror.policy.hosted.retention_rules import RetentionPolicy, RetentionRules
@@ -39,12 +37,11 @@ _BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class RepositoryPlan:
-    """What would happen to a repository now. `pulls` is what is known about pulls, if a rule asks for that."""
+    """What would happen to a repository now."""
 
     repo: Repo
     facts: RepositoryFacts
     verdicts: Verdicts
-    braked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +74,11 @@ class RepositoryRetention:
         """What would happen now. Changes nothing. Raises `StoreError` if the marks cannot be read."""
         read, marks, _ = yield from self._read(protected)
         facts = self._with_marks(read.facts, marks)
-        verdicts = self._decide(facts)
-        return RepositoryPlan(self._repo, facts, verdicts, too_many(verdicts, self._tools.rules.most))
+        return RepositoryPlan(self._repo, facts, self._decide(facts))
 
-    def steps(self, protected: Protected, report: RetentionReport, *, agreed: bool) -> Generator[None]:
-        """Deletes what the rules name. `agreed`: somebody has agreed that it may be much. What happens goes into the
-        report. Raises `StoreError` if something cannot be read: what is left is left alone then.
+    def steps(self, protected: Protected, report: RetentionReport) -> Generator[None]:
+        """Deletes what the rules name. What happens goes into the report. Raises `StoreError` if something cannot be
+        read: what is left is left alone then.
         """
         read, marks, before = yield from self._read(protected)
         if read.facts.unread:
@@ -94,12 +90,6 @@ class RepositoryRetention:
             self._tools.pulls.tidy(self._repo, here, self._tools.now())
         facts = self._with_marks(read.facts, marks)
         verdicts = self._decide(facts)
-        if too_many(verdicts, self._tools.rules.most) and not agreed:
-            tags, manifests = len(verdicts.tags_going), len(verdicts.manifests_going)
-            reason = f"{tags} of {len(read.tags)} tags and {manifests} of {len(read.manifests)} manifests would go"
-            telemetry.log.warning("retention left repository alone", repository=str(self._repo), reason=reason)
-            report.note_braked(str(self._repo), reason)
-            return
         if verdicts.tags_going or verdicts.manifests_going:
             yield from self._delete(read, facts, verdicts, report)
         elif marks.condemned:

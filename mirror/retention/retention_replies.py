@@ -32,8 +32,6 @@ class RetentionRoundJson(TypedDict):
     tags: Annotated[Count, about("Tags that were deleted.")]
     manifests: Annotated[Count, about("Manifests that were deleted.")]
     stayed: Annotated[Count, about("What was to go and stays, because a client has changed it meanwhile.")]
-    braked_count: Annotated[Count, about("Repositories that would lose too much at once.")]
-    braked: Annotated[list[LeftAloneJson], about("The first of these.")]
     unread_count: Annotated[Count, about("Repositories that could not be read, and lose nothing.")]
     unread: Annotated[list[LeftAloneJson], about("The first of these.")]
 
@@ -58,7 +56,6 @@ class RepositoryPlanJson(TypedDict):
     """What a round would do with a repository."""
 
     repository: str
-    braked: Annotated[bool, about("A round by schedule would leave it alone, because too much would go at once.")]
     unread: Annotated[str | None, about("What cannot be read, so that nothing goes.")]
     tags: list[JudgedJson]
     manifests: list[JudgedJson]
@@ -82,8 +79,6 @@ def retention_round_json(report: RetentionReport) -> RetentionRoundJson:
         "tags": report.tags,
         "manifests": report.manifests,
         "stayed": report.stayed,
-        "braked_count": report.braked_count,
-        "braked": [_left(each) for each in report.braked],
         "unread_count": report.unread_count,
         "unread": [_left(each) for each in report.unread],
     }
@@ -100,7 +95,6 @@ def repository_plan_json(plan: RepositoryPlan) -> RepositoryPlanJson:
     manifests = [_judged(str(each), str(each), verdict) for each, verdict in sorted(plan.verdicts.manifests.items())]
     return {
         "repository": str(plan.repo),
-        "braked": plan.braked,
         "unread": plan.facts.unread or None,
         "tags": sorted(tags, key=lambda each: not each["goes"]),
         "manifests": sorted(manifests, key=lambda each: not each["goes"]),

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from mirror.values.json_form import CAMEL_CASE, JsonForm, Moment
 
-#: The most repositories that a report names for one reason.
+#: The most repositories that a report names as unread.
 _MOST_NAMED: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
 class LeftAlone:
-    """A repository, or something in it, that was left alone, and why."""
+    """A repository that was left alone, and why."""
 
     what: str
     reason: str
@@ -42,9 +42,7 @@ class RetentionReport:
     manifests: int = 0
     #: What was to go and stays, because a client has changed it meanwhile.
     stayed: int = 0
-    #: Repositories that would lose too much at once.
-    braked: list[LeftAlone] = field(default_factory=list)
-    braked_count: int = 0
+    #: Repositories that could not be read, and so lost nothing.
     unread: list[LeftAlone] = field(default_factory=list)
     unread_count: int = 0
     #: Rounds in a row that have failed, including this one.
@@ -55,12 +53,6 @@ class RetentionReport:
         self.unread_count += 1
         if len(self.unread) < _MOST_NAMED:
             self.unread.append(LeftAlone(what, reason))
-
-    def note_braked(self, what: str, reason: str) -> None:
-        """Notes a repository that would lose too much at once."""
-        self.braked_count += 1
-        if len(self.braked) < _MOST_NAMED:
-            self.braked.append(LeftAlone(what, reason))
 
     def to_json(self) -> dict[str, Any]:
         """The form that is stored."""

@@ -48,13 +48,10 @@ _LOOK_EVERY: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A round that somebody asks for, of the repositories that `has` accepts; None: of all. `agreed`: it may delete
-    much at once.
-    """
+    """A round that somebody asks for, of the repositories that `has` accepts; None: of all."""
 
     by: str
     has: Callable[[Repo], bool] | None = None
-    agreed: bool = False
 
 
 class Retention:
@@ -142,7 +139,7 @@ class Retention:
                 continue
             before = report.tags, report.manifests
             try:
-                yield from RepositoryRetention(tools, repo, policies).steps(protected, report, agreed=wanted.agreed)
+                yield from RepositoryRetention(tools, repo, policies).steps(protected, report)
             except StoreError as error:
                 telemetry.log.warning("repository not judged", repository=str(repo), reason=str(error))
                 report.note_unread(str(repo), str(error))
@@ -174,7 +171,6 @@ class Retention:
             tags=report.tags,
             manifests=report.manifests,
             stayed=report.stayed,
-            braked=report.braked_count,
             unread=report.unread_count,
         )
         self._ended(report)
@@ -245,6 +241,5 @@ def last_retention(rounds: Records) -> RetentionReport | None:
 def show_retention(report: RetentionReport) -> None:
     """Sets the metrics of the last round."""
     telemetry.RETENTION_UNREAD.set(report.unread_count)
-    telemetry.RETENTION_BRAKED.set(report.braked_count)
     if report.complete:
         telemetry.RETENTION_COMPLETE.set(report.ended_at or report.begun_at)

@@ -188,11 +188,6 @@ RETENTION_UNREAD: Final = Gauge(
     "Repositories that the last round of retention could not read, and left alone",
     multiprocess_mode="mostrecent",
 )
-RETENTION_BRAKED: Final = Gauge(
-    "mirror_retention_braked",
-    "Repositories that the last round of retention left alone because too much would go at once",
-    multiprocess_mode="mostrecent",
-)
 RETENTION_COMPLETE: Final = Gauge(
     "mirror_retention_last_complete_timestamp_seconds",
     "When the last round of retention ended that has judged every repository, in epoch seconds",

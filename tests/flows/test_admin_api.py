@@ -649,7 +649,7 @@ def test_the_document_is_true(
         ("POST", "/deleted/app:v1", None), ("DELETE", "/hosted/corp/team/app?repository=true&now=true", None),
         ("PUT", "/pins/corp/team/app:v1", None), ("DELETE", "/images/corp/team/app:v1", None),
         ("GET", "/collection", None), ("POST", "/collection", None),
-        ("GET", "/retention", None), ("POST", "/retention", None), ("POST", "/retention?yes=1", None),
+        ("GET", "/retention", None), ("POST", "/retention", None),
         ("GET", "/retention/plan?repository=corp/team/app", None), ("GET", "/retention/plan", None),
         ("GET", "/damaged", None), ("GET", "/damaged?limit=0", None),
         ("GET", "/hosted?limit=1", None), ("GET", "/hosted?limit=0", None),

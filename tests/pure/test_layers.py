@@ -128,6 +128,7 @@ _ONLY_IN: Final = {
     "jwt": {"access"},
     "cronsim": {"policy"},
     "semantic_version": {"values"},
+    "re2": {"values"},
     "pydantic": {"config", "policy", "prefetch", "replication", "server", "values"},
     "pydantic_settings": {"config"},
     "typer": {"cli"},

@@ -18,7 +18,6 @@ from mirror.policy.hosted.retention import (
     TagFact,
     Verdicts,
     decide,
-    too_many,
     untagged,
 )
 from mirror.policy.hosted.retention_rules import (
@@ -368,15 +367,6 @@ def test_a_chain_of_indexes_is_no_trouble() -> None:
     facts = RepositoryFacts(facts.tags, facts.manifests, PullFacts(0.0, {str(_digest("5000")): _NOW}))
     assert not _decide(facts, _PULLED).tags_going
     assert len(_decide(facts).manifests_going) == 5001
-
-
-def test_a_round_that_would_take_too_much() -> None:
-    """A few tags may always go, and a share of many."""
-    many = _days({f"t{number}": number / 10 for number in range(1000)})
-    keep = KeepRule(within={Happening.PUSHED: 85 * _DAY})
-    assert not too_many(_decide(many, keep), 0.2)
-    assert too_many(_decide(many, keep), 0.1)
-    assert not too_many(_decide(_days({f"t{number}": 1 for number in range(50)})), 0.0)
 
 
 # ------------------------------------------------------------------------------------------------------------- rules

@@ -78,18 +78,6 @@ async def test_a_plan_changes_nothing(world: RetainedWorld) -> None:
     assert not list(world.marks.all())
 
 
-async def test_too_much_at_once_is_left_alone(tmp_path: Path) -> None:
-    """Unless somebody has agreed."""
-    world = RetainedWorld(tmp_path, _NEWEST, most=0.2)
-    for number in range(60):
-        world.build(f"b{number}")
-    report = await world.retain()
-    assert (report.tags, report.braked_count) == (0, 1)
-    assert report.braked[0].what == str(APP)
-    assert "58 of 60 tags" in report.braked[0].reason
-    assert (await world.retain(agreed=True)).tags == 58
-
-
 async def test_pins_freezes_and_immutable_tags_stay(world: RetainedWorld) -> None:
     """By tag, by digest, and by rule."""
     digests = {tag: world.catalog.pointed(APP, tag) for tag in ("b1", "b2", "b3")}

@@ -34,7 +34,7 @@ DAY = 86400.0
 class RetainedWorld(CollectedWorld):
     """The registry `corp`: its content in memory, what retention remembers on the disk."""
 
-    def __init__(self, root: Path, *policies: RetentionPolicy, most: float = 1.0) -> None:
+    def __init__(self, root: Path, *policies: RetentionPolicy) -> None:
         super().__init__()
         self.layout = Layout(root)
         self.store_id = LocalStore(self.layout).id
@@ -48,13 +48,12 @@ class RetainedWorld(CollectedWorld):
         self.marks: Any = Hooked(JsonRecords(self.layout, "retention"))
         self.pulled: Any = Hooked(JsonRecords(self.layout, "pulls"))
         self.policies = policies
-        self.most = most
         self.reports: list[RetentionReport] = []
 
     @property
     def retention_rules(self) -> RetentionRules:
         """As they are configured."""
-        return RetentionRules({"corp": RegistryRetention(self.policies, KEEP)}, self.most, GRACE)
+        return RetentionRules({"corp": RegistryRetention(self.policies, KEEP)}, GRACE)
 
     @property
     def freezes(self) -> Any:
@@ -82,9 +81,9 @@ class RetainedWorld(CollectedWorld):
         """Pulls as one worker sees them."""
         return PullNotes(self.pulled, self.retention_rules, self.clock)
 
-    async def retain(self, has: Callable[[Repo], bool] | None = None, *, agreed: bool = False) -> RetentionReport:
+    async def retain(self, has: Callable[[Repo], bool] | None = None) -> RetentionReport:
         """A round by hand."""
-        report = await self.retention().run(Wanted("a test", has, agreed))
+        report = await self.retention().run(Wanted("a test", has))
         assert report is not None
         return report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,7 +35,6 @@ def retention(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Delete nothing; list what would go and what stays, and why.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, also if much would go at once.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Delete hosted tags and images by the rules of [[hosted.retention]], as the schedule does. Exit status 1 if
@@ -51,13 +49,9 @@ def retention(
         plan = asyncio.run(_plan(loaded, selection))
         say_json(plan) if as_json else _print_plan(plan["repositories"])
         return
-    done = _run(loaded, pattern, selection, agreed=yes)
-    if done["braked_count"] and not yes and not as_json and sys.stdin.isatty():
-        _print_round(done)
-        if typer.confirm("Delete that much?", err=True):
-            done = _run(loaded, pattern, selection, agreed=True)
+    done = _run(loaded, pattern, selection)
     say_json(done) if as_json else _print_round(done)
-    if done["braked_count"] or done["unread_count"]:
+    if done["unread_count"]:
         raise typer.Exit(1)
 
 
@@ -71,20 +65,20 @@ def _selection(loaded: settings.Config, pattern: str | None) -> Selection | None
 
 
 def _run(
-    loaded: settings.Config, pattern: str | None, selection: Selection | None, *, agreed: bool
+    loaded: settings.Config, pattern: str | None, selection: Selection | None
 ) -> RetentionRoundJson | Mapping[str, Any]:
-    query = urlencode({**({"search": pattern} if pattern else {}), "yes": "true" if agreed else "false"})
-    done = ask_if_running(loaded, "POST", f"/admin/v1/retention?{query}", patience=None)
+    query = f"?{urlencode({'search': pattern})}" if pattern else ""
+    done = ask_if_running(loaded, "POST", f"/admin/v1/retention{query}", patience=None)
     if done is not None:
         return done
     check_owner(loaded)
     with audited(loaded, "retention") as about:
-        here = asyncio.run(_run_here(loaded, selection, agreed=agreed))
+        here = asyncio.run(_run_here(loaded, selection))
         about |= {"tags": here["tags"], "manifests": here["manifests"], "complete": here["complete"]}
     return here
 
 
-async def _run_here(loaded: settings.Config, selection: Selection | None, *, agreed: bool) -> RetentionRoundJson:
+async def _run_here(loaded: settings.Config, selection: Selection | None) -> RetentionRoundJson:
     from mirror.app.hosting import disk_parts
     from mirror.app.retaining import open_retention
     from mirror.app.storage import open_storage
@@ -93,7 +87,7 @@ async def _run_here(loaded: settings.Config, selection: Selection | None, *, agr
 
     async with open_storage(loaded) as storage:
         rounds = open_retention(loaded, storage, disk_parts(loaded, storage), time.time)
-        report = await rounds.run(Wanted(cli_caller(), selection.has if selection else None, agreed))
+        report = await rounds.run(Wanted(cli_caller(), selection.has if selection else None))
     if report is None:
         raise MirrorError("a round of retention is running already; it is the server's, or of another command")
     return retention_round_json(report)
@@ -125,8 +119,6 @@ def _print_plan(planned: list[RepositoryPlanJson]) -> None:
         )
         if plan["unread"]:
             say(f"nothing goes, because something cannot be read: {plan['unread']}")
-        if plan["braked"]:
-            say("that is much at once: a round by schedule leaves it alone; `mirror retention --yes` does it")
         _print_judged(tags, manifests)
 
 
@@ -149,10 +141,7 @@ def _print_round(done: Mapping[str, Any] | RetentionRoundJson) -> None:
     say(f"deleted {what} from {where}; `mirror undelete` lists them")
     if done["stayed"]:
         say(f"{counted(done['stayed'], 'item')} stayed, because clients changed them meanwhile")
-    for each in done["braked"]:
-        complain(f"left alone, too much at once: {each['what']}: {each['reason']}; --yes deletes it nevertheless")
     for each in done["unread"]:
         complain(f"left alone, cannot be read: {each['what']}: {each['reason']}")
-    more = done["braked_count"] + done["unread_count"] - len(done["braked"]) - len(done["unread"])
-    if more:
+    if (more := done["unread_count"] - len(done["unread"])) > 0:
         complain(f"and {more} more")

@@ -32,8 +32,6 @@ from mirror.values.tagsets import TagVersion, read_version
 #: Who has deleted what retention took away.
 RETENTION: Final = "retention"
 _INTERRUPTED: Final = "a round of retention was interrupted while it deleted this"
-#: So many tags, or manifests, of a repository may always go at once.
-_ALWAYS: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,19 +119,6 @@ class Verdicts:
     def manifests_going(self) -> list[Digest]:
         """The manifests that go, in no order."""
         return [digest for digest, verdict in self.manifests.items() if verdict.goes]
-
-
-def too_many(verdicts: Verdicts, most: float) -> bool:
-    """Whether more would go at once than a round by schedule may take: a mistake in the rules, or a wrong clock, shows
-    in this way. `most` is a share of the tags, and of the manifests.
-    """
-    return any(
-        going > max(_ALWAYS, most * there)
-        for going, there in (
-            (len(verdicts.tags_going), len(verdicts.tags)),
-            (len(verdicts.manifests_going), len(verdicts.manifests)),
-        )
-    )
 
 
 def untagged(facts: RepositoryFacts) -> set[Digest]:

@@ -147,12 +147,9 @@ class RegistryRetention:
 
 @dataclass(frozen=True, slots=True)
 class RetentionRules:
-    """What the settings say about retention. A round by schedule leaves a repository alone if it would lose more than
-    the share `most` of its tags or manifests at once. `grace` is the grace time of collection.
-    """
+    """What the settings say about retention. `grace` is the grace time of collection."""
 
     registries: Mapping[str, RegistryRetention]
-    most: float = 0.2
     grace: float = 86400.0
 
     def policies(self, repo: Repo) -> tuple[RetentionPolicy, ...]:

@@ -255,10 +255,7 @@ OPERATIONS: Final = (
         "/retention",
         "Do a round of retention now",
         {200: RetentionRoundJson},
-        query={
-            "search": {**_TEXT, "description": "Only repositories like this: `corp/team/*`."},
-            "yes": {"type": "boolean", "default": False, "description": "Also if much goes at once."},
-        },
+        query={"search": {**_TEXT, "description": "Only repositories like this: `corp/team/*`."}},
         errors=(400, 409),
     ),
     Operation(

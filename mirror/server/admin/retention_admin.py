@@ -17,7 +17,6 @@ from mirror.retention.retention_replies import (
     retention_round_json,
 )
 from mirror.retention.retention_schedule import Retention, Wanted
-from mirror.server.admin.image_admin import boolean
 from mirror.values.timestamps import moment
 
 
@@ -47,7 +46,7 @@ class RetentionAdmin:
         """
         pattern = query.get("search", "")
         has = select(pattern, self._table).has if pattern else None
-        report = await self._retention.run(Wanted(by, has, agreed=boolean(query, "yes")))
+        report = await self._retention.run(Wanted(by, has))
         if report is None:
             raise AlreadyRunning("a round of retention is running already")
         return retention_round_json(report)
