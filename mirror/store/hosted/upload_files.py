@@ -47,7 +47,7 @@ from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.local.durable import ABSENT_ERRNOS, make_folder, store_errors
 from mirror.store.local.ingest_state import boot_id
 from mirror.store.local.layout import Layout
-from mirror.store.local.pump import GrowingEnd
+from mirror.store.local.pump import Crowd, GrowingEnd
 
 _NAME: Final = re.compile(r"(?P<boot>[0-9a-f]{32})-(?P<owner>[A-Za-z0-9_]{0,128})-[0-9a-f]{32}")
 _OWNER: Final = re.compile(r"[A-Za-z0-9_]{0,128}")
@@ -78,6 +78,7 @@ class LocalUploads:
         self._most_hashes = most_hashes
         self._hashes: OrderedDict[str, _Hashed] = OrderedDict()
         self._changing = threading.Lock()
+        self.crowd: Final = Crowd()
 
     def __repr__(self) -> str:
         return f"<LocalUploads {self._layout.uploads}>"
@@ -186,7 +187,8 @@ class LocalUpload:
         self._descriptor = descriptor
         self._over = False
         self._hash = hashed.hashing if hashed else hashlib.new(_EXPECTED)
-        self._end = GrowingEnd(descriptor, self._hash, size=size, hashed=hashed.size if hashed else 0)
+        known = hashed.size if hashed else 0
+        self._end = GrowingEnd(descriptor, self._hash, size=size, hashed=known, crowd=uploads.crowd)
 
     def __repr__(self) -> str:
         return f"<LocalUpload {self._session} {self._end}{' over' if self._over else ''}>"
