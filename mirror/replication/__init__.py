@@ -12,5 +12,6 @@ replication_rules.py the rules of the configuration, and what each has put into 
 rule_run.py          one run of a rule: compares, and repeats what is missing
 replications.py      all rules: runs them, records and shows their runs
 replication_scheduler.py   starts those that have something to do
+compared_content.py  what need not be read again
 rate_limit.py        bytes per second
 """

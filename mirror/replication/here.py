@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from mirror.errors import RecordDamaged
+from mirror.graph.manifests import manifest_of_bytes
 from mirror.hosting.parts import HostedParts
+from mirror.oci.attachments import is_attached
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.replication_steps import Deletion, HereTag
+from mirror.replication.compared_content import RepositoryListing
 
 
 class HereRecords:
@@ -47,6 +50,18 @@ class HereRecords:
         if record is None or self._parts.catalog.get_manifest(repo, record.digest) is None:
             return None
         return HereTag(record.digest, record.by)
+
+    def listing(self, repo: Repo, tags: Iterable[str]) -> RepositoryListing:
+        """The manifests of a repository, and what those of its `tags` point to that are made from digests."""
+        attached = {
+            tag: found.digest for tag in tags if is_attached(tag) and (found := self.tag(repo, tag)) is not None
+        }
+        return RepositoryListing(list(self._parts.catalog.manifest_digests(repo)), attached)
+
+    def subject(self, digest: Digest) -> Digest | None:
+        """The subject of a manifest; None if it has none, or is not here."""
+        manifest = manifest_of_bytes(self._parts.contents, digest)
+        return manifest.subject.digest if manifest is not None and manifest.subject is not None else None
 
     def deletion(self, repo: Repo, tag: str, digest: Digest) -> Deletion | None:
         """The record of the deletion of a tag that pointed to this digest, by itself or with its manifest; None if

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from mirror.errors import (
     Denied,
     MirrorError,
     NameInvalid,
+    StoreError,
     UpstreamDenied,
     UpstreamError,
     UpstreamThrottled,
@@ -42,6 +43,7 @@ from mirror.policy.image_names import Image, name_of
 from mirror.ports import Blobs, Writer
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.pulling import BlobProgress, State
+from mirror.replication.compared_content import ComparedContent, RepositoryListing
 from mirror.replication.here import HereRecords
 from mirror.replication.image_tree import ImageTree, read_tree
 from mirror.replication.rate_limit import RateLimit
@@ -135,6 +137,7 @@ class RuleRun:
         """`contents` has the bytes of hosted blobs."""
         self.rule = rule
         self.changes: dict[Repo, int] = {}
+        self._content: dict[Repo, ComparedContent] = {}
         self._here = here
         self._seen = seen
         self._source_for = source_for
@@ -186,10 +189,13 @@ class RuleRun:
             report.failures.append(str(error))
             return
         seen = await asyncio.to_thread(self._seen.get, self.rule, repo)
-        comparing = _Comparing(self, repo, name, seen, wanted, report, meter)
+        content = self._content.setdefault(repo, ComparedContent())
+        tags = await asyncio.to_thread(lambda: sorted(self._here.tags(repo)))
+        listing, touched = await asyncio.to_thread(self._look, repo, tags, content)
+        comparing = _Comparing(self, repo, name, seen, wanted, report, meter, content, touched)
         failed = len(report.failures)
         try:
-            await comparing.run(await asyncio.to_thread(lambda: sorted(self._here.tags(repo))))
+            await comparing.run(tags)
         finally:
             if not wanted.dry_run and comparing.unwritten:
                 await asyncio.to_thread(self._seen.put, self.rule, repo, seen)
@@ -197,6 +203,19 @@ class RuleRun:
         if not wanted.dry_run:
             # what failed is compared again
             self.changes[repo] = count if len(report.failures) == failed else -1
+            if listing is not None:
+                content.listed(listing)
+
+    def _look(
+        self, repo: Repo, tags: Sequence[str], content: ComparedContent
+    ) -> tuple[RepositoryListing | None, frozenset[int] | None]:
+        """Blocking: lists a repository, and finds what was added to its images; None if that cannot be read."""
+        try:
+            listing = self._here.listing(repo, tags)
+            return listing, content.touched(listing, self._here.subject) if content.tags else None
+        except StoreError:
+            # all tags are read then, and the one that cannot be read is reported
+            return None, None
 
     def target(self, repo: Repo, name: str, source: Readable, seen: SeenTags) -> RegistryTarget:
         """The repository of this name in the other registry. Raises `RequestError`."""
@@ -237,6 +256,9 @@ class _Comparing:
     wanted: Wanted
     report: RunReport
     meter: ProgressMeter
+    content: ComparedContent
+    #: The digests to which something was added since the last comparison; None: not known.
+    touched: frozenset[int] | None
     unwritten: int = 0
     deletions: list[str] = field(default_factory=list)
 
@@ -274,8 +296,13 @@ class _Comparing:
             await self._gone(tag, target, last)
             return
         self.report.tags += 1
+        if not self.wanted.full and last is not None and last.digest == here.digest and self._is_untouched(tag):
+            return
+        # until it is done: what fails is read again
+        self.content.tags.pop(tag, None)
         tree = await read_tree(source, here.digest, referrers=self.run_of.rule.referrers)
         if not self.wanted.full and last == LastSeen(here.digest, last.put if last else False, _content(tree)):
+            self.content.done(tag, tree)
             return
         there = await target.digest_of(tag)
         step = decide(self.run_of.rule.tags, here, there, last)
@@ -286,10 +313,15 @@ class _Comparing:
             return
         if step in (Step.SAME, Step.PUT, Step.MOVE) and not self.wanted.dry_run:
             await self._give(tag, tree, target, there, last, step)
+            self.content.done(tag, tree)
         self.report.steps[step].append(name_of(self.repo, tag))
+
+    def _is_untouched(self, tag: str) -> bool:
+        return self.touched is not None and self.content.is_untouched(tag, self.touched)
 
     async def _gone(self, tag: str, target: RegistryTarget, last: LastSeen | None) -> None:
         """A tag that is not here, or not any more."""
+        self.content.tags.pop(tag, None)
         if last is None:
             return
         if is_attached(tag):
@@ -312,12 +344,19 @@ class _Comparing:
             self.report.held_back += len(self.deletions)
             return
         for tag in self.deletions:
-            if self.wanted.dry_run or await target.writer.delete_tag(self.name, tag):
-                self.report.steps[Step.DELETE].append(name_of(self.repo, tag))
-                if not self.wanted.dry_run:
-                    self._note(tag, None)
-            else:
+            try:
+                done = self.wanted.dry_run or await target.writer.delete_tag(self.name, tag)
+            except UpstreamDenied as error:
+                if isinstance(error, CredentialsRefused):
+                    raise
+                self._conflict(tag, error.public)
+                continue
+            if not done:
                 self._conflict(tag, "the other registry cannot delete a tag alone")
+                continue
+            self.report.steps[Step.DELETE].append(name_of(self.repo, tag))
+            if not self.wanted.dry_run:
+                self._note(tag, None)
 
     async def _give(
         self,

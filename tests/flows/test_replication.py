@@ -15,12 +15,13 @@ from mirror.oci.attachments import signature_tag
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.prefetch.progress import ProgressMeter
+from mirror.replication.image_tree import read_tree
 from mirror.replication.rule_run import RunReport, Wanted
 from mirror.upstream.credentials.source import GivenCredentials
 from mirror.upstream.registry_writer import RegistryWriter
 from tests.support.command import mirror as command
 from tests.support.live_mirror import LiveMirror, noise
-from tests.support.push_client import PushClient, descriptor, hosting_mirror
+from tests.support.push_client import PushClient, descriptor, hosting_mirror, index
 from tests.support.push_target import Exchange, PushTarget, answers, cut, throttled
 from tests.support.registry_process import RegistryProcess
 from tests.support.registry_upstream import endpoint
@@ -102,6 +103,39 @@ async def test_a_signature_that_follows(mirror: LiveMirror, target: PushTarget) 
         signature = await client.push_image(signature_tag(Digest.of(image)), content)
         await _tick(mirror)
         assert target.repository("team/app").tags[signature_tag(Digest.of(image))] == Digest.of(signature)
+    # one that fails at first, of the child of an index, and of a referrer
+    child = await client.make_image(b"of a platform")
+    await client.put(child, Digest.of(child))
+    await client.put(index(child), "v2")
+    await _tick(mirror)
+    for subject_of in (child, artifact):
+        subject = descriptor(subject_of, "application/vnd.oci.image.manifest.v1+json")
+        late = await client.make_image(b"late", artifactType="application/vnd.late", subject=subject)
+        await client.put(late, Digest.of(late))
+        target.fail("manifest", answers(400, "MANIFEST_INVALID"))
+        await _tick(mirror)
+        assert Digest.of(late) not in target.repository("team/app").manifests
+        mirror.clock.forward(1000)
+        await _tick(mirror)
+        assert Digest.of(late) in target.repository("team/app").manifests
+
+
+async def test_a_push_makes_no_other_tag_be_read(mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tags a repository has: only what was pushed is read again."""
+    client = PushClient(mirror, "corp/team/app")
+    for number in range(5):
+        await client.push_image(f"v{number}", str(number).encode())
+    await _tick(mirror)
+    read: list[Any] = []
+
+    async def counted(source: Any, reference: Any, **more: Any) -> Any:
+        read.append(reference)
+        return await read_tree(source, reference, **more)
+
+    monkeypatch.setattr("mirror.replication.rule_run.read_tree", counted)
+    image = await client.push_image("v5", b"new")
+    await _tick(mirror)
+    assert read == [Digest.of(image)]
 
 
 async def test_conflicts_are_reported_and_left_alone(tmp_path: Path, target: PushTarget) -> None:
