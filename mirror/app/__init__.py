@@ -6,6 +6,7 @@ repositories.py     what answers pulls
 upstreams.py        the upstream registries
 routes.py           the rules for repositories
 client_auth.py      authentication and authorization of clients
+reporting.py        events, and what delivers them
 administration.py   the admin API
 prefetching.py      jobs and sync rules
 import_target.py    what `mirror import` writes to

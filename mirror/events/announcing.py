@@ -124,6 +124,7 @@ class OutboxAnnouncer:
         """
         self._confirm_again()
         self._settle(None)
+        self.outbox.sweep()
 
     def _confirm_again(self) -> None:
         with self._unconfirmed_lock:
@@ -184,10 +185,9 @@ class _Announced:
             self._order = order
             yield
 
-    def done(self, before: Mapping[str, Digest] | None = None, tags: Sequence[str] | None = None) -> None:
+    def done(self, before: Mapping[str, Digest] | None = None, written: Mapping[str, int] | None = None) -> None:
         self._over = True
         change = self._change if before is None else replace(self._change, before=dict(before))
-        seen = all_of(change) if tags is None else replace(all_of(change), tags=tuple(tags))
         order = self._order
         if order is None:
             try:
@@ -196,7 +196,7 @@ class _Announced:
             except StoreError:
                 self._announcer.leave(self._prepared)
                 return
-        self._announcer.confirm(self._prepared, order, events_of(change, seen))
+        self._announcer.confirm(self._prepared, order, events_of(change, all_of(change, written)))
 
     def cancel(self) -> None:
         self._over = True
@@ -210,4 +210,8 @@ class _Announced:
         try:
             self._announcer.resolve(self._prepared, self._change, written)
         except StoreError:
+            self._announcer.leave(self._prepared)
+        except Exception:
+            # a mistake of ours must neither hide the error of the change, nor hold up later events of the repository
+            log.exception("announcement crashed", repository=self._prepared.key)
             self._announcer.leave(self._prepared)

@@ -30,7 +30,10 @@ def look(
     found = {tag: _tag(catalog, repo, tag) for tag in change.tags}
     now = {tag: each.record.digest if each else None for tag, each in found.items()}
     moved, certain = seen_tags(change, now, written)
-    return SeenChange(_has_manifest(catalog, repo, digest), moved, certain)
+    generations = {
+        tag: each.record.generation for tag, each in found.items() if each is not None and each.record.digest == digest
+    }
+    return SeenChange(_has_manifest(catalog, repo, digest), moved, certain, generations)
 
 
 def _deleted_tag(catalog: Catalog, change: HostedChange) -> SeenChange:

@@ -53,12 +53,12 @@ from mirror.ports import SILENCE, Announcement, Announcer, Version, Versioned
 @dataclass(slots=True)
 class _Change:
     """Whether something was changed, or may have been, and the events that report it. `tags` are those that were
-    written, if they are not all that were announced.
+    written, with their generations, if they are not all that were announced.
     """
 
     made: bool = False
     announced: Announcement = SILENCE
-    tags: tuple[str, ...] | None = None
+    tags: Mapping[str, int] | None = None
 
     def announce(self, events: Announcer, change: HostedChange) -> None:
         """To be called before the change is made, also for another attempt after one that has changed nothing."""
@@ -115,16 +115,11 @@ class Deleting:
                 if found is None or not (is_here or force):
                     raise ManifestUnknown(f"{repo} has no tag {tag}")
                 self.check(repo, [tag], [], force=force)
-                record = found.record
+                deleted = DeletedTag.of(found.record, self._parts.now(), caller)
                 change.made = True
-                change.announce(
-                    self._parts.events,
-                    HostedChange(
-                        ChangeKind.DELETE_TAG, repo, caller, record.digest, (tag,), version=str(found.version)
-                    ),
-                )
+                change.announce(self._parts.events, _of_tag(repo, deleted, found.version))
                 if keep:
-                    self._parts.records.put_deleted_tag(repo, DeletedTag.of(record, self._parts.now(), caller))
+                    self._parts.records.put_deleted_tag(repo, deleted)
                     self._parts.records.flush()
                 else:
                     self._parts.records.drop_deleted_tag(repo, tag)
@@ -166,10 +161,10 @@ class Deleting:
             change.announce(
                 self._parts.events, HostedChange(ChangeKind.UNDELETE_TAG, repo, caller, record.digest, (tag,))
             )
-            change.tags = ()
+            change.tags = {}
             with change.announced.turn():
                 placed = self._placing.put_absent_tag(repo, fresh)
-            change.tags = (tag,)
+            change.tags = {tag: placed.record.generation}
             self._placing.check_still_there(repo, record.digest, [placed], anew=True)
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_tag(repo, tag, expect=deleted.version)
@@ -288,7 +283,7 @@ class Deleting:
                 raise ManifestBlobUnknown(f"the bytes of {digest} are gone", [str(digest)])
             change.made = True
             change.announce(self._parts.events, _of_manifest(ChangeKind.UNDELETE, repo, record, caller))
-            change.tags = ()
+            change.tags = {}
             for blob in requirements(manifest, sparse=True).blobs:
                 self._links.restore(repo, blob.digest)
             now = self._parts.now()
@@ -300,7 +295,7 @@ class Deleting:
                         back.append(self._placing.put_absent_tag(repo, fresh))
                     except Denied as error:
                         left[tag] = str(error)
-            change.tags = tuple(placed.record.tag for placed in back)
+            change.tags = {placed.record.tag: placed.record.generation for placed in back}
             self._placing.check_still_there(repo, digest, back)
             self._parts.flush()
             with suppress(RecordChanged):
@@ -419,11 +414,18 @@ class Deleting:
         try:
             yield change
             self._parts.flush()
-            change.announced.done(tags=change.tags)
+            change.announced.done(written=change.tags)
         finally:
             if change.made:
                 self._parts.records.note_change(repo)
             change.announced.end(change.tags)
+
+
+def _of_tag(repo: Repo, deleted: DeletedTag, version: Version) -> HostedChange:
+    kind, generation = ChangeKind.DELETE_TAG, deleted.generation
+    return HostedChange(
+        kind, repo, deleted.by, deleted.digest, (deleted.tag,), version=str(version), generation=generation
+    )
 
 
 def _of_manifest(kind: ChangeKind, repo: Repo, record: DeletedManifest, caller: str, version: str = "") -> HostedChange:

@@ -65,7 +65,7 @@ class Pushing:
             self._store(repo, rules, put, children, caller, announced, written, may_overwrite=may_overwrite)
             self._parts.flush()
             moved = {placed.record.tag: placed.moved_from for placed in written if placed.moved_from}
-            announced.done(moved)
+            announced.done(moved, {placed.record.tag: placed.record.generation for placed in written})
         finally:
             # other processes must not believe what they remember, also if only a part was written
             self._parts.records.note_change(repo)

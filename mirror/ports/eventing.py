@@ -30,10 +30,10 @@ class Announcement(Protocol):
         visible. For a few writes only.
         """
 
-    def done(self, before: Mapping[str, Digest] | None = None, tags: Sequence[str] | None = None) -> None:
+    def done(self, before: Mapping[str, Digest] | None = None, written: Mapping[str, int] | None = None) -> None:
         """To be called when all is durable: from now on the events are delivered. `before` has what the tags that moved
-        pointed to; `tags` are those that were written, if they are not all. Never raises: if the events cannot be
-        confirmed now, they are confirmed later.
+        pointed to; `written` are the tags that were written, with their generations (None: all, and they have
+        none). Never raises: if the events cannot be confirmed now, they are confirmed later.
         """
 
     def cancel(self) -> None:
@@ -63,7 +63,7 @@ class _Silence:
     def turn(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def done(self, before: Mapping[str, Digest] | None = None, tags: Sequence[str] | None = None) -> None:
+    def done(self, before: Mapping[str, Digest] | None = None, written: Mapping[str, int] | None = None) -> None:
         pass
 
     def cancel(self) -> None:
@@ -146,6 +146,9 @@ class Outbox(Protocol):
 
     def abandon(self, prepared: PreparedChange) -> None:
         """Let any process find out what became of this change."""
+
+    def sweep(self) -> None:
+        """Delete what processes that no longer live have left and nobody needs."""
 
     def close(self) -> None:
         """Close the files. Repeatable."""
@@ -253,9 +256,6 @@ class EventSender(Protocol):
 
 class EventStore(Outbox, Deliveries, Protocol):
     """The whole outbox."""
-
-    def sweep(self) -> None:
-        """Delete what processes that no longer live have left and nobody needs. Raises `StoreError`."""
 
     def wake(self, woken: Callable[[], None]) -> None:
         """Call this after events of this process were confirmed, in any thread."""

@@ -73,6 +73,7 @@ async def test_each_change_has_its_events(world: _World) -> None:
     await team.delete_tag("1", _ANN)
     await team.undelete("1", _ANN)
     await team.delete_manifest(second.digest, _ANN)
+    world.clock.time += 1
     await team.undelete(second.digest, _ANN)
     taken = world.events()
     assert [event["type"].removeprefix("mirror.") for event in taken] == [
@@ -87,6 +88,10 @@ async def test_each_change_has_its_events(world: _World) -> None:
     assert {event["data"]["by"] for event in taken} == {"user:ann"}
     assert taken[2]["data"]["from"] == str(first.digest)
     assert taken[-1]["data"]["tags"] == ["1"]
+    told = [event["data"] for event in taken if event["type"] != "mirror.image.deleted"]
+    generations = [data["generation"] if "generation" in data else data["generations"]["1"] for data in told]
+    assert generations[1] == generations[2]
+    assert sorted({*generations}) == generations[:1] + generations[2:]
     assert world.box.orphans() == []
 
 

@@ -99,7 +99,8 @@ class HostedChange:
 
     `digest` is None if the record of a tag that is deleted is damaged. `size` is in bytes. `had` says that the
     repository had the manifest before. `before` is what each tag pointed to before. `version` is that of the record
-    that is deleted. `source` is the repository from which a blob is mounted.
+    that is deleted, and `generation` the one that a tag has from then on. `source` is the repository from which a blob
+    is mounted.
     """
 
     __pydantic_config__ = CAMEL_CASE
@@ -114,6 +115,7 @@ class HostedChange:
     had: bool = False
     before: dict[TagField, DigestField] = field(default_factory=dict)
     version: str = ""
+    generation: int = 0
     source: str = ""
 
     def to_json(self) -> str:
@@ -132,18 +134,23 @@ _CHANGE: Final = JsonForm(HostedChange)
 @dataclass(frozen=True, slots=True)
 class SeenChange:
     """What the records say about a change: whether the manifest (of a mount: the link) is there, and which of the
-    change's tags point to its digest. `certain` is False if another change may have hidden this one.
+    change's tags point to its digest, with the generations of their records as far as they are known. `certain` is
+    False if another change may have hidden this one.
     """
 
     present: bool
     tags: tuple[str, ...] = ()
     certain: bool = True
+    generations: Mapping[str, int] = field(default_factory=dict)
 
 
-def all_of(change: HostedChange) -> SeenChange:
-    """What is seen of a change that was made whole."""
-    gone = change.kind in (ChangeKind.DELETE, ChangeKind.DELETE_TAG)
-    return SeenChange(not gone, () if gone else change.tags)
+def all_of(change: HostedChange, written: Mapping[str, int] | None = None) -> SeenChange:
+    """What is seen of a change that was made: whole, or with those tags that were `written`, with the generations of
+    their records.
+    """
+    if change.kind in (ChangeKind.DELETE, ChangeKind.DELETE_TAG):
+        return SeenChange(False)
+    return SeenChange(True, change.tags) if written is None else SeenChange(True, tuple(written), generations=written)
 
 
 def seen_tags(
@@ -173,19 +180,23 @@ def _events_of(change: HostedChange, seen: SeenChange) -> tuple[Event, ...]:
             if not seen.present or (change.had and change.tags and not seen.tags):
                 return ()
             retagged = (
-                _event(RETAGGED, change, tag=tag, **{"from": str(was), "to": str(change.digest)})
+                _event(
+                    RETAGGED, change, tag=tag, **{"from": str(was), "to": str(change.digest)}, **_generation(seen, tag)
+                )
                 for tag in seen.tags
                 if (was := change.before.get(tag)) not in (None, change.digest)
             )
-            return (_image(PUSHED, change, seen.tags), *retagged)
+            return (_image(PUSHED, change, seen.tags, seen), *retagged)
         case ChangeKind.UNDELETE:
-            return (_image(UNDELETED, change, seen.tags),) if seen.present else ()
+            return (_image(UNDELETED, change, seen.tags, seen),) if seen.present else ()
         case ChangeKind.DELETE:
             return () if seen.present else (_image(DELETED, change, change.tags),)
         case ChangeKind.DELETE_TAG:
-            return () if seen.tags else (_tag(TAG_DELETED, change),)
+            known = {"generation": change.generation} if change.generation else {}
+            return () if seen.tags else (_tag(TAG_DELETED, change, **known),)
         case ChangeKind.UNDELETE_TAG:
-            return (_tag(TAG_UNDELETED, change),) if seen.present and seen.tags else ()
+            known = _generation(seen, change.tags[0])
+            return (_tag(TAG_UNDELETED, change, **known),) if seen.present and seen.tags else ()
         case ChangeKind.MOUNT:
             if not seen.present:
                 return ()
@@ -193,14 +204,23 @@ def _events_of(change: HostedChange, seen: SeenChange) -> tuple[Event, ...]:
             return (_event(MOUNTED, change, digest=str(change.digest), size=change.size, **more),)
 
 
-def _image(kind: str, change: HostedChange, tags: tuple[str, ...]) -> Event:
-    known = {"mediaType": change.media_type, "size": change.size} if change.media_type else {}
-    return _event(kind, change, digest=str(change.digest), **known, tags=list(tags))
+def _generation(seen: SeenChange, tag: str) -> dict[str, int]:
+    return {"generation": seen.generations[tag]} if tag in seen.generations else {}
 
 
-def _tag(kind: str, change: HostedChange) -> Event:
+def _image(kind: str, change: HostedChange, tags: tuple[str, ...], seen: SeenChange | None = None) -> Event:
+    data: dict[str, Any] = {"digest": str(change.digest)}
+    if change.media_type:
+        data |= {"mediaType": change.media_type, "size": change.size}
+    data["tags"] = list(tags)
+    if seen is not None and seen.generations:
+        data["generations"] = {tag: seen.generations[tag] for tag in tags if tag in seen.generations}
+    return _event(kind, change, **data)
+
+
+def _tag(kind: str, change: HostedChange, **more: int) -> Event:
     digest = {"digest": str(change.digest)} if change.digest else {}
-    return _event(kind, change, tag=change.tags[0], **digest)
+    return _event(kind, change, tag=change.tags[0], **digest, **more)
 
 
 def _event(kind: str, change: HostedChange, **data: Any) -> Event:
