@@ -184,6 +184,65 @@ def test_patterns_of_immutable_tags_match_tags(tmp_path: Path) -> None:
     ]
 
 
+def test_rules_of_retention(tmp_path: Path) -> None:
+    """Each says what is wrong with it; those that do nothing, or more than was meant, are warned of."""
+    _expect(
+        _mistakes(
+            tmp_path,
+            """
+            [[hosted]]
+            name = "corp"
+            [[hosted.retention]]
+            repositories = ["**"]
+            keep = [{}, { newest = 0 }, { by = "pulled" }, { prereleases = true }, { tags = ["a"], tags_regex = "b" }]
+            delete = [{}, { tags = ["*"], newest = 3 }, { tags_regex = "(" }, { tags = ["/"] }]
+            [[hosted.retention]]
+            delete = []
+            [hosting.retention]
+            every = "1h"
+            cron = "0 3 * * *"
+            """,
+        ),
+        "hosted[1].retention[1].keep[1]: a keep rule needs a condition",
+        "hosted[1].retention[1].keep[2].newest",
+        "hosted[1].retention[1].keep[3]: by belongs to newest",
+        "hosted[1].retention[1].keep[4]: prereleases belongs to newest_of_each_minor",
+        "hosted[1].retention[1].keep[5]: tags and tags_regex exclude each other",
+        "hosted[1].retention[1].delete[1]: needs tags or tags_regex",
+        "hosted[1].retention[1].delete[2]: newest: what is to stay; write it in keep",
+        "hosted[1].retention[1].delete[3]: not a regular expression: '('",
+        "hosted[1].retention[1].delete[4].tags[1]: '/' matches no tag",
+        "hosted[1].retention[2].repositories",
+        "hosting.retention: every and cron exclude each other",
+    )
+    file = tmp_path / "mirror.toml"
+    rule = '[[access.rule]]\neffect = "allow"\ncallers = ["*"]\nactions = ["pull", "push"]\n'
+    file.write_text(
+        f"""
+        [[hosted]]
+        name = "one"
+        repositories = ["team/**"]
+        keep_deleted = 0
+        [[hosted.retention]]
+        repositories = ["app"]
+        delete = [{{ tags = ["*"] }}]
+        [[hosted]]
+        name = "two"
+        [[hosted.retention]]
+        repositories = ["**"]
+        keep = [{{ tags = ["*"] }}]
+        {rule}
+        """
+    )
+    assert hints(load(file)) == [
+        "hosted[1].retention[1].delete[1]: deletes all tags *, of any age: there is no keep rule",
+        "hosted[1].retention[1]: what it deletes cannot be undeleted, because of keep_deleted = 0",
+        "hosted[1].retention[1].repositories: app is no repository that may be pushed to",
+        "hosted[2].retention[1]: deletes nothing: it has neither delete nor delete_untagged_after",
+        "hosted[2].retention[1].keep[1]: keeps every tag of these repositories, whatever delete says",
+    ]
+
+
 def test_hints_name_hosted_registries_that_no_rule_opens(tmp_path: Path) -> None:
     """Each action that nobody may do is named; a registry that is read-only needs no rule for pushes."""
     file = tmp_path / "mirror.toml"

@@ -31,7 +31,7 @@ _FORM: Final = struct.Struct("=qq")
 _KILL: Final = 1
 _CUT: Final = 2
 _CALLS: Final = ("open", "write", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir", "ftruncate")
-_FOLDERS: Final = ("hosted", "hosted-queue", "uploads", "repositories", "ingest", "events")
+_FOLDERS: Final = ("hosted", "hosted-queue", "uploads", "repositories", "ingest", "events", "retention")
 
 
 class Steps:

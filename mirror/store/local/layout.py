@@ -29,6 +29,7 @@
     ├── sync/, jobs/, job-queue/, job-cancels/   likewise: the last result of each sync, and requested jobs
     ├── board/<n>.json                   the status of each running process (see `status_board.py`)
     ├── purges/, traffic/                likewise: recent purges; hits and bytes of the last day
+    ├── retention/, pulls/               likewise: rounds and marks of retention; when hosted images were pulled
     ├── admin.sock                       the admin API's socket, unless it is configured elsewhere
     ├── repositories-added               grows with each new repository: an older list of them is then out of date
     └── repositories/
