@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from mirror.replication.rate_limit import RateLimit
 from mirror.upstream.credentials.source import GivenCredentials
 from mirror.upstream.parameters import Clocks
 from mirror.upstream.registry_writer import RegistryWriter
+from tests.support.certificates import Certificate
 from tests.support.live_mirror import noise, until
 from tests.support.push_client import image
 from tests.support.push_target import Exchange, PushTarget, answers, cut, says, swallowed, throttled
@@ -80,9 +83,15 @@ def time() -> _Time:
 @pytest.fixture
 async def writer(target: PushTarget, time: _Time) -> AsyncIterator[RegistryWriter]:
     """Pushes to it."""
+    async with _writer(target.url, time) as made:
+        yield made
+
+
+@asynccontextmanager
+async def _writer(url: str, time: _Time, **settings: Any) -> AsyncIterator[RegistryWriter]:
     executor = ThreadPoolExecutor(4)
     made = RegistryWriter(
-        endpoint("other.example.com", target.url),
+        endpoint("other.example.com", url, **settings),
         executor=executor,
         credentials=GivenCredentials(),
         clocks=Clocks(now=time, monotonic=time, sleep=time.sleep),
@@ -354,3 +363,21 @@ async def test_a_rate_is_kept_and_a_wait_can_be_ended(writer: RegistryWriter, ta
     limit = RateLimit(1000.0, clock=lambda: 5.0)
     assert [limit.take(500), limit.take(500)] == [0.5, 1.0]
     assert RateLimit(None).take(1 << 40) == 0
+
+
+async def test_over_tls(tmp_path: Path, time: _Time) -> None:
+    """The same, with tokens and a connection that breaks; a certificate that is not trusted gets no byte."""
+    certificate = Certificate(tmp_path)
+    with PushTarget(tls=certificate.server(), tokens=True) as target:
+        async with _writer(target.url, time) as stranger:
+            with pytest.raises(UpstreamUnavailable):
+                await stranger.put_blob("app", _blob())
+        assert not target.asked
+        async with _writer(target.url, time, verify=certificate.client()) as writer:
+            target.fail("patch", cut(1_000_000))
+            assert await writer.put_blob("app", _blob())
+            assert await writer.put_blob("app", _blob(b"{}"))
+            await writer.put_manifest("app", _image(_BLOB), "v1")
+            assert await writer.digest_of("app", "v1") == _image(_BLOB).digest
+        assert target.repository("app").blobs[_DIGEST] == _BLOB
+        assert len(target.of_kind("patch")) > 1

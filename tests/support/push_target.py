@@ -16,6 +16,7 @@ import json
 import re
 import secrets
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Mapping
@@ -158,8 +159,15 @@ class PushTarget:
     """
 
     def __init__(
-        self, *, tokens: bool = False, mounts: bool = True, referrers: bool = True, tag_deletion: bool = True
+        self,
+        *,
+        tokens: bool = False,
+        mounts: bool = True,
+        referrers: bool = True,
+        tag_deletion: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self.tokens = tokens
         self.mounts = mounts
         self.referrers = referrers
@@ -179,7 +187,7 @@ class PushTarget:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
 
     def repository(self, name: str) -> TargetRepository:
         """The content of a repository, which a test may change."""
@@ -243,6 +251,12 @@ class PushTarget:
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
+        if self._tls:
+            try:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                connection.close()
+                return
         with self._lock:
             self._open.add(connection)
         try:
