@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ class ClientFiles:
 
     def __init__(self, config: Config) -> None:
         self._registries = tuple(entry.name for entry in config.upstream)
+        self._hosts = bool(config.hosted)
         self._public = tuple(str(entry["name"]) for entry in PUBLIC)
         self._scheme = "https" if config.server.tls_certificate else "http"
         self._port = next((port for address in config.server.listen if (port := _port(address))), _PORT)
@@ -36,8 +38,11 @@ class ClientFiles:
             raise RequestError(str(error).replace("MIRROR_URL", "mirror")) from error
         return {
             "mirror": str(url),
-            "clients": [_client_json(offer) for offer in offered(url, self._registries, self._public)],
+            "clients": [_client_json(offer) for offer in self._offers(url)],
         }
+
+    def _offers(self, url: MirrorUrl) -> Iterator[Offer]:
+        return offered(url, self._registries, self._public, hosted=self._hosts)
 
     def _guess(self, host: str) -> str:
         try:

@@ -6,11 +6,11 @@ It comes from the clients' own `plan` functions, so it cannot differ from what `
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from mirror.nodes.clients import CLIENTS
-from mirror.nodes.plan import Change, Client, FilePlan, MirrorUrl, Wanted
+from mirror.nodes.plan import Change, Client, MirrorUrl, Wanted
 
 _HUB: Final = "docker.io"
 
@@ -40,24 +40,31 @@ class _Nothing:
         return ()
 
 
-def offered(mirror: MirrorUrl, registries: Sequence[str], public: Sequence[str]) -> Iterator[Offer]:
+def offered(
+    mirror: MirrorUrl, registries: Sequence[str], public: Sequence[str], *, hosted: bool = False
+) -> Iterator[Offer]:
     """Yields the configuration of each client that can use one of `registries`, which are those configured at the
     mirror.
 
-    `public` are the registries that `mirror configure` takes if it is given no `--registry`.
+    `public` are the registries that `mirror configure` takes if it is given no `--registry`. `hosted`: the mirror hosts
+    images, which have its own name.
     """
     named = [name for name in registries if not name.startswith("*.")]
     for client in CLIENTS.values():
         if client.name == "docker" and _HUB not in registries:
             continue
-        plan = client.plan(_Nothing(), Wanted(mirror, public=tuple(registries)))
+        cached = Wanted(mirror, public=tuple(registries))
+        plan = client.plan(_Nothing(), replace(cached, own_name=hosted))
         # a client whose files list the registries needs --registry if they are not the default ones
-        words = [] if _names_no_registries(client, plan, mirror) or set(registries) == set(public) else named
+        words = [] if _names_no_registries(client, cached) or set(registries) == set(public) else named
         options = "".join(f" --registry {name}" for name in words)
+        if plan.changes != client.plan(_Nothing(), cached).changes:
+            options += " --hosted"
         command = f"mirror configure {client.name} {mirror}{options} --apply"
         yield Offer(client.name, command, plan.changes, plan.notes, plan.seen)
 
 
-def _names_no_registries(client: Client, plan: FilePlan, mirror: MirrorUrl) -> bool:
+def _names_no_registries(client: Client, wanted: Wanted) -> bool:
     """True if the client's files are the same for any set of registries."""
-    return client.plan(_Nothing(), Wanted(mirror)).changes == plan.changes
+    plan = client.plan(_Nothing(), replace(wanted, public=()))
+    return plan.changes == client.plan(_Nothing(), wanted).changes

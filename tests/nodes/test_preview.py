@@ -19,11 +19,13 @@ _URL = MirrorUrl.parse("http://mirror.internal:5000")
 _OWN = ("docker.io", "registry.corp:5443", "*.pkg.dev")
 
 
+@pytest.mark.parametrize("hosted", [False, True], ids=["", "hosted"])
 @pytest.mark.parametrize("registries", [_PUBLIC, _OWN])
 @pytest.mark.parametrize("client", CLIENTS)
-def test_the_command_writes_the_files(client: str, registries: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_command_writes_the_files(client: str, registries: tuple[str, ...], hosted: bool, tmp_path: Path) -> None:
     """The command that is shown beside the files, carried out on an empty machine, writes exactly them."""
-    [offer] = [one for one in offered(_URL, registries, _PUBLIC) if one.client == client]
+    [offer] = [one for one in offered(_URL, registries, _PUBLIC, hosted=hosted) if one.client == client]
+    assert ("--hosted" in offer.command) == (hosted and client not in ("docker", "buildkit"))
     program, *words = shlex.split(offer.command)
     done = CliRunner().invoke(every_command(), [*words, "--root", str(tmp_path)], catch_exceptions=False)
     assert (program, done.exit_code) == ("mirror", 0), done.output
