@@ -29,16 +29,17 @@ class MemberNames:
     def __repr__(self) -> str:
         return f"<MemberNames {', '.join(self._rules)}>"
 
-    def parse(self, text: str) -> Image:
+    def parse(self, text: str, is_visible: Callable[[Repo], bool] = lambda repo: True) -> Image:
         """Like `parse_image`. An image of a virtual registry becomes that of the member that answers for the name.
-        Raises `NameUnknown` if nothing is here under that name.
+        Raises `NameUnknown` if nothing is here under that name, or if the member's repository is not visible to the
+        caller: who may not see it must not learn by a virtual name that it exists.
         """
         image = parse_image(text, self._table, virtual=True)
         rules = self._rules.get(image.repo.registry)
         if rules is None:
             return image
         repo = rules.meant(image.repo.name, self._is_taken)
-        if repo is None:
+        if repo is None or not is_visible(repo):
             members = ", ".join(str(each) for each in rules.candidates(image.repo.name, Action.PULL))
             raise NameUnknown(f"{text}: nothing is here under this name; name the image of a member ({members})")
         return replace(image, repo=repo)

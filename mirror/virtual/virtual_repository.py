@@ -149,6 +149,16 @@ class VirtualRepository:
         repos = self.parts.answering(self.repo).repos
         return bool(repos) and self.parts.member(repos[0]).has(digest)
 
+    def _answering(self) -> Answering:
+        """Who answers. Raises `StoreError`, and if nobody does, `Unauthorized` for a caller who has to log in to see
+        what hosted members have: otherwise the 404 would say that the name is free.
+        """
+        answering = self.parts.answering(self.repo)
+        if not answering.repos:
+            for repo in self.parts.rules.hosted_repos(self.repo.name):
+                self._admission.admit(repo)
+        return answering
+
     # ----------------------------------------------------------------------------------------------------- manifests
 
     async def manifest(self, reference: Reference) -> ManifestAnswer:
@@ -171,7 +181,7 @@ class VirtualRepository:
     ) -> ManifestAnswer:
         if isinstance(reference, Digest):
             return await self._by_digest(reference, ask, self.parts.memory.note)
-        answering = self.parts.answering(self.repo)
+        answering = self._answering()
         if answering.owned:
             return await self._by_hosted_tag(answering.repos, reference, ask)
         return await self._by_tag(answering.repos, reference, ask)
@@ -268,7 +278,7 @@ class VirtualRepository:
 
     async def _in_order(self, digest: Digest) -> Sequence[Repo]:
         """The repositories that answer, those first that gave the digest or are known to have it."""
-        answering = self.parts.answering(self.repo)
+        answering = self._answering()
         repos = answering.repos
         if len(repos) < 2:
             return repos
@@ -304,7 +314,7 @@ class VirtualRepository:
         """
         listings: list[Listing] = []
         absent: MirrorError | None = None
-        for repo in self.parts.answering(self.repo).repos:
+        for repo in self._answering().repos:
             if not self._admission.admit(repo):
                 continue
             try:

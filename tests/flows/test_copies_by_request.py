@@ -75,7 +75,8 @@ def test_a_caller_promotes_by_its_own_rights(tmp_path: Path, target: PushTarget)
         f"[access]\nhtpasswd = {json.dumps(str(tmp_path / 'htpasswd'))}\n"
         f"audit_log = {json.dumps(str(tmp_path / 'audit.log'))}"
     )
-    config = _config(tmp_path, target, '[admin]\nlisten = "0.0.0.0:0"', access, _RULES)
+    virtual = '[[virtual]]\nname = "all"\nmembers = ["corp", "docker.io"]'
+    config = _config(tmp_path, target, '[admin]\nlisten = "0.0.0.0:0"', access, _RULES, virtual)
     changes = {"Mirror-Admin": "1"}
     with MirrorProcess(config) as mirror:
         address = eventually(lambda: _tcp(mirror), "the admin API listens")
@@ -117,9 +118,19 @@ def test_a_caller_promotes_by_its_own_rights(tmp_path: Path, target: PushTarget)
             )
         )
         assert done["copied"] == 1
+        # a virtual name tells a caller who may not pull what it means no more than a name of nothing
+        answers = [
+            _post(address, "ci", {"source": f"all/{name}:v1", "destination": "corp/prod/new"}, **changes)
+            for name in ("prod/app", "none/app")
+        ]
+        texts = [answer["errors"][0]["message"].replace("prod/app", "none/app") for _, answer in answers]
+        assert [status for status, _ in answers] == [400, 400]
+        assert texts[0] == texts[1]
+        by_virtual_name = {"source": "all/team/app:v1", "destination": "corp/prod/new"}
+        assert _post(address, "ci", by_virtual_name, **changes)[0] == 200
     lines = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
     copies = [line for line in lines if line["action"] == "copy"]
-    assert [line["status"] for line in copies] == [401, 403, 200, 403, 403, 403, 403, 200, 200, 400, 200]
+    assert [line["status"] for line in copies] == [401, 403, 200, 403, 403, 403, 403, 200, 200, 400, 200, 400, 400, 200]
     assert copies[2]["caller"] == "user:ci"
     assert copies[2]["source"] == "corp/team/app:v1"
 

@@ -297,6 +297,25 @@ async def test_reserved_names(tmp_path: Path) -> None:
         assert (await site.ask("GET", "all/secret-a/app", "manifests/v1")).status == 200
 
 
+async def test_a_reserved_name_does_not_tell_whether_it_is_taken(tmp_path: Path) -> None:
+    """The answers for a name that a hosted member has, and for one that nobody has, are the same to who may not pull
+    there, in either spelling.
+    """
+    reserved = {"reserved": ["team/**", "tool", "free"]}
+    async with _confusing(tmp_path, rules=_CLOSED, virtual=reserved) as site:
+        site.mirror.session.headers.update(_as("in"))
+        await PushClient(site.mirror, "corp/tool").push_image("v1", b"ours")
+        del site.mirror.session.headers["Authorization"]
+        pairs = (("team/app", "team/none"), ("tool", "free"), ("library/tool", "library/free"))
+        for method, what, _ in _questions(site.theirs):
+            for taken, free in pairs:
+                for login, status in (({}, 401), (_as("out"), 404)):
+                    answers = [await site.ask(method, f"all/{name}", what, **login) for name in (taken, free)]
+                    assert [answer.status for answer in answers] == [status, status], (method, what, taken, login)
+                    assert len({answer.code for answer in answers if method != "HEAD"}) < 2
+        site.assert_untouched()
+
+
 def _damage(path: Path) -> None:
     path.chmod(0o600)
     path.write_bytes(b"{}")

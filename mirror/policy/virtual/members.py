@@ -117,6 +117,10 @@ class VirtualRules:
         repo = self.writable_repo(name)
         return () if repo is None else (repo,)
 
+    def hosted_repos(self, name: str) -> tuple[Repo, ...]:
+        """The repositories of the hosted members that a name means, whether they exist or not."""
+        return tuple(member.repo(name) for member in self._hosted)
+
     def writable_repo(self, name: str) -> Repo | None:
         """The repository that takes pushes under a name; None if there is none."""
         return None if self.writable is None else Repo(self.writable, name)

@@ -378,7 +378,7 @@ class Admin:
         return _Accepted(job, f"{PREFIX}/jobs/{quote(job['id'])}")
 
     async def _copy(self, call: _Call) -> CopiedJson:
-        order = self.copies.read(await _body(call.request), call.caller or "")
+        order = self.copies.read(await _body(call.request), call.caller or "", call.identity)
         call.audited |= {**audited_fields(order), "dry_run": order.dry_run or None}
         copied = await self.copies.copy(order, call.identity)
         call.audited |= audited_fields(order, copied)

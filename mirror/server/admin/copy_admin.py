@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from mirror.errors import AlreadyRunning
 from mirror.oci.reference import Repo
@@ -23,6 +23,15 @@ from mirror.server.registry.access_control import AccessControl
 
 #: Copies that one worker does at once for requests.
 _AT_ONCE: Final = 4
+
+
+class SourceNames(Protocol):
+    """Reads the image that is copied."""
+
+    def __call__(self, text: str, is_visible: Callable[[Repo], bool]) -> Image:
+        """The image, that of a member for one of a virtual registry. Raises `RequestError`, also if a virtual name
+        means a repository that is not visible to the caller, in the same way as if it means none.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +49,8 @@ class CallersRights:
 class CopyAdmin:
     """Reads, judges and does copies that are asked for."""
 
-    def __init__(
-        self, copies: Copies, table: RoutingTable, parse: Callable[[str], Image], access: AccessControl | None
-    ) -> None:
-        """`parse` reads the image that is copied. `access` judges callers; None: there are no rules about them."""
+    def __init__(self, copies: Copies, table: RoutingTable, parse: SourceNames, access: AccessControl | None) -> None:
+        """`access` judges callers; None: there are no rules about them."""
         self._copies = copies
         self._table = table
         self._parse = parse
@@ -53,9 +60,21 @@ class CopyAdmin:
     def __repr__(self) -> str:
         return f"<CopyAdmin running={self._running}>"
 
-    def read(self, body: object, caller: str) -> CopyOrder:
-        """The order in a request's body. Raises `BodyInvalid`."""
-        return read_order(body, self._table, self._parse, caller)
+    def read(self, body: object, caller: str, identity: Identity | None = None) -> CopyOrder:
+        """The order in a request's body. `identity` is None for a caller who may do everything. Raises `BodyInvalid`,
+        `StoreError`.
+        """
+        rights = self._rights(identity)
+
+        def parse(text: str) -> Image:
+            return self._parse(text, lambda repo: rights.may(Action.PULL, repo))
+
+        return read_order(body, self._table, parse, caller)
+
+    def _rights(self, identity: Identity | None) -> Rights:
+        if identity is not None and self._access is not None:
+            return CallersRights(self._access, identity)
+        return AllRights()
 
     async def copy(
         self, order: CopyOrder, identity: Identity | None = None, meter: ProgressMeter | None = None
@@ -63,9 +82,7 @@ class CopyAdmin:
         """Does a copy. `identity` is None for a caller who may do everything. Raises like `Copies.copy`, and
         `AlreadyRunning` if too many copies are running.
         """
-        rights: Rights = AllRights()
-        if identity is not None and self._access is not None:
-            rights = CallersRights(self._access, identity)
+        rights = self._rights(identity)
         if self._running >= _AT_ONCE:
             raise AlreadyRunning(f"{self._running} copies are running already; try again when one has ended")
         self._running += 1
