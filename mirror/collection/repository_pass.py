@@ -43,6 +43,7 @@ from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
+from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.collection import (
     COLLECTOR,
     ClockReading,
@@ -55,7 +56,7 @@ from mirror.policy.hosted.collection import (
 from mirror.policy.hosted.retention import RETENTION
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
 from mirror.policy.records import ManifestRecord
-from mirror.ports import ABSENT, Version, Versioned
+from mirror.ports import ABSENT, Announcement, Version, Versioned
 
 #: Links that are dropped after one second look.
 _DROPPED_AT_ONCE: Final = 200
@@ -250,7 +251,12 @@ class RepositoryPass:
             by_retention = record.by == RETENTION and record.digest in self._live_children
             if by_retention or (record.by == COLLECTOR and record.digest in self._children):
                 # this process, or another one, died between dropping it and the second look
-                self._bring_back(record.digest)
+                # the deletion may have been reported meanwhile
+                announced = self._announce(ChangeKind.UNDELETE, record)
+                try:
+                    self._bring_back(record.digest)
+                finally:
+                    announced.end()
                 return
             self._drop_tags(record)
         age = waited(record.deleted_at, self._now(), rules.keep_deleted)
@@ -349,28 +355,45 @@ class RepositoryPass:
             # a client deletes it, or brings it back
             return
         records.flush()
+        announced = self._announce(ChangeKind.DELETE, collected, str(live.version))
         try:
-            catalog.drop_manifest(self._repo, digest, expect=live.version)
-        except RecordChanged:
-            # pushed again meanwhile
-            self._forget_deletion(digest, version)
-            return
-        records.note_change(self._repo)
-        yield
-        try:
-            yield from self._read_manifests()
-        except StoreError:
-            # an index that cannot be read may name it
-            self._bring_back(digest)
-            raise
-        if digest in self._children:
-            self._bring_back(digest)
-            return
+            try:
+                with announced.turn():
+                    catalog.drop_manifest(self._repo, digest, expect=live.version)
+            except RecordChanged:
+                # pushed again meanwhile
+                announced.cancel()
+                self._forget_deletion(digest, version)
+                return
+            records.note_change(self._repo)
+            yield
+            try:
+                yield from self._read_manifests()
+            except StoreError:
+                # an index that cannot be read may name it
+                self._bring_back(digest)
+                announced.cancel()
+                raise
+            if digest in self._children:
+                self._bring_back(digest)
+                announced.cancel()
+                return
+            catalog.flush()
+            announced.done()
+        finally:
+            announced.end()
         self._report.referrers += 1
         deletion = records.deleted_manifest(self._repo, digest)
         if deletion and not rules.keep_deleted:
             with suppress(RecordChanged):
                 self._forget(deletion)
+
+    def _announce(self, kind: ChangeKind, deletion: DeletedManifest, version: str = "") -> Announcement:
+        """The events of a deletion by this collector, or of its end."""
+        change = HostedChange(
+            kind, self._repo, COLLECTOR, deletion.digest, (), deletion.media_type, deletion.size, version=version
+        )
+        return self._parts.events.begin(kind, self._repo, lambda: change)
 
     def _bring_back(self, digest: Digest) -> None:
         """Makes a manifest live again that was collected while an index came that names it. If a client has deleted it

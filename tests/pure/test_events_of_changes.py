@@ -14,11 +14,13 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.events.attempts import LONGEST_PAUSE, Reception, pause, reception
 from mirror.policy.events.changes import (
+    COLLECTED,
     DELETED,
     LOST,
     MOUNTED,
     PUSHED,
     RETAGGED,
+    RETENTION_RAN,
     TAG_DELETED,
     TAG_MOVED,
     TAG_UNDELETED,
@@ -170,6 +172,12 @@ def test_what_is_noticed_elsewhere() -> None:
     damaged = event_of("blob damaged", {"digest": str(_OLD), "reason": "wrong"})
     assert damaged is not None
     assert damaged.data == {"digest": str(_OLD), "reason": "wrong"}
+    collected = event_of("content collected", {"links": 1, "blobs": 2, "bytes": 3})
+    assert collected is not None
+    assert (collected.type, collected.data) == (COLLECTED, {"links": 1, "blobs": 2, "bytes": 3})
+    ran = event_of("retention ran", {"tags": 1, "manifests": 2, "complete": True})
+    assert ran is not None
+    assert (ran.type, ran.repo) == (RETENTION_RAN, None)
     assert event_of("image pulled", {"repository": None}) is None
     assert event_of("something else", {}) is None
 
