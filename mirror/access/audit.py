@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ def _now() -> datetime:
 
 class AuditLog:
     """The audit log of this process. The first record opens the file, and creates it with mode 0600 if it is
-    missing.
+    missing: for the owner of its folder, if this process runs as root.
     """
 
     def __init__(self, path: Path, *, now: Callable[[], datetime] = _now) -> None:
@@ -59,7 +60,13 @@ class AuditLog:
         self.close()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
-        self._inode = os.fstat(self._descriptor).st_ino
+        status = os.fstat(self._descriptor)
+        self._inode = status.st_ino
+        if os.geteuid() == 0 and not status.st_size and stat.S_ISREG(status.st_mode):
+            # a command that root runs before the server has written anything must not shut the server out
+            folder = os.stat(self._path.parent)
+            with suppress(PermissionError):
+                os.fchown(self._descriptor, folder.st_uid, folder.st_gid)
 
     def close(self) -> None:
         """Close the file; the next record opens it again. Repeatable."""

@@ -107,6 +107,8 @@ def test_the_unit_runs_what_the_configuration_is_for(tmp_path: Path) -> None:
     config = load(_ROOT / "config/mirror.toml")
     assert int(unit["TimeoutStopSec"]) > config.server.drain_timeout + 10
     assert Path("/var/lib", unit["StateDirectory"]) == config.store.root
+    page = (_ROOT / "docs/hosted.md").read_text()
+    assert f'audit_log = "/var/log/{unit["LogsDirectory"]}/' in page
     assert unit["RestartPreventExitStatus"] == "2"
     assert unit["KillSignal"] == "SIGTERM"
     # its messages to systemd: tests/flows/test_systemd.py

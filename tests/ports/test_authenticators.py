@@ -527,6 +527,22 @@ def test_an_audit_log_that_cannot_be_written(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["audit"]
 
 
+def test_an_audit_log_that_root_begins(tmp_path: Path) -> None:
+    """It is for the owner of its folder, who could not go on with a file of root's; an old file keeps its owner."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.chown(folder, 12345, 54321)
+    for name, wanted in (("new", (12345, 54321)), ("old", (7, 8))):
+        if name == "old":
+            (folder / name).write_text("{}\n")
+            os.chown(folder / name, 7, 8)
+        log = AuditLog(folder / name)
+        log.record(caller="cli:root")
+        log.close()
+        status = (folder / name).stat()
+        assert (status.st_uid, status.st_gid) == wanted
+
+
 # ------------------------------------------------------------------------------------------ identities that end
 
 
