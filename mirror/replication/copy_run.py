@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, ClassVar, Final, Literal, Protocol
 
 from typing_extensions import TypedDict
 
@@ -107,6 +107,10 @@ class CopyResult:
 class Rights(Protocol):
     """What the caller of a copy may do. The rules are judged anew at each call."""
 
+    @property
+    def may_see_network(self) -> bool:
+        """Whether messages may say why, and at which address, another registry did not answer."""
+
     def may(self, action: Action, repo: Repo) -> bool:
         """True if the caller may do this."""
 
@@ -114,6 +118,8 @@ class Rights(Protocol):
 @dataclass(frozen=True, slots=True)
 class AllRights:
     """The rights of an operator, who may do everything."""
+
+    may_see_network: ClassVar[bool] = True
 
     def may(self, action: Action, repo: Repo) -> bool:
         """See `Rights`."""
@@ -154,7 +160,7 @@ class Copies:
             image = (
                 Image(order.source, reference) if isinstance(reference, str) else Image(order.source, digest=reference)
             )
-            result.images.append(await self._copy_one(order, source, target, image, tag, meter, result))
+            result.images.append(await self._copy_one(order, rights, source, target, image, tag, meter, result))
         telemetry.log.info(
             "copy ended", source=order.source_name, destination=order.destination_name, **result.counts()
         )
@@ -180,6 +186,7 @@ class Copies:
     async def _copy_one(
         self,
         order: CopyOrder,
+        rights: Rights,
         source: Readable,
         target: Target,
         image: Image,
@@ -192,7 +199,7 @@ class Copies:
             copied = await self._retried(lambda: self._give(order, source, target, image, tag, meter))
         except MirrorError as error:
             telemetry.COPIES.labels("failed").inc()
-            return _failed(image, destination, str(error))
+            return _failed(image, destination, str(error) if rights.may_see_network else error.public)
         except Exception as error:
             # a bug that one image meets must not end the others
             telemetry.log.exception("copy crashed", image=str(image))

@@ -23,7 +23,6 @@ from mirror.errors import (
     NameInvalid,
     StoreError,
     UpstreamDenied,
-    UpstreamError,
     UpstreamThrottled,
     UpstreamUnavailable,
 )
@@ -171,9 +170,9 @@ class RuleRun:
             for repo in repos:
                 await self._compare(repo, wanted, report, meter)
         except UpstreamThrottled as error:
-            report.error, report.retry_after = error.public, error.retry_after
+            report.error, report.retry_after = str(error), error.retry_after
         except (MirrorError, OSError) as error:
-            report.error = error.public if isinstance(error, MirrorError) else str(error)
+            report.error = str(error)
         except Exception as error:
             telemetry.log.exception("replication crashed", rule=self.rule.name)
             report.error = f"unexpected: {type(error).__name__}"
@@ -277,13 +276,12 @@ class _Comparing:
                 raise
             except UpstreamDenied as error:
                 # no right in the whole repository
-                self.report.failures.append(f"{self.repo}: {error.public}")
+                self.report.failures.append(f"{self.repo}: {error}")
                 return
             except Denied as error:
                 self._conflict(tag, str(error))
             except (MirrorError, ValueError) as error:
-                reason = error.public if isinstance(error, UpstreamError) else str(error)
-                self.report.failures.append(f"{name_of(self.repo, tag)}: {reason}")
+                self.report.failures.append(f"{name_of(self.repo, tag)}: {error}")
                 telemetry.COPIES.labels("failed").inc()
             if self.unwritten >= _WRITTEN_EVERY and not self.wanted.dry_run:
                 await self.run_of.write(self.repo, self.seen)
@@ -349,7 +347,7 @@ class _Comparing:
             except UpstreamDenied as error:
                 if isinstance(error, CredentialsRefused):
                     raise
-                self._conflict(tag, error.public)
+                self._conflict(tag, str(error))
                 continue
             if not done:
                 self._conflict(tag, "the other registry cannot delete a tag alone")

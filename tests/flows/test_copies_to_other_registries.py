@@ -175,6 +175,17 @@ async def test_registries_that_are_not_written_to(tmp_path: Path) -> None:
             await copy(mirror, "corp/app:v1", "sealed.example.com/app")
 
 
+async def test_messages_do_not_show_the_network(tmp_path: Path) -> None:
+    """A caller learns that another registry cannot be reached; an operator also where it was looked for, and why."""
+    async with hosting_mirror(tmp_path, upstreams=_to("http://127.0.0.1:9")) as mirror:
+        mirror.app.admin.copies._copies._sleep = _no_sleep
+        await PushClient(mirror, "corp/app").push_image("v1", b"one")
+        for rights, is_shown in ((None, True), (Rights(), False)):
+            failed = only(await copy(mirror, "corp/app:v1", "other.example.com/app", rights))
+            assert failed["state"] == "failed"
+            assert ("127.0.0.1" in failed["reason"]) is is_shown, failed
+
+
 async def test_private_images_are_not_copied(tmp_path: Path, target: PushTarget) -> None:
     """Of an upstream that is asked about each caller."""
     upstreams = {**_to(target.url), "private.example.com": {"url": "http://127.0.0.1:9", "access": "verify"}}

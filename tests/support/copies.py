@@ -19,6 +19,7 @@ class Rights:
     """All rights but those that a test takes away."""
 
     denied: set[tuple[Action, str]] = field(default_factory=set)
+    may_see_network: bool = False
 
     def may(self, action: Action, repo: Repo) -> bool:
         return (action, str(repo)) not in self.denied

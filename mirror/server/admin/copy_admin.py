@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from mirror.errors import AlreadyRunning
 from mirror.oci.reference import Repo
@@ -40,6 +40,7 @@ class CallersRights:
 
     access: AccessControl
     identity: Identity
+    may_see_network: ClassVar[bool] = False
 
     def may(self, action: Action, repo: Repo) -> bool:
         """See `Rights`. False for pulls of a registry whose upstream is asked about each caller."""
