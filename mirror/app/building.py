@@ -23,7 +23,7 @@ from mirror.app.collecting import collect_when_due
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
 from mirror.app.reporting import open_reports
 from mirror.app.repositories import open_repositories
-from mirror.app.retaining import retain_when_due
+from mirror.app.retaining import open_pull_notes, retain_when_due
 from mirror.app.storage import Storage, blob_places, open_storage
 from mirror.config import Config, TraceSettings
 from mirror.eviction.scrub import HostedNaming, Scrub
@@ -130,7 +130,10 @@ async def build(
             admin.admin,
             blob_places(config, storage),
         )
+        pulls = open_pull_notes(config, storage, now)
         if housework:
+            if pulls.asked:
+                stack.callback(telemetry.listen(pulls.listen))
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)
             for work in (
                 storage.eviction.rounds.run(),
@@ -138,7 +141,7 @@ async def build(
                 keep_ledger(config, storage),
                 collect_when_due(config, admin.collector),
                 retain_when_due(config, admin.retention),
-                repositories.hosting.pulls.run(),
+                pulls.run(),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
                 recent.run(),
@@ -149,7 +152,7 @@ async def build(
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)
         stack.push_async_callback(recent.flush)
-        stack.callback(repositories.hosting.pulls.flush)
+        stack.callback(pulls.flush)
         yield app
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mirror.app.reporting import open_announcer
-from mirror.app.retaining import open_pull_notes
 from mirror.app.storage import Storage, immutable_tags, quota_rules
 from mirror.config import Config, HostedSettings
 from mirror.hosting.copying import Copying
@@ -26,7 +25,6 @@ from mirror.policy.hosted.push_checks import HostedRules
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
 from mirror.repository.shared import Shared
-from mirror.retention.pull_notes import PullNotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,6 @@ class Hosting:
     shared: Shared
     rules: dict[str, HostedRules]
     copying: Copying
-    pulls: PullNotes
 
     def repository(self, repo: Repo) -> HostedRepository:
         """The repository of a hosted registry."""
@@ -92,9 +89,7 @@ def open_hosting(
     )
     rules = _rules(config)
     copying = Copying(parts, links, placing, pushing, sources, rules, shared.executor)
-    pulls = open_pull_notes(config, storage, shared.caches.now)
-    memory = HostedMemory(parts, shared.caches, pulls.note if pulls.asked else None)
-    return Hosting(verbs, memory, integrity, shared, rules, copying, pulls)
+    return Hosting(verbs, HostedMemory(parts, shared.caches), integrity, shared, rules, copying)
 
 
 def open_hosted_imports(config: Config, storage: Storage, caller: str) -> HostedImports:

@@ -12,7 +12,7 @@ record of a manifest gives the right all the same: its name is the manifest's di
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import Final
 
@@ -48,16 +48,11 @@ _MOST_RECORDS: Final = 100_000
 #: Bytes of memory for the lists of tags and of referrers.
 _MOST_LISTED: Final = 32 << 20
 
-#: Called with a repository, the reference that was asked for, and the digest that was answered.
-Pulled = Callable[[Repo, Reference, Digest], None]
-
 
 class HostedMemory:
     """What this process remembers of all hosted repositories."""
 
-    def __init__(self, parts: HostedParts, caches: Caches, pulled: Pulled | None = None) -> None:
-        """`pulled` is called with the repository, the reference and the digest of each manifest that is answered."""
-        self.pulled = pulled
+    def __init__(self, parts: HostedParts, caches: Caches) -> None:
         changes, once, now = parts.records.changes, caches.once, caches.now
         self.links: Remembered[Digest, BlobLink | None] = Remembered(
             "hosted links", changes, once, now, most=_MOST_RECORDS
@@ -112,8 +107,6 @@ class HostedContent:
         if manifest is None:
             joint = "@" if isinstance(reference, Digest) else ":"
             raise ManifestUnknown(f"{self.repo}{joint}{reference} does not exist")
-        if self._memory.pulled is not None:
-            self._memory.pulled(self.repo, reference, manifest.digest)
         return ManifestAnswer.of(manifest, Outcome.HIT, self.repo.registry, tag.override if tag else None)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:

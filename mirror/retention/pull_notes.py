@@ -17,12 +17,12 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from mirror import telemetry
 from mirror.errors import RecordChanged, StoreError
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Reference, Repo
+from mirror.oci.reference import Reference, Repo, read_repo
 from mirror.policy.hosted.collection import ClockReading
 from mirror.policy.hosted.retention import PullFacts
 from mirror.policy.hosted.retention_rules import RetentionRules
@@ -77,7 +77,9 @@ class PullNotes:
         self._rules = rules
         self._now = now
         self._sleep = sleep
-        self._asked: dict[Repo, bool] = {}
+        self._registries = frozenset(rules.registries_with_policies)
+        #: By the name of a repository: the repository, if pulls from it are recorded.
+        self._asked: dict[str, Repo | None] = {}
         self._lock = threading.Lock()
         self._noted: dict[Repo, dict[str, float]] = {}
         self._count = 0
@@ -92,13 +94,21 @@ class PullNotes:
         """Whether any rule asks for pulls."""
         return any(policy.asks_for_pulls for each in self._rules.registries.values() for policy in each.policies)
 
-    def note(self, repo: Repo, reference: Reference, digest: Digest) -> None:
-        """Notes that a manifest was pulled, also by HEAD. Cheap, and never raises. From the event loop."""
-        asked = self._asked.get(repo)
-        if asked is None:
+    def listen(self, what: telemetry.Notice, fields: Mapping[str, Any]) -> None:
+        """The listener of notices. What the mirror reads for itself is not among them."""
+        if what is telemetry.Notice.MANIFEST_ANSWERED and fields["digest"] is not None:
+            self.note(fields["repository"], fields["reference"], fields["digest"])
+
+    def note(self, repository: str, reference: Reference, digest: Digest) -> None:
+        """Notes that a client got a manifest, or learned by HEAD that it is there. Cheap, and never raises."""
+        if repository.partition("/")[0] not in self._registries:
+            return
+        if repository not in self._asked:
             # clients cannot make this grow: only repositories that have manifests are noted
-            asked = self._asked[repo] = self._rules.asks_for_pulls(repo)
-        if not asked:
+            found = read_repo(repository)
+            self._asked[repository] = found if found is not None and self._rules.asks_for_pulls(found) else None
+        repo = self._asked[repository]
+        if repo is None:
             return
         now = self._now()
         with self._lock:

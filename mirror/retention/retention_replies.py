@@ -57,8 +57,9 @@ class RepositoryPlanJson(TypedDict):
 
     repository: str
     unread: Annotated[str | None, about("What cannot be read, so that nothing goes.")]
-    tags: list[JudgedJson]
+    tags: Annotated[list[JudgedJson], about("What goes comes first.")]
     manifests: list[JudgedJson]
+    more: Annotated[Count, about("Tags and manifests that are not listed.")]
 
 
 class RetentionPlanJson(TypedDict):
@@ -88,17 +89,25 @@ def _left(each: LeftAlone) -> LeftAloneJson:
     return {"what": each.what, "reason": each.reason}
 
 
-def repository_plan_json(plan: RepositoryPlan) -> RepositoryPlanJson:
-    """The form of a plan of one repository. What goes comes first."""
+def repository_plan_json(plan: RepositoryPlan, most: int | None = None) -> RepositoryPlanJson:
+    """The form of a plan of one repository, with at most so many tags, and so many manifests."""
     digests = {tag.name: str(tag.digest) for tag in plan.facts.tags}
     tags = [_judged(name, digests[name], verdict) for name, verdict in sorted(plan.verdicts.tags.items())]
     manifests = [_judged(str(each), str(each), verdict) for each, verdict in sorted(plan.verdicts.manifests.items())]
+    tags.sort(key=_stays)
+    manifests.sort(key=_stays)
+    listed_tags, listed_manifests = tags[:most], manifests[:most]
     return {
         "repository": str(plan.repo),
         "unread": plan.facts.unread or None,
-        "tags": sorted(tags, key=lambda each: not each["goes"]),
-        "manifests": sorted(manifests, key=lambda each: not each["goes"]),
+        "tags": listed_tags,
+        "manifests": listed_manifests,
+        "more": len(tags) + len(manifests) - len(listed_tags) - len(listed_manifests),
     }
+
+
+def _stays(judged: JudgedJson) -> bool:
+    return not judged["goes"]
 
 
 def _judged(name: str, digest: str, verdict: Verdict) -> JudgedJson:

@@ -92,12 +92,16 @@ class Retention:
         with lease:
             return await self._round(lease, wanted, RetentionReport(self._now(), wanted.by, self._rules))
 
-    async def go_on(self) -> RetentionReport | None:
-        """Does one round by schedule; goes on with one that was interrupted."""
+    async def go_on(self, plan: Plan | None = None) -> RetentionReport | None:
+        """Does one round by schedule; goes on with one that was interrupted. With `plan`, only if it is due still:
+        another process may just have done it.
+        """
         lease = await self._locks.try_hold(_LOCK)
         if lease is None:
             return None
         with lease:
+            if plan is not None and not await asyncio.to_thread(self._is_due, plan):
+                return None
             last = await asyncio.to_thread(self.last)
             report = RetentionReport(self._now(), "schedule", self._rules, failures=last.failures if last else 0)
             if last is not None and last.ended_at is None and last.rules == self._rules:
@@ -161,6 +165,9 @@ class Retention:
             self._store(wanted, report)
         except StoreError as error:
             telemetry.log.warning("retention not recorded", reason=str(error))
+        telemetry.notice(
+            telemetry.Notice.RETENTION_RAN, tags=report.tags, manifests=report.manifests, complete=report.complete
+        )
         telemetry.RETENTION_TAGS.inc(report.tags)
         telemetry.RETENTION_MANIFESTS.inc(report.manifests)
         show_retention(report)
@@ -208,13 +215,16 @@ class Retention:
             self._rounds.put(_KNOWN, {"since": since})
         return next_run(plan, Last(float(since)), self._now(), 0.0)
 
+    def _is_due(self, plan: Plan) -> bool:
+        return self.due(plan) <= self._tools.now().earlier
+
     async def run_when_due(self, plan: Plan) -> None:
         """Does the rounds that are due. Runs until cancelled."""
         while self.has_rules:
             wait = _LOOK_EVERY
             try:
-                if await asyncio.to_thread(self.due, plan) <= self._tools.now().earlier:
-                    await self.go_on()
+                if await asyncio.to_thread(self._is_due, plan):
+                    await self.go_on(plan)
             except (StoreError, IndexUnavailable) as error:
                 telemetry.log.warning("retention failed", reason=str(error))
             except Exception:

@@ -15,6 +15,9 @@ class Notice(Enum):
 
     #: A client got a manifest: `repository`, `reference`, `digest`, `by`.
     IMAGE_PULLED = "image pulled"
+    #: A client got a manifest, or learned by HEAD or If-None-Match that it is there: `repository`, `reference`,
+    #: `digest`.
+    MANIFEST_ANSWERED = "manifest answered"
     #: `repository`, `tag`, and the digests `was` and `now`.
     TAG_MOVED = "tag moved"
     #: A round of garbage collection has freed something: `links`, `blobs`, `bytes`.

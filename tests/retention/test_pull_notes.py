@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.policy.hosted.collection import ClockReading
@@ -36,13 +37,13 @@ def test_pulls_of_all_workers_are_known(world: RetainedWorld) -> None:
     one, two = world.pull_notes(), world.pull_notes()
     one.begin()
     begun = world.clock()
-    one.note(APP, "v1", _DIGEST)
+    one.note(str(APP), "v1", _DIGEST)
     one.flush()
     world.passes(DAY)
-    two.note(APP, "v1", _DIGEST)
-    two.note(APP, "v2", _DIGEST)
+    two.note(str(APP), "v1", _DIGEST)
+    two.note(str(APP), "v2", _DIGEST)
     two.flush()
-    one.note(APP, "v3", _DIGEST)
+    one.note(str(APP), "v3", _DIGEST)
     one.flush()
     world.passes(DAY)
     facts = _facts(world)
@@ -54,7 +55,8 @@ def test_pulls_of_all_workers_are_known(world: RetainedWorld) -> None:
 def test_a_repository_that_no_rule_asks_about_is_not_noted(world: RetainedWorld) -> None:
     """Nothing is written."""
     notes = world.pull_notes()
-    notes.note(TWIN, "v1", _DIGEST)
+    notes.note(str(TWIN), "v1", _DIGEST)
+    notes.note("docker.io/library/alpine", "v1", _DIGEST)
     notes.flush()
     assert not list(world.pulled.all())
     world.policies = ()
@@ -65,15 +67,15 @@ def test_a_second_pull_soon_writes_nothing(world: RetainedWorld) -> None:
     """Nor does one that another worker has written."""
     notes = world.pull_notes()
     notes.begin()
-    notes.note(APP, "v1", _DIGEST)
+    notes.note(str(APP), "v1", _DIGEST)
     notes.flush()
     writes = world.pulled.calls["put"]
     world.passes(599)
-    notes.note(APP, "v1", _DIGEST)
+    notes.note(str(APP), "v1", _DIGEST)
     notes.flush()
     assert world.pulled.calls["put"] == writes
     world.passes(1)
-    notes.note(APP, "v1", _DIGEST)
+    notes.note(str(APP), "v1", _DIGEST)
     notes.flush()
     assert world.pulled.calls["put"] == writes + 1
 
@@ -82,7 +84,7 @@ def test_what_cannot_be_written_is_written_later(world: RetainedWorld) -> None:
     """With the time of the pull."""
     notes = world.pull_notes()
     notes.begin()
-    notes.note(APP, "v1", _DIGEST)
+    notes.note(str(APP), "v1", _DIGEST)
     pulled_at = world.clock()
     world.pulled.fail("put", StoreError("the disk is full"))
     notes.flush()
@@ -96,12 +98,12 @@ def test_notes_that_are_lost_begin_anew(world: RetainedWorld, monkeypatch: pytes
     """What was pulled is not known any more, so nothing is known from before."""
     notes = world.pull_notes()
     notes.begin()
-    notes.note(APP, "v1", _DIGEST)
+    notes.note(str(APP), "v1", _DIGEST)
     notes.flush()
     monkeypatch.setattr(pull_notes, "_MOST", 10)
     world.passes(DAY)
     for number in range(20):
-        notes.note(APP, f"b{number}", _DIGEST)
+        notes.note(str(APP), f"b{number}", _DIGEST)
     notes.flush()
     assert _facts(world).since == world.clock()
 
@@ -110,7 +112,7 @@ def test_a_rule_that_was_away_begins_anew(world: RetainedWorld) -> None:
     """Pulls were not recorded meanwhile. A rule that stays keeps its recording."""
     world.pull_notes().begin()
     notes = world.pull_notes()
-    notes.note(APP, "v1", _DIGEST)
+    notes.note(str(APP), "v1", _DIGEST)
     notes.flush()
     begun = world.clock()
     world.passes(DAY)
@@ -130,7 +132,7 @@ def test_a_record_that_is_lost_begins_anew(world: RetainedWorld, damage: dict[st
     """Nothing is known until then."""
     notes = world.pull_notes()
     notes.begin()
-    notes.note(APP, "v1", _DIGEST)
+    notes.note(str(APP), "v1", _DIGEST)
     notes.flush()
     if damage is None:
         world.pulled.drop(str(APP))
@@ -146,7 +148,7 @@ def test_what_is_gone_is_forgotten_and_wrong_clocks_are_mended(world: RetainedWo
     """So that the record stays small, and nothing stays for ever."""
     notes = world.pull_notes()
     notes.begin()
-    notes.note(APP, "v1", _DIGEST)
+    notes.note(str(APP), "v1", _DIGEST)
     notes.flush()
     now = world.clock()
     PullTimes(world.pulled).tidy(APP, ["v1"], ClockReading(now - 500, now - 400))
@@ -156,6 +158,19 @@ def test_what_is_gone_is_forgotten_and_wrong_clocks_are_mended(world: RetainedWo
     assert record is not None
     assert record["times"] == {"v1": now - 400}
     assert record["since"] == now - 400
+
+
+def test_it_hears_of_answers(world: RetainedWorld) -> None:
+    """From the server, not from what the mirror reads for itself; of no other notices."""
+    notes = world.pull_notes()
+    notes.begin()
+    end = telemetry.listen(notes.listen)
+    telemetry.notice(telemetry.Notice.MANIFEST_ANSWERED, repository=str(APP), reference="v1", digest=_DIGEST)
+    telemetry.notice(telemetry.Notice.BLOB_DAMAGED, digest=_DIGEST, reason="")
+    end()
+    telemetry.notice(telemetry.Notice.MANIFEST_ANSWERED, repository=str(APP), reference="v2", digest=_DIGEST)
+    notes.flush()
+    assert set(_facts(world).times) == {"v1", str(_DIGEST)}
 
 
 async def test_it_writes_behind_the_answer(world: RetainedWorld) -> None:
@@ -168,7 +183,7 @@ async def test_it_writes_behind_the_answer(world: RetainedWorld) -> None:
         if len(waits) == 2:
             written.set()
             await asyncio.Event().wait()
-        notes.note(APP, "v1", _DIGEST)
+        notes.note(str(APP), "v1", _DIGEST)
 
     notes = pull_notes.PullNotes(world.pulled, world.retention_rules, world.clock, sleep=sleep)
     task = asyncio.create_task(notes.run())

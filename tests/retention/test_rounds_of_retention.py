@@ -282,8 +282,8 @@ async def test_what_was_pulled_lately_stays(tmp_path: Path) -> None:
     world.passes(100 * DAY)
     await world.retain()
     world.passes(25 * DAY)
-    notes.note(APP, "a", digests["a"])
-    notes.note(APP, digests["b"], digests["b"])
+    notes.note(str(APP), "a", digests["a"])
+    notes.note(str(APP), digests["b"], digests["b"])
     notes.flush()
     assert world.tags() == "a b c"
     world.passes(6 * DAY)
@@ -304,7 +304,7 @@ async def test_a_pull_meanwhile_keeps(tmp_path: Path) -> None:
     world.passes(31 * DAY)
 
     def pull() -> None:
-        notes.note(APP, "a", digest)
+        notes.note(str(APP), "a", digest)
         notes.flush()
 
     world.marks.after("put", lambda: world.marks.after("put", pull))

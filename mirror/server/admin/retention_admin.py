@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Final
 
 from mirror.errors import AlreadyRunning, RequestError
 from mirror.policy.routing import RoutingTable
@@ -18,6 +19,9 @@ from mirror.retention.retention_replies import (
 )
 from mirror.retention.retention_schedule import Retention, Wanted
 from mirror.values.timestamps import moment
+
+#: Tags, and manifests, of which an answer says what would happen to them.
+_MOST_LISTED: Final = 1000
 
 
 class RetentionAdmin:
@@ -58,4 +62,4 @@ class RetentionAdmin:
         if not name or "*" in name or "?" in name or selection.tag is not None:
             raise RequestError("repository: name one repository, such as corp/team/app")
         planned = await asyncio.to_thread(lambda: list(self._retention.plan(selection.has)))
-        return {"repositories": [repository_plan_json(each) for each in planned]}
+        return {"repositories": [repository_plan_json(each, _MOST_LISTED) for each in planned]}

@@ -277,6 +277,13 @@ class RegistryHandler:
             telemetry.RECEIVED_BYTES.inc(record.received)
         if self._recent is not None and record.repository is not None and (kind != _UPLOAD or status >= 400):
             self._recent.note(kind, request.method, status, record, seconds, self._id(number))
+        if kind == "manifest" and status in (200, 304) and record.action == _PULL:
+            telemetry.notice(
+                telemetry.Notice.MANIFEST_ANSWERED,
+                repository=record.repository,
+                reference=record.reference,
+                digest=record.digest,
+            )
         if kind == "manifest" and status == 200 and record.action == _PULL and request.method == "GET":
             telemetry.notice(
                 telemetry.Notice.IMAGE_PULLED,
