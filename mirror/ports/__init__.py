@@ -16,6 +16,8 @@ The ports, and what implements them (the tests have implementations in memory, i
                   HostedRecords  links, referrers, deletions    store/hosted/repository_records.py
                   LinkLedger     sums and holders of links      index/link_ledger.py
     eventing.py   Announcer      events of changes              events/announcing.py
+                  EventStore     where events wait              index/outbox.py
+                  EventSender    what sends them                upstream/http/event_posts.py
     recording.py  Records        small JSON records by key      store/local/json_records.py
     locking.py    Locks          locks between processes        store/local/locks.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
