@@ -11,7 +11,7 @@ answers it in the mirror's place, and one that collects bodies answers nothing.
 from __future__ import annotations
 
 import http.client
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
@@ -53,8 +53,11 @@ class TrialPush:
         """
         try:
             began = self._login()
-            self._findings.append(self._pull())
+            pull = self._pull()
+            self._findings.append(pull)
             self._findings.append(self._push(began))
+            if pull.level is Level.PROBLEM:
+                self._findings[self._findings.index(pull)] = self._only_push(pull)
             self._findings.append(self._bodies())
         except _Stopped as stopped:
             self._findings.append(stopped.finding)
@@ -128,6 +131,15 @@ class TrialPush:
             return Finding(what, Level.PROBLEM, f"{self._caller} may not pull: {answer.said}", self._rule("pull"))
         return Finding(what, Level.PROBLEM, answer.said, _LOG)
 
+    def _only_push(self, pull: Finding) -> Finding:
+        """The finding about a pull that failed, of a caller who may push. Under a virtual name that nobody has yet, the
+        answer is the same as for a caller who may not pull.
+        """
+        if "no such repository" not in pull.text:
+            return pull
+        text = f"{self._caller} may push, but not pull; or this is a virtual name under which nothing was pushed yet"
+        return replace(pull, level=Level.WARNING, text=text)
+
     def _push(self, began: Answer | None) -> Finding:
         """Raises `_Stopped` if no upload can begin."""
         what = f"push {self.name}"
@@ -158,7 +170,10 @@ class TrialPush:
         who = f"user:{self._caller}" if self._token else "*"
         listed = ", ".join(f'"{action}"' for action in actions)
         rule = f'effect = "allow", callers = ["{who}"], actions = [{listed}], repositories = ["{self.name}"]'
-        return f"at the mirror, add an [[access.rule]] with {rule}; a robot needs it in its own list (--allow)"
+        return (
+            f"at the mirror, add an [[access.rule]] with {rule} (for a virtual name, the repository of its member); "
+            "a robot needs it in its own list (--allow)"
+        )
 
     # ---------------------------------------------------------------------------------------------------- the way
 

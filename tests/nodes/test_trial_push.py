@@ -68,6 +68,7 @@ _GOOD: dict[str, Answer | Exception] = {
     _TAG: _error(404, "MANIFEST_UNKNOWN"),
     _BODY: _error(404, "BLOB_UPLOAD_UNKNOWN"),
 }
+_UNKNOWN = _error(404, "NAME_UNKNOWN", "no such repository")
 _ALICE = ClientLogin("alice", "s3cret")
 
 
@@ -118,7 +119,14 @@ def test_everybody_may_push() -> None:
         ({"GET /token": Answer(404, {}, b"<html>")}, "login", "status 404", "forward /token"),
         ({"GET /token": Answer(200, {}, b"<html>")}, "login", "no token", "proxy"),
         ({"GET /token": ConnectionRefusedError()}, "login", "sends clients to", "Host"),
-        ({_TAG: _error(404, "NAME_UNKNOWN")}, "pull corp/app", "may not pull", 'actions = ["pull"]'),
+        (
+            {_TAG: _UNKNOWN, f"POST {_UPLOADS} with a token": _UNKNOWN},
+            "pull corp/app",
+            "may not pull",
+            'actions = ["pull"]',
+        ),
+        ({_TAG: _UNKNOWN, f"POST {_UPLOADS} with a token": _UNKNOWN}, "push corp/app", "neither", '["pull", "push"]'),
+        ({_TAG: _error(503, "UNAVAILABLE")}, "pull corp/app", "status 503", "log"),
         (
             {f"POST {_UPLOADS} with a token": _error(403, "DENIED", "user:alice may not push here")},
             "push corp/app",
@@ -155,6 +163,13 @@ def test_what_is_wrong_is_named(answers: dict[str, Any], what: str, text: str, a
     assert text in found[what].text
     assert advice in found[what].advice
     assert "s3cret" not in str(found)
+
+
+def test_a_caller_who_may_only_push() -> None:
+    """A warning: under a virtual name that nobody has yet, the mirror answers likewise."""
+    found = _look({_TAG: _UNKNOWN})
+    assert (found["pull corp/app"].level, found["push corp/app"].level) == (Level.WARNING, Level.OK)
+    assert "virtual name" in found["pull corp/app"].text
 
 
 def test_a_session_that_cannot_be_cancelled() -> None:
