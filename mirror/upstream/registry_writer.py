@@ -46,7 +46,7 @@ from mirror.policy.upstream.upload_range import received
 from mirror.policy.upstream.url_bounds import UrlRefused
 from mirror.ports import SentBlob
 from mirror.upstream.calls import Call, Calls
-from mirror.upstream.credentials.source import CredentialSource
+from mirror.upstream.credentials.source import CredentialSource, GivenCredentials
 from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.http.blob_sender import BlobSendingClient, pieces_of
 from mirror.upstream.http.client import HttpClient
@@ -104,14 +104,14 @@ class RegistryWriter:
         self._client = HttpClient(endpoint, hosts)
         self._sender = BlobSendingClient(endpoint, hosts, executor)
 
-        def tokens(endpoint: Endpoint) -> TokenSource:
+        def tokens(endpoint: Endpoint, credentials: CredentialSource) -> TokenSource:
             session = self._client.session
             return TokenSource(endpoint, session, credentials, self._memo, clocks=clocks, observe=hooks.observe)
 
         self._calls = Calls(
             endpoint,
-            tokens=tokens(endpoint),
-            elsewhere=Elsewhere(endpoint, self._memo, tokens),
+            tokens=tokens(endpoint, credentials),
+            elsewhere=Elsewhere(endpoint, self._memo, lambda registry: tokens(registry, GivenCredentials())),
             accounts=Accounts(endpoint, self._memo, hooks, clocks),
             hosts=hosts,
             hooks=hooks,

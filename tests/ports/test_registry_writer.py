@@ -25,7 +25,7 @@ from mirror.oci.manifest import OCI_MANIFEST, read_manifest
 from mirror.policy.upstream.upload_range import received
 from mirror.ports import SentBlob
 from mirror.replication.rate_limit import RateLimit
-from mirror.upstream.credentials.source import GivenCredentials
+from mirror.upstream.credentials.source import Credentials, GivenCredentials
 from mirror.upstream.parameters import Clocks
 from mirror.upstream.registry_writer import RegistryWriter
 from tests.support.certificates import Certificate
@@ -88,12 +88,14 @@ async def writer(target: PushTarget, time: _Time) -> AsyncIterator[RegistryWrite
 
 
 @asynccontextmanager
-async def _writer(url: str, time: _Time, **settings: Any) -> AsyncIterator[RegistryWriter]:
+async def _writer(
+    url: str, time: _Time, login: Credentials | None = None, **settings: Any
+) -> AsyncIterator[RegistryWriter]:
     executor = ThreadPoolExecutor(4)
     made = RegistryWriter(
         endpoint("other.example.com", url, **settings),
         executor=executor,
-        credentials=GivenCredentials(),
+        credentials=GivenCredentials(login),
         clocks=Clocks(now=time, monotonic=time, sleep=time.sleep),
     )
     yield made
@@ -245,6 +247,21 @@ async def test_credentials_stay_at_the_registry(writer: RegistryWriter, target: 
         assert elsewhere.repository("app").blobs[_DIGEST] == _BLOB
         assert not [asked for asked in elsewhere.asked if "authorization" in asked.headers]
         assert [asked for asked in target.of_kind("begin") if "authorization" in asked.headers]
+
+
+async def test_another_host_does_not_get_the_login_by_asking_for_it(target: PushTarget, time: _Time) -> None:
+    """The host that the upload goes to wants a token of its own token service: neither is sent the credentials."""
+    target.tokens = True
+    with PushTarget() as elsewhere:
+        elsewhere.tokens = True
+        target.fail("begin", lambda exchange, usual: exchange.answer(202, {"Location": _begun_at(elsewhere)}))
+        async with _writer(target.url, time, Credentials("robot", "secret")) as writer:
+            await writer.has_blob("app", _DIGEST, 1)
+            with pytest.raises(UpstreamUnavailable):
+                await writer.put_blob("app", _blob())
+        assert elsewhere.asked
+        assert not [asked for asked in elsewhere.asked if "authorization" in asked.headers]
+        assert [asked for asked in target.of_kind("token") if "authorization" in asked.headers]
 
 
 def _begun_at(target: PushTarget) -> str:
