@@ -141,7 +141,16 @@ class RoutingTable:
         """The name of the registry that a `Host` header is assigned to; None if there is none."""
         if not host or not self.hosts:
             return None
-        return self.hosts.get(host.lower()) or self.hosts.get(_no_port(host))
+        host = host.lower()
+        return self.hosts.get(host) or self._meant_by_part(host)
+
+    def _meant_by_part(self, host: str) -> str | None:
+        """Like `meant_by`, without the port and without the dot that a full domain name may end with (RFC 1034, 3.1):
+        otherwise, `?ns=` would decide.
+        """
+        name, port = _split(host)
+        name = name.removesuffix(".")
+        return self.hosts.get(f"{name}:{port}") or self.hosts.get(name)
 
     def route(self, path_name: str, *, host: str | None = None, ns: str | None = None) -> Repo:
         """The repository that a request is for. `path_name` is the part of the path between `/v2/` and the resource.
@@ -188,6 +197,7 @@ class RoutingTable:
             return None
 
 
-def _no_port(host: str) -> str:
-    name, colon, port = host.lower().rpartition(":")
-    return name if colon and port.isdigit() else host.lower()
+def _split(host: str) -> tuple[str, str]:
+    """The name and the port of a `Host` header; the port may be empty (RFC 9110, 4.2.3)."""
+    name, colon, port = host.rpartition(":")
+    return (name, port) if colon and (port.isdigit() or not port) else (host, "")

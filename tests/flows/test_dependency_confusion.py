@@ -45,6 +45,9 @@ _WAYS: Final = (
     ("every/team/app", "", "ns=quay.io"),
     ("all/team/app", "", "ns=unknown.example"),
     ("team/app", "images.example.com", "ns=docker.io"),
+    ("team/app", "images.example.com.", "ns=docker.io"),
+    ("team/app", "images.example.com.:443", "ns=quay.io"),
+    ("team/app", "images.example.com:", "ns=docker.io"),
     ("team/app", "", ""),
 )
 
