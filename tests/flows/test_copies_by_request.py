@@ -56,6 +56,9 @@ repositories = ["corp/prod/**"]
 """
 
 
+_ROBOT = ("token", "create", "promoter", "--allow", "pull", "corp/team/**", "--allow", "push", "corp/prod/**")
+
+
 def _post(address: str, name: str, body: object, **headers: str) -> tuple[int, Any]:
     with closing(http.client.HTTPConnection(address, timeout=PATIENCE)) as connection:
         login = {"Authorization": "Basic " + base64.b64encode(f"{name}:{name}".encode()).decode()} if name else {}
@@ -97,6 +100,12 @@ def test_a_caller_promotes_by_its_own_rights(tmp_path: Path, target: PushTarget)
         status, answer = _post(address, "ci", moved, **changes)
         assert (status, answer["failed"]) == (200, 1)
         assert "overwrite" in answer["images"][0]["reason"]
+        made = run([sys.executable, "-m", "mirror", *_ROBOT, "--json", "--config", config])
+        robot = {"source": "corp/team/app:v1", "destination": "corp/prod/by-robot"}
+        login = base64.b64encode(f"promoter:{json.loads(made)['secret']}".encode()).decode()
+        status, answer = _post(address, "", robot, Authorization=f"Basic {login}", **changes)
+        assert (status, answer["copied"]) == (200, 1)
+        assert _post(address, "", moved, Authorization=f"Basic {login}", **changes)[1]["failed"] == 1
         # the socket is for operators
         reply = ask_admin(tmp_path / "store/admin.sock", "POST", "/admin/v1/copies", moved)
         assert (reply.status, reply.json["moved"]) == (200, 1)
@@ -130,7 +139,21 @@ def test_a_caller_promotes_by_its_own_rights(tmp_path: Path, target: PushTarget)
         assert _post(address, "ci", by_virtual_name, **changes)[0] == 200
     lines = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
     copies = [line for line in lines if line["action"] == "copy"]
-    assert [line["status"] for line in copies] == [401, 403, 200, 403, 403, 403, 403, 200, 200, 400, 200, 400, 400, 200]
+    assert [line["status"] for line in copies] == [
+        401,
+        403,
+        200,
+        *[403] * 4,
+        200,
+        200,
+        200,
+        200,
+        400,
+        200,
+        400,
+        400,
+        200,
+    ]
     assert copies[2]["caller"] == "user:ci"
     assert copies[2]["source"] == "corp/team/app:v1"
 
