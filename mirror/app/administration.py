@@ -19,6 +19,7 @@ from mirror.app.storage import Storage, blob_places, immutable_tags, make_purge,
 from mirror.app.virtual import MemberNames
 from mirror.collection.collector import GarbageCollector
 from mirror.config import Config, redacted_settings
+from mirror.eviction.cached_copies import CachedCopies
 from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.operator_deletions import OperatorDeletions
 from mirror.hosting.quotas import Quotas
@@ -107,9 +108,7 @@ def open_administration(
     retention = open_retention(config, storage, verbs.parts, now, audit)
     hosted = HostedAdmin(
         deletions,
-        storage.store,
-        storage.catalog,
-        storage.eviction.evictor,
+        CachedCopies(storage.store, storage.catalog, storage.eviction.evictor, table),
         table,
         keep_deleted,
         collector,

@@ -46,7 +46,7 @@ class _Site:
         [dead] = [each for each in self.outbox.listed(endpoint="ci", dead=None, most=9) if each.id == "dead"]
         self.outbox.bury(dead, "status 400")
 
-    def events(self, *words: str) -> Done:
+    def ask(self, *words: str) -> Done:
         return mirror("events", *words, "--config", self.config)
 
 
@@ -60,30 +60,30 @@ def site(tmp_path: Path) -> Iterator[_Site]:
 
 def test_it_lists_what_waits(site: _Site) -> None:
     """By endpoint, and each event with its last error; no URL."""
-    done = site.events()
+    done = site.ask()
     assert done.status == 0
     assert "waiting" in done.out
     assert "dead: status 400" in done.out
     assert "not configured" in done.out
     assert "hidden" not in done.out
-    listed = site.events("--json").json
+    listed = site.ask("--json").json
     assert [(each["endpoint"], each["waiting"], each["dead"], each["configured"]) for each in listed["endpoints"]] == [
         ("ci", 1, 1, True),
         ("gone", 1, 0, False),
     ]
     assert [event["id"] for event in listed["events"]] == ["waiting", "dead", "foreign"]
     assert listed["events"][1]["made"] == "2023-11-14T22:13:20Z"
-    assert [event["id"] for event in site.events("--dead", "--json").json["events"]] == ["dead"]
-    assert [event["id"] for event in site.events("--endpoint", "gone", "--json").json["events"]] == ["foreign"]
+    assert [event["id"] for event in site.ask("--dead", "--json").json["events"]] == ["dead"]
+    assert [event["id"] for event in site.ask("--endpoint", "gone", "--json").json["events"]] == ["foreign"]
 
 
 def test_it_sends_dead_events_again(site: _Site) -> None:
     """One, or all; the audit log says so. Exit status 1 if there is none."""
-    assert site.events("resend", "waiting").status == 1
-    done = site.events("resend", "dead")
+    assert site.ask("resend", "waiting").status == 1
+    done = site.ask("resend", "dead")
     assert (done.status, done.out) == (0, "1 event will be sent again\n")
-    assert site.events("resend").status == 1
-    assert site.events("resend", "--json").json == {"resent": 0}
+    assert site.ask("resend").status == 1
+    assert site.ask("resend", "--json").json == {"resent": 0}
     assert [each.dead for each in site.outbox.listed(endpoint="ci", dead=None, most=9)] == [False, False]
     lines = [json.loads(line) for line in (site.root / "audit.log").read_text().splitlines()]
     assert [(line["action"], line["events"]) for line in lines][:2] == [("events", 0), ("events", 1)]
@@ -91,8 +91,8 @@ def test_it_sends_dead_events_again(site: _Site) -> None:
 
 def test_mistakes(site: _Site) -> None:
     """Each says what to write instead."""
-    assert "is no endpoint that is configured here; they are ci" in site.events("resend", "--endpoint", "gone").err
-    assert "mirror events resend ID" in site.events("list", "dead").err
+    assert "is no endpoint that is configured here; they are ci" in site.ask("resend", "--endpoint", "gone").err
+    assert "mirror events resend ID" in site.ask("list", "dead").err
     site.config.write_text(_CONFIG.partition("[[events")[0].format(root=site.root))
-    done = site.events()
+    done = site.ask()
     assert (done.status, "no [[events.endpoint]]" in done.err) == (2, True)

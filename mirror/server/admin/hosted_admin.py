@@ -14,20 +14,15 @@ from typing_extensions import TypedDict
 
 from mirror.collection.collection_replies import CollectionJson, RoundJson, collection_json, round_json
 from mirror.collection.collector import GarbageCollector
-from mirror.errors import AlreadyRunning, BlobUnknown, RequestError
-from mirror.eviction.evictor import Evictor
-from mirror.graph.manifests import manifest_of_bytes
-from mirror.graph.walk import damaged_may_be_missing, walk
+from mirror.errors import AlreadyRunning, RequestError
+from mirror.eviction.cached_copies import CachedCopies
 from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.operator_deletions import DeletionPlan, Erased, OperatorDeletions, Undeleted
-from mirror.oci.digest import Digest
-from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import DeletedManifest, DeletedTag
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
-from mirror.ports import BlobStore, Catalog
 from mirror.server.admin.repository_list import RepositoryList
 from mirror.server.admin.retention_admin import RetentionAdmin
 from mirror.values.json_types import Bytes, Count, Timestamp, about
@@ -126,9 +121,7 @@ class HostedAdmin:
     def __init__(
         self,
         deletions: OperatorDeletions,
-        store: BlobStore,
-        catalog: Catalog,
-        evictor: Evictor,
+        cached: CachedCopies,
         table: RoutingTable,
         keep_deleted: Mapping[str, float],
         collector: GarbageCollector,
@@ -138,14 +131,12 @@ class HostedAdmin:
         parse_image: Callable[[str], Image],
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`store` is the cache; `evictor` drops from it. `keep_deleted` are the seconds for which each hosted registry
-        keeps what is deleted. `parse_image` raises `RequestError`.
+        """`keep_deleted` are the seconds for which each hosted registry keeps what is deleted. `parse_image` raises
+        `RequestError`.
         """
         self._parse_image = parse_image
         self._deletions = deletions
-        self._store = store
-        self._catalog = catalog
-        self._evictor = evictor
+        self._cached = cached
         self._table = table
         self._keep_deleted = keep_deleted
         self._collector = collector
@@ -226,33 +217,10 @@ class HostedAdmin:
         """Drops erased blobs from the cache as well, except those that cached images need: these are noted as being
         elsewhere. Returns how many blobs are gone altogether, and their bytes.
         """
-        cached = await asyncio.to_thread(lambda: {digest for digest in erased.blobs if self._is_cached(digest)})
-        needed = await asyncio.to_thread(self._needed, cached)
-        await self._evictor.drop(cached - needed.keys())
+        needed = await self._cached.drop(erased.blobs.keys())
         erased.elsewhere |= needed
         gone = [size for digest, size in erased.blobs.items() if digest not in needed]
         return len(gone), sum(gone)
-
-    def _is_cached(self, digest: Digest) -> bool:
-        try:
-            self._store.stat(digest)
-        except BlobUnknown:
-            return False
-        return True
-
-    def _needed(self, digests: set[Digest]) -> dict[Digest, tuple[Repo, ...]]:
-        """Blocking: the cached repositories whose manifests are or name these blobs. Reads every cached manifest."""
-        needed: dict[Digest, set[Repo]] = {}
-
-        def read(_: Repo, digest: Digest) -> Manifest | None:
-            return manifest_of_bytes(self._store, digest)
-
-        cached = (repo for repo in self._catalog.repositories() if not self._table.hosts_registry(repo.registry))
-        for repo, digest, manifest in walk(self._catalog, read, damaged_may_be_missing, cached if digests else ()):
-            for named in (digest, *(blob.digest for blob in manifest.blobs)):
-                if named in digests:
-                    needed.setdefault(named, set()).add(repo)
-        return {digest: tuple(sorted(repos)) for digest, repos in needed.items()}
 
     # ------------------------------------------------------------------------------------------------- undeletions
 

@@ -1,0 +1,60 @@
+"""The cache's copies of content that is erased from hosted repositories."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+
+from mirror.errors import BlobUnknown
+from mirror.eviction.evictor import Evictor
+from mirror.graph.manifests import manifest_of_bytes
+from mirror.graph.walk import damaged_may_be_missing, walk
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
+from mirror.oci.reference import Repo
+from mirror.policy.routing import RoutingTable
+from mirror.ports import BlobStore, Catalog
+
+
+class CachedCopies:
+    """Drops blobs from the cache, except those that cached images need."""
+
+    def __init__(self, store: BlobStore, catalog: Catalog, evictor: Evictor, table: RoutingTable) -> None:
+        """`store` is the cache; `table` says which registries are hosted."""
+        self._store = store
+        self._catalog = catalog
+        self._evictor = evictor
+        self._table = table
+
+    def __repr__(self) -> str:
+        return f"<CachedCopies of {self._store!r}>"
+
+    async def drop(self, digests: Collection[Digest]) -> Mapping[Digest, tuple[Repo, ...]]:
+        """Drops these blobs. Returns those that stay, with the cached repositories that need them. Reads every cached
+        manifest if one of the blobs is cached. Raises `StoreError`.
+        """
+        cached = await asyncio.to_thread(lambda: {digest for digest in digests if self._is_cached(digest)})
+        needed = await asyncio.to_thread(self._needed, cached)
+        await self._evictor.drop(cached - needed.keys())
+        return needed
+
+    def _is_cached(self, digest: Digest) -> bool:
+        try:
+            self._store.stat(digest)
+        except BlobUnknown:
+            return False
+        return True
+
+    def _needed(self, digests: set[Digest]) -> dict[Digest, tuple[Repo, ...]]:
+        """Blocking: the cached repositories whose manifests are or name these blobs."""
+        needed: dict[Digest, set[Repo]] = {}
+
+        def read(_: Repo, digest: Digest) -> Manifest | None:
+            return manifest_of_bytes(self._store, digest)
+
+        cached = (repo for repo in self._catalog.repositories() if not self._table.hosts_registry(repo.registry))
+        for repo, digest, manifest in walk(self._catalog, read, damaged_may_be_missing, cached if digests else ()):
+            for named in (digest, *(blob.digest for blob in manifest.blobs)):
+                if named in digests:
+                    needed.setdefault(named, set()).add(repo)
+        return {digest: tuple(sorted(repos)) for digest, repos in needed.items()}
