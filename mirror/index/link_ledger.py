@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from mirror.errors import IndexUnavailable, RequestError
 from mirror.index.sqlite_file import connect, file_lock, inode_of, is_busy, is_damaged, renew, satisfies, set_aside
@@ -116,6 +116,10 @@ class SqliteLedger:
         self._reading = _Connection(path, scopes, busy_timeout)
         self._writing = _Connection(path, scopes, busy_timeout)
         self._missed = False
+        #: Whoever has the turn carries out all that is in the queue.
+        self._turn = threading.Lock()
+        self._queueing = threading.Lock()
+        self._queue: list[_Change[Any]] = []
 
     def __repr__(self) -> str:
         return f"<SqliteLedger {self._path}{' missed a change' if self._missed else ''}>"
@@ -168,30 +172,83 @@ class SqliteLedger:
         self._writing.close()
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do the work in one transaction. If that fails, the next one that succeeds makes the ledger incomplete."""
+        """Do the work in a transaction, which it may share with the work of other threads. If that fails, the next one
+        that succeeds makes the ledger incomplete. Raises `IndexUnavailable`.
+        """
+        change = _Change(work)
+        with self._queueing:
+            self._queue.append(change)
+        with self._turn:
+            if not change.is_done:
+                with self._queueing:
+                    queue, self._queue = self._queue, []
+                self._carry_out(queue)
+        return change.outcome()
 
-        def transaction(connection: sqlite3.Connection) -> T:
-            connection.execute("BEGIN IMMEDIATE")
-            missed = self._missed
-            try:
-                if missed:
-                    connection.execute("UPDATE state SET missed = missed + 1")
-                result = work(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                # SQLite has ended the transaction already after some errors, such as a full disk
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
-            if missed:
-                self._missed = False
-            return result
-
+    def _carry_out(self, changes: Sequence[_Change[Any]]) -> None:
+        """Do the work of all in one transaction: it costs as much as that of a single one. If it fails, each is done
+        alone, so that no change suffers from another's.
+        """
         try:
-            return self._writing.run(transaction)
-        except IndexUnavailable:
+            results = self._writing.run(lambda connection: self._transaction(connection, changes))
+        except IndexUnavailable as error:
+            if len(changes) > 1:
+                for change in changes:
+                    self._carry_out([change])
+            else:
+                self._missed = True
+                changes[0].fail(error)
+        except BaseException:
+            # the threads that wait for this one must not wait in vain
             self._missed = True
+            for change in changes:
+                change.fail(IndexUnavailable("the transaction was interrupted"))
             raise
+        else:
+            for change, result in zip(changes, results, strict=True):
+                change.done(result)
+
+    def _transaction(self, connection: sqlite3.Connection, changes: Sequence[_Change[Any]]) -> list[Any]:
+        connection.execute("BEGIN IMMEDIATE")
+        missed = self._missed
+        try:
+            if missed:
+                connection.execute("UPDATE state SET missed = missed + 1")
+            results = [change.work(connection) for change in changes]
+            connection.execute("COMMIT")
+        except BaseException:
+            # SQLite has ended the transaction already after some errors, such as a full disk
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        if missed:
+            self._missed = False
+        return results
+
+
+class _Change(Generic[T]):
+    """Work that waits for a transaction."""
+
+    def __init__(self, work: Callable[[sqlite3.Connection], T]) -> None:
+        self.work = work
+        self.is_done = False
+        self._result: list[T] = []
+        self._error: IndexUnavailable | None = None
+
+    def __repr__(self) -> str:
+        return f"<_Change {'done' if self.is_done else 'waiting'}>"
+
+    def done(self, result: T) -> None:
+        self._result, self.is_done = [result], True
+
+    def fail(self, error: IndexUnavailable) -> None:
+        self._error, self.is_done = error, True
+
+    def outcome(self) -> T:
+        """The result of the work. Raises `IndexUnavailable`."""
+        if self._error:
+            raise self._error
+        return self._result[0]
 
 
 class _Connection:

@@ -6,9 +6,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -20,6 +21,7 @@ from mirror.policy.hosted.quotas import ScopePatterns
 from mirror.ports import LinkLedger
 from tests.support.ledger_suite import APP, CACHE, OTHER, SCOPES, LedgerSuite, blob
 from tests.support.memory_ledger import MemoryLedger
+from tests.support.process import eventually
 
 
 class TestMemoryLedger(LedgerSuite):
@@ -238,3 +240,43 @@ def test_nothing_reads_a_whole_table(ledger: SqliteLedger, path: Path, statement
         steps = connection.execute(f"EXPLAIN QUERY PLAN {text}", [""] * text.count("?")).fetchall()
     assert steps
     assert not [step for step in steps if step[3].startswith("SCAN")]
+
+
+@pytest.mark.parametrize(("size", "transactions"), [(100, [1, 4]), (1 << 70, [1, 4, 1, 1, 1, 1])])
+def test_threads_share_a_transaction(
+    ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch, size: int, transactions: list[int]
+) -> None:
+    """Those that wait for their turn have one together. If one of them fails, the others do not."""
+    ledger.add(APP, blob(0), 100)
+    counted: list[int] = []
+    transaction = SqliteLedger._transaction
+
+    def counting(self: SqliteLedger, connection: sqlite3.Connection, changes: Sequence[Any]) -> list[Any]:
+        counted.append(len(changes))
+        return transaction(self, connection, changes)
+
+    def add(number: int, size: int) -> None:
+        try:
+            ledger.add(APP, blob(number), size)
+        except IndexUnavailable:
+            refused.append(number)
+
+    monkeypatch.setattr(SqliteLedger, "_transaction", counting)
+    refused: list[int] = []
+    threads = [threading.Thread(target=add, args=(number, 100)) for number in range(1, 5)]
+    threads.append(threading.Thread(target=add, args=(5, size)))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        threads[0].start()
+        eventually(lambda: counted == [1], "the first has its turn")
+        for thread in threads[1:]:
+            thread.start()
+        eventually(lambda: len(ledger._queue) == 4, "the others wait")
+        other.execute("ROLLBACK")
+        for thread in threads:
+            thread.join()
+    assert counted == transactions
+    assert refused == ([5] if size > 100 else [])
+    assert set(ledger.noted(APP)) == {blob(number) for number in range(5 if refused else 6)}
+    ledger.completed(ledger.prepare())
+    assert ledger.is_complete() is not bool(refused)
