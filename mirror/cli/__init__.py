@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "prefetch_command": ("prefetch",),
     "sync_command": ("sync",),
     "job_commands": ("jobs",),
-    "hosted_commands": ("delete", "undelete", "gc", "backup", "release"),
+    "hosted_commands": ("delete", "undelete", "gc", "release", "backup"),
     "hosting.retention_command": ("retention",),
     "hosting.copy_command": ("copy",),
     "hosting.event_commands": ("events",),

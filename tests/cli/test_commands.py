@@ -27,7 +27,9 @@ def test_the_table_tells_which_file_has_which_command() -> None:
         if one.callback is not None
     }
     assert found == {(name, f"mirror.cli.{file}") for file, names in COMMANDS.items() for name in names}
-    files = {path.stem for path in (_TREE / "mirror/cli").glob("*.py") if "@application.command" in path.read_text()}
+    folder = _TREE / "mirror/cli"
+    with_commands = [path for path in folder.rglob("*.py") if "@application.command" in path.read_text()]
+    files = {".".join(path.relative_to(folder).with_suffix("").parts) for path in with_commands}
     assert files == COMMANDS.keys()
     assert all(import_module(f"mirror.cli.{file}") for file in files)
 
