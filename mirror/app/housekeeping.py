@@ -23,6 +23,7 @@ from mirror.ports import Uploads
 from mirror.repository.caches import Caches
 from mirror.repository.protocol import Fetchable
 from mirror.repository.router import Router
+from mirror.store.hosted.backup_folder import last_backup
 from mirror.store.local.recovery import sweep
 
 #: Seconds between two sweeps of what crashes have left.
@@ -153,6 +154,8 @@ async def keep_ledger(config: Config, storage: Storage) -> None:
                     for usage in await quotas.usage():
                         _show_usage(usage)
                     await _show_uploads(hosted.uploads)
+                    if (backed_up := await asyncio.to_thread(last_backup, storage.layout)) is not None:
+                        telemetry.BACKUP_COMPLETE.set(backed_up)
                     pause = _SHOW_EVERY
             except (StoreError, IndexUnavailable) as error:
                 telemetry.log.warning("ledger not completed", reason=str(error))

@@ -118,6 +118,11 @@ LEDGER_COMPLETE: Final = Gauge(
     "When the ledger of hosted content, by which quotas are judged, was last completed, in epoch seconds",
     multiprocess_mode="mostrecent",
 )
+BACKUP_COMPLETE: Final = Gauge(
+    "mirror_backup_last_complete_timestamp_seconds",
+    "When the last complete backup of the hosted content began, in epoch seconds",
+    multiprocess_mode="mostrecent",
+)
 UPLOADS_OPEN: Final = Gauge(
     "mirror_uploads_open", "Upload sessions that are open, also abandoned ones", multiprocess_mode="mostrecent"
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
+from mirror.store.hosted.backup_folder import last_backup
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
@@ -31,13 +34,22 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_a_backup_says_what_it_did(config: Path, tmp_path: Path) -> None:
-    """In words and in JSON, for the first and for the next one; no ledger or index is made for it."""
-    folder = str(tmp_path / "backup")
+    """In words and in JSON, for the first and for the next one; no ledger or index is made for it. When it began is
+    noted in the store, for its owner.
+    """
+    folder, layout = str(tmp_path / "backup"), Layout(tmp_path / "store")
+    os.chown(layout.marker, 12345, 54321)
+    assert last_backup(layout) is None
+    began = time.time()
     first = mirror("backup", folder, "--config", str(config))
     assert (first.status, first.out) == (
         0,
         f"{folder}: 1 repository; copied 1 blob (7 B), 0 were there, 0 removed\n",
     )
+    noted = last_backup(layout)
+    assert noted
+    assert began - 1 < noted <= time.time()
+    assert (layout.backed_up.stat().st_uid, layout.backed_up.stat().st_gid) == (12345, 54321)
     again = mirror("backup", folder, "--config", str(config), "--json")
     assert again.json == {
         "repositories": 1,
@@ -57,6 +69,7 @@ def test_a_backup_with_a_problem_fails(config: Path, tmp_path: Path) -> None:
     Path(Layout(tmp_path / "store").hosted_blob(digest)).unlink()
     done = mirror("backup", str(tmp_path / "backup"), "--config", str(config))
     assert (done.status, done.err) == (1, f"corp/app has no bytes of {digest}\n")
+    assert last_backup(Layout(tmp_path / "store")) is None
     inside = mirror("backup", str(tmp_path / "store"), "--config", str(config))
     assert (inside.status, "contain one another" in inside.err) == (2, True)
     config.write_text(f'[store]\nroot = "{tmp_path}/store"\n')

@@ -70,6 +70,7 @@ def test_every_metric_of_hosting_is_shown() -> None:
         "cop",
         "replication",
         "retention",
+        "backup",
         "events",
     )
     declared = {one._name for one in vars(telemetry).values() if isinstance(one, MetricWrapperBase)}

@@ -81,10 +81,13 @@ async def test_uploads_and_the_age_of_the_ledger_are_shown(tmp_path: Path) -> No
     upload.fill(Pieces(noise(70_000)), lambda _offset: None)
     upload.close()
     uploads.begin("somebody")
+    layout.backed_up.touch()
+    os.utime(layout.backed_up, (1_700_000_000, 1_700_000_000))
     async with live_mirror(tmp_path / "store", _UPSTREAM, hosted=[_CORP]) as mirror:
         await until(lambda: bool(_completed(mirror)))
         await until(lambda: _value("mirror_uploads_open") == 2)
         assert _value("mirror_uploads_open_bytes") == 70_000
+        await until(lambda: _value("mirror_backup_last_complete_timestamp_seconds") == 1_700_000_000)
         assert (_value("mirror_ledger_last_complete_timestamp_seconds") or 0) >= began
 
 

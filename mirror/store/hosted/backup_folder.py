@@ -78,6 +78,13 @@ class BackupReport:
     problems: list[str] = field(default_factory=list)
 
 
+def last_backup(layout: Layout) -> float | None:
+    """When the last complete backup of a store began, in epoch seconds; None if there was none. Raises `StoreError`."""
+    with store_errors("looking for the last backup"), suppress(FileNotFoundError):
+        return layout.backed_up.stat().st_mtime
+    return None
+
+
 class BackupFolder:
     """Copies the hosted content of one store into one folder. Blocking; for one backup."""
 
@@ -121,7 +128,22 @@ class BackupFolder:
             os.sync()
             self._publish(began_at)
             self._delete_unnamed(named)
+        if not self._report.problems:
+            with store_errors("noting the backup"):
+                self._note(began_at)
         return self._report
+
+    def _note(self, began_at: float) -> None:
+        """Let the mirror show when the backup was made."""
+        descriptor = os.open(self._layout.backed_up, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.utime(descriptor, (began_at, began_at))
+            if os.geteuid() == 0:
+                # the store's owner makes the next one, perhaps
+                owner = self._layout.marker.stat()
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        finally:
+            os.close(descriptor)
 
     @property
     def _records(self) -> Path:

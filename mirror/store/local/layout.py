@@ -31,6 +31,7 @@
     ├── purges/, traffic/                likewise: recent purges; hits and bytes of the last day
     ├── retention/, pulls/               likewise: rounds and marks of retention; when hosted images were pulled
     ├── admin.sock                       the admin API's socket, unless it is configured elsewhere
+    ├── backed-up                        empty; its time is when the last complete backup of hosted content began
     ├── repositories-added               grows with each new repository: an older list of them is then out of date
     └── repositories/
         └── <registry>/<name…>/
@@ -85,6 +86,10 @@ class Layout:
     @cached_property
     def marker(self) -> Path:
         return self.root / "store.json"
+
+    @cached_property
+    def backed_up(self) -> Path:
+        return self.root / "backed-up"
 
     @cached_property
     def blobs(self) -> Path:
