@@ -182,9 +182,12 @@ class SqliteOutbox:
         self._woken, self._lost, self._now = woken, lost, now
         self._busy_timeout = busy_timeout
         self._writing, self._queueing, self._reading = threading.Lock(), threading.Lock(), threading.Lock()
+        self._looking = threading.Lock()
         self._queue: list[_Commit] = []
         self._writer = _Connection(self._prepare_file, self._path, busy_timeout)
         self._reader = _Connection(self._prepare_file, self._path, busy_timeout)
+        #: What changes look at: they do not wait while what waits is counted or listed.
+        self._looker = _Connection(self._prepare_file, self._path, busy_timeout)
         self._name = secrets.token_hex(8)
         self._alive = -1
         self._closed = False
@@ -212,7 +215,7 @@ class SqliteOutbox:
     @contextmanager
     def turn(self, key: str) -> Iterator[str]:
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=2).digest()) % _TURNS
-        boot = self._read(lambda connection: self._reader.boot)
+        boot = self._look(lambda connection: self._looker.boot)
         try:
             descriptor = _open_lock(self._folder / "turns", f"{number:02x}")
         except OSError as error:
@@ -269,7 +272,7 @@ class SqliteOutbox:
                 if not alive[writer]
             ]
 
-        return self._read(find)
+        return self._look(find)
 
     def is_prepared(self, prepared: PreparedChange) -> bool:
         def look(connection: sqlite3.Connection) -> bool:
@@ -277,7 +280,7 @@ class SqliteOutbox:
             row = connection.execute("SELECT 1 FROM prepared WHERE number = ?", (int(number),)).fetchone()
             return row is not None and epoch == _epoch(connection)
 
-        return self._read(look)
+        return self._look(look)
 
     def abandon(self, prepared: PreparedChange) -> None:
         def change(connection: sqlite3.Connection) -> None:
@@ -292,7 +295,7 @@ class SqliteOutbox:
         if self._alive >= 0:
             return
         # the file first: a folder of writers without it says that it was lost
-        self._read(lambda connection: None)
+        self._look(lambda connection: None)
         with self._queueing:
             if self._alive >= 0 or self._closed:
                 return
@@ -436,6 +439,8 @@ class SqliteOutbox:
             self._writer.close()
         with self._reading:
             self._reader.close()
+        with self._looking:
+            self._looker.close()
         descriptor, self._alive = self._alive, -1
         if descriptor >= 0:
             with suppress(OSError):
@@ -444,14 +449,21 @@ class SqliteOutbox:
 
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with self._reading:
-            for attempt in range(_TRIES):
-                try:
-                    return work(self._open(self._reader))
-                except (sqlite3.Error, OSError) as error:
-                    self._mend(self._reader, error)
-                    if not is_damaged(error) or attempt == _TRIES - 1:
-                        raise _failed(error) from error
-        raise AssertionError
+            return self._with(self._reader, work)
+
+    def _look(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._looking:
+            return self._with(self._looker, work)
+
+    def _with(self, connection: _Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+        for _ in range(_TRIES):
+            try:
+                return work(self._open(connection))
+            except (sqlite3.Error, OSError) as error:
+                self._mend(connection, error)
+                if not is_damaged(error):
+                    raise _failed(error) from error
+        raise StoreError("the outbox of events is damaged again and again")
 
     def _write(self, work: Callable[[sqlite3.Connection], T], *, synced: bool = False) -> T:
         """Do the work in one transaction, which calls of other threads may share."""

@@ -1,4 +1,4 @@
-"""`mirror events`, beside a mirror or without one: it reads the outbox itself."""
+"""`mirror events`, on the disk of a mirror that does not run."""
 
 from __future__ import annotations
 
