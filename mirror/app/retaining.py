@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from mirror import telemetry
 from mirror.access.audit import AuditLog
 from mirror.app.storage import Storage, pin_rules
 from mirror.collection.grace_clock import GraceClock
@@ -65,9 +64,8 @@ def open_retention(
     )
 
     def ended(report: RetentionReport) -> None:
-        counted = {"tags": report.tags, "manifests": report.manifests, "complete": report.complete}
-        telemetry.notice(telemetry.Notice.RETENTION_RAN, **counted)
         if audit:
+            counted = {"tags": report.tags, "manifests": report.manifests, "complete": report.complete}
             audit.record(caller=report.by or "mirror", action="retention", status=200, **counted)
 
     return Retention(tools, storage.locks, marks, ended=ended)
