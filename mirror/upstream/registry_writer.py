@@ -149,11 +149,17 @@ class RegistryWriter:
     async def put_manifest(self, repo: str, manifest: Manifest, reference: Reference) -> bool:
         """See `Writer`."""
         url, headers = f"{self._url}/v2/{repo}/manifests/{reference}", {"Content-Type": manifest.media_type}
+        usable, sent = (200, 201, 202, 404), Passes()
+
+        def note(passes: Passes) -> None:
+            nonlocal sent
+            sent = passes
+
         answer = await self._ask(
-            "PUT", "push_manifest", url, _push(repo), headers, (200, 201, 202, 404), manifest.content, patience=_LONG
+            "PUT", "push_manifest", url, _push(repo), headers, usable, manifest.content, patience=_LONG, note=note
         )
         if answer.status == 404:
-            message = f"{self._endpoint.described} answers 404{quoted(answer.content, None)}"
+            message = f"{self._endpoint.described} answers 404{quoted(answer.content, sent.own)}"
             raise UpstreamNotFound(message, upstream=self.name, status=404)
         self._check_digest(answer, manifest.digest)
         return "OCI-Subject" in answer.fields
@@ -339,10 +345,14 @@ class RegistryWriter:
         content: bytes = b"",
         *,
         patience: float | None = None,
+        note: Callable[[Passes], None] = lambda passes: None,
     ) -> Answer:
-        """A call with a small body. It waits if the registry asks for that."""
+        """A call with a small body. It waits if the registry asks for that. `note` is called with the login of each
+        request.
+        """
 
         async def send(passes: Passes) -> Answer:
+            note(passes)
             sent = self._headers(url, passes, headers)
             return await self._client.send_once(method, url, sent, content, patience=patience)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -262,6 +262,20 @@ async def test_another_host_does_not_get_the_login_by_asking_for_it(target: Push
         assert elsewhere.asked
         assert not [asked for asked in elsewhere.asked if "authorization" in asked.headers]
         assert [asked for asked in target.of_kind("token") if "authorization" in asked.headers]
+
+
+async def test_a_refusal_that_repeats_the_token_is_not_quoted(writer: RegistryWriter, target: PushTarget) -> None:
+    """The message of a 404 helps whoever reads the log, unless it repeats what was sent to log in."""
+    target.tokens = True
+
+    def repeating(exchange: Exchange, usual: Callable[[], bool]) -> bool:
+        return exchange.error(404, f"no repository for {exchange.asked.headers['authorization']}")
+
+    await writer.has_blob("app", _DIGEST, 1)
+    for fault, message in ((answers(404, "NAME_UNKNOWN"), r"404 \(NAME_UNKNOWN"), (repeating, "404$")):
+        target.fail("manifest", fault)
+        with pytest.raises(UpstreamNotFound, match=message):
+            await writer.put_manifest("app", _image(), "v1")
 
 
 def _begun_at(target: PushTarget) -> str:
