@@ -7,6 +7,7 @@ its socket, or by loopback without rules about administrators, may do everything
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
@@ -21,8 +22,10 @@ from mirror.replication.copy_order import CopyOrder, read_order
 from mirror.replication.copy_run import AllRights, CopiedJson, Copies, Rights
 from mirror.server.registry.access_control import AccessControl
 
-#: Copies that one worker does at once for requests.
+#: Copies that one worker does at once for requests, and those of one caller among them: a caller may ask for copies
+#: that take hours, and others must still get theirs.
 _AT_ONCE: Final = 4
+_OF_ONE_CALLER: Final = 2
 
 
 class SourceNames(Protocol):
@@ -56,10 +59,11 @@ class CopyAdmin:
         self._table = table
         self._parse = parse
         self._access = access
-        self._running = 0
+        #: How many copies run, by caller.
+        self._running: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"<CopyAdmin running={self._running}>"
+        return f"<CopyAdmin running={self._running.total()}>"
 
     def read(self, body: object, caller: str, identity: Identity | None = None) -> CopyOrder:
         """The order in a request's body. `identity` is None for a caller who may do everything. Raises `BodyInvalid`,
@@ -81,16 +85,20 @@ class CopyAdmin:
         self, order: CopyOrder, identity: Identity | None = None, meter: ProgressMeter | None = None
     ) -> CopiedJson:
         """Does a copy. `identity` is None for a caller who may do everything. Raises like `Copies.copy`, and
-        `AlreadyRunning` if too many copies are running.
+        `AlreadyRunning` if too many copies are running, of all callers or of this one.
         """
         rights = self._rights(identity)
-        if self._running >= _AT_ONCE:
-            raise AlreadyRunning(f"{self._running} copies are running already; try again when one has ended")
-        self._running += 1
+        if self._running.total() >= _AT_ONCE:
+            raise AlreadyRunning(f"{_AT_ONCE} copies are running already; try again when one has ended")
+        if identity is not None and self._running[order.caller] >= _OF_ONE_CALLER:
+            raise AlreadyRunning(f"{_OF_ONE_CALLER} of your copies are running already; try again when one has ended")
+        self._running[order.caller] += 1
         try:
             result = await self._copies.copy(order, rights, meter or ProgressMeter())
         finally:
-            self._running -= 1
+            self._running[order.caller] -= 1
+            # callers that have no copies take no memory
+            self._running += Counter()
         return result.to_json()
 
 
