@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -33,6 +34,7 @@ from mirror.nodes.disk import NodeFiles
 from mirror.nodes.findings import (
     Finding,
     Level,
+    judge_backup,
     judge_budget,
     judge_client,
     judge_clock,
@@ -236,6 +238,13 @@ def _hosted(loaded: Config) -> Iterable[Finding]:
         yield Finding("configuration", Level.WARNING, hint)
     if not loaded.hosted:
         return
+    from mirror.store.hosted.backup_folder import last_backup
+    from mirror.store.local.layout import Layout
+
+    try:
+        yield judge_backup(last_backup(Layout(loaded.store.root)), time.time())
+    except StoreError as error:
+        yield Finding("backup", Level.PROBLEM, str(error))
     try:
         status = ask_if_running(loaded, "GET", "/admin/v1/status")
     except MirrorError as error:

@@ -20,6 +20,8 @@ _CLOCK_WARNS, _CLOCK_FAILS = 5.0, 60.0
 _FEW_FILES: Final = 4096
 #: Part of the pulls that a registry allows: below it, the mirror trusts cached tags for longer.
 _FEW_PULLS: Final = 0.25
+#: Seconds after which a backup is an old one.
+_OLD: Final = 2 * _DAY
 #: Part of a quota that should not be used up.
 _FULL: Final = 0.9
 #: Part of the disk's inodes that should be free at the least.
@@ -171,6 +173,19 @@ def judge_quota(scope: str, used: int | None, quota: int | None) -> Finding:
         level = Level.PROBLEM if used >= quota else Level.WARNING
         return Finding(what, level, text, "delete images, or raise the quota: at the quota pushes are refused")
     return Finding(what, Level.OK, text)
+
+
+def judge_backup(began_at: float | None, now: float) -> Finding:
+    """Whether hosted images were backed up lately. Times are in epoch seconds; `began_at` is that of the last complete
+    backup, None if there was none.
+    """
+    advice = "mirror backup FOLDER, each night; or snapshots of the whole file system, which this does not see"
+    if began_at is None:
+        return Finding("backup", Level.WARNING, "what is hosted was never backed up", advice)
+    text = f"the last complete one began {_span(max(0.0, now - began_at))} ago"
+    return (
+        Finding("backup", Level.WARNING, text, advice) if now - began_at > _OLD else Finding("backup", Level.OK, text)
+    )
 
 
 def judge_files(hard: int) -> Finding:

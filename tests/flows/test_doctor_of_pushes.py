@@ -98,6 +98,7 @@ def test_on_the_mirrors_machine(mirror: MirrorProcess, config: Path, tmp_path: P
     login = ("--username", "alice", "--password-file", tmp_path / "word")
     found = Doctor("--config", config, "--push", "corp/team/app", *login)
     assert found.level("push corp/team/app") == "ok"
+    assert found.level("backup") == "warning"
     assert found.findings["hosted corp"] == ("ok", "0 B of 1 MB", "")
     config.write_text(config.read_text().replace('["pull", "write"]', '["pull"]'))
     found = Doctor("--config", config)

@@ -8,6 +8,7 @@ import pytest
 
 from mirror.nodes.findings import (
     Level,
+    judge_backup,
     judge_budget,
     judge_certificate_age,
     judge_client,
@@ -105,6 +106,23 @@ def test_quotas(used: int | None, quota: int | None, level: Level, text: str) ->
     """Nearly full is a warning, full a problem; what is not known is not called good."""
     found = judge_quota("corp/team/**", used, quota)
     assert (found.what, found.level, found.text) == ("hosted corp/team/**", level, text)
+
+
+@pytest.mark.parametrize(
+    ("began_at", "level", "text"),
+    [
+        (None, Level.WARNING, "never backed up"),
+        (1000.0, Level.OK, "0 hours ago"),
+        (1000.0 + 3600, Level.OK, "0 hours ago"),
+        (1000.0 - 47 * 3600, Level.OK, "47 hours ago"),
+        (1000.0 - 72 * 3600, Level.WARNING, "3 days ago"),
+    ],
+)
+def test_backups(began_at: float | None, level: Level, text: str) -> None:
+    """None, and one of more than two days ago, is a warning; a clock that went back is none."""
+    found = judge_backup(began_at, 1000.0)
+    assert (found.level, text in found.text) == (level, True)
+    assert bool(found.advice) == (level is Level.WARNING)
 
 
 @pytest.mark.parametrize(("remaining", "level"), [(100, _OK), (25, _OK), (24, _WARNING), (1, _WARNING), (0, _PROBLEM)])
