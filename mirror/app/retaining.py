@@ -21,7 +21,7 @@ from mirror.retention.pull_notes import PullNotes, PullTimes
 from mirror.retention.repository_retention import RetentionTools
 from mirror.retention.retention_marks import RetentionMarks
 from mirror.retention.retention_report import RetentionReport
-from mirror.retention.retention_schedule import Retention
+from mirror.retention.retention_schedule import SCHEDULE, Retention
 
 _RECORDS = "retention"
 _PULLS = "pulls"
@@ -31,7 +31,10 @@ def retention_rules(config: Config) -> RetentionRules:
     """What the settings say about retention."""
     registries = {
         entry.name: RegistryRetention(
-            tuple(each.policy for each in entry.retention), entry.keep_deleted, entry.dangling_referrers == "collect"
+            # what nobody may delete from is left alone
+            () if entry.read_only else tuple(each.policy for each in entry.retention),
+            entry.keep_deleted,
+            entry.dangling_referrers == "collect",
         )
         for entry in config.hosted
     }
@@ -50,7 +53,7 @@ def open_retention(
     now: Callable[[], float],
     audit: AuditLog | None = None,
 ) -> Retention:
-    """The retention of this process. Each round gets a line in the audit log. `now` is in epoch seconds."""
+    """The retention of this process. Each round by schedule gets a line in the audit log. `now` is in epoch seconds."""
     rules, marks = retention_rules(config), storage.records(_RECORDS)
     longest = max((config.hosting.grace, *(each.keep_deleted for each in rules.registries.values())))
     tools = RetentionTools(
@@ -64,9 +67,10 @@ def open_retention(
     )
 
     def ended(report: RetentionReport) -> None:
-        if audit:
+        # rounds by hand are written by whoever asked for them
+        if audit and report.by == SCHEDULE:
             counted = {"tags": report.tags, "manifests": report.manifests, "complete": report.complete}
-            audit.record(caller=report.by or "mirror", action="retention", status=200, **counted)
+            audit.record(caller="mirror", action="retention", status=200, **counted)
 
     return Retention(tools, storage.locks, marks, ended=ended)
 

@@ -176,6 +176,8 @@ def _retention_hints(config: Config) -> list[str]:
                 for rule_place, rule in enumerate(entry.keep, 1)
                 if "*" in rule.tags and rule.rule == KeepRule(rule.choice)
             ]
+            if deletes and hosted.read_only:
+                warnings.append(f"{where}: deletes nothing, because of read_only")
             if deletes and not hosted.keep_deleted:
                 warnings.append(f"{where}: what it deletes cannot be undeleted, because of keep_deleted = 0")
             warnings += [

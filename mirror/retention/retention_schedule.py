@@ -32,6 +32,8 @@ from mirror.retention.repository_retention import (
 )
 from mirror.retention.retention_report import RetentionReport
 
+#: Who asks for rounds that are due.
+SCHEDULE: Final = "schedule"
 #: The lock of the process that deletes by rules.
 _LOCK: Final = "retention"
 #: Keys among the records of retention; a repository has a `/` in its name.
@@ -103,12 +105,12 @@ class Retention:
             if plan is not None and not await asyncio.to_thread(self._is_due, plan):
                 return None
             last = await asyncio.to_thread(self.last)
-            report = RetentionReport(self._now(), "schedule", self._rules, failures=last.failures if last else 0)
+            report = RetentionReport(self._now(), SCHEDULE, self._rules, failures=last.failures if last else 0)
             if last is not None and last.ended_at is None and last.rules == self._rules:
                 last.resumed += 1
                 report = last
                 telemetry.log.info("retention goes on", after=last.after, begun=last.begun_at)
-            return await self._round(lease, Wanted("schedule"), report)
+            return await self._round(lease, Wanted(SCHEDULE), report)
 
     async def _round(self, lease: Lease, wanted: Wanted, report: RetentionReport) -> RetentionReport:
         steps = self._steps(wanted, report)

@@ -231,6 +231,12 @@ def test_rules_of_retention(tmp_path: Path) -> None:
         [[hosted.retention]]
         repositories = ["**"]
         keep = [{{ tags = ["*"] }}]
+        [[hosted]]
+        name = "three"
+        read_only = true
+        [[hosted.retention]]
+        repositories = ["**"]
+        delete_untagged_after = "1d"
         {rule}
         """
     )
@@ -240,6 +246,7 @@ def test_rules_of_retention(tmp_path: Path) -> None:
         "hosted[1].retention[1].repositories: app is no repository that may be pushed to",
         "hosted[2].retention[1]: deletes nothing: it has neither delete nor delete_untagged_after",
         "hosted[2].retention[1].keep[1]: keeps every tag of these repositories, whatever delete says",
+        "hosted[3].retention[1]: deletes nothing, because of read_only",
     ]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mirror.oci.attachments import referrers_tag, signature_tag
 from mirror.oci.digest import Digest
@@ -370,6 +373,12 @@ def test_a_chain_of_indexes_is_no_trouble() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- rules
+
+
+@given(st.lists(st.text("ab.*?", min_size=1, max_size=6), min_size=1, max_size=3), st.text("ab.", max_size=6))
+def test_patterns_of_tags(patterns: list[str], tag: str) -> None:
+    """`*` stands for anything, `?` for one character, all else for itself."""
+    assert TagChoice(tuple(patterns)).has(tag) == any(fnmatchcase(tag, pattern) for pattern in patterns)
 
 
 def test_rules_that_say_nothing_are_refused() -> None:

@@ -368,8 +368,8 @@ def _named_by(
     rule: KeepRule, tags: Sequence[TagFact], counted: Sequence[TagFact], ages: _Ages
 ) -> Mapping[str, bool | None]:
     """Which of the tags a rule names; None: perhaps. Only `counted` tags take a place among the newest."""
-    chosen = [tag for tag in counted if rule.tags.has(tag.name)]
     answers = {tag.name: rule.tags.has(tag.name) for tag in tags}
+    chosen = [tag for tag in counted if answers[tag.name]]
     conditions: list[Mapping[str, bool | None]] = [answers]
     if rule.newest is not None:
         conditions.append(_newest(chosen, rule.newest, rule.by, ages))

@@ -37,6 +37,9 @@ class TagChoice:
 
     patterns: tuple[str, ...] = ()
     regex: str | None = None
+    #: Most patterns are names, or end with their only wildcard: these need no regular expression.
+    _names: frozenset[str] = field(init=False, repr=False, compare=False)
+    _beginnings: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _compiled: tuple[LinearPattern, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -44,14 +47,24 @@ class TagChoice:
             raise ValueError("tags and tags_regex exclude each other")
         if "" in self.patterns:
             raise ValueError("tags: an empty pattern matches nothing; write * for all tags")
-        written = [_expression(pattern) for pattern in self.patterns]
-        if self.regex is not None:
-            written.append(self.regex)
+        written = [] if self.regex is None else [self.regex]
+        names, beginnings = set(), [] if self.patterns or self.regex is not None else [""]
+        for pattern in self.patterns:
+            if not _TOKEN.search(pattern):
+                names.add(pattern)
+            elif _TOKEN.search(pattern[:-1]) or pattern.endswith("?"):
+                written.append(_expression(pattern))
+            else:
+                beginnings.append(pattern[:-1])
+        object.__setattr__(self, "_names", frozenset(names))
+        object.__setattr__(self, "_beginnings", tuple(beginnings))
         object.__setattr__(self, "_compiled", tuple(map(LinearPattern, written)))
 
     def has(self, tag: str) -> bool:
         """Whether the tag is chosen."""
-        return not self._compiled or any(pattern.matches(tag) for pattern in self._compiled)
+        if tag in self._names or tag.startswith(self._beginnings):
+            return True
+        return any(pattern.matches(tag) for pattern in self._compiled)
 
     def __str__(self) -> str:
         return f"tags matching {self.regex}" if self.regex is not None else f"tags {', '.join(self.patterns) or '*'}"
