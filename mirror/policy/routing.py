@@ -159,6 +159,9 @@ class RoutingTable:
         """
         first, slash, rest = path_name.partition("/")
         registry = None
+        if ns:
+            # also if something else decides: answers repeat it in a header
+            check_registry(ns.lower())
         if mapped := self.meant_by(host):
             registry = self.registry(mapped)
         elif ns:

@@ -52,6 +52,10 @@ _TABLE = RoutingTable.build(
         ("ghcr.io/owner/app", "ghcr.mirror.test", None, "ghcr.io/owner/app"),
         ("owner/app", "with-port.test:5000", None, "ghcr.io/owner/app"),
         ("owner/app", "with-port.test:5001", None, "docker.io/owner/app"),
+        ("owner/app", "ghcr.mirror.test.", "docker.io", "ghcr.io/owner/app"),
+        ("owner/app", "ghcr.mirror.test.:443", "docker.io", "ghcr.io/owner/app"),
+        ("owner/app", "ghcr.mirror.test:", "docker.io", "ghcr.io/owner/app"),
+        ("owner/app", "with-port.test.:5000", None, "ghcr.io/owner/app"),
         # wildcards: the longest, and each host its own name
         ("a/b", None, "gcr.io", "gcr.io/a/b"),
         ("a/b", None, "eu.gcr.io", "eu.gcr.io/a/b"),
@@ -76,6 +80,13 @@ def test_70_unknown_registries(ns: str) -> None:
     """Row 70: a registry that is not configured is an error, never guessed, never the default."""
     with pytest.raises((NameUnknown, NameInvalid)):
         _TABLE.route("owner/app", ns=ns)
+
+
+@pytest.mark.parametrize("ns", ["a\r\nX-Evil: 1", "a\x00", "\x7f", "quay.io/x", "*"])
+def test_31_a_namespace_that_no_header_may_repeat(ns: str) -> None:
+    """Row 31: refused also where `Host` decides."""
+    with pytest.raises(NameInvalid):
+        _TABLE.route("owner/app", host="ghcr.mirror.test", ns=ns)
 
 
 @pytest.mark.parametrize("path", ["", "/", "a//b", "../a", "A", "ghcr.io/", "ghcr.io/A", "docker.io/../a", "a" * 300])
