@@ -138,7 +138,8 @@ class Router:
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(text)), self._default_rule)
 
     async def repositories(self) -> Sequence[Repo]:
-        """Returns the repositories that have content here, sorted. The disk is read every few seconds at most, and
+        """Returns the repositories that have content here, sorted by their names as text, in which `corp-x/app` comes
+        before `corp/app`: pages of a list continue after a name. The disk is read every few seconds at most, and
         immediately if this or another process has added a repository.
         """
         now, added = self._shared.caches.now(), self._shared.catalog.repositories_added()
@@ -153,7 +154,7 @@ class Router:
     def _read_repositories(self) -> tuple[Repo, ...]:
         """Blocking: returns the repositories on the disk whose registry is still configured, sorted."""
         repositories = self._shared.catalog.repositories()
-        return tuple(sorted(repo for repo in repositories if self._is_real(repo.registry)))
+        return tuple(sorted((repo for repo in repositories if self._is_real(repo.registry)), key=str))
 
     def _is_real(self, registry: str) -> bool:
         found = self._table.registry(registry)

@@ -12,7 +12,16 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, OCI_INDEX, OCI_MANIFEST
-from tests.support.push_client import CONFIG_TYPE, LAYER_TYPE, PushClient, descriptor, document, hosting_mirror, index
+from tests.support.push_client import (
+    CONFIG_TYPE,
+    LAYER_TYPE,
+    OPEN,
+    PushClient,
+    descriptor,
+    document,
+    hosting_mirror,
+    index,
+)
 
 _LAYER = b"a layer"
 _EMPTY = b"{}"
@@ -235,6 +244,22 @@ async def test_the_catalog(client: PushClient) -> None:
     assert first.json["repositories"] == ["corp/a", "corp/a/c"]
     following = first.headers["Link"].partition(">")[0].removeprefix("<")
     assert (await client.ask("GET", following)).json["repositories"] == ["corp/b"]
+
+
+async def test_pages_of_the_catalog_leave_out_no_registry(tmp_path: Path) -> None:
+    """`corp-x/a` comes before `corp/a`, as text: pages continue after a name."""
+    async with hosting_mirror(
+        tmp_path, more_hosted=[{"name": "corp-x"}], rules=[{**OPEN, "repositories": ["corp*/**"]}]
+    ) as mirror:
+        names = ["corp-x/a", "corp-x/b", "corp/a", "corp/b"]
+        for name in names:
+            await PushClient(mirror, name).push_image("v1", _LAYER)
+        following, seen = "/v2/_catalog?n=1", []
+        while following:
+            page = await mirror.ask(following)
+            seen += page.json["repositories"]
+            following = page.headers.get("Link", "").partition(">")[0].removeprefix("<")
+        assert seen == names
 
 
 async def test_a_moved_tag(client: PushClient) -> None:

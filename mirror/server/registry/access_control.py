@@ -325,8 +325,13 @@ class AccessControl:
     def may_see(self, identity: Identity, repo: Repo) -> bool:
         """True if a listing for this caller may name the repository. A repository whose upstream is asked about every
         caller is never listed.
+
+        The verdict is not cached: a listing asks about every repository, and would push out the verdicts that pulls
+        and pushes use.
         """
-        return self.may(identity, Action.PULL, repo)
+        if self._verifier_of(repo.registry) is not None:
+            return False
+        return self._policy.allows(self._proven(identity, repo), Action.PULL, repo)
 
     def allows(self, identity: Identity, action: Action, repo: Repo | None) -> bool:
         """The policy's verdict, cached."""

@@ -161,8 +161,9 @@ class RegistryHandler:
             return pull.base()
         if wanted.kind is Kind.CATALOG:
             repos = await self._router.repositories()
-            visible = repos if access is None else [repo for repo in repos if access.may_see(identity, repo)]
-            return await pull.catalog(request, wanted, visible, record)
+            if access is None:
+                return await pull.catalog(request, wanted, repos, record)
+            return await pull.catalog(request, wanted, repos, record, lambda repo: access.may_see(identity, repo))
         if wanted.reference is not None:
             record.reference = str(wanted.reference)
         repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))

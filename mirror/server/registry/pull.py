@@ -4,17 +4,21 @@ stored.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import itemgetter
 from typing import Protocol
 from urllib.parse import quote
 
 from aiohttp import HttpVersion11, web
 
+from mirror.aio.batches import batches
 from mirror.errors import MirrorError, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor
@@ -39,6 +43,8 @@ from mirror.server.registry.sending import ClientGone, Sender, WaitPast
 
 #: Most tags in one page (CVE-2023-2253: an `n` of any size caused an allocation of any size).
 _MOST_TAGS = 10_000
+#: Repositories of the catalog that are judged in one turn of the event loop.
+_JUDGED = 200
 #: Most bytes of the entries in one page of referrers, so that the list is no larger than a manifest may be.
 _LARGEST_LIST = LARGEST - 256
 
@@ -300,16 +306,28 @@ async def tags(
 
 
 async def catalog(
-    request: web.BaseRequest, wanted: RegistryRequest, repositories: Iterable[Repo], record: RequestRecord
+    request: web.BaseRequest,
+    wanted: RegistryRequest,
+    repositories: Sequence[Repo],
+    record: RequestRecord,
+    may_see: Callable[[Repo], bool] = lambda repo: True,
 ) -> web.StreamResponse:
     """The repositories in this cache, not those of the upstreams, under names that can be pulled from this mirror
-    (Docker registry API).
+    (Docker registry API). `repositories` are sorted by these names; `may_see` tells which the caller may see.
+
+    No more are judged than the page needs, and others are answered meanwhile: there may be a hundred thousand.
     """
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
-    following = [name for name in map(str, repositories) if name > last]
-    page = following[:count]
+    following = islice(repositories, bisect_right(repositories, last, key=str), None) if count else ()
+    visible: list[str] = []
+    for step in batches(following, _JUDGED):
+        visible += [str(repo) for repo in step if may_see(repo)]
+        if len(visible) > count:
+            break
+        await asyncio.sleep(0)
+    page = visible[:count]
     headers = {**API_VERSION, "Content-Type": "application/json"}
-    if page and len(following) > count:
+    if len(visible) > count:
         headers["Link"] = f'</v2/_catalog?n={count}&last={quote(page[-1], safe="")}>; rel="next"'
     return _json({"repositories": page}, headers, request, record)
 
