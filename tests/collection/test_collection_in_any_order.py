@@ -1,4 +1,4 @@
-"""Pushes, mounts, reservations, deletions and rounds of collection in any order, at the grain of single port calls.
+"""Pushes, mounts, deletions, retention and rounds of collection in any order, at the grain of single port calls.
 
 A state machine over hosted content in memory. The pushes and deletions are the real ones (`mirror/hosting`), as the
 threads of several workers run them; the dice decide after each call of a port which thread goes on (`turns.py`). Parts
@@ -13,7 +13,7 @@ is drawn by Hypothesis, so a failure comes back as it was:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,12 +31,13 @@ from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
 from mirror.collection.grace_clock import GraceClock
 from mirror.collection.repository_pass import RepositoryPass
-from mirror.errors import BlobUnknown, MirrorError, RecordDamaged, StoreError
+from mirror.errors import BlobUnknown, ManifestUnknown, MirrorError, RecordDamaged, StoreError
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
 from mirror.hosting.pushing import ManifestPut, Pushing
+from mirror.hosting.retiring import Retired, Retirement, Retiring, _Work
 from mirror.intake.tag_history import TagHistories, TamperProofClock
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST, read_manifest
@@ -44,6 +45,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import COLLECTOR, CollectionRules, RegistryRules
 from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted.push_checks import HostedRules
+from mirror.policy.hosted.retention import RETENTION
 from mirror.policy.hosted_records import LinkState
 from mirror.ports import Expected, Version
 from tests.support.hosted_world import Limited, MemoryFreezes
@@ -129,6 +131,7 @@ class _Worker:
         placing = Placing(self.parts, self.links)
         self.deleting = Deleting(self.parts, self.links, placing)
         self.pushing = Pushing(self.parts, placing, self.deleting)
+        self.retiring = Retiring(self.parts, placing)
         self.clock = GraceClock(time.wall, time.steady, _KEEP)
 
 
@@ -167,6 +170,7 @@ _ACTS: Final = st.builds(
             "upload",
             "delete",
             "delete at once",
+            "delete by rule",
             "delete tag",
             "undelete",
             "delete blob",
@@ -309,6 +313,8 @@ class _Hosting(RuleBasedStateMachine):
             deleting.delete_manifest(act.repo, act.image, "user:a", keep=True)
         elif act.kind == "delete at once":
             deleting.delete_manifest(act.repo, act.image, "user:a", keep=False)
+        elif act.kind == "delete by rule":
+            _retire(worker, act)
         elif act.kind == "delete tag":
             deleting.delete_tag(act.repo, act.tag, "user:a", keep=True)
         elif act.kind == "undelete":
@@ -358,7 +364,7 @@ class _Hosting(RuleBasedStateMachine):
                     assert self.disk.catalog.pointed(act.repo, act.tag) == act.image, "a tag that was pushed is gone"
         elif done and len(own) == 1:
             self.dead.add(name)
-            if done[0].kind == "delete":
+            if done[0].kind in ("delete", "delete by rule"):
                 self.kept[name] = began
 
     def _check(self) -> None:
@@ -373,7 +379,8 @@ class _Hosting(RuleBasedStateMachine):
             self._check_whole(repo, manifest, here)
             if manifest == _INDEX and (repo, _REFERRER) not in linked and not self.collector_died:
                 deletion = self.disk.records.deletion(repo, _REFERRER)
-                assert deletion is None or deletion.by != COLLECTOR, "an index lost its child to the collector"
+                lost = deletion is not None and deletion.by in (COLLECTOR, RETENTION)
+                assert not lost, "an index lost its child to the collector, or to retention"
         for (repo, manifest), at in self.kept.items():
             if self.time.passed - at < _KEEP - 1 and not self.clock_jumped:
                 assert self.disk.records.deletion(repo, manifest) is not None
@@ -395,6 +402,33 @@ class _Hosting(RuleBasedStateMachine):
         """Whatever happened, everything unneeded goes in the end."""
         if hasattr(self, "disk"):
             self.everything_unneeded_goes()
+
+
+def _retire(worker: _Worker, act: _Act) -> None:
+    """Retention deletes an image with its tags, unless an index names it. Raises `ManifestUnknown` if it stays."""
+    _retire_as_seen(worker, act, *_seen(worker, act))
+
+
+def _seen(worker: _Worker, act: _Act) -> tuple[Retirement, set[Digest]]:
+    """What retention decides, and what was there then."""
+    catalog, tags = worker.parts.catalog, {}
+    found = catalog.manifest(act.repo, act.image)
+    known = set(catalog.manifest_digests(act.repo))
+    if found is None or (act.image == _REFERRER and _INDEX in known):
+        raise ManifestUnknown("no rule names it")
+    for name in catalog.tags(act.repo):
+        tag = catalog.tag(act.repo, name)
+        if tag is not None and tag.record.digest == act.image:
+            tags[name] = tag.record.digest, tag.version
+    return Retirement(tags, {act.image: found.version}), known
+
+
+def _retire_as_seen(worker: _Worker, act: _Act, retirement: Retirement, known: set[Digest]) -> None:
+    retired = Retired()
+    for _ in worker.retiring.steps(act.repo, retirement, known, retired, keep=True):
+        pass
+    if act.image not in retired.manifests:
+        raise ManifestUnknown("it stays")
 
 
 def test_in_any_order() -> None:
@@ -469,6 +503,51 @@ def test_a_fault_is_found(owner: type, name: str, planted: Callable[..., Any], m
     monkeypatch.setattr(owner, name, planted)
     with structlog.testing.capture_logs(), pytest.raises(AssertionError):
         _push_at_the_last_moments(500)
+
+
+def _no_look_at_indexes(self: _Work, known: object) -> Iterator[None]:
+    return iter(())
+
+
+def _drop_in_any_version(self: UnreliableCatalog, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    _DROP_MANIFEST(self, repo, digest)
+
+
+_DROP_MANIFEST: Final = UnreliableCatalog.drop_manifest
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "planted"),
+    [(_Work, "look_for_indexes", _no_look_at_indexes), (UnreliableCatalog, "drop_manifest", _drop_in_any_version)],
+    ids=["no look at new indexes", "manifests without their version"],
+)
+def test_a_fault_of_retention_is_found(
+    owner: type, name: str, planted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of some hundred orders of a push and a deletion by rule is enough."""
+    with structlog.testing.capture_logs():
+        _push_while_it_goes(50)
+        monkeypatch.setattr(owner, name, planted)
+        with pytest.raises(AssertionError):
+            _push_while_it_goes(1000)
+
+
+def _push_while_it_goes(orders: int) -> None:
+    """An image goes by a rule; at the same time it is pushed again, or an index that names it."""
+    repo = _REPOS[0]
+    for seed in range(orders):
+        machine = _Hosting()
+        machine.begin(seed=seed, dangling=False)
+        machine.at_once(acts=[_Act("push", repo, _REFERRER)], rounds=[], passing=0.0)
+        goes, pushed = _Act("delete by rule", repo, _REFERRER), _Act("push", repo, _INDEX if seed % 2 else _REFERRER)
+        [seen] = machine.turns.run_all([partial(_seen, machine.workers[0], goes)])
+        assert isinstance(seen, tuple)
+        results = machine.turns.run_all(
+            [partial(_retire_as_seen, machine.workers[0], goes, *seen), partial(machine._do, pushed)]
+        )
+        here = {image for _, image in machine.disk.catalog.linked()}
+        assert isinstance(results[1], BaseException) or pushed.image in here, "what was pushed is gone"
+        assert _INDEX not in here or _REFERRER in here, "an index lost its child"
 
 
 def test_no_fault_is_found_at_the_last_moment() -> None:
