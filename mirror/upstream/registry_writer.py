@@ -266,13 +266,13 @@ class RegistryWriter:
 
     async def _fill(self, repo: str, blob: SentBlob, location: str) -> str:
         """Send all bytes of a blob; returns the location for the closing PUT."""
-        offset, stalls, waits = 0, 0, 0
+        # `most`: what the registry had at best; to say less and then more again is no progress
+        offset, most, stalls, waits = 0, 0, 0, 0
         while offset < blob.size:
-            begun = offset
             try:
                 location, offset = await self._patch(repo, blob, location, offset)
-                if offset > begun:
-                    stalls = 0
+                if offset > most:
+                    most, stalls = offset, 0
                     continue
                 stalls += 1
             except UpstreamThrottled as error:
@@ -294,7 +294,8 @@ class RegistryWriter:
             if stalls > _STALLS:
                 raise _SessionLost("its bytes are refused again and again")
             location, offset = await self._look(repo, location, blob.size)
-            stalls = 0 if offset > begun else stalls
+            if offset > most:
+                most, stalls = offset, 0
         return location
 
     async def _patch(self, repo: str, blob: SentBlob, location: str, offset: int) -> tuple[str, int]:

@@ -236,6 +236,15 @@ async def test_a_login_that_is_refused(writer: RegistryWriter, target: PushTarge
     assert len(target.of_kind("manifest")) == 1
 
 
+async def test_a_registry_that_goes_forward_and_back(writer: RegistryWriter, target: PushTarget) -> None:
+    """Only bytes beyond all that it had before are progress: otherwise, the upload would never end."""
+    target.fail("patch", lambda exchange, usual: exchange.answer(202, {"Range": "0-999"}), 200)
+    target.fail("session", lambda exchange, usual: exchange.answer(204, {"Range": "0-0"}), 200)
+    with pytest.raises(DigestMismatch):
+        await writer.put_blob("app", _blob())
+    assert len(target.of_kind("patch")) < 50
+
+
 async def test_credentials_stay_at_the_registry(writer: RegistryWriter, target: PushTarget) -> None:
     """The upload goes where the registry says; another host gets the bytes, and no token."""
     target.tokens = True
