@@ -149,6 +149,10 @@ class Retention:
             except StoreError as error:
                 telemetry.log.warning("repository not judged", repository=str(repo), reason=str(error))
                 report.note_unread(str(repo), str(error))
+            except Exception as error:
+                # otherwise the next round would go on at this repository, and end there again
+                telemetry.log.exception("repository not judged", repository=str(repo))
+                report.note_unread(str(repo), f"an error of the mirror: {type(error).__name__}")
             report.repositories += 1
             report.after = str(repo)
             if before != (report.tags, report.manifests) or time.monotonic() - stored >= _STORE_EVERY:
