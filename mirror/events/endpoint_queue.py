@@ -29,6 +29,8 @@ _AT_ONCE: Final = 8
 _LOOK_EVERY: Final = 1.0
 #: Seconds. A rest that would be longer was begun by a clock that has been set back since.
 _LONGEST_REST: Final = 7200.0
+#: Keys of which it is remembered how often they failed.
+_MOST_AT_FAULT: Final = 10_000
 #: Seconds between two looks for events that are too old.
 _EXPIRE_EVERY: Final = 60.0
 
@@ -60,6 +62,11 @@ class EndpointQueue:
         self._rests_until = 0.0
         self._failures = 0
         self._refused: dict[str, int] = {}
+        #: The keys that failed since the endpoint has last taken something: others are tried before them.
+        self._tried: set[str] = set()
+        #: How often a key failed although the endpoint took other keys meanwhile, and `_taken_count` when it last did.
+        self._at_fault: dict[str, tuple[int, int]] = {}
+        self._taken_count = 0
         self._expired_at = 0.0
         self._seen: int | None = None
         self._idle = False
@@ -129,7 +136,11 @@ class EndpointQueue:
             return (), None
         self._seen = seen
         gap = outbox.gap(self._endpoint)
-        due = outbox.heads(self._endpoint, {*self._sending, *self._resting}, most)
+        busy = {*self._sending, *self._resting}
+        due = outbox.heads(self._endpoint, busy | self._tried, most)
+        if not due and self._tried:
+            self._tried.clear()
+            due = outbox.heads(self._endpoint, busy, most)
         self._idle = not due and gap is None and not self._resting and not self._sending
         return due, gap
 
@@ -153,6 +164,7 @@ class EndpointQueue:
         took = reception(reply.status)
         if took is Reception.TAKEN:
             self._taken(event.id)
+            self._at_fault.pop(event.key, None)
             await asyncio.to_thread(outbox.delivered, event)
             return
         problem = reply.problem or f"status {reply.status}"
@@ -194,12 +206,22 @@ class EndpointQueue:
         if self._failures:
             telemetry.log.info("endpoint takes events again", endpoint=self._endpoint)
         self._failures, self._rests_until = 0, 0.0
+        self._tried.clear()
+        self._taken_count += 1
 
     def _not_taken(self, key: str, took: Reception, reply: Reply, problem: str) -> None:
         telemetry.EVENTS_FAILED.labels(self._endpoint).inc()
         if took is Reception.REFUSED:
             self._rest(key, 1)
             return
+        self._tried.add(key)
+        times, taken_count = self._at_fault.get(key, (0, self._taken_count))
+        if taken_count != self._taken_count:
+            times += 1
+            self._rest(key, times)
+        if len(self._at_fault) >= _MOST_AT_FAULT:
+            self._at_fault.clear()
+        self._at_fault[key] = times, self._taken_count
         self._failures += 1
         seconds = pause(self._failures, self._delivery.jitter(), reply.retry_after)
         self._rests_until = self._delivery.now() + seconds

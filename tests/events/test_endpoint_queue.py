@@ -161,6 +161,25 @@ async def test_an_event_that_is_refused_holds_up_nothing(world: _World) -> None:
     assert [line["event"] for line in logs] == ["event refused"]
 
 
+async def test_an_event_at_which_the_endpoint_fails_holds_up_no_other_repository(world: _World) -> None:
+    """It answers 500 to one event, and takes all others: these go on, and that one is tried ever less often."""
+    world.sender.replies["poison"] = Reply(500)
+    world.push("corp/a", "poison", "behind")
+    await world.rounds(3)
+    others = [f"e{number}" for number in range(20)]
+    world.push("corp/b", *others)
+    world.push("corp/c", "other")
+    await world.rounds(60)
+    assert [id for id in world.sender.taken if id != "other"] == others
+    assert "other" in world.sender.taken
+    sent = world.sender.sent.count("poison")
+    await world.rounds(100, LONGEST_PAUSE / 10)
+    assert world.sender.sent.count("poison") - sent < 20
+    del world.sender.replies["poison"]
+    await world.rounds(20, LONGEST_PAUSE / 10)
+    assert world.sender.taken[-2:] == ["poison", "behind"]
+
+
 async def test_a_slow_answer_delays_only_its_repository(world: _World) -> None:
     """Seven others are sent meanwhile; of the slow one's repository nothing is."""
     world.sender.hanging["slow"] = asyncio.Event()
