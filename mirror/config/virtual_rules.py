@@ -5,7 +5,7 @@ from __future__ import annotations
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import Config, UpstreamSettings, VirtualSettings
 from mirror.policy.routing import RoutingTable
-from mirror.policy.virtual.members import Member, VirtualRules
+from mirror.policy.virtual.members import VirtualMember, VirtualRules
 
 
 def virtual_rules(config: Config) -> dict[str, VirtualRules]:
@@ -24,7 +24,7 @@ def _rules(settings: VirtualSettings, table: RoutingTable, upstreams: dict[str, 
             continue  # a mistake that `checks.py` reports
         upstream = upstreams.get(entry.name)
         hides = upstream is not None and upstream.has_credentials and registry not in absent
-        members.append(Member(registry, entry.hosted, entry.library, hides))
+        members.append(VirtualMember(registry, entry.hosted, entry.library, hides))
     writable = None if settings.writable is None else stored_name(settings.writable, table)
     return VirtualRules(settings.name, tuple(members), writable, tuple(settings.reserved))
 

@@ -15,7 +15,7 @@ from mirror.values.timestamps import format_moment, moment
 MOST_LISTED: Final = 10_000
 
 
-class EndpointJson(TypedDict):
+class EventEndpointJson(TypedDict):
     """What waits for an endpoint."""
 
     endpoint: str
@@ -44,7 +44,7 @@ class WaitingEventJson(TypedDict):
 class EventsJson(TypedDict):
     """Events that wait, and dead ones."""
 
-    endpoints: list[EndpointJson]
+    endpoints: list[EventEndpointJson]
     events: Annotated[list[WaitingEventJson], about("The oldest first.")]
 
 
@@ -69,7 +69,7 @@ def nothing_json() -> EventsJson:
     return {"endpoints": [], "events": []}
 
 
-def _endpoint_json(backlog: Backlog, configured: Collection[str]) -> EndpointJson:
+def _endpoint_json(backlog: Backlog, configured: Collection[str]) -> EventEndpointJson:
     return {
         "endpoint": backlog.endpoint,
         "configured": backlog.endpoint in configured,

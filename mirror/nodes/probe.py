@@ -35,7 +35,7 @@ _LARGEST: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeAnswer:
     """An answer; the names of headers are lower case."""
 
     status: int
@@ -173,7 +173,7 @@ class Visitor:
 
     def ask(
         self, method: str, target: str, headers: Mapping[str, str] | None = None, *, wait: float = _ANSWER
-    ) -> Answer:
+    ) -> ProbeAnswer:
         """Sends one request without a body and returns the answer, if it comes within `wait` seconds. Raises `OSError`,
         `http.client.HTTPException`.
         """
@@ -185,7 +185,7 @@ class Visitor:
             connection.request(method, target, headers=given)
             answer = connection.getresponse()
             named = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, named, answer.read(_LARGEST))
+            return ProbeAnswer(answer.status, named, answer.read(_LARGEST))
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[http.client.HTTPConnection]:
@@ -265,7 +265,7 @@ def no_answer(mirror: MirrorUrl, error: Exception) -> Finding:
     return Finding("reach", Level.PROBLEM, f"{mirror}: {why}", advice)
 
 
-def _page(name: str, answer: Answer, advice: str) -> Finding:
+def _page(name: str, answer: ProbeAnswer, advice: str) -> Finding:
     if answer.status == 200:
         return Finding(name, Level.OK, answer.body[:40].decode("ascii", "replace").strip())
     return Finding(name, Level.PROBLEM, f"status {answer.status}", advice)
@@ -276,7 +276,7 @@ def _clock(date: str) -> list[Finding]:
     return [] if moment is None else [judge_clock(time.time() - moment)]
 
 
-def _pulled(method: str, image: Image, answer: Answer) -> Finding:
+def _pulled(method: str, image: Image, answer: ProbeAnswer) -> Finding:
     what, status = f"{method} {image}", answer.headers.get("cache-status", "")
     if answer.status != 200:
         return Finding(what, Level.PROBLEM, answer.said, _ADVICE.get(answer.status, _LOG))

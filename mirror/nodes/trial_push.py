@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 from mirror.errors import ConfigError
 from mirror.nodes.findings import Finding, Level
 from mirror.nodes.plan import MirrorUrl
-from mirror.nodes.probe import Answer, Visitor, no_answer
+from mirror.nodes.probe import ProbeAnswer, Visitor, no_answer
 from mirror.oci.challenge import parse_challenges
 from mirror.oci.strict_json import read_json
 
@@ -69,7 +69,7 @@ class TrialPush:
     def _uploads(self) -> str:
         return f"/v2/{self.name}/blobs/uploads/"
 
-    def _ask(self, method: str, target: str) -> Answer:
+    def _ask(self, method: str, target: str) -> ProbeAnswer:
         return self.visitor.stranger.ask(method, target, self._authorization)
 
     @property
@@ -78,7 +78,7 @@ class TrialPush:
 
     # ---------------------------------------------------------------------------------------------------- the login
 
-    def _login(self) -> Answer | None:
+    def _login(self) -> ProbeAnswer | None:
         """Gets a token as clients do; the answer to a POST that needed none. Raises `_Stopped`."""
         answer = self._ask("POST", self._uploads)
         if answer.status != 401:
@@ -140,7 +140,7 @@ class TrialPush:
         text = f"{self._caller} may push, but not pull; or this is a virtual name under which nothing was pushed yet"
         return replace(pull, level=Level.WARNING, text=text)
 
-    def _push(self, began: Answer | None) -> Finding:
+    def _push(self, began: ProbeAnswer | None) -> Finding:
         """Raises `_Stopped` if no upload can begin."""
         what = f"push {self.name}"
         answer = began or self._ask("POST", self._uploads)

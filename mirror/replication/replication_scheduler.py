@@ -21,7 +21,7 @@ from mirror.errors import IndexUnavailable, MirrorError, StoreError
 from mirror.ports import Lease
 from mirror.prefetch.progress import ProgressMeter
 from mirror.replication.replications import Replications
-from mirror.replication.rule_run import RuleRun, RunReport, Wanted
+from mirror.replication.rule_run import RuleRun, RunReport, RunWanted
 
 #: Seconds between two looks; and after an error of the disk.
 _LOOK_EVERY: Final = 5.0
@@ -109,19 +109,19 @@ class ReplicationScheduler:
         while self._running:
             await asyncio.wait(set(self._running.values()))
 
-    def _wanted(self, run: RuleRun) -> Wanted | None:
+    def _wanted(self, run: RuleRun) -> RunWanted | None:
         """Blocking: what a rule has to do; None if nothing."""
         rule = run.rule
         record = self.replications.records.get_or_create(rule)
         is_first = rule.on_push and rule.name not in self._compared
         if is_first or self.replications.now() >= self.replications.due(rule, record):
-            return Wanted()
+            return RunWanted()
         if not rule.on_push:
             return None
         changed = run.changed()
-        return Wanted(changed, full=False) if changed else None
+        return RunWanted(changed, full=False) if changed else None
 
-    async def _start(self, run: RuleRun, wanted: Wanted) -> None:
+    async def _start(self, run: RuleRun, wanted: RunWanted) -> None:
         lock = await self.replications.locks.try_hold(run.rule.lock)
         if lock is None:
             return  # it runs already: by hand, or as a job
@@ -134,7 +134,7 @@ class ReplicationScheduler:
         lock.release()
         del self._running[name]
 
-    async def _run(self, run: RuleRun, wanted: Wanted) -> None:
+    async def _run(self, run: RuleRun, wanted: RunWanted) -> None:
         name = run.rule.name
         by = "schedule" if wanted.full else "push"
         try:

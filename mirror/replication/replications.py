@@ -27,7 +27,7 @@ from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.sync_rules import RuleRecord, RuleRecords
 from mirror.replication.replication_rules import ReplicationRule, ReplicationRuleJson
-from mirror.replication.rule_run import RuleRun, RunReport, Wanted
+from mirror.replication.rule_run import RuleRun, RunReport, RunWanted
 from mirror.values.timestamps import moment
 
 #: Seconds between two records of a run's progress.
@@ -115,7 +115,7 @@ class Replications:
         last = replace(record.last, failures=0) if rule.on_push else record.last
         return next_run(rule.plan, last, self.now(), rule.jitter(self._seed))
 
-    async def run_rule(self, name: str, meter: ProgressMeter, wanted: Wanted, *, by: str) -> RunReport:
+    async def run_rule(self, name: str, meter: ProgressMeter, wanted: RunWanted, *, by: str) -> RunReport:
         """Run the rule now, whether it is due or not. Raises `RuleUnknown`, `AlreadyRunning`, `StoreError`."""
         run = self.named(name)
         lock = await self.locks.try_hold(run.rule.lock)
@@ -126,11 +126,11 @@ class Replications:
 
     async def job(self, arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
         """The work of jobs of the kind `replicate`: a full comparison by the rule that the argument `rule` names."""
-        report = await self.run_rule(str(arguments["rule"]), meter, Wanted(), by="job")
+        report = await self.run_rule(str(arguments["rule"]), meter, RunWanted(), by="job")
         first = {} if report.ok or report.error else {"first_failure": report.failures[0]}
         return Ended(report.ok, {**report.to_json(), **first})
 
-    async def run_locked(self, run: RuleRun, meter: ProgressMeter, wanted: Wanted, *, by: str) -> RunReport:
+    async def run_locked(self, run: RuleRun, meter: ProgressMeter, wanted: RunWanted, *, by: str) -> RunReport:
         """Run a rule, and keep its record up to date. The caller has the rule's lock. Raises `StoreError`."""
         rule = run.rule
         if rule.sealed:
@@ -161,7 +161,7 @@ class Replications:
         return report
 
     def _finish(
-        self, rule: ReplicationRule, before: RuleRecord, record: RuleRecord, report: RunReport, wanted: Wanted
+        self, rule: ReplicationRule, before: RuleRecord, record: RuleRecord, report: RunReport, wanted: RunWanted
     ) -> None:
         """Blocking: record, log and count how a run ended."""
         now, result = self.now(), "ok" if report.ok else "failed"

@@ -57,7 +57,7 @@ _MOST_LISTED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RunWanted:
     """What a run is to do. `repos`: these repositories only (None: all of the rule). `full`: every tag is looked up in
     the other registry, and not only those that changed here. `dry_run`: nothing is written. `again`: tags that were
     deleted there are put there again. `yes`: any number of tags may be deleted.
@@ -161,7 +161,7 @@ class RuleRun:
         count = self._here.changes(repo)
         return count < 0 or self.changes.get(repo) != count
 
-    async def run(self, wanted: Wanted, meter: ProgressMeter) -> RunReport:
+    async def run(self, wanted: RunWanted, meter: ProgressMeter) -> RunReport:
         """Do a run. Raises nothing but cancellation."""
         report = RunReport()
         try:
@@ -178,7 +178,7 @@ class RuleRun:
             report.error = f"unexpected: {type(error).__name__}"
         return report
 
-    async def _compare(self, repo: Repo, wanted: Wanted, report: RunReport, meter: ProgressMeter) -> None:
+    async def _compare(self, repo: Repo, wanted: RunWanted, report: RunReport, meter: ProgressMeter) -> None:
         """Compare one repository. Raises `UpstreamError` if the other registry does not answer at all, `StoreError`."""
         # read before the records: what changes from here on is seen by the next run
         count = self._here.changes(repo)
@@ -252,7 +252,7 @@ class _Comparing:
     repo: Repo
     name: str
     seen: SeenTags
-    wanted: Wanted
+    wanted: RunWanted
     report: RunReport
     meter: ProgressMeter
     content: ComparedContent

@@ -20,7 +20,7 @@ from mirror.policy.hosted.retention import (
     PullFacts,
     RepositoryFacts,
     RetentionTimes,
-    Verdicts,
+    RetentionVerdicts,
     decide,
     untagged,
 )
@@ -41,7 +41,7 @@ class RepositoryPlan:
 
     repo: Repo
     facts: RepositoryFacts
-    verdicts: Verdicts
+    verdicts: RetentionVerdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class RepositoryRetention:
             telemetry.log.warning("pull times not read", repository=str(self._repo), reason=str(error))
             return PullFacts()
 
-    def _decide(self, facts: RepositoryFacts, policies: Sequence[RetentionPolicy] | None = None) -> Verdicts:
+    def _decide(self, facts: RepositoryFacts, policies: Sequence[RetentionPolicy] | None = None) -> RetentionVerdicts:
         registry = self._registry
         times = RetentionTimes(
             self._tools.now(), registry.keep_deleted, self._tools.rules.grace, registry.collect_dangling
@@ -131,7 +131,7 @@ class RepositoryRetention:
         return decide(facts, self._policies if policies is None else policies, times)
 
     def _delete(
-        self, read: ReadRepository, facts: RepositoryFacts, verdicts: Verdicts, report: RetentionReport
+        self, read: ReadRepository, facts: RepositoryFacts, verdicts: RetentionVerdicts, report: RetentionReport
     ) -> Generator[None]:
         tools, now = self._tools, self._tools.now().later
         # not those that go because they are untagged: a rule that is taken back meanwhile keeps them

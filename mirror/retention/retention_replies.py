@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typing_extensions import TypedDict
 
-from mirror.policy.hosted.retention import Verdict
+from mirror.policy.hosted.retention import RetentionVerdict
 from mirror.retention.repository_retention import RepositoryPlan
 from mirror.retention.retention_report import LeftAlone, RetentionReport
 from mirror.values.json_types import Count, Timestamp, about
@@ -110,5 +110,5 @@ def _stays(judged: JudgedJson) -> bool:
     return not judged["goes"]
 
 
-def _judged(name: str, digest: str, verdict: Verdict) -> JudgedJson:
+def _judged(name: str, digest: str, verdict: RetentionVerdict) -> JudgedJson:
     return {"name": name, "digest": digest, "goes": verdict.goes, "reason": verdict.reason}

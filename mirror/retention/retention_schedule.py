@@ -49,7 +49,7 @@ _LOOK_EVERY: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RoundWanted:
     """A round that somebody asks for, of the repositories that `has` accepts; None: of all."""
 
     by: str
@@ -86,7 +86,7 @@ class Retention:
 
     # -------------------------------------------------------------------------------------------------------- rounds
 
-    async def run(self, wanted: Wanted) -> RetentionReport | None:
+    async def run(self, wanted: RoundWanted) -> RetentionReport | None:
         """Does one round. Returns None if another process is at it. Raises `StoreError`, `IndexUnavailable`."""
         lease = await self._locks.try_hold(_LOCK)
         if lease is None:
@@ -110,9 +110,9 @@ class Retention:
                 last.resumed += 1
                 report = last
                 telemetry.log.info("retention goes on", after=last.after, begun=last.begun_at)
-            return await self._round(lease, Wanted(SCHEDULE), report)
+            return await self._round(lease, RoundWanted(SCHEDULE), report)
 
-    async def _round(self, lease: Lease, wanted: Wanted, report: RetentionReport) -> RetentionReport:
+    async def _round(self, lease: Lease, wanted: RoundWanted, report: RetentionReport) -> RetentionReport:
         steps = self._steps(wanted, report)
         failed = True
         try:
@@ -134,7 +134,7 @@ class Retention:
             self._end(wanted, report)
         return report
 
-    def _steps(self, wanted: Wanted, report: RetentionReport) -> Generator[None]:
+    def _steps(self, wanted: RoundWanted, report: RetentionReport) -> Generator[None]:
         tools = self._tools
         self._store(wanted, report)
         stored = time.monotonic()
@@ -161,11 +161,11 @@ class Retention:
             yield
         report.complete = True
 
-    def _store(self, wanted: Wanted, report: RetentionReport) -> None:
+    def _store(self, wanted: RoundWanted, report: RetentionReport) -> None:
         if wanted.has is None:
             self._rounds.put(_ROUND, report.to_json())
 
-    def _end(self, wanted: Wanted, report: RetentionReport) -> None:
+    def _end(self, wanted: RoundWanted, report: RetentionReport) -> None:
         report.ended_at = self._now()
         try:
             self._store(wanted, report)

@@ -16,7 +16,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.prefetch.progress import ProgressMeter
 from mirror.replication.image_tree import read_tree
-from mirror.replication.rule_run import RunReport, Wanted
+from mirror.replication.rule_run import RunReport, RunWanted
 from mirror.upstream.credentials.source import GivenCredentials
 from mirror.upstream.registry_writer import RegistryWriter
 from tests.support.command import mirror as command
@@ -56,7 +56,7 @@ async def mirror(tmp_path: Path, target: PushTarget) -> AsyncIterator[LiveMirror
 
 
 async def _run(mirror: LiveMirror, name: str = "to-b", **wanted: Any) -> RunReport:
-    return await mirror.app.replication.replications.run_rule(name, ProgressMeter(), Wanted(**wanted), by="hand")
+    return await mirror.app.replication.replications.run_rule(name, ProgressMeter(), RunWanted(**wanted), by="hand")
 
 
 async def _tick(mirror: LiveMirror) -> None:

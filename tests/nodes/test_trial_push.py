@@ -10,7 +10,7 @@ import pytest
 
 from mirror.nodes.findings import Finding, Level
 from mirror.nodes.plan import ClientLogin, MirrorUrl
-from mirror.nodes.probe import Answer, Visitor
+from mirror.nodes.probe import ProbeAnswer, Visitor
 from mirror.nodes.trial_push import TrialPush
 
 _MIRROR = MirrorUrl("https", "mirror.example.com")
@@ -19,21 +19,21 @@ _TAG = "GET /v2/corp/app/manifests/mirror-doctor"
 _BODY = f"PATCH {_UPLOADS}mirror-doctor"
 
 
-def _error(status: int, code: str, message: str = "so it is") -> Answer:
-    return Answer(status, {}, json.dumps({"errors": [{"code": code, "message": message}]}).encode())
+def _error(status: int, code: str, message: str = "so it is") -> ProbeAnswer:
+    return ProbeAnswer(status, {}, json.dumps({"errors": [{"code": code, "message": message}]}).encode())
 
 
-def _login(realm: str) -> Answer:
-    return Answer(401, {"www-authenticate": f'Bearer realm="{realm}",service="mirror"'}, b"")
+def _login(realm: str) -> ProbeAnswer:
+    return ProbeAnswer(401, {"www-authenticate": f'Bearer realm="{realm}",service="mirror"'}, b"")
 
 
 class _Scripted(Visitor):
     """A visitor whose requests are answered from a list, by method and path; an exception is raised."""
 
     asked: list[tuple[str, str | None]]
-    answers: dict[str, Answer | Exception]
+    answers: dict[str, ProbeAnswer | Exception]
 
-    def __init__(self, answers: Mapping[str, Answer | Exception], account: ClientLogin | None = None) -> None:
+    def __init__(self, answers: Mapping[str, ProbeAnswer | Exception], account: ClientLogin | None = None) -> None:
         super().__init__(_MIRROR, account=account)
         set_ = object.__setattr__
         set_(self, "answers", {**_GOOD, **answers})
@@ -47,7 +47,9 @@ class _Scripted(Visitor):
         self.asked.append((f"at {elsewhere}", None))
         return self
 
-    def ask(self, method: str, target: str, headers: Mapping[str, str] | None = None, *, wait: float = 0.0) -> Answer:
+    def ask(
+        self, method: str, target: str, headers: Mapping[str, str] | None = None, *, wait: float = 0.0
+    ) -> ProbeAnswer:
         authorization = (headers or {}).get("Authorization")
         line = f"{method} {target.partition('?')[0]}"
         self.asked.append((line, authorization))
@@ -59,12 +61,12 @@ class _Scripted(Visitor):
         return answer
 
 
-_SESSION = Answer(202, {"location": f"{_UPLOADS}a-session"}, b"")
-_GOOD: dict[str, Answer | Exception] = {
+_SESSION = ProbeAnswer(202, {"location": f"{_UPLOADS}a-session"}, b"")
+_GOOD: dict[str, ProbeAnswer | Exception] = {
     f"POST {_UPLOADS}": _login("https://mirror.example.com/token"),
-    "GET /token": Answer(200, {}, b'{"token": "a-token"}'),
+    "GET /token": ProbeAnswer(200, {}, b'{"token": "a-token"}'),
     f"POST {_UPLOADS} with a token": _SESSION,
-    f"DELETE {_UPLOADS}a-session": Answer(204, {}, b""),
+    f"DELETE {_UPLOADS}a-session": ProbeAnswer(204, {}, b""),
     _TAG: _error(404, "MANIFEST_UNKNOWN"),
     _BODY: _error(404, "BLOB_UPLOAD_UNKNOWN"),
 }
@@ -72,7 +74,7 @@ _UNKNOWN = _error(404, "NAME_UNKNOWN", "no such repository")
 _ALICE = ClientLogin("alice", "s3cret")
 
 
-def _look(answers: Mapping[str, Answer | Exception], account: ClientLogin | None = _ALICE) -> dict[str, Finding]:
+def _look(answers: Mapping[str, ProbeAnswer | Exception], account: ClientLogin | None = _ALICE) -> dict[str, Finding]:
     return {finding.what: finding for finding in TrialPush(_Scripted(answers, account), "corp/app").look()}
 
 
@@ -110,14 +112,14 @@ def test_everybody_may_push() -> None:
         ({f"POST {_UPLOADS}": _login("http://mirror.example.com/token")}, "login", "without TLS", "X-Forwarded-Proto"),
         ({f"POST {_UPLOADS}": _login("https://@/token")}, "login", "sends clients to", "access.realm"),
         (
-            {f"POST {_UPLOADS}": Answer(401, {"www-authenticate": "Basic"}, b"")},
+            {f"POST {_UPLOADS}": ProbeAnswer(401, {"www-authenticate": "Basic"}, b"")},
             "login",
             "without a token endpoint",
             "proxy",
         ),
         ({"GET /token": _error(401, "UNAUTHORIZED")}, "login", "status 401", "user name and password"),
-        ({"GET /token": Answer(404, {}, b"<html>")}, "login", "status 404", "forward /token"),
-        ({"GET /token": Answer(200, {}, b"<html>")}, "login", "no token", "proxy"),
+        ({"GET /token": ProbeAnswer(404, {}, b"<html>")}, "login", "status 404", "forward /token"),
+        ({"GET /token": ProbeAnswer(200, {}, b"<html>")}, "login", "no token", "proxy"),
         ({"GET /token": ConnectionRefusedError()}, "login", "sends clients to", "Host"),
         (
             {_TAG: _UNKNOWN, f"POST {_UPLOADS} with a token": _UNKNOWN},
@@ -143,7 +145,7 @@ def test_everybody_may_push() -> None:
         ({f"POST {_UPLOADS} with a token": _error(507, "UNAVAILABLE")}, "push corp/app", "507", "disk is full"),
         (
             {
-                f"POST {_UPLOADS} with a token": Answer(
+                f"POST {_UPLOADS} with a token": ProbeAnswer(
                     202, {"location": f"http://10.0.0.1:5000{_UPLOADS}a-session"}, b""
                 )
             },
@@ -151,7 +153,7 @@ def test_everybody_may_push() -> None:
             "http://10.0.0.1:5000",
             "Location",
         ),
-        ({_BODY: Answer(413, {}, b"<html>")}, "large bodies", "413", "client_max_body_size 0"),
+        ({_BODY: ProbeAnswer(413, {}, b"<html>")}, "large bodies", "413", "client_max_body_size 0"),
         ({_BODY: TimeoutError()}, "large bodies", "before all of it", "buffering"),
         ({_TAG: ConnectionResetError()}, "reach", "ConnectionResetError", "running"),
     ],
@@ -174,7 +176,7 @@ def test_a_caller_who_may_only_push() -> None:
 
 def test_a_session_that_cannot_be_cancelled() -> None:
     """A warning: the mirror ends it by itself."""
-    found = _look({f"DELETE {_UPLOADS}a-session": Answer(403, {}, b"<html>")})
+    found = _look({f"DELETE {_UPLOADS}a-session": ProbeAnswer(403, {}, b"<html>")})
     assert found["push corp/app"].level is Level.WARNING
     assert "status 403" in found["push corp/app"].text
 

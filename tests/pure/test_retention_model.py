@@ -20,8 +20,8 @@ from mirror.policy.hosted.retention import (
     PullFacts,
     RepositoryFacts,
     RetentionTimes,
+    RetentionVerdicts,
     TagFact,
-    Verdicts,
     decide,
 )
 from mirror.policy.hosted.retention_rules import DeleteRule, Happening, KeepRule, RetentionPolicy, TagChoice
@@ -153,7 +153,7 @@ def _numbers(tag: str) -> tuple[int, ...] | None:
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else None
 
 
-def _needed(facts: RepositoryFacts, verdicts: Verdicts) -> set[Digest]:
+def _needed(facts: RepositoryFacts, verdicts: RetentionVerdicts) -> set[Digest]:
     """Everything that is reached from a tag that stays, or from a manifest that is protected."""
     pending = [tag.digest for tag in facts.tags if not verdicts.tags[tag.name].goes]
     pending += [each.digest for each in facts.manifests.values() if each.stays]

@@ -18,8 +18,8 @@ from mirror.policy.hosted.retention import (
     PullFacts,
     RepositoryFacts,
     RetentionTimes,
+    RetentionVerdicts,
     TagFact,
-    Verdicts,
     decide,
     untagged,
 )
@@ -56,7 +56,7 @@ def _decide(
     delete: Iterable[DeleteRule] = (_ALL,),
     untagged_after: float | None = None,
     times: RetentionTimes = _TIMES,
-) -> Verdicts:
+) -> RetentionVerdicts:
     return decide(facts, [RetentionPolicy(("**",), keep, tuple(delete), untagged_after)], times)
 
 
@@ -244,7 +244,7 @@ def _facts(tags: Mapping[str, str], *manifests: ManifestFact, **more: object) ->
     return RepositoryFacts(pointing, {each.digest: each for each in manifests}, **more)  # type: ignore[arg-type]
 
 
-def _names(verdicts: Verdicts, *names: str) -> str:
+def _names(verdicts: RetentionVerdicts, *names: str) -> str:
     going = verdicts.manifests_going
     return " ".join(name for name in names if _digest(name) in going)
 

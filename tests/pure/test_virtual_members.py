@@ -28,11 +28,11 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import Action
-from mirror.policy.virtual.members import Member, VirtualRules
+from mirror.policy.virtual.members import VirtualMember, VirtualRules
 from mirror.policy.virtual.merging import TagPart, merge_referrers, merge_tags
 
-_CORP, _BASE = Member("corp", hosted=True), Member("base", hosted=True)
-_HUB, _QUAY = Member("docker.io", library=True), Member("quay.io")
+_CORP, _BASE = VirtualMember("corp", hosted=True), VirtualMember("base", hosted=True)
+_HUB, _QUAY = VirtualMember("docker.io", library=True), VirtualMember("quay.io")
 _ALL = VirtualRules("all", (_QUAY, _CORP, _HUB, _BASE), "base", ("team-*/**",))
 
 _PARTS = st.lists(st.sampled_from(["library", "nginx", "team-a", "app", "a"]), min_size=1, max_size=3)
@@ -54,7 +54,7 @@ _RESERVED: Final[dict[str, Callable[[str], bool]]] = {
     reserved=st.sampled_from([(), ("team-*/**",), ("nginx",), ("**",)]),
 )
 def test_a_name_that_a_hosted_member_has_leads_to_no_upstream(
-    members: list[Member], name: str, taken: set[Repo], reserved: tuple[str, ...]
+    members: list[VirtualMember], name: str, taken: set[Repo], reserved: tuple[str, ...]
 ) -> None:
     """Whatever the order and the spelling; and hosted members answer only for what they have."""
     rules = VirtualRules("all", tuple(members), None, reserved)
@@ -143,7 +143,7 @@ def _of(kind: type[MirrorError], **more: float) -> MirrorError:
 def test_only_not_found_leads_to_the_next_member(error: MirrorError, anonymous: bool, with_credentials: bool) -> None:
     """A refusal says that there is no such name only where the mirror has no rights to lose."""
     assert _ALL.is_absent("docker.io", error) == anonymous
-    hiding = VirtualRules("all", (Member("docker.io", hides=True), _QUAY))
+    hiding = VirtualRules("all", (VirtualMember("docker.io", hides=True), _QUAY))
     assert hiding.is_absent("docker.io", error) == with_credentials
 
 

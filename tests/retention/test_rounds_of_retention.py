@@ -21,7 +21,7 @@ from mirror.policy.records import Freeze, Pin, TagRecord
 from mirror.policy.schedule import Every
 from mirror.ports import Versioned
 from mirror.retention.retention_report import RetentionReport
-from mirror.retention.retention_schedule import Wanted
+from mirror.retention.retention_schedule import RoundWanted
 from tests.support.collecting import APP, KEEP, TWIN, index
 from tests.support.retaining import DAY, RetainedWorld
 
@@ -419,7 +419,7 @@ async def test_two_processes_take_turns(world: RetainedWorld) -> None:
     locks = world.retention()._locks
     lease = await locks.try_hold("retention")
     assert lease is not None
-    assert await world.retention(locks).run(Wanted("b")) is None
+    assert await world.retention(locks).run(RoundWanted("b")) is None
     assert await world.retention(locks).go_on() is None
     lease.release()
 

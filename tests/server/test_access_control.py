@@ -21,7 +21,7 @@ from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_request
 from mirror.policy.access_rules import ANONYMOUS, Action, Identity, Policy, Rule, Scope, actions
 from mirror.policy.routing import Registry, RoutingTable
-from mirror.policy.virtual.members import Member, VirtualRules
+from mirror.policy.virtual.members import VirtualMember, VirtualRules
 from mirror.repository.protocol import Readable
 from mirror.server.registry.access_control import AccessControl, MountSource, RegistryPusher
 from mirror.server.registry.pull import RequestRecord
@@ -376,7 +376,9 @@ async def test_the_record_shows_the_scope() -> None:
 
 async def test_names_of_virtual_repositories_are_allowed_by_members_alone() -> None:
     """Rules for everything, and for the virtual name, allow nothing with it: for each question that can be asked."""
-    virtual = VirtualRules("all", (Member("corp", hosted=True), Member("docker.io", library=True)), "corp")
+    virtual = VirtualRules(
+        "all", (VirtualMember("corp", hosted=True), VirtualMember("docker.io", library=True)), "corp"
+    )
     everything = [
         Rule(True, ("*",), frozenset(Action), ()),
         Rule(True, ("*",), frozenset(Action), ("all/**",)),
@@ -408,7 +410,9 @@ async def test_names_of_virtual_repositories_are_allowed_by_members_alone() -> N
 
 async def test_tokens_for_virtual_names() -> None:
     """A scope names what the client asks for: a token for one name is none for another that means the same."""
-    virtual = VirtualRules("all", (Member("corp", hosted=True), Member("docker.io", library=True)), "corp")
+    virtual = VirtualRules(
+        "all", (VirtualMember("corp", hosted=True), VirtualMember("docker.io", library=True)), "corp"
+    )
     gate = _World(virtual={"all": virtual})
     token, body = await gate.login("pusher", "?scope=repository:all/team/app:pull,push,delete")
     assert body["scope"] == "repository:all/team/app:pull,push"

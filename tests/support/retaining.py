@@ -19,7 +19,7 @@ from mirror.retention.pull_notes import PullNotes, PullTimes
 from mirror.retention.repository_retention import RetentionTools
 from mirror.retention.retention_marks import RetentionMarks
 from mirror.retention.retention_report import RetentionReport
-from mirror.retention.retention_schedule import Retention, Wanted
+from mirror.retention.retention_schedule import Retention, RoundWanted
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
@@ -83,7 +83,7 @@ class RetainedWorld(CollectedWorld):
 
     async def retain(self, has: Callable[[Repo], bool] | None = None) -> RetentionReport:
         """A round by hand."""
-        report = await self.retention().run(Wanted("a test", has))
+        report = await self.retention().run(RoundWanted("a test", has))
         assert report is not None
         return report
 

@@ -26,7 +26,7 @@ from mirror.cli.store_checks import check_owner, check_there
 from mirror.errors import ConfigError
 from mirror.prefetch.progress import ProgressMeter
 from mirror.replication.replication_rules import ReplicationRuleJson
-from mirror.replication.rule_run import RunReport, Wanted
+from mirror.replication.rule_run import RunReport, RunWanted
 from mirror.values.sizes import format_size
 
 #: Seconds between two drawings of the progress bar.
@@ -60,7 +60,7 @@ def replicate(
     check_there(loaded)
     check_owner(loaded)
     with audited(loaded, "replicate", dry_run=dry_run, rule=name) as about:
-        report = asyncio.run(_run(loaded, name, Wanted(dry_run=dry_run, again=again, yes=yes), quiet=as_json))
+        report = asyncio.run(_run(loaded, name, RunWanted(dry_run=dry_run, again=again, yes=yes), quiet=as_json))
         result = report.to_json()
         about |= {name: result[name] or None for name in ("put", "moved", "deleted", "bytes")}
         about["reason"] = report.error or next(iter(report.failures), None)
@@ -79,7 +79,7 @@ async def _rules(loaded: settings.Config) -> list[ReplicationRuleJson]:
         return await app.replication.replications.status()
 
 
-async def _run(loaded: settings.Config, name: str, wanted: Wanted, *, quiet: bool) -> RunReport:
+async def _run(loaded: settings.Config, name: str, wanted: RunWanted, *, quiet: bool) -> RunReport:
     from mirror.app.building import build
 
     meter = ProgressMeter()

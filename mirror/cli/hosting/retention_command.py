@@ -83,11 +83,11 @@ async def _run_here(loaded: settings.Config, selection: Selection | None) -> Ret
     from mirror.app.retaining import open_retention
     from mirror.app.storage import open_storage
     from mirror.retention.retention_replies import retention_round_json
-    from mirror.retention.retention_schedule import Wanted
+    from mirror.retention.retention_schedule import RoundWanted
 
     async with open_storage(loaded) as storage:
         rounds = open_retention(loaded, storage, disk_parts(loaded, storage), time.time)
-        report = await rounds.run(Wanted(cli_caller(), selection.has if selection else None))
+        report = await rounds.run(RoundWanted(cli_caller(), selection.has if selection else None))
     if report is None:
         raise MirrorError("a round of retention is running already; it is the server's, or of another command")
     return retention_round_json(report)

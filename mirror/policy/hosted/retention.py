@@ -96,7 +96,7 @@ class RetentionTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RetentionVerdict:
     """Whether something goes, and why, or why not."""
 
     goes: bool
@@ -104,11 +104,11 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
+class RetentionVerdicts:
     """What happens to each tag and each manifest of a repository."""
 
-    tags: Mapping[str, Verdict]
-    manifests: Mapping[Digest, Verdict]
+    tags: Mapping[str, RetentionVerdict]
+    manifests: Mapping[Digest, RetentionVerdict]
 
     @property
     def tags_going(self) -> list[str]:
@@ -128,13 +128,15 @@ def untagged(facts: RepositoryFacts) -> set[Digest]:
     return {each.digest for each in facts.manifests.values() if each.digest not in held and each.subject is None}
 
 
-def decide(facts: RepositoryFacts, policies: Sequence[RetentionPolicy], times: RetentionTimes) -> Verdicts:
+def decide(facts: RepositoryFacts, policies: Sequence[RetentionPolicy], times: RetentionTimes) -> RetentionVerdicts:
     """What happens to a repository to which these policies apply. All of them do: what one of them keeps stays."""
     if facts.unread:
-        stays = Verdict(False, f"{facts.unread} cannot be read, and may name it")
-        return Verdicts(dict.fromkeys((tag.name for tag in facts.tags), stays), dict.fromkeys(facts.manifests, stays))
+        stays = RetentionVerdict(False, f"{facts.unread} cannot be read, and may name it")
+        return RetentionVerdicts(
+            dict.fromkeys((tag.name for tag in facts.tags), stays), dict.fromkeys(facts.manifests, stays)
+        )
     decision = _Decision(facts, policies, times)
-    return Verdicts(decision.tags, decision.decide_manifests())
+    return RetentionVerdicts(decision.tags, decision.decide_manifests())
 
 
 class _Decision:
@@ -155,7 +157,7 @@ class _Decision:
         for tag in facts.tags:
             if tag.name in attached:
                 stays = tag.stays or self._undeleted(tag.restored_at)
-                self.tags[tag.name] = Verdict(not stays, stays or "what it is attached to goes")
+                self.tags[tag.name] = RetentionVerdict(not stays, stays or "what it is attached to goes")
 
     # --------------------------------------------------------------------------------------------------------- tags
 
@@ -170,7 +172,7 @@ class _Decision:
                 names.update(tag.name for tag in found)
         return names
 
-    def _judge(self, tags: Sequence[TagFact]) -> dict[str, Verdict]:
+    def _judge(self, tags: Sequence[TagFact]) -> dict[str, RetentionVerdict]:
         counted = [tag for tag in tags if not is_attached(tag.name)]
         rules = [rule for policy in self._policies for rule in policy.keep]
         keeps = [(rule, _named_by(rule, tags, counted, self._ages)) for rule in rules]
@@ -179,24 +181,24 @@ class _Decision:
 
     def _verdict(
         self, tag: TagFact, keeps: Iterable[tuple[KeepRule, Mapping[str, bool | None]]], deletes: Iterable[DeleteRule]
-    ) -> Verdict:
+    ) -> RetentionVerdict:
         manifest = self._facts.manifests.get(tag.digest)
         stays = tag.stays or self._undeleted(tag.restored_at)
         if manifest is not None:
             stays = stays or manifest.stays or self._undeleted(manifest.restored_at)
         if stays:
-            return Verdict(False, stays)
+            return RetentionVerdict(False, stays)
         if is_attached(tag.name):
             if manifest is not None and self._is_condemned(manifest):
-                return Verdict(True, _INTERRUPTED)
-            return Verdict(False, "the image that it is about is not here")
+                return RetentionVerdict(True, _INTERRUPTED)
+            return RetentionVerdict(False, "the image that it is about is not here")
         for rule, named in keeps:
             if (named_so := named[tag.name]) is not False:
-                return Verdict(False, f"keep: {rule}" + ("" if named_so else " (not certain, so it stays)"))
+                return RetentionVerdict(False, f"keep: {rule}" + ("" if named_so else " (not certain, so it stays)"))
         for deletion in deletes:
             if deletion.tags.has(tag.name) and self._ages.all_past(tag, deletion.not_within):
-                return Verdict(True, f"delete: {deletion}")
-        return Verdict(False, "no delete rule names it")
+                return RetentionVerdict(True, f"delete: {deletion}")
+        return RetentionVerdict(False, "no delete rule names it")
 
     def _is_condemned(self, manifest: ManifestFact) -> bool:
         since = self._facts.condemned.get(manifest.digest)
@@ -209,7 +211,7 @@ class _Decision:
 
     # ---------------------------------------------------------------------------------------------------- manifests
 
-    def decide_manifests(self) -> dict[Digest, Verdict]:
+    def decide_manifests(self) -> dict[Digest, RetentionVerdict]:
         """Decides about the manifests, and about the tags that are attached to those that stay."""
         manifests = self._facts.manifests
         going = self._reached_by_what_goes()
@@ -234,10 +236,12 @@ class _Decision:
             waiting += [(referrer, f"about {digest}") for referrer in self._referrers.get(digest, ())]
             for tag in self._attached.get(digest, ()):
                 if self.tags[tag.name].goes:
-                    self.tags[tag.name] = Verdict(False, f"attached to {digest}")
+                    self.tags[tag.name] = RetentionVerdict(False, f"attached to {digest}")
                     waiting.append((tag.digest, f"tag {tag.name}"))
         return {
-            digest: Verdict(False, staying[digest]) if digest in staying else Verdict(True, going[digest])
+            digest: RetentionVerdict(False, staying[digest])
+            if digest in staying
+            else RetentionVerdict(True, going[digest])
             for digest in manifests
         }
 

@@ -24,7 +24,7 @@ _LIBRARY: Final = "library/"
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class VirtualMember:
     """A registry that a virtual one stands for.
 
     `library`: a name of one part means `library/<name>` there. `hides`: a refusal (401, 403) does not say that a
@@ -60,11 +60,11 @@ class VirtualRules:
     """
 
     name: str
-    members: tuple[Member, ...]
+    members: tuple[VirtualMember, ...]
     writable: str | None = None
     reserved: tuple[str, ...] = ()
-    _hosted: tuple[Member, ...] = field(init=False, repr=False, compare=False)
-    _upstreams: tuple[Member, ...] = field(init=False, repr=False, compare=False)
+    _hosted: tuple[VirtualMember, ...] = field(init=False, repr=False, compare=False)
+    _upstreams: tuple[VirtualMember, ...] = field(init=False, repr=False, compare=False)
     _has_library: bool = field(init=False, repr=False, compare=False)
     _reserved: tuple[Callable[[str], object], ...] = field(init=False, repr=False, compare=False)
 
@@ -74,7 +74,7 @@ class VirtualRules:
         object.__setattr__(self, "_has_library", any(member.library for member in self.members))
         object.__setattr__(self, "_reserved", tuple(compile_pattern(one).fullmatch for one in self.reserved))
 
-    def member(self, registry: str) -> Member:
+    def member(self, registry: str) -> VirtualMember:
         """The member of this name. Raises `KeyError`."""
         for member in self.members:
             if member.registry == registry:

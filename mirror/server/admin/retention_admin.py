@@ -17,7 +17,7 @@ from mirror.retention.retention_replies import (
     repository_plan_json,
     retention_round_json,
 )
-from mirror.retention.retention_schedule import Retention, Wanted
+from mirror.retention.retention_schedule import Retention, RoundWanted
 from mirror.values.timestamps import moment
 
 #: Tags, and manifests, of which an answer says what would happen to them.
@@ -50,7 +50,7 @@ class RetentionAdmin:
         """
         pattern = query.get("search", "")
         has = select(pattern, self._table).has if pattern else None
-        report = await self._retention.run(Wanted(by, has))
+        report = await self._retention.run(RoundWanted(by, has))
         if report is None:
             raise AlreadyRunning("a round of retention is running already")
         return retention_round_json(report)

@@ -49,7 +49,7 @@ from mirror.server.registry.receiving import Receiver, expects_continue
 from mirror.server.registry.responses import error_response
 from mirror.server.registry.sending import ClientGone, Sender
 from mirror.server.registry.virtual_pushes import check_way, mount_source, visible_blobs, writable_of
-from mirror.server.registry.visitor import Visitor
+from mirror.server.registry.visitor import VirtualVisitor
 from mirror.server.registry.writing import PIECE, PieceWriter, Unsent
 from mirror.virtual.virtual_repository import VirtualRepository
 
@@ -221,7 +221,7 @@ class RegistryHandler:
         """A pull under a virtual name."""
         asked = _note_asked(virtual, record)
         record.repository = str(asked)
-        visitor = Visitor(self._access, identity, asked, request, wanted, record)
+        visitor = VirtualVisitor(self._access, identity, asked, request, wanted, record)
         repository = virtual.seen_by(visitor)
         if wanted.kind is Kind.BLOB:
             blobs = visible_blobs(repository, visitor, self._access, identity, request, wanted)

@@ -19,7 +19,7 @@ from mirror.repository.answers import BlobContent, BlobStat
 from mirror.repository.protocol import Pusher, Readable, Writable, is_hosted
 from mirror.server.registry.access_control import AccessControl, MountSource
 from mirror.server.registry.pull import Blobs
-from mirror.server.registry.visitor import Visitor
+from mirror.server.registry.visitor import VirtualVisitor
 from mirror.virtual.virtual_repository import VirtualRepository
 
 
@@ -79,13 +79,15 @@ def check_way(virtual: VirtualRepository, access: AccessControl, identity: Ident
 
 def visible_blobs(
     virtual: VirtualRepository,
-    visitor: Visitor,
+    visitor: VirtualVisitor,
     access: AccessControl | None,
     identity: Identity,
     request: web.BaseRequest,
     wanted: RegistryRequest,
 ) -> Blobs:
-    """The blobs of a virtual repository as this caller sees them. Raises `StoreError`, and like `Visitor.admit`."""
+    """The blobs of a virtual repository as this caller sees them. Raises `StoreError`, and like
+    `VirtualVisitor.admit`.
+    """
     parts, name = virtual.parts, virtual.repo.name
     repo = parts.rules.writable_repo(name)
     if access is None or repo is None or not access.allows(identity, Action.PULL, repo):

@@ -12,7 +12,7 @@ from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.pull import RequestRecord
 
 
-class Visitor:
+class VirtualVisitor:
     """`Admission` by the rules about each member's repository."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Visitor:
         self._record = record
 
     def __repr__(self) -> str:
-        return f"<Visitor {self._identity} of {self._asked}>"
+        return f"<VirtualVisitor {self._identity} of {self._asked}>"
 
     def admit(self, repo: Repo) -> bool:
         """See `Admission`."""
