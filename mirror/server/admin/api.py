@@ -54,9 +54,10 @@ from mirror.server.admin.assets import ASSETS, Asset
 from mirror.server.admin.copy_admin import CopyAdmin, audited_fields
 from mirror.server.admin.event_admin import EventAdmin
 from mirror.server.admin.hosted_admin import DeletedJson, HostedAdmin, UndeletedJson
-from mirror.server.admin.image_admin import ImageAdmin, boolean
+from mirror.server.admin.image_admin import ImageAdmin
 from mirror.server.admin.mirror_status import MirrorStatus
 from mirror.server.admin.operations import PREFIX, Operation, find, openapi
+from mirror.server.admin.query_values import boolean
 from mirror.server.admin.replies import MOST_IMAGES, ClientsJson, JobsJson, ReplicationJson, SyncRulesJson
 from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.responses import API_VERSION, SERVER, error_response, is_unchanged

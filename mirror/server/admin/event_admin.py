@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from typing import Final
 
 from mirror.errors import RequestError
 from mirror.events.event_replies import MOST_LISTED, EventsJson, ResentJson, events_json, nothing_json
 from mirror.ports import Deliveries
-from mirror.server.admin.image_admin import boolean
+from mirror.server.admin.query_values import boolean, number
+
+#: Events that are listed if the request does not say how many.
+_LISTED: Final = 100
 
 
 class EventAdmin:
@@ -23,15 +27,13 @@ class EventAdmin:
 
     async def events(self, query: Mapping[str, str]) -> EventsJson:
         """What waits. Raises `RequestError`."""
-        text = query.get("limit", "100")
-        if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= MOST_LISTED):
-            raise RequestError(f"limit: not a number from 1 to {MOST_LISTED}: {text[:40]!r}")
+        limit = number(query, "limit", _LISTED, 1, MOST_LISTED)
         if self._outbox is None:
             return nothing_json()
         dead = boolean(query, "dead") if "dead" in query else None
         endpoint = query.get("endpoint")
         return await asyncio.to_thread(
-            events_json, self._outbox, self._endpoints, endpoint=endpoint, dead=dead, most=int(text)
+            events_json, self._outbox, self._endpoints, endpoint=endpoint, dead=dead, most=limit
         )
 
     async def resend(self, query: Mapping[str, str]) -> ResentJson:

@@ -23,6 +23,7 @@ from mirror.policy.hosted_records import DeletedManifest, DeletedTag
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
+from mirror.server.admin.query_values import number
 from mirror.server.admin.repository_list import RepositoryList
 from mirror.server.admin.retention_admin import RetentionAdmin
 from mirror.values.json_types import Bytes, Count, Timestamp, about
@@ -242,7 +243,7 @@ class HostedAdmin:
     async def deleted(self, query: Mapping[str, str]) -> DeletionsJson:
         """What can be undeleted. Raises `RequestError`, `StoreError`."""
         selection = search(query.get("search", ""), self._table)
-        limit = _limit(query, _MOST_LISTED)
+        limit = number(query, "limit", _LISTED, 1, _MOST_LISTED)
         found = await asyncio.to_thread(lambda: list(self._deletions.deleted(selection.has)))
         found.sort(key=lambda each: -each[1].deleted_at)
         return {
@@ -264,7 +265,8 @@ class HostedAdmin:
 
     async def damaged(self, query: Mapping[str, str]) -> DamagedBlobsJson:
         """The damaged blobs, with the repositories that lack them. Raises `RequestError`, `StoreError`."""
-        return await asyncio.to_thread(damaged_json, self.repositories.damaged, _limit(query, _MOST_DAMAGED))
+        limit = number(query, "limit", _LISTED, 1, _MOST_DAMAGED)
+        return await asyncio.to_thread(damaged_json, self.repositories.damaged, limit)
 
     # -------------------------------------------------------------------------------------------------- collection
 
@@ -278,14 +280,6 @@ class HostedAdmin:
         if report is None:
             raise AlreadyRunning("a round of collection is running already")
         return round_json(report)
-
-
-def _limit(query: Mapping[str, str], most: int) -> int:
-    """How many entries the request wants. Raises `RequestError`."""
-    text = query.get("limit", str(_LISTED))
-    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= most):
-        raise RequestError(f"limit: not a number from 1 to {most}: {text[:40]!r}")
-    return int(text)
 
 
 def _elsewhere(erased: Erased) -> list[ElsewhereJson]:

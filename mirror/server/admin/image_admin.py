@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final
 
 from typing_extensions import TypedDict
 
@@ -45,9 +45,8 @@ from mirror.policy.records import Pin
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
 from mirror.ports import Catalog, ContentIndex, Freezes, Pins
+from mirror.server.admin.query_values import boolean, number
 from mirror.values.json_types import about
-
-_D = TypeVar("_D")
 
 _PAGE: Final = 50
 _LARGEST_PAGE: Final = 500
@@ -111,7 +110,7 @@ class ImageAdmin:
         short or even empty while `next` is set: if many of the examined images do not match or are gone. Raises
         `RequestError`.
         """
-        limit = _number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
+        limit = number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
         begin = _cursor_of(query.get("after", ""))
         selection = search(query.get("search", ""), self._table)
         overview = await asyncio.to_thread(self._overview)
@@ -192,8 +191,8 @@ class ImageAdmin:
         """What an eviction would remove to free `bytes` or, without that, to reach the low water mark. With `limit`,
         only the first images are listed, and the search stops after a few thousand candidates. Raises `RequestError`.
         """
-        wanted = _number(query, "bytes", None, 1, 1 << 60)
-        limit = _number(query, "limit", None, 1, _MOST_VICTIMS)
+        wanted = number(query, "bytes", None, 1, 1 << 60)
+        limit = number(query, "limit", None, 1, _MOST_VICTIMS)
 
         async def plan() -> VictimsJson:
             victims = await self._space.plan(wanted, short=limit is not None)
@@ -234,27 +233,6 @@ def _cursor_text(cursor: PageCursor) -> str:
     """The inverse of `_cursor_of`. The name of a repository alone means its first image."""
     repo, name = cursor
     return f"{repo}{'@' if ':' in name else ':'}{name}" if name else str(repo)
-
-
-def _number(query: Mapping[str, str], name: str, default: _D, least: int, most: int) -> int | _D:
-    """The integer parameter `name`, or `default` if it is absent. Raises `RequestError` if it is not a number from
-    `least` to `most`.
-    """
-    text = query.get(name)
-    if text is None:
-        return default
-    # no more digits than `most` has: longer text is refused before it is converted
-    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and least <= int(text) <= most):
-        raise RequestError(f"{name}: not a number from {least} to {most}: {text[:40]!r}")
-    return int(text)
-
-
-def boolean(query: Mapping[str, str], name: str) -> bool:
-    """The boolean parameter `name`; false if it is absent. Raises `RequestError`."""
-    text = query.get(name, "false")
-    if text not in ("true", "false"):
-        raise RequestError(f"{name}: must be true or false, not {text[:40]!r}")
-    return text == "true"
 
 
 def _read_pin(body: object, now: float) -> tuple[str, float | None]:

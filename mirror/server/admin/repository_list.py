@@ -10,12 +10,13 @@ from typing import Annotated, Final
 from typing_extensions import TypedDict
 
 from mirror.aio.costly_cache import CostlyCache
-from mirror.errors import IndexUnavailable, RequestError
+from mirror.errors import IndexUnavailable
 from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
 from mirror.ports import Catalog, HostedRecords, LinkLedger
+from mirror.server.admin.query_values import number
 from mirror.values.json_types import Bytes, Count, about
 
 _PAGE: Final = 50
@@ -69,7 +70,8 @@ class RepositoryList:
         """A page of the repositories that match `search`, after the one named `after`. A list of names is a few seconds
         old at most. Raises `RequestError`, `StoreError`.
         """
-        limit, selection = _limit(query), search(query.get("search", ""), self._table)
+        limit = number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
+        selection = search(query.get("search", ""), self._table)
         names = await self._names(None, lambda: asyncio.to_thread(self._all))
         place = bisect_right(names, query.get("after", ""))
         chosen: list[Repo] = []
@@ -98,10 +100,3 @@ class RepositoryList:
             "deleted": sum(1 for each in deletions for _ in each),
             "size": size,
         }
-
-
-def _limit(query: Mapping[str, str]) -> int:
-    text = query.get("limit", str(_PAGE))
-    if not (text.isascii() and text.isdecimal() and len(text) < 4 and 1 <= int(text) <= _LARGEST_PAGE):
-        raise RequestError(f"limit: not a number from 1 to {_LARGEST_PAGE}: {text[:40]!r}")
-    return int(text)
