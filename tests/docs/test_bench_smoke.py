@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import collecting
 from bench.cli import main
 from bench.client import download
 from bench.process import BenchFailed
@@ -83,3 +84,21 @@ def test_the_client_takes_no_other_answer(answer: bytes) -> None:
         with pytest.raises(BenchFailed):
             download(listener.getsockname()[1], "/v2/bench/blob/blobs/x", 10, 1)
         thread.join()
+
+
+def test_collection_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What no image names goes, link and bytes, and nothing else does."""
+    place = tmp_path / "figures.json"
+    code = collecting.main(["--blobs", "1200", "--json", str(place), "--dir", "/var/tmp"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    rounds = json.loads(place.read_text())["rounds"]
+    counted = ("links queued", "links gone", "blobs queued", "blobs gone")
+    assert [[each[name] for name in counted] for each in rounds] == [
+        [60, 0, 0, 0],
+        [0, 60, 60, 0],
+        [0, 0, 0, 60],
+        [0, 0, 0, 0],
+    ]
+    assert all(each["step median"] > 0 for each in rounds)
+    assert "| links gone | 0 | 60 | 0 | 0 |" in said.out

@@ -331,8 +331,10 @@ def _files(root: Path, after: Digest | None = None) -> Iterator[tuple[Digest, st
             if len(prefix) != 2 or prefix < beyond[:2]:
                 continue
             for name in _names(f"{root}/{algorithm}/{prefix}"):
-                digest = digest_from(f"{algorithm}-{name}")
-                if digest and name > beyond and name.startswith(prefix):
+                # what a former page had is not parsed: a folder may have thousands of names
+                if name <= beyond or not name.startswith(prefix):
+                    continue
+                if digest := digest_from(f"{algorithm}-{name}"):
                     yield digest, f"{root}/{algorithm}/{prefix}/{name}"
 
 
