@@ -8,15 +8,14 @@ due, or asked ── try_hold("collect") ──┬─ another process has it ─
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.threads import uninterrupted
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
 from mirror.collection.grace_clock import GraceClock
+from mirror.collection.pace import run_paced
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.hosting.parts import HostedParts
 from mirror.policy.hosted.collection import CollectionRules
@@ -25,9 +24,6 @@ from mirror.ports import Lease, Locks, Records
 #: The lock of the process that collects.
 _LOCK: Final = "collect"
 _KEY: Final = "last"
-#: After a step, the collector pauses so many times as long as the step took, and at most so many seconds.
-_PAUSES: Final = 3.0
-_LONGEST_PAUSE: Final = 0.5
 #: Seconds between two attempts if another process collects, or if a round failed.
 _TRY_AGAIN: Final = 60.0
 _LOOK_EVERY: Final = 60.0
@@ -71,14 +67,8 @@ class GarbageCollector:
         report = CollectionReport(self._clock.read().later)
         steps = collection_round(self._parts, self._rules, self._clock.read, report)
         try:
-            while not lease.lost.is_set():
-                began = time.monotonic()
-                # to its end, even if cancelled: a generator cannot be closed while it runs
-                if await uninterrupted(asyncio.to_thread(next, steps, report)) is report:
-                    break
-                await self._sleep(min((time.monotonic() - began) * _PAUSES, _LONGEST_PAUSE))
+            await run_paced(steps, lease, self._sleep)
         finally:
-            steps.close()
             # not in a thread: a cancelled task cannot wait for one
             self._end(report)
         return report

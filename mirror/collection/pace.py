@@ -1,8 +1,14 @@
-"""Cuts long work into short steps."""
+"""Cuts long work into short steps, and does these with pauses."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Generator
 from typing import Final
+
+from mirror.aio.threads import uninterrupted
+from mirror.ports import Lease
 
 #: What one thing costs, roughly in tens of microseconds on a disk that is not cached well.
 NAME: Final = 1
@@ -12,6 +18,9 @@ CHANGE: Final = 100
 
 #: What one step may cost: some milliseconds.
 _STEP: Final = 200
+#: After a step, a round pauses so many times as long as the step took, and at most so many seconds.
+_PAUSES: Final = 3.0
+_LONGEST_PAUSE: Final = 0.5
 
 
 class Pace:
@@ -31,3 +40,20 @@ class Pace:
             return False
         self._spent = 0
         return True
+
+
+async def run_paced(steps: Generator[None], lease: Lease, sleep: Callable[[float], Awaitable[None]]) -> bool:
+    """Runs a generator that works in short steps, each of them in a thread, while the lease lasts. The generator is
+    closed on return. False if it has not come to its end. Raises what the steps raise.
+    """
+    end = object()
+    try:
+        while not lease.lost.is_set():
+            began = time.monotonic()
+            # to its end, even if cancelled: a generator cannot be closed while it runs
+            if await uninterrupted(asyncio.to_thread(next, steps, end)) is end:
+                return True
+            await sleep(min((time.monotonic() - began) * _PAUSES, _LONGEST_PAUSE))
+        return False
+    finally:
+        steps.close()

@@ -19,7 +19,7 @@ from hashlib import blake2b
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.threads import uninterrupted
+from mirror.collection.pace import run_paced
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import Last, Plan, next_run
@@ -39,9 +39,6 @@ _LOCK: Final = "retention"
 #: Keys among the records of retention; a repository has a `/` in its name.
 _ROUND: Final = "round"
 _KNOWN: Final = "known"
-#: After a step, a round pauses so many times as long as the step took, and at most so many seconds.
-_PAUSES: Final = 3.0
-_LONGEST_PAUSE: Final = 0.5
 #: Seconds between two reports that are stored while repositories lose nothing.
 _STORE_EVERY: Final = 5.0
 #: Seconds between two looks whether a round is due, and after an error.
@@ -113,23 +110,13 @@ class Retention:
             return await self._round(lease, RoundWanted(SCHEDULE), report)
 
     async def _round(self, lease: Lease, wanted: RoundWanted, report: RetentionReport) -> RetentionReport:
-        steps = self._steps(wanted, report)
-        failed = True
         try:
-            while not lease.lost.is_set():
-                began = time.monotonic()
-                # to its end, even if cancelled: a generator cannot be closed while it runs
-                if await uninterrupted(asyncio.to_thread(next, steps, report)) is report:
-                    failed = False
-                    break
-                await self._sleep(min((time.monotonic() - began) * _PAUSES, _LONGEST_PAUSE))
+            has_ended = await run_paced(self._steps(wanted, report), lease, self._sleep)
         except (StoreError, IndexUnavailable):
             report.failures += 1
             self._end(wanted, report)
             raise
-        finally:
-            steps.close()
-        if not failed:
+        if has_ended:
             report.failures = 0
             self._end(wanted, report)
         return report
