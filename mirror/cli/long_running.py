@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from mirror.aio.threads import uninterrupted
 from mirror.bundles.layout_source import OnRead
 from mirror.cli.base import progress_bars
 from mirror.errors import BundleError, ConfigError
+from mirror.prefetch.progress import ProgressMeter
 
 _T = TypeVar("_T")
+
+#: Seconds between two drawings of a progress bar.
+_DRAW_EVERY: Final = 0.2
 
 
 def read_file(path: Path) -> bytes:
@@ -55,6 +59,24 @@ async def in_thread(work: Callable[[Callable[[OnRead], OnRead]], _T]) -> _T:
         return report
 
     return await uninterrupted(asyncio.to_thread(work, stoppable), stop=stopped.set)
+
+
+async def watched(title: str, work: Coroutine[Any, Any, _T], meter: ProgressMeter, *, quiet: bool = False) -> _T:
+    """The result of the work, with a progress bar until then. If the caller is cancelled, the work is, too, and is
+    waited for.
+    """
+    task = asyncio.ensure_future(work)
+    with progress_bars(quiet=quiet) as bars:
+        bar = bars.add_task(title, total=None)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=_DRAW_EVERY)
+                bars.update(bar, completed=meter.received, total=meter.size or None)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+    return task.result()
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import typer
 
 from mirror import config as settings
 from mirror.cli.audit_command import audited
-from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, load, progress_bars, say, say_json
+from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, load, say, say_json
+from mirror.cli.long_running import watched
 from mirror.cli.store_checks import check_owner
 from mirror.errors import ConfigError
 from mirror.oci.reference import Repo
@@ -20,9 +21,6 @@ from mirror.prefetch.sync_rules import SyncRuleJson
 from mirror.prefetch.sync_run import first_failure
 from mirror.repository.protocol import Readable
 from mirror.values.sizes import format_size
-
-#: Seconds between two drawings of the progress bar.
-_DRAW_EVERY = 0.2
 
 
 @application.command()
@@ -70,18 +68,7 @@ async def _run(loaded: settings.Config, name: str) -> Ended:
     # a user who stops the command wants no retry: the rule then waits for its next regular time
     meter.cancelled = True
     async with build(loaded, housework=False) as app:
-        task = asyncio.ensure_future(app.sync.run_rule(name, meter, by="hand"))
-        with progress_bars() as progress:
-            bar = progress.add_task(name, total=None)
-            try:
-                while not task.done():
-                    await asyncio.wait({task}, timeout=_DRAW_EVERY)
-                    progress.update(bar, completed=meter.received, total=meter.size or None)
-            finally:
-                if not task.done():
-                    task.cancel()
-                    await asyncio.wait({task})
-        return task.result()
+        return await watched(name, app.sync.run_rule(name, meter, by="hand"), meter)
 
 
 def _print_rules(rules: list[SyncRuleJson]) -> None:

@@ -11,14 +11,12 @@ import typer
 from mirror import config as settings
 from mirror.cli.admin_client import ask_if_running
 from mirror.cli.audit_command import audited, cli_caller
-from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, load, progress_bars, say, say_json
+from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, load, say, say_json
+from mirror.cli.long_running import watched
 from mirror.cli.store_checks import check_owner, check_there
 from mirror.errors import ConfigError, RequestError
 from mirror.policy.image_names import parse_image
 from mirror.values.sizes import format_size
-
-#: Seconds between two drawings of the progress bar.
-_DRAW_EVERY = 0.2
 
 
 @application.command()
@@ -87,18 +85,8 @@ async def _copy(loaded: settings.Config, body: Mapping[str, Any], *, quiet: bool
         except RequestError as error:
             raise ConfigError([str(error)]) from error
         with audited(loaded, "copy", dry_run=order.dry_run, **audited_fields(order)) as about:
-            task = asyncio.ensure_future(app.admin.copies.copy(order, meter=meter))
-            with progress_bars(quiet=quiet) as progress:
-                bar = progress.add_task(order.source_name, total=None)
-                try:
-                    while not task.done():
-                        await asyncio.wait({task}, timeout=_DRAW_EVERY)
-                        progress.update(bar, completed=meter.received, total=meter.size or None)
-                finally:
-                    if not task.done():
-                        task.cancel()
-                        await asyncio.wait({task})
-            copied = task.result()
+            copying = app.admin.copies.copy(order, meter=meter)
+            copied = await watched(order.source_name, copying, meter, quiet=quiet)
             about |= audited_fields(order, copied)
             return copied
 

@@ -18,19 +18,16 @@ from mirror.cli.base import (
     complain,
     counted,
     load,
-    progress_bars,
     say,
     say_json,
 )
+from mirror.cli.long_running import watched
 from mirror.cli.store_checks import check_owner, check_there
 from mirror.errors import ConfigError
 from mirror.prefetch.progress import ProgressMeter
 from mirror.replication.replication_rules import ReplicationRuleJson
 from mirror.replication.rule_run import RunReport, RunWanted
 from mirror.values.sizes import format_size
-
-#: Seconds between two drawings of the progress bar.
-_DRAW_EVERY = 0.2
 
 
 @application.command()
@@ -87,18 +84,7 @@ async def _run(loaded: settings.Config, name: str, wanted: RunWanted, *, quiet: 
     meter.cancelled = True
     async with build(loaded, housework=False) as app:
         running = app.replication.replications.run_rule(name, meter, wanted, by="hand")
-        task = asyncio.ensure_future(running)
-        with progress_bars(quiet=quiet) as progress:
-            bar = progress.add_task(name, total=None)
-            try:
-                while not task.done():
-                    await asyncio.wait({task}, timeout=_DRAW_EVERY)
-                    progress.update(bar, completed=meter.received, total=meter.size or None)
-            finally:
-                if not task.done():
-                    task.cancel()
-                    await asyncio.wait({task})
-        return task.result()
+        return await watched(name, running, meter, quiet=quiet)
 
 
 def _print_rules(rules: list[ReplicationRuleJson]) -> None:
