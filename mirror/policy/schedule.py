@@ -11,6 +11,7 @@ task waits until the clock reaches that time again.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Final, TypeAlias
@@ -161,3 +162,8 @@ def _short(seconds: float) -> str:
         if seconds >= size and seconds % size == 0:
             return f"{seconds / size:g}{unit}"
     return f"{seconds:g}s"
+
+
+def spread(name: str) -> float:
+    """A fraction from 0 to 1, always the same for this name: runs that are due at the same time begin apart by it."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest()) / 2**32

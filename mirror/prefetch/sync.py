@@ -27,7 +27,7 @@ from mirror.ports import Locks, Records
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.run_leases import Leases, RunLeases
-from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, SyncRule, SyncRuleJson
+from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, SyncRule, SyncRuleJson, is_running
 from mirror.prefetch.sync_run import first_failure, run_sync
 from mirror.repository.protocol import Readable
 from mirror.values.timestamps import moment
@@ -78,7 +78,7 @@ class Sync:
 
     async def _status(self, rule: SyncRule) -> SyncRuleJson:
         record = await asyncio.to_thread(self.records.get, rule)
-        running = await self._is_running(rule, record)
+        running = await is_running(rule, record, self.locks)
         return {
             "name": rule.name,
             "repository": str(rule.repo),
@@ -101,17 +101,7 @@ class Sync:
     async def busy(self, name: str) -> bool:
         """True if the rule is running, in any process. Raises `RuleUnknown`, `StoreError`."""
         rule = self.rule(name)
-        return await self._is_running(rule, await asyncio.to_thread(self.records.get, rule))
-
-    async def _is_running(self, rule: SyncRule, record: RuleRecord) -> bool:
-        """True if the record has a run without an end, and a process has the rule's lock."""
-        if not record.last.interrupted:
-            return False
-        lock = await self.locks.try_hold(rule.lock)
-        if lock is None:
-            return True
-        lock.release()
-        return False
+        return await is_running(rule, await asyncio.to_thread(self.records.get, rule), self.locks)
 
     def due(self, rule: SyncRule, record: RuleRecord) -> float:
         """When the rule is due next, in epoch seconds; a time in the past means at once."""

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Literal, Protocol
 from typing_extensions import TypedDict
 
 from mirror.oci.reference import Repo
-from mirror.policy.schedule import Last, Plan
-from mirror.ports import Records
+from mirror.policy.schedule import Last, Plan, spread
+from mirror.ports import Locks, Records
 from mirror.prefetch.progress import ProgressJson
 from mirror.values.json_form import JsonForm
 from mirror.values.json_types import Count, Timestamp, about
@@ -54,8 +54,7 @@ class SyncRule:
 
     def jitter(self, seed: str) -> float:
         """A fraction from 0 to 1, always the same for this rule and seed."""
-        hashed = hashlib.blake2b(f"{seed} {self.name}".encode(), digest_size=4).digest()
-        return int.from_bytes(hashed) / 2**32
+        return spread(f"{seed} {self.name}")
 
 
 #: The state of a rule's last run; `sealed` if it cannot run.
@@ -126,13 +125,29 @@ _RECORD: Final = JsonForm(RuleRecord, sparse=True)
 
 
 class RecordedRule(Protocol):
-    """A rule whose last run is recorded under its `name`. If `what` changes, it counts as a new rule."""
+    """A rule whose last run is recorded under its `name`. If `what` changes, it counts as a new rule. Its run holds
+    the lock `lock`.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def what(self) -> str: ...
+
+    @property
+    def lock(self) -> str: ...
+
+
+async def is_running(rule: RecordedRule, record: RuleRecord, locks: Locks) -> bool:
+    """True if the record has a run without an end, and a process has the rule's lock. Raises `StoreError`."""
+    if not record.last.interrupted:
+        return False
+    lock = await locks.try_hold(rule.lock)
+    if lock is None:
+        return True
+    lock.release()
+    return False
 
 
 class RuleRecords:

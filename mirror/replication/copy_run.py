@@ -23,11 +23,11 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
 from mirror.policy.image_names import Image, name_of
 from mirror.prefetch.progress import ProgressMeter
-from mirror.prefetch.pulling import BlobProgress, State, pull_image
+from mirror.prefetch.pulling import State, pull_image
 from mirror.prefetch.sync_run import all_tags
 from mirror.replication.copy_order import CopyOrder
 from mirror.replication.image_tree import read_tree
-from mirror.replication.target import BlobStep, CopiedImage, Given, ImageGiver, Target
+from mirror.replication.target import CopiedImage, ImageGiver, Target
 from mirror.repository.answers import Outcome
 from mirror.repository.protocol import Fetchable, Readable
 from mirror.values.json_types import Bytes, Count, about
@@ -237,10 +237,7 @@ class Copies:
         if order.dry_run:
             return await _planned(tree.root.digest, len(tree.image) + len(tree.referrers), target, tag)
 
-        def report(step: BlobStep) -> None:
-            meter.note(image, _progress(step))
-
-        return await ImageGiver(target, report).give(tree, tag)
+        return await ImageGiver(target, lambda blob: meter.note(image, blob.progress)).give(tree, tag)
 
     async def _fetch(self, order: CopyOrder, source: Readable, image: Image, meter: ProgressMeter) -> None:
         """Brings a cached image in as a whole. Raises `BlobUnknown` with what is missing."""
@@ -312,10 +309,3 @@ async def _planned(root: Digest, manifests: int, target: Target, tag: str | None
         await target.check_tag(tag, root)
     here = await target.has_manifest(root)
     return CopiedImage(root, was, manifests=0 if here else manifests, tagged=tag is not None and was != root)
-
-
-def _progress(step: BlobStep) -> BlobProgress:
-    if step.given is None:
-        return BlobProgress(step.digest, step.role, step.sent, step.size)
-    state = State.HERE if step.given is Given.HERE else State.FETCHED
-    return BlobProgress(step.digest, step.role, step.sent, step.size, state)

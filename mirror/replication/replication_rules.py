@@ -17,7 +17,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.replication_steps import LastSeen, TagRules
 from mirror.policy.routing import compile_pattern
-from mirror.policy.schedule import Plan
+from mirror.policy.schedule import Plan, spread
 from mirror.ports import Records
 from mirror.prefetch.progress import ProgressJson
 from mirror.prefetch.sync_rules import RunState
@@ -65,8 +65,7 @@ class ReplicationRule:
 
     def jitter(self, seed: str) -> float:
         """A fraction from 0 to 1, always the same for this rule and seed."""
-        hashed = hashlib.blake2b(f"{seed} {self.name}".encode(), digest_size=4).digest()
-        return int.from_bytes(hashed) / 2**32
+        return spread(f"{seed} {self.name}")
 
 
 class ReplicationRuleJson(TypedDict):

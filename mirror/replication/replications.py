@@ -25,7 +25,7 @@ from mirror.policy.schedule import next_run
 from mirror.ports import Locks, Records
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
-from mirror.prefetch.sync_rules import RuleRecord, RuleRecords
+from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, is_running
 from mirror.replication.replication_rules import ReplicationRule, ReplicationRuleJson
 from mirror.replication.rule_run import RuleRun, RunReport, RunWanted
 from mirror.values.timestamps import moment
@@ -74,7 +74,7 @@ class Replications:
 
     async def _status(self, rule: ReplicationRule) -> ReplicationRuleJson:
         record = await asyncio.to_thread(self.records.get, rule)
-        running = await self._is_running(rule, record)
+        running = await is_running(rule, record, self.locks)
         return {
             "name": rule.name,
             "repositories": rule.match,
@@ -98,16 +98,7 @@ class Replications:
     async def busy(self, name: str) -> bool:
         """True if the rule is running, in any process. Raises `RuleUnknown`, `StoreError`."""
         rule = self.named(name).rule
-        return await self._is_running(rule, await asyncio.to_thread(self.records.get, rule))
-
-    async def _is_running(self, rule: ReplicationRule, record: RuleRecord) -> bool:
-        if not record.last.interrupted:
-            return False
-        lock = await self.locks.try_hold(rule.lock)
-        if lock is None:
-            return True
-        lock.release()
-        return False
+        return await is_running(rule, await asyncio.to_thread(self.records.get, rule), self.locks)
 
     def due(self, rule: ReplicationRule, record: RuleRecord) -> float:
         """When the next full comparison is due, in epoch seconds; a time in the past means at once."""

@@ -41,14 +41,13 @@ from mirror.policy.hosted.replication_steps import (
 from mirror.policy.image_names import Image, name_of
 from mirror.ports import Blobs, Writer
 from mirror.prefetch.progress import ProgressMeter
-from mirror.prefetch.pulling import BlobProgress, State
 from mirror.replication.compared_content import ComparedContent, RepositoryListing
 from mirror.replication.here import HereRecords
 from mirror.replication.image_tree import ImageTree, read_tree
 from mirror.replication.rate_limit import RateLimit
 from mirror.replication.registry_target import KnownBlobs, RegistryTarget
 from mirror.replication.replication_rules import ReplicationRule, SeenRecords, SeenTags
-from mirror.replication.target import BlobStep, Given, ImageGiver
+from mirror.replication.target import ImageGiver
 from mirror.repository.protocol import Readable
 
 #: Tags after which what is known is written to the disk, and entries of each list in a result.
@@ -367,11 +366,8 @@ class _Comparing:
     ) -> None:
         image = Image(self.repo, tag)
 
-        def report(progress: BlobStep) -> None:
-            state = None if progress.given is None else State.HERE if progress.given is Given.HERE else State.FETCHED
-            self.meter.note(image, BlobProgress(progress.digest, progress.role, progress.sent, progress.size, state))
-
-        copied = await ImageGiver(target, report).give(tree, tag, known=there)
+        giver = ImageGiver(target, lambda blob: self.meter.note(image, blob.progress))
+        copied = await giver.give(tree, tag, known=there)
         self.report.bytes += copied.bytes
         telemetry.COPIED_BYTES.inc(copied.bytes)
         telemetry.COPIES.labels("same" if copied.is_same else "moved" if step is Step.MOVE else "copied").inc()

@@ -19,6 +19,7 @@ from mirror.graph.closure import Role
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.policy.hosted.push_checks import requirements
+from mirror.prefetch.pulling import BlobProgress, State
 from mirror.replication.image_tree import ImageTree
 
 #: Blobs of one image that are given at once.
@@ -67,6 +68,12 @@ class BlobStep:
     sent: int
     size: int
     given: Given | None = None
+
+    @property
+    def progress(self) -> BlobProgress:
+        """The same, as those who wait for the copy are shown it."""
+        state = None if self.given is None else State.HERE if self.given is Given.HERE else State.FETCHED
+        return BlobProgress(self.digest, self.role, self.sent, self.size, state)
 
 
 @dataclass(slots=True)
