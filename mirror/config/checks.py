@@ -110,6 +110,7 @@ def hints(config: Config) -> list[str]:
     return [
         *warnings,
         *_closed_to_all(config),
+        *_open_to_all(config),
         *_matching_nothing(config),
         *_immutable_hints(config),
         *_retention_hints(config),
@@ -131,6 +132,19 @@ def _closed_to_all(config: Config) -> list[str]:
                 f'repositories = ["{hosted.name}/**"]'
             )
     return warnings
+
+
+def _open_to_all(config: Config) -> list[str]:
+    """Warnings about registries that are pushed to, from which everybody may pull with the credentials of the pushes:
+    what is replicated there, and whatever else that account sees.
+    """
+    policy = access_policy(config)
+    return [
+        f"upstream[{number}]: everybody may pull from {upstream.name}, with the credentials that push there; say who "
+        f'may, by a rule with repositories = ["{upstream.name}/**"]'
+        for number, upstream in enumerate(config.upstream, 1)
+        if upstream.push and upstream.has_credentials and policy.is_open(upstream.name)
+    ]
 
 
 def _matching_nothing(config: Config) -> list[str]:

@@ -299,7 +299,7 @@ class Policy:
             return listed and all(rule.allow for rule in fitting)
         if fitting:
             return all(rule.allow for rule in fitting)
-        return action is Action.PULL and repo is not None and self._is_open(repo.registry)
+        return action is Action.PULL and repo is not None and self.is_open(repo.registry)
 
     def may_anybody(self, action: Action, registry: str) -> bool:
         """Whether there can be a caller who may do this with some repository of the registry, as far as the rules
@@ -309,9 +309,9 @@ class Policy:
             reachable = self.anonymous or any(caller != "anonymous" for caller in rule.callers)
             if rule.allow and action in rule.actions and reachable and rule.can_cover(registry):
                 return True
-        return action is Action.PULL and self._is_open(registry)
+        return action is Action.PULL and self.is_open(registry)
 
-    def _is_open(self, registry: str) -> bool:
+    def is_open(self, registry: str) -> bool:
         """Whether every admitted identity may pull from this registry, if no rule fits."""
         if registry in self.hosted:
             return False

@@ -250,6 +250,27 @@ def test_rules_of_retention(tmp_path: Path) -> None:
     ]
 
 
+def test_hints_name_registries_that_are_pushed_to_and_open_to_all(tmp_path: Path) -> None:
+    """The credentials of the pushes would serve every caller; a rule about pulls from there ends that."""
+    file = tmp_path / "mirror.toml"
+    rule = '[[access.rule]]\neffect = "allow"\ncallers = ["authenticated"]\nrepositories = ["{}/**"]\n'
+    target = '[[upstream]]\nname = "b.example.com"\npush = true\n'
+    login = 'username = "robot"\npassword = "secret"\n'
+    for text, is_warned in (
+        (target + login, True),
+        (target + login + rule.format("docker.io"), True),
+        (target + login + rule.format("b.example.com"), False),
+        (target + login + rule.format("*"), False),
+        (target, False),
+        (target.replace("push = true\n", "") + login, False),
+    ):
+        file.write_text('[store]\nroot = "/x"\ncapacity = "1GB"\n[[upstream]]\nname = "docker.io"\n' + text)
+        found = [
+            hint for hint in hints(load(file)) if hint.startswith("upstream[2]: everybody may pull from b.example.com")
+        ]
+        assert bool(found) == is_warned, text
+
+
 def test_hints_name_hosted_registries_that_no_rule_opens(tmp_path: Path) -> None:
     """Each action that nobody may do is named; a registry that is read-only needs no rule for pushes."""
     file = tmp_path / "mirror.toml"
