@@ -61,7 +61,8 @@ class EndpointQueue:
         self._resting: dict[str, float] = {}
         self._rests_until = 0.0
         self._failures = 0
-        self._refused: dict[str, int] = {}
+        #: The event of each key that was refused, and how often.
+        self._refused: dict[str, tuple[str, int]] = {}
         #: The keys that failed since the endpoint has last taken something: others are tried before them.
         self._tried: set[str] = set()
         #: How often a key failed although the endpoint took other keys meanwhile, and `_taken_count` when it last did.
@@ -163,20 +164,26 @@ class EndpointQueue:
         reply = await self._post(event.body)
         took = reception(reply.status)
         if took is Reception.TAKEN:
-            self._taken(event.id)
+            self._taken(event.key)
             self._at_fault.pop(event.key, None)
             await asyncio.to_thread(outbox.delivered, event)
             return
         problem = reply.problem or f"status {reply.status}"
         self._not_taken(event.key, took, reply, problem)
-        refused = self._refused[event.id] = self._refused.get(event.id, 0) + (took is Reception.REFUSED)
-        if refused >= MOST_REFUSALS:
-            self._refused.pop(event.id, None)
+        if took is Reception.REFUSED and self._refusals(event) >= MOST_REFUSALS:
+            self._refused.pop(event.key, None)
             self._resting.pop(event.key, None)
             telemetry.log.warning("event refused", endpoint=self._endpoint, type=event.type, reason=problem)
             await asyncio.to_thread(outbox.bury, event, problem)
         else:
             await asyncio.to_thread(outbox.failed, event, problem)
+
+    def _refusals(self, event: WaitingEvent) -> int:
+        """Counts a refusal of the event; returns how many there were."""
+        id, count = self._refused.get(event.key, ("", 0))
+        count = count + 1 if id == event.id else 1
+        self._refused[event.key] = event.id, count
+        return count
 
     async def _tell(self, gap: Gap) -> None:
         lost = {"endpoint": self._endpoint, "count": gap.count or None}
@@ -186,7 +193,7 @@ class EndpointQueue:
         took = reception(reply.status)
         # an endpoint that refuses to know it has been informed
         if took is not Reception.UNAVAILABLE:
-            self._taken(gap.id)
+            self._taken("")
             await asyncio.to_thread(self._delivery.outbox.told, self._endpoint, gap)
         else:
             self._not_taken("", took, reply, reply.problem or f"status {reply.status}")
@@ -200,8 +207,8 @@ class EndpointQueue:
         headers = signed_headers(secrets, int(self._delivery.now()), body)
         return await self._delivery.sender.send(self._endpoint, body, {"Content-Type": MEDIA_TYPE, **headers})
 
-    def _taken(self, id: str) -> None:
-        self._refused.pop(id, None)
+    def _taken(self, key: str) -> None:
+        self._refused.pop(key, None)
         telemetry.EVENTS_DELIVERED.labels(self._endpoint).inc()
         if self._failures:
             telemetry.log.info("endpoint takes events again", endpoint=self._endpoint)

@@ -26,7 +26,7 @@ _SAME_WITHIN: Final = 60.0
 
 
 class EventLog:
-    """See `mirror.ports.Notices`."""
+    """What this process notes, such as damage. Best effort: a crash may lose it."""
 
     def __init__(self, outbox: Outbox, subscriptions: Subscriptions, source: str, now: Callable[[], float]) -> None:
         """`source` names this mirror in events. `now` is in epoch seconds."""
@@ -40,7 +40,7 @@ class EventLog:
         return f"<EventLog {len(self._noted)} noted>"
 
     def note(self, event: Event) -> None:
-        """See `Notices`."""
+        """Notes an event, from any thread. Never blocks, never raises."""
         if not self._subscriptions.anybody_wants((event.type,), event.repo):
             return
         if len(self._noted) >= _MOST:

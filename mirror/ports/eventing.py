@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.events.changes import ChangeKind, Event, HostedChange
+from mirror.policy.events.changes import ChangeKind, HostedChange
 
 
 class Announcement(Protocol):
@@ -78,13 +78,6 @@ class _Silence:
 
 #: Reports nothing, and costs nothing.
 SILENCE: Final = _Silence()
-
-
-class Notices(Protocol):
-    """Reports what is no change of a hosted repository, such as damage. Best effort: a crash may lose it."""
-
-    def note(self, event: Event) -> None:
-        """Never blocks, never raises. From any thread."""
 
 
 # ------------------------------------------------------------------------------------------------------------ outbox
