@@ -16,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from mirror import telemetry
 from mirror.errors import RecordChanged, StoreError
@@ -29,6 +30,8 @@ from mirror.policy.hosted.retention_rules import RetentionRules
 from mirror.policy.routing import compile_pattern
 from mirror.ports import ABSENT, Records
 from mirror.values.json_form import CAMEL_CASE, JsonForm, Moment
+
+T = TypeVar("T")
 
 #: Seconds between two times that are recorded of one tag or manifest.
 _RESOLUTION: Final = 600.0
@@ -145,18 +148,13 @@ class PullNotes:
             if policy.asks_for_pulls
             for pattern in policy.repositories
         }
-        for _ in range(_TRIES):
-            found = self._records.versioned(_RULES)
-            asked = (_ASKED.from_json(found.record) if found else None) or _Asked()
-            now = self._now()
-            wanted = _Asked({pattern: min(asked.patterns.get(pattern, now), now) for pattern in asking})
-            if wanted == asked:
-                return
-            try:
-                self._records.put(_RULES, _ASKED.to_json(wanted), expect=found.version if found else ABSENT)
-                return
-            except RecordChanged:
-                continue
+
+        def change(asked: _Asked | None) -> _Asked | None:
+            known, now = asked.patterns if asked else {}, self._now()
+            wanted = {pattern: min(known.get(pattern, now), now) for pattern in asking}
+            return _Asked(wanted) if wanted != known else None
+
+        _change(self._records, _RULES, _ASKED, change)
 
     def flush(self) -> None:
         """Blocking: writes what was noted. What cannot be written is kept for the next time."""
@@ -183,22 +181,32 @@ class PullNotes:
 
 def _write(records: Records, repo: Repo, times: Mapping[str, float], *, since: float | None = None) -> None:
     """Adds times to the record of a repository. Raises `StoreError`."""
-    for _ in range(_TRIES):
-        found = records.versioned(str(repo))
-        before = _RECORDED.from_json(found.record) if found else None
+
+    def change(before: _Recorded | None) -> _Recorded | None:
         # without a record, nobody knows what was pulled until now
         begun = max(times.values(), default=0.0) if before is None else before.since
         known = {} if before is None else before.times
         fresh = {name: at for name, at in times.items() if at - known.get(name, float("-inf")) >= _RESOLUTION}
         if before is not None and not fresh and since is None:
+            return None
+        return _Recorded(max(begun, since or 0.0), {**known, **fresh})
+
+    _change(records, str(repo), _RECORDED, change)
+
+
+def _change(records: Records, name: str, form: JsonForm[T], change: Callable[[T | None], T | None]) -> None:
+    """Writes what `change` makes of a record, also while other processes write it. `change` gets None without a valid
+    record, and returns None if nothing is to be written. Raises `StoreError`.
+    """
+    for _ in range(_TRIES):
+        found = records.versioned(name)
+        after = change(form.from_json(found.record) if found else None)
+        if after is None:
             return
-        after = _Recorded(max(begun, since or 0.0), {**known, **fresh})
-        try:
-            records.put(str(repo), _RECORDED.to_json(after), expect=found.version if found else ABSENT)
+        with suppress(RecordChanged):
+            records.put(name, form.to_json(after), expect=found.version if found else ABSENT)
             return
-        except RecordChanged:
-            continue
-    raise StoreError(f"the pull times of {repo} were changed all the time")
+    raise StoreError(f"the record {name} of pulls was changed all the time")
 
 
 class PullTimes:
@@ -225,17 +233,12 @@ class PullTimes:
         """Forgets what is no longer `here`, and begins a record if there is none. Times that lie in the future were
         written by a wrong clock: they become now.
         """
-        for _ in range(_TRIES):
-            found = self._records.versioned(str(repo))
-            before = _RECORDED.from_json(found.record) if found else None
+
+        def change(before: _Recorded | None) -> _Recorded | None:
             after = _tidied(before, here, now)
-            if after == before:
-                return
-            try:
-                self._records.put(str(repo), _RECORDED.to_json(after), expect=found.version if found else ABSENT)
-                return
-            except RecordChanged:
-                continue
+            return after if after != before else None
+
+        _change(self._records, str(repo), _RECORDED, change)
 
 
 def _tidied(before: _Recorded | None, here: Collection[str], now: ClockReading) -> _Recorded:

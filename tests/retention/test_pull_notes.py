@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirror import telemetry
-from mirror.errors import StoreError
+from mirror.errors import RecordChanged, StoreError
 from mirror.oci.digest import Digest
 from mirror.policy.hosted.collection import ClockReading
 from mirror.policy.hosted.retention import PullFacts
@@ -106,6 +106,13 @@ def test_notes_that_are_lost_begin_anew(world: RetainedWorld, monkeypatch: pytes
         notes.note(str(APP), f"b{number}", _DIGEST)
     notes.flush()
     assert _facts(world).since == world.clock()
+
+
+def test_a_record_that_others_change_all_the_time_is_an_error(world: RetainedWorld) -> None:
+    """Recording has not begun then: whoever waits for it tries again."""
+    world.pulled.fail("put", RecordChanged("another process was faster"))
+    with pytest.raises(StoreError, match="changed all the time"):
+        world.pull_notes().begin()
 
 
 def test_a_rule_that_was_away_begins_anew(world: RetainedWorld) -> None:
