@@ -497,6 +497,21 @@ class HostedSettings(_Section):
     retention: list[RetentionSettings] = Field([], description="Tags and images that are deleted by rules.")
 
 
+#: Seconds between two runs of what has no schedule of its own.
+_A_DAY: Final = 86400.0
+
+
+def _plan(every: float | None, cron: str | None, timezone: str) -> Plan:
+    """When something is due: once a day if neither `every`, in seconds, nor `cron` is set. Raises `ValueError`."""
+    if every is not None and cron is not None:
+        raise ValueError("every and cron exclude each other")
+    if cron is not None:
+        return Cron(cron, timezone)
+    if timezone != "UTC":
+        raise ValueError("timezone is for cron only")
+    return Every(_A_DAY if every is None else every)
+
+
 class RetentionTimesSettings(_Section):
     """`[hosting.retention]`: when retention deletes."""
 
@@ -509,17 +524,10 @@ class RetentionTimesSettings(_Section):
     @property
     def plan(self) -> Plan | None:
         """The schedule; None: only by hand. Raises `ValueError`."""
-        if self.every is not None and self.cron is not None:
-            raise ValueError("every and cron exclude each other")
-        if self.cron is not None:
-            return Cron(self.cron, self.timezone)
-        if self.timezone != "UTC":
-            raise ValueError("timezone is for cron only")
-        if self.every is None:
-            return Every(86400.0)
-        if 0 < self.every < 60:
+        plan = _plan(self.every, self.cron, self.timezone)
+        if self.every is not None and 0 < self.every < 60:
             raise ValueError("every is at least a minute, or 0: only by hand")
-        return Every(self.every) if self.every else None
+        return None if self.every == 0 else plan
 
     @model_validator(mode="after")
     def _check(self) -> RetentionTimesSettings:
@@ -880,11 +888,7 @@ class SyncSettings(_Section):
         """The schedule. Raises `ValueError`."""
         if (self.every is None) == (self.cron is None):
             raise ValueError("needs either every or cron")
-        if self.every is not None:
-            if self.timezone != "UTC":
-                raise ValueError("timezone is for cron only")
-            return Every(self.every)
-        return Cron(self.cron or "", self.timezone)
+        return _plan(self.every, self.cron, self.timezone)
 
     @model_validator(mode="after")
     def _check(self) -> SyncSettings:
@@ -951,13 +955,7 @@ class ReplicationSettings(_Section):
     @property
     def plan(self) -> Plan:
         """When everything is compared. Raises `ValueError`."""
-        if self.every is not None and self.cron is not None:
-            raise ValueError("every and cron exclude each other")
-        if self.cron is None:
-            if self.timezone != "UTC":
-                raise ValueError("timezone is for cron only")
-            return Every(self.every or 86400.0)
-        return Cron(self.cron, self.timezone)
+        return _plan(self.every, self.cron, self.timezone)
 
     @model_validator(mode="after")
     def _check(self) -> ReplicationSettings:

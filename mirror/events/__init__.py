@@ -6,5 +6,5 @@ event_log.py       events that report no change of a hosted repository
 endpoint_queue.py  the events of one endpoint: one at a time of each repository, in order, again until it takes them
 deliveries.py      all endpoints, each served by one process
 
-docs/events.md says what receivers get, docs/decisions/0029 why changes are prepared and confirmed.
+docs/events.md says what receivers get, docs/decisions/0030 why changes are prepared and confirmed.
 """
