@@ -11,21 +11,19 @@ The kinds of requests: look (HEAD), get, mount, begin, patch, session (GET), com
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import secrets
 import socket
 import ssl
 import struct
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 from mirror.oci.digest import Digest
+from tests.support.relay import Relay
 
 _SESSION: Final = re.compile(r"/v2/(.+)/blobs/uploads/([0-9a-f]+)")
 _BEGIN: Final = re.compile(r"/v2/(.+)/blobs/uploads/")
@@ -151,7 +149,7 @@ def swallowed(exchange: Exchange, usual: Callable[[], bool]) -> bool:
     return exchange.reset()
 
 
-class PushTarget:
+class PushTarget(Relay):
     """The registry. A context manager; options may be changed while it runs.
 
     `tokens`: bearer tokens are required, whose scope must cover the request. `mounts`, `referrers`, `tag_deletion`:
@@ -167,6 +165,7 @@ class PushTarget:
         tag_deletion: bool = True,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        super().__init__()
         self._tls = tls
         self.tokens = tokens
         self.mounts = mounts
@@ -179,15 +178,10 @@ class PushTarget:
         self._sessions: dict[str, bytearray] = {}
         self._tokens: dict[str, set[tuple[str, str]]] = {}
         self._faults: dict[str, list[Fault]] = {}
-        self._lock = threading.RLock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self._port = int(self._listener.getsockname()[1])
-        self._threads: list[threading.Thread] = []
-        self._open: set[socket.socket] = set()
 
     @property
     def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def repository(self, name: str) -> TargetRepository:
         """The content of a repository, which a test may change."""
@@ -220,42 +214,13 @@ class PushTarget:
 
     # ------------------------------------------------------------------------------------------------------ serving
 
-    def __enter__(self) -> PushTarget:
-        thread = threading.Thread(target=self._accept, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._lock:
-            still_open = list(self._open)
-        for connection in still_open:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(30)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, client: socket.socket) -> None:
+        connection = client
         if self._tls:
             try:
-                connection = self._tls.wrap_socket(connection, server_side=True)
+                connection = self._tls.wrap_socket(client, server_side=True)
             except OSError:
-                connection.close()
+                client.close()
                 return
         with self._lock:
             self._open.add(connection)
