@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Final, Literal
@@ -182,23 +183,32 @@ class HttpClient:
 def open_session(endpoint: Endpoint) -> aiohttp.ClientSession:
     """A new session for one endpoint, which the caller closes. To be called with the event loop running.
 
+    See `plain_session`.
+    """
+    tls, connect, read = endpoint.tls, endpoint.timeouts.connect, endpoint.timeouts.answer
+    return plain_session(
+        BoundedResolver(endpoint.bounds, timeout=connect, proxy_at=endpoint.proxies.at),
+        tls.context if endpoint.bounds.base.scheme == "https" else tls.given or True,
+        aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect, sock_read=read),
+    )
+
+
+def plain_session(
+    resolver: AbstractResolver, tls: ssl.SSLContext | bool, timeout: aiohttp.ClientTimeout
+) -> aiohttp.ClientSession:
+    """A new session, which the caller closes. To be called with the event loop running.
+
     It keeps no cookies, does not decompress bodies (digests are those of the bytes as sent) and does not re-quote URLs.
     It uses no proxy unless a request names one (`Proxies.options`).
     aiohttp follows redirects by default: callers turn that off in each request.
     """
-    tls, connect, read = endpoint.tls, endpoint.timeouts.connect, endpoint.timeouts.answer
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            resolver=BoundedResolver(endpoint.bounds, timeout=connect, proxy_at=endpoint.proxies.at),
-            ssl=tls.context if endpoint.bounds.base.scheme == "https" else tls.given or True,
-            limit=0,
-            keepalive_timeout=20,
-        ),
+        connector=aiohttp.TCPConnector(resolver=resolver, ssl=tls, limit=0, keepalive_timeout=20),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         requote_redirect_url=False,
         trust_env=False,
-        timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=connect, sock_read=read),
+        timeout=timeout,
         max_line_size=_LONGEST_FIELD,
         max_field_size=_LONGEST_FIELD,
     )

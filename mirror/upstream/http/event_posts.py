@@ -21,7 +21,7 @@ from mirror.errors import UpstreamError
 from mirror.policy.upstream.retrying import parse_retry_after
 from mirror.policy.upstream.url_bounds import UrlBounds, UrlRefused, parse_url
 from mirror.ports import Reply
-from mirror.upstream.http.client import BoundedResolver, translated
+from mirror.upstream.http.client import BoundedResolver, plain_session, translated
 from mirror.upstream.http.dialing import check_literal
 from mirror.upstream.http.proxies import DIRECT, Proxies
 
@@ -82,18 +82,10 @@ class EventPosts:
     def _session(self, endpoint: str, address: EventAddress, bounds: UrlBounds) -> aiohttp.ClientSession:
         if (known := self._sessions.get(endpoint)) is not None:
             return known
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=BoundedResolver(bounds, timeout=address.timeout, proxy_at=address.proxies.at),
-                ssl=trusted(address.ca_file) if bounds.base.scheme == "https" else True,
-                limit=0,
-                keepalive_timeout=20,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            requote_redirect_url=False,
-            trust_env=False,
-            timeout=aiohttp.ClientTimeout(total=None),
+        session = plain_session(
+            BoundedResolver(bounds, timeout=address.timeout, proxy_at=address.proxies.at),
+            trusted(address.ca_file) if bounds.base.scheme == "https" else True,
+            aiohttp.ClientTimeout(total=None),
         )
         self._sessions[endpoint] = session
         return session
