@@ -53,7 +53,7 @@ def open_copies(config: Config, storage: Storage, repositories: Repositories) ->
             return SiteTarget(copying, order.source, repo, order.caller, check, may_overwrite)
         if not repositories.upstreams.takes_pushes(repo.registry):
             raise RequestError(
-                f"{repo.registry} is neither hosted here nor an upstream with push = true, so nothing is copied to it"
+                f"{repo} is not copied to: {repo.registry} is neither hosted here nor an upstream with push = true"
             )
         if route_of(config, repo)[1].offline:
             raise RequestError(f"{repo} is sealed: its upstream is never contacted")

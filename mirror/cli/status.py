@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -22,6 +22,9 @@ from mirror.policy.image_names import Image
 from mirror.values.durations import format_duration
 from mirror.values.sizes import format_size
 
+#: What the result of a replication rule may have that somebody should look at, in words.
+_TROUBLE: Final = {"failure_count": "failed", "conflict_count": "in conflict", "held_back": "held back"}
+
 
 @application.command()
 def status(
@@ -34,8 +37,10 @@ def status(
     answer = ask_if_running(loaded, "GET", "/admin/v1/status")
     if answer is None:
         check_there(loaded)
-        answer = {**asyncio.run(_on_disk(loaded)), "flights": [], "upstreams": []}
+        nothing = {"events": None, "replication": None, "retention": None}
+        answer = {**asyncio.run(_on_disk(loaded)), "flights": [], "upstreams": [], **nothing}
     else:
+        answer |= _of_changes(loaded)
         for part in ("flights", "upstreams"):
             answer[part] = ask(loaded, "GET", f"/admin/v1/{part}")[part]
     if loaded.hosted:
@@ -44,6 +49,15 @@ def status(
         found = ask_if_running(loaded, "GET", "/admin/v1/damaged?limit=1000") or asyncio.run(_damaged(loaded))
         answer |= {"damaged": found["damaged"], "damaged_more": found["more"]}
     say_json(answer) if as_json else _print_status(answer)
+
+
+def _of_changes(loaded: settings.Config) -> dict[str, Any]:
+    """What the running mirror says of events, replication and retention; null where none is configured."""
+    events = ask(loaded, "GET", "/admin/v1/events?limit=1")["endpoints"] if loaded.events.endpoint else None
+    replication = ask(loaded, "GET", "/admin/v1/replication")["rules"] if loaded.replication else None
+    has_rules = any(hosted.retention for hosted in loaded.hosted)
+    retention = ask(loaded, "GET", "/admin/v1/retention")["last"] if has_rules else None
+    return {"events": events, "replication": replication, "retention": retention}
 
 
 def _last_round(loaded: settings.Config) -> Mapping[str, Any] | None:
@@ -120,6 +134,7 @@ def _print_status(status: Mapping[str, Any]) -> None:
         freed, waiting = format_size(last["bytes"]), format_size(last["waiting_bytes"])
         unread = f", {last['unread_count']} unread: see `mirror gc`" if last["unread_count"] else ""
         say(f"collected: {freed} at {last['ended'] or last['begun']}, {waiting} wait{unread}")
+    _print_changes(status)
     for upstream in status["upstreams"]:
         _print_upstream(upstream)
     table = TextTable("download", "digest", "received", "clients")
@@ -129,6 +144,26 @@ def _print_status(status: Mapping[str, Any]) -> None:
         table.add_row(flight["repository"] or flight["upstream"], flight["digest"], received, str(flight["followers"]))
     if status["flights"]:
         table.show()
+
+
+def _print_changes(status: Mapping[str, Any]) -> None:
+    """What of retention, events and replication needs somebody to look at it."""
+    if (last := status.get("retention")) and (unread := last["unread_count"]):
+        repositories = "1 repository" if unread == 1 else f"{unread} repositories"
+        say(f"retention: {repositories} left alone, because of what cannot be read: see `mirror retention --dry-run`")
+    for endpoint in status.get("events") or []:
+        waiting, dead, lost = endpoint["waiting"], endpoint["dead"], endpoint["lost"]
+        if waiting or dead or lost:
+            since = f" since {endpoint['oldest']}" if waiting else ""
+            given_up = f", {lost} given up" if lost else ""
+            counts = f"{waiting} wait{since}, {dead} dead{given_up}"
+            say(f"events:    for {endpoint['endpoint']} {counts}: see `mirror events`")
+    for rule in status.get("replication") or []:
+        result = rule["result"] or {}
+        trouble = [f"{result[count]} {words}" for count, words in _TROUBLE.items() if result.get(count)]
+        if rule["state"] == "failed" or trouble:
+            what = result.get("error") or ", ".join(trouble) or rule["state"]
+            say(f"replicate: {rule['name']}: {what}: see `mirror replicate`")
 
 
 def _print_upstream(upstream: Mapping[str, Any]) -> None:

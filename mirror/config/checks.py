@@ -16,6 +16,7 @@ from mirror.config.access_policy import access_policy, wrong_issuers
 from mirror.config.event_checks import check_events, event_hints
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
+    PUBLIC,
     AccessSettings,
     Config,
     HostedSettings,
@@ -82,7 +83,8 @@ def cross_check(config: Config) -> list[str]:
     if verified and config.offline:
         mistakes.append(f"offline: {', '.join(verified)} with access = verify must be contacted for each caller")
     if config.default_registry and config.default_registry not in names:
-        mistakes.append(f"default_registry: {config.default_registry} is no upstream, hosted or virtual registry")
+        why = _not_public(config.default_registry)
+        mistakes.append(f"default_registry: {config.default_registry} is no upstream, hosted or virtual registry{why}")
     mistakes += [*_check_virtual(config), *_check_syncs(config), *_check_replications(config)]
     mistakes += check_events(config.events.endpoint)
     if url := config.index.url.get_secret_value():
@@ -378,6 +380,12 @@ def _check_names(config: Config) -> list[str]:
     return mistakes
 
 
+def _not_public(name: str) -> str:
+    """Why a public registry is missing, as the end of a message; empty for other names."""
+    known = {entry["name"] for entry in PUBLIC}
+    return "; with any [[upstream]], the public registries need one each, too" if name in known else ""
+
+
 def _check_virtual(config: Config) -> list[str]:
     mistakes: list[str] = []
     table = routing_table(config)
@@ -388,7 +396,8 @@ def _check_virtual(config: Config) -> list[str]:
         for place, name in enumerate(virtual.members, 1):
             registry = table.registry(name)
             if registry is None:
-                mistakes.append(f"{where}.members[{place}]: {name} is neither an upstream nor a hosted registry")
+                why = _not_public(name)
+                mistakes.append(f"{where}.members[{place}]: {name} is neither an upstream nor a hosted registry{why}")
             elif registry[1].members:
                 mistakes.append(f"{where}.members[{place}]: {name} is virtual itself; write its members")
             elif registry[1].name in verified:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from mirror import telemetry
 from mirror.policy.events.attempts import MOST_REFUSALS, Reception, pause, reception
@@ -186,9 +186,13 @@ class EndpointQueue:
         return count
 
     async def _tell(self, gap: Gap) -> None:
-        lost = {"endpoint": self._endpoint, "count": gap.count or None}
-        data = lost | {"first": gap.first_at, "last": gap.last_at}
-        event = Event(LOST, self._endpoint, "", {name: value for name, value in data.items() if value is not None})
+        data: dict[str, Any] = {"endpoint": self._endpoint, "last": gap.last_at}
+        if gap.count:
+            data |= {"count": gap.count, "first": gap.first_at}
+        else:
+            # nobody knows since when these events were waiting
+            data["reason"] = "the file of the events was damaged or taken away"
+        event = Event(LOST, self._endpoint, "", data)
         reply = await self._post(cloud_event(event, id=gap.id, source=self._delivery.source, at=self._delivery.now()))
         took = reception(reply.status)
         # an endpoint that refuses to know it has been informed

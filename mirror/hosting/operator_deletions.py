@@ -31,11 +31,14 @@ from mirror.policy.hosted_records import DeletedManifest, DeletedTag, LinkState,
 
 @dataclass(frozen=True, slots=True)
 class DeletionPlan:
-    """What a deletion removes from a repository: tags, and manifests with their children, parents first."""
+    """What a deletion removes from a repository: tags, and manifests with their children, parents first. `damaged`: the
+    record of the tag is, so nobody knows what could be undeleted.
+    """
 
     repo: Repo
     tags: tuple[str, ...]
     manifests: tuple[Digest, ...]
+    damaged: bool = False
 
 
 @dataclass(slots=True)
@@ -82,14 +85,17 @@ class OperatorDeletions:
         """The deletion of a tag alone; with `force`, also of one whose manifest was lost. Of a tag whose record, or
         that of its deletion, is damaged, that record goes. Raises `ManifestUnknown`.
         """
+        damaged = False
         try:
-            with suppress(RecordDamaged):
-                if not force or self._parts.catalog.get_tag(repo, tag) is None:
-                    self.digest_of(repo, tag)
+            if not force or self._parts.catalog.get_tag(repo, tag) is None:
+                self.digest_of(repo, tag)
+        except RecordDamaged:
+            damaged = True
         except ManifestUnknown:
             if damaged_deleted_tag(self._parts.records, repo, tag) is None:
                 raise
-        return DeletionPlan(repo, (tag,), ())
+            damaged = True
+        return DeletionPlan(repo, (tag,), (), damaged)
 
     def digest_of(self, repo: Repo, tag: str) -> Digest:
         """What a tag points to. Raises `ManifestUnknown`."""

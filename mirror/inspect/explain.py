@@ -142,6 +142,7 @@ class Explainer:
             unpulled=len(closure.unpulled) if closure else 0,
             denied=self._denied(repo, tag or None, root or (reference if isinstance(reference, Digest) else None)),
             hosted=self._blobs.is_hosted(repo),
+            recorded=manifest is not None,
         )
         tags = [
             other

@@ -229,8 +229,10 @@ class Overview:
             behind = begin[1] if begin is not None and begin[0] == repo else ""
             if begin is None or begin[0] != repo:
                 yield (repo, ""), None
+            # nothing else has a hosted image, so one that has lost its manifest is listed, as incomplete
+            hosted = self._blobs.is_hosted(repo)
             for name, entry in self._of_repository(repo, selection, behind):
-                yield (repo, name), entry if entry is not None and entry[2].present else None
+                yield (repo, name), entry if entry is not None and (hosted or entry[2].present) else None
 
     def _of_repository(
         self, repo: Repo, selection: Selection | None, behind: str

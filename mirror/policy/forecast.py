@@ -20,7 +20,8 @@ class Facts:
     `registry` is its upstream. `tag` is empty if the image is pulled by digest. `here` says whether the manifest that
     will be answered is on disk. `missing` is the number of its blobs and manifests that are not on disk. `unpulled` is
     the number of its platforms that no client has asked for. `denied` is the reason if the content lists deny it.
-    `hosted`: the repository is hosted here, and has no upstream.
+    `hosted`: the repository is hosted here, and has no upstream. `recorded`: the repository has a record of the
+    manifest, whether its bytes are here or not.
     """
 
     registry: str
@@ -34,6 +35,7 @@ class Facts:
     unpulled: int = 0
     denied: str = ""
     hosted: bool = False
+    recorded: bool = False
 
 
 def forecast(facts: Facts, now: float) -> list[str]:
@@ -70,6 +72,9 @@ def hosted_blob_forecast(*, here: bool) -> str:
 
 
 def _hosted(facts: Facts) -> Iterator[str]:
+    if not facts.here and facts.recorded:
+        yield "fails, unless still in memory: its manifest is lost, or damaged and set aside; push the image again"
+        return
     if not facts.here:
         yield "404: the registry is hosted here, and the image was not pushed, or was deleted (see `mirror undelete`)"
         return

@@ -278,8 +278,11 @@ class _Supervisor:
 
         def answered() -> None:
             loop.remove_reader(ready_read)
-            ready.set_result(bool(os.read(ready_read, 1)))
+            answer = bool(os.read(ready_read, 1))
             os.close(ready_read)
+            # a mirror that is stopped while it starts has cancelled the wait
+            if not ready.done():
+                ready.set_result(answer)
 
         loop.add_reader(ready_read, answered)
         # process ids are reused: the files of this id now belong to a live worker

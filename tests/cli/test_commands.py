@@ -98,3 +98,73 @@ def test_the_end_does_not_look_at_what_was_imported() -> None:
         [sys.executable, "-c", program, "--version"], cwd=_TREE, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "True"
+
+
+def test_status_says_what_of_events_replication_and_retention_needs_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in order has no line."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    config = tmp_path / "mirror.toml"
+    config.write_text(
+        f"""
+default_registry = "corp"
+[store]
+root = "{tmp_path / "store"}"
+[[hosted]]
+name = "corp"
+[[hosted.retention]]
+repositories = ["**"]
+keep = [{{ tags = ["v*"], newest = 1 }}]
+delete = [{{ tags = ["v*"] }}]
+[[events.endpoint]]
+name = "ci"
+url = "https://ci.example.test/"
+[[upstream]]
+name = "b.example.test"
+push = true
+username = "a"
+password_file = "{secret}"
+[[replication]]
+name = "to-b"
+from = "corp/**"
+to = "b.example.test"
+"""
+    )
+    endpoint = {"endpoint": "ci", "configured": True, "waiting": 0, "dead": 0, "lost": 0, "oldest": None}
+    rule: dict[str, Any] = {"name": "to-b", "state": "ok", "result": {"conflict_count": 0, "failure_count": 0}}
+    last = {"unread_count": 0}
+    store = {"root": "x", "bytes": 1, "limit": 2, "quarantine_bytes": 0, "hosted_damaged": 0, "failing_workers": 0}
+    answers: dict[str, Any] = {
+        "status": {"version": "1", "offline": False, "workers": [], "store": store},
+        "flights": {"flights": []},
+        "upstreams": {"upstreams": []},
+        "events?limit=1": {"endpoints": [endpoint]},
+        "replication": {"rules": [rule]},
+        "retention": {"last": last},
+    }
+
+    def answered(_config: object, _method: str, target: str) -> Any:
+        return dict(answers[target.removeprefix("/admin/v1/")])
+
+    monkeypatch.setattr("mirror.cli.status.ask_if_running", answered)
+    monkeypatch.setattr("mirror.cli.status.ask", answered)
+
+    def lines() -> list[str]:
+        done = mirror("status", "--config", config)
+        assert done.status == 0, done
+        named = ("events:", "replicate:", "retention:")
+        return [line for line in done.out.splitlines() if line.startswith(named)]
+
+    assert lines() == []
+    endpoint |= {"waiting": 3, "dead": 1, "oldest": "2026-03-01T12:30:05Z"}
+    rule["result"] = {"conflict_count": 2, "failure_count": 0, "held_back": 60}
+    last["unread_count"] = 1
+    assert lines() == [
+        "retention: 1 repository left alone, because of what cannot be read: see `mirror retention --dry-run`",
+        "events:    for ci 3 wait since 2026-03-01T12:30:05Z, 1 dead: see `mirror events`",
+        "replicate: to-b: 2 in conflict, 60 held back: see `mirror replicate`",
+    ]
+    rule |= {"state": "failed", "result": {"error": "no connection"}}
+    assert lines()[2] == "replicate: to-b: no connection: see `mirror replicate`"

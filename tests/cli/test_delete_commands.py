@@ -91,6 +91,7 @@ def test_a_tag_whose_record_is_damaged_is_deleted(site: _Site) -> None:
     record.write_text("{")
     done = site.run("delete", "corp/team/app:v1")
     assert done.status == 0, done
+    assert "brings it back" not in done.out
     assert not record.exists()
     assert site.images() == [f"corp/team/app@{root.digest}"]
 

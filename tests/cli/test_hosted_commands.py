@@ -169,6 +169,14 @@ def test_verify_hashes_what_is_hosted(tmp_path: Path) -> None:
     assert "push the image again" in site.run("why", "corp/own:v1")
 
 
+def test_a_hosted_image_without_its_manifest_is_listed(site: _Site) -> None:
+    """It is not the same as an image that nobody has pushed: only a push repairs it."""
+    site.here.store.delete(site.root.digest)
+    assert "corp/team/app:v1" in site.run("ls", "--incomplete")
+    said = site.run("why", "corp/team/app:v1")
+    assert "its manifest is lost, or damaged and set aside" in said
+
+
 def test_a_hosted_image_goes_into_a_bundle(tmp_path: Path) -> None:
     """Whole, and under its name; the inventory lists it."""
     site = _Site(tmp_path)

@@ -528,6 +528,27 @@ def test_virtual_registries_that_cannot_work(tmp_path: Path) -> None:
         assert _mistakes(tmp_path, f'{_VIRTUAL}[[virtual]]\nname = "all"\n{wrong}\n')
 
 
+def test_the_first_upstream_replaces_the_public_registries(tmp_path: Path) -> None:
+    """Whoever adds one to push to it loses the others; the mistake says why."""
+    mistakes = _mistakes(
+        tmp_path,
+        """
+        [[upstream]]
+        name = "site-b.example.com"
+        push = true
+        username = "site-a"
+        password = "secret"
+        [[hosted]]
+        name = "corp"
+        [[virtual]]
+        name = "all"
+        members = ["corp", "quay.io"]
+        """,
+    )
+    _expect(mistakes, "default_registry: docker.io", "virtual[1].members[2]: quay.io")
+    assert all("the public registries need one each, too" in mistake for mistake in mistakes)
+
+
 def test_hints_about_virtual_registries(tmp_path: Path) -> None:
     """Patterns that are about nothing, a hosted member that stands late, and one in which every name can be taken."""
     file = tmp_path / "mirror.toml"

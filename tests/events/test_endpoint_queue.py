@@ -234,6 +234,22 @@ async def test_a_gap_is_told_first(world: _World, tmp_path: Path) -> None:
     assert world.sender.taken[1:] == [f"e{number:04d}" for number in range(lost, 1100)]
 
 
+async def test_an_endpoint_learns_that_the_file_of_the_events_was_lost(tmp_path: Path) -> None:
+    """Nobody knows how many events were in it, nor since when."""
+    clock = Clock()
+    with closing(SqliteOutbox(tmp_path, ["ci"], most_events=9, most_bytes=1 << 20, now=clock)) as outbox:
+        outbox.prepare("corp/a", "{}")
+    (tmp_path / "outbox.sqlite").unlink()
+    clock.time += 5
+    with closing(SqliteOutbox(tmp_path, ["ci"], most_events=9, most_bytes=1 << 20, now=clock)) as outbox:
+        world = _World(outbox, clock)
+        await world.rounds(1)
+    [gap] = world.sender.bodies.values()
+    assert gap["type"] == LOST
+    reason = "the file of the events was damaged or taken away"
+    assert gap["data"] == {"endpoint": "ci", "last": gap["data"]["last"], "reason": reason}
+
+
 async def test_what_was_taken_but_not_noted_comes_again(world: _World, monkeypatch: pytest.MonkeyPatch) -> None:
     """At least once: with the same id."""
     world.push("corp/a", "one", "two")

@@ -106,4 +106,4 @@ def _print(copied: Mapping[str, Any], *, dry_run: bool) -> None:
         say(f"and {copied['more']} more: see --json")
     sent = f", {format_size(copied['bytes'])} sent" if copied["bytes"] else ""
     done = f"{copied['copied']} copied, {copied['moved']} moved, {copied['same']} there already"
-    say(f"{'of a dry run: ' if dry_run else ''}{done}, {copied['failed']} failed{sent}")
+    say(f"{'without --dry-run: ' if dry_run else ''}{done}, {copied['failed']} failed{sent}")

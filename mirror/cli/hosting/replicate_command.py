@@ -101,9 +101,16 @@ def _print_rules(rules: list[ReplicationRuleJson]) -> None:
             rule["state"],
             rule["ended"] or rule["started"] or "",
             _describe(rule["progress"] or rule["result"] or {}),
-            rule["next_run"] or "",
+            _next(rule),
         )
     table.show()
+
+
+def _next(rule: ReplicationRuleJson) -> str:
+    """When the rule runs next, in a few words."""
+    if rule["state"] == "failed" and rule["on"] == "push":
+        return "tried again within 5 minutes"
+    return rule["next_run"] or ""
 
 
 def _describe(result: Mapping[str, Any]) -> str:
@@ -135,4 +142,4 @@ def _print(name: str, report: RunReport, *, dry_run: bool) -> None:
             f"{counted(report.held_back, 'deletion')} not repeated, because they are many; "
             f"look at them with --dry-run --yes, then run `mirror replicate {name} --yes`"
         )
-    say(f"{name}: {'of a dry run: ' if dry_run else ''}{_describe(report.to_json())}")
+    say(f"{name}: {'without --dry-run: ' if dry_run and not report.error else ''}{_describe(report.to_json())}")

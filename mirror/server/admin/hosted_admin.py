@@ -185,7 +185,7 @@ class HostedAdmin:
         size = await asyncio.to_thread(self._deletions.size, plan)
         keep = 0.0 if at_once else self._keep_deleted.get(repo.registry, 0.0)
         erased, freed = Erased(), (0, 0)
-        until = moment(self._now() + keep) if keep > 0 else None
+        until = moment(self._now() + keep) if keep > 0 and not plan.damaged else None
         if not dry_run and at_once:
             erased = await asyncio.to_thread(self._deletions.erase, plan, caller, everything=image is None, force=force)
             freed = await self._erase_cached(erased)
