@@ -18,6 +18,10 @@ from mirror.values.platforms import Platform, parse_platforms
 
 _FLAGS: Final = {"all_tags": False, "referrers": True, "dry_run": False}
 _FIELDS: Final = ("source", "destination", "platforms", *_FLAGS)
+#: Characters of a name, and of a list of platforms; the most such lists. Mistakes are quoted in answers and in the log.
+_LONGEST: Final = 1000
+_LONGEST_PLATFORM: Final = 1000
+_MOST_PLATFORMS: Final = 100
 
 
 class CopyBody(TypedDict):
@@ -30,7 +34,9 @@ class CopyBody(TypedDict):
     ]
     all_tags: Annotated[NotRequired[bool], about("All tags of the source. Default: false.")]
     referrers: Annotated[NotRequired[bool], about("Signatures, SBOMs and other referrers too. Default: true.")]
-    platforms: Annotated[NotRequired[list[str]], Field(max_length=100), about("As in `linux/amd64`; none: all.")]
+    platforms: Annotated[
+        NotRequired[list[str]], Field(max_length=_MOST_PLATFORMS), about("As in `linux/amd64`; none: all.")
+    ]
     dry_run: Annotated[NotRequired[bool], about("Change nothing; tell what would be copied.")]
 
 
@@ -69,10 +75,17 @@ def read_order(body: object, table: RoutingTable, parse: Callable[[str], Image],
         raise BodyInvalid('not an object such as {"source": "corp/dev/app:1.0", "destination": "corp/prod/app"}')
     mistakes = [f"{name[:40]!r}: no such field" for name in body if name not in _FIELDS]
     mistakes += [f"{name}: not a string" for name in ("source", "destination") if not isinstance(body.get(name), str)]
+    mistakes += [
+        f"{name}: longer than {_LONGEST} characters"
+        for name in ("source", "destination")
+        if isinstance(body.get(name), str) and len(body[name]) > _LONGEST
+    ]
     mistakes += [f"{name}: not true or false" for name in _FLAGS if not isinstance(body.get(name, True), bool)]
     platforms = body.get("platforms", [])
     if not isinstance(platforms, list) or not all(isinstance(text, str) for text in platforms):
         mistakes.append("platforms: not a list of strings")
+    elif len(platforms) > _MOST_PLATFORMS or any(len(text) > _LONGEST_PLATFORM for text in platforms):
+        mistakes.append(f"platforms: more than {_MOST_PLATFORMS}, or one with more than {_LONGEST_PLATFORM} characters")
     if mistakes:
         raise BodyInvalid("; ".join(mistakes[:20]))
     try:
