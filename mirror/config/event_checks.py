@@ -9,6 +9,7 @@ from mirror.config.settings import Config, EventEndpointSettings
 
 
 def check_events(endpoints: Sequence[EventEndpointSettings]) -> list[str]:
+    """The mistakes in the settings of the endpoints, and in the files that they name."""
     listed = [endpoint.name for endpoint in endpoints]
     names = {name for name in listed if listed.count(name) > 1}
     mistakes = [f"events.endpoint: {name} is the name of two endpoints" for name in sorted(names)]

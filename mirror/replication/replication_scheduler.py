@@ -1,5 +1,10 @@
 """Starts the replication rules that have something to do.
 
+    no lock ── try_hold("replication") ──> looks, every few seconds ── for each rule:
+                                              ├─ due by its schedule, or not yet compared since the start ──> full run
+                                              ├─ a repository has another change counter ──> run over the changed ones
+                                              └─ failed lately, or running ──> left until the next look
+
 One process of a store, the one that holds the lock `replication`, looks every few seconds: which rules are due for a
 full comparison (at its start, and by their schedule), and which repositories have changed since they were compared, by
 their change counters. If it dies, another takes over, and begins with a full comparison. So a push needs no mark that

@@ -6,18 +6,12 @@ from typing import Annotated
 
 from typing_extensions import TypedDict
 
+from mirror.collection.collection_replies import UnreadJson, unread_json
 from mirror.policy.hosted.retention import RetentionVerdict
 from mirror.retention.repository_retention import RepositoryPlan
-from mirror.retention.retention_report import LeftAlone, RetentionReport
+from mirror.retention.retention_report import RetentionReport
 from mirror.values.json_types import Count, Timestamp, about
 from mirror.values.timestamps import format_moment, moment
-
-
-class LeftAloneJson(TypedDict):
-    """Something that was left alone."""
-
-    what: str
-    reason: str
 
 
 class RetentionRoundJson(TypedDict):
@@ -33,7 +27,7 @@ class RetentionRoundJson(TypedDict):
     manifests: Annotated[Count, about("Manifests that were deleted.")]
     stayed: Annotated[Count, about("What was to go and stays, because a client has changed it meanwhile.")]
     unread_count: Annotated[Count, about("Repositories that could not be read, and lose nothing.")]
-    unread: Annotated[list[LeftAloneJson], about("The first of these.")]
+    unread: Annotated[list[UnreadJson], about("The first of these.")]
 
 
 class RetentionJson(TypedDict):
@@ -81,12 +75,8 @@ def retention_round_json(report: RetentionReport) -> RetentionRoundJson:
         "manifests": report.manifests,
         "stayed": report.stayed,
         "unread_count": report.unread_count,
-        "unread": [_left(each) for each in report.unread],
+        "unread": [unread_json(each) for each in report.unread],
     }
-
-
-def _left(each: LeftAlone) -> LeftAloneJson:
-    return {"what": each.what, "reason": each.reason}
 
 
 def repository_plan_json(plan: RepositoryPlan, most: int | None = None) -> RepositoryPlanJson:

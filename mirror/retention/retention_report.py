@@ -6,18 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mirror.collection.collection_report import Unread
 from mirror.values.json_form import CAMEL_CASE, JsonForm, Moment
 
 #: The most repositories that a report names as unread.
 _MOST_NAMED: Final = 50
-
-
-@dataclass(frozen=True, slots=True)
-class LeftAlone:
-    """A repository that was left alone, and why."""
-
-    what: str
-    reason: str
 
 
 @dataclass(slots=True)
@@ -43,7 +36,7 @@ class RetentionReport:
     #: What was to go and stays, because a client has changed it meanwhile.
     stayed: int = 0
     #: Repositories that could not be read, and so lost nothing.
-    unread: list[LeftAlone] = field(default_factory=list)
+    unread: list[Unread] = field(default_factory=list)
     unread_count: int = 0
     #: Rounds in a row that have failed, including this one.
     failures: int = 0
@@ -52,7 +45,7 @@ class RetentionReport:
         """Notes something that cannot be read, and so keeps what it may name."""
         self.unread_count += 1
         if len(self.unread) < _MOST_NAMED:
-            self.unread.append(LeftAlone(what, reason))
+            self.unread.append(Unread(what, reason))
 
     def to_json(self) -> dict[str, Any]:
         """The form that is stored."""
