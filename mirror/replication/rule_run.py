@@ -180,7 +180,7 @@ class RuleRun:
     async def _compare(self, repo: Repo, wanted: RunWanted, report: RunReport, meter: ProgressMeter) -> None:
         """Compare one repository. Raises `UpstreamError` if the other registry does not answer at all, `StoreError`."""
         # read before the records: what changes from here on is seen by the next run
-        count = self._here.changes(repo)
+        count = await asyncio.to_thread(self._here.changes, repo)
         try:
             name = target_name(repo, self.rule.rename)
         except NameInvalid as error:
