@@ -59,6 +59,9 @@ class EventDeliveries:
     async def run(self) -> None:
         """Delivers, settles and counts until it is cancelled."""
         self._loop = asyncio.get_running_loop()
+        for name in self._endpoints:
+            # an alert on the increase of a counter misses the first one if the counter was not there before
+            telemetry.EVENTS_LOST.labels(name)
         async with asyncio.TaskGroup() as tasks:
             for name in self._endpoints:
                 tasks.create_task(self._guarded(lambda name=name: self._deliver(name)))  # type: ignore[misc]

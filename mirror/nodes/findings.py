@@ -116,7 +116,9 @@ def judge_room(total: int, free: int, stored: int, capacity: Capacity) -> Findin
     wanted = capacity.of(total)
     text = f"{format_size(free)} of {format_size(total)} free, capacity {format_size(wanted)}"
     if free < 64 * 1024 * 1024:
-        return Finding("disk", Level.PROBLEM, text, "free some space: until then pulls are not cached")
+        return Finding(
+            "disk", Level.PROBLEM, text, "free some space: until then nothing is cached, and pushes are refused"
+        )
     if wanted > free + stored:
         text += ": more than is left on the disk"
         return Finding("disk", Level.WARNING, text, "lower store.capacity, or move other data off this disk")

@@ -244,7 +244,6 @@ class _Supervisor:
                     self._current[slot] = await self._start(slot, self._plan, after_blocked=worker.blocked)
 
     async def _start(self, slot: int, plan: WorkerPlan, *, after_blocked: bool = False) -> _Worker:
-        loop = asyncio.get_running_loop()
         ready_read, ready_write = os.pipe()
         descriptors = [listener.fileno() for listener in self._listeners[slot]]
         command = [sys.executable, "-m", "mirror", "worker", *plan.arguments]
@@ -274,17 +273,7 @@ class _Supervisor:
             raise
         finally:
             os.close(ready_write)
-        ready: asyncio.Future[bool] = loop.create_future()
-
-        def answered() -> None:
-            loop.remove_reader(ready_read)
-            answer = bool(os.read(ready_read, 1))
-            os.close(ready_read)
-            # a mirror that is stopped while it starts has cancelled the wait
-            if not ready.done():
-                ready.set_result(answer)
-
-        loop.add_reader(ready_read, answered)
+        ready = answer_of(ready_read)
         # process ids are reused: the files of this id now belong to a live worker
         self._gone.discard(process.pid)
         worker = _Worker(slot, process, plan.drain, ready, asyncio.create_task(self._wait_for_end(process)))
@@ -406,6 +395,23 @@ class _Supervisor:
             for listener in sockets:
                 listener.close()
         await asyncio.gather(*(_drain(worker) for worker in tuple(self._workers)), *self._retiring)
+
+
+def answer_of(descriptor: int) -> asyncio.Future[bool]:
+    """Whether a byte comes out of a pipe before its end; it is closed then. Whoever waits may give up."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[bool] = loop.create_future()
+
+    def answered() -> None:
+        loop.remove_reader(descriptor)
+        came = bool(os.read(descriptor, 1))
+        os.close(descriptor)
+        # a mirror that is stopped while it starts has cancelled the wait
+        if not answer.done():
+            answer.set_result(came)
+
+    loop.add_reader(descriptor, answered)
+    return answer
 
 
 async def _drain(worker: _Worker) -> None:

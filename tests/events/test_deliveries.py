@@ -91,3 +91,11 @@ async def test_an_error_ends_no_delivery(tmp_path: Path) -> None:
             await asyncio.to_thread(_confirm, outbox, "a", "ci", "gone")
             await until(lambda: sender.taken == ["ci a"] or None)
             await until(lambda: telemetry.EVENTS_WAITING.labels("ci")._value.get() == 0 or None)
+
+
+async def test_nothing_was_lost_yet(tmp_path: Path) -> None:
+    """The counter is there with 0, so that an alert on its increase sees the first loss."""
+    telemetry.EVENTS_LOST.clear()
+    with closing(SqliteOutbox(tmp_path / "events", ["ci"], most_events=1000, most_bytes=1 << 20)) as outbox:
+        async with _worker(tmp_path, Hooked(outbox), _Sender(), Clock()):
+            await until(lambda: ("chat",) in telemetry.EVENTS_LOST._metrics or None)
