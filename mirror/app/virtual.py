@@ -13,6 +13,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import Action
 from mirror.policy.image_names import Image, parse_image
+from mirror.policy.virtual.members import VirtualRules
 from mirror.repository.protocol import Readable
 from mirror.repository.shared import Shared
 from mirror.virtual.virtual_repository import VirtualMemory, VirtualParts, VirtualRepository
@@ -40,9 +41,17 @@ class MemberNames:
             return image
         repo = rules.meant(image.repo.name, self._is_taken)
         if repo is None or not is_visible(repo):
+            keeper = self._keeper(rules, image.repo.name, is_visible)
+            if keeper is not None:
+                raise NameUnknown(f"{text}: nothing is here under this name, and {keeper} keeps it from upstreams")
             members = ", ".join(str(each) for each in rules.candidates(image.repo.name, Action.PULL))
             raise NameUnknown(f"{text}: nothing is here under this name; name the image of a member ({members})")
         return replace(image, repo=repo)
+
+    def _keeper(self, rules: VirtualRules, name: str, is_visible: Callable[[Repo], bool]) -> Repo | None:
+        """The hosted repository whose name is another spelling of this one at Docker Hub; None if there is none."""
+        repos = (repo for spelling in rules.spellings(name) for repo in rules.hosted_repos(spelling))
+        return next((repo for repo in repos if self._is_taken(repo) and is_visible(repo)), None)
 
 
 def open_virtual(

@@ -151,6 +151,8 @@ def _print_changes(status: Mapping[str, Any]) -> None:
     if (last := status.get("retention")) and (unread := last["unread_count"]):
         repositories = "1 repository" if unread == 1 else f"{unread} repositories"
         say(f"retention: {repositories} left alone, because of what cannot be read: see `mirror retention --dry-run`")
+    elif last and last["ended"] and not last["complete"]:
+        say(f"retention: the round of {last['begun']} ended early: see `mirror retention --dry-run`")
     for endpoint in status.get("events") or []:
         waiting, dead, lost = endpoint["waiting"], endpoint["dead"], endpoint["lost"]
         if waiting or dead or lost:

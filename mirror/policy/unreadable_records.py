@@ -54,6 +54,7 @@ class UnreadableRecord:
         """A message for a record whose subject is unknown: what is wrong and what to do."""
         commands = "mirror pin` or `mirror unpin" if self.kind == "pins" else "mirror freeze` or `mirror unfreeze"
         return (
-            f"{self.file} cannot be read ({self.why}), and what it keeps is not known: nothing is evicted or purged. "
+            f"{self.file} cannot be read ({self.why}), and what it keeps is not known: "
+            "nothing is evicted or purged, nor deleted by rules. "
             f"`{commands}` the image that it was for, restore the file, or delete it"
         )

@@ -134,7 +134,7 @@ to = "b.example.test"
     )
     endpoint = {"endpoint": "ci", "configured": True, "waiting": 0, "dead": 0, "lost": 0, "oldest": None}
     rule: dict[str, Any] = {"name": "to-b", "state": "ok", "result": {"conflict_count": 0, "failure_count": 0}}
-    last = {"unread_count": 0}
+    last: dict[str, Any] = {"unread_count": 0, "complete": True, "begun": "2026-03-01T03:00:00Z", "ended": "x"}
     store = {"root": "x", "bytes": 1, "limit": 2, "quarantine_bytes": 0, "hosted_damaged": 0, "failing_workers": 0}
     answers: dict[str, Any] = {
         "status": {"version": "1", "offline": False, "workers": [], "store": store},
@@ -167,4 +167,6 @@ to = "b.example.test"
         "replicate: to-b: 2 in conflict, 60 held back: see `mirror replicate`",
     ]
     rule |= {"state": "failed", "result": {"error": "no connection"}}
+    last |= {"unread_count": 0, "complete": False}
+    assert lines()[0] == "retention: the round of 2026-03-01T03:00:00Z ended early: see `mirror retention --dry-run`"
     assert lines()[2] == "replicate: to-b: no connection: see `mirror replicate`"

@@ -73,6 +73,15 @@ def test_virtual_names_become_names_of_members(site: _Site) -> None:
     assert "nothing is here under this name; name the image of a member (corp/nothing, docker.io/library/no" in done.err
 
 
+def test_another_spelling_keeps_a_name_from_upstreams(site: _Site) -> None:
+    """At Docker Hub, `app` means `library/app`: who looks for the image learns which repository is in the way."""
+    site.here.repo = Repo("corp", "library/app")
+    site.here.image([b"ours"], tag="v1")
+    done = site.run("why", "all/app:v1")
+    assert done.status == 2
+    assert "all/app:v1: nothing is here under this name, and corp/library/app keeps it from upstreams" in done.err
+
+
 def test_lists_of_a_virtual_registry_are_those_of_its_members(site: _Site) -> None:
     """`ls` shows what there is under all members, by the names of the members."""
     site.here.image([b"ours"], tag="v1")
