@@ -243,8 +243,6 @@ def _hosted_things(text: str) -> dict[str, Any]:
         "tags": 1,
         "manifests": 2,
         "stayed": 3,
-        "braked_count": 1,
-        "braked": left,
         "unread_count": 1,
         "unread": left,
     }
@@ -272,7 +270,7 @@ def _hosted_things(text: str) -> dict[str, Any]:
         "events": {"endpoints": [endpoint], "events": [{**event, "error": text}]},
         "replication": {"rules": [replication]},
         "retention": {"last": retained, "next": _at(60)},
-        "retention/plan": {"repositories": [{"repository": text, "braked": True, "unread": None, **judged}]},
+        "retention/plan": {"repositories": [{"repository": text, "unread": None, "more": 4, **judged}]},
     }
 
 
@@ -295,9 +293,10 @@ def test_hosted_things_without_mercy(opened: _Drawn) -> None:
     expect(page.locator("#image-rows")).to_contain_text("immutable")
     page.locator("#repository-rows summary").click()
     plan = page.locator("#repository-rows details li")
-    expect(plan.nth(0)).to_contain_text("of 2 tags and manifests, 1 would go; too much at once", timeout=_MS)
+    expect(plan.nth(0)).to_contain_text("of 6 tags and manifests, 1 would go", timeout=_MS)
     expect(plan.nth(1)).to_contain_text(" goes: ")
     expect(plan.nth(2)).to_contain_text(f"{_DIGEST} stays: ")
+    expect(plan.nth(3)).to_contain_text("and 4 more: mirror retention --dry-run")
     page.get_by_label(re.compile("^undelete")).click()
     expect(page.locator("#question-title")).to_contain_text(_NASTY.replace("\u202e", "\\u202e"))
     assert page.locator("main img, main script, main b, dialog img, dialog script").count() == 0

@@ -68,20 +68,22 @@ const MOST_JUDGED = 100;
 
 // What goes comes first, in the mirror's order.
 async function showPlan(repository, shown) {
-  let judged, words;
+  let judged, words, total;
   try {
     const { repositories: [plan] } = await ask(`/retention/plan?${new URLSearchParams({ repository })}`);
     judged = plan ? [...plan.tags, ...plan.manifests].sort((one, other) => other.goes - one.goes) : [];
+    total = judged.length + (plan?.more ?? 0);
     const going = judged.filter((one) => one.goes).length;
     words = plan?.unread ? `nothing goes, because this cannot be read: ${plan.unread}`
-      : `of ${judged.length} tags and manifests, ${going} would go${plan?.braked ? "; too much at once: a round by schedule leaves it alone" : ""}`;
+      : `of ${total} tags and manifests, ${going === judged.length && going < total ? "at least " : ""}${going} would go`;
   } catch (error) {
     shown.replaceChildren(make("li", { class: "quiet" }, error.message));
     return;
   }
-  const more = judged.length > MOST_JUDGED ? [make("li", { class: "quiet" }, `and ${judged.length - MOST_JUDGED} more: mirror retention --dry-run`)] : [];
+  const more = total - Math.min(judged.length, MOST_JUDGED);
+  const rest = more ? [make("li", { class: "quiet" }, `and ${more} more: mirror retention --dry-run`)] : [];
   shown.replaceChildren(make("li", { class: "quiet" }, words), ...judged.slice(0, MOST_JUDGED).map((one) => make("li", {},
-    make("span", { class: one.goes ? "warn" : "" }, `${one.name} ${one.goes ? "goes" : "stays"}: `), make("span", { class: "quiet" }, one.reason))), ...more);
+    make("span", { class: one.goes ? "warn" : "" }, `${one.name} ${one.goes ? "goes" : "stays"}: `), make("span", { class: "quiet" }, one.reason))), ...rest);
 }
 
 // ------------------------------------------------------------------------------------------------ questions
@@ -202,11 +204,11 @@ async function loadRetention() {
     : !last.ended ? `a round by ${last.by} began ${when(last.begun)}`
     : `last round ${when(last.ended)} by ${last.by}: ${counted(last.tags, "tag")} and ${counted(last.manifests, "manifest")} went${last.stayed ? `, ${last.stayed} stayed because of a change meanwhile` : ""}`;
   put("retention-text", `${round}; ${due}`);
-  const left = [...(last?.braked ?? []).map((one) => ["too much at once", one]), ...(last?.unread ?? []).map((one) => ["cannot be read", one])];
-  list(byId("retention-rows"), left.slice(0, 20), ([why, one]) => `${why} ${one.what}`, () => make("li", {},
+  const left = last?.unread ?? [];
+  list(byId("retention-rows"), left.slice(0, 20), (one) => one.what, () => make("li", {},
     make("span", { "data-part": "name" }), " ", make("span", { "data-part": "more" }),
-  ), (row, [why, one]) => {
-    set(row, "name", `${one.what} was left alone: ${why}:`, "warn");
+  ), (row, one) => {
+    set(row, "name", `${one.what} was left alone, because it cannot be read:`, "warn");
     set(row, "more", one.reason, "quiet");
   }, "nothing was left alone");
 }
