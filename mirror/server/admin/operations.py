@@ -49,9 +49,10 @@ _OpenApi = Annotated[dict[str, Any], Field(json_schema_extra={"required": ["open
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `replies` are types by status; `query` are the query parameters; `body` is the type of
-    the request's body; `errors` are further statuses. `by_rights`: a caller who has logged in
-    needs rights for the repositories that the request names, and none to administer.
+    """One method of one path. `replies` are types by status; `query` are the query parameters; those in
+    `query_required` must be given. `body` is the type of the request's body; `errors` are further statuses.
+    `by_rights`: a caller who has logged in needs rights for the repositories that the request names, and none to
+    administer.
 
     `path` is relative to the prefix. The value of a `{…}` in it may contain slashes, escaped or not, except for a
     job's.
@@ -63,6 +64,7 @@ class Operation:
     summary: str
     replies: Mapping[int, Any]
     query: Mapping[str, Schema] = field(default_factory=dict)
+    query_required: tuple[str, ...] = ()
     body: Any = None
     body_required: bool = True
     errors: tuple[int, ...] = ()
@@ -265,6 +267,7 @@ OPERATIONS: Final = (
         "What a round of retention would do with one repository now, and why",
         {200: RetentionPlanJson},
         query={"repository": {**_TEXT, "description": "The repository: `corp/team/app`."}},
+        query_required=("repository",),
         errors=(400,),
     ),
     Operation(
@@ -437,7 +440,10 @@ def _described(operation: Operation, schemas: Mapping[str, Schema]) -> dict[str,
         {"name": name, "in": "path", "required": True, "schema": _TEXT}
         for name in re.findall(r"\{(\w+)\}", operation.path)
     ]
-    parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()]
+    parameters += [
+        {"name": name, "in": "query", "required": name in operation.query_required, "schema": schema}
+        for name, schema in operation.query.items()
+    ]
     responses: dict[str, Any] = {
         str(status): {"description": operation.summary, "content": _json(schemas[str(kind)])}
         for status, kind in operation.replies.items()
