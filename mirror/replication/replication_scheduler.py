@@ -17,20 +17,15 @@ import asyncio
 import os
 import random
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.singleflight import cancel_and_wait
-from mirror.errors import IndexUnavailable, MirrorError, StoreError
-from mirror.ports import Lease
+from mirror.errors import MirrorError
 from mirror.prefetch.progress import ProgressMeter
+from mirror.prefetch.rule_scheduler import AFTER_ERROR, RuleScheduler
 from mirror.replication.replications import Replications
 from mirror.replication.rule_run import RuleRun, RunReport, RunWanted
 
-#: Seconds between two looks; and after an error of the disk.
-_LOOK_EVERY: Final = 5.0
-_AFTER_ERROR: Final = 60.0
 #: Seconds until a rule that failed runs again: the first value, doubled by each further failure, up to the second.
 _FIRST_RETRY: Final = 10.0
 _LONGEST_RETRY: Final = 300.0
@@ -38,8 +33,8 @@ _LONGEST_RETRY: Final = 300.0
 _AT_ONCE: Final = 4
 
 
-class ReplicationScheduler:
-    """The schedule, as one process sees it."""
+class ReplicationScheduler(RuleScheduler):
+    """Runs the rules that are due for a comparison, or whose repositories have changed."""
 
     def __init__(
         self,
@@ -49,10 +44,9 @@ class ReplicationScheduler:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """`jitter` gives a fraction from 0 to 1, by which waits differ between sites."""
+        super().__init__(replications.locks, "replication", sleep)
         self.replications = replications
-        self._sleep = sleep
         self._jitter = jitter
-        self._running: dict[str, asyncio.Task[None]] = {}
         self._compared: set[str] = set()
         self._failures: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
@@ -60,38 +54,25 @@ class ReplicationScheduler:
     def __repr__(self) -> str:
         return f"<ReplicationScheduler of {len(self.replications.runs)} rules, running {sorted(self._running)}>"
 
-    async def run(self) -> None:
-        """Run the rules until cancelled, while this process has the lock `replication`. When cancelled, runs are
-        interrupted.
-        """
-        lock = None
-        try:
-            while self.replications.runs:
-                pause = _LOOK_EVERY
-                try:
-                    if lock is None:
-                        lock = await self.replications.locks.try_hold("replication")
-                        if lock is not None:
-                            rules = len(self.replications.runs)
-                            telemetry.log.info("replication scheduler started", rules=rules, worker=os.getpid())
-                            await asyncio.to_thread(self._show_successes)
-                    if lock is not None:
-                        await self.tick()
-                except (StoreError, IndexUnavailable) as error:
-                    telemetry.log.warning("replication scheduler failed", reason=str(error))
-                    pause = _AFTER_ERROR
-                except Exception:
-                    # any error is survived: without this task nothing would ever be replicated again
-                    telemetry.log.exception("replication scheduler crashed")
-                    pause = _AFTER_ERROR
-                await self._sleep(pause * (1 + self._jitter() / 2))
-        finally:
-            await cancel_and_wait(*self._running.values())
-            if lock is not None:
-                lock.release()
+    @property
+    def _has_rules(self) -> bool:
+        return bool(self.replications.runs)
+
+    async def _began(self) -> None:
+        telemetry.log.info("replication scheduler started", rules=len(self.replications.runs), worker=os.getpid())
+        await asyncio.to_thread(self._show_successes)
+
+    def _failed(self, error: Exception) -> None:
+        telemetry.log.warning("replication scheduler failed", reason=str(error))
+
+    def _crashed(self) -> None:
+        telemetry.log.exception("replication scheduler crashed")
+
+    def _spread(self, seconds: float) -> float:
+        return seconds * (1 + self._jitter() / 2)
 
     async def tick(self) -> None:
-        """Start the rules that have something to do; returns without waiting for their ends. Raises `StoreError`."""
+        """See `RuleScheduler`."""
         for name, run in self.replications.runs.items():
             if len(self._running) >= _AT_ONCE:
                 return
@@ -109,11 +90,6 @@ class ReplicationScheduler:
             if (succeeded := self.replications.records.get(run.rule).succeeded) is not None:
                 telemetry.REPLICATION_SUCCESS.labels(run.rule.name).set(succeeded)
 
-    async def idle(self) -> None:
-        """Wait until no run that `tick` started is running."""
-        while self._running:
-            await asyncio.wait(set(self._running.values()))
-
     def _wanted(self, run: RuleRun) -> RunWanted | None:
         """Blocking: what a rule has to do; None if nothing."""
         rule = run.rule
@@ -130,14 +106,7 @@ class ReplicationScheduler:
         lock = await self.replications.locks.try_hold(run.rule.lock)
         if lock is None:
             return  # it runs already: by hand, or as a job
-        task = asyncio.create_task(self._run(run, wanted))
-        self._running[run.rule.name] = task
-        # a callback, not the task itself: a task that is cancelled before it begins runs no `finally`
-        task.add_done_callback(partial(self._ended, run.rule.name, lock))
-
-    def _ended(self, name: str, lock: Lease, _task: asyncio.Task[None]) -> None:
-        lock.release()
-        del self._running[name]
+        self._run_task(run.rule.name, lock, self._run(run, wanted))
 
     async def _run(self, run: RuleRun, wanted: RunWanted) -> None:
         name = run.rule.name
@@ -146,11 +115,11 @@ class ReplicationScheduler:
             report = await self.replications.run_locked(run, ProgressMeter(), wanted, by=by)
         except MirrorError as error:
             telemetry.log.error("replication record cannot be written", rule=name, reason=str(error))
-            self._not_before[name] = self.replications.now() + _AFTER_ERROR
+            self._not_before[name] = self.replications.now() + AFTER_ERROR
             return
         except Exception:
             telemetry.log.exception("replication crashed", rule=name)
-            self._not_before[name] = self.replications.now() + _AFTER_ERROR
+            self._not_before[name] = self.replications.now() + AFTER_ERROR
             return
         if wanted.full:
             # one that ended early is done again: what it has not compared may have changed
@@ -164,5 +133,4 @@ class ReplicationScheduler:
             return
         failures = self._failures[name] = self._failures.get(name, 0) + 1
         wait = min(_LONGEST_RETRY, _FIRST_RETRY * 2.0 ** min(failures - 1, 10))
-        wait = max(wait, report.retry_after) * (1 + self._jitter() / 2)
-        self._not_before[name] = self.replications.now() + wait
+        self._not_before[name] = self.replications.now() + self._spread(max(wait, report.retry_after))
