@@ -14,26 +14,21 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from mirror import telemetry
-from mirror.aio.singleflight import cancel_and_wait
-from mirror.errors import AlreadyRunning, RuleUnknown, StoreError
+from mirror.errors import AlreadyRunning, RuleUnknown
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import next_run, period_end
 from mirror.ports import Locks, Records
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.run_leases import Leases, RunLeases
-from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, SyncRule, SyncRuleJson, is_running
+from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, SyncRule, SyncRuleJson, is_running, run_noting
 from mirror.prefetch.sync_run import first_failure, run_sync
 from mirror.repository.protocol import Readable
 from mirror.values.timestamps import moment
-
-#: Seconds between two records of a run's progress.
-_RECORD_EVERY: Final = 1.0
 
 
 class Sync:
@@ -130,34 +125,19 @@ class Sync:
         record = replace(record, start=self.now(), end=None, by=by, worker=os.getpid(), progress=None)
         await asyncio.to_thread(self.records.put, rule, record)
         telemetry.log.info("sync started", rule=rule.name, by=by)
-        task = asyncio.ensure_future(run_sync(self._source_for, rule, meter))
-        try:
-            await self._record_progress(rule, record, meter, task)
-        except asyncio.CancelledError:
-            await cancel_and_wait(task)
-            if meter.cancelled:
-                self._finish(rule, record, None)
-            raise
-        finally:
-            await cancel_and_wait(task)
-        ended = task.result()
+        renewed = time.monotonic()
+
+        async def note() -> None:
+            nonlocal renewed
+            await self.records.note_progress(rule, record, meter)
+            renewed = await self.leases.renew(rule, renewed)
+
+        work = run_sync(self._source_for, rule, meter)
+        ended = await run_noting(work, note, meter, lambda: self._finish(rule, record, None))
         await asyncio.to_thread(self._finish, rule, record, ended)
         done_for = period_end(rule.plan, record.start or 0.0) - self.now() if ended.ok else 0.0
         await self.leases.settle(rule, done_for)
         return ended
-
-    async def _record_progress(
-        self, rule: SyncRule, record: RuleRecord, meter: ProgressMeter, task: asyncio.Future[Ended]
-    ) -> None:
-        """Until the run ends: record its progress and renew its lease."""
-        renewed = time.monotonic()
-        while True:
-            await asyncio.wait({task}, timeout=_RECORD_EVERY)
-            if task.done():
-                return
-            with suppress(StoreError):
-                await asyncio.to_thread(self.records.put, rule, replace(record, progress=meter.to_json()))
-            renewed = await self.leases.renew(rule, renewed)
 
     def _finish(self, rule: SyncRule, record: RuleRecord, ended: Ended | None) -> None:
         """Blocking: record, log and count how the run ended; `ended` is None if it was cancelled on purpose."""

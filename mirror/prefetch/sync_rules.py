@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, Protocol
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 
 from typing_extensions import TypedDict
 
+from mirror.aio.singleflight import cancel_and_wait
+from mirror.errors import StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import Last, Plan, spread
 from mirror.ports import Locks, Records
-from mirror.prefetch.progress import ProgressJson
+from mirror.prefetch.progress import ProgressJson, ProgressMeter
 from mirror.values.json_form import JsonForm
 from mirror.values.json_types import Count, Timestamp, about
 from mirror.values.platforms import Platform
 from mirror.values.tagsets import TagSet
+
+T = TypeVar("T")
+
+#: Seconds between two records of a run's progress.
+_NOTE_EVERY: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +160,7 @@ async def is_running(rule: RecordedRule, record: RuleRecord, locks: Locks) -> bo
 
 
 class RuleRecords:
-    """The records of all rules. All calls block and may raise `StoreError`."""
+    """The records of all rules. All calls but `note_progress` block and may raise `StoreError`."""
 
     def __init__(self, records: Records, now: Callable[[], float]) -> None:
         self._records = records
@@ -173,6 +182,33 @@ class RuleRecords:
         """Write the rule's record."""
         self._records.put(rule.name, _RECORD.to_json(record))
 
+    async def note_progress(self, rule: RecordedRule, record: RuleRecord, meter: ProgressMeter) -> None:
+        """Write the rule's record with the progress of its run, if it can be written."""
+        with suppress(StoreError):
+            await asyncio.to_thread(self.put, rule, replace(record, progress=meter.to_json()))
+
     def _read(self, rule: RecordedRule) -> RuleRecord | None:
         record = _RECORD.from_json(self._records.get(rule.name))
         return record if record and record.what == rule.what else None
+
+
+async def run_noting(
+    work: Awaitable[T], note: Callable[[], Awaitable[Any]], meter: ProgressMeter, cancelled: Callable[[], None]
+) -> T:
+    """The result of a run of a rule; until then, `note` is called again and again. If the caller is cancelled, the run
+    is, too, and is waited for; `cancelled` is called then if that was on purpose.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=_NOTE_EVERY)
+            if not task.done():
+                await note()
+    except asyncio.CancelledError:
+        await cancel_and_wait(task)
+        if meter.cancelled:
+            cancelled()
+        raise
+    finally:
+        await cancel_and_wait(task)
+    return task.result()

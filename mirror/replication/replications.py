@@ -14,24 +14,19 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from mirror import telemetry
-from mirror.aio.singleflight import cancel_and_wait
-from mirror.errors import AlreadyRunning, RuleUnknown, StoreError
+from mirror.errors import AlreadyRunning, RuleUnknown
 from mirror.policy.schedule import next_run
 from mirror.ports import Locks, Records
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
-from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, is_running
+from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, is_running, run_noting
 from mirror.replication.replication_rules import ReplicationRule, ReplicationRuleJson
 from mirror.replication.rule_run import RuleRun, RunReport, RunWanted
 from mirror.values.timestamps import moment
-
-#: Seconds between two records of a run's progress.
-_RECORD_EVERY: Final = 1.0
 
 
 class Replications:
@@ -133,21 +128,12 @@ class Replications:
         if wanted.full:
             await asyncio.to_thread(self.records.put, rule, record)
             telemetry.log.info("replication started", rule=rule.name, by=by)
-        task = asyncio.ensure_future(run.run(wanted, meter))
-        try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=_RECORD_EVERY)
-                if not task.done():
-                    with suppress(StoreError):
-                        await asyncio.to_thread(self.records.put, rule, replace(record, progress=meter.to_json()))
-        except asyncio.CancelledError:
-            await cancel_and_wait(task)
-            if meter.cancelled:
-                self.records.put(rule, replace(record, end=self.now(), result={"error": "cancelled"}))
-            raise
-        finally:
-            await cancel_and_wait(task)
-        report = task.result()
+        report = await run_noting(
+            run.run(wanted, meter),
+            lambda: self.records.note_progress(rule, record, meter),
+            meter,
+            lambda: self.records.put(rule, replace(record, end=self.now(), result={"error": "cancelled"})),
+        )
         await asyncio.to_thread(self._finish, rule, before, record, report, wanted)
         return report
 
