@@ -237,7 +237,7 @@ class Copies:
         if order.dry_run:
             return await _planned(tree.root.digest, len(tree.image) + len(tree.referrers), target, tag)
 
-        return await ImageGiver(target, lambda blob: meter.note(image, blob.progress)).give(tree, tag)
+        return await ImageGiver(target, lambda progress: meter.note(image, progress)).give(tree, tag)
 
     async def _fetch(self, order: CopyOrder, source: Readable, image: Image, meter: ProgressMeter) -> None:
         """Brings a cached image in as a whole. Raises `BlobUnknown` with what is missing."""

@@ -131,10 +131,6 @@ class SeenRecords:
         tags = {tag: [str(each.digest), each.put, each.content] for tag, each in sorted(seen.tags.items())}
         self._records.put(_key(rule, repo), {"what": rule.what, "tags": tags})
 
-    def drop(self, rule: ReplicationRule, repo: Repo) -> None:
-        """Forget everything about a repository. Repeatable."""
-        self._records.drop(_key(rule, repo))
-
 
 _FIELDS: Final = 3
 

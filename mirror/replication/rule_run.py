@@ -196,7 +196,7 @@ class RuleRun:
             await comparing.run(tags)
         finally:
             if not wanted.dry_run and comparing.unwritten:
-                await asyncio.to_thread(self._seen.put, self.rule, repo, seen)
+                await self.write(repo, seen)
         report.repositories += 1
         if not wanted.dry_run:
             # what failed is compared again
@@ -365,8 +365,7 @@ class _Comparing:
         step: Step,
     ) -> None:
         image = Image(self.repo, tag)
-
-        giver = ImageGiver(target, lambda blob: self.meter.note(image, blob.progress))
+        giver = ImageGiver(target, lambda progress: self.meter.note(image, progress))
         copied = await giver.give(tree, tag, known=there)
         self.report.bytes += copied.bytes
         telemetry.COPIED_BYTES.inc(copied.bytes)

@@ -59,23 +59,6 @@ class Target(Protocol):
         """Stores what belongs to an image under a tag made from the image's digest, if the target needs that."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlobStep:
-    """The progress of one blob or manifest: `sent` of `size` bytes. `given` is None while it is under way."""
-
-    digest: Digest
-    role: Role
-    sent: int
-    size: int
-    given: Given | None = None
-
-    @property
-    def progress(self) -> BlobProgress:
-        """The same, as those who wait for the copy are shown it."""
-        state = None if self.given is None else State.HERE if self.given is Given.HERE else State.FETCHED
-        return BlobProgress(self.digest, self.role, self.sent, self.size, state)
-
-
 @dataclass(slots=True)
 class CopiedImage:
     """What a copy of one image has done. `was` is what the tag pointed to before; None if it was absent. The other
@@ -88,7 +71,6 @@ class CopiedImage:
     referrers: int = 0
     blobs: int = 0
     bytes: int = 0
-    missing: tuple[Digest, ...] = ()
     #: Whether a tag was written, or, of a dry run, would be.
     tagged: bool = False
 
@@ -108,7 +90,7 @@ class ImageGiver:
     """Gives images to one target. `report` is called often, on the event loop."""
 
     target: Target
-    report: Callable[[BlobStep], None] = lambda _: None
+    report: Callable[[BlobProgress], None]
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
     def __repr__(self) -> str:
@@ -121,7 +103,7 @@ class ImageGiver:
         """
         root = tree.root.digest
         was = known or (await self.target.digest_of(tag) if tag is not None else None)
-        copied = CopiedImage(root, was, missing=tree.missing)
+        copied = CopiedImage(root, was)
         if tag is not None and was != root:
             await self.target.check_tag(tag, root)
         if was != root:
@@ -141,7 +123,7 @@ class ImageGiver:
         size = len(manifest.content)
         role = Role.INDEX if manifest.is_index else Role.MANIFEST
         if await self.target.has_manifest(manifest.digest):
-            self.report(BlobStep(manifest.digest, role, size, size, Given.HERE))
+            self.report(BlobProgress(manifest.digest, role, size, size, State.HERE))
             return False
         required = {blob.digest for blob in requirements(manifest, sparse=True).blobs}
         blobs = {blob.digest: blob for blob in manifest.blobs if not blob.foreign and blob.data is None}
@@ -152,27 +134,29 @@ class ImageGiver:
         )
         await self.target.put(manifest)
         copied.manifests += 1
-        self.report(BlobStep(manifest.digest, role, size, size, Given.SENT))
+        self.report(BlobProgress(manifest.digest, role, size, size, State.FETCHED))
         return True
 
     async def _give_blob(self, blob: Descriptor, role: Role, copied: CopiedImage, *, needed: bool) -> None:
         size = max(0, blob.size)
-        self.report(BlobStep(blob.digest, role, 0, size))
+        self.report(BlobProgress(blob.digest, role, 0, size))
         async with self._slots:
             try:
                 given = await self.target.give_blob(
-                    blob, lambda sent: self.report(BlobStep(blob.digest, role, sent, size))
+                    blob, lambda sent: self.report(BlobProgress(blob.digest, role, sent, size))
                 )
             except BlobUnknown:
                 # a target that needs the blob says so when it gets the manifest, and names all that are missing
                 if needed:
-                    self.report(BlobStep(blob.digest, role, 0, 0, Given.HERE))
+                    self.report(BlobProgress(blob.digest, role, 0, 0, State.HERE))
                 return
+        state = State.HERE
         if given is not Given.HERE:
+            state = State.FETCHED
             copied.blobs += 1
         if given is Given.SENT:
             copied.bytes += size
-        self.report(BlobStep(blob.digest, role, size, size, given))
+        self.report(BlobProgress(blob.digest, role, size, size, state))
 
 
 async def _all(work: Iterable[Awaitable[None]]) -> None:
