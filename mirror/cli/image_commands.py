@@ -105,15 +105,7 @@ def _image_row(image: CachedImage) -> str:
         "manifest only" if image.manifests_only else _yes(image.complete),
         format_size(image.closure.present_size),
         format_minute(image.used_at),
-        "immutable"
-        if image.immutable
-        else "hosted"
-        if image.hosted
-        else "yes"
-        if image.pinned
-        else "frozen"
-        if image.frozen
-        else "",
+        _stays(image),
         f"{image.root.digest.algorithm}:{image.root.digest.hex[:12]}",
         image.name,
         ",".join(image.complete_platforms),
