@@ -20,11 +20,10 @@ serve the pulls of callers), nor back-off.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 from mirror.aio.memo import Memo
 from mirror.errors import (
@@ -58,8 +57,6 @@ from mirror.upstream.manifest_answer import manifest_in
 from mirror.upstream.parameters import Clocks, Hooks
 from mirror.upstream.rate_limits import Accounts
 from mirror.upstream.tokens import TokenSource
-
-T = TypeVar("T")
 
 _ACCEPT: Final = ", ".join(ACCEPT)
 _OCTETS: Final = "application/octet-stream"
@@ -167,12 +164,8 @@ class RegistryWriter:
     async def delete_tag(self, repo: str, tag: str) -> bool:
         """See `Writer`. A registry that deletes only by digest is not asked to: other tags would go as well."""
         url, scope = f"{self._url}/v2/{repo}/manifests/{tag}", Scope((f"repository:{repo}:delete,pull",))
-        return (
-            await self._ask("DELETE", "push_delete", url, scope, {}, (200, 202, 204, 400, 404, 405))
-        ).status not in (
-            400,
-            405,
-        )
+        answer = await self._ask("DELETE", "push_delete", url, scope, {}, (200, 202, 204, 400, 404, 405))
+        return answer.status not in (400, 405)
 
     # --------------------------------------------------------------------------------------------------------- blobs
 
@@ -358,17 +351,14 @@ class RegistryWriter:
             return await self._client.send_once(method, url, sent, content, patience=patience)
 
         call = Call(event, scope, send, lambda answer: answer.status in usable, _RETRIES)
-        return await self._patiently(partial(self._calls.run, call))
-
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         for _ in range(_WAITS):
             try:
-                return await ask()
+                return await self._calls.run(call)
             except UpstreamThrottled as error:
                 if error.retry_after > _LONGEST_WAIT:
                     raise
                 await self.clocks.sleep(error.retry_after)
-        return await ask()
+        return await self._calls.run(call)
 
     def _headers(self, url: str, passes: Passes, more: Mapping[str, str]) -> dict[str, str]:
         """The headers of a request; credentials go to the registry's own origin alone."""

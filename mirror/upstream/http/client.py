@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Final, Literal
 
 import aiohttp
@@ -81,16 +81,7 @@ class HttpClient:
                 url = parse_url(text)
                 while True:
                     check_literal(endpoint.bounds, url.host)
-                    options = endpoint.proxies.options(url)
-                    if identity := endpoint.identity_for(url):
-                        options["ssl"] = identity
-                    async with self.session().request(
-                        method,
-                        URL(str(url), encoded=True),
-                        headers={**headers, **endpoint.proxies.headers(url)},
-                        allow_redirects=False,
-                        **options,
-                    ) as response:
+                    async with self._request(method, url, headers) as response:
                         if response.status in CONTENT:
                             content, sent = await read(response)
                             return Answer(response.status, response.headers, url, content, sent=sent)
@@ -123,21 +114,28 @@ class HttpClient:
                 url = parse_url(text)
                 check_literal(endpoint.bounds, url.host)
                 self._hosts.check(url)
-                options = endpoint.proxies.options(url)
-                if identity := endpoint.identity_for(url):
-                    options["ssl"] = identity
-                async with self.session().request(
-                    method,
-                    URL(str(url), encoded=True),
-                    headers={**headers, **endpoint.proxies.headers(url)},
-                    data=content or None,
-                    allow_redirects=False,
-                    **options,
-                ) as response:
+                async with self._request(method, url, headers, content or None) as response:
                     read = await read_limited(response, LARGEST + 1)
                     return Answer(response.status, response.headers, url, read, sent=read)
         except UrlRefused as error:
             raise endpoint.invalid(str(error)) from error
+
+    def _request(
+        self, method: str, url: Url, headers: Mapping[str, str], content: bytes | None = None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """One request, by the endpoint's proxy and with its certificate. No redirect is followed."""
+        endpoint = self._endpoint
+        options = endpoint.proxies.options(url)
+        if identity := endpoint.identity_for(url):
+            options["ssl"] = identity
+        return self.session().request(
+            method,
+            URL(str(url), encoded=True),
+            headers={**headers, **endpoint.proxies.headers(url)},
+            data=content,
+            allow_redirects=False,
+            **options,
+        )
 
     def whole(self, limit: int) -> ReadContent:
         """Reads and decodes a content of at most `limit` bytes. Raises `AnswerTooLarge`."""
