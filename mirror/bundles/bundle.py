@@ -34,7 +34,7 @@ from mirror.bundles.signing import SIGNATURE_BYTES, check_signature
 from mirror.errors import BundleError, RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
-from mirror.policy.image_names import parse_image
+from mirror.policy.image_names import has_reference, parse_image
 from mirror.policy.routing import RoutingTable
 
 _OURS: Final = frozenset({MARKER, INDEX, INVENTORY, SIGNATURE})
@@ -135,7 +135,7 @@ def _require_equal(descriptors: tuple[Descriptor, ...], inventory: Inventory) ->
 def _images(descriptors: tuple[Descriptor, ...], table: RoutingTable, name: str | None) -> Iterator[ListedImage]:
     problems: dict[str, None] = {}
     named: set[str] = set()
-    if name is not None and _has_reference(name) and len(descriptors) > 1:
+    if name is not None and has_reference(name) and len(descriptors) > 1:
         raise BundleError(f"it has {len(descriptors)} images, which cannot all have the name {name}")
     for descriptor in descriptors:
         try:
@@ -176,12 +176,8 @@ def _name_of(descriptor: Descriptor) -> str:
 
 def _completed(name: str, descriptor: Descriptor) -> str:
     """The given name. If it has neither tag nor digest, the layout's tag is added, or else the descriptor's digest."""
-    if _has_reference(name):
+    if has_reference(name):
         return name
     ref_name = descriptor.annotations.get(REF_NAME, "")
     tag = ref_name.rpartition(":")[2] if ":" in ref_name.rpartition("/")[2] or "/" not in ref_name else ""
     return f"{name}:{tag}" if tag and "@" not in ref_name else f"{name}@{descriptor.digest}"
-
-
-def _has_reference(name: str) -> bool:
-    return "@" in name or ":" in name.rpartition("/")[2]

@@ -36,7 +36,7 @@ from mirror.cli.base import (
 from mirror.cli.store_checks import check_owner, check_there
 from mirror.errors import ConfigError, Denied, MirrorError, RequestError
 from mirror.oci.reference import Repo
-from mirror.policy.image_names import Image
+from mirror.policy.image_names import Image, has_reference
 from mirror.store.hosted.backup_folder import BackupFolder, BackupReport
 from mirror.values.sizes import format_size
 
@@ -314,7 +314,7 @@ def release(
     table = settings.routing_table(loaded)
     [named] = parse_images([repository], loaded)
     repo = named.repo
-    if "@" in repository or ":" in repository.rpartition("/")[2]:
+    if has_reference(repository):
         raise ConfigError([f"{repository}: name a repository, without tag or digest"])
     if not table.hosts_registry(repo.registry):
         raise ConfigError([f"{repo} is not hosted here"])

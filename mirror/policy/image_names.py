@@ -40,6 +40,11 @@ def name_of(repo: Repo, reference: Reference) -> str:
     return str(Image(repo, digest=reference) if isinstance(reference, Digest) else Image(repo, reference))
 
 
+def has_reference(text: str) -> bool:
+    """Whether a name as people write it has a tag or a digest."""
+    return "@" in text or ":" in text.rpartition("/")[2]
+
+
 def parse_image(text: str, table: RoutingTable, *, virtual: bool = False) -> Image:
     """Parse an image of a configured registry. Without a tag or digest, the tag is `latest`.
 

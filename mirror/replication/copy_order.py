@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from mirror.errors import BodyInvalid, RequestError
 from mirror.oci.reference import Reference, Repo
-from mirror.policy.image_names import Image, name_of, parse_image
+from mirror.policy.image_names import Image, has_reference, name_of, parse_image
 from mirror.policy.routing import RoutingTable
 from mirror.values.json_types import about
 from mirror.values.platforms import Platform, parse_platforms
@@ -20,7 +20,6 @@ _FLAGS: Final = {"all_tags": False, "referrers": True, "dry_run": False}
 _FIELDS: Final = ("source", "destination", "platforms", *_FLAGS)
 #: Characters of a name, and of a list of platforms; the most such lists. Mistakes are quoted in answers and in the log.
 _LONGEST: Final = 1000
-_LONGEST_PLATFORM: Final = 1000
 _MOST_PLATFORMS: Final = 100
 
 
@@ -43,8 +42,7 @@ class CopyBody(TypedDict):
 @dataclass(frozen=True, slots=True)
 class CopyOrder:
     """A copy of one image, or of all tags of a repository (`reference` is None). The destination gets `tag`, or the
-    manifest alone if that is None. `caller` is whom records
-    name.
+    manifest alone if that is None. `caller` is whom records name.
     """
 
     source: Repo
@@ -84,8 +82,8 @@ def read_order(body: object, table: RoutingTable, parse: Callable[[str], Image],
     platforms = body.get("platforms", [])
     if not isinstance(platforms, list) or not all(isinstance(text, str) for text in platforms):
         mistakes.append("platforms: not a list of strings")
-    elif len(platforms) > _MOST_PLATFORMS or any(len(text) > _LONGEST_PLATFORM for text in platforms):
-        mistakes.append(f"platforms: more than {_MOST_PLATFORMS}, or one with more than {_LONGEST_PLATFORM} characters")
+    elif len(platforms) > _MOST_PLATFORMS or any(len(text) > _LONGEST for text in platforms):
+        mistakes.append(f"platforms: more than {_MOST_PLATFORMS}, or one with more than {_LONGEST} characters")
     if mistakes:
         raise BodyInvalid("; ".join(mistakes[:20]))
     try:
@@ -97,14 +95,14 @@ def read_order(body: object, table: RoutingTable, parse: Callable[[str], Image],
 def _read(body: Mapping[str, Any], table: RoutingTable, parse: Callable[[str], Image], caller: str) -> CopyOrder:
     source, destination = str(body["source"]), str(body["destination"])
     all_tags = bool(body["all_tags"])
-    if all_tags and _is_named(source):
+    if all_tags and has_reference(source):
         raise RequestError(f"{source}: with all tags, name a repository, without tag and digest")
-    if not all_tags and not _is_named(source):
+    if not all_tags and not has_reference(source):
         raise RequestError(f"{source}: name a tag or a digest, or ask for all tags")
-    if "@" in destination or (all_tags and _is_named(destination)):
+    if "@" in destination or (all_tags and has_reference(destination)):
         raise RequestError(f"{destination}: a copy has the digest of its source; name a repository, or one with a tag")
     image, target = parse(source), parse_image(destination, table)
-    tag = target.tag if _is_named(destination) else image.tag
+    tag = target.tag if has_reference(destination) else image.tag
     order = CopyOrder(
         image.repo,
         None if all_tags else image.reference,
@@ -118,8 +116,3 @@ def _read(body: Mapping[str, Any], table: RoutingTable, parse: Callable[[str], I
     if order.source == order.destination and order.tag in (None, order.reference):
         raise RequestError(f"{source}: source and destination are the same; name another repository or tag")
     return order
-
-
-def _is_named(text: str) -> bool:
-    """Whether a tag or a digest is named."""
-    return "@" in text or ":" in text.rpartition("/")[2]

@@ -20,7 +20,7 @@ from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.operator_deletions import DeletionPlan, Erased, OperatorDeletions, Undeleted
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import DeletedManifest, DeletedTag
-from mirror.policy.image_names import Image, name_of
+from mirror.policy.image_names import Image, has_reference, name_of
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
 from mirror.server.admin.query_values import number
@@ -153,8 +153,7 @@ class HostedAdmin:
         by `repository`. Raises `RequestError` with what to write instead.
         """
         image = self._parse_image(text)
-        last = text.rpartition("/")[2]
-        is_named = "@" in text or ":" in last
+        is_named = has_reference(text)
         if not self._table.hosts_registry(image.repo.registry):
             raise RequestError(f"{image.repo} is not hosted here, but cached: use `mirror purge`")
         if repository and is_named:
