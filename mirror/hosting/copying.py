@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import BlobUnknown, Denied, ManifestInvalid
+from mirror.errors import BlobUnknown, ManifestInvalid
 from mirror.graph.manifests import has_blob
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
@@ -60,10 +60,7 @@ class Copying:
 
     def check_writable(self, repo: Repo) -> None:
         """Raises `Denied` if the registry is read-only, or does not allow a repository of this name."""
-        rules = self._rules[repo.registry]
-        if rules.read_only:
-            raise Denied(f"the registry {repo.registry} is read-only")
-        rules.check_name(repo)
+        self._rules[repo.registry].check_writable(repo)
 
     async def digest_of(self, repo: Repo, tag: str) -> Digest | None:
         """What a tag points to; None if it is absent."""

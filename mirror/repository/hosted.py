@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import BlobUnknown, Denied, QuotaExceeded, UploadBusy, UpstreamError
+from mirror.errors import BlobUnknown, QuotaExceeded, UploadBusy, UpstreamError
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
@@ -93,10 +93,7 @@ class HostedRepository:
 
     def _check_writable(self, *, creates: bool = True) -> None:
         """Raises `Denied` if the registry is read-only, or does not allow pushes to this name."""
-        if self._rules.read_only:
-            raise Denied(f"the registry {self.repo.registry} is read-only")
-        if creates:
-            self._rules.check_name(self.repo)
+        self._rules.check_writable(self.repo, creates=creates)
 
     @property
     def _takes_pushes(self) -> bool:

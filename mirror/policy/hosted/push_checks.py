@@ -63,6 +63,13 @@ class HostedRules:
         if not self.allow_name(repo.name):
             raise Denied(f"the registry {repo.registry} does not allow repositories named {repo.name}")
 
+    def check_writable(self, repo: Repo, *, creates: bool = True) -> None:
+        """Raises `Denied` if the registry is read-only, or, if a client `creates` something, like `check_name`."""
+        if self.read_only:
+            raise Denied(f"the registry {repo.registry} is read-only")
+        if creates:
+            self.check_name(repo)
+
 
 # --------------------------------------------------------------------------------------------------------- manifests
 
