@@ -26,7 +26,7 @@ from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.pulling import State, pull_image
 from mirror.prefetch.sync_run import all_tags
 from mirror.replication.copy_order import CopyOrder
-from mirror.replication.image_tree import read_tree
+from mirror.replication.image_tree import ImageTree, read_tree
 from mirror.replication.target import CopiedImage, ImageGiver, Target
 from mirror.repository.answers import Outcome
 from mirror.repository.protocol import Fetchable, Readable
@@ -234,10 +234,10 @@ class Copies:
         if isinstance(source, Fetchable):
             await self._fetch(order, source, image, meter)
         tree = await read_tree(source, image.reference, platforms=order.platforms, referrers=order.referrers)
+        was = await target.digest_of(tag) if tag is not None else None
         if order.dry_run:
-            return await _planned(tree.root.digest, len(tree.image) + len(tree.referrers), target, tag)
-
-        return await ImageGiver(target, lambda progress: meter.note(image, progress)).give(tree, tag)
+            return await _planned(tree, target, tag, was)
+        return await ImageGiver(target, lambda progress: meter.note(image, progress)).give(tree, tag, was)
 
     async def _fetch(self, order: CopyOrder, source: Readable, image: Image, meter: ProgressMeter) -> None:
         """Brings a cached image in as a whole. Raises `BlobUnknown` with what is missing."""
@@ -302,10 +302,11 @@ def _state(copied: CopiedImage) -> Literal["copied", "moved", "same"]:
     return "moved" if copied.has_moved else "copied"
 
 
-async def _planned(root: Digest, manifests: int, target: Target, tag: str | None) -> CopiedImage:
+async def _planned(tree: ImageTree, target: Target, tag: str | None, was: Digest | None) -> CopiedImage:
     """What a dry run says: nothing is written."""
-    was = await target.digest_of(tag) if tag is not None else None
-    if tag is not None and was != root:
-        await target.check_tag(tag, root)
-    here = await target.has_manifest(root)
-    return CopiedImage(root, was, manifests=0 if here else manifests, tagged=tag is not None and was != root)
+    root = tree.root.digest
+    tagged = tag is not None and was != root
+    if tag is not None and tagged:
+        await target.check_tag(tag, was, root)
+    manifests = 0 if await target.has_manifest(root) else len(tree.image) + len(tree.referrers)
+    return CopiedImage(root, was, manifests, tagged=tagged)

@@ -85,10 +85,9 @@ class RegistryTarget:
         """See `Target`."""
         return await self.writer.has_manifest(self.name, digest)
 
-    async def check_tag(self, tag: str, digest: Digest) -> None:
+    async def check_tag(self, tag: str, now: Digest | None, digest: Digest) -> None:
         """See `Target`. What the other registry forbids is not known here."""
         self.check()
-        now = await self.digest_of(tag)
         if now not in (None, digest) and not self.may_move(tag, now, digest):
             raise Denied(f"the tag {self.repo}:{tag} exists, and the rules do not let it be moved from {now}")
 
@@ -132,9 +131,9 @@ class RegistryTarget:
 
     async def attach(self, tag: str, manifest: Manifest) -> None:
         """See `Target`. A list of referrers is not copied: each referrer is listed when it is put."""
-        if image_of_tag(tag) is None or await self.digest_of(tag) == manifest.digest:
+        if image_of_tag(tag) is None or (now := await self.digest_of(tag)) == manifest.digest:
             return
-        await self.check_tag(tag, manifest.digest)
+        await self.check_tag(tag, now, manifest.digest)
         await self.put(manifest, tag)
 
     async def _list(self, subject: Digest, referrer: Descriptor) -> None:

@@ -366,7 +366,7 @@ class _Comparing:
     ) -> None:
         image = Image(self.repo, tag)
         giver = ImageGiver(target, lambda progress: self.meter.note(image, progress))
-        copied = await giver.give(tree, tag, known=there)
+        copied = await giver.give(tree, tag, there)
         self.report.bytes += copied.bytes
         telemetry.COPIED_BYTES.inc(copied.bytes)
         telemetry.COPIES.labels("same" if copied.is_same else "moved" if step is Step.MOVE else "copied").inc()

@@ -37,7 +37,7 @@ class SiteTarget:
         """See `Target`."""
         return await self.copying.has_manifest(self.repo, digest)
 
-    async def check_tag(self, tag: str, digest: Digest) -> None:
+    async def check_tag(self, tag: str, now: Digest | None, digest: Digest) -> None:
         """See `Target`."""
         self.check()
         self.copying.check_writable(self.repo)

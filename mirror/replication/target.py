@@ -44,8 +44,10 @@ class Target(Protocol):
     async def has_manifest(self, digest: Digest) -> bool:
         """True if the repository has the manifest; False if it certainly has not."""
 
-    async def check_tag(self, tag: str, digest: Digest) -> None:
-        """Returns if nothing that is known here forbids that the tag points to this manifest. Raises `Denied`."""
+    async def check_tag(self, tag: str, now: Digest | None, digest: Digest) -> None:
+        """Returns if nothing that is known here forbids that the tag, which points to `now`, points to this manifest.
+        Raises `Denied`.
+        """
 
     async def give_blob(self, blob: Descriptor, progress: Callable[[int], None]) -> Given:
         """Makes sure that the repository has a blob of the source. `progress` is called with the bytes sent so far.
@@ -96,16 +98,12 @@ class ImageGiver:
     def __repr__(self) -> str:
         return f"<ImageGiver to {self.target!r}>"
 
-    async def give(self, tree: ImageTree, tag: str | None, *, known: Digest | None = None) -> CopiedImage:
-        """Gives an image, and lets the tag point to it. Raises like the calls of `Target`.
-
-        `known` is what the tag points to, if the caller has asked for it.
-        """
+    async def give(self, tree: ImageTree, tag: str | None, was: Digest | None) -> CopiedImage:
+        """Gives an image, and lets the tag, which points to `was`, point to it. Raises like the calls of `Target`."""
         root = tree.root.digest
-        was = known or (await self.target.digest_of(tag) if tag is not None else None)
         copied = CopiedImage(root, was)
         if tag is not None and was != root:
-            await self.target.check_tag(tag, root)
+            await self.target.check_tag(tag, was, root)
         if was != root:
             for manifest in tree.image:
                 await self._give(manifest, copied)
