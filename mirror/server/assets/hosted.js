@@ -8,10 +8,8 @@ function showQuotas({ hosted }) {
   hosting = hosted.length > 0;
   byId("hosted").hidden = !hosting;
   byId("hosted-link").hidden = !hosting;
-  list(byId("quota-rows"), hosted, (usage) => usage.scope, () => make("li", {},
-    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "how" })),
-    make("meter", { "data-part": "bar", min: "0", max: "1", high: "0.9" }),
-  ), (row, { scope, bytes: used, quota }) => {
+  list(byId("quota-rows"), hosted, (usage) => usage.scope, () =>
+    entry("how", make("meter", { "data-part": "bar", min: "0", max: "1", high: "0.9" })), (row, { scope, bytes: used, quota }) => {
     set(row, "name", scope);
     const known = used === null ? "not known at the moment" : bytes(used);
     set(row, "how", quota === null ? known : `${known} of ${bytes(quota)}${used === null ? "" : ` (${percent(used / (quota || 1))})`}`, "quiet");
@@ -46,8 +44,6 @@ async function loadRepositories() {
     set(row, "how", `${size}, ${counted(one.tags, "tag")}, ${counted(one.manifests, "manifest")}${deleted}`, "quiet");
   }, "no such repository is here");
 }
-
-const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
 function repositoryRow({ repository }) {
   const button = make("button", { type: "button", "aria-label": printable(`show the images of ${repository}`) }, "images");
@@ -113,21 +109,6 @@ function question(title, lines, verb) {
   });
 }
 
-function acting(button, image, act) {
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    try {
-      await act();
-    } catch (error) {
-      notify(`${image}: ${error.message}`);
-    } finally {
-      button.disabled = false;
-      if (document.activeElement === document.body) button.focus({ preventScroll: true });
-    }
-  });
-  return button;
-}
-
 const some = (names) => `${names.slice(0, 10).join(", ")}${names.length > 10 ? ` and ${names.length - 10} more` : ""}`;
 
 // What an image that is hosted has in place of the button that pins it.
@@ -184,10 +165,7 @@ async function loadCollection() {
   const unread = last?.unread.length ? `; ${last.unread_count} could not be read, and lost nothing: ${last.unread[0].what}: ${last.unread[0].reason}` : "";
   put("collection-text", last ? `${sums}${unread}` : "there was no round yet");
   const kinds = { link: "a layer or config of", bytes: "bytes that no repository has:", manifest: "a deleted image of" };
-  list(byId("waiting-rows"), (last?.waiting ?? []).slice(0, 10), (one) => `${one.kind} ${one.repository} ${one.digest}`, () => make("li", {},
-    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "how" })),
-    make("div", { "data-part": "more" }),
-  ), (row, one) => {
+  list(byId("waiting-rows"), (last?.waiting ?? []).slice(0, 10), (one) => `${one.kind} ${one.repository} ${one.digest}`, () => entry("how", "more"), (row, one) => {
     set(row, "name", `${kinds[one.kind] ?? one.kind} ${one.repository ?? ""} ${one.digest.slice(0, 19)}…`);
     set(row, "how", bytes(one.size), "quiet");
     set(row, "more", `${one.why}, since ${when(one.since)}; may go from ${new Date(one.may_go).toLocaleString()}`, "quiet");
@@ -230,10 +208,7 @@ async function loadEvents() {
   if (!hosting) return;
   const { endpoints, events } = await ask("/events?limit=20");
   byId("events").hidden = !endpoints.length;
-  list(byId("endpoint-rows"), endpoints, (one) => one.endpoint, () => make("li", {},
-    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "how" })),
-    make("div", { "data-part": "more" }),
-  ), (row, one) => {
+  list(byId("endpoint-rows"), endpoints, (one) => one.endpoint, () => entry("how", "more"), (row, one) => {
     set(row, "name", `${one.endpoint}${one.configured ? "" : " (not configured any more)"}`);
     const lost = one.lost ? `, ${one.lost} lost` : "";
     set(row, "how", `${one.waiting} waiting, ${one.dead} dead${lost}`, one.dead || one.lost ? "state bad" : "quiet");
@@ -246,10 +221,7 @@ async function loadReplication() {
   if (!hosting) return;
   const { rules } = await ask("/replication");
   byId("replication").hidden = !rules.length;
-  list(byId("replication-rows"), rules, (rule) => rule.name, () => make("li", {},
-    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "state" })),
-    make("div", { "data-part": "more" }), make("div", { "data-part": "trouble" }),
-  ), (row, rule) => {
+  list(byId("replication-rows"), rules, (rule) => rule.name, () => entry("state", "more", "trouble"), (row, rule) => {
     set(row, "name", `${rule.name}: ${rule.repositories} to ${rule.to}`);
     set(row, "state", rule.state, `state ${KINDS[rule.state] ?? ""}`);
     const success = rule.last_success ? `last success ${when(rule.last_success)}` : "never succeeded";

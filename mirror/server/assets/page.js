@@ -45,6 +45,8 @@ function bytes(count) {
 
 function percent(part) { return part === null || part === undefined ? "–" : `${(100 * part).toFixed(1)} %`; }
 
+const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+
 function span(seconds) {
   for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) {
     if (seconds >= length) return `${Math.floor(seconds / length)} ${unit}`;
@@ -58,6 +60,13 @@ function when(text) {
   if (!text) return "–";
   const seconds = Date.now() / 1000 - secondsOf(text);
   return seconds < 1 ? "now" : `${span(seconds)} ago`;
+}
+
+// A row with a name and a second part on one line, and further parts below it.
+function entry(second, ...below) {
+  return make("li", {},
+    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": second })),
+    ...below.map((name) => (name instanceof Node ? name : make("div", { "data-part": name }))));
 }
 
 // A row whose key was shown before stays the same element, so that focus and reading position are not lost.
@@ -118,6 +127,23 @@ function notify(text) {
   noticeTimer = setTimeout(() => put("notice", ""), 6000);
 }
 
+// Lets a button act on an image; a failure is shown. Meanwhile it is disabled.
+function acting(button, image, act) {
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      await act();
+    } catch (error) {
+      notify(`${image}: ${error.message}`);
+    } finally {
+      button.disabled = false;
+      // a disabled button loses the focus; give it back unless the user has moved on
+      if (document.activeElement === document.body) button.focus({ preventScroll: true });
+    }
+  });
+  return button;
+}
+
 const nameInPath = (image) => image.split("/").map(encodeURIComponent).join("/");
 
 // ------------------------------------------------------------------------------------------------ now
@@ -129,7 +155,7 @@ function showStatus(status) {
   const workers = status.workers.length;
   // any worker answers, and some may be younger than the mirror
   const up = Math.max(...status.workers.map((worker) => worker.uptime));
-  put("about", `${status.version}, ${workers} worker${workers === 1 ? "" : "s"}, up ${span(up)}${sealed}`);
+  put("about", `${status.version}, ${counted(workers, "worker")}, up ${span(up)}${sealed}`);
   const traffic = status.traffic;
   put("ratio", percent(traffic.hit_ratio));
   put("saved", bytes(traffic.saved));
@@ -147,12 +173,10 @@ function showStatus(status) {
 }
 
 function showFlights({ flights }) {
-  list(byId("flights"), flights, (flight) => flight.digest, () => make("li", {},
-    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "how" })),
-    make("progress", { "data-part": "bar", max: "1", "aria-label": "progress" }),
-  ), (row, flight) => {
+  list(byId("flights"), flights, (flight) => flight.digest, () =>
+    entry("how", make("progress", { "data-part": "bar", max: "1", "aria-label": "progress" })), (row, flight) => {
     set(row, "name", `${flight.repository ?? flight.upstream} ${flight.digest.slice(0, 19)}…`);
-    const clients = `${flight.followers} client${flight.followers === 1 ? "" : "s"}`;
+    const clients = counted(flight.followers, "client");
     set(row, "how", `${bytes(flight.received)} of ${flight.size === null ? "?" : bytes(flight.size)}, ${clients}`, "quiet");
     const bar = part(row, "bar");
     bar.setAttribute("aria-label", `progress of ${flight.digest.slice(0, 19)}`);
@@ -272,21 +296,12 @@ function imageRow(image) {
     button.setAttribute("aria-label", printable(`${button.textContent} ${image.image}`));
   };
   label();
-  button.addEventListener("click", async () => {
-    button.disabled = true;
-    try {
-      const answer = await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
-      const stays = pinned ? answer.still_pinned : true;
-      notify(`${image.image} is ${!stays ? "not pinned any more" : pinned ? "still pinned by a rule" : "pinned"}`);
-      pinned = stays;
-      label();
-    } catch (error) {
-      notify(`${image.image}: ${error.message}`);
-    } finally {
-      button.disabled = false;
-      // a disabled button loses the focus; give it back unless the user has moved on
-      if (document.activeElement === document.body) button.focus({ preventScroll: true });
-    }
+  acting(button, image.image, async () => {
+    const answer = await ask(`/pins/${nameInPath(image.image)}`, { method: pinned ? "DELETE" : "PUT" });
+    const stays = pinned ? answer.still_pinned : true;
+    notify(`${image.image} is ${!stays ? "not pinned any more" : pinned ? "still pinned by a rule" : "pinned"}`);
+    pinned = stays;
+    label();
   });
   return make("tr", {},
     cell("image", ...breakable(image.image)),
@@ -301,9 +316,7 @@ function imageRow(image) {
 // ------------------------------------------------------------------------------------------------ the rest
 
 function showNext({ images }) {
-  list(byId("next"), images.slice(0, 10), (image) => image.digest ?? "loose", () => make("li", {},
-    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "how" })),
-  ), (row, image) => {
+  list(byId("next"), images.slice(0, 10), (image) => image.digest ?? "loose", () => entry("how"), (row, image) => {
     set(row, "name", image.names.join(", ") || image.digest || "blobs that no cached image needs");
     const used = image.last_used ? `, last used ${when(image.last_used)}` : "";
     set(row, "how", `${bytes(image.bytes)}${used}`, "quiet");
@@ -324,11 +337,8 @@ async function loadNext() {
 const KINDS = { ok: "good", done: "good", running: "warn", failing: "warn", throttled: "warn", down: "bad", failed: "bad" };
 
 function showUpstreams({ upstreams }) {
-  list(byId("upstream-rows"), upstreams, (upstream) => upstream.name, () => make("li", {},
-    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "state" })),
-    make("div", { "data-part": "more" }), make("div", { "data-part": "login" }),
-    make("meter", { "data-part": "budget", min: "0", max: "1", low: "0.1" }),
-  ), (row, upstream) => {
+  list(byId("upstream-rows"), upstreams, (upstream) => upstream.name, () =>
+    entry("state", "more", "login", make("meter", { "data-part": "budget", min: "0", max: "1", low: "0.1" })), (row, upstream) => {
     set(row, "name", upstream.name);
     set(row, "state", upstream.state, `state ${KINDS[upstream.state] ?? ""}`);
     const lines = upstream.endpoints.map(({ url, state, retry_in: wait }) => `${url} ${state}${wait ? `, next try in ${span(wait)}` : ""}`);
@@ -344,10 +354,7 @@ function showUpstreams({ upstreams }) {
 }
 
 function showJobs({ jobs }) {
-  list(byId("job-rows"), jobs.slice(0, 20), (job) => job.id, () => make("li", {},
-    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "state" })),
-    make("div", { "data-part": "more" }),
-  ), (row, job) => {
+  list(byId("job-rows"), jobs.slice(0, 20), (job) => job.id, () => entry("state", "more"), (row, job) => {
     const images = job.arguments?.images ?? [];
     const others = images.length - 1 + (job.arguments?.more ?? 0);
     set(row, "name", `${job.kind} ${job.arguments?.rule ?? images[0] ?? ""}${others > 0 ? ` and ${others} more` : ""}`);
@@ -359,10 +366,7 @@ function showJobs({ jobs }) {
 }
 
 function showSync({ rules }) {
-  list(byId("sync-rows"), rules, (rule) => rule.name, () => make("li", {},
-    make("div", { class: "line" }, make("span", { "data-part": "name" }), make("span", { "data-part": "state" })),
-    make("div", { "data-part": "more" }),
-  ), (row, rule) => {
+  list(byId("sync-rows"), rules, (rule) => rule.name, () => entry("state", "more"), (row, rule) => {
     set(row, "name", rule.name);
     set(row, "state", rule.state, `state ${KINDS[rule.state] ?? ""}`);
     const failure = rule.result?.error ?? rule.result?.failures?.[0];
