@@ -36,7 +36,7 @@ from mirror.collection.marks import Marks
 from mirror.collection.pace import CHANGE, MANIFEST, NAME, RECORD, Pace
 from mirror.collection.waiting import waiting_deletion, waiting_link
 from mirror.errors import QuotaExceeded, RecordChanged, RecordDamaged, StoreError
-from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.graph.manifests import certain_manifest, has_blob
 from mirror.graph.referrers import referrer_descriptor
 from mirror.hosting.damaged_records import deletion_or_remade, has_manifest, manifest_or_remade
 from mirror.hosting.parts import HostedParts
@@ -188,12 +188,10 @@ class RepositoryPass:
         telemetry.log.warning("damaged record written anew", repository=str(self._repo), digest=str(digest))
 
     def _manifest(self, digest: Digest, media_type: str) -> Manifest | None:
-        """Returns the manifest; None if the bytes are no manifest, and so name nothing. Raises `StoreError`."""
-        manifest = manifest_of_bytes(self._parts.contents, digest, media_type)
-        if manifest is None and not has_blob(self._parts.contents, digest):
-            # a push of the same manifest repairs this; what it names must be there then
-            raise StoreError(f"the manifest {self._repo}@{digest} is missing")
-        return manifest
+        """Returns the manifest; None if the bytes are no manifest, and so name nothing. Raises `StoreError`, also if
+        they are missing: a push of the same manifest repairs this, and what it names must be there then.
+        """
+        return certain_manifest(self._parts.contents, self._repo, digest, media_type)
 
     def _note_names(self, digest: Digest, manifest: Manifest | None, live: ManifestRecord | None) -> None:
         self._read.add(digest)

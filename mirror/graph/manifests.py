@@ -111,6 +111,16 @@ def manifest_of_bytes(store: Blobs, digest: Digest, media_type: str | None = Non
         return None
 
 
+def certain_manifest(store: Blobs, repo: Repo, digest: Digest, media_type: str | None = None) -> Manifest | None:
+    """Blocking: like `manifest_of_bytes`, for a manifest that the repository has; None if its bytes are no manifest,
+    and so name nothing. Raises `StoreError` also if there are no bytes: it may name anything.
+    """
+    manifest = manifest_of_bytes(store, digest, media_type)
+    if manifest is None and not has_blob(store, digest):
+        raise StoreError(f"the manifest {repo}@{digest} is missing")
+    return manifest
+
+
 def has_blob(store: Blobs, digest: Digest) -> bool:
     """True if the store has the blob, for whichever repository. Fast. Raises `StoreError` if that is not certain."""
     try:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from mirror.errors import Denied, RecordChanged, StoreError
-from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.graph.manifests import certain_manifest
 from mirror.hosting.damaged_records import has_manifest
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
@@ -279,9 +279,7 @@ class _Work:
             raise
 
     def _children(self, digest: Digest) -> Sequence[Digest]:
-        manifest = manifest_of_bytes(self._parts.contents, digest)
-        if manifest is None and not has_blob(self._parts.contents, digest):
-            raise StoreError(f"the manifest {self._repo}@{digest} is missing")
+        manifest = certain_manifest(self._parts.contents, self._repo, digest)
         return [child.digest for child in manifest.manifests] if manifest else []
 
     def _bring_back_all(self, digests: Sequence[Digest]) -> None:

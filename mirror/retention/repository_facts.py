@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from mirror.collection.pace import MANIFEST, RECORD, Pace
 from mirror.errors import StoreError
-from mirror.graph.manifests import has_blob, manifest_of_bytes
+from mirror.graph.manifests import certain_manifest
 from mirror.hosting.parts import HostedParts
 from mirror.oci.attachments import attachment_tags, referrers_tag
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.retention import ManifestFact, RepositoryFacts, TagFact
 from mirror.policy.records import ManifestRecord
@@ -61,17 +60,12 @@ class _Reading:
             found = self._parts.catalog.manifest(self._repo, digest)
             if found is not None:
                 self.manifest_versions[digest] = found.version
-                self.manifests[digest] = self._fact(found.record, self._manifest(found.record))
+                self.manifests[digest] = self._fact(found.record)
             if pace.spent(MANIFEST):
                 yield
 
-    def _manifest(self, record: ManifestRecord) -> Manifest | None:
-        manifest = manifest_of_bytes(self._parts.contents, record.digest, record.media_type)
-        if manifest is None and not has_blob(self._parts.contents, record.digest):
-            raise StoreError(f"the manifest {self._repo}@{record.digest} is missing")
-        return manifest
-
-    def _fact(self, record: ManifestRecord, manifest: Manifest | None) -> ManifestFact:
+    def _fact(self, record: ManifestRecord) -> ManifestFact:
+        manifest = certain_manifest(self._parts.contents, self._repo, record.digest, record.media_type)
         return ManifestFact(
             record.digest,
             record.fetched_at,
