@@ -26,7 +26,7 @@ from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Closure, Node, Role, read_closure
 from mirror.graph.manifests import has_blob, sound_manifest
 from mirror.graph.walk import walk
-from mirror.oci.attachments import ATTESTED_DIGEST, attachment_tags, referrers_tag
+from mirror.oci.attachments import ATTESTED_DIGEST, tags_about
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
@@ -214,7 +214,7 @@ class _Selector:
             for node in closure.nodes:
                 if node.present and _is_manifest(node):
                     self._add_referrers(repo, node.digest)
-        for tag in (referrers_tag(subject), *attachment_tags(subject)):
+        for tag in tags_about(subject):
             custom = self._root(Image(repo, tag)) if self._catalog.get_tag(repo, tag) else None
             if custom is not None:
                 self._add(ListedImage(repo, tag, custom), ())

@@ -35,6 +35,11 @@ def attachment_tags(digest: Digest) -> list[str]:
     return [f"{digest.algorithm}-{digest.hex}.{suffix}" for suffix in _SUFFIXES]
 
 
+def tags_about(digest: Digest) -> list[str]:
+    """All tags that are made from the digest of an image: its `referrers_tag` and its `attachment_tags`."""
+    return [referrers_tag(digest), *attachment_tags(digest)]
+
+
 def is_attached(tag: str) -> bool:
     """Whether a tag is made from the digest of the image that its content belongs to, by cosign or as a
     `referrers_tag`.

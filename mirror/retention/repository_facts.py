@@ -9,7 +9,7 @@ from mirror.collection.pace import MANIFEST, RECORD, Pace
 from mirror.errors import StoreError
 from mirror.graph.manifests import certain_manifest
 from mirror.hosting.parts import HostedParts
-from mirror.oci.attachments import attachment_tags, referrers_tag
+from mirror.oci.attachments import tags_about
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.retention import ManifestFact, RepositoryFacts, TagFact
@@ -95,7 +95,7 @@ def needed_by(facts: RepositoryFacts) -> dict[Digest, list[Digest]]:
     for digest, manifest in facts.manifests.items():
         if manifest.subject in needed:
             needed[manifest.subject].append(digest)
-        attached = (by_name.get(name) for name in (referrers_tag(digest), *attachment_tags(digest)))
+        attached = (by_name.get(name) for name in tags_about(digest))
         needed[digest] += [each for each in attached if each is not None]
     return needed
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mirror.oci.attachments import attachment_tags, is_attached, referrers_tag
+from mirror.oci.attachments import is_attached, tags_about
 from mirror.oci.digest import Digest
 from mirror.policy.hosted.collection import ClockReading, Waited, waited
 from mirror.policy.hosted.retention_rules import DeleteRule, Happening, KeepRule, RetentionPolicy
@@ -166,7 +166,7 @@ class _Decision:
         by_name = {tag.name: tag for tag in self._facts.tags if is_attached(tag.name)}
         names: set[str] = set()
         for digest in self._facts.manifests if by_name else ():
-            found = [by_name[name] for name in (referrers_tag(digest), *attachment_tags(digest)) if name in by_name]
+            found = [by_name[name] for name in tags_about(digest) if name in by_name]
             if found:
                 self._attached[digest] = found
                 names.update(tag.name for tag in found)
