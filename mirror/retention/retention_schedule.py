@@ -214,7 +214,6 @@ class Retention:
     async def run_when_due(self, plan: Plan) -> None:
         """Does the rounds that are due. Runs until cancelled."""
         while self.has_rules:
-            wait = _LOOK_EVERY
             try:
                 if await asyncio.to_thread(self._is_due, plan):
                     await self.go_on(plan)
@@ -224,7 +223,7 @@ class Retention:
                 # no error may end this task: nothing would be deleted any more
                 telemetry.log.exception("retention crashed")
             # not all the time at once: another process may do the next round
-            await self._sleep(wait)
+            await self._sleep(_LOOK_EVERY)
 
 
 def _result(steps: Generator[None, None, RepositoryPlan]) -> RepositoryPlan:
