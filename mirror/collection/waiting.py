@@ -16,16 +16,15 @@ from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState, Q
 T = TypeVar("T")
 
 
-def waiting(parts: HostedParts, rules: CollectionRules, unread: list[Unread] | None = None) -> Iterator[WaitingContent]:
+def waiting(parts: HostedParts, rules: CollectionRules, unread: list[Unread]) -> Iterator[WaitingContent]:
     """Blocking: yields all that waits, in no order. Opens every link and every record of the hosted registries. What
     cannot be read is left out, and added to `unread`. Raises `StoreError` if something cannot be listed.
     """
-    missed: list[Unread] = [] if unread is None else unread
     for registry in sorted(rules.registries):
         for repo in parts.records.repositories(registry):
-            yield from _links(parts, rules, repo, missed)
-            yield from _deletions(parts, rules, repo, missed)
-            _note_unread(parts, repo, missed)
+            yield from _links(parts, rules, repo, unread)
+            yield from _deletions(parts, rules, repo, unread)
+            _note_unread(parts, repo, unread)
     for record in parts.blobs.all_queued():
         try:
             size = parts.blobs.hosted(record.digest).size

@@ -439,9 +439,9 @@ def test_what_waits_can_be_listed(world: CollectedWorld) -> None:
     pushed = world.push_image(APP, b"one")
     world.delete(APP, pushed, "v1")
     world.blobs.put(Digest.of(b"bytes"), b"bytes")
-    assert [entry.kind for entry in waiting(world.parts, world.rules)] == ["manifest"]
+    assert [entry.kind for entry in waiting(world.parts, world.rules, [])] == ["manifest"]
     world.collect(pause=GRACE + 1)
-    listed = {(entry.kind, entry.repository): entry for entry in waiting(world.parts, world.rules)}
+    listed = {(entry.kind, entry.repository): entry for entry in waiting(world.parts, world.rules, [])}
     assert {key: entry.why for key, entry in listed.items()} == {
         ("link", str(APP)): "no manifest names it",
         ("link", str(TWIN)): "reserved by user:a, and not pushed",
