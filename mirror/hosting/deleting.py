@@ -98,7 +98,10 @@ class Deleting:
         """
         with self._changing(repo) as change:
             for _ in range(TRIES):
-                if (damaged := self._damage(repo, tag)) is not None:
+                try:
+                    found = self._parts.catalog.tag(repo, tag)
+                except RecordDamaged as damaged:
+                    # nobody can say what it points to
                     self.check(repo, [tag], [], force=force)
                     change.made = True
                     unknown = HostedChange(ChangeKind.DELETE_TAG, repo, caller, None, (tag,))
@@ -107,7 +110,6 @@ class Deleting:
                         self._parts.catalog.drop_tag(repo, tag, expect=Version(damaged.version))
                         return
                     continue
-                found = self._parts.catalog.tag(repo, tag)
                 if found is None and self._drop_damaged_deletion(repo, tag):
                     change.made = True
                     return
@@ -127,14 +129,6 @@ class Deleting:
                     self._parts.catalog.drop_tag(repo, tag, expect=found.version)
                     return
         raise StoreError(f"the tag {repo}:{tag} was changed all the time")
-
-    def _damage(self, repo: Repo, tag: str) -> RecordDamaged | None:
-        """Returns the error if the record of a tag is damaged, so that nobody can say what it points to."""
-        try:
-            self._parts.catalog.tag(repo, tag)
-        except RecordDamaged as damaged:
-            return damaged
-        return None
 
     def _drop_damaged_deletion(self, repo: Repo, tag: str) -> bool:
         """Drops the record of a tag's deletion if it is damaged; False if it is not."""
