@@ -41,7 +41,6 @@ from mirror.hosting.links import TRIES, Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import PlacedTag, Placing
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.push_checks import requirements
@@ -308,10 +307,10 @@ class Deleting:
                 self._refuse_if_named(repo, digest)
                 change.made = True
                 with suppress(RecordChanged):
-                    version = self._links.remove(repo, found)
-                    self._look_again(repo, found.record, version)
-                    if not self._may_come_back(repo, digest):
-                        self._parts.accounts.unlink(repo, digest)
+                    removed = {digest: (found.record, self._links.remove(repo, found))}
+                    with self._back_on_errors(repo, removed):
+                        self._refuse_if_named(repo, digest)
+                    self._unlink(repo, removed)
                     return
         raise StoreError(f"the link of {repo} to {digest} was changed all the time")
 
@@ -326,19 +325,10 @@ class Deleting:
                 if digest not in named and (mark := self._remove_link(repo, digest, caller)) is not None:
                     change.made = True
                     removed[digest] = mark
-            try:
-                needed: Collection[Digest] = self._named(repo, removed, catalog.manifest_digests(repo))
-            except BaseException:
-                self._put_links_back(repo, removed)
-                raise
+            with self._back_on_errors(repo, removed):
+                needed = self._named(repo, removed, catalog.manifest_digests(repo))
             self._put_links_back(repo, {digest: removed.pop(digest) for digest in needed})
-            try:
-                kept: Collection[Digest] = self._named(repo, removed, self._parts.records.deleted_manifests(repo))
-            except StoreError:
-                # one that cannot be read may name any of them
-                kept = removed
-            for digest in removed.keys() - kept:
-                self._parts.accounts.unlink(repo, digest)
+            self._unlink(repo, removed)
 
     def _remove_link(self, repo: Repo, digest: Digest, caller: str) -> tuple[BlobLink, Version] | None:
         """Replaces a link by a mark. Returns the link and the version of the mark; None if there is none."""
@@ -356,48 +346,45 @@ class Deleting:
             with suppress(RecordChanged):
                 self._parts.records.put_link(repo, link, expect=version)
 
-    def _named(self, repo: Repo, digests: Collection[Digest], manifests: Iterable[Digest]) -> set[Digest]:
-        """Returns those of these blobs that one of the manifests names. Raises like `_named_by`."""
-        named: set[Digest] = set()
-        for manifest in self._each(repo, manifests) if digests else ():
-            named.update(blob.digest for blob in (*manifest.blobs, *manifest.manifests) if blob.digest in digests)
-        return named
-
-    def _look_again(self, repo: Repo, link: BlobLink, version: Version) -> None:
-        """Puts the link back if it cannot be said that no manifest needs it. Raises `BlobReferenced`, `StoreError`."""
+    @contextmanager
+    def _back_on_errors(self, repo: Repo, removed: Mapping[Digest, tuple[BlobLink, Version]]) -> Iterator[None]:
+        """Puts the links back if it cannot be said inside that no manifest needs them."""
         try:
-            self._refuse_if_named(repo, link.digest)
+            yield
         except BaseException:
-            with suppress(RecordChanged):
-                self._parts.records.put_link(repo, link, expect=version)
+            self._put_links_back(repo, removed)
             raise
 
-    def _refuse_if_named(self, repo: Repo, digest: Digest) -> None:
-        if (by := self._named_by(repo, digest, self._parts.catalog.manifest_digests(repo))) is not None:
-            raise BlobReferenced(f"the manifest {by} of {repo} names {digest}; delete the manifest first")
-
-    def _may_come_back(self, repo: Repo, digest: Digest) -> bool:
-        """True if a deleted manifest names the blob, or may name it because it cannot be read."""
+    def _unlink(self, repo: Repo, digests: Collection[Digest]) -> None:
+        """Notes that blobs are gone, except those that a deleted manifest names, which may come back."""
         try:
-            return self._named_by(repo, digest, self._parts.records.deleted_manifests(repo)) is not None
+            kept = self._named(repo, digests, self._parts.records.deleted_manifests(repo))
         except StoreError:
-            return True
+            # one that cannot be read may name any of them
+            return
+        for digest in {*digests} - kept:
+            self._parts.accounts.unlink(repo, digest)
 
-    def _named_by(self, repo: Repo, digest: Digest, manifests: Iterable[Digest]) -> Digest | None:
-        """Returns the first of these manifests that names the blob; None if none does. Raises `StoreError` if one
-        cannot be read: it may name it.
+    def _named(self, repo: Repo, digests: Collection[Digest], manifests: Iterable[Digest]) -> set[Digest]:
+        """Returns those of these blobs that one of the manifests names. Raises `StoreError` if one cannot be read: it
+        may name any of them.
         """
-        for manifest in self._each(repo, manifests):
-            if any(blob.digest == digest for blob in (*manifest.blobs, *manifest.manifests)):
-                return manifest.digest
-        return None
+        named: set[Digest] = set()
+        for _, names in self._names(repo, manifests) if digests else ():
+            named.update(name for name in names if name in digests)
+        return named
 
-    def _each(self, repo: Repo, manifests: Iterable[Digest]) -> Iterator[Manifest]:
-        """Yields those of these that are manifests. Raises `StoreError` if one cannot be read."""
+    def _refuse_if_named(self, repo: Repo, digest: Digest) -> None:
+        for by, names in self._names(repo, self._parts.catalog.manifest_digests(repo)):
+            if digest in names:
+                raise BlobReferenced(f"the manifest {by} of {repo} names {digest}; delete the manifest first")
+
+    def _names(self, repo: Repo, manifests: Iterable[Digest]) -> Iterator[tuple[Digest, Collection[Digest]]]:
+        """Yields those of these that are manifests, with what each names. Raises `StoreError` if one cannot be read."""
         for each in manifests:
             manifest = manifest_of_bytes(self._parts.contents, each)
             if manifest is not None:
-                yield manifest
+                yield each, {blob.digest for blob in (*manifest.blobs, *manifest.manifests)}
             elif not has_blob(self._parts.contents, each):
                 raise StoreError(f"the manifest {repo}@{each} is missing: nobody can say what it names")
 
