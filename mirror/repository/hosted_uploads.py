@@ -96,25 +96,22 @@ class HostedUpload:
         """How many bytes the session has."""
         return self._file.offset
 
-    async def append(self, body: PushBody, digest: Digest | None = None) -> int:
+    async def append(self, body: PushBody) -> int:
         """See `Upload.append`."""
+        return await self._append(body, None)
+
+    async def _append(self, body: PushBody, digest: Digest | None) -> int:
+        """`digest` is that of the whole blob, if the client has said it already."""
         async with self._over_if_full():
             if body.length is None or body.length > _SMALL:
                 await self._check_quota(self.offset + (body.length or 1), digest)
-            elif digest is not None:
-                # `commit` judges it, which a body as small as this may wait for
-                self._granted = self.offset + body.length
             await self._room(body.length or 0)
             looked_at = self.offset
-            while await body.wait(self._release):
-                if self._released_at is not None:
-                    await self._lock_again()
+            while await self._wait(body):
                 await self._receive(body)
                 if self.offset - looked_at >= _AHEAD:
                     looked_at = self.offset
                     await self._room(_AHEAD)
-            if self._released_at is not None:
-                await self._lock_again()
         return self.offset
 
     async def complete(self, body: PushBody, digest: Digest) -> int:
@@ -123,7 +120,7 @@ class HostedUpload:
         if body.length is not None and body.length <= _SMALL:
             size = await self._at_once(body, digest, self.offset + body.length)
         if size is None:
-            await self.append(body, digest)
+            await self._append(body, digest)
             size = await self.commit(digest)
         return size
 
@@ -131,11 +128,10 @@ class HostedUpload:
         """Receives a small body and commits the blob, both in one turn of a thread: with more turns, they would cost
         more than the work. None if not all is here yet, or if room had to be made: then `append` goes on.
         """
+        # `commit` judges it, which a body as small as this may wait for
         self._granted = end
         async with self._over_if_full():
-            await body.wait(self._release)
-            if self._released_at is not None:
-                await self._lock_again()
+            await self._wait(body)
             try:
                 return await self._committed(digest, lambda: self._fill_and_commit(body, digest, end), body.abort)
             except StoreFull:
@@ -159,6 +155,13 @@ class HostedUpload:
             if isinstance(error, StoreFull) and not isinstance(error, NoRoomForPush):
                 raise NoRoomForPush(f"no room for this upload: {error}") from error
             raise
+
+    async def _wait(self, body: PushBody) -> bool:
+        """Returns once bytes can be read, with the session locked; False at the end of the body."""
+        more = await body.wait(self._release)
+        if self._released_at is not None:
+            await self._lock_again()
+        return more
 
     async def _release(self) -> None:
         self._released_at = self.offset

@@ -120,11 +120,9 @@ class Upload(Protocol):
     def offset(self) -> int:
         """How many bytes the session has."""
 
-    async def append(self, body: PushBody, digest: Digest | None = None) -> int:
-        """Appends the body and returns the new offset. `digest` is that of the whole blob, if the client says it
-        already: a full quota then does not refuse a blob that counts already and that the caller could pull here. What
-        was received before an error is kept, except if the quota or the disk does not allow the upload: then the
-        session is over and leaves nothing.
+    async def append(self, body: PushBody) -> int:
+        """Appends the body and returns the new offset. What was received before an error is kept, except if the quota
+        or the disk does not allow the upload: then the session is over and leaves nothing.
 
         Raises `UploadBroken`, `QuotaExceeded`, `NoRoomForPush`, `StoreError`.
         """
@@ -135,7 +133,9 @@ class Upload(Protocol):
         """
 
     async def complete(self, body: PushBody, digest: Digest) -> int:
-        """`append`, and then `commit`. Returns the size of the blob in bytes. Raises what they raise."""
+        """`append`, and then `commit`. Returns the size of the blob in bytes. Raises what they raise. A full quota does
+        not refuse a blob that counts already and that the caller could pull here.
+        """
 
     async def cancel(self) -> None:
         """Ends the session and deletes its bytes."""
@@ -173,7 +173,7 @@ class Writable(Protocol):
 
     async def begin_upload(self, pusher: Pusher, size: int | None = None, digest: Digest | None = None) -> str:
         """Begins a session and returns its id; `size` is the blob's size in bytes, and `digest` its digest, if the
-        client says them. See `Upload.append`.
+        client says them. See `Upload.complete`.
 
         Raises `TooManyUploads`, `QuotaExceeded`, `NoRoomForPush`.
         """

@@ -210,15 +210,14 @@ async def test_a_full_quota_does_not_refuse_what_counts_already(world: HostedWor
     for size in (None, 8):
         session = await repository.begin_upload(ALICE, size, content)
         writing = await repository.upload(session, ALICE)
-        await writing.append(Sent(b"1234", b"5678", length=None), content)
-        await writing.commit(content)
+        await writing.complete(Sent(b"1234", b"5678", length=None), content)
         await writing.close()
     assert await read_blob(repository, content) == b"12345678"
     with pytest.raises(QuotaExceeded):
         await repository.begin_upload(ALICE, 9, content)
     writing = await repository.upload(await repository.begin_upload(ALICE, None, content), ALICE)
     with pytest.raises(QuotaExceeded):
-        await writing.append(Sent(b"1234", b"5678", b"9", length=None), content)
+        await writing.complete(Sent(b"1234", b"5678", b"9", length=None), content)
     await writing.close()
     assert world.uploads.sessions() == []
 

@@ -44,7 +44,7 @@ class MemoryUpload:
         """How many bytes the session has."""
         return len(self.content)
 
-    async def append(self, body: PushBody, digest: Digest | None = None) -> int:
+    async def append(self, body: PushBody) -> int:
         """See `Upload.append`."""
         if self._repository.refuse is not None:
             raise self._repository.refuse
@@ -78,7 +78,7 @@ class MemoryUpload:
 
     async def complete(self, body: PushBody, digest: Digest) -> int:
         """See `Upload.complete`."""
-        await self.append(body, digest)
+        await self.append(body)
         return await self.commit(digest)
 
     async def cancel(self) -> None:
