@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 
-from mirror.errors import BlobUnknown
 from mirror.eviction.evictor import Evictor
-from mirror.graph.manifests import manifest_of_bytes
+from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
@@ -33,17 +32,10 @@ class CachedCopies:
         """Drops these blobs. Returns those that stay, with the cached repositories that need them. Reads every cached
         manifest if one of the blobs is cached. Raises `StoreError`.
         """
-        cached = await asyncio.to_thread(lambda: {digest for digest in digests if self._is_cached(digest)})
+        cached = await asyncio.to_thread(lambda: {digest for digest in digests if has_blob(self._store, digest)})
         needed = await asyncio.to_thread(self._needed, cached)
         await self._evictor.drop(cached - needed.keys())
         return needed
-
-    def _is_cached(self, digest: Digest) -> bool:
-        try:
-            self._store.stat(digest)
-        except BlobUnknown:
-            return False
-        return True
 
     def _needed(self, digests: set[Digest]) -> dict[Digest, tuple[Repo, ...]]:
         """Blocking: the cached repositories whose manifests are or name these blobs."""
