@@ -199,7 +199,7 @@ class AccessControl:
         Raises `Unauthorized` for an anonymous caller who may not, and for a token with another scope.
         """
         identity = self._proven(identity, repo)
-        if self._verifier_of(repo.registry) is not None or not self.allows(identity, Action.PULL, repo):
+        if not self.may(identity, Action.PULL, repo):
             if identity.is_anonymous:
                 raise self._unknown_caller(request, wanted)
             return False
