@@ -23,14 +23,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from prometheus_client import Counter, Histogram
 
 from mirror import telemetry
-from mirror.errors import (
-    Denied,
-    MirrorError,
-    NotServed,
-    RequestError,
-    Unsupported,
-    UpstreamError,
-)
+from mirror.errors import Denied, MirrorError, NotServed, RequestError, Unsupported, UpstreamError
 from mirror.inspect.recent_answers import RecentAnswers
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest, parse_request
@@ -279,20 +272,10 @@ class RegistryHandler:
         if self._recent is not None and record.repository is not None and (kind != _UPLOAD or status >= 400):
             self._recent.note(kind, request.method, status, record, seconds, self._id(number))
         if kind == "manifest" and status in (200, 304) and record.action == _PULL:
-            telemetry.notice(
-                telemetry.Notice.MANIFEST_ANSWERED,
-                repository=record.repository,
-                reference=record.reference,
-                digest=record.digest,
-            )
-        if kind == "manifest" and status == 200 and record.action == _PULL and request.method == "GET":
-            telemetry.notice(
-                telemetry.Notice.IMAGE_PULLED,
-                repository=record.repository,
-                reference=record.reference,
-                digest=record.digest,
-                by=record.caller,
-            )
+            what = {"repository": record.repository, "reference": record.reference, "digest": record.digest}
+            telemetry.notice(telemetry.Notice.MANIFEST_ANSWERED, **what)
+            if status == 200 and request.method == "GET":
+                telemetry.notice(telemetry.Notice.IMAGE_PULLED, **what, by=record.caller)
         if self._audit is not None and (
             record.repository is not None or record.caller is not None or status in _REFUSED
         ):

@@ -24,14 +24,7 @@ from urllib.parse import quote
 from aiohttp import web
 from multidict import CIMultiDict
 
-from mirror.errors import (
-    DigestInvalid,
-    MirrorError,
-    SizeInvalid,
-    Unsupported,
-    UploadBroken,
-    UploadOutOfOrder,
-)
+from mirror.errors import DigestInvalid, MirrorError, SizeInvalid, Unsupported, UploadBroken, UploadOutOfOrder
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.manifest import LARGEST
 from mirror.oci.request import Kind, RegistryRequest
