@@ -15,7 +15,7 @@ from bench.content import make_image
 from bench.machine import facts, filesystem
 from bench.measure import COLD, WARM, Bench, Scale, measure_cold, measure_warm
 from bench.origin import Origin
-from bench.process import BenchFailed
+from bench.process import BenchFailed, say
 from bench.pushing import measure_pushes
 from bench.results import Results
 from bench.systems import COMPARED, SYSTEMS
@@ -85,23 +85,19 @@ def _measure(
             raise BenchFailed(f"{directory} is memory; choose a directory on a disk with --dir")
         machine = facts(directory)
         files = directory / "files"
-        _say("making content")
+        say("making content")
         blob = make_image(files, "bench/blob", scale.blob)
         shared = make_image(files, "bench/shared", scale.stampede)
         origin = Origin(directory / "origin", files, (blob, shared), shared.size // scale.slow)
         try:
             results = Results()
-            bench = Bench(directory, scale, origin, blob, shared, systems, results, _say)
+            bench = Bench(directory, scale, origin, blob, shared, systems, results, say)
             if warm := [group for group in WARM if group in only]:
                 measure_warm(bench, warm)
             measure_cold(bench, [group for group in COLD if group in only])
             if "push" in only:
-                _say("push")
+                say("push")
                 measure_pushes(bench)
         finally:
             origin.stop()
         return results, machine
-
-
-def _say(text: str) -> None:
-    print(f"… {text}", file=sys.stderr, flush=True)

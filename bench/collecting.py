@@ -26,6 +26,8 @@ from typing import Any, Final
 
 from bench.content import MANIFEST_TYPE
 from bench.machine import facts, filesystem
+from bench.process import say
+from bench.results import quantile
 from mirror.app.collecting import collection_rules
 from mirror.app.hosting import disk_parts
 from mirror.app.storage import open_storage
@@ -77,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         machine = facts(directory)
         config = _config(directory)
-        _say(f"writing {options.blobs} blobs")
+        say(f"writing {options.blobs} blobs")
         manifests = asyncio.run(_with_parts(config, lambda parts: _write_store(parts, config, options.blobs)))
-        _say("collecting")
+        say("collecting")
         rounds = asyncio.run(_with_parts(config, lambda parts: _collect(parts, collection_rules(config))))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     facts_of_run = {
@@ -186,7 +188,7 @@ def _collect(parts: HostedParts, rules: CollectionRules) -> list[MeasuredRound]:
     for number in range(_ROUNDS):
         at = now + number * (rules.grace + 60.0)
         rounds.append(_measure(number + 1, parts, rules, at))
-        _say(f"round {number + 1}: {sum(rounds[-1].steps):.1f} s of the processor")
+        say(f"round {number + 1}: {sum(rounds[-1].steps):.1f} s of the processor")
     return rounds
 
 
@@ -230,11 +232,9 @@ def _figures(measured: MeasuredRound) -> dict[str, float]:
 
 
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
-    ordered = sorted(seconds) or [0.0]
+    ordered = sorted(seconds)
     ranks = {"median": 0.5, "p99": 0.99, "max": 1.0}
-    return {
-        f"{name} {rank}": ordered[min(int(len(ordered) * at), len(ordered) - 1)] * 1000 for rank, at in ranks.items()
-    }
+    return {f"{name} {rank}": quantile(ordered, at) * 1000 for rank, at in ranks.items()}
 
 
 def _table(rounds: Sequence[MeasuredRound]) -> list[str]:
@@ -249,7 +249,3 @@ def _table(rounds: Sequence[MeasuredRound]) -> list[str]:
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
-
-
-def _say(text: str) -> None:
-    print(f"… {text}", file=sys.stderr, flush=True)

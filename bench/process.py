@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,11 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 class BenchFailed(Exception):
     """A program is missing, ended early or answered wrongly: there is no figure to print."""
+
+
+def say(text: str) -> None:
+    """Tell whoever waits what is being done."""
+    print(f"… {text}", file=sys.stderr, flush=True)
 
 
 def program(name: str) -> str:

@@ -12,6 +12,11 @@ from bench.systems import MIRROR, NGINX, REGISTRY
 Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push"]
 
 
+def quantile(values: Sequence[float], part: float) -> float:
+    """Of sorted values; 0 where there are none."""
+    return values[min(len(values) - 1, int(len(values) * part))] if values else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The mirror's figure, divided by that of `against` unless that is None, is at least or at most `bound`."""

@@ -111,10 +111,5 @@ def damaged_files(blobs: Path) -> tuple[int, list[str]]:
     return count, wrong
 
 
-def quantile(values: Sequence[float], part: float) -> float:
-    """Of sorted values; 0 where there are none."""
-    return values[min(len(values) - 1, int(len(values) * part))] if values else 0.0
-
-
 def _counts(counts: Mapping[Any, int]) -> str:
     return ", ".join(f"{name} {counts[name]}" for name in sorted(counts)) or "none"

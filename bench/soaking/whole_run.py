@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.machine import facts
-from bench.process import BenchFailed
+from bench.process import BenchFailed, say
+from bench.results import quantile
 from bench.soaking.clients import Clients
 from bench.soaking.cluster import WORKERS, MirrorUnderTest, Settings, start_registry
 from bench.soaking.faulty import Faulty
@@ -28,7 +29,7 @@ from bench.soaking.harm import Harm
 from bench.soaking.history import History, check
 from bench.soaking.library import Library, Size, publish
 from bench.soaking.livez import latencies, start_asking
-from bench.soaking.report import Report, damaged_files, quantile, read_logs
+from bench.soaking.report import Report, damaged_files, read_logs
 from bench.soaking.schedule import draw_schedule
 from bench.soaking.watch import Watch, held_locks, sample, store_files
 from tests.support.redis_server import RedisServer
@@ -114,17 +115,13 @@ async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
     return await task
 
 
-def _say(text: str) -> None:
-    print(f"… {text}", file=sys.stderr, flush=True)
-
-
 async def soak(directory: Path, seconds: float, seed: int, *, redis: bool) -> Report:
     """One run in an empty directory. Raises `BenchFailed` where a program does not start."""
     scale = SHORT if seconds < _SHORTER else LONG
     with ExitStack() as stack:
         registry, port = start_registry(directory / "registry")
         stack.callback(registry.stop)
-        _say("publishing")
+        say("publishing")
         library = await asyncio.to_thread(publish, f"http://127.0.0.1:{port}", directory / "content", seed, scale.size)
         faulty = Faulty(port, seed, stall=scale.read_timeout * 2.0)
         await faulty.start()
@@ -170,7 +167,7 @@ class _Run:
         began, began_at = time.monotonic(), time.time()
         watch = Watch(self.mirror, self.settings.capacity, began)
         watching = asyncio.create_task(watch.run())
-        harm = Harm(self.mirror, self.faulty, self.redis, self.seed, _say)
+        harm = Harm(self.mirror, self.faulty, self.redis, self.seed, say)
         clients = Clients(
             self.mirror.port,
             self.library,
@@ -188,7 +185,7 @@ class _Run:
             await asyncio.wait({watching})
         await self._rest(report, idle)
         await asyncio.to_thread(self.mirror.stop)
-        _say("checking")
+        say("checking")
         place = clients.history.close()
         sizes = {digest: len(content) for digest, content in self.library.contents.items()}
         checked = await asyncio.to_thread(check, place, sizes)
@@ -219,7 +216,7 @@ class _Run:
 
     async def _load(self, clients: Clients, harm: Harm, began: float, report: Report) -> None:
         events = draw_schedule(self.seed, self.seconds, redis=self.redis is not None)
-        _say("schedule:\n" + "\n".join(map(str, events)))
+        say("schedule:\n" + "\n".join(map(str, events)))
         spare = self.seconds * _SPARED
         harming = asyncio.create_task(harm.run(events, began, spare))
         working = [asyncio.create_task(clients.run(number)) for number in range(self.scale.clients)]
@@ -245,7 +242,7 @@ class _Run:
 
     async def _rest(self, report: Report, idle: str) -> None:
         """Nobody asks any more: what is still held was forgotten."""
-        _say("waiting for rest")
+        say("waiting for rest")
         deadline = time.monotonic() + _REST
         while True:
             files = store_files(self.mirror.workers(), self.mirror.store)
