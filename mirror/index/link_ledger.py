@@ -31,7 +31,7 @@ from typing import Any, Final, Generic, TypeVar
 from mirror.errors import IndexUnavailable, RequestError
 from mirror.index.sqlite_file import connect, file_lock, inode_of, is_busy, is_damaged, renew, satisfies, set_aside
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Repo, check_name, check_registry
+from mirror.oci.reference import Repo, read_repo
 from mirror.policy.hosted.quotas import Overrun, ScopePatterns, overrun
 from mirror.telemetry import log
 
@@ -142,11 +142,11 @@ class SqliteLedger:
 
     def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
         rows = self._reading.run(lambda connection: connection.execute(_HOLDERS, (str(digest), most)).fetchall())
-        return [repo for (name,) in rows if (repo := _repo(name))]
+        return [repo for (name,) in rows if (repo := read_repo(str(name)))]
 
     def repositories(self) -> Sequence[Repo]:
         rows = self._reading.run(lambda connection: connection.execute(_REPOSITORIES).fetchall())
-        return [repo for (name,) in rows if (repo := _repo(name))]
+        return [repo for (name,) in rows if (repo := read_repo(str(name)))]
 
     def noted(self, repo: Repo) -> Sequence[Digest]:
         rows = self._reading.run(lambda connection: connection.execute(_NOTED, (str(repo),)).fetchall())
@@ -403,14 +403,6 @@ def _patterns(connection: sqlite3.Connection) -> ScopePatterns:
     """The scopes for which the file counts. Raises `ValueError`, `TypeError`, `AttributeError` if they are garbage."""
     listed = json.loads(_state(connection)[2])
     return ScopePatterns({registry: tuple(patterns) for registry, patterns in listed.items()})
-
-
-def _repo(name: object) -> Repo | None:
-    registry, _, rest = str(name).partition("/")
-    try:
-        return Repo(check_registry(registry), check_name(rest))
-    except RequestError:
-        return None
 
 
 def _digest(text: object) -> Digest | None:

@@ -54,9 +54,10 @@ def check_registry(host: str) -> str:
 def read_repo(text: str) -> Repo | None:
     """Read `registry/name` back; None if it is no repository."""
     registry, _, name = text.partition("/")
-    if len(name) > _LONGEST or not _REGISTRY.fullmatch(registry) or not _NAME.fullmatch(name):
+    try:
+        return Repo(check_registry(registry), check_name(name))
+    except NameInvalid:
         return None
-    return Repo(registry, name)
 
 
 def is_tag(text: str) -> bool:

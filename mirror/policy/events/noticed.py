@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from mirror.errors import RequestError
-from mirror.oci.reference import Repo, check_name, check_registry
+from mirror.oci.reference import Repo, read_repo
 from mirror.policy.events.changes import (
     BLOB_DAMAGED,
     COLLECTED,
@@ -34,7 +33,7 @@ def event_of(what: str, fields: Mapping[str, Any]) -> Event | None:
     """The event that reports a notice; None if there is none for it."""
     kind = _TYPES.get(what)
     if kind in (TAG_MOVED, PULLED):
-        repo = _repo(fields.get("repository"))
+        repo = read_repo(str(fields.get("repository")))
         return _about(kind, repo, fields) if repo is not None else None
     if kind == BLOB_DAMAGED:
         digest = str(fields["digest"])
@@ -56,11 +55,3 @@ def _about(kind: str, repo: Repo, fields: Mapping[str, Any]) -> Event:
     # apart from the changes of hosted repositories, whose order counts
     key = f"{'pulls of' if kind == PULLED else 'upstream'} {repo}"
     return Event(kind, str(repo), key, {"registry": repo.registry, "repository": repo.name, **data}, repo)
-
-
-def _repo(text: object) -> Repo | None:
-    registry, _, name = str(text).partition("/")
-    try:
-        return Repo(check_registry(registry), check_name(name))
-    except RequestError:
-        return None
