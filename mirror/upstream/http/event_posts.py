@@ -1,7 +1,7 @@
 """Sends events to their endpoints: one POST each, on the event loop.
 
 Redirects are not followed: the address is the operator's, and the signature is for it alone. Of an answer only the
-status and `Retry-After` count. Its body is read up to 64 KiB, so that the connection can be used again, and not kept.
+status and `Retry-After` count. Its body is read up to 64 KiB, so that the connection can be used again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import aiohttp
 from yarl import URL
@@ -21,11 +20,10 @@ from mirror.errors import UpstreamError
 from mirror.policy.upstream.retrying import parse_retry_after
 from mirror.policy.upstream.url_bounds import UrlBounds, UrlRefused, parse_url
 from mirror.ports import Reply
-from mirror.upstream.http.client import BoundedResolver, plain_session, translated
+from mirror.upstream.http.client import BoundedResolver, plain_session, read_limited, translated
 from mirror.upstream.http.dialing import check_literal
+from mirror.upstream.http.download import LARGEST_ERROR
 from mirror.upstream.http.proxies import DIRECT, Proxies
-
-_MOST_READ: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class EventPosts:
                     **address.proxies.options(url),
                 ) as response,
             ):
-                await _drain(response)
+                await read_limited(response, LARGEST_ERROR + 1)
                 asked = parse_retry_after(response.headers.get("Retry-After"), self._now())
                 return Reply(response.status, retry_after=asked)
         except UrlRefused:
@@ -84,7 +82,7 @@ class EventPosts:
             return known
         session = plain_session(
             BoundedResolver(bounds, timeout=address.timeout, proxy_at=address.proxies.at),
-            trusted(address.ca_file) if bounds.base.scheme == "https" else True,
+            ssl.create_default_context(cafile=address.ca_file) if bounds.base.scheme == "https" else True,
             aiohttp.ClientTimeout(total=None),
         )
         self._sessions[endpoint] = session
@@ -95,18 +93,3 @@ class EventPosts:
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
             await session.close()
-
-
-def trusted(ca_file: Path | None) -> ssl.SSLContext:
-    """A TLS context that trusts the authorities in the file, or those of the system. Raises `OSError`."""
-    return ssl.create_default_context(cafile=ca_file)
-
-
-async def _drain(response: aiohttp.ClientResponse) -> None:
-    """Reads a short body. The connection of a longer one is closed."""
-    read = 0
-    async for piece in response.content.iter_any():
-        read += len(piece)
-        if read > _MOST_READ:
-            response.close()
-            return
