@@ -131,22 +131,13 @@ class Upstreams:
         return route[1].name if route else ""
 
     def _make(self, name: str, settings: UpstreamSettings) -> RegistryUpstream | EndpointsUpstream:
-        label = settings.name  # the configuration bounds their number; clients can invent names under a wildcard
-
-        def observe(event: str, status: int | None, seconds: float) -> None:
-            telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
-            telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
+        label = settings.name
 
         def on_budget(budget: Budget) -> None:
             telemetry.BUDGET_LIMIT.labels(label).set(budget.limit)
             telemetry.BUDGET_REMAINING.labels(label).set(budget.remaining)
 
-        def on_failure(error: UpstreamError) -> None:
-            telemetry.UPSTREAM_ERRORS.labels(label, type(error).__name__).inc()
-
-        of_mirrors = Hooks(
-            observe, on_failure=on_failure, whose=caller_mark if settings.access == "verify" else lambda: ""
-        )
+        of_mirrors = replace(_counting(label), whose=caller_mark if settings.access == "verify" else lambda: "")
         limits = Limits(blobs_at_once=settings.max_concurrent_downloads, lists=self._lists)
 
         def at(
@@ -179,8 +170,7 @@ class Upstreams:
 
     def takes_pushes(self, name: str) -> bool:
         """True if the configuration lets this mirror push to the registry."""
-        route = self.table.registry(name)
-        settings = self._settings.get(route[1].name) if route else None
+        settings = self._settings.get(self.label(name))
         return settings is not None and settings.push
 
     def writer(self, name: str) -> RegistryWriter:
@@ -191,20 +181,10 @@ class Upstreams:
         if writer is None:
             if not self.takes_pushes(name):
                 raise KeyError(name)
-            route = self.table.registry(name)
-            settings = self._settings[route[1].name if route else name]
-            label = settings.name
-
-            def observe(event: str, status: int | None, seconds: float) -> None:
-                telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
-                telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
-
-            def on_failure(error: UpstreamError) -> None:
-                telemetry.UPSTREAM_ERRORS.labels(label, type(error).__name__).inc()
-
+            settings = self._settings[self.label(name)]
             endpoint = _endpoint(name, settings.url or f"https://{name}", settings, settings)
             credentials = _credentials(endpoint, settings, [name, *settings.aliases])
-            hooks = Hooks(observe, on_failure=on_failure)
+            hooks = _counting(settings.name)
             writer = RegistryWriter(endpoint, executor=self._executor, credentials=credentials, hooks=hooks)
             self._writers[name] = writer
         return writer
@@ -264,6 +244,21 @@ async def open_registries(config: Config) -> AsyncIterator[list[RegistryUpstream
         upstreams = Upstreams(config, executor, memo)
         stack.push_async_callback(upstreams.aclose)
         yield upstreams.open()
+
+
+def _counting(label: str) -> Hooks:
+    """Hooks that count requests and failures. The configuration bounds the number of labels; clients can invent names
+    under a wildcard.
+    """
+
+    def observe(event: str, status: int | None, seconds: float) -> None:
+        telemetry.UPSTREAM_REQUESTS.labels(label, event, status or 0).inc()
+        telemetry.UPSTREAM_SECONDS.labels(label, event).observe(seconds)
+
+    def on_failure(error: UpstreamError) -> None:
+        telemetry.UPSTREAM_ERRORS.labels(label, type(error).__name__).inc()
+
+    return Hooks(observe, on_failure=on_failure)
 
 
 def _endpoint(name: str, url: str, reach: ReachSettings, settings: UpstreamSettings) -> Endpoint:
