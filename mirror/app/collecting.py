@@ -25,6 +25,12 @@ def collection_rules(config: Config) -> CollectionRules:
     return CollectionRules(config.hosting.grace, registries, upstreams)
 
 
+def grace_clock(config: Config, now: Callable[[], float]) -> GraceClock:
+    """The clock by which ages of hosted content are judged. `now` is in epoch seconds."""
+    longest = max((config.hosting.grace, *(entry.keep_deleted for entry in config.hosted)))
+    return GraceClock(now, steady_time, longest)
+
+
 def open_collector(
     config: Config,
     storage: Storage,
@@ -33,18 +39,15 @@ def open_collector(
     audit: AuditLog | None = None,
 ) -> GarbageCollector:
     """The collector of this process. Each round gets a line in the audit log. `now` is in epoch seconds."""
-    rules = collection_rules(config)
-    believed_after = max((rules.grace, *(each.keep_deleted for each in rules.registries.values())))
 
     def ended(report: CollectionReport) -> None:
+        freed = {"links": report.links, "blobs": report.blobs, "bytes": report.bytes}
         if audit:
-            counted = {"links": report.links, "blobs": report.blobs, "bytes": report.bytes}
-            audit.record(caller="mirror", action="collect", status=200, **counted)
+            audit.record(caller="mirror", action="collect", status=200, **freed)
         if report.links or report.blobs:
-            freed = {"links": report.links, "blobs": report.blobs, "bytes": report.bytes}
             telemetry.notice(telemetry.Notice.CONTENT_COLLECTED, **freed)
 
-    clock = GraceClock(now, steady_time, believed_after)
+    rules, clock = collection_rules(config), grace_clock(config, now)
     return GarbageCollector(parts, rules, storage.locks, storage.records("collection"), clock, ended=ended)
 
 

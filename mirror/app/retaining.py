@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from mirror.access.audit import AuditLog
+from mirror.app.collecting import grace_clock
 from mirror.app.storage import Storage, pin_rules
-from mirror.collection.grace_clock import GraceClock
 from mirror.config import Config
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
 from mirror.hosting.retiring import Retiring
-from mirror.intake.tag_history import steady_time
-from mirror.policy.hosted.collection import ClockReading
 from mirror.policy.hosted.retention_rules import RegistryRetention, RetentionRules
 from mirror.retention.protected_images import ProtectedImages
 from mirror.retention.pull_notes import PullNotes, PullTimes
@@ -55,7 +52,6 @@ def open_retention(
 ) -> Retention:
     """The retention of this process. Each round by schedule gets a line in the audit log. `now` is in epoch seconds."""
     rules, marks = retention_rules(config), storage.records(_RECORDS)
-    longest = max((config.hosting.grace, *(each.keep_deleted for each in rules.registries.values())))
     tools = RetentionTools(
         parts,
         rules,
@@ -63,7 +59,7 @@ def open_retention(
         ProtectedImages(storage.catalog, storage.pins, pin_rules(config), storage.freezes, parts.immutable, now),
         PullTimes(storage.records(_PULLS)),
         RetentionMarks(marks),
-        now_for_threads(GraceClock(now, steady_time, longest)),
+        grace_clock(config, now).read,
     )
 
     def ended(report: RetentionReport) -> None:
@@ -73,17 +69,6 @@ def open_retention(
             audit.record(caller="mirror", action="retention", status=200, **counted)
 
     return Retention(tools, storage.locks, marks, ended=ended)
-
-
-def now_for_threads(clock: GraceClock) -> Callable[[], ClockReading]:
-    """Returns a function that reads the clock, in one thread at a time."""
-    lock = threading.Lock()
-
-    def read() -> ClockReading:
-        with lock:
-            return clock.read()
-
-    return read
 
 
 async def retain_when_due(config: Config, retention: Retention) -> None:

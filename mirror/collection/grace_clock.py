@@ -12,6 +12,7 @@ that began with a wrong date does not keep its garbage until the mirror is resta
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -23,7 +24,7 @@ _SLACK: Final = 1.0
 
 
 class GraceClock:
-    """Reads both clocks. Not for use from several threads at once."""
+    """Reads both clocks. May be used from any thread."""
 
     def __init__(self, now: Callable[[], float], steady: Callable[[], float], grace: float) -> None:
         """`now` is the wall clock, in epoch seconds; `steady` cannot be set and goes on while the machine sleeps."""
@@ -32,12 +33,17 @@ class GraceClock:
         self._grace = grace
         self._offset = now() - steady()
         self._jump: tuple[float, float] | None = None
+        self._reading = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<GraceClock {'certain' if self._jump is None else 'after a jump'}>"
 
     def read(self) -> ClockReading:
         """Returns the time, as far as it is certain."""
+        with self._reading:
+            return self._read()
+
+    def _read(self) -> ClockReading:
         wall, steady = self._now(), self._steady()
         offset = wall - steady
         if abs(offset - self._offset) <= _SLACK:
