@@ -82,7 +82,7 @@ class OutboxAnnouncer:
     def confirm(self, prepared: PreparedChange, order: str, events: Sequence[Event]) -> None:
         """Lets the events of a change wait for delivery; if the outbox fails, they are kept and tried again."""
         try:
-            self.outbox.confirm(prepared, order, self._outgoing(prepared.id, order, events))
+            self._confirm(prepared, order, events)
         except StoreError as error:
             log.warning("events not confirmed", repository=prepared.key, reason=str(error))
             with self._unconfirmed_lock:
@@ -103,18 +103,18 @@ class OutboxAnnouncer:
             if not self.outbox.is_prepared(prepared):
                 return
             events = events_of(change, self._look(change, written))
-        self.outbox.confirm(prepared, order, self._outgoing(prepared.id, order, events))
+        self._confirm(prepared, order, events)
 
-    def _outgoing(self, id: str, order: str, events: Sequence[Event]) -> list[Outgoing]:
-        """The events that anybody wants. Their ids are the same however often this is called."""
+    def _confirm(self, prepared: PreparedChange, order: str, events: Sequence[Event]) -> None:
+        """Lets those events wait that anybody wants. Their ids are the same however often this is called."""
         at = self._now()
         outgoing = []
         for number, event in enumerate(events):
             if endpoints := tuple(self._subscriptions.endpoints(event)):
-                own = f"{id}-{number}"
+                own = f"{prepared.id}-{number}"
                 body = cloud_event(event, id=own, source=self._source, at=at, sequence=f"{order}.{number:03d}")
                 outgoing.append(Outgoing(own, event.type, event.key, body, at, endpoints))
-        return outgoing
+        self.outbox.confirm(prepared, order, outgoing)
 
     # ------------------------------------------------------------------------------------------------------ orphans
 
@@ -132,7 +132,7 @@ class OutboxAnnouncer:
         while waiting:
             prepared, order, events = waiting[0]
             try:
-                self.outbox.confirm(prepared, order, self._outgoing(prepared.id, order, events))
+                self._confirm(prepared, order, events)
             except StoreError:
                 with self._unconfirmed_lock:
                     self._unconfirmed = waiting + self._unconfirmed
@@ -162,8 +162,8 @@ class OutboxAnnouncer:
         log.warning("interrupted change not reported", repository=prepared.key, reason=why)
         lost = Event(LOST, prepared.key, prepared.key, {"count": 1, "reason": why})
         with self.outbox.turn(prepared.key) as order:
-            outgoing = self._outgoing(prepared.id, order, [lost])
-        self.outbox.confirm(prepared, order, outgoing)
+            pass
+        self._confirm(prepared, order, [lost])
 
 
 class _Announced:
