@@ -26,10 +26,21 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from mirror.errors import IndexUnavailable, RequestError
-from mirror.index.sqlite_file import connect, file_lock, inode_of, is_busy, is_damaged, renew, satisfies, set_aside
+from mirror.index.sqlite_file import (
+    connect,
+    file_lock,
+    inode_of,
+    is_busy,
+    is_damaged,
+    renew,
+    satisfies,
+    set_aside,
+    transaction,
+)
+from mirror.index.write_queue import QueuedWrite, WriteQueue
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, read_repo
 from mirror.policy.hosted.quotas import Overrun, ScopePatterns, overrun
@@ -116,19 +127,16 @@ class SqliteLedger:
         self._reading = _Connection(path, scopes, busy_timeout)
         self._writing = _Connection(path, scopes, busy_timeout)
         self._missed = False
-        #: Whoever has the turn carries out all that is in the queue.
-        self._turn = threading.Lock()
-        self._queueing = threading.Lock()
-        self._queue: list[_Change[Any]] = []
+        self._queue = WriteQueue(self._carry_out, lambda: IndexUnavailable("the transaction was interrupted"))
 
     def __repr__(self) -> str:
         return f"<SqliteLedger {self._path}{' missed a change' if self._missed else ''}>"
 
     def add(self, repo: Repo, digest: Digest, size: int, limits: Mapping[str, int] | None = None) -> Overrun | None:
-        return self._write(lambda connection: _add(connection, repo, str(digest), size, limits or {}))
+        return self._queue.write(lambda connection: _add(connection, repo, str(digest), size, limits or {}))
 
     def remove(self, repo: Repo, digest: Digest) -> None:
-        self._write(lambda connection: connection.execute(_REMOVE, (str(digest), str(repo))))
+        self._queue.write(lambda connection: connection.execute(_REMOVE, (str(digest), str(repo))))
 
     def usage(self, scope: str) -> int:
         return self._reading.run(lambda connection: _used(connection, scope))
@@ -154,7 +162,7 @@ class SqliteLedger:
 
     def is_complete(self) -> bool:
         if self._missed:
-            self._write(lambda _connection: None)
+            self._queue.write(lambda _connection: None)
         missed, completed, _scopes = self._reading.run(_state)
         return bool(missed == completed)
 
@@ -165,29 +173,15 @@ class SqliteLedger:
         return int(self._reading.run(_state)[0])
 
     def completed(self, missed: int) -> None:
-        self._write(lambda connection: connection.execute("UPDATE state SET completed = ?", (missed,)))
+        self._queue.write(lambda connection: connection.execute("UPDATE state SET completed = ?", (missed,)))
 
     def close(self) -> None:
         self._reading.close()
         self._writing.close()
 
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do the work in a transaction, which it may share with the work of other threads. If that fails, the next one
-        that succeeds makes the ledger incomplete. Raises `IndexUnavailable`.
-        """
-        change = _Change(work)
-        with self._queueing:
-            self._queue.append(change)
-        with self._turn:
-            if not change.is_done:
-                with self._queueing:
-                    queue, self._queue = self._queue, []
-                self._carry_out(queue)
-        return change.outcome()
-
-    def _carry_out(self, changes: Sequence[_Change[Any]]) -> None:
-        """Do the work of all in one transaction: it costs as much as that of a single one. If it fails, each is done
-        alone, so that no change suffers from another's.
+    def _carry_out(self, changes: Sequence[QueuedWrite[Any]]) -> None:
+        """Do the work of all in one transaction. If it fails, each is done alone, so that no change suffers from
+        another's. If one fails, the next transaction that succeeds makes the ledger incomplete.
         """
         try:
             results = self._writing.run(lambda connection: self._transaction(connection, changes))
@@ -199,56 +193,21 @@ class SqliteLedger:
                 self._missed = True
                 changes[0].fail(error)
         except BaseException:
-            # the threads that wait for this one must not wait in vain
             self._missed = True
-            for change in changes:
-                change.fail(IndexUnavailable("the transaction was interrupted"))
             raise
         else:
             for change, result in zip(changes, results, strict=True):
                 change.done(result)
 
-    def _transaction(self, connection: sqlite3.Connection, changes: Sequence[_Change[Any]]) -> list[Any]:
-        connection.execute("BEGIN IMMEDIATE")
-        missed = self._missed
-        try:
+    def _transaction(self, connection: sqlite3.Connection, changes: Sequence[QueuedWrite[Any]]) -> list[Any]:
+        with transaction(connection):
+            missed = self._missed
             if missed:
                 connection.execute("UPDATE state SET missed = missed + 1")
             results = [change.work(connection) for change in changes]
-            connection.execute("COMMIT")
-        except BaseException:
-            # SQLite has ended the transaction already after some errors, such as a full disk
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
         if missed:
             self._missed = False
         return results
-
-
-class _Change(Generic[T]):
-    """Work that waits for a transaction."""
-
-    def __init__(self, work: Callable[[sqlite3.Connection], T]) -> None:
-        self.work = work
-        self.is_done = False
-        self._result: list[T] = []
-        self._error: IndexUnavailable | None = None
-
-    def __repr__(self) -> str:
-        return f"<_Change {'done' if self.is_done else 'waiting'}>"
-
-    def done(self, result: T) -> None:
-        self._result, self.is_done = [result], True
-
-    def fail(self, error: IndexUnavailable) -> None:
-        self._error, self.is_done = error, True
-
-    def outcome(self) -> T:
-        """The result of the work. Raises `IndexUnavailable`."""
-        if self._error:
-            raise self._error
-        return self._result[0]
 
 
 class _Connection:

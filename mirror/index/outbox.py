@@ -32,7 +32,17 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mirror.errors import StoreError, StoreFull
-from mirror.index.sqlite_file import connect, file_lock, inode_of, is_busy, is_damaged, primary_code, satisfies
+from mirror.index.sqlite_file import (
+    connect,
+    file_lock,
+    inode_of,
+    is_busy,
+    is_damaged,
+    primary_code,
+    satisfies,
+    transaction,
+)
+from mirror.index.write_queue import QueuedWrite, WriteQueue
 from mirror.ports import Backlog, Gap, Outgoing, PreparedChange, WaitingEvent
 from mirror.telemetry import log
 
@@ -141,20 +151,6 @@ _TURNS: Final = 256
 _TRIES: Final = 5
 
 
-class _Commit:
-    """One call that waits for a shared commit."""
-
-    def __init__(self, work: Callable[[sqlite3.Connection], Any], *, synced: bool) -> None:
-        self.work = work
-        self.synced = synced
-        self.result: Any = None
-        self.error: StoreError | None = StoreError("the outbox of events was interrupted")
-        self.over = False
-
-    def __repr__(self) -> str:
-        return f"<_Commit {'over' if self.over else 'waits'}>"
-
-
 class SqliteOutbox:
     """See `mirror.ports.Outbox` and `mirror.ports.Deliveries`. The first call opens the file. An instance belongs to
     one process; its calls may come from any thread.
@@ -181,9 +177,8 @@ class SqliteOutbox:
         self._most_events, self._most_bytes = most_events, most_bytes
         self._woken, self._lost, self._now = woken, lost, now
         self._busy_timeout = busy_timeout
-        self._writing, self._queueing, self._reading = threading.Lock(), threading.Lock(), threading.Lock()
-        self._looking = threading.Lock()
-        self._queue: list[_Commit] = []
+        self._reading, self._looking, self._enlivening = threading.Lock(), threading.Lock(), threading.Lock()
+        self._queue = WriteQueue(self._commit, lambda: StoreError("the outbox of events was interrupted"))
         self._writer = _Connection(self._prepare_file, self._path, busy_timeout)
         self._reader = _Connection(self._prepare_file, self._path, busy_timeout)
         #: What changes look at: they do not wait while what waits is counted or listed.
@@ -210,7 +205,7 @@ class SqliteOutbox:
             )
             return PreparedChange(f"{_epoch(connection)}-{cursor.lastrowid}", key, claim)
 
-        return self._write(insert, synced=True)
+        return self._queue.write(insert, synced=True)
 
     @contextmanager
     def turn(self, key: str) -> Iterator[str]:
@@ -238,7 +233,7 @@ class SqliteOutbox:
                 _add(connection, order, events)
                 self._keep_bound(connection, lost)
 
-        self._write(change)
+        self._queue.write(change)
         for endpoint, count in lost.items():
             log.warning("events given up", endpoint=endpoint, count=count)
             self._lost(endpoint, count)
@@ -288,7 +283,7 @@ class SqliteOutbox:
             if epoch == _epoch(connection):
                 connection.execute("UPDATE prepared SET writer = '' WHERE number = ?", (int(number),))
 
-        self._write(change)
+        self._queue.write(change)
 
     def _live(self) -> None:
         """Locks the file that shows that this process lives."""
@@ -296,7 +291,7 @@ class SqliteOutbox:
             return
         # the file first: a folder of writers without it says that it was lost
         self._look(lambda connection: None)
-        with self._queueing:
+        with self._enlivening:
             if self._alive >= 0 or self._closed:
                 return
             folder = self._folder / "writers"
@@ -375,29 +370,29 @@ class SqliteOutbox:
         exists = "SELECT 1 FROM gaps WHERE endpoint = ? LIMIT 1"
         if not self._read(lambda connection: connection.execute(exists, (endpoint,)).fetchone()):
             return None
-        return self._write(seal)
+        return self._queue.write(seal)
 
     def told(self, endpoint: str, gap: Gap) -> None:
-        self._write(
+        self._queue.write(
             lambda connection: connection.execute(
                 "DELETE FROM gaps WHERE number = ? AND endpoint = ? AND id = ?", (gap.number, endpoint, gap.id)
             )
         )
 
     def delivered(self, event: WaitingEvent) -> None:
-        self._write(lambda connection: connection.execute(_DELIVERED, (event.endpoint, event.number, event.id)))
+        self._queue.write(lambda connection: connection.execute(_DELIVERED, (event.endpoint, event.number, event.id)))
 
     def failed(self, event: WaitingEvent, error: str) -> None:
-        self._write(lambda connection: connection.execute(_FAILED, (error, event.endpoint, event.number)))
+        self._queue.write(lambda connection: connection.execute(_FAILED, (error, event.endpoint, event.number)))
 
     def bury(self, event: WaitingEvent, error: str) -> None:
-        self._write(lambda connection: connection.execute(_BURIED, (error, event.endpoint, event.number)))
+        self._queue.write(lambda connection: connection.execute(_BURIED, (error, event.endpoint, event.number)))
 
     def expire(self, endpoint: str, before: float) -> int:
         old = "SELECT 1 FROM waiting WHERE endpoint = ? AND dead = 0 AND since < ? LIMIT 1"
         if not self._read(lambda connection: connection.execute(old, (endpoint, before)).fetchone()):
             return 0
-        return self._write(lambda connection: connection.execute(_EXPIRED, (endpoint, before)).rowcount)
+        return self._queue.write(lambda connection: connection.execute(_EXPIRED, (endpoint, before)).rowcount)
 
     def forget_endpoints(self, known: Collection[str], before: float) -> int:
         listed = self._read(lambda connection: connection.execute("SELECT DISTINCT endpoint FROM waiting").fetchall())
@@ -406,7 +401,7 @@ class SqliteOutbox:
         def drop(connection: sqlite3.Connection) -> int:
             return sum(connection.execute(_FORGOTTEN, (name, before)).rowcount for name in unknown)
 
-        return self._write(drop) if unknown else 0
+        return self._queue.write(drop) if unknown else 0
 
     def backlog(self, known: Collection[str]) -> Sequence[Backlog]:
         def count(connection: sqlite3.Connection) -> list[Backlog]:
@@ -426,7 +421,7 @@ class SqliteOutbox:
         )
 
     def resend(self, *, id: str | None, endpoint: str | None) -> int:
-        count = self._write(lambda connection: connection.execute(_RESENT, (endpoint, id, self._now())).rowcount)
+        count = self._queue.write(lambda connection: connection.execute(_RESENT, (endpoint, id, self._now())).rowcount)
         self._woken()
         return count
 
@@ -435,7 +430,7 @@ class SqliteOutbox:
     def close(self) -> None:
         """Close the files. Repeatable. A change that is still prepared is an orphan from now on."""
         self._closed = True
-        with self._writing:
+        with self._queue.turn:
             self._writer.close()
         with self._reading:
             self._reader.close()
@@ -465,27 +460,11 @@ class SqliteOutbox:
                     raise _failed(error) from error
         raise StoreError("the outbox of events is damaged again and again")
 
-    def _write(self, work: Callable[[sqlite3.Connection], T], *, synced: bool = False) -> T:
-        """Do the work in one transaction, which calls of other threads may share."""
-        mine = _Commit(work, synced=synced)
-        with self._queueing:
-            self._queue.append(mine)
-        with self._writing:
-            if not mine.over:
-                with self._queueing:
-                    batch, self._queue = self._queue, []
-                self._commit(batch)
-        if mine.error is not None:
-            raise mine.error
-        return mine.result  # type: ignore[no-any-return]
-
-    def _commit(self, batch: list[_Commit]) -> None:
+    def _commit(self, batch: Sequence[QueuedWrite[Any]]) -> None:
         try:
             for _ in range(_TRIES):
                 try:
                     if self._transact(batch):
-                        for each in batch:
-                            each.error = None
                         return
                 except (sqlite3.Error, OSError) as error:
                     self._mend(self._writer, error)
@@ -495,27 +474,20 @@ class SqliteOutbox:
         except (sqlite3.Error, OSError, StoreError) as error:
             failure = error if isinstance(error, StoreError) else _failed(error)
             for each in batch:
-                each.error = failure
-        finally:
-            for each in batch:
-                each.over = True
+                each.fail(failure)
 
-    def _transact(self, batch: list[_Commit]) -> bool:
+    def _transact(self, batch: Sequence[QueuedWrite[Any]]) -> bool:
         """False if the file was replaced meanwhile: what was committed is in the old one."""
         connection = self._open(self._writer)
         level = "FULL" if any(each.synced for each in batch) else "NORMAL"
         connection.execute(f"PRAGMA synchronous = {level}")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for each in batch:
-                each.result = each.work(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            # SQLite has ended the transaction already after some errors, such as a full disk
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
-        return inode_of(self._path) == self._writer.inode
+        with transaction(connection):
+            results = [each.work(connection) for each in batch]
+        if inode_of(self._path) != self._writer.inode:
+            return False
+        for each, result in zip(batch, results, strict=True):
+            each.done(result)
+        return True
 
     def _open(self, connection: _Connection) -> sqlite3.Connection:
         if self._closed:

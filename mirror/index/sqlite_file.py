@@ -64,6 +64,20 @@ def connect(path: Path, busy_timeout: float) -> closing[sqlite3.Connection]:
     return closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None))
 
 
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commits what is done inside; after an error, nothing of it is there. Raises `sqlite3.Error`."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite has ended the transaction already after some errors, such as a full disk
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
 def satisfies(path: Path, busy_timeout: float, check: Callable[[sqlite3.Connection], bool]) -> bool:
     """True if the file exists, is readable and passes the check, which may fail at a file that lacks a table.
 
