@@ -30,6 +30,7 @@ from typing import Any, Final, TypeVar
 
 from mirror.errors import IndexUnavailable, RequestError
 from mirror.index.sqlite_file import (
+    CurrentConnection,
     connect,
     file_lock,
     inode_of,
@@ -211,19 +212,16 @@ class SqliteLedger:
 
 
 class _Connection:
-    """A connection that is opened when it is needed, and again when the file was replaced. For any thread."""
+    """A connection for any thread, which sets a damaged file aside."""
 
     def __init__(self, path: Path, scopes: ScopePatterns, busy_timeout: float) -> None:
         self._path = path
-        self._scopes = scopes
-        self._busy_timeout = busy_timeout
         self._using = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._inode: int | None = None
+        self._current = CurrentConnection(path, busy_timeout, lambda: _prepare(path, scopes, busy_timeout), _begin)
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<_Connection {self._path} {'closed' if self._closed else 'open' if self._connection else 'not open'}>"
+        return f"<_Connection {'closed' if self._closed else self._current}>"
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Returns the result of the work. A damaged file is set aside. Raises `IndexUnavailable`."""
@@ -237,8 +235,8 @@ class _Connection:
     def renew(self, *, keep: bool) -> None:
         """Set the file that is open aside, or delete it unless `keep`. Raises `IndexUnavailable`."""
         with self._using:
-            inode = self._inode
-            self._disconnect()
+            inode = self._current.inode
+            self._current.close()
             try:
                 if inode is not None:
                     renew(self._path, inode, keep=keep)
@@ -249,37 +247,27 @@ class _Connection:
         """Close the file for good. Repeatable."""
         with self._using:
             self._closed = True
-            self._disconnect()
+            self._current.close()
 
     def _open(self) -> sqlite3.Connection:
         if self._closed:
             raise IndexUnavailable("the ledger is closed")
-        if self._connection is None or inode_of(self._path) != self._inode:
-            self._disconnect()
-            self._inode = _prepare(self._path, self._scopes, self._busy_timeout)
-            connection = sqlite3.connect(
-                self._path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
-            )
-            self._connection = connection
-            # NORMAL syncs only at checkpoints: a power cut may lose the latest changes, but does not damage the file
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(_CACHE)
-        return self._connection
+        return self._current.open()
 
     def _failed(self, error: Exception) -> None:
-        inode = self._inode
+        inode = self._current.inode
         if not is_busy(error):
-            self._disconnect()
+            self._current.close()
         if is_damaged(error) and inode is not None:
             log.warning("ledger damaged", path=str(self._path))
             with suppress(OSError):
                 renew(self._path, inode, keep=True)
 
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection:
-            with suppress(sqlite3.Error):
-                connection.close()
+
+def _begin(connection: sqlite3.Connection) -> None:
+    # NORMAL syncs only at checkpoints: a power cut may lose the latest changes, but does not damage the file
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(_CACHE)
 
 
 def _prepare(path: Path, scopes: ScopePatterns, busy_timeout: float) -> int:

@@ -33,6 +33,7 @@ from typing import Any, Final, TypeVar
 
 from mirror.errors import StoreError, StoreFull
 from mirror.index.sqlite_file import (
+    CurrentConnection,
     connect,
     file_lock,
     inode_of,
@@ -179,10 +180,12 @@ class SqliteOutbox:
         self._busy_timeout = busy_timeout
         self._reading, self._looking, self._enlivening = threading.Lock(), threading.Lock(), threading.Lock()
         self._queue = WriteQueue(self._commit, lambda: StoreError("the outbox of events was interrupted"))
-        self._writer = _Connection(self._prepare_file, self._path, busy_timeout)
-        self._reader = _Connection(self._prepare_file, self._path, busy_timeout)
+        self._writer = CurrentConnection(self._path, busy_timeout, self._prepare_file)
+        self._reader = CurrentConnection(self._path, busy_timeout, self._prepare_file)
         #: What changes look at: they do not wait while what waits is counted or listed.
-        self._looker = _Connection(self._prepare_file, self._path, busy_timeout)
+        self._looker = CurrentConnection(self._path, busy_timeout, self._prepare_file, self._look_for_boot)
+        #: The number of the machine's boot in the file of `_looker`.
+        self._boot = 0
         self._name = secrets.token_hex(8)
         self._alive = -1
         self._closed = False
@@ -210,7 +213,7 @@ class SqliteOutbox:
     @contextmanager
     def turn(self, key: str) -> Iterator[str]:
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=2).digest()) % _TURNS
-        boot = self._look(lambda connection: self._looker.boot)
+        boot = self._look(lambda _connection: self._boot)
         try:
             descriptor = _open_lock(self._folder / "turns", f"{number:02x}")
         except OSError as error:
@@ -450,7 +453,7 @@ class SqliteOutbox:
         with self._looking:
             return self._with(self._looker, work)
 
-    def _with(self, connection: _Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _with(self, connection: CurrentConnection, work: Callable[[sqlite3.Connection], T]) -> T:
         for _ in range(_TRIES):
             try:
                 return work(self._open(connection))
@@ -489,12 +492,12 @@ class SqliteOutbox:
             each.done(result)
         return True
 
-    def _open(self, connection: _Connection) -> sqlite3.Connection:
+    def _open(self, connection: CurrentConnection) -> sqlite3.Connection:
         if self._closed:
             raise StoreError("the outbox is closed")
         return connection.open()
 
-    def _mend(self, connection: _Connection, error: Exception) -> None:
+    def _mend(self, connection: CurrentConnection, error: Exception) -> None:
         """Sets a damaged file aside; the next attempt begins a new one."""
         inode = connection.inode
         if not is_busy(error):
@@ -503,6 +506,10 @@ class SqliteOutbox:
             with suppress(OSError), file_lock(self._path):
                 if inode_of(self._path) == inode:
                     self._set_aside("damaged")
+
+    def _look_for_boot(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA synchronous = FULL")
+        self._boot = _number_of_boot(connection)
 
     def _set_aside(self, why: str) -> None:
         """The caller holds the lock of the file."""
@@ -543,40 +550,6 @@ class SqliteOutbox:
         os.rename(fresh, self._path)
         for folder in (self._folder, self._folder.parent):
             _sync(folder)
-
-
-class _Connection:
-    """A connection that is opened when it is needed, and again when the file was replaced."""
-
-    def __init__(self, prepare: Callable[[], int], path: Path, busy_timeout: float) -> None:
-        self._prepare = prepare
-        self._path = path
-        self._busy_timeout = busy_timeout
-        self._connection: sqlite3.Connection | None = None
-        self.inode: int | None = None
-        #: The number of the machine's boot in this file.
-        self.boot = 0
-
-    def __repr__(self) -> str:
-        return f"<_Connection {self._path} {'open' if self._connection else 'not open'}>"
-
-    def open(self) -> sqlite3.Connection:
-        if self._connection is None or inode_of(self._path) != self.inode:
-            self.close()
-            self.inode = self._prepare()
-            connection = sqlite3.connect(
-                self._path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
-            )
-            self._connection = connection
-            connection.execute("PRAGMA synchronous = FULL")
-            self.boot = _number_of_boot(connection)
-        return self._connection
-
-    def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection:
-            with suppress(sqlite3.Error):
-                connection.close()
 
 
 def _is_current(connection: sqlite3.Connection) -> bool:

@@ -64,6 +64,49 @@ def connect(path: Path, busy_timeout: float) -> closing[sqlite3.Connection]:
     return closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None))
 
 
+class CurrentConnection:
+    """A connection that is opened when it is needed, and again when the file was replaced. For one thread at a time."""
+
+    def __init__(
+        self,
+        path: Path,
+        busy_timeout: float,
+        prepare: Callable[[], int],
+        begin: Callable[[sqlite3.Connection], None] = lambda connection: None,
+    ) -> None:
+        """`prepare` makes sure that the file exists, and returns its inode; `begin` is called with each connection that
+        was opened.
+        """
+        self._path = path
+        self._busy_timeout = busy_timeout
+        self._prepare = prepare
+        self._begin = begin
+        self._connection: sqlite3.Connection | None = None
+        #: That of the file that was opened last.
+        self.inode: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<CurrentConnection {self._path} {'open' if self._connection else 'not open'}>"
+
+    def open(self) -> sqlite3.Connection:
+        """The connection to the file that has the name now. Raises `OSError`, `sqlite3.Error`."""
+        if self._connection is None or inode_of(self._path) != self.inode:
+            self.close()
+            self.inode = self._prepare()
+            self._connection = sqlite3.connect(
+                self._path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
+            )
+            self._begin(self._connection)
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection; the next `open` opens another. Repeatable."""
+        connection, self._connection = self._connection, None
+        if connection:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Commits what is done inside; after an error, nothing of it is there. Raises `sqlite3.Error`."""
