@@ -231,7 +231,7 @@ class SqliteOutbox:
         def change(connection: sqlite3.Connection) -> None:
             lost.clear()
             if prepared is not None:
-                _forget(connection, prepared)
+                connection.execute("DELETE FROM prepared WHERE number = ?", (_number_in(connection, prepared),))
             if events:
                 _add(connection, order, events)
                 self._keep_bound(connection, lost)
@@ -274,19 +274,14 @@ class SqliteOutbox:
 
     def is_prepared(self, prepared: PreparedChange) -> bool:
         def look(connection: sqlite3.Connection) -> bool:
-            epoch, _, number = prepared.id.partition("-")
-            row = connection.execute("SELECT 1 FROM prepared WHERE number = ?", (int(number),)).fetchone()
-            return row is not None and epoch == _epoch(connection)
+            found = "SELECT 1 FROM prepared WHERE number = ?"
+            return connection.execute(found, (_number_in(connection, prepared),)).fetchone() is not None
 
         return self._look(look)
 
     def abandon(self, prepared: PreparedChange) -> None:
-        def change(connection: sqlite3.Connection) -> None:
-            epoch, _, number = prepared.id.partition("-")
-            if epoch == _epoch(connection):
-                connection.execute("UPDATE prepared SET writer = '' WHERE number = ?", (int(number),))
-
-        self._queue.write(change)
+        abandoned = "UPDATE prepared SET writer = '' WHERE number = ?"
+        self._queue.write(lambda connection: connection.execute(abandoned, (_number_in(connection, prepared),)))
 
     def _live(self) -> None:
         """Locks the file that shows that this process lives."""
@@ -572,10 +567,10 @@ def _number_of_boot(connection: sqlite3.Connection) -> int:
     return int(row[0])
 
 
-def _forget(connection: sqlite3.Connection, prepared: PreparedChange) -> None:
+def _number_in(connection: sqlite3.Connection, prepared: PreparedChange) -> int | None:
+    """The number of a change in the file; None if it was prepared in another one."""
     epoch, _, number = prepared.id.partition("-")
-    if epoch == _epoch(connection):
-        connection.execute("DELETE FROM prepared WHERE number = ?", (int(number),))
+    return int(number) if epoch == _epoch(connection) else None
 
 
 def _add(connection: sqlite3.Connection, order: str, events: Sequence[Outgoing]) -> None:
