@@ -130,8 +130,9 @@ async def build(
             admin.admin,
             blob_places(config, storage),
         )
-        pulls = open_pull_notes(config, storage, now)
         if housework:
+            pulls = open_pull_notes(config, storage, now)
+            stack.callback(pulls.flush)
             if pulls.asked:
                 stack.callback(telemetry.listen(pulls.listen))
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)
@@ -152,7 +153,6 @@ async def build(
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)
         stack.push_async_callback(recent.flush)
-        stack.callback(pulls.flush)
         yield app
 
 
