@@ -202,10 +202,10 @@ def _claim_test(text: str) -> _ClaimTest:
     claims = read_claims(text)
     if not claims.issuer:
         raise ValueError(f"{text!r} names no issuer")
-    return _ClaimTest(claims.issuer, tuple((name, _with_stars(value)) for name, value in claims.wanted))
+    return _ClaimTest(claims.issuer, tuple((name, with_stars(value)) for name, value in claims.wanted))
 
 
-def _with_stars(text: str) -> re.Pattern[str]:
+def with_stars(text: str) -> re.Pattern[str]:
     """A pattern in which `*` stands for any characters, also slashes: names and claims may contain them."""
     return re.compile(".*".join(re.escape(part) for part in text.split("*")), re.DOTALL)
 
@@ -234,7 +234,7 @@ class Rule:
         named = [check_caller(caller) for caller in self.callers if caller not in claims]
         stars = [caller for caller in named if "*" in caller and caller != "*"]
         object.__setattr__(self, "_exact", frozenset(named) - frozenset(stars))
-        object.__setattr__(self, "_names", tuple(map(_with_stars, stars)))
+        object.__setattr__(self, "_names", tuple(map(with_stars, stars)))
         object.__setattr__(self, "_claims", tuple(map(_claim_test, claims)))
         object.__setattr__(self, "_repositories", tuple(compile_pattern(pattern) for pattern in self.match))
 

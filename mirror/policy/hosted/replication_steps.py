@@ -27,6 +27,7 @@ from mirror.errors import NameInvalid
 from mirror.oci.attachments import is_attached
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, check_name
+from mirror.policy.access_rules import with_stars
 from mirror.policy.hosted.retention import RETENTION
 from mirror.policy.routing import compile_pattern
 
@@ -105,8 +106,7 @@ class TagRules:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_tags", tuple(compile_pattern(pattern) for pattern in self.tags))
-        callers = (".*".join(map(re.escape, caller.split("*"))) for caller in self.not_moved_by)
-        object.__setattr__(self, "_callers", tuple(re.compile(caller, re.DOTALL) for caller in callers))
+        object.__setattr__(self, "_callers", tuple(map(with_stars, self.not_moved_by)))
 
     def covers(self, tag: str) -> bool:
         """Whether the rule is about this tag by itself."""
