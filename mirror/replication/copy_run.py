@@ -9,7 +9,7 @@ To resume, the same copy is asked for again: what the target has is skipped.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Final, Literal, Protocol
 
@@ -153,53 +153,42 @@ class Copies:
         check_rights(order, rights)
         source = self._source_for(order.source)
         target = self._target_for(order, source, rights)
-        wanted = await self._wanted(order, source)
-        meter.expect(len(wanted))
-        result = CopyResult()
-        for reference, tag in wanted:
-            image = (
-                Image(order.source, reference) if isinstance(reference, str) else Image(order.source, digest=reference)
-            )
-            result.images.append(await self._copy_one(order, rights, source, target, image, tag, meter, result))
+        run = _CopyRun(order, rights, source, target, meter, self._sleep)
+        await run.all(await _wanted(order, source))
         telemetry.log.info(
-            "copy ended", source=order.source_name, destination=order.destination_name, **result.counts()
+            "copy ended", source=order.source_name, destination=order.destination_name, **run.result.counts()
         )
-        return result
+        return run.result
 
-    async def _wanted(self, order: CopyOrder, source: Readable) -> list[tuple[Reference, str | None]]:
-        """The images to copy, each with the tag that the destination gets. Raises `MirrorError`."""
-        if order.reference is not None:
-            return [(order.reference, order.tag)]
-        listing = await all_tags(source)
-        if listing.outcome is Outcome.STALE:
-            raise UpstreamUnavailable(
-                f"the tags of {order.source}: upstream does not answer", upstream=listing.upstream
-            )
-        # what belongs to an image goes with it; what is left of images without a tag, at the end
-        tags = [tag for tag in listing.items if not is_attached(tag)]
-        if order.referrers:
-            tags += [tag for tag in listing.items if image_of_tag(tag) is not None]
-        if not tags:
-            raise RequestError(f"{order.source} has no tags")
-        return [(tag, tag) for tag in tags]
 
-    async def _copy_one(
-        self,
-        order: CopyOrder,
-        rights: Rights,
-        source: Readable,
-        target: Target,
-        image: Image,
-        tag: str | None,
-        meter: ProgressMeter,
-        result: CopyResult,
-    ) -> CopiedImageJson:
+@dataclass(slots=True)
+class _CopyRun:
+    """One copy."""
+
+    order: CopyOrder
+    rights: Rights
+    source: Readable
+    target: Target
+    meter: ProgressMeter
+    sleep: Callable[[float], Awaitable[None]]
+    result: CopyResult = field(default_factory=CopyResult)
+
+    async def all(self, wanted: Sequence[tuple[Reference, str | None]]) -> None:
+        """Copy these images, each to its tag."""
+        self.meter.expect(len(wanted))
+        for reference, tag in wanted:
+            repo = self.order.source
+            image = Image(repo, reference) if isinstance(reference, str) else Image(repo, digest=reference)
+            self.result.images.append(await self._copy_one(image, tag))
+
+    async def _copy_one(self, image: Image, tag: str | None) -> CopiedImageJson:
+        order = self.order
         destination = name_of(order.destination, tag) if tag is not None else str(order.destination)
         try:
-            copied = await self._retried(lambda: self._give(order, source, target, image, tag, meter))
+            copied = await self._retried(lambda: self._give(image, tag))
         except MirrorError as error:
             telemetry.COPIES.labels("failed").inc()
-            return _failed(image, destination, str(error) if rights.may_see_network else error.public)
+            return _failed(image, destination, str(error) if self.rights.may_see_network else error.public)
         except Exception as error:
             # a bug that one image meets must not end the others
             telemetry.log.exception("copy crashed", image=str(image))
@@ -208,7 +197,7 @@ class Copies:
         if not order.dry_run:
             telemetry.COPIES.labels(state).inc()
             telemetry.COPIED_BYTES.inc(copied.bytes)
-        result.bytes += copied.bytes
+        self.result.bytes += copied.bytes
         return {
             "source": str(image),
             "destination": destination,
@@ -222,36 +211,31 @@ class Copies:
             "reason": None,
         }
 
-    async def _give(
-        self,
-        order: CopyOrder,
-        source: Readable,
-        target: Target,
-        image: Image,
-        tag: str | None,
-        meter: ProgressMeter,
-    ) -> CopiedImage:
+    async def _give(self, image: Image, tag: str | None) -> CopiedImage:
+        order, source, target = self.order, self.source, self.target
         if isinstance(source, Fetchable):
-            await self._fetch(order, source, image, meter)
+            await self._fetch(source, image)
         tree = await read_tree(source, image.reference, platforms=order.platforms, referrers=order.referrers)
         was = await target.digest_of(tag) if tag is not None else None
         if order.dry_run:
             return await _planned(tree, target, tag, was)
-        return await ImageGiver(target, lambda progress: meter.note(image, progress)).give(tree, tag, was)
+        return await ImageGiver(target, lambda progress: self.meter.note(image, progress)).give(tree, tag, was)
 
-    async def _fetch(self, order: CopyOrder, source: Readable, image: Image, meter: ProgressMeter) -> None:
+    async def _fetch(self, source: Readable, image: Image) -> None:
         """Brings a cached image in as a whole. Raises `BlobUnknown` with what is missing."""
         pulled = await pull_image(
             source,
             image.reference,
-            platforms=order.platforms,
-            referrers=order.referrers,
+            platforms=self.order.platforms,
+            referrers=self.order.referrers,
             slots=asyncio.Semaphore(_FETCHED_AT_ONCE),
-            report=lambda progress: meter.note(image, progress),
-            sleep=self._sleep,
+            report=lambda progress: self.meter.note(image, progress),
+            sleep=self.sleep,
         )
         if pulled.stale:
-            raise UpstreamUnavailable(f"{image}: upstream does not answer for the tag", upstream=order.source.registry)
+            raise UpstreamUnavailable(
+                f"{image}: upstream does not answer for the tag", upstream=self.order.source.registry
+            )
         if not pulled.ok:
             failed = [f"{digest}: {pulled.blobs[digest].error}" for digest in pulled.of(State.FAILED)]
             raise BlobUnknown(
@@ -267,10 +251,10 @@ class Copies:
                 if error.retry_after > _LONGEST_WAIT:
                     raise
                 telemetry.log.warning("upstream throttled", upstream=error.upstream, wait=error.retry_after)
-                await self._sleep(error.retry_after)
+                await self.sleep(error.retry_after)
             except UpstreamUnavailable as error:
                 telemetry.log.warning("copy broken off", upstream=error.upstream, reason=str(error))
-                await self._sleep(_AFTER_BREAK)
+                await self.sleep(_AFTER_BREAK)
         return await work()
 
 
@@ -279,6 +263,22 @@ def check_rights(order: CopyOrder, rights: Rights) -> None:
     for action, joint, repo in ((Action.PULL, "from", order.source), (Action.PUSH, "to", order.destination)):
         if not rights.may(action, repo):
             raise Denied(f"{order.caller} may not {action.value} {joint} {repo}")
+
+
+async def _wanted(order: CopyOrder, source: Readable) -> list[tuple[Reference, str | None]]:
+    """The images to copy, each with the tag that the destination gets. Raises `MirrorError`."""
+    if order.reference is not None:
+        return [(order.reference, order.tag)]
+    listing = await all_tags(source)
+    if listing.outcome is Outcome.STALE:
+        raise UpstreamUnavailable(f"the tags of {order.source}: upstream does not answer", upstream=listing.upstream)
+    # what belongs to an image goes with it; what is left of images without a tag, at the end
+    tags = [tag for tag in listing.items if not is_attached(tag)]
+    if order.referrers:
+        tags += [tag for tag in listing.items if image_of_tag(tag) is not None]
+    if not tags:
+        raise RequestError(f"{order.source} has no tags")
+    return [(tag, tag) for tag in tags]
 
 
 def _failed(image: Image, destination: str, reason: str) -> CopiedImageJson:
