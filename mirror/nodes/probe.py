@@ -279,7 +279,7 @@ def _clock(date: str) -> list[Finding]:
 def _pulled(method: str, image: Image, answer: ProbeAnswer) -> Finding:
     what, status = f"{method} {image}", answer.headers.get("cache-status", "")
     if answer.status != 200:
-        return Finding(what, Level.PROBLEM, answer.said, _ADVICE.get(answer.status, _LOG))
+        return Finding(what, Level.PROBLEM, answer.said, _ADVICE.get(answer.status, LOG))
     if not status.startswith("mirror;"):
         advice = "another server answers at this URL, or a proxy rewrites its headers"
         return Finding(what, Level.PROBLEM, "the answer is not from the mirror: its Cache-Status is missing", advice)
@@ -293,7 +293,7 @@ def _pulled(method: str, image: Image, answer: ProbeAnswer) -> Finding:
     return Finding(what, Level.OK, f"{digest[:19]} ({status})")
 
 
-_LOG: Final = "look for the request in the mirror's log"
+LOG: Final = "look for the request in the mirror's log"
 _ADVICE: Final = {
     401: "the mirror, or the registry behind it, requires a login",
     403: "a rule of the mirror, or the registry, denies this image",

@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 from mirror.errors import ConfigError
 from mirror.nodes.findings import Finding, Level
 from mirror.nodes.plan import MirrorUrl
-from mirror.nodes.probe import ProbeAnswer, Visitor, no_answer
+from mirror.nodes.probe import LOG, ProbeAnswer, Visitor, no_answer
 from mirror.oci.challenge import parse_challenges
 from mirror.oci.strict_json import read_json
 
@@ -97,7 +97,7 @@ class TrialPush:
             text = f"the mirror sends clients to {realm}: {no_answer(where.mirror, error).text}"
             raise _Stopped("login", text, "let the proxy pass the client's Host on, or set access.realm") from error
         if answered.status != 200:
-            raise _Stopped("login", f"{realm}: {answered.said}", _LOGIN.get(answered.status, _LOG))
+            raise _Stopped("login", f"{realm}: {answered.said}", _LOGIN.get(answered.status, LOG))
         try:
             self._token = str(read_json(answered.body)["token"])
         except (ValueError, KeyError, TypeError):
@@ -129,7 +129,7 @@ class TrialPush:
             return Finding(what, Level.OK, f"{self._caller} may pull")
         if answer.code == "NAME_UNKNOWN" or answer.status in (401, 403):
             return Finding(what, Level.PROBLEM, f"{self._caller} may not pull: {answer.said}", self._rule("pull"))
-        return Finding(what, Level.PROBLEM, answer.said, _LOG)
+        return Finding(what, Level.PROBLEM, answer.said, LOG)
 
     def _only_push(self, pull: Finding) -> Finding:
         """The finding about a pull that failed, of a caller who may push. Under a virtual name that nobody has yet, the
@@ -159,7 +159,7 @@ class TrialPush:
             raise _Stopped(what, answer.said, self._rule("push"))
         if answer.code == "NAME_UNKNOWN":
             raise _Stopped(what, f"{self._caller} may neither pull nor push: {answer.said}", self._rule("pull", "push"))
-        raise _Stopped(what, answer.said, _PUSH.get(answer.code, _PUSH.get(str(answer.status), _LOG)))
+        raise _Stopped(what, answer.said, _PUSH.get(answer.code, _PUSH.get(str(answer.status), LOG)))
 
     @property
     def _caller(self) -> str:
@@ -193,7 +193,6 @@ class TrialPush:
         return Finding(what, Level.WARNING, answer.said, _OTHER)
 
 
-_LOG: Final = "look for the request in the mirror's log"
 _OTHER: Final = "does a proxy, or another server, answer in the mirror's place?"
 _LOGIN: Final = {
     401: "check user name and password; `mirror account list` and `mirror token list` show who there is",
