@@ -23,6 +23,20 @@ class Unread:
     reason: str
 
 
+@dataclass(slots=True, kw_only=True)
+class UnreadNotes:
+    """What a round could not read: how much, and the first of it."""
+
+    unread_count: int = 0
+    unread: list[Unread] = field(default_factory=list)
+
+    def note_unread(self, what: str, reason: str) -> None:
+        """Notes something that cannot be read, and so keeps what it may name."""
+        self.unread_count += 1
+        if len(self.unread) < _MOST_NAMED:
+            self.unread.append(Unread(what, reason))
+
+
 @dataclass(frozen=True, slots=True)
 class WaitingContent:
     """Something that will be collected unless a client relies on it again: a `link`, the `bytes` of a blob, or a
@@ -41,7 +55,7 @@ class WaitingContent:
 
 
 @dataclass(slots=True)
-class CollectionReport:
+class CollectionReport(UnreadNotes):
     """One round. Times are in epoch seconds, sizes in bytes.
 
     `complete` is true if every repository was read, so that bytes could be judged. `more` is true if bytes that have
@@ -73,14 +87,6 @@ class CollectionReport:
     waiting_since: Moment | None = None
     #: What of all that waits may go first.
     waiting: list[WaitingContent] = field(default_factory=list)
-    unread_count: int = 0
-    unread: list[Unread] = field(default_factory=list)
-
-    def note_unread(self, what: str, reason: str) -> None:
-        """Notes something that cannot be read."""
-        self.unread_count += 1
-        if len(self.unread) < _MOST_NAMED:
-            self.unread.append(Unread(what, reason))
 
     def note_waiting(self, waiting: WaitingContent) -> None:
         """Notes something that waits. A deleted manifest does not count for `waiting_since`."""
