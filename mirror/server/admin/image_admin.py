@@ -96,8 +96,7 @@ class ImageAdmin:
         self._evictor = evictor
         self._space = space
         self._purge = purge
-        self._rules = rules.pins
-        self._stay = rules
+        self._rules = rules
         self._table = table
         self._subjects = UnreadableRecordOwners(catalog)
         self._repositories: CostlyCache[list[Repo]] = CostlyCache(name="repository list")
@@ -138,7 +137,7 @@ class ImageAdmin:
         """Blocking: reads a small file for each pin and freeze."""
         pinned = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
         freezes, unread = self._freezes.look()
-        return Overview(self._blobs, self._catalog, self._index, pinned, freezes, self._stay, unread)
+        return Overview(self._blobs, self._catalog, self._index, pinned, freezes, self._rules, unread)
 
     # ------------------------------------------------------------------------------------------------------ pins
 
@@ -153,7 +152,7 @@ class ImageAdmin:
             unread = [*unread, *self._freezes.look()[1]]
             now = time.time()
             return pins_json(
-                pins, unread, self._rules, self._blobs.cache, self._catalog, now, self._subjects, state=state
+                pins, unread, self._rules.pins, self._blobs.cache, self._catalog, now, self._subjects, state=state
             )
 
         return await asyncio.to_thread(read)
