@@ -109,12 +109,11 @@ def open_administration(
     hosted = HostedAdmin(
         deletions,
         CachedCopies(storage.store, storage.catalog, storage.eviction.evictor, table),
+        damaged,
         table,
         keep_deleted,
         collector,
-        RepositoryList(
-            storage.catalog, storage.hosted.records, storage.hosted.ledger, damaged, list(keep_deleted), table
-        ),
+        RepositoryList(storage.catalog, storage.hosted.records, storage.hosted.ledger, list(keep_deleted), table),
         RetentionAdmin(retention, table, config.hosting.retention.plan),
         parse_image=parse,
         now=now,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import RequestError
-from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import DeletedTag
@@ -40,8 +39,7 @@ def listed(tmp_path: Path, ledger: MemoryLedger) -> RepositoryList:
     here.records.put_deleted_tag(app, DeletedTag("old", record.digest, record.media_type, record.size, 1.0))
     ledger.add(app, Digest.of(b"team/app"), 8)
     table = RoutingTable.build([Registry("corp", hosted=True)], "corp")
-    damaged = DamagedBlobs(here.names, lambda _: ())
-    return RepositoryList(here.catalog, here.records, ledger, damaged, ["corp"], table)
+    return RepositoryList(here.catalog, here.records, ledger, ["corp"], table)
 
 
 async def test_what_each_has(listed: RepositoryList, ledger: MemoryLedger) -> None:

@@ -123,6 +123,7 @@ class HostedAdmin:
         self,
         deletions: OperatorDeletions,
         cached: CachedCopies,
+        damaged: DamagedBlobs,
         table: RoutingTable,
         keep_deleted: Mapping[str, float],
         collector: GarbageCollector,
@@ -138,6 +139,7 @@ class HostedAdmin:
         self._parse_image = parse_image
         self._deletions = deletions
         self._cached = cached
+        self._damaged = damaged
         self._table = table
         self._keep_deleted = keep_deleted
         self._collector = collector
@@ -265,7 +267,7 @@ class HostedAdmin:
     async def damaged(self, query: Mapping[str, str]) -> DamagedBlobsJson:
         """The damaged blobs, with the repositories that lack them. Raises `RequestError`, `StoreError`."""
         limit = number(query, "limit", _LISTED, 1, _MOST_DAMAGED)
-        return await asyncio.to_thread(damaged_json, self.repositories.damaged, limit)
+        return await asyncio.to_thread(damaged_json, self._damaged, limit)
 
     # -------------------------------------------------------------------------------------------------- collection
 

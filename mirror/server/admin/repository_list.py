@@ -1,4 +1,4 @@
-"""The hosted repositories, with what each has and what of it is damaged: for the page and the admin API."""
+"""The hosted repositories, with what each has: for the page and the admin API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing_extensions import TypedDict
 
 from mirror.aio.costly_cache import CostlyCache
 from mirror.errors import IndexUnavailable
-from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
@@ -43,14 +42,13 @@ class RepositoriesJson(TypedDict):
 
 
 class RepositoryList:
-    """Lists the hosted repositories of one site. `damaged` are the blobs that they lack."""
+    """Lists the hosted repositories of one site."""
 
     def __init__(
         self,
         catalog: Catalog,
         records: HostedRecords,
         ledger: LinkLedger,
-        damaged: DamagedBlobs,
         registries: Collection[str],
         table: RoutingTable,
     ) -> None:
@@ -58,7 +56,6 @@ class RepositoryList:
         self._catalog = catalog
         self._records = records
         self._ledger = ledger
-        self.damaged = damaged
         self._registries = tuple(registries)
         self._table = table
         self._names: CostlyCache[list[str]] = CostlyCache(name="hosted repository list")
