@@ -12,7 +12,7 @@ from typing import Final
 from mirror.errors import NameInvalid, NameUnknown
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.reference import Reference, Repo, check_name, check_registry, check_tag
-from mirror.policy.routing import RoutingTable
+from mirror.policy.routing import RoutingTable, full_name
 
 _DEFAULT_TAG: Final = "latest"
 
@@ -75,6 +75,5 @@ def parse_image(text: str, table: RoutingTable, *, virtual: bool = False) -> Ima
     registry, entry = configured
     if entry.members and not virtual:
         raise NameUnknown(f"{text}: {registry} is virtual; name the image of a member ({', '.join(entry.members)})")
-    if entry.library and "/" not in name:
-        name = f"library/{name}"
+    name = full_name(name, library=entry.library)
     return Image(Repo(registry, check_name(name)), given or (None if parsed else _DEFAULT_TAG), parsed)

@@ -26,6 +26,8 @@ from typing import Final
 from mirror.errors import NameInvalid, NameUnknown
 from mirror.oci.reference import Repo, check_name, check_registry
 
+#: The folder on Docker Hub of the repositories whose names have one part.
+LIBRARY: Final = "library/"
 _WILD: Final = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
 _TOKEN: Final = re.compile(r"(\*\*|\*|\?)")
 
@@ -69,6 +71,11 @@ def _after_stars(items: list[str], places: set[int]) -> set[int]:
 def looks_like_host(first: str) -> bool:
     """Whether the first part of a name is a host. `library` and `bitnami` are names on the default registry."""
     return "." in first or ":" in first or first == "localhost"
+
+
+def full_name(name: str, *, library: bool) -> str:
+    """The name of a repository as its registry has it. `library`: see `Registry`."""
+    return f"{LIBRARY}{name}" if library and "/" not in name else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +183,7 @@ class RoutingTable:
         if registry is None:
             raise NameUnknown("no registry is named (by Host, ?ns= or path) and there is no default one")
         name, entry = registry
-        if entry.library and "/" not in path_name:
-            path_name = f"library/{path_name}"
-        return Repo(name, check_name(path_name))
+        return Repo(name, check_name(full_name(path_name, library=entry.library)))
 
     def _named(self, ns: str) -> tuple[str, Registry]:
         registry = self.registry(check_registry(ns.lower()))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from mirror.oci.reference import Repo
-from mirror.policy.routing import RoutingTable, compile_pattern
+from mirror.policy.routing import RoutingTable, compile_pattern, full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,7 @@ def select(pattern: str, table: RoutingTable) -> Selection:
             name = f"{configured[0]}/{rest}"
         elif table.default is not None and not (slash and table.is_registry(first)):
             entry = table.registry(table.default)
-            library = "library/" if entry and entry[1].library and not slash else ""
-            name = f"{table.default}/{library}{name}"
+            name = f"{table.default}/{full_name(name, library=entry is not None and entry[1].library)}"
     registry, _, rest = name.partition("/")
     members = [table.registry(member) for member in table.members(registry)]
     names = [f"{member[0]}/{rest}" for member in members if member is not None] or [name]

@@ -12,15 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 from mirror.errors import CredentialsRefused, MirrorError, NotFound, UpstreamDenied, UpstreamNotFound
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import Action
-from mirror.policy.routing import compile_pattern
-
-#: On Docker Hub, a name of one part means the name below this folder.
-_LIBRARY: Final = "library/"
+from mirror.policy.routing import LIBRARY, compile_pattern, full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +34,7 @@ class VirtualMember:
 
     def repo(self, name: str) -> Repo:
         """The repository of this member that a name means."""
-        if self.library and "/" not in name:
-            name = f"{_LIBRARY}{name}"
-        return Repo(self.registry, name)
+        return Repo(self.registry, full_name(name, library=self.library))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +78,9 @@ class VirtualRules:
     def spellings(self, name: str) -> tuple[str, ...]:
         """The names that mean the same repository at one of the members, the given one first."""
         if self._has_library and "/" not in name:
-            return name, f"{_LIBRARY}{name}"
-        if self._has_library and name.startswith(_LIBRARY) and name.count("/") == 1:
-            return name, name.removeprefix(_LIBRARY)
+            return name, f"{LIBRARY}{name}"
+        if self._has_library and name.startswith(LIBRARY) and name.count("/") == 1:
+            return name, name.removeprefix(LIBRARY)
         return (name,)
 
     def answering(self, name: str, has: Callable[[Repo], bool]) -> Answering:
