@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -36,13 +35,8 @@ class ClientFiles:
             url = MirrorUrl.parse(mirror or self._guess(host))
         except ConfigError as error:
             raise RequestError(str(error).replace("MIRROR_URL", "mirror")) from error
-        return {
-            "mirror": str(url),
-            "clients": [_client_json(offer) for offer in self._offers(url)],
-        }
-
-    def _offers(self, url: MirrorUrl) -> Iterator[Offer]:
-        return offered(url, self._registries, self._public, hosted=self._hosts)
+        offers = offered(url, self._registries, self._public, hosted=self._hosts)
+        return {"mirror": str(url), "clients": [_client_json(offer) for offer in offers]}
 
     def _guess(self, host: str) -> str:
         try:
