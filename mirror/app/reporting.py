@@ -33,7 +33,7 @@ def subscriptions(config: Config) -> Subscriptions:
     )
 
 
-def open_announcer(config: Config, storage: Storage, now: Callable[[], float] = time.time) -> Announcer:
+def open_announcer(config: Config, storage: Storage) -> Announcer:
     """What reports changes of hosted repositories; to nobody if there is no endpoint."""
     outbox = storage.hosted.outbox
     if outbox is None:
@@ -44,7 +44,7 @@ def open_announcer(config: Config, storage: Storage, now: Callable[[], float] = 
         subscriptions(config),
         lambda change, written: look(catalog, records, change, written),
         config.events.source,
-        now,
+        time.time,
     )
 
 

@@ -69,7 +69,7 @@ class HostedDisk:
     uploads: Uploads
     records: LocalHostedRecords
     ledger: LinkLedger
-    outbox: EventStore | None = None
+    outbox: EventStore | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,19 +164,19 @@ class SqliteOutbox:
         *,
         most_events: int,
         most_bytes: int,
-        woken: Callable[[], None] = lambda: None,
         lost: Callable[[str, int], None] = lambda endpoint, count: None,
         now: Callable[[], float] = time.time,
         busy_timeout: float = 5.0,
     ) -> None:
-        """`endpoints` get a gap if the file is lost. `woken` is called after events were confirmed, `lost` after events
-        were given up; `now` is in epoch seconds.
+        """`endpoints` get a gap if the file is lost. `lost` is called after events were given up; `now` is in epoch
+        seconds.
         """
         self._path = folder / "outbox.sqlite"
         self._folder = folder
         self._endpoints = tuple(endpoints)
         self._most_events, self._most_bytes = most_events, most_bytes
-        self._woken, self._lost, self._now = woken, lost, now
+        self._lost, self._now = lost, now
+        self._woken: Callable[[], None] = lambda: None
         self._busy_timeout = busy_timeout
         self._reading, self._looking, self._enlivening = threading.Lock(), threading.Lock(), threading.Lock()
         self._queue = WriteQueue(self._commit, lambda: StoreError("the outbox of events was interrupted"))
