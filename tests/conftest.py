@@ -14,8 +14,10 @@ import hypothesis
 import pytest
 import uvloop
 
+from tests.support.event_receiver import EventReceiver
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror
+from tests.support.push_target import PushTarget
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell that starts a run in the background has SIGINT ignored, and the programs that are tested inherit that
@@ -49,6 +51,20 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 def registry() -> Iterator[FakeRegistry]:
     """An upstream that does what a test tells it to."""
     with FakeRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+def target() -> Iterator[PushTarget]:
+    """A registry without logins that takes pushes, and fails on demand."""
+    with PushTarget() as running:
+        yield running
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[EventReceiver]:
+    """An endpoint that takes every event, until a test says otherwise."""
+    with EventReceiver(tmp_path) as running:
         yield running
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,6 @@ class _Site:
 
     def tags(self, repo: Repo) -> list[str]:
         return sorted(self.catalog.tags(repo))
-
-
-@pytest.fixture
-def target() -> Iterator[PushTarget]:
-    """Another registry."""
-    with PushTarget() as running:
-        yield running
 
 
 @pytest.fixture

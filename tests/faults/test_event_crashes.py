@@ -5,7 +5,7 @@ acknowledged is reported, and what is not there is not.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +77,6 @@ _CHANGES: Final = {
         lambda _client, event: event["type"] == "mirror.image.deleted",
     ),
 }
-
-
-@pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[EventReceiver]:
-    """Takes every event."""
-    with EventReceiver(tmp_path) as receiver:
-        yield receiver
 
 
 def _settings(receiver: EventReceiver) -> str:

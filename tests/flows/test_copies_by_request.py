@@ -7,13 +7,12 @@ import http.client
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import bcrypt
-import pytest
 
 from mirror.oci.digest import Digest
 from tests.support.admin_client import ask_admin
@@ -29,13 +28,6 @@ def _config(folder: Path, target: PushTarget, *more: str) -> Path:
     upstreams = {"docker.io": "http://127.0.0.1:9"}
     hosted = ['[[hosted]]\nname = "corp"', f'[[upstream]]\nname = "b.example.com"\nurl = "{target.url}"\npush = true']
     return write_config(folder, upstreams, workers=2, more="\n".join([*hosted, *more]))
-
-
-@pytest.fixture
-def target() -> Iterator[PushTarget]:
-    """Another registry."""
-    with PushTarget() as running:
-        yield running
 
 
 _RULES = """

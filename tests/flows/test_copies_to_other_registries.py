@@ -29,13 +29,6 @@ def _to(url: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def target() -> AsyncIterator[PushTarget]:
-    """A registry that fails on demand."""
-    with PushTarget() as running:
-        yield running
-
-
-@pytest.fixture
 async def mirror(tmp_path: Path, target: PushTarget) -> AsyncIterator[LiveMirror]:
     """A mirror that may push there."""
     async with hosting_mirror(tmp_path, upstreams=_to(target.url)) as running:

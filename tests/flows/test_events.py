@@ -26,17 +26,16 @@ def _types(events: list[dict[str, Any]]) -> list[str]:
     return [event["type"].removeprefix("mirror.") for event in events]
 
 
-async def test_a_push_a_move_and_deletions_are_reported_in_order(tmp_path: Path) -> None:
+async def test_a_push_a_move_and_deletions_are_reported_in_order(tmp_path: Path, receiver: EventReceiver) -> None:
     """Each change leads to its events, signed, with what receivers need to act on them."""
-    with EventReceiver(tmp_path) as receiver:
-        events = {"source": "eu-west", "endpoint": [receiver.settings()]}
-        async with hosting_mirror(tmp_path, events=events) as mirror:
-            client = PushClient(mirror)
-            first = await client.push_image("v1", b"one")
-            second = await client.push_image("v1", b"two")
-            assert (await client.ask("DELETE", "/v2/corp/app/manifests/v1")).status == 202
-            assert (await client.ask("DELETE", f"/v2/corp/app/manifests/{Digest.of(first)}")).status == 202
-            taken = await receiver.got(lambda events: len(events) == 5)
+    events = {"source": "eu-west", "endpoint": [receiver.settings()]}
+    async with hosting_mirror(tmp_path, events=events) as mirror:
+        client = PushClient(mirror)
+        first = await client.push_image("v1", b"one")
+        second = await client.push_image("v1", b"two")
+        assert (await client.ask("DELETE", "/v2/corp/app/manifests/v1")).status == 202
+        assert (await client.ask("DELETE", f"/v2/corp/app/manifests/{Digest.of(first)}")).status == 202
+        taken = await receiver.got(lambda events: len(events) == 5)
     assert _types(taken) == ["image.pushed", "image.pushed", "image.retagged", "tag.deleted", "image.deleted"]
     pushed, _, moved, untagged, deleted = (event["data"] for event in taken)
     assert pushed["repository"] == "app"
@@ -51,16 +50,15 @@ async def test_a_push_a_move_and_deletions_are_reported_in_order(tmp_path: Path)
     assert order == sorted(set(order))
 
 
-async def test_an_endpoint_that_is_down_costs_no_push(tmp_path: Path) -> None:
+async def test_an_endpoint_that_is_down_costs_no_push(tmp_path: Path, receiver: EventReceiver) -> None:
     """Events wait, and come in order, each once, when it is back."""
-    with EventReceiver(tmp_path) as receiver:
-        receiver.answer(reply(503, b"away"))
-        async with hosting_mirror(tmp_path, events={"endpoint": [receiver.settings()]}) as mirror:
-            client = PushClient(mirror)
-            digests = [str(Digest.of(await client.push_image("v1", b"%d" % number))) for number in range(3)]
-            await until(lambda: receiver.seen or None)
-            receiver.answer(reply(204, b""))
-            await until(lambda: (_later(mirror) and len(receiver.of(_PUSHED)) == 3) or None)
+    receiver.answer(reply(503, b"away"))
+    async with hosting_mirror(tmp_path, events={"endpoint": [receiver.settings()]}) as mirror:
+        client = PushClient(mirror)
+        digests = [str(Digest.of(await client.push_image("v1", b"%d" % number))) for number in range(3)]
+        await until(lambda: receiver.seen or None)
+        receiver.answer(reply(204, b""))
+        await until(lambda: (_later(mirror) and len(receiver.of(_PUSHED)) == 3) or None)
     assert [event["data"]["digest"] for event in receiver.of(_PUSHED)] == digests
 
 
@@ -116,27 +114,26 @@ async def test_what_is_no_change_of_a_hosted_repository_is_reported_too(tmp_path
     assert not receiver.problems
 
 
-async def test_the_admin_api_and_the_metrics_show_what_waits(tmp_path: Path) -> None:
+async def test_the_admin_api_and_the_metrics_show_what_waits(tmp_path: Path, receiver: EventReceiver) -> None:
     """By the endpoint's name; its URL and its secret are nowhere."""
-    with EventReceiver(tmp_path) as receiver:
-        receiver.answer(reply(400, b"no"))
-        async with hosting_mirror(tmp_path, events={"endpoint": [receiver.settings()]}) as mirror:
-            await PushClient(mirror).push_image("v1", b"one")
-            listed = await until(lambda: _dead(mirror) or None)
-            admin = mirror.app.admin._events
-            found = await admin.events({"dead": "true"})
-            assert [event["id"] for event in found["events"]] == [event.id for event in listed]
-            assert (found["endpoints"][0]["dead"], found["events"][0]["error"]) == (1, "status 400")
-            assert (await admin.events({"dead": "false"}))["events"] == []
-            receiver.answer(reply(204))
-            assert await admin.resend({"endpoint": "ci"}) == {"resent": 1}
-            await receiver.got(lambda events: len(events) == 1)
-            with pytest.raises(RequestError, match="no endpoint"):
-                await admin.resend({"endpoint": "nobody"})
-            with pytest.raises(RequestError, match="limit"):
-                await admin.events({"limit": "0"})
-            shown = json.dumps(redacted_settings(mirror.config))
-            log = mirror.log_text
+    receiver.answer(reply(400, b"no"))
+    async with hosting_mirror(tmp_path, events={"endpoint": [receiver.settings()]}) as mirror:
+        await PushClient(mirror).push_image("v1", b"one")
+        listed = await until(lambda: _dead(mirror) or None)
+        admin = mirror.app.admin._events
+        found = await admin.events({"dead": "true"})
+        assert [event["id"] for event in found["events"]] == [event.id for event in listed]
+        assert (found["endpoints"][0]["dead"], found["events"][0]["error"]) == (1, "status 400")
+        assert (await admin.events({"dead": "false"}))["events"] == []
+        receiver.answer(reply(204))
+        assert await admin.resend({"endpoint": "ci"}) == {"resent": 1}
+        await receiver.got(lambda events: len(events) == 1)
+        with pytest.raises(RequestError, match="no endpoint"):
+            await admin.resend({"endpoint": "nobody"})
+        with pytest.raises(RequestError, match="limit"):
+            await admin.events({"limit": "0"})
+        shown = json.dumps(redacted_settings(mirror.config))
+        log = mirror.log_text
     for text in (shown, log):
         assert "hidden" not in text
         assert "between us" not in text

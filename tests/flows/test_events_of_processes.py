@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.support.event_receiver import EventReceiver
 from tests.support.images import sha256
@@ -28,13 +25,6 @@ name = "ci"
 url = "{url}"
 secret_file = "{secret}"
 """
-
-
-@pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[EventReceiver]:
-    """Takes events."""
-    with EventReceiver(tmp_path) as receiver:
-        yield receiver
 
 
 def test_two_workers_and_commands(tmp_path: Path, receiver: EventReceiver) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,6 @@ async def _site(root: Path, to: str, *, name: str = "to-b", **rule: Any) -> Asyn
     rules = [{**_RULE, "name": name, **rule}]
     async with hosting_mirror(root, upstreams=upstreams, replication=rules) as mirror:
         yield mirror
-
-
-@pytest.fixture
-def target() -> Iterator[PushTarget]:
-    """A registry that fails on demand."""
-    with PushTarget() as running:
-        yield running
 
 
 @pytest.fixture

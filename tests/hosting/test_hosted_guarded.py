@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from mirror.errors import Denied
@@ -15,12 +13,6 @@ from tests.support.hosted_world import TEAM, Caller, HostedWorld, image, index, 
 
 ALICE = Caller("user:alice", TEAM)
 IMAGE = image(b"{}", b"layer")
-
-
-@pytest.fixture
-def world() -> Iterator[HostedWorld]:
-    with HostedWorld() as world:
-        yield world
 
 
 def _guarded(world: HostedWorld, rule: ContentRule, lists: ContentLists | None = None) -> GuardedHosted:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from mirror.errors import (
@@ -30,13 +28,6 @@ from tests.support.hosted_world import (
     read_blob,
     upload,
 )
-
-
-@pytest.fixture
-def world() -> Iterator[HostedWorld]:
-    with HostedWorld() as world:
-        yield world
-
 
 _ALICE = Caller("user:alice", TEAM)
 

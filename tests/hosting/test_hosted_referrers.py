@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from mirror.oci.attachments import referrers_tag
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX
@@ -14,12 +10,6 @@ from tests.support.hosted_world import TEAM, Caller, HostedWorld, descriptor, im
 ALICE = Caller("user:alice", TEAM)
 IMAGE = image(b"{}")
 SUBJECT = Digest.of(IMAGE)
-
-
-@pytest.fixture
-def world() -> Iterator[HostedWorld]:
-    with HostedWorld() as world:
-        yield world
 
 
 async def test_referrers_are_listed_at_once(world: HostedWorld) -> None:

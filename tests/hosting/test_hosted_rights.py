@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -39,12 +38,6 @@ ALICE = Caller("user:alice", TEAM)
 MALLORY = Caller("user:mallory", OTHER)
 #: May pull from both.
 BOB = Caller("user:bob", TEAM, OTHER)
-
-
-@pytest.fixture
-def world() -> Iterator[HostedWorld]:
-    with HostedWorld() as world:
-        yield world
 
 
 @pytest.fixture

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from mirror.oci.reference import Repo
 from mirror.policy.records import TagRecord
 from mirror.repository.hosted import HostedRepository
 from tests.support.hosted_world import Caller, HostedWorld, push, push_image
 
 _APP = Repo("corp", "team/app")
-
-
-@pytest.fixture
-def world() -> Iterator[HostedWorld]:
-    """The registry `corp`."""
-    with HostedWorld() as world:
-        yield world
 
 
 def _tag(world: HostedWorld) -> TagRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -26,12 +25,6 @@ from tests.support.live_mirror import until
 
 ALICE = Caller("user:alice", TEAM)
 BOB = Caller("user:bob", TEAM)
-
-
-@pytest.fixture
-def world() -> Iterator[HostedWorld]:
-    with HostedWorld() as world:
-        yield world
 
 
 async def test_one_request_writes_at_a_time(world: HostedWorld, monkeypatch: pytest.MonkeyPatch) -> None:

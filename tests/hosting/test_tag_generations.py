@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from mirror.policy.records import TagRecord
@@ -12,12 +10,6 @@ from tests.support.hosted_world import TEAM, Caller, HostedWorld, image, push, p
 
 ALICE, BOB = Caller("user:alice", TEAM), Caller("user:bob", TEAM)
 IMAGE, OTHER = image(b"{}", b"layer"), image(b"{}", b"other")
-
-
-@pytest.fixture
-def world() -> Iterator[HostedWorld]:
-    with HostedWorld() as world:
-        yield world
 
 
 @pytest.fixture
