@@ -54,11 +54,11 @@ class _Sender:
 class _World:
     """One endpoint, its queue, and changes that are confirmed."""
 
-    def __init__(self, outbox: SqliteOutbox, clock: Clock, keep: float = 7 * _DAY) -> None:
+    def __init__(self, outbox: SqliteOutbox, clock: Clock) -> None:
         self.outbox = outbox
         self.clock = clock
         self.sender = _Sender()
-        self.delivery = Delivery(outbox, self.sender, "here", keep, self.clock, lambda: 1.0, lambda _: [b"secret"])
+        self.delivery = Delivery(outbox, self.sender, "here", 7 * _DAY, self.clock, lambda: 1.0, lambda _: [b"secret"])
         self.queue = EndpointQueue("ci", self.delivery)
 
     def push(self, key: str, *ids: str) -> None:

@@ -33,11 +33,10 @@ _RULE = {"name": "to-b", "from": "corp/team/**", "to": "b.example.com"}
 
 
 @asynccontextmanager
-async def _site(root: Path, to: str, *, name: str = "to-b", **rule: Any) -> AsyncIterator[LiveMirror]:
+async def _site(root: Path, to: str, **rule: Any) -> AsyncIterator[LiveMirror]:
     """A mirror with a rule to a registry at this URL."""
     upstreams = {"docker.io": "http://127.0.0.1:9", "b.example.com": {"url": to, "push": True}}
-    rules = [{**_RULE, "name": name, **rule}]
-    async with hosting_mirror(root, upstreams=upstreams, replication=rules) as mirror:
+    async with hosting_mirror(root, upstreams=upstreams, replication=[{**_RULE, **rule}]) as mirror:
         yield mirror
 
 

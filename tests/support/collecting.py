@@ -1,6 +1,6 @@
 """Hosted content in memory, its collection, and the steps by which clients push and delete.
 
-The pushes here keep the order of the real ones. `tests/collection/test_any_order.py` runs the real ones.
+The pushes here keep the order of the real ones. `tests/collection/test_collection_in_any_order.py` runs the real ones.
 """
 
 from __future__ import annotations
@@ -36,14 +36,7 @@ TWIN: Final = Repo("corp", "team/twin")
 class CollectedWorld:
     """Hosted registries of one disk, in memory. `clock` is the wall clock and the steady one."""
 
-    def __init__(
-        self,
-        *,
-        keep_deleted: float = KEEP,
-        collect_dangling: bool = False,
-        catalog: Any = None,
-        records: Any = None,
-    ) -> None:
+    def __init__(self, *, collect_dangling: bool = False, catalog: Any = None, records: Any = None) -> None:
         """`catalog` and `records` may be those of a disk."""
         self.clock = Clock(1_000_000.0)
         self.steady = Clock(0.0)
@@ -62,9 +55,7 @@ class CollectedWorld:
             ImmutableTags(),
             GRACE,
         )
-        self.rules = CollectionRules(
-            GRACE, {"corp": RegistryRules(keep_deleted, collect_dangling)}, upstreams=("docker.io",)
-        )
+        self.rules = CollectionRules(GRACE, {"corp": RegistryRules(KEEP, collect_dangling)}, upstreams=("docker.io",))
         self.grace_clock = GraceClock(self.clock, self.steady, GRACE)
 
     def passes(self, seconds: float) -> None:

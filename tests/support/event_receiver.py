@@ -1,6 +1,6 @@
 """An endpoint that is sent events, and takes them, or does what a test says.
 
-with EventReceiver(secret=b"…") as receiver:
+with EventReceiver(folder) as receiver:         # the fixture `receiver`
     ... a mirror with `receiver.settings()` under `[events]` ...
     await receiver.got(lambda events: len(events) == 2)
     receiver.answer(reply(503, b""))        # every request from now on
@@ -10,41 +10,42 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from mirror.policy.events.signature import SIGNATURE, TIMESTAMP, signed_headers
 from tests.support.live_mirror import until
 from tests.support.scripted import Request, Script, Scripted, reply
 
+_SECRET: Final = b"between us"
+
 
 class EventReceiver:
     """Collects what it has answered with 2xx, in `events`; `refused` counts the other requests."""
 
-    def __init__(self, folder: Path, secret: bytes = b"between us") -> None:
-        self._secret = secret
-        self._answer: Script | Callable[[dict[str, Any]], Script] = reply(204, b"")
+    def __init__(self, folder: Path) -> None:
+        self._answer: Script = reply(204, b"")
         self._lock = threading.Lock()
         self._server = Scripted()
         self.events: list[dict[str, Any]] = []
         self.seen: list[dict[str, Any]] = []
         self.problems: list[str] = []
         self.secret_file = folder / "event-secret"
-        self.secret_file.write_bytes(secret + b"\n")
+        self.secret_file.write_bytes(_SECRET + b"\n")
 
     @property
     def url(self) -> str:
         """Where it listens."""
         return f"{self._server.url}/hook?token=hidden"
 
-    def settings(self, name: str = "ci", **more: Any) -> dict[str, Any]:
+    def settings(self, **more: Any) -> dict[str, Any]:
         """A `[[events.endpoint]]`."""
-        return {"name": name, "url": self.url, "secret_file": self.secret_file, "timeout": 5, **more}
+        return {"name": "ci", "url": self.url, "secret_file": self.secret_file, "timeout": 5, **more}
 
-    def answer(self, script: Script | Callable[[dict[str, Any]], Script]) -> None:
-        """What is answered from now on, to every event or by event."""
+    def answer(self, script: Script) -> None:
+        """What is answered from now on."""
         self._answer = script
 
     def of(self, *types: str) -> list[dict[str, Any]]:
@@ -63,15 +64,14 @@ class EventReceiver:
         with self._lock:
             self.seen.append(event)
             self._check(request, event)
-            script = self._answer(event) if callable(self._answer) else self._answer
-            first = script[0] if isinstance(script, Sequence) and script else script
-            if isinstance(first, bytes) and first.startswith(b"HTTP/1.1 2"):
+            script = self._answer
+            if isinstance(script[0], bytes) and script[0].startswith(b"HTTP/1.1 2"):
                 self.events.append(event)
         return script
 
     def _check(self, request: Request, event: dict[str, Any]) -> None:
         at = int(request.header(TIMESTAMP) or 0)
-        if request.header(SIGNATURE) != signed_headers([self._secret], at, request.body)[SIGNATURE]:
+        if request.header(SIGNATURE) != signed_headers([_SECRET], at, request.body)[SIGNATURE]:
             self.problems.append(f"wrong signature of {event}")
         if event["specversion"] != "1.0" or not all(event.get(name) for name in ("id", "source", "type", "time")):
             self.problems.append(f"no CloudEvent: {event}")

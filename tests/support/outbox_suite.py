@@ -38,10 +38,10 @@ def ids_of(events: Iterable[WaitingEvent]) -> list[str]:
     return [event.id for event in events]
 
 
-def drain(box: EventStore, endpoint: str = "ci") -> list[str]:
-    """The ids of all events, in the order in which they come out."""
+def drain(box: EventStore) -> list[str]:
+    """The ids of all events for `ci`, in the order in which they come out."""
     drained = []
-    while heads := box.heads(endpoint, (), 8):
+    while heads := box.heads("ci", (), 8):
         for waiting in heads:
             drained.append(waiting.id)
             box.delivered(waiting)

@@ -156,21 +156,11 @@ class PushTarget(Relay):
     whether it has these.
     """
 
-    def __init__(
-        self,
-        *,
-        tokens: bool = False,
-        mounts: bool = True,
-        referrers: bool = True,
-        tag_deletion: bool = True,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
+    def __init__(self, *, tokens: bool = False, tls: ssl.SSLContext | None = None) -> None:
         super().__init__()
         self._tls = tls
         self.tokens = tokens
-        self.mounts = mounts
-        self.referrers = referrers
-        self.tag_deletion = tag_deletion
+        self.mounts = self.referrers = self.tag_deletion = True
         self.asked: list[Asked] = []
         self.more_headers: dict[str, str] = {}
         self.mute = False
