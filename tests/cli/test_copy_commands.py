@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.store.local.catalog import LocalCatalog
-from mirror.store.local.layout import Layout
-from tests.support.command import Done, mirror
+from tests.support.command import CommandSite
 from tests.support.hosted_here import HostedHere
 from tests.support.push_target import PushTarget, answers
 
 _CONFIG = """
+default_registry = ""
 [store]
 root = "{root}"
 [access]
@@ -37,21 +35,11 @@ to = "b.example.com"
 """
 
 
-class _Site:
+class _Site(CommandSite):
     def __init__(self, folder: Path, url: str) -> None:
-        self.folder = folder
-        self.config = folder / "mirror.toml"
-        self.config.write_text(_CONFIG.format(root=folder / "store", url=url))
-        text = 'default_registry = ""\n' + self.config.read_text()
-        self.config.write_text(text)
-        self.here = HostedHere(folder / "store")
-        self.catalog = LocalCatalog(Layout(folder / "store"))
-
-    def run(self, *words: str) -> Done:
-        return mirror(*words, "--config", self.config)
-
-    def audit(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "audit.log").read_text().splitlines()]
+        super().__init__(folder, _CONFIG, url=url)
+        self.here = HostedHere(self.root)
+        self.catalog = LocalCatalog(self.layout)
 
     def tags(self, repo: Repo) -> list[str]:
         return sorted(self.catalog.tags(repo))

@@ -12,8 +12,7 @@ import pytest
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import TagRecord
-from mirror.store.local.layout import Layout
-from tests.support.command import Done, mirror
+from tests.support.command import CommandSite
 from tests.support.here import Here
 from tests.support.hosted_here import CORP, HostedHere
 
@@ -32,17 +31,11 @@ url = "http://127.0.0.1:9"
 _OTHER = Repo("corp", "other")
 
 
-class _Site:
+class _Site(CommandSite):
     def __init__(self, folder: Path, more: str = "") -> None:
-        self.folder = folder
-        self.config = folder / "mirror.toml"
-        self.config.write_text(_CONFIG.format(root=folder / "store", more=more))
-        self.here = HostedHere(folder / "store")
-        self.cache = Here.at(folder / "store")
-        self.layout = Layout(folder / "store")
-
-    def run(self, *words: str) -> Done:
-        return mirror(*words, "--config", self.config)
+        super().__init__(folder, _CONFIG, more=more)
+        self.here = HostedHere(self.root)
+        self.cache = Here.at(self.root)
 
     def json(self, *words: str) -> Any:
         done = self.run(*words, "--json")
@@ -52,9 +45,6 @@ class _Site:
     def images(self) -> list[str]:
         done = self.run("ls", "corp/**", "--json")
         return [json.loads(line)["image"] for line in done.out.splitlines()]
-
-    def audit(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "audit.log").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -87,7 +77,7 @@ def test_a_deleted_tag_comes_back(site: _Site) -> None:
 def test_a_tag_whose_record_is_damaged_is_deleted(site: _Site) -> None:
     """Nobody can say what it points to, so it cannot be pushed over; deleting it makes room for a push."""
     root = site.here.image([b"layer"], tag="v1")
-    [record] = (site.folder / "store" / "repositories").rglob("_tags/v1")
+    [record] = (site.root / "repositories").rglob("_tags/v1")
     record.write_text("{")
     done = site.run("delete", "corp/team/app:v1")
     assert done.status == 0, done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,8 +12,7 @@ from mirror.app.storage import open_outbox
 from mirror.config import load
 from mirror.index.outbox import SqliteOutbox
 from mirror.ports import Outgoing
-from mirror.store.local.layout import Layout
-from tests.support.command import Done, mirror
+from tests.support.command import CommandSite, Done
 from tests.support.here import Here
 
 _CONFIG = """
@@ -22,7 +20,7 @@ offline = true
 [store]
 root = "{root}"
 [access]
-audit_log = "{root}/audit.log"
+audit_log = "{root}/../audit.log"
 [[hosted]]
 name = "corp"
 [[events.endpoint]]
@@ -31,14 +29,13 @@ url = "https://ci.example.test/hook?token=hidden"
 """
 
 
-class _Site:
+class _Site(CommandSite):
     """A store with one event that waits, one that is dead, and one for an endpoint that is gone."""
 
     def __init__(self, folder: Path) -> None:
-        self.config, self.root = folder / "mirror.toml", folder / "store"
+        super().__init__(folder, _CONFIG)
         Here.at(self.root)
-        self.config.write_text(_CONFIG.format(root=self.root))
-        self.outbox: SqliteOutbox = open_outbox(load(self.config), Layout(self.root))
+        self.outbox: SqliteOutbox = open_outbox(load(self.config), self.layout)
         for id, endpoint in (("waiting", "ci"), ("dead", "ci"), ("foreign", "gone")):
             with self.outbox.turn("corp/app") as order:
                 event = Outgoing(id, "mirror.image.pushed", "corp/app", "{}", 1_700_000_000.0, (endpoint,))
@@ -47,7 +44,7 @@ class _Site:
         self.outbox.bury(dead, "status 400")
 
     def ask(self, *words: str) -> Done:
-        return mirror("events", *words, "--config", self.config)
+        return self.run("events", *words)
 
 
 @pytest.fixture
@@ -85,8 +82,7 @@ def test_it_sends_dead_events_again(site: _Site) -> None:
     assert site.ask("resend").status == 1
     assert site.ask("resend", "--json").json == {"resent": 0}
     assert [each.dead for each in site.outbox.listed(endpoint="ci", dead=None, most=9)] == [False, False]
-    lines = [json.loads(line) for line in (site.root / "audit.log").read_text().splitlines()]
-    assert [(line["action"], line["events"]) for line in lines][:2] == [("events", 0), ("events", 1)]
+    assert [(line["action"], line["events"]) for line in site.audit()][:2] == [("events", 0), ("events", 1)]
 
 
 def test_mistakes(site: _Site) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.repository_records import LocalHostedRecords
-from mirror.store.local.layout import Layout
 from mirror.store.local.locks import locked
-from tests.support.command import Done, mirror
+from tests.support.command import CommandSite, Done
 from tests.support.here import Here
 
 _APP = Repo("corp", "team/app")
@@ -27,21 +25,19 @@ root = "{root}"
 [hosting]
 grace = "{grace}"
 [access]
-audit_log = "{root}/audit.log"
+audit_log = "{root}/../audit.log"
 [[hosted]]
 name = "corp"
 """
 
 
-class _Site:
+class _Site(CommandSite):
     """A hosted registry with one blob that was uploaded, and that no manifest names."""
 
     def __init__(self, folder: Path) -> None:
-        self.config, self.root = folder / "mirror.toml", folder / "store"
+        super().__init__(folder, _CONFIG, grace="0s")
         Here.at(self.root)
-        self.configure("0s")
-        layout = Layout(self.root)
-        self.blobs, self.records = HostedNames(layout), LocalHostedRecords(layout)
+        self.blobs, self.records = HostedNames(self.layout), LocalHostedRecords(self.layout)
         self.digest = Digest.of(b"loose")
         self.blobs.put(self.digest, b"loose")
         self.records.put_link(_APP, BlobLink(self.digest, 5, LinkState.LINKED, time.time() - 3600))
@@ -50,7 +46,7 @@ class _Site:
         self.config.write_text(_CONFIG.format(root=self.root, grace=grace))
 
     def gc(self, *words: str) -> Done:
-        return mirror("gc", *words, "--config", self.config)
+        return self.run("gc", *words)
 
 
 @pytest.fixture
@@ -74,17 +70,17 @@ def test_it_tells_what_waits_and_collects(site: _Site) -> None:
     assert (last["blobs"], last["bytes"], last["complete"]) == (1, 5, True)
     with pytest.raises(BlobUnknown):
         site.blobs.hosted(site.digest)
-    audited = [json.loads(line) for line in (site.root / "audit.log").read_text().splitlines()]
+    audited = site.audit()
     assert [(line["action"], line["blobs"]) for line in audited] == [("collect", 0), ("collect", 0), ("collect", 1)]
 
 
 def test_status_shows_the_last_round(site: _Site) -> None:
     """Also if no server runs."""
-    assert mirror("status", "--config", site.config, "--json").json["collection"] is None
+    assert site.run("status", "--json").json["collection"] is None
     site.gc("--run")
     site.gc("--run")
-    assert mirror("status", "--config", site.config, "--json").json["collection"]["waiting_bytes"] == 5
-    [line] = [line for line in mirror("status", "--config", site.config).out.splitlines() if "collected:" in line]
+    assert site.run("status", "--json").json["collection"]["waiting_bytes"] == 5
+    [line] = [line for line in site.run("status").out.splitlines() if "collected:" in line]
     assert "5 B wait" in line
 
 
@@ -98,7 +94,7 @@ def test_the_grace_time_is_kept(site: _Site) -> None:
 
 def test_one_round_at_a_time(site: _Site) -> None:
     """Whoever else collects is not disturbed."""
-    with locked(Layout(site.root), "collect"):
+    with locked(site.layout, "collect"):
         done = site.gc("--run")
     assert done.status != 0
     assert "running already" in done.err
@@ -106,7 +102,7 @@ def test_one_round_at_a_time(site: _Site) -> None:
 
 def test_it_names_what_is_damaged(site: _Site) -> None:
     """Each record, also where no round of collection had to open it."""
-    layout = Layout(site.root)
+    layout = site.layout
     Path(layout.links(_APP)).joinpath(f"sha256-{site.digest.hex}").write_bytes(b"{")
     for folder in (layout.manifests(_APP), layout.tags(_APP), layout.deleted_tags(_APP)):
         Path(folder).mkdir()

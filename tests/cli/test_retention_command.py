@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from mirror.store.local.layout import Layout
 from mirror.store.local.locks import locked
-from tests.support.command import Done, mirror
+from tests.support.command import CommandSite, Done
 from tests.support.hosted_here import CORP, HostedHere
 
 _CONFIG = """
@@ -17,7 +15,7 @@ offline = true
 [store]
 root = "{root}"
 [access]
-audit_log = "{root}/audit.log"
+audit_log = "{root}/../audit.log"
 [[hosted]]
 name = "corp"
 {rules}
@@ -30,18 +28,17 @@ delete = [{ tags = ["v1", "ci-*"] }]
 """
 
 
-class _Site:
+class _Site(CommandSite):
     """Three images, one of which no rule names."""
 
     def __init__(self, folder: Path, rules: str = _RULES) -> None:
-        self.config, self.root = folder / "mirror.toml", folder / "store"
-        self.config.write_text(_CONFIG.format(root=self.root, rules=rules))
+        super().__init__(folder, _CONFIG, rules=rules)
         self.here = HostedHere(self.root)
         for tag in ("v1", "ci-1", "main"):
             self.here.image([tag.encode()], tag=tag)
 
     def retention(self, *words: str) -> Done:
-        return mirror("retention", *words, "--config", self.config)
+        return self.run("retention", *words)
 
     @property
     def tags(self) -> list[str]:
@@ -78,10 +75,10 @@ def test_a_round_by_hand(site: _Site) -> None:
     assert (done.status, done.err) == (0, "")
     assert "deleted 1 tag and 1 manifest from 1 repository" in done.out
     assert site.tags == ["main", "v1"]
-    [line] = [json.loads(each) for each in (site.root / "audit.log").read_text().splitlines()]
+    [line] = site.audit()
     assert (line["action"], line["status"], line["tags"], line["manifests"]) == ("retention", 200, 1, 1)
-    assert "retention" in mirror("undelete", "--config", site.config).out
-    assert mirror("undelete", "corp/team/app:ci-1", "--config", site.config).status == 0
+    assert "retention" in site.run("undelete").out
+    assert site.run("undelete", "corp/team/app:ci-1").status == 0
     again = site.retention("corp/team/*", "--json")
     assert (again.json["tags"], site.tags) == (0, ["ci-1", "main", "v1"])
 
@@ -99,7 +96,7 @@ def test_what_cannot_be_read_is_status_1(site: _Site) -> None:
 
 def test_another_round_is_running(site: _Site) -> None:
     """It says whose it may be."""
-    with locked(Layout(site.root), "retention"):
+    with locked(site.layout, "retention"):
         done = site.retention()
     assert done.status == 1
     assert "a round of retention is running already" in done.err

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mirror.oci.reference import Repo
 from mirror.store.hosted.repository_records import LocalHostedRecords
-from mirror.store.local.layout import Layout
-from tests.support.command import Done, mirror
+from tests.support.command import CommandSite
 from tests.support.here import APP, Here
 from tests.support.hosted_here import CORP, HostedHere
 
@@ -32,20 +30,12 @@ url = "http://127.0.0.1:9"
 """
 
 
-class _Site:
+class _Site(CommandSite):
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = folder / "mirror.toml"
-        self.config.write_text(_CONFIG.format(root=folder / "store"))
-        self.here = HostedHere(folder / "store")
-        self.cache = Here.at(folder / "store")
-        self.records = LocalHostedRecords(Layout(folder / "store"))
-
-    def run(self, *words: str) -> Done:
-        return mirror(*words, "--config", self.config)
-
-    def audit(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "audit.log").read_text().splitlines()]
+        super().__init__(folder, _CONFIG)
+        self.here = HostedHere(self.root)
+        self.cache = Here.at(self.root)
+        self.records = LocalHostedRecords(self.layout)
 
 
 @pytest.fixture

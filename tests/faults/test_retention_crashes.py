@@ -12,9 +12,8 @@ from typing import Final
 
 from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.catalog import LocalCatalog
-from mirror.store.local.layout import Layout
 from tests.support.breaking_steps import Steps
-from tests.support.command import mirror
+from tests.support.command import CommandSite
 from tests.support.hosted_here import CORP, HostedHere
 
 _CONFIG: Final = """
@@ -44,12 +43,11 @@ main()
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
 
-class _Site:
+class _Site(CommandSite):
     """An index with a signature and a second tag, images that share a platform with one that stays, and releases."""
 
     def __init__(self, folder: Path) -> None:
-        self.root, self.config = folder / "store", folder / "mirror.toml"
-        self.config.write_text(_CONFIG.format(root=self.root))
+        super().__init__(folder, _CONFIG)
 
     def fill(self) -> None:
         """Pushes the images."""
@@ -66,7 +64,7 @@ class _Site:
     @property
     def catalog(self) -> LocalCatalog:
         """The records on the disk."""
-        return LocalCatalog(Layout(self.root))
+        return LocalCatalog(self.layout)
 
     @property
     def manifests(self) -> set[str]:
@@ -83,7 +81,7 @@ class _Site:
     @property
     def deletions(self) -> list[str]:
         """What can be undeleted."""
-        records = LocalHostedRecords(Layout(self.root))
+        records = LocalHostedRecords(self.layout)
         return sorted([*map(str, records.deleted_manifests(CORP)), *records.deleted_tags(CORP)])
 
     def killed(self, steps: Steps) -> int:
@@ -93,10 +91,10 @@ class _Site:
 
     def finish(self) -> None:
         """A further round, and one of collection, which finishes what was interrupted."""
-        assert mirror("gc", "--run", "--config", self.config).status == 0
-        done = mirror("retention", "--config", self.config)
+        assert self.run("gc", "--run").status == 0
+        done = self.run("retention")
         assert done.status == 0, done
-        assert mirror("gc", "--run", "--config", self.config).status == 0
+        assert self.run("gc", "--run").status == 0
 
 
 def test_112_killed_again_and_again(tmp_path: Path, times: Callable[[str, int], int]) -> None:
@@ -107,7 +105,7 @@ def test_112_killed_again_and_again(tmp_path: Path, times: Callable[[str, int], 
     template = _Site(tmp_path / "template")
     template.fill()
     whole = template.manifests
-    assert mirror("retention", "--config", template.config).status == 0
+    assert template.run("retention").status == 0
     kept, deleted = template.manifests, template.deletions
     assert template.tags == {"v1", "v2"}
     assert len(whole - kept) == 6
@@ -128,7 +126,7 @@ def test_112_killed_again_and_again(tmp_path: Path, times: Callable[[str, int], 
         assert site.manifests >= kept
         site.finish()
         assert (site.tags, site.manifests, site.deletions) == ({"v1", "v2"}, kept, deleted), number
-        assert mirror("undelete", "corp/team/app:nightly", "--config", site.config).status == 0
+        assert site.run("undelete", "corp/team/app:nightly").status == 0
         assert "nightly" in site.tags
         number += stride
         shutil.rmtree(folder)

@@ -15,6 +15,7 @@ from unittest import mock
 import structlog
 
 from mirror.cli import main
+from mirror.store.local.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +53,22 @@ def mirror(*words: str | Path) -> Done:
         logger.handlers[:] = handlers
         logger.setLevel(level)
     return Done(status, out.getvalue(), err.getvalue())
+
+
+class CommandSite:
+    """A configuration and the place of a store, in a folder; no mirror runs there. `template` is TOML in which `{root}`
+    is the store, and whose audit log, if it has one, is `{root}/../audit.log`.
+    """
+
+    def __init__(self, folder: Path, template: str, **more: str) -> None:
+        self.config, self.root = folder / "mirror.toml", folder / "store"
+        self.config.write_text(template.format(root=self.root, **more))
+        self.layout = Layout(self.root)
+
+    def run(self, *words: str) -> Done:
+        """Run a command with this configuration."""
+        return mirror(*words, "--config", self.config)
+
+    def audit(self) -> list[dict[str, Any]]:
+        """The lines of the audit log."""
+        return [json.loads(line) for line in (self.root.parent / "audit.log").read_text().splitlines()]
