@@ -23,7 +23,8 @@ from mirror import telemetry
 from mirror.config import Config, hints, load
 from mirror.values.sizes import parse_capacity, parse_size
 from tests.support.kustomize import Object, only, render
-from tests.support.process import PATIENCE, ProgramProcess, eventually
+from tests.support.nginx import in_http, nginx
+from tests.support.process import PATIENCE, ProgramProcess
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _FOLDERS: Final = (
@@ -312,60 +313,45 @@ def test_redis_takes_its_configuration(replicas: list[Object]) -> None:
 
 #: As ingress-nginx does it: a location for each path that is a regular expression, without regard to case, the longest
 #: first; the key is evaluated when the backend is chosen.
-_NGINX: Final = """
-daemon off; pid {directory}/pid; error_log stderr; user root;
-events {{ }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/f;
-    uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;
-    {upstreams}
-    server {{ listen unix:{directory}/front; {locations} }}
-    {backends}
-}}
+_INGRESS: Final = """
+{upstreams}
+server {{ listen unix:{directory}/front; {locations} }}
+{backends}
 """
 
 
 def test_a_digest_always_goes_to_the_same_replica(replicas: list[Object]) -> None:
     """Whatever the repository, the kind of resource and the query; tags go by their path; all replicas get some."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as name:
-        directory = Path(name)
-        (directory / "nginx.conf").write_text(_nginx(replicas, directory))
-        with ProgramProcess(["nginx", "-p", directory, "-c", directory / "nginx.conf"]) as nginx:
-            eventually(lambda: (directory / "pid").exists() or not nginx.running, "nginx is up")
-            chosen: Counter[str] = Counter()
-            for number in range(30):
-                digest = "sha256:" + hashlib.sha256(str(number).encode()).hexdigest()
-                answers = {
-                    _ask(directory, path)
-                    for path in (
-                        f"/v2/library/alpine/blobs/{digest}",
-                        f"/v2/a/very/deep/name/blobs/{digest}?ns=ghcr.io",
-                        f"/v2/quay.io/org/app/manifests/{digest}",
-                    )
-                }
-                assert len(answers) == 1, (digest, answers)
-                chosen.update(answers)
-            assert {one.partition(" ")[0] for one in chosen} == {"mirror-by-digest"}
-            assert len(chosen) == 3
-            tags = {f"/v2/library/image-{number}/manifests/latest" for number in range(30)}
-            by_path = {path: {_ask(directory, path), _ask(directory, f"{path}?ns=docker.io")} for path in tags}
-            assert all(len(answers) == 1 for answers in by_path.values())
-            assert {next(iter(answers)).partition(" ")[0] for answers in by_path.values()} == {"mirror"}
-            assert len(set().union(*by_path.values())) == 3
+    with nginx(lambda directory: _nginx(replicas, directory)) as directory:
+        chosen: Counter[str] = Counter()
+        for number in range(30):
+            digest = "sha256:" + hashlib.sha256(str(number).encode()).hexdigest()
+            answers = {
+                _ask(directory, path)
+                for path in (
+                    f"/v2/library/alpine/blobs/{digest}",
+                    f"/v2/a/very/deep/name/blobs/{digest}?ns=ghcr.io",
+                    f"/v2/quay.io/org/app/manifests/{digest}",
+                )
+            }
+            assert len(answers) == 1, (digest, answers)
+            chosen.update(answers)
+        assert {one.partition(" ")[0] for one in chosen} == {"mirror-by-digest"}
+        assert len(chosen) == 3
+        tags = {f"/v2/library/image-{number}/manifests/latest" for number in range(30)}
+        by_path = {path: {_ask(directory, path), _ask(directory, f"{path}?ns=docker.io")} for path in tags}
+        assert all(len(answers) == 1 for answers in by_path.values())
+        assert {next(iter(answers)).partition(" ")[0] for answers in by_path.values()} == {"mirror"}
+        assert len(set().union(*by_path.values())) == 3
 
 
 def test_the_ingress_shows_what_clients_ask_for_and_no_more(replicas: list[Object]) -> None:
     """The API, logins and health; not what is counted."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as name:
-        directory = Path(name)
-        (directory / "nginx.conf").write_text(_nginx(replicas, directory))
-        with ProgramProcess(["nginx", "-p", directory, "-c", directory / "nginx.conf"]) as nginx:
-            eventually(lambda: (directory / "pid").exists() or not nginx.running, "nginx is up")
-            for path in ("/v2/", "/v2/library/alpine/tags/list?n=1", "/token?service=mirror", "/livez", "/readyz"):
-                assert _ask(directory, path).startswith("mirror ")
-            for path in ("/metrics", "/", "/admin/v1/status", "/x/v2/"):
-                assert _status(directory, path) == "404"
+    with nginx(lambda directory: _nginx(replicas, directory)) as directory:
+        for path in ("/v2/", "/v2/library/alpine/tags/list?n=1", "/token?service=mirror", "/livez", "/readyz"):
+            assert _ask(directory, path).startswith("mirror ")
+        for path in ("/metrics", "/", "/admin/v1/status", "/x/v2/"):
+            assert _status(directory, path) == "404"
 
 
 def _nginx(objects: list[Object], directory: Path) -> str:
@@ -389,9 +375,10 @@ def _nginx(objects: list[Object], directory: Path) -> str:
             f'server {{ listen unix:{socket}; location / {{ return 200 "{service} {number}"; }} }}'
             for number, socket in enumerate(sockets)
         ]
-    return _NGINX.format(
+    text = _INGRESS.format(
         directory=directory, upstreams="\n".join(upstreams), locations=" ".join(locations), backends="\n".join(backends)
     )
+    return in_http(directory, text)
 
 
 def _ask(directory: Path, target: str) -> str:
@@ -427,26 +414,22 @@ def front() -> list[Object]:
 @pytest.mark.parametrize("lost", [None, "mirror-1"])
 def test_the_front_sends_a_digest_to_the_same_replica(front: list[Object], lost: str | None) -> None:
     """As the ingress does, tags by their path; what a replica that is lost was asked for, others answer."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as name:
-        directory = Path(name)
-        (directory / "nginx.conf").write_text(_front(front, directory, lost))
-        with ProgramProcess(["nginx", "-p", directory, "-c", directory / "nginx.conf", "-g", "daemon off;"]) as nginx:
-            eventually(lambda: (directory / "nginx.pid").exists() or not nginx.running, "nginx is up")
-            by_digest = set()
-            for number in range(30):
-                digest = "sha256:" + hashlib.sha256(str(number).encode()).hexdigest()
-                paths = (f"/v2/library/alpine/blobs/{digest}", f"/v2/a/b/c/manifests/{digest}?ns=ghcr.io")
-                [replica] = {_ask(directory, path) for path in paths}
-                by_digest.add(replica)
-            tags = [f"/v2/library/image-{number}/manifests/latest" for number in range(30)]
-            by_path = [{_ask(directory, path), _ask(directory, f"{path}?ns=docker.io")} for path in tags]
-            assert {len(answers) for answers in by_path} == {1}
-            there = {"mirror-0", "mirror-1", "mirror-2"} - {lost}
-            assert by_digest == set().union(*by_path) == there
-            for path in ("/v2/", "/token?service=mirror", "/livez", "/readyz"):
-                assert _ask(directory, path) in there
-            for path in ("/metrics", "/", "/admin/v1/status", "/front", "/livez/x"):
-                assert _status(directory, path) == "404"
+    with nginx(lambda directory: _front(front, directory, lost)) as directory:
+        by_digest = set()
+        for number in range(30):
+            digest = "sha256:" + hashlib.sha256(str(number).encode()).hexdigest()
+            paths = (f"/v2/library/alpine/blobs/{digest}", f"/v2/a/b/c/manifests/{digest}?ns=ghcr.io")
+            [replica] = {_ask(directory, path) for path in paths}
+            by_digest.add(replica)
+        tags = [f"/v2/library/image-{number}/manifests/latest" for number in range(30)]
+        by_path = [{_ask(directory, path), _ask(directory, f"{path}?ns=docker.io")} for path in tags]
+        assert {len(answers) for answers in by_path} == {1}
+        there = {"mirror-0", "mirror-1", "mirror-2"} - {lost}
+        assert by_digest == set().union(*by_path) == there
+        for path in ("/v2/", "/token?service=mirror", "/livez", "/readyz"):
+            assert _ask(directory, path) in there
+        for path in ("/metrics", "/", "/admin/v1/status", "/front", "/livez/x"):
+            assert _status(directory, path) == "404"
 
 
 def _front(objects: list[Object], directory: Path, lost: str | None) -> str:
@@ -465,7 +448,7 @@ def _front(objects: list[Object], directory: Path, lost: str | None) -> str:
         for name in names
         if name != lost
     )
-    return "user root;\n" + text[: text.rstrip().rindex("}")] + backends + "}\n"
+    return "user root; daemon off;\n" + text[: text.rstrip().rindex("}")] + backends + "}\n"
 
 
 def test_the_front_has_no_ingress_and_is_reached_by_what_it_serves(front: list[Object]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from yarl import URL
 from mirror.oci.digest import Digest
 from tests.support.kustomize import render
 from tests.support.live_mirror import LiveMirror, noise, until
-from tests.support.process import ProgramProcess, eventually
+from tests.support.nginx import in_http, nginx
 from tests.support.push_client import OPEN, hosting_mirror
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -28,19 +27,12 @@ _UPLOADS: Final = "/v2/corp/team-a/app/blobs/uploads/"
 #: More than the proxies of a cache let through, and than nginx keeps in memory.
 _LAYER: Final = noise(9 << 20)
 
-_NGINX: Final = """
-daemon off; pid {directory}/pid; error_log stderr; user root;
-events {{ }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/f;
-    uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;
-    server {{
-        listen unix:{directory}/front;
-        location / {{
-            proxy_pass http://127.0.0.1:{port};
-            {settings}
-        }}
+_SERVER: Final = """
+server {{
+    listen unix:{directory}/front;
+    location / {{
+        proxy_pass http://127.0.0.1:{port};
+        {settings}
     }}
 }}
 """
@@ -85,15 +77,14 @@ def _page(language: str) -> str:
 @asynccontextmanager
 async def _front(settings: str, mirror: LiveMirror) -> AsyncIterator[aiohttp.ClientSession]:
     """A client that reaches the mirror through an nginx with these settings."""
-    with tempfile.TemporaryDirectory(prefix="mt-") as name:
-        directory = Path(name)
-        text = _NGINX.format(directory=directory, port=mirror.port, settings=settings)
-        (directory / "nginx.conf").write_text(text)
-        with ProgramProcess(["nginx", "-p", directory, "-c", directory / "nginx.conf"]) as nginx:
-            eventually(lambda: (directory / "pid").exists() or not nginx.running, "nginx is up")
-            connector = aiohttp.UnixConnector(str(directory / "front"))
-            async with aiohttp.ClientSession(f"http://{_HOST}", connector=connector) as session:
-                yield session
+
+    def configure(directory: Path) -> str:
+        return in_http(directory, _SERVER.format(directory=directory, port=mirror.port, settings=settings))
+
+    with nginx(configure) as directory:
+        connector = aiohttp.UnixConnector(str(directory / "front"))
+        async with aiohttp.ClientSession(f"http://{_HOST}", connector=connector) as session:
+            yield session
 
 
 async def _slowly(rest: asyncio.Event) -> AsyncIterator[bytes]:
