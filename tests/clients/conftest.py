@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,18 +129,27 @@ def library() -> Iterator[Library]:
         shutil.rmtree(directory)
 
 
-@pytest.fixture(scope="module")
-def site(library: Library) -> Iterator[Site]:
+@contextmanager
+def open_site(library: Library, more: Callable[[Path], str] = lambda directory: "") -> Iterator[Site]:
+    """A mirror of both registries. `more` is TOML to add, which may name files that it writes into the directory."""
     directory = short_directory()
     try:
         with (
             RegistryProcess(library.docker_root, read_only=True) as docker,
             RegistryProcess(library.ghcr_root, read_only=True) as ghcr,
-            MirrorProcess(write_config(directory, {"docker.io": docker.url, "ghcr.io": ghcr.url})) as mirror,
+            MirrorProcess(
+                write_config(directory, {"docker.io": docker.url, "ghcr.io": ghcr.url}, more=more(directory))
+            ) as mirror,
         ):
             yield Site(docker, ghcr, mirror, library.images, library.foreign, directory)
     finally:
         shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def site(library: Library) -> Iterator[Site]:
+    with open_site(library) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

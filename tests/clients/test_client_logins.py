@@ -19,7 +19,7 @@ import bcrypt
 import grpc
 import pytest
 
-from tests.clients.conftest import Library, short_directory
+from tests.clients.conftest import Library, open_site, short_directory
 from tests.support.certificates import Certificate
 from tests.support.containerd_process import CRI_NAMESPACE, PULLS, ContainerdProcess, Cri, write_hosts
 from tests.support.dockerd_process import DockerdProcess, PullFailed
@@ -70,18 +70,8 @@ def _access(directory: Path) -> str:
 @pytest.fixture(scope="module")
 def guarded(library: Library) -> Iterator[Guarded]:
     """With two registries behind it, and two workers, which must take each other's tokens."""
-    directory = short_directory()
-    try:
-        with (
-            RegistryProcess(library.docker_root, read_only=True) as docker,
-            RegistryProcess(library.ghcr_root, read_only=True) as ghcr,
-            MirrorProcess(
-                write_config(directory, {"docker.io": docker.url, "ghcr.io": ghcr.url}, more=_access(directory))
-            ) as mirror,
-        ):
-            yield Guarded(mirror, library.images["oci"], library.foreign["skopeo"], directory)
-    finally:
-        shutil.rmtree(directory)
+    with open_site(library, _access) as site:
+        yield Guarded(site.mirror, site.images["oci"], site.foreign["skopeo"], site.directory)
 
 
 def _refused(error: BaseException) -> bool:

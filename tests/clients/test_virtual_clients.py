@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import OPEN_TO_PUSHES, Library, short_directory
+from tests.clients.conftest import OPEN_TO_PUSHES, Library, Site, open_site
 from tests.support.containerd_process import PULLS, ContainerdProcess, write_hosts
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.podman import Podman
 from tests.support.process import CommandFailed, run
 from tests.support.pulls import OFFLINE
 from tests.support.pushed import read_pushed
-from tests.support.registry_process import RegistryProcess
 from tests.support.skopeo import compare_directory
 
 _VIRTUAL = """
@@ -29,42 +26,22 @@ _VIRTUAL = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class VirtualSite:
-    """A mirror with the virtual registry `all` over `corp`, docker.io and ghcr.io."""
-
-    docker: RegistryProcess
-    ghcr: RegistryProcess
-    mirror: MirrorProcess
-    library: Library
-    directory: Path
-
-    def name(self, repository: str) -> str:
-        """A repository by its virtual name."""
-        return f"{self.mirror.address}/all/{repository}"
-
-    def asked(self, repository: str) -> list[str]:
-        """The requests for a repository that the two registries have got."""
-        requests = [*self.docker.requests(), *self.ghcr.requests()]
-        return [request.path for request in requests if f"/{repository}/" in request.path]
-
-
 @pytest.fixture(scope="module")
-def virtual(library: Library) -> Iterator[VirtualSite]:
-    directory = short_directory()
-    try:
-        with (
-            RegistryProcess(library.docker_root, read_only=True) as docker,
-            RegistryProcess(library.ghcr_root, read_only=True) as ghcr,
-            MirrorProcess(
-                write_config(
-                    directory, {"docker.io": docker.url, "ghcr.io": ghcr.url}, more=f"{OPEN_TO_PUSHES}{_VIRTUAL}"
-                )
-            ) as mirror,
-        ):
-            yield VirtualSite(docker, ghcr, mirror, library, directory)
-    finally:
-        shutil.rmtree(directory)
+def virtual(library: Library) -> Iterator[Site]:
+    """With the virtual registry `all` over `corp`, docker.io and ghcr.io."""
+    with open_site(library, lambda directory: f"{OPEN_TO_PUSHES}{_VIRTUAL}") as site:
+        yield site
+
+
+def _name(site: Site, repository: str) -> str:
+    """A repository by its virtual name."""
+    return f"{site.mirror.address}/all/{repository}"
+
+
+def _asked(site: Site, repository: str) -> list[str]:
+    """The requests for a repository that the two registries have got."""
+    requests = [*site.docker.requests(), *site.ghcr.requests()]
+    return [request.path for request in requests if f"/{repository}/" in request.path]
 
 
 def _skopeo(*words: str) -> str:
@@ -75,26 +52,26 @@ def _copy(source: str, target: str) -> None:
     _skopeo("copy", "--all", "--src-tls-verify=false", "--dest-tls-verify=false", source, target)
 
 
-def test_skopeo_copies_from_every_member(virtual: VirtualSite, tmp_path: Path) -> None:
+def test_skopeo_copies_from_every_member(virtual: Site, tmp_path: Path) -> None:
     """What only one of the two registries has, by one name; the tags too. What is copied to the name is hosted."""
-    for image in (virtual.library.images["index"], virtual.library.foreign["skopeo"]):
+    for image in (virtual.images["index"], virtual.foreign["skopeo"]):
         target = tmp_path / image.registry
-        _copy(f"docker://{virtual.name(image.repository)}:{image.tag}", f"dir:{target}")
+        _copy(f"docker://{_name(virtual, image.repository)}:{image.tag}", f"dir:{target}")
         compare_directory(target, image, every_platform=True)
-        tags = json.loads(_skopeo("list-tags", "--tls-verify=false", f"docker://{virtual.name(image.repository)}"))
+        tags = json.loads(_skopeo("list-tags", "--tls-verify=false", f"docker://{_name(virtual, image.repository)}"))
         assert image.tag in tags["Tags"]
-    _copy(f"dir:{tmp_path / 'docker.io'}", f"docker://{virtual.name('skopeo/copied')}:v1")
+    _copy(f"dir:{tmp_path / 'docker.io'}", f"docker://{_name(virtual, 'skopeo/copied')}:v1")
     pushed = read_pushed(virtual.mirror.url, "corp/skopeo/copied", "v1")
-    assert pushed.media_type == virtual.library.images["index"].media_type
-    _copy(f"docker://{virtual.name('skopeo/copied')}:v1", f"dir:{tmp_path / 'again'}")
-    compare_directory(tmp_path / "again", virtual.library.images["index"], every_platform=True)
-    assert virtual.asked("skopeo/copied") == []
+    assert pushed.media_type == virtual.images["index"].media_type
+    _copy(f"docker://{_name(virtual, 'skopeo/copied')}:v1", f"dir:{tmp_path / 'again'}")
+    compare_directory(tmp_path / "again", virtual.images["index"], every_platform=True)
+    assert _asked(virtual, "skopeo/copied") == []
 
 
-def test_podman_takes_a_public_name_over(virtual: VirtualSite) -> None:
+def test_podman_takes_a_public_name_over(virtual: Site) -> None:
     """An image that is built on a public one and pushed under the same name: from then on, the name is ours."""
-    base = virtual.library.images["oci"]
-    name = virtual.name(base.repository)
+    base = virtual.images["oci"]
+    name = _name(virtual, base.repository)
     with closing(Podman(virtual.directory / "podman", virtual.mirror.address)) as podman:
         podman("pull", "--quiet", "--tls-verify=false", f"{name}:{base.tag}")
         context = virtual.directory / "context"
@@ -105,24 +82,24 @@ def test_podman_takes_a_public_name_over(virtual: VirtualSite) -> None:
         podman("push", "--tls-verify=false", f"{name}:patched")
         known = podman.inspect(f"{name}:patched")["Id"]
         podman("image", "rm", "--force", f"{name}:patched", f"{name}:{base.tag}")
-        before = len(virtual.asked(base.repository))
+        before = len(_asked(virtual, base.repository))
         podman("pull", "--quiet", "--tls-verify=false", f"{name}:patched")
         assert podman.inspect(f"{name}:patched")["Id"] == known
         with pytest.raises(CommandFailed, match=r"manifest unknown|does not exist"):
             podman("pull", "--quiet", "--tls-verify=false", f"{name}:{base.tag}")
-        assert len(virtual.asked(base.repository)) == before
+        assert len(_asked(virtual, base.repository)) == before
     assert {layer.digest for layer in base.native.layers} < read_pushed(
         virtual.mirror.url, f"corp/{base.repository}", "patched"
     ).blobs.keys()
 
 
-def test_containerd_with_one_file_for_all_registries(virtual: VirtualSite) -> None:
+def test_containerd_with_one_file_for_all_registries(virtual: Site) -> None:
     """`_default/hosts.toml` sends the pulls of every registry to one name: hosted images come first, whatever registry
     the image names, and `?ns=` opens no other way.
     """
     section = f'[host."{virtual.mirror.url}/v2/all"]{PULLS}  override_path = true\n'
     hosts = write_hosts(virtual.directory / "hosts", {"_default": section})
-    ours, hidden = virtual.library.images["many"], virtual.library.foreign["ctr"]
+    ours, hidden = virtual.images["many"], virtual.foreign["ctr"]
     source = f"docker://{virtual.mirror.address}/docker.io/{ours.repository}:{ours.tag}"
     _copy(source, f"docker://{virtual.mirror.address}/corp/team/app:{ours.tag}")
     # the name of an image of ghcr.io
@@ -132,7 +109,7 @@ def test_containerd_with_one_file_for_all_registries(virtual: VirtualSite) -> No
         def pull(name: str) -> None:
             containerd.ctr("images", "pull", "--snapshotter", containerd.snapshotter, "--hosts-dir", str(hosts), name)
 
-        for image in (virtual.library.images["schema2"], virtual.library.foreign["prefix"]):
+        for image in (virtual.images["schema2"], virtual.foreign["prefix"]):
             pull(image.name)
             containerd.compare(image, (image.native,))
         pull(f"docker.io/team/app:{ours.tag}")
@@ -140,7 +117,7 @@ def test_containerd_with_one_file_for_all_registries(virtual: VirtualSite) -> No
         assert ours.native.digest in containerd.content()
         pull(hidden.name)
         assert hidden.native.digest not in containerd.content()
-    assert virtual.asked("team/app") == virtual.asked(hidden.repository) == []
+    assert _asked(virtual, "team/app") == _asked(virtual, hidden.repository) == []
     asked = {line["asked"] for line in virtual.mirror.requests() if line["path"].startswith("/v2/all/team/app")}
     assert asked == {"all/team/app"}
     assert any("ns=quay.io" in line["path"] for line in virtual.mirror.requests())
@@ -163,11 +140,11 @@ _CLOSED = """
 """
 
 
-def test_skopeo_logs_in_for_the_virtual_name(virtual: VirtualSite, tmp_path: Path) -> None:
+def test_skopeo_logs_in_for_the_virtual_name(virtual: Site, tmp_path: Path) -> None:
     """By tokens whose scopes have that name: to push, to mount from it, and to pull. A login without rights for what is
     hosted pulls what is public, and nothing else.
     """
-    image = virtual.library.images["oci"]
+    image = virtual.images["oci"]
     upstreams = {"docker.io": virtual.docker.url, "ghcr.io": virtual.ghcr.url}
     with MirrorProcess(write_config(tmp_path, upstreams, more=f"{_CLOSED}{_VIRTUAL}")) as mirror:
         public, ours = (f"docker://{mirror.address}/all/{name}" for name in (image.repository, "team/app"))
@@ -184,4 +161,4 @@ def test_skopeo_logs_in_for_the_virtual_name(virtual: VirtualSite, tmp_path: Pat
             with pytest.raises(CommandFailed):
                 _skopeo("copy", *tls, *login, f"{ours}:v1", f"dir:{tmp_path / 'refused'}")
         _skopeo("copy", *tls, "--src-creds=x:s-stranger", f"{public}:{image.tag}", f"dir:{tmp_path / 'again'}")
-    assert virtual.asked("team/app") == []
+    assert _asked(virtual, "team/app") == []
