@@ -35,37 +35,43 @@ repositories = ["corp/team/*"]
 """
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a mirror that nobody pushes to: its configuration and store, and the root of a machine."""
+    return tmp_path_factory.mktemp("mirror")
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Path:
     """A mirror that hosts, with two accounts."""
-    accounts = tmp_path / "htpasswd"
+    accounts = folder / "htpasswd"
     word = bcrypt.hashpw(b"wonderland", bcrypt.gensalt(4)).decode()
     accounts.write_text(f"alice:{word}\nbob:{word}\n")
-    (tmp_path / "word").write_text("wonderland\n")
-    (tmp_path / "root").mkdir()
+    (folder / "word").write_text("wonderland\n")
+    (folder / "root").mkdir()
     upstreams = {"docker.io": "http://127.0.0.1:9"}
-    return write_config(tmp_path, upstreams, workers=1, more=_HOSTING.format(accounts=accounts))
+    return write_config(folder, upstreams, workers=1, more=_HOSTING.format(accounts=accounts))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mirror(config: Path) -> Iterator[MirrorProcess]:
     """It runs."""
     with MirrorProcess(config) as process:
         yield process
 
 
-def _doctor(tmp_path: Path, url: str, repository: str, user: str = "alice") -> Doctor:
-    login = ("--username", user, "--password-file", tmp_path / "word")
-    return Doctor(url, "--push", repository, "--root", tmp_path / "root", *login)
+def _doctor(folder: Path, url: str, repository: str, user: str = "alice") -> Doctor:
+    login = ("--username", user, "--password-file", folder / "word")
+    return Doctor(url, "--push", repository, "--root", folder / "root", *login)
 
 
-def test_a_client_that_may_push(mirror: MirrorProcess, tmp_path: Path) -> None:
+def test_a_client_that_may_push(mirror: MirrorProcess, folder: Path) -> None:
     """Every finding is good, and nothing is left: no session, no repository, not even its name."""
-    found = _doctor(tmp_path, mirror.url, f"{mirror.address}/corp/team/app")
+    found = _doctor(folder, mirror.url, f"{mirror.address}/corp/team/app")
     assert found.code == 0, found.said
     good = ("login", "pull corp/team/app", "push corp/team/app", "large bodies")
     assert {found.level(what) for what in good} == {"ok"}
-    layout = LocalStore(Layout(tmp_path / "store")).layout
+    layout = LocalStore(Layout(folder / "store")).layout
     assert not list(layout.uploads.iterdir())
     assert not LocalHostedRecords(layout).is_taken(Repo("corp", "team/app"))
     assert "wonderland" not in found.said
@@ -82,26 +88,27 @@ def test_a_client_that_may_push(mirror: MirrorProcess, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_missing(
-    mirror: MirrorProcess, tmp_path: Path, user: str, repository: str, what: str, text: str, advice: str
+    mirror: MirrorProcess, folder: Path, user: str, repository: str, what: str, text: str, advice: str
 ) -> None:
     """The mirror's own words, and the rule or setting that would help."""
-    found = _doctor(tmp_path, mirror.url, repository, user)
+    found = _doctor(folder, mirror.url, repository, user)
     level, said, advised = found.findings[what]
     assert (found.code, level) == (1, "problem")
     assert text in said
     assert advice in advised
 
 
-def test_on_the_mirrors_machine(mirror: MirrorProcess, config: Path, tmp_path: Path) -> None:
+def test_on_the_mirrors_machine(mirror: MirrorProcess, config: Path, folder: Path, tmp_path: Path) -> None:
     """How full the hosted registries are, of the running mirror."""
-    config.write_text(config.read_text().replace("127.0.0.1:0", mirror.address))
-    login = ("--username", "alice", "--password-file", tmp_path / "word")
-    found = Doctor("--config", config, "--push", "corp/team/app", *login)
+    here = tmp_path / "mirror.toml"
+    here.write_text(config.read_text().replace("127.0.0.1:0", mirror.address))
+    login = ("--username", "alice", "--password-file", folder / "word")
+    found = Doctor("--config", here, "--push", "corp/team/app", *login)
     assert found.level("push corp/team/app") == "ok"
     assert found.level("backup") == "warning"
     assert found.findings["hosted corp"] == ("ok", "0 B of 1 MB", "")
-    config.write_text(config.read_text().replace('["pull", "write"]', '["pull"]'))
-    found = Doctor("--config", config)
+    here.write_text(here.read_text().replace('["pull", "write"]', '["pull"]'))
+    found = Doctor("--config", here)
     assert "allows anybody to push" in found.findings["configuration"][1]
 
 
