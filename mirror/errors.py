@@ -18,11 +18,12 @@
     │   ├── UpstreamNotFound                           404
     │   └── UpstreamInvalid                            an answer that breaks the protocol
     │       └── DigestMismatch · UpstreamOffLimits     wrong bytes; a name or URL that leads to a forbidden address
-    ├── StoreError               the local disk's fault
+    ├── StoreError               the fault of the local disk, or of the bucket
     │   ├── StoreFull → BlobTooLarge · NoRoomForPush   no space, no inodes, quota, or nothing that may be evicted
     │   ├── BlobDamaged                                the file does not match its digest
     │   ├── BlobUnreadable                             the disk cannot read the file
-    │   └── RecordDamaged                              the record of a tag or manifest is not valid
+    │   ├── RecordDamaged                              the record of a tag or manifest is not valid
+    │   └── BucketUnavailable → BucketDenied           the bucket does not answer; it refuses the mirror
     ├── AccessUnavailable        the caller cannot be identified now: a token issuer does not answer
     ├── BundleError              a bundle, or another registry's data, cannot be imported or written
     ├── IndexUnavailable         the index did not answer in time; the disk still can
@@ -316,7 +317,21 @@ def _unreachable(error: UpstreamError) -> str:
 
 
 class StoreError(MirrorError):
-    """The local disk failed."""
+    """The local disk failed, or the bucket."""
+
+
+class BucketUnavailable(StoreError):
+    """The object store cannot be reached, throttles the mirror, fails or takes too long. It may be asked again in
+    `retry_after` seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BucketDenied(BucketUnavailable):
+    """The object store refuses the credentials, or they lack a permission; the message names it."""
 
 
 class StoreFull(StoreError):
@@ -444,6 +459,8 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     BlobUnreadable: ErrorAnswer(503, "UNAVAILABLE"),
     RecordDamaged: ErrorAnswer(503, "UNAVAILABLE"),
     RecordChanged: ErrorAnswer(503, "UNAVAILABLE"),
+    BucketUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
+    BucketDenied: ErrorAnswer(503, "UNAVAILABLE"),
     BundleError: ErrorAnswer(400, "UNSUPPORTED"),
     IndexUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     AccessUnavailable: ErrorAnswer(503, "UNAVAILABLE"),

@@ -19,6 +19,8 @@ The ports, and what implements them (the tests have implementations in memory, i
                   EventStore     where events wait              index/outbox.py
                   EventSender    what sends them                upstream/http/event_posts.py
     recording.py  Records        small JSON records by key      store/local/json_records.py
+    record_trees.py  RecordTree  versioned records by path      (to come)
+    buckets.py    Bucket         objects of an object store     (to come)
     locking.py    Locks          locks between processes        store/local/locks.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
                   SortedTags     tag lists, sorted on disk      index/sorted_tags.py
@@ -47,6 +49,7 @@ its lock. The kernel releases the lock when the filler dies, and a follower take
 """
 
 # ruff: noqa: F403  # each name without `_` in these modules is part of the face
+from mirror.ports.buckets import *
 from mirror.ports.callers import *
 from mirror.ports.catalogs import *
 from mirror.ports.content import *
@@ -54,6 +57,7 @@ from mirror.ports.eventing import *
 from mirror.ports.hosting import *
 from mirror.ports.indexes import *
 from mirror.ports.locking import *
+from mirror.ports.record_trees import *
 from mirror.ports.recording import *
 from mirror.ports.remotes import *
 from mirror.ports.streams import *

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from mirror.errors import (
+    BucketUnavailable,
     ManifestBlobUnknown,
     MirrorError,
     RangeInvalid,
@@ -152,7 +153,7 @@ def error_response(
     answer = answer_for(error)
     status = answer.status
     headers = {**(more or {}), **API_VERSION, "Content-Type": "application/json", "X-Request-Id": request_id}
-    if isinstance(error, UpstreamThrottled):
+    if isinstance(error, UpstreamThrottled | BucketUnavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     elif status == 503 or isinstance(error, TooManyLogins | TooManyUploads):
         headers["Retry-After"] = str(_RETRY_AFTER)
