@@ -21,6 +21,7 @@ The ports, and what implements them (the tests have implementations in memory, i
     recording.py  Records        small JSON records by key      store/local/json_records.py
     record_trees.py  RecordTree  versioned records by path      (to come)
     buckets.py    Bucket         objects of an object store     (to come)
+    blob_objects.py  BlobObjects  which of them have blobs      (to come)
     locking.py    Locks          locks between processes        store/local/locks.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
                   SortedTags     tag lists, sorted on disk      index/sorted_tags.py
@@ -49,6 +50,7 @@ its lock. The kernel releases the lock when the filler dies, and a follower take
 """
 
 # ruff: noqa: F403  # each name without `_` in these modules is part of the face
+from mirror.ports.blob_objects import *
 from mirror.ports.buckets import *
 from mirror.ports.callers import *
 from mirror.ports.catalogs import *
