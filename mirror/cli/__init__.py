@@ -16,7 +16,7 @@ from mirror.cli import base
 
 #: Which file has which commands; `--help` lists them in this order.
 COMMANDS: Final = {
-    "serving": ("serve", "worker", "check"),
+    "serving": ("serve", "worker", "check", "schema"),
     "status": ("status", "purge", "evict"),
     "prefetch_command": ("prefetch",),
     "sync_command": ("sync",),

@@ -1,4 +1,4 @@
-"""`serve` and `check`."""
+"""`serve`, `check` and `schema`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mirror import __version__, telemetry
 from mirror import config as settings
-from mirror import telemetry
 from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, say, say_json
 from mirror.cli.store_checks import describe_unread, store_owner
 from mirror.errors import ConfigError, StoreError
@@ -179,6 +179,14 @@ def check(
         complain(f"mirror: {warning}")
     if not all(result.ok for result in results):
         raise typer.Exit(1)
+
+
+@application.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration file, for editors and other programs."""
+    from mirror.config.settings_schema import settings_schema
+
+    say_json(settings_schema(__version__))
 
 
 def _check_certificate(loaded: settings.Config) -> list[str]:

@@ -257,7 +257,7 @@ class EndpointSettings(ReachSettings):
     url: Annotated[str, AfterValidator(values.url)] = Field(description="The URL of the mirror.")
 
 
-def _endpoint(value: Any) -> Any:
+def endpoint(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
@@ -276,7 +276,7 @@ class UpstreamSettings(ReachSettings):
     host_headers: list[Annotated[str, AfterValidator(values.host)]] = Field(
         [], description="Requests with these Host headers are for this registry."
     )
-    endpoints: list[Annotated[EndpointSettings, BeforeValidator(_endpoint)]] = Field(
+    endpoints: list[Annotated[EndpointSettings, BeforeValidator(endpoint)]] = Field(
         [], description="Mirrors of the registry, tried in this order before the registry itself."
     )
     push: bool = Field(
