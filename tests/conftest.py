@@ -14,6 +14,11 @@ import hypothesis
 import pytest
 import uvloop
 
+from tests.support.engines.fixtures import azurite as azurite
+from tests.support.engines.fixtures import gcs as gcs
+from tests.support.engines.fixtures import radosgw as radosgw
+from tests.support.engines.fixtures import rclone as rclone
+from tests.support.engines.fixtures import seaweedfs as seaweedfs
 from tests.support.event_receiver import EventReceiver
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror
@@ -36,6 +41,7 @@ _PROGRAMS = {
     "docker-registry": "--version",
     "dockerd": "--version",
     "podman": "--version",
+    "radosgw": "--version",
     "redis-server": "--version",
     "skopeo": "--version",
     "umoci": "--version",
