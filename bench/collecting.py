@@ -40,7 +40,8 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import ClockReading, CollectionRules
 from mirror.policy.hosted.push_checks import linked
 from mirror.policy.records import ManifestRecord
-from mirror.store.local.layout import Layout, file_name
+from mirror.store.local.layout import Layout
+from mirror.store.records.record_keys import file_name
 
 _PER_REPOSITORY: Final = 1000
 _PER_IMAGE: Final = 10

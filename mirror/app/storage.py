@@ -35,18 +35,27 @@ from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted.quotas import QuotaRules, RegistryQuota
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
-from mirror.ports import ContentIndex, EventStore, HostedBlobs, LinkLedger, Records, RepairableBlobs, Uploads
+from mirror.ports import (
+    Catalog,
+    ContentIndex,
+    EventStore,
+    Freezes,
+    HostedBlobs,
+    HostedRecords,
+    LinkLedger,
+    Pins,
+    Records,
+    RepairableBlobs,
+    Uploads,
+)
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.contents import LocalContents
-from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
-from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_freezes, local_pins, local_repository_records
 from mirror.store.local.locks import FileLocks
-from mirror.store.local.pin_files import LocalPins
 from mirror.store.local.purge_notices import PurgeNotices
 from mirror.store.local.recovery import sweep
 from mirror.values.sizes import parse_capacity, parse_size
@@ -67,7 +76,7 @@ class HostedDisk:
 
     blobs: HostedBlobs
     uploads: Uploads
-    records: LocalHostedRecords
+    records: HostedRecords
     ledger: LinkLedger
     outbox: EventStore | None
 
@@ -81,8 +90,8 @@ class LocalDisk:
 
     layout: Layout
     store: LocalStore
-    catalog: LocalCatalog
-    pins: LocalPins
+    catalog: Catalog
+    pins: Pins
     hosted: HostedDisk
     contents: RepairableBlobs
 
@@ -97,9 +106,9 @@ class Storage:
     layout: Layout
     store: LocalStore
     contents: RepairableBlobs
-    catalog: LocalCatalog
-    freezes: LocalFreezes
-    pins: LocalPins
+    catalog: Catalog
+    freezes: Freezes
+    pins: Pins
     hosted: HostedDisk
     index: ContentIndex
     locks: FileLocks
@@ -129,8 +138,8 @@ def open_disk(config: Config) -> LocalDisk:
     names = HostedNames(layout)
     ledger = SqliteLedger(layout.ledger, quota_rules(config).scopes)
     outbox = open_outbox(config, layout) if config.events.endpoint else None
-    hosted = HostedDisk(names, LocalUploads(layout, names), LocalHostedRecords(layout), ledger, outbox)
-    return LocalDisk(layout, store, LocalCatalog(layout), LocalPins(layout), hosted, LocalContents(layout))
+    hosted = HostedDisk(names, LocalUploads(layout, names), local_repository_records(layout), ledger, outbox)
+    return LocalDisk(layout, store, local_catalog(layout), local_pins(layout), hosted, LocalContents(layout))
 
 
 def open_outbox(config: Config, layout: Layout) -> SqliteOutbox:
@@ -163,7 +172,7 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
         locks = FileLocks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
-        freezes = LocalFreezes(layout)
+        freezes = local_freezes(layout)
         yield Storage(
             layout,
             store,
@@ -181,7 +190,7 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
 def _make_eviction(
     config: Config,
     disk: LocalDisk,
-    freezes: LocalFreezes,
+    freezes: Freezes,
     index: ContentIndex,
     locks: FileLocks,
     now: Callable[[], float],

@@ -110,10 +110,10 @@ def _parser(loaded: settings.Config) -> Callable[[str], Image]:
         return lambda text: parse_image(text, table)
     # imported here: few configurations have virtual registries, and the files of the store take time to import
     from mirror.app.virtual import MemberNames
-    from mirror.store.hosted.repository_records import LocalHostedRecords
     from mirror.store.local.layout import Layout
+    from mirror.store.local.local_records import local_repository_records
 
-    names = MemberNames(loaded, LocalHostedRecords(Layout(loaded.store.root)).is_taken)
+    names = MemberNames(loaded, local_repository_records(Layout(loaded.store.root)).is_taken)
 
     def parse(text: str) -> Image:
         image = names.parse(text)

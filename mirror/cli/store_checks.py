@@ -10,10 +10,8 @@ from mirror.errors import ConfigError, MirrorError
 from mirror.eviction.record_owners import UnreadableRecordOwners, unread_words
 from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports import Catalog
-from mirror.store.local.catalog import LocalCatalog
-from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.layout import Layout
-from mirror.store.local.pin_files import LocalPins
+from mirror.store.local.local_records import local_catalog, local_freezes, local_pins
 
 
 def check_there(loaded: Config) -> None:
@@ -81,5 +79,5 @@ def describe_unread(config: Config) -> list[str]:
     Raises `StoreError`.
     """
     layout = Layout(config.store.root)
-    notes = [*LocalPins(layout).look()[1], *LocalFreezes(layout).look()[1]]
-    return unread_words(notes, UnreadableRecordOwners(LocalCatalog(layout)).find(notes))
+    notes = [*local_pins(layout).look()[1], *local_freezes(layout).look()[1]]
+    return unread_words(notes, UnreadableRecordOwners(local_catalog(layout)).find(notes))

@@ -24,9 +24,8 @@ from mirror.policy.history import pointed_to, recalled
 from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, Sighting
 from mirror.ports import Catalog
-from mirror.store.local.catalog import LocalCatalog
-from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_freezes
 from mirror.values.timestamps import format_moment, parse_moment
 
 TagArgument = Annotated[str, typer.Argument(metavar="IMAGE:TAG", help="An image by tag: alpine, quay.io/org/app:1.2")]
@@ -106,13 +105,13 @@ def freezes(config: ConfigFile = None, as_json: JsonOption = False) -> None:
     """List the frozen tags."""
     loaded = load(config, level="warning")
     layout = Layout(loaded.store.root)
-    freezes, unread = LocalFreezes(layout).look()
+    freezes, unread = local_freezes(layout).look()
     frozen = sorted(freezes, key=lambda freeze: (freeze.repo, freeze.tag))
     if as_json:
         say_json([{"image": f"{freeze.repo}:{freeze.tag}", **_freeze_json(freeze)} for freeze in frozen])
     else:
         _print_freezes(frozen)
-    refuse_unread(unread, LocalCatalog(layout))
+    refuse_unread(unread, local_catalog(layout))
 
 
 def _print_freezes(freezes: Sequence[Freeze]) -> None:

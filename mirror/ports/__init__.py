@@ -8,18 +8,18 @@ is the source of truth. The index is derived from it and may be lost at any time
 The ports, and what implements them (the tests have implementations in memory, in `tests/support`):
 
     content.py    BlobStore      content by digest              store/local/blobs.py
-    catalogs.py   Catalog        tags and manifest links        store/local/catalog.py
-                  Pins           which images must stay         store/local/pin_files.py
-                  Freezes        tags fixed at one digest       store/local/freezes.py
+    catalogs.py   Catalog        tags and manifest links        store/records/record_catalog.py
+                  Pins           which images must stay         store/records/pin_records.py
+                  Freezes        tags fixed at one digest       store/records/freeze_records.py
     hosting.py    HostedBlobs    hosted names of blobs          store/hosted/blob_names.py
                   Uploads        upload sessions                store/hosted/upload_files.py
-                  HostedRecords  links, referrers, deletions    store/hosted/repository_records.py
+                  HostedRecords  links, referrers, deletions    store/records/repository_records.py
                   LinkLedger     sums and holders of links      index/link_ledger.py
     eventing.py   Announcer      events of changes              events/announcing.py
                   EventStore     where events wait              index/outbox.py
                   EventSender    what sends them                upstream/http/event_posts.py
     recording.py  Records        small JSON records by key      store/local/json_records.py
-    record_trees.py  RecordTree  versioned records by path      (to come)
+    record_trees.py  RecordTree  versioned records by path      store/local/file_tree.py
     buckets.py    Bucket         objects of an object store     (to come)
     blob_objects.py  BlobObjects  which of them have blobs      (to come)
     locking.py    Locks          locks between processes        store/local/locks.py

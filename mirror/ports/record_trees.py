@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from mirror.oci.reference import Repo
@@ -37,6 +37,21 @@ class RecordTree(Protocol):
     def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterable[Repo]:
         """The repositories that have a record in one of these folders (`_tags`, ...), in no order: all, or those of one
         registry. `had`: also those that had one.
+        """
+
+    def had(self, repo: Repo, folders: Sequence[str]) -> Iterable[str]:
+        """Those of these folders in which the repository has a record, or had one since `forget`, in their order. Looks
+        no further than the caller iterates. Quick enough for the event loop.
+        """
+
+    def forget(self, repo: Repo, folders: Sequence[str]) -> bool:
+        """Let it be as if the repository never had a record in these folders. False, and nothing changes, if it has
+        one. Repeatable.
+        """
+
+    def repositories_added(self) -> int:
+        """A counter that increases, for every process, whenever a new repository has a tag or a manifest. -1 if it
+        cannot be read. Quick enough for the event loop.
         """
 
     def flush(self) -> None:

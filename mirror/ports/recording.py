@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
+from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports.versioned import Expected, Version, Versioned
+
+T = TypeVar("T")
 
 
 class Records(Protocol):
@@ -31,3 +34,20 @@ class Records(Protocol):
 
     def all(self) -> Iterator[dict[str, Any]]:
         """Every record, in no order, each with its `key`."""
+
+
+class CheckedRecords(Records, Protocol):
+    """Records for callers that must not take a damaged record for an absent one."""
+
+    def has(self, key: str) -> bool:
+        """True if there is a record of this key, or may be, even one that cannot be read."""
+
+    def look(self, read: Callable[[dict[str, Any]], T | None]) -> tuple[Sequence[T], Sequence[UnreadableRecord]]:
+        """The results of `read` for every record, in no order, and the records that cannot be read or for which `read`
+        returned None. Raises `StoreError` if that cannot be determined now.
+        """
+
+    def changed(self) -> int | None:
+        """A number that differs after each change; None if unknown: they must then be read. Quick enough for the event
+        loop.
+        """

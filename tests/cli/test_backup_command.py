@@ -13,9 +13,9 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.store.hosted.backup_folder import last_backup
 from mirror.store.hosted.blob_names import HostedNames
-from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_repository_records
 from tests.support.command import mirror
 
 CONTENT = b"a layer"
@@ -27,7 +27,9 @@ def config(tmp_path: Path) -> Path:
     layout = LocalStore(Layout(tmp_path / "store")).layout
     digest = Digest.of(CONTENT)
     HostedNames(layout).put(digest, CONTENT)
-    LocalHostedRecords(layout).put_link(Repo("corp", "app"), BlobLink(digest, len(CONTENT), LinkState.LINKED, 1.0))
+    local_repository_records(layout).put_link(
+        Repo("corp", "app"), BlobLink(digest, len(CONTENT), LinkState.LINKED, 1.0)
+    )
     file = tmp_path / "mirror.toml"
     file.write_text(f'[store]\nroot = "{tmp_path}/store"\n[[hosted]]\nname = "corp"\n')
     return file

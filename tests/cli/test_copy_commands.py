@@ -8,7 +8,7 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.store.local.catalog import LocalCatalog
+from mirror.store.local.local_records import local_catalog
 from tests.support.command import CommandSite
 from tests.support.hosted_here import HostedHere
 from tests.support.push_target import PushTarget, answers
@@ -39,7 +39,7 @@ class _Site(CommandSite):
     def __init__(self, folder: Path, url: str) -> None:
         super().__init__(folder, _CONFIG, url=url)
         self.here = HostedHere(self.root)
-        self.catalog = LocalCatalog(self.layout)
+        self.catalog = local_catalog(self.layout)
 
     def tags(self, repo: Repo) -> list[str]:
         return sorted(self.catalog.tags(repo))

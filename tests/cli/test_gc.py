@@ -12,7 +12,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.store.hosted.blob_names import HostedNames
-from mirror.store.hosted.repository_records import LocalHostedRecords
+from mirror.store.local.local_records import local_repository_records
 from mirror.store.local.locks import locked
 from tests.support.command import CommandSite, Done
 from tests.support.here import Here
@@ -37,7 +37,7 @@ class _Site(CommandSite):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, _CONFIG, grace="0s")
         Here.at(self.root)
-        self.blobs, self.records = HostedNames(self.layout), LocalHostedRecords(self.layout)
+        self.blobs, self.records = HostedNames(self.layout), local_repository_records(self.layout)
         self.digest = Digest.of(b"loose")
         self.blobs.put(self.digest, b"loose")
         self.records.put_link(_APP, BlobLink(self.digest, 5, LinkState.LINKED, time.time() - 3600))

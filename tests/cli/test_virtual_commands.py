@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirror.oci.reference import Repo
-from mirror.store.hosted.repository_records import LocalHostedRecords
+from mirror.store.local.local_records import local_repository_records
 from tests.support.command import CommandSite
 from tests.support.here import APP, Here
 from tests.support.hosted_here import CORP, HostedHere
@@ -35,7 +35,7 @@ class _Site(CommandSite):
         super().__init__(folder, _CONFIG)
         self.here = HostedHere(self.root)
         self.cache = Here.at(self.root)
-        self.records = LocalHostedRecords(self.layout)
+        self.records = local_repository_records(self.layout)
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.hosted_records import BlobLink, DeletedTag, LinkState, QueuedBlob
 from mirror.policy.records import ManifestRecord
 from mirror.ports import BlobInfo, Versioned
-from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
-from mirror.store.local.layout import Layout, file_name
+from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_repository_records
+from mirror.store.records.record_keys import file_name
 from tests.support.collecting import APP, GRACE, KEEP, TWIN, CollectedWorld, image, index
 
 
@@ -196,7 +196,7 @@ def test_101_a_damaged_link_keeps_its_bytes(world: CollectedWorld, monkeypatch: 
 def test_101_damaged_records_stop_no_collection(tmp_path: Path) -> None:
     """Their names say which manifests they are about, and the bytes what those name. The report has each of them."""
     layout = LocalStore(Layout(tmp_path)).layout
-    world = CollectedWorld(catalog=LocalCatalog(layout), records=LocalHostedRecords(layout))
+    world = CollectedWorld(catalog=local_catalog(layout), records=local_repository_records(layout))
     live, gone = world.push_image(APP, b"one", tag="1"), world.push_image(APP, b"two", tag="2")
     loose, stray = world.upload(APP, b"loose"), world.upload(APP, b"stray")
     world.delete(APP, gone, "2")
@@ -231,7 +231,9 @@ def test_101_damaged_records_stop_no_collection(tmp_path: Path) -> None:
 def test_a_damaged_tag_keeps_every_referrer(tmp_path: Path) -> None:
     """It may be the tag of any of them."""
     layout = LocalStore(Layout(tmp_path)).layout
-    world = CollectedWorld(catalog=LocalCatalog(layout), records=LocalHostedRecords(layout), collect_dangling=True)
+    world = CollectedWorld(
+        catalog=local_catalog(layout), records=local_repository_records(layout), collect_dangling=True
+    )
     referrer = world.push(APP, image(subject=Digest.of(b"gone")))
     world.push_image(APP, b"one", tag="1")
     (Path(layout.tags(APP)) / "1").write_bytes(b"{")

@@ -19,9 +19,9 @@ from mirror.policy.records import ManifestRecord
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.contents import LocalContents
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog
 
 HOSTED, CACHED = Repo("corp", "team/app"), Repo("docker.io", "library/app")
 CONFIG, LAYER = b"{}", b"layer" * 100
@@ -36,7 +36,7 @@ class Site:
         self.store = LocalStore(self.layout)
         self.hosted = HostedNames(self.layout)
         self.contents = LocalContents(self.layout)
-        self.catalog = LocalCatalog(self.layout)
+        self.catalog = local_catalog(self.layout)
         self.places = BlobPlaces(self.store, self.contents, lambda repo: repo == HOSTED)
         self.fetched: list[Owner] = []
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from mirror.store.hosted.repository_records import LocalHostedRecords
-from mirror.store.local.catalog import LocalCatalog
+from mirror.ports import Catalog
+from mirror.store.local.local_records import local_catalog, local_repository_records
 from tests.support.breaking_steps import Steps
 from tests.support.command import CommandSite
 from tests.support.hosted_here import CORP, HostedHere
@@ -62,9 +62,9 @@ class _Site(CommandSite):
         here.image([b"five"], tag="latest")
 
     @property
-    def catalog(self) -> LocalCatalog:
+    def catalog(self) -> Catalog:
         """The records on the disk."""
-        return LocalCatalog(self.layout)
+        return local_catalog(self.layout)
 
     @property
     def manifests(self) -> set[str]:
@@ -81,7 +81,7 @@ class _Site(CommandSite):
     @property
     def deletions(self) -> list[str]:
         """What can be undeleted."""
-        records = LocalHostedRecords(self.layout)
+        records = local_repository_records(self.layout)
         return sorted([*map(str, records.deleted_manifests(CORP)), *records.deleted_tags(CORP)])
 
     def killed(self, steps: Steps) -> int:

@@ -25,7 +25,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import Pin
 from mirror.server.admin.operations import OPERATIONS, PREFIX
 from mirror.store.local.layout import Layout
-from mirror.store.local.pin_files import LocalPins
+from mirror.store.local.local_records import local_pins
 from tests.support.admin_client import AdminReply, ask_admin
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.hosted_here import HostedHere
@@ -396,7 +396,7 @@ def test_pinning_by_command_is_the_same_with_a_server_and_without(
     eventually(lambda: api("GET", "/images/app:v0").status == 200, "the image is listed")
     _pull(mirror, "library/app", "v1")
     eventually(lambda: api("GET", "/images/app:v1").status == 200, "the other image, too")
-    pins = LocalPins(Layout(tmp_path / "store"))
+    pins = local_pins(Layout(tmp_path / "store"))
     pins.put(Pin(Repo("docker.io", "library/old"), "v1", "was for a month", 1e9, 1.1e9))
     pins.put(Pin(Repo("docker.io", "library/spoilt"), "v1", "", 1e9))
     [spoilt] = [file for file in (tmp_path / "store/pins").iterdir() if b"spoilt" in file.read_bytes()]

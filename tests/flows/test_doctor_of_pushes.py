@@ -9,9 +9,9 @@ import bcrypt
 import pytest
 
 from mirror.oci.reference import Repo
-from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_repository_records
 from tests.support.doctor import Doctor
 from tests.support.mirror_process import MirrorProcess, write_config
 
@@ -73,7 +73,7 @@ def test_a_client_that_may_push(mirror: MirrorProcess, folder: Path) -> None:
     assert {found.level(what) for what in good} == {"ok"}
     layout = LocalStore(Layout(folder / "store")).layout
     assert not list(layout.uploads.iterdir())
-    assert not LocalHostedRecords(layout).is_taken(Repo("corp", "team/app"))
+    assert not local_repository_records(layout).is_taken(Repo("corp", "team/app"))
     assert "wonderland" not in found.said
 
 

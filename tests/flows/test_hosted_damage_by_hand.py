@@ -9,7 +9,8 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.store.local.layout import Layout, file_name
+from mirror.store.local.layout import Layout
+from mirror.store.records.record_keys import file_name
 from tests.support.live_mirror import noise
 from tests.support.push_client import PushClient, hosting_mirror
 

@@ -13,10 +13,10 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.store.hosted.blob_names import HostedNames
-from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_repository_records
 from mirror.telemetry import render_metrics
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -30,7 +30,7 @@ _UPSTREAM: Final = {"docker.io": "http://127.0.0.1:1"}
 
 def _link(root: Path, name: str, size: int) -> None:
     """Give a hosted repository a blob of this size, as another process would."""
-    records = LocalHostedRecords(LocalStore(Layout(root)).layout)
+    records = local_repository_records(LocalStore(Layout(root)).layout)
     digest = Digest.of(f"{name} {size}".encode())
     records.put_link(Repo("corp", name), BlobLink(digest, size, LinkState.LINKED, 1.0))
 

@@ -22,7 +22,7 @@ from mirror.policy.pins import PinRule
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
-from mirror.store.local.pin_files import LocalPins
+from mirror.store.local.local_records import local_pins
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
 from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryStore
@@ -86,7 +86,7 @@ async def pressure(mirror: LiveMirror, registry: FakeRegistry, images: int, laye
 
 def pin(mirror: LiveMirror, reference: Reference, until: float | None = None) -> None:
     """As `mirror pin` does it, through the disk alone."""
-    LocalPins(Layout(mirror.root)).put(Pin(APP, reference, "needed", mirror.clock(), until))
+    local_pins(Layout(mirror.root)).put(Pin(APP, reference, "needed", mirror.clock(), until))
 
 
 async def test_a_pinned_image_survives_pressure(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_pins_that_the_disk_does_not_give(tmp_path: Path, monkeypatch: pytest.Mo
     """A folder or a note that cannot be read is an error, not an absence of pins."""
     layout = Layout(tmp_path / "store")
     LocalStore(layout)
-    pins = LocalPins(layout)
+    pins = local_pins(layout)
     pins.put(Pin(APP, "v1", "", 1.0))
 
     def fail(*_: object, **__: object) -> bytes:

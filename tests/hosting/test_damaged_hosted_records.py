@@ -21,10 +21,10 @@ from mirror.errors import (
 from mirror.hosting.operator_deletions import OperatorDeletions
 from mirror.oci.digest import Digest
 from mirror.repository.hosted import HostedRepository
-from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
-from mirror.store.local.layout import Layout, file_name
+from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_repository_records
+from mirror.store.records.record_keys import file_name
 from tests.support.hooked import Hooked
 from tests.support.hosted_world import (
     OTHER,
@@ -54,7 +54,7 @@ class _World(HostedWorld):
     def __init__(self, root: Path) -> None:
         super().__init__()
         self.layout = LocalStore(Layout(root)).layout
-        self.catalog, self.records = LocalCatalog(self.layout), LocalHostedRecords(self.layout)
+        self.catalog, self.records = local_catalog(self.layout), local_repository_records(self.layout)
 
     def damage(self, folder: str, name: str) -> None:
         """Cuts the record of this name, and lets every worker look again."""

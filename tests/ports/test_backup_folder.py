@@ -21,10 +21,9 @@ from mirror.store.hosted import backup_folder
 from mirror.store.hosted.backup_folder import BackupFolder, BackupReport
 from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.contents import LocalContents
-from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_repository_records
 
 APP = Repo("corp", "team/app")
 OTHER = Repo("corp", "other")
@@ -37,8 +36,8 @@ class Hosted:
         self.store = LocalStore(Layout(root))
         self.layout = self.store.layout
         self.names = HostedNames(self.layout)
-        self.records = LocalHostedRecords(self.layout)
-        self.catalog = LocalCatalog(self.layout)
+        self.records = local_repository_records(self.layout)
+        self.catalog = local_catalog(self.layout)
 
     def push_blob(self, repo: Repo, content: bytes) -> Digest:
         digest = Digest.of(content)

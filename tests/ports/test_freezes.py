@@ -13,8 +13,8 @@ from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
 from mirror.policy.records import Freeze
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_freezes
 
 _REPO = Repo("docker.io", "library/app")
 _FREEZE = Freeze(_REPO, "1.0", Digest.of(b"x"), OCI_INDEX, 1234, "release “café”", 5.25)
@@ -30,7 +30,7 @@ def layout(tmp_path: Path) -> Layout:
 
 def test_the_life_of_a_freeze(layout: Layout) -> None:
     """Absent, put, replaced, dropped; another process sees each, and other tags are not touched."""
-    freezes, again = LocalFreezes(layout), LocalFreezes(layout)
+    freezes, again = local_freezes(layout), local_freezes(layout)
     assert freezes.get(_REPO, "1.0") is None
     assert list(freezes.all()) == []
     assert not freezes.drop(_REPO, "1.0")
@@ -50,7 +50,7 @@ def test_the_life_of_a_freeze(layout: Layout) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": "x", "registry": "docker.io", "name": "../.."}'])
 def test_a_freeze_that_cannot_be_read_is_not_forgotten(layout: Layout, content: bytes) -> None:
     """It is an error, not a tag that is free to move; made or dropped anew, it is well again."""
-    freezes = LocalFreezes(layout)
+    freezes = local_freezes(layout)
     freezes.put(_FREEZE)
     [file] = (layout.root / "freezes").iterdir()
     file.write_bytes(content)
@@ -70,7 +70,7 @@ def test_a_freeze_that_cannot_be_read_is_not_forgotten(layout: Layout, content: 
 
 def test_a_freeze_that_may_not_be_read_is_not_forgotten(layout: Layout) -> None:
     """A name that leads nowhere is as good as a failing disk: what is there cannot be told."""
-    freezes = LocalFreezes(layout)
+    freezes = local_freezes(layout)
     freezes.put(_FREEZE)
     [file] = (layout.root / "freezes").iterdir()
     file.unlink()

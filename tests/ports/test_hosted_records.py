@@ -13,10 +13,9 @@ import pytest
 
 from mirror.errors import RecordDamaged, StoreError
 from mirror.ports import Catalog, HostedRecords
-from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_repository_records
 from tests.support.hosted_records_suite import (
     APP,
     ONE,
@@ -52,31 +51,31 @@ class TestMemoryHostedRecords(HostedRecordsSuite):
         return records
 
 
-class TestLocalHostedRecords(HostedRecordsSuite):
+class TestLocalRepositoryRecords(HostedRecordsSuite):
     """Small files beside tags and manifests."""
 
     @pytest.fixture
     def catalog(self, layout: Layout) -> Catalog:
         """On the same disk."""
-        return LocalCatalog(layout)
+        return local_catalog(layout)
 
     @pytest.fixture
     def records(self, layout: Layout) -> HostedRecords:
         """Empty."""
-        return LocalHostedRecords(layout)
+        return local_repository_records(layout)
 
     @pytest.fixture
     def another(self, layout: Layout) -> HostedRecords:
         """Another process's view of the same disk."""
-        return LocalHostedRecords(layout)
+        return local_repository_records(layout)
 
     def test_no_change_of_another_process_is_lost(self, records: HostedRecords, layout: Layout) -> None:
         """Processes that change one link at the same time read it again when another was first."""
         code = (
             "import sys; from pathlib import Path; from mirror.store.local.layout import Layout;"
-            "from mirror.store.hosted.repository_records import LocalHostedRecords;"
+            "from mirror.store.local.local_records import local_repository_records;"
             "from tests.support.hosted_records_suite import renew;"
-            "renew(LocalHostedRecords(Layout(Path(sys.argv[1]))), 50)"
+            "renew(local_repository_records(Layout(Path(sys.argv[1]))), 50)"
         )
         processes = [subprocess.Popen([sys.executable, "-c", code, layout.root]) for _ in range(2)]
         renew(records, 50)
@@ -95,7 +94,7 @@ def layout(tmp_path: Path) -> Layout:
 @pytest.mark.parametrize("text", [b'{"size": 1, "st', b"", b"[]", b'{"size": "much"}', b'{"mediaType": 1}'])
 def test_a_damaged_record_is_not_absent(layout: Layout, text: bytes) -> None:
     """A record that was cut or is foreign is an error of its own that names the record; it can be replaced."""
-    records = LocalHostedRecords(layout)
+    records = local_repository_records(layout)
     records.put_link(APP, link())
     records.put_referrer(APP, TWO, signature(ONE))
     records.put_deleted_manifest(APP, deleted())
@@ -124,7 +123,7 @@ def test_a_damaged_record_is_not_absent(layout: Layout, text: bytes) -> None:
 
 def test_a_referrer_under_the_digest_of_another_is_damaged(layout: Layout) -> None:
     """The descriptor in an entry must be about the digest that names the file."""
-    records = LocalHostedRecords(layout)
+    records = local_repository_records(layout)
     records.put_referrer(APP, ONE, signature(ONE))
     folder = Path(layout.referrers(APP, ONE))
     next(folder.iterdir()).rename(folder / f"sha512-{TWO.hex}")
@@ -135,7 +134,7 @@ def test_a_referrer_under_the_digest_of_another_is_damaged(layout: Layout) -> No
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ENOMEM])
 def test_what_cannot_be_read_is_not_absent(layout: Layout, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records that the disk does not give at the moment are errors, and the change counter is not known."""
-    records = LocalHostedRecords(layout)
+    records = local_repository_records(layout)
     records.put_link(APP, link())
     records.put_referrer(APP, TWO, signature(ONE))
     records.put_deleted_manifest(APP, deleted())
@@ -172,7 +171,7 @@ def test_what_cannot_be_read_is_not_absent(layout: Layout, number: int, monkeypa
 def test_a_change_is_noted_on_a_full_disk(tmp_path: Path) -> None:
     """A deletion frees room, so it must work when there is none: other processes see it at once."""
     with tmpfs(tmp_path, "size=200k") as mount:
-        records = LocalHostedRecords(LocalStore(Layout(mount)).layout)
+        records = local_repository_records(LocalStore(Layout(mount)).layout)
         records.put_link(APP, link())
         records.note_change(APP)
         with pytest.raises(OSError, match="No space"):
@@ -181,12 +180,12 @@ def test_a_change_is_noted_on_a_full_disk(tmp_path: Path) -> None:
             records.note_change(APP)
         records.drop_link(APP, ONE)
         records.flush()
-        assert LocalHostedRecords(Layout(mount)).changes(APP) == 10_001
+        assert local_repository_records(Layout(mount)).changes(APP) == 10_001
 
 
 def test_a_deletion_survives_a_power_cut(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """The names that were made or dropped are durable after `flush`, each folder once."""
-    records = LocalHostedRecords(layout)
+    records = local_repository_records(layout)
     records.put_link(APP, link())
     records.flush()
     synced: list[str] = []
@@ -210,7 +209,7 @@ def test_a_folder_that_was_not_synced_is_synced_by_the_next_flush(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flush that fails must not let the flush of another caller succeed without its folders."""
-    records = LocalHostedRecords(layout)
+    records = local_repository_records(layout)
     records.put_link(APP, link())
     records.put_deleted_tag(APP, deleted_tag())
     records.flush()

@@ -24,7 +24,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.records import BlobRole
 from mirror.ports import Body
-from mirror.store.local.freezes import LocalFreezes
+from mirror.store.local.local_records import local_freezes
 from mirror.store.local.locks import FileLocks
 from tests.support.memory_index import MemoryIndex
 from tests.support.stocked import Stocked
@@ -94,7 +94,7 @@ class _Target:
     def site(self) -> ImportTarget:
         store, catalog = self.stocked.store, self.stocked.catalog
         clocks = TamperProofClock(lambda: _NOW, steady=lambda: 0.0)
-        histories = TagHistories(catalog, LocalFreezes(self.stocked.layout), clocks)
+        histories = TagHistories(catalog, local_freezes(self.stocked.layout), clocks)
         index = IndexBatch(self.index, self.touched.append, lambda: _NOW)
         return ImportTarget(
             store=store,
@@ -312,7 +312,7 @@ async def test_a_tag_is_written_last(source: Stocked, target: _Target, monkeypat
     for name in ("flush", "put_manifest", "put_tag"):
         watch(target.stocked.catalog, name)
     await target.take(source)
-    link, tag, flush = "LocalCatalog.put_manifest", "LocalCatalog.put_tag", "LocalCatalog.flush"
+    link, tag, flush = "RecordCatalog.put_manifest", "RecordCatalog.put_tag", "RecordCatalog.flush"
     durable = ["LocalStore.flush", flush]
     end = [*durable, tag, *durable]
     assert steps == [link, link, link, *end, link, *end]

@@ -27,9 +27,9 @@ from mirror.policy.records import ManifestRecord, Sighting, TagRecord
 from mirror.ports import BlobStore, Catalog
 from mirror.store.local import blobs, quarantine
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.ingest_state import read_state, write_state
 from mirror.store.local.layout import Layout, state_of
+from mirror.store.local.local_records import local_catalog
 from mirror.store.local.recovery import Swept, sweep
 from tests.support.catalog_suite import ALPINE, CatalogSuite, count_up
 from tests.support.store_suite import (
@@ -78,19 +78,19 @@ class TestLocalCatalog(CatalogSuite):
     @pytest.fixture
     def catalog(self, tmp_path: Path) -> Catalog:
         """Empty."""
-        return LocalCatalog(LocalStore(Layout(tmp_path)).layout)
+        return local_catalog(LocalStore(Layout(tmp_path)).layout)
 
     @pytest.fixture
     def another(self, catalog: Catalog, tmp_path: Path) -> Catalog:
         """Another process's view of the same disk."""
-        return LocalCatalog(Layout(tmp_path))
+        return local_catalog(Layout(tmp_path))
 
     def test_no_change_of_another_process_is_lost(self, catalog: Catalog, tmp_path: Path) -> None:
         """Processes that change one tag at the same time read it again when another was first."""
         code = (
-            "import sys; from pathlib import Path; from mirror.store.local.catalog import LocalCatalog;"
+            "import sys; from pathlib import Path; from mirror.store.local.local_records import local_catalog;"
             "from mirror.store.local.layout import Layout; from tests.support.catalog_suite import count_up;"
-            "count_up(LocalCatalog(Layout(Path(sys.argv[1]))), 50)"
+            "count_up(local_catalog(Layout(Path(sys.argv[1]))), 50)"
         )
         processes = [subprocess.Popen([sys.executable, "-c", code, tmp_path]) for _ in range(2)]
         count_up(catalog, 50)
@@ -442,7 +442,7 @@ def test_a_failed_fsync_discards_the_file(store: LocalStore, monkeypatch: pytest
 
 def test_settling_makes_every_new_name_durable(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is put is there at once, its bytes synced; the names of it and of new folders by `flush`, once."""
-    catalog = LocalCatalog(store.layout)
+    catalog = local_catalog(store.layout)
     repo, digest = Repo("ghcr.io", "owner/app"), DIGEST
     synced: list[str] = []
     fsync = os.fsync
@@ -474,7 +474,7 @@ def test_54_records_that_were_cut_are_not_taken_for_none(store: LocalStore) -> N
     """Row 54: a record that does not parse is an error of its own, because its content is not known. A history counts
     as none, and a listing skips a damaged record, except by digest.
     """
-    catalog = LocalCatalog(store.layout)
+    catalog = local_catalog(store.layout)
     repo = Repo("docker.io", "library/busybox")
     folder = Path(store.layout.tags(repo))
     folder.mkdir(parents=True)
@@ -498,7 +498,7 @@ def test_54_records_that_were_cut_are_not_taken_for_none(store: LocalStore) -> N
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ENOMEM])
 def test_36_what_cannot_be_read_is_not_absent(store: LocalStore, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 36, 37: blobs and records that the disk does not give at the moment are errors, never an absence."""
-    catalog, repo = LocalCatalog(store.layout), Repo("docker.io", "library/busybox")
+    catalog, repo = local_catalog(store.layout), Repo("docker.io", "library/busybox")
     store.put(DIGEST, CONTENT)
     catalog.put_tag(repo, TagRecord("v1", DIGEST, OCI_MANIFEST, 1, 1.0))
     catalog.put_history(repo, "v1", (Sighting(DIGEST, OCI_MANIFEST, 1, 1.0, 1.0),))
@@ -532,7 +532,7 @@ def test_36_what_cannot_be_read_is_not_absent(store: LocalStore, number: int, mo
 
 def test_a_name_that_no_file_can_have_is_absent(store: LocalStore) -> None:
     """It is certain that there is none: a client may ask for anything."""
-    assert LocalCatalog(store.layout).get_tag(Repo("docker.io", "a" * 300), "v1") is None
+    assert local_catalog(store.layout).get_tag(Repo("docker.io", "a" * 300), "v1") is None
 
 
 def test_quarantined_bytes_stay_for_the_curious(store: LocalStore) -> None:

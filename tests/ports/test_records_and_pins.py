@@ -18,7 +18,7 @@ from mirror.ports import ABSENT, Pins, Records
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from mirror.store.local.pin_files import LocalPins
+from mirror.store.local.local_records import local_pins
 from tests.support.memory_store import MemoryPins
 from tests.support.pins_suite import PinsSuite
 from tests.support.records_suite import RecordsSuite
@@ -81,12 +81,12 @@ class TestLocalPins(PinsSuite):
     @pytest.fixture
     def pins(self, layout: Layout) -> Pins:
         """None yet."""
-        return LocalPins(layout)
+        return local_pins(layout)
 
     @pytest.fixture
     def another(self, layout: Layout) -> Pins:
         """Another process's view of the same disk."""
-        return LocalPins(layout)
+        return local_pins(layout)
 
 
 class TestMemoryPins(PinsSuite):
@@ -105,7 +105,7 @@ class TestMemoryPins(PinsSuite):
 
 def test_a_pin_that_does_not_parse_is_none(layout: Layout) -> None:
     """Notes are files, and files may be edited."""
-    good = LocalPins(layout)
+    good = local_pins(layout)
     good.put(Pin(_REPO, "1.0", "", 5.0))
     JsonRecords(layout, "pins").put("bad", {"registry": "docker.io", "name": "../..", "reference": "x"})
     assert [pin.reference for pin in good.all()] == ["1.0"]
@@ -154,7 +154,7 @@ def test_a_pin_that_cannot_be_read_is_reported(
 ) -> None:
     """With its file and why; what it is for is known by its name, and by its text where enough of that is left. The
     other pins are read as ever."""
-    pins = LocalPins(layout)
+    pins = local_pins(layout)
     pins.put(Pin(_REPO, "1.0", "", 5.0))
     [file] = (layout.root / "pins").iterdir()
     pins.put(Pin(_REPO, "2.0", "", 5.0))
@@ -171,7 +171,7 @@ def test_a_pin_that_cannot_be_read_is_reported(
 
 def test_files_that_are_no_pins_are_no_damaged_pins_either(layout: Layout) -> None:
     """Copies under other names, notes of people, what an editor leaves."""
-    pins = LocalPins(layout)
+    pins = local_pins(layout)
     pins.put(Pin(_REPO, "1.0", "", 5.0))
     [file] = (layout.root / "pins").iterdir()
     for name in ("README", f"{file.stem}.json~", f".{file.name}.swp", "backup.json", f"{file.stem[:-1]}.json"):
@@ -183,7 +183,7 @@ def test_files_that_are_no_pins_are_no_damaged_pins_either(layout: Layout) -> No
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
 def test_a_pin_that_the_disk_does_not_give(layout: Layout, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """One file is a damaged pin; the folder is an error, because its content is not known."""
-    pins = LocalPins(layout)
+    pins = local_pins(layout)
     pins.put(Pin(_REPO, "1.0", "", 5.0))
 
     def fail(*_: object, **__: object) -> bytes:
@@ -207,7 +207,7 @@ def test_a_pin_that_the_disk_does_not_give(layout: Layout, monkeypatch: pytest.M
 
 def test_a_record_that_was_edited_is_read(layout: Layout) -> None:
     """With its fields in another order, as an editor's formatter leaves them."""
-    pins = LocalPins(layout)
+    pins = local_pins(layout)
     pins.put(pin := Pin(_REPO, "1.0", "", 5.0))
     [file] = (layout.root / "pins").iterdir()
     file.write_text(json.dumps(dict(reversed(json.loads(file.read_text()).items()))))
@@ -216,10 +216,10 @@ def test_a_record_that_was_edited_is_read(layout: Layout) -> None:
 
 def test_a_file_in_the_place_of_the_pins(layout: Layout) -> None:
     """It says nothing about pins; no folder at all means that there are none."""
-    assert LocalPins(layout).look() == ([], [])
+    assert local_pins(layout).look() == ([], [])
     (layout.root / "pins").write_text("")
     with pytest.raises(StoreError, match="Not a directory"):
-        LocalPins(layout).look()
+        local_pins(layout).look()
 
 
 def test_names_of_notes_are_those_of_stores_that_are_there() -> None:

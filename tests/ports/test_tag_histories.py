@@ -13,9 +13,8 @@ from mirror.oci.reference import Repo
 from mirror.policy.history import AgeRule
 from mirror.policy.records import TagRecord
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
-from mirror.store.local.freezes import LocalFreezes
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_freezes
 
 _REPO = Repo("docker.io", "library/app")
 _RULE = AgeRule()
@@ -30,7 +29,7 @@ def test_processes_that_learn_of_one_move(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "store")
     LocalStore(layout)
     clocks = TamperProofClock(lambda: 0.0, lambda: 0.0)
-    processes = [TagHistories(LocalCatalog(layout), LocalFreezes(layout), clocks) for _ in range(8)]
+    processes = [TagHistories(local_catalog(layout), local_freezes(layout), clocks) for _ in range(8)]
     gate = threading.Barrier(len(processes))
 
     def learn(histories: TagHistories, was: TagRecord | None, record: TagRecord) -> None:
@@ -43,7 +42,7 @@ def test_processes_that_learn_of_one_move(tmp_path: Path) -> None:
             record = _record(number)
             list(pool.map(learn, processes, [was] * 8, [record] * 8))
             was = record
-    history = LocalCatalog(layout).get_history(_REPO, "v1")
+    history = local_catalog(layout).get_history(_REPO, "v1")
     assert [one.digest for one in history] == [_record(number).digest for number in range(20)]
 
 

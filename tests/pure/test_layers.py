@@ -27,6 +27,7 @@ _ROOMS: Final = frozenset(
         "server/registry",
         "store/hosted",
         "store/local",
+        "store/records",
         "upstream/credentials",
         "upstream/http",
     }
@@ -53,8 +54,9 @@ _MAY_IMPORT: Final = {
     "caller": {"oci"},
     # adapters: never each other, nor what uses them
     "store": _BELOW_ALL,
-    "store/local": _BELOW_ALL | {"values"},
-    "store/hosted": _BELOW_ALL | {"values", "store/local"},
+    "store/records": _BELOW_ALL | {"values"},
+    "store/local": _BELOW_ALL | {"values", "store/records"},
+    "store/hosted": _BELOW_ALL | {"values", "store/local", "store/records"},
     "index": _BELOW_ALL,
     "access": _BELOW_ALL | {"values"},
     "upstream/http": _BELOW_ALL | {"policy/upstream"},

@@ -13,8 +13,8 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.ports import BlobStore, Catalog
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog
 
 APP = Repo("docker.io", "library/app")
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -32,7 +32,7 @@ class Here:
     def at(cls, root: Path) -> Here:
         """On disk."""
         layout = Layout(root)
-        return cls(LocalStore(layout), LocalCatalog(layout))
+        return cls(LocalStore(layout), local_catalog(layout))
 
     def blob(self, content: bytes, media_type: str = LAYER, *, here: bool = True) -> dict[str, Any]:
         """Its descriptor; not `here`: only named."""

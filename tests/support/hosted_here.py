@@ -13,10 +13,9 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.ports import BlobStore
 from mirror.store.hosted.blob_names import HostedNames
-from mirror.store.hosted.repository_records import LocalHostedRecords
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_repository_records
 from tests.support.here import LAYER, Here
 
 #: The repository that images are put into unless another one is named.
@@ -31,10 +30,10 @@ class HostedHere(Here):
         # makes the folders of a new store
         LocalStore(layout)
         self.names = HostedNames(layout)
-        self.records = LocalHostedRecords(layout)
+        self.records = local_repository_records(layout)
         self.repo = CORP
         # of a store, only `put` is used
-        super().__init__(cast(BlobStore, self.names), LocalCatalog(layout))
+        super().__init__(cast(BlobStore, self.names), local_catalog(layout))
 
     def blob(self, content: bytes, media_type: str = LAYER, *, here: bool = True) -> dict[str, Any]:
         """Its descriptor; the repository has a link to it."""

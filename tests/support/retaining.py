@@ -23,8 +23,8 @@ from mirror.retention.retention_schedule import Retention, RoundWanted
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_pins
 from mirror.store.local.locks import FileLocks
-from mirror.store.local.pin_files import LocalPins
 from tests.support.collecting import APP, GRACE, KEEP, CollectedWorld, image
 from tests.support.hooked import Hooked
 
@@ -42,7 +42,7 @@ class RetainedWorld(CollectedWorld):
         catalog: Any = self.hooks["catalog"]
         records: Any = self.hooks["records"]
         self.parts = replace(self.parts, catalog=catalog, records=records)
-        self.pins = LocalPins(self.layout)
+        self.pins = local_pins(self.layout)
         self.pin_rules: Sequence[PinRule] = ()
         #: Records on the disk, at which something else can happen.
         self.marks: Any = Hooked(JsonRecords(self.layout, "retention"))

@@ -19,8 +19,8 @@ from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog
 
 _REGISTRY: Final = "docker.io"
 
@@ -58,7 +58,7 @@ class Stocked:
         self.root = root
         self.layout = Layout(root)
         self.store = LocalStore(self.layout)
-        self.catalog = LocalCatalog(self.layout)
+        self.catalog = local_catalog(self.layout)
 
     def blob(self, content: bytes, *, here: bool = True) -> dict[str, Any]:
         """Its descriptor."""

@@ -49,11 +49,11 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
 from mirror.policy.records import ManifestRecord
 from mirror.store.hosted.contents import LocalContents
-from mirror.store.hosted.repository_records import LocalHostedRecords
-from mirror.store.local.catalog import LocalCatalog
 from mirror.store.local.durable import make_folder, store_errors, sync_folder, write_all, write_whole
-from mirror.store.local.layout import Layout, digest_from
-from mirror.store.local.record_files import read_file
+from mirror.store.local.file_tree import read_file
+from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_repository_records
+from mirror.store.records.record_keys import digest_from
 
 _BLOCK: Final = 1 << 20
 #: The folders of a repository, each before those that it refers to; deletions twice.
@@ -206,7 +206,7 @@ class BackupFolder:
     def _copy_records(self) -> None:
         for kind in ("pins", "freezes"):
             self._copy_folder(self._layout.records(kind), Path(kind))
-        records = LocalHostedRecords(self._layout)
+        records = local_repository_records(self._layout)
         for repo in chain(*map(records.taken, self._registries)):
             # a name stays taken when nothing is left under it; the folder says so
             Path(Layout(self._next).manifests(repo)).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -273,7 +273,7 @@ class BackupFolder:
     def _copy_bytes(self) -> set[int]:
         """Copy the bytes that the records name. Returns which bytes they name."""
         named: set[int] = set()
-        records = LocalHostedRecords(Layout(self._next))
+        records = local_repository_records(Layout(self._next))
         for repo in chain(*map(records.repositories, self._registries)):
             folder = Path(Layout(self._next).repository(repo))
             for kind in _WITH_BYTES:
@@ -286,9 +286,9 @@ class BackupFolder:
 
     def _forget_what_went(self) -> None:
         """Drop the records of manifests that were deleted for good meanwhile: their bytes may not be here."""
-        copied, live = Layout(self._next), LocalHostedRecords(self._layout)
-        catalog = LocalCatalog(self._layout)
-        for repo in chain(*map(LocalHostedRecords(copied).repositories, self._registries)):
+        copied, live = Layout(self._next), local_repository_records(self._layout)
+        catalog = local_catalog(self._layout)
+        for repo in chain(*map(local_repository_records(copied).repositories, self._registries)):
             folder = Path(copied.manifests(repo))
             for name in _listed(folder):
                 digest = digest_from(name)

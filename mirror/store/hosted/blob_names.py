@@ -61,8 +61,9 @@ from mirror.store.local.durable import (
     sync_folder,
     write_whole,
 )
-from mirror.store.local.layout import Layout, digest_from, file_name
+from mirror.store.local.layout import Layout
 from mirror.store.local.record_versions import only_writer, version_of
+from mirror.store.records.record_keys import digest_from, file_name
 
 _BLOCK: Final = 1 << 20
 

@@ -42,9 +42,10 @@ from mirror.ports import BlobInfo, BlobReader, Body, Deleted, SupportsFileno
 from mirror.store.local import quarantine
 from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
-from mirror.store.local.layout import LAYOUT, Layout, digest_from, digest_of_ingest, state_of
+from mirror.store.local.layout import LAYOUT, Layout, digest_of_ingest, state_of
 from mirror.store.local.locks import is_locked, locked
 from mirror.store.local.pump import pump
+from mirror.store.records.record_keys import digest_from
 
 _BLOCK: Final = 1 << 20
 #: Not every C library has preadv2.

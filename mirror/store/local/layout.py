@@ -61,9 +61,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from mirror.errors import RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.store.records import record_keys
+from mirror.store.records.record_keys import digest_from
 
 #: The version of this layout. A tree of another version is refused.
 LAYOUT = 1
@@ -179,29 +180,33 @@ class Layout:
         """The file of an upload session."""
         return f"{self._root}/uploads/{session}"
 
+    def record(self, key: str) -> str:
+        """The file of a record, given by its key (`records/record_keys.py`)."""
+        return f"{self._root}/{key}"
+
     def repository(self, repo: Repo) -> str:
-        return f"{self._root}/repositories/{repo.registry}/{repo.name}"
+        return self.record(record_keys.repository(repo))
 
     def tags(self, repo: Repo) -> str:
-        return f"{self.repository(repo)}/_tags"
+        return self.record(record_keys.tags(repo))
 
     def history(self, repo: Repo) -> str:
-        return f"{self.repository(repo)}/_history"
+        return self.record(record_keys.history(repo))
 
     def manifests(self, repo: Repo) -> str:
-        return f"{self.repository(repo)}/_manifests"
+        return self.record(record_keys.manifests(repo))
 
     def links(self, repo: Repo) -> str:
-        return f"{self.repository(repo)}/_blobs"
+        return self.record(record_keys.links(repo))
 
     def referrers(self, repo: Repo, subject: Digest) -> str:
-        return f"{self.repository(repo)}/_referrers/{file_name(subject)}"
+        return self.record(record_keys.referrers(repo, subject))
 
     def deleted_manifests(self, repo: Repo) -> str:
-        return f"{self.repository(repo)}/_deleted"
+        return self.record(record_keys.deleted_manifests(repo))
 
     def deleted_tags(self, repo: Repo) -> str:
-        return f"{self.repository(repo)}/_deleted_tags"
+        return self.record(record_keys.deleted_tags(repo))
 
     def changes(self, repo: Repo) -> str:
         return f"{self.repository(repo)}/_changes"
@@ -216,16 +221,3 @@ def digest_of_ingest(name: str) -> Digest | None:
     """The digest of a growing file under `ingest/`, also one that an older version left; None for any other name."""
     match = _INGEST.fullmatch(name)
     return digest_from(match["digest"]) if match else None
-
-
-def file_name(digest: Digest) -> str:
-    """The name of a file about a digest, where one folder has them all."""
-    return f"{digest.algorithm}-{digest.hex}"
-
-
-def digest_from(name: str) -> Digest | None:
-    """The digest of a file called `<algorithm>-<hex>`; None for any other name."""
-    try:
-        return Digest.parse(name.replace("-", ":", 1))
-    except RequestError:
-        return None

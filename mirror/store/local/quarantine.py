@@ -28,9 +28,10 @@ from pathlib import Path
 from mirror.oci.digest import Digest
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.store.local.durable import last_change, store_errors
-from mirror.store.local.layout import Layout, digest_from
+from mirror.store.local.layout import Layout
 from mirror.store.local.locks import is_locked, locked
 from mirror.store.local.record_versions import only_writer
+from mirror.store.records.record_keys import digest_from
 
 
 def put(layout: Layout, digest: Digest, seen: int | None) -> bool:

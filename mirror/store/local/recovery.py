@@ -25,7 +25,8 @@ from typing import Final
 
 from mirror.store.local.durable import store_errors
 from mirror.store.local.ingest_state import boot_id, read_state
-from mirror.store.local.layout import Layout, digest_from, digest_of_ingest, state_of
+from mirror.store.local.layout import Layout, digest_of_ingest, state_of
+from mirror.store.records.record_keys import digest_from
 
 #: Seconds. Writing and renaming a small file takes far less.
 _TEMPORARY: Final = 3600.0

@@ -1,4 +1,4 @@
-"""Freezes on disk: the tags that must not move. The command line writes them, and every worker reads them."""
+"""Freezes: the tags that must not move. The command line writes them, and every worker reads them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from mirror.errors import StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.records import Freeze
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.store.local.json_records import JsonRecords
-from mirror.store.local.layout import Layout
+from mirror.ports import CheckedRecords
 from mirror.values.json_form import JsonForm
 
 _FREEZE: Final = JsonForm(Freeze)
 
 
-class LocalFreezes:
-    """`Freezes` on disk, shared by all processes of one store."""
+class FreezeRecords:
+    """`Freezes` as JSON records, shared by all processes of one store."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._records = JsonRecords(layout, "freezes")
+    def __init__(self, records: CheckedRecords) -> None:
+        self._records = records
+
+    def __repr__(self) -> str:
+        return f"<FreezeRecords in {self._records!r}>"
 
     def all(self) -> Sequence[Freeze]:
         return self.look()[0]

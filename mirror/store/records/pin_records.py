@@ -1,4 +1,4 @@
-"""Pins on disk: the images that must not be evicted. They are records of the store, because the index may be lost."""
+"""Pins: the images that must not be evicted. They are records of the store, because the index may be lost."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Final
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.records import Pin
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.store.local.json_records import JsonRecords
-from mirror.store.local.layout import Layout
+from mirror.ports import CheckedRecords
 from mirror.values.json_form import JsonForm
 
 _PIN: Final = JsonForm(Pin)
 
 
-class LocalPins:
-    """`Pins` on disk, shared by all processes of one store."""
+class PinRecords:
+    """`Pins` as JSON records, shared by all processes of one store."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._records = JsonRecords(layout, "pins")
+    def __init__(self, records: CheckedRecords) -> None:
+        self._records = records
+
+    def __repr__(self) -> str:
+        return f"<PinRecords in {self._records!r}>"
 
     def all(self) -> Sequence[Pin]:
         return self.look()[0]

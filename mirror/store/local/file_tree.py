@@ -1,0 +1,197 @@
+"""A tree of records as small files below the root of the store, which `layout.py` draws.
+
+A record is replaced by a rename, so a reader sees the old or the new record and needs no lock. Of several writers that
+expect the same version of a record, one succeeds (`record_versions.py`).
+
+    no file                          None: there is certainly no such record
+    a file that cannot be read       StoreError: there may be a record
+
+    no folder ── the first record ──> the repository has records ── the last one goes ──> it had records
+        ^                                                                                      │
+        └──────────────────────── forget: the empty folders are deleted ───────────────────────┘
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+
+from mirror.errors import RequestError
+from mirror.oci.reference import Repo, check_registry
+from mirror.ports import Expected, Version, Versioned
+from mirror.store.local.durable import (
+    ABSENT_ERRNOS,
+    AnyPath,
+    PendingSyncs,
+    make_folder,
+    read_whole,
+    store_errors,
+    write_whole,
+)
+from mirror.store.local.layout import Layout
+from mirror.store.local.record_versions import only_writer, version_of
+from mirror.store.records.record_keys import LISTED, repo_from
+
+
+class FileTree:
+    """A `RecordTree` on the local disk, shared by processes. Remembers which folders must be synced. May be used from
+    any thread.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._unsynced = PendingSyncs()
+
+    def __repr__(self) -> str:
+        return f"<FileTree {self._layout.root}>"
+
+    def read(self, key: str) -> Versioned[bytes] | None:
+        content = read_file(self._layout.record(key), f"the record {key}")
+        return None if content is None else Versioned(content, version_of(content))
+
+    def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
+        path = self._layout.record(key)
+        folder = os.path.dirname(path)
+        with store_errors("writing a record of a repository"):
+            make_folder(folder, below=self._layout.root, sync=self._unsynced.add)
+            first = os.path.basename(folder) in LISTED and not _has_files(folder)
+            guard = only_writer(self._layout, path, expect)
+            write_whole(path, content, through=self._layout.ingests, sync=self._unsynced.add, guard=guard)
+            if first:
+                self._note_added()
+        return version_of(content)
+
+    def drop(self, key: str, *, expect: Expected = None) -> None:
+        path = self._layout.record(key)
+        with (
+            store_errors("dropping a record of a repository"),
+            only_writer(self._layout, path, expect),
+            suppress(FileNotFoundError, NotADirectoryError),
+        ):
+            os.unlink(path)
+            self._unsynced.add(os.path.dirname(path))
+
+    def names(self, folder: str) -> list[str]:
+        return _names_in(self._layout.record(folder))
+
+    def registries(self) -> Iterator[str]:
+        for name in _names_in(str(self._layout.repositories)):
+            with suppress(RequestError):
+                yield check_registry(name)
+
+    def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterator[Repo]:
+        wanted = frozenset(folders)
+        root = self._layout.repositories
+        for folder, below, _files in os.walk(root / registry if registry else root, onerror=_must_be_absent):
+            # a folder stays when its last record has gone
+            if any(had or _has_files(os.path.join(folder, name)) for name in below if name in wanted):
+                repo = repo_from(os.path.relpath(folder, root))
+                if repo is not None:
+                    yield repo
+            below[:] = [name for name in below if not name.startswith("_")]
+
+    def had(self, repo: Repo, folders: Sequence[str]) -> Iterator[str]:
+        path = self._layout.repository(repo)
+        with store_errors(f"looking whether {repo} exists"):
+            for number, folder in enumerate(folders):
+                if _exists(f"{path}/{folder}"):
+                    yield folder
+                elif not number and not _exists(path):
+                    return
+
+    def forget(self, repo: Repo, folders: Sequence[str]) -> bool:
+        path = self._layout.repository(repo)
+        with store_errors(f"releasing the name {repo}"):
+            found: list[str] = []
+            for folder in folders:
+                for below, inner, files in os.walk(f"{path}/{folder}", topdown=False, onerror=_must_be_absent):
+                    if files or any(os.path.islink(os.path.join(below, name)) for name in inner):
+                        return False
+                    found.append(below)
+            try:
+                # the first of the folders goes last: until then, the repository had records
+                for below in sorted(found, key=lambda each: each == f"{path}/{folders[0]}"):
+                    with suppress(FileNotFoundError):
+                        os.rmdir(below)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
+        return True
+
+    def repositories_added(self) -> int:
+        try:
+            return os.stat(self._layout.repositories_added).st_size
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            return -1
+
+    def flush(self) -> None:
+        with store_errors("making names of records durable"):
+            self._unsynced.sync()
+
+    def _note_added(self) -> None:
+        """Raise the count of repositories. Called after the record is written: a process that reads the count and then
+        lists the folders misses none.
+        """
+        # if this fails, other processes list the repository some seconds later
+        with suppress(OSError):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self._layout.repositories_added, flags, 0o600)
+            try:
+                os.write(descriptor, b".")
+            finally:
+                os.close(descriptor)
+
+
+def read_file(path: AnyPath, what: str) -> bytes | None:
+    """The content of the file; None if there is certainly no file. Raises `StoreError` if the file cannot be read."""
+    try:
+        return read_whole(path)
+    except OSError as error:
+        if error.errno in ABSENT_ERRNOS:
+            return None
+        with store_errors(f"reading {what}"):
+            raise
+
+
+def _exists(path: str) -> bool:
+    """True if there is such a file or folder. Raises `OSError` if that cannot be said."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno in ABSENT_ERRNOS:
+            return False
+        raise
+    return True
+
+
+def _has_files(folder: str) -> bool:
+    """True if there is anything in the folder. Raises `StoreError`."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError as error:
+        _must_be_absent(error)
+        return False
+
+
+def _must_be_absent(error: OSError) -> None:
+    """Ignore the error if the folder is absent: a folder that disappears meanwhile counts as empty. Raises `StoreError`
+    for any other error, because the caller would take an incomplete list for a complete one.
+    """
+    if error.errno not in ABSENT_ERRNOS:
+        with store_errors("listing records of a repository"):
+            raise error
+
+
+def _names_in(folder: str) -> list[str]:
+    """The names of everything in the folder, in no order; none if it is absent. Raises `StoreError`."""
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        _must_be_absent(error)
+        return []
