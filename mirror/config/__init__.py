@@ -1,9 +1,12 @@
 """The settings: what they are, where they come from, and whether they are right.
 
 settings.py        every setting, with its default and its meaning
+bucket_settings.py those of the bucket
+section.py         what all tables of the file have in common
 values.py          checks of single values
 loading.py         from file and environment to checked settings
 checks.py          checks of several settings together, and of the files that they name
+bucket_checks.py   those of the bucket
 event_checks.py    those of the endpoints that are sent events
 redacted.py        the settings without secrets, for display
 routing_table.py   the routing table that follows from them
@@ -13,12 +16,13 @@ virtual_rules.py   who answers for the names of virtual registries, as far as it
 Settings come from the TOML file given with `--config`. An environment variable takes precedence over the file:
 `MIRROR__STORE__CAPACITY=500GB` is `capacity` under `[store]`. A setting that is not given has its default. With neither
 file nor environment, the mirror serves the public registries. A secret can be read from a file: `password_file`,
-`url_file`.
+`url_file`, `secret_key_file`.
 
 Only `app/` and `cli/` import this package: the modules below them take ordinary arguments.
 """
 
 from mirror.config.access_policy import access_policy, named_claims
+from mirror.config.bucket_settings import BucketSettings
 from mirror.config.checks import hints
 from mirror.config.loading import load
 from mirror.config.redacted import redacted_settings
@@ -43,6 +47,7 @@ from mirror.config.virtual_rules import virtual_rules
 
 __all__ = [
     "PUBLIC",
+    "BucketSettings",
     "Config",
     "HostedSettings",
     "IssuerSettings",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource
 
 from mirror.config import values
+from mirror.config.bucket_settings import SECRETS, BucketSettings, check_customer_key
 from mirror.config.checks import cross_check
 from mirror.config.settings import (
     Config,
@@ -182,7 +183,8 @@ def _with_secrets(config: Config) -> tuple[Config, list[str]]:
     access = config.access.model_copy(update={"token": tokens})
     reached = [_with_url(each, number, mistakes) for number, each in enumerate(config.events.endpoint, 1)]
     events = config.events.model_copy(update={"endpoint": reached})
-    whole = {"index": index, "upstream": upstreams, "access": access, "events": events}
+    bucket = _with_bucket_secrets(config.bucket, mistakes)
+    whole = {"index": index, "upstream": upstreams, "access": access, "events": events, "bucket": bucket}
     return config.model_copy(update=whole), mistakes
 
 
@@ -197,6 +199,26 @@ def _with_url(endpoint: EventEndpointSettings, number: int, mistakes: list[str])
         if text:
             mistakes.append(f"{where}: {endpoint.url_file} contains no http or https URL")
     return endpoint.model_copy(update={"url": SecretStr(text)})
+
+
+def _with_bucket_secrets(bucket: BucketSettings, mistakes: list[str]) -> BucketSettings:
+    checks: dict[str, Callable[[str], object]] = {"customer_key": check_customer_key, "proxy": values.proxy}
+    for secret in SECRETS:
+        file: Path | None = getattr(bucket, f"{secret}_file")
+        if file is None:
+            continue
+        if getattr(bucket, secret) is not None:
+            mistakes.append(f"bucket.{secret}: {secret} and {secret}_file exclude each other")
+            continue
+        where = f"bucket.{secret}_file"
+        text = _read_secret(where, file, mistakes)
+        try:
+            if text and secret in checks:
+                checks[secret](text)
+        except ValueError as error:
+            mistakes.append(f"{where}: {file}: {error}")
+        bucket = bucket.model_copy(update={secret: SecretStr(text)})
+    return bucket
 
 
 R = TypeVar("R", bound=ReachSettings)

@@ -9,9 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     model_validator,
@@ -19,6 +17,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mirror.config import values
+from mirror.config.bucket_settings import BucketSettings
+from mirror.config.section import Section
 from mirror.config.values import Seconds
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo
@@ -33,11 +33,7 @@ from mirror.values.platforms import parse_platform
 from mirror.values.tagsets import TagSet
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class ServerSettings(_Section):
+class ServerSettings(Section):
     """`[server]`"""
 
     listen: Annotated[list[Annotated[str, AfterValidator(values.listen)]], BeforeValidator(values.split)] = Field(
@@ -86,7 +82,7 @@ class ServerSettings(_Section):
         return self
 
 
-class StoreSettings(_Section):
+class StoreSettings(Section):
     """`[store]`"""
 
     root: Path = Field(default_factory=values.default_root, description="Folder of the cache, on one local filesystem.")
@@ -109,6 +105,14 @@ class StoreSettings(_Section):
     quarantine_max_age: Seconds = Field(
         7 * 86400.0, description="How long damaged blobs are kept for examination; 0: they are not kept."
     )
+    bucket: Annotated[str, AfterValidator(values.bucket)] | None = Field(
+        None,
+        description="s3://name/prefix, gs://… or az://…: the bucket that keeps what is hosted; the disk is a cache.",
+    )
+    cache_in_bucket: bool = Field(False, description="Keep cached content in the bucket as well.")
+    bucket_capacity: Annotated[str, AfterValidator(values.rate)] | None = Field(
+        None, description="How many bytes of cached content the bucket may have (2TB); not set: no limit."
+    )
 
     @model_validator(mode="after")
     def _order(self) -> StoreSettings:
@@ -117,7 +121,7 @@ class StoreSettings(_Section):
         return self
 
 
-class IndexSettings(_Section):
+class IndexSettings(Section):
     """`[index]`"""
 
     url: SecretStr = Field(
@@ -129,7 +133,7 @@ class IndexSettings(_Section):
     )
 
 
-class ScrubSettings(_Section):
+class ScrubSettings(Section):
     """`[scrub]`"""
 
     every: Seconds = Field(
@@ -141,7 +145,7 @@ class ScrubSettings(_Section):
     )
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """`[log]`"""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
@@ -149,7 +153,7 @@ class LogSettings(_Section):
     )
 
 
-class TraceSettings(_Section):
+class TraceSettings(Section):
     """`[trace]`"""
 
     endpoint: Annotated[str, AfterValidator(values.collector)] = Field(
@@ -160,7 +164,7 @@ class TraceSettings(_Section):
     )
 
 
-class ReachSettings(_Section):
+class ReachSettings(Section):
     """How one address is reached, and with which credentials: the upstream's own, or that of one of its mirrors."""
 
     username: str | None = Field(None, description="User name at the registry.")
@@ -336,7 +340,7 @@ class UpstreamSettings(ReachSettings):
         return [("", self), *((f".endpoints[{number}]", endpoint) for number, endpoint in enumerate(self.endpoints, 1))]
 
 
-class ImmutableSettings(_Section):
+class ImmutableSettings(Section):
     """`[[hosted.immutable]]`: tags that neither move nor go."""
 
     repositories: list[Annotated[str, AfterValidator(values.name_pattern)]] = Field(
@@ -355,7 +359,7 @@ class ImmutableSettings(_Section):
         return ImmutableRule(tuple(self.repositories), tuple(self.tags), tuple(self.except_))
 
 
-class _TagChoiceSettings(_Section):
+class _TagChoiceSettings(Section):
     tags: list[Annotated[str, AfterValidator(values.tag_pattern)]] = Field(
         [], description="Which tags the rule is about, as patterns: v*."
     )
@@ -438,7 +442,7 @@ def _happenings(**seconds: float | None) -> dict[Happening, float]:
     return {Happening(name): value for name, value in seconds.items() if value is not None}
 
 
-class RetentionSettings(_Section):
+class RetentionSettings(Section):
     """`[[hosted.retention]]`: which tags and images of some repositories are deleted, and which stay."""
 
     repositories: list[Annotated[str, AfterValidator(values.name_pattern)]] = Field(
@@ -461,7 +465,7 @@ class RetentionSettings(_Section):
         )
 
 
-class HostedSettings(_Section):
+class HostedSettings(Section):
     """`[[hosted]]`: a registry whose images this mirror hosts."""
 
     name: Annotated[str, AfterValidator(values.alias)] = Field(
@@ -512,7 +516,7 @@ def _plan(every: float | None, cron: str | None, timezone: str) -> Plan:
     return Every(_A_DAY if every is None else every)
 
 
-class RetentionTimesSettings(_Section):
+class RetentionTimesSettings(Section):
     """`[hosting.retention]`: when retention deletes."""
 
     every: Seconds | None = Field(
@@ -535,7 +539,7 @@ class RetentionTimesSettings(_Section):
         return self
 
 
-class HostingSettings(_Section):
+class HostingSettings(Section):
     """`[hosting]`: pushes to hosted registries, and the collection of what they no longer need."""
 
     grace: Seconds = Field(
@@ -557,7 +561,7 @@ class HostingSettings(_Section):
     retention: RetentionTimesSettings = RetentionTimesSettings.model_validate({})
 
 
-class VirtualSettings(_Section):
+class VirtualSettings(Section):
     """`[[virtual]]`: one name for several registries."""
 
     name: Annotated[str, AfterValidator(values.alias)] = Field(
@@ -602,7 +606,7 @@ _PROVIDER_OPTIONS: Final = {
 }
 
 
-class TokenSettings(_Section):
+class TokenSettings(Section):
     """`[[access.token]]`: a token that lets its bearer in."""
 
     name: str = Field(min_length=1, max_length=200, description="The token's name in rules and logs.")
@@ -617,7 +621,7 @@ class TokenSettings(_Section):
         return self
 
 
-class IssuerSettings(_Section):
+class IssuerSettings(Section):
     """`[[access.issuer]]`: an OpenID Connect issuer, whose JSON web tokens let their bearers in."""
 
     issuer: Annotated[str, AfterValidator(values.url)] = Field(description="The `iss` of its tokens.")
@@ -643,7 +647,7 @@ class IssuerSettings(_Section):
         return self.name or (urlsplit(self.issuer).hostname or "")
 
 
-class RuleSettings(_Section):
+class RuleSettings(Section):
     """`[[access.rule]]`: who may do what; a rule that denies takes precedence over all that allow."""
 
     effect: Literal["allow", "deny"] = Field(description="Whether the rule allows or denies.")
@@ -663,7 +667,7 @@ class RuleSettings(_Section):
     )
 
 
-class AccessSettings(_Section):
+class AccessSettings(Section):
     """`[access]`: who may use the mirror."""
 
     anonymous: bool = Field(True, description="Whether clients that do not log in are let in.")
@@ -692,9 +696,9 @@ class AccessSettings(_Section):
     audit_log: Path | None = Field(
         None, description="File to which a JSON line is written for each access and each refusal."
     )
-    token: list[TokenSettings] = []
-    issuer: list[IssuerSettings] = []
-    rule: list[RuleSettings] = []
+    token: list[TokenSettings] = Field([])
+    issuer: list[IssuerSettings] = Field([])
+    rule: list[RuleSettings] = Field([])
 
     @property
     def has_no_login(self) -> bool:
@@ -720,7 +724,7 @@ class AccessSettings(_Section):
         return self.has_no_login and self.anonymous and not self.rule
 
 
-class EventEndpointSettings(_Section):
+class EventEndpointSettings(Section):
     """`[[events.endpoint]]`: an HTTP endpoint that is sent events."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = Field(
@@ -764,7 +768,7 @@ class EventEndpointSettings(_Section):
         return self
 
 
-class EventsSettings(_Section):
+class EventsSettings(Section):
     """`[events]`: reports of changes, sent to HTTP endpoints."""
 
     source: str = Field(
@@ -780,10 +784,10 @@ class EventsSettings(_Section):
         "256MB", description="How many bytes they may take in the store."
     )
     sample_pulls: int = Field(100, ge=1, description="Of so many pulls of manifests, one is reported, if asked for.")
-    endpoint: list[EventEndpointSettings] = []
+    endpoint: list[EventEndpointSettings] = Field([])
 
 
-class RouteSettings(_Section):
+class RouteSettings(Section):
     """`[[route]]`: how repositories are treated; the first route whose pattern matches applies."""
 
     match: Annotated[str, AfterValidator(values.route_pattern)] = Field(
@@ -818,7 +822,7 @@ class RouteSettings(_Section):
     )
 
 
-class ContentSettings(_Section):
+class ContentSettings(Section):
     """`[content]`: what may be pulled at all."""
 
     deny: list[Annotated[str, AfterValidator(values.image_pattern)]] = Field(
@@ -830,7 +834,7 @@ class ContentSettings(_Section):
     )
 
 
-class PinSettings(_Section):
+class PinSettings(Section):
     """`[[pin]]`: images that are never evicted."""
 
     match: Annotated[str, AfterValidator(values.pin_pattern)] = Field(
@@ -839,7 +843,7 @@ class PinSettings(_Section):
     reason: str = Field("", description="Shown by `mirror pins`.")
 
 
-class AdminSettings(_Section):
+class AdminSettings(Section):
     """`[admin]`"""
 
     listen: Annotated[str, AfterValidator(values.admin_listen)] | None = Field(
@@ -851,7 +855,7 @@ class AdminSettings(_Section):
     )
 
 
-class SyncSettings(_Section):
+class SyncSettings(Section):
     """`[[sync]]`: tags of a repository that the mirror fetches on a schedule."""
 
     name: str = Field("", description="The rule's name in commands, logs and metrics; the value of `from` if not set.")
@@ -913,7 +917,7 @@ class SyncSettings(_Section):
         return parse_image(self.from_, table).repo
 
 
-class ReplicationSettings(_Section):
+class ReplicationSettings(Section):
     """`[[replication]]`: hosted repositories that are copied to another registry, and kept the same there."""
 
     name: str = Field(description="The rule's name in commands, logs and metrics.")
@@ -1008,6 +1012,7 @@ class Config(BaseSettings):
     )
     server: ServerSettings = ServerSettings.model_validate({})
     store: StoreSettings = Field(default_factory=lambda: StoreSettings.model_validate({}))
+    bucket: BucketSettings = BucketSettings.model_validate({})
     index: IndexSettings = IndexSettings.model_validate({})
     scrub: ScrubSettings = ScrubSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})

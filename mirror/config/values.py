@@ -22,6 +22,7 @@ from mirror.policy.events.subscriptions import matching_types
 from mirror.policy.pins import PinRule
 from mirror.policy.upstream.url_bounds import UrlRefused, parse_url
 from mirror.upstream.http.proxies import Proxies
+from mirror.values.bucket_address import parse_bucket
 from mirror.values.durations import parse_duration
 from mirror.values.sizes import parse_capacity, parse_size
 
@@ -91,6 +92,11 @@ def capacity(text: str) -> str:
 def size(text: str) -> str:
     parse_size(text)
     return text
+
+
+def bucket(text: str) -> str:
+    """Accepts `s3://name/prefix` and the like."""
+    return str(parse_bucket(text))
 
 
 def image_pattern(text: str) -> str:
