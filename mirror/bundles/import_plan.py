@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from mirror.bundles.inventory import ListedImage
-from mirror.bundles.layout_source import FileBody, OnRead
+from mirror.bundles.layout_source import OnRead
 from mirror.errors import BlobUnknown, BundleError
 from mirror.graph.blob_places import BlobPlaces
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Repo
-from mirror.ports import Blobs
+from mirror.ports import Blobs, Body
 
 #: How many levels of indexes within indexes are allowed.
 _DEEPEST: Final = 8
@@ -34,7 +34,9 @@ MayServe = Callable[[Repo, Digest], bool]
 
 
 class ImportSource(Protocol):
-    """Where the bytes of an import come from. Every call may raise `BundleError`."""
+    """Where the bytes of an import come from. Every call may raise `BundleError`, and `StoreError` if the source cannot
+    be reached at the moment.
+    """
 
     def size(self, digest: Digest) -> int | None:
         """The blob's size in bytes; None if the source does not have it."""
@@ -45,7 +47,7 @@ class ImportSource(Protocol):
     def manifest(self, digest: Digest) -> bytes | None:
         """The manifest's bytes, checked against the digest; None if the source does not have it."""
 
-    def body(self, digest: Digest, start: int, on_read: OnRead) -> AbstractContextManager[FileBody]:
+    def body(self, digest: Digest, start: int, on_read: OnRead) -> AbstractContextManager[Body]:
         """The blob's bytes from offset `start`, not verified. `on_read` is called with the bytes of each read."""
 
 

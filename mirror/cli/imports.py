@@ -15,7 +15,7 @@ from mirror.bundles.import_plan import ImportPlan, MayServe, plan_images
 from mirror.bundles.importing import ImportResult, ImportTarget, run_import
 from mirror.bundles.inventory import ListedImage
 from mirror.bundles.layout_source import LayoutSource, OnRead
-from mirror.bundles.registry_data import RegistryData, RegistryRepository
+from mirror.bundles.registry_data import RegistryData, RegistryFolder, RegistryRepository
 from mirror.bundles.signing import read_public_key
 from mirror.cli.audit_command import audited, cli_caller
 from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, load, say, say_json
@@ -142,7 +142,7 @@ class _Import:
             )
         async with open_storage(self._loaded) as storage:
             with progress() as begin:
-                data = RegistryData(path)
+                data = RegistryFolder(path)
                 hosted = open_hosted_imports(self._loaded, storage, cli_caller())
                 may_serve, places = _rights(storage, hosted), blob_places(self._loaded, storage)
                 plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, places, may_serve))
