@@ -5,6 +5,8 @@
                                               └── broken off, down: ──┘      published by another flight or an import:
                                                   waits, asks again          the rest is copied from the store
 
+"Upstream" is whatever the flight's sources are (`sources.py`): a nearer one is left for the next at its first trouble.
+
 The digest of the whole is checked in every case, because bytes received before may be wrong. The followers have the
 whole blob once it is verified: they need not wait for the disk, which syncs and renames it after that.
 """
@@ -16,7 +18,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
 from mirror import telemetry
@@ -38,18 +40,13 @@ from mirror.errors import (
 )
 from mirror.fills.flight import NOTICE_BYTES, Flight
 from mirror.fills.outages import Outages
+from mirror.fills.sources import OnAnswer, SourceLeft
 from mirror.graph.damage import hashes_to
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import Tries, next_try
 from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
 
 T = TypeVar("T")
-
-#: Opens a blob of one upstream repository from an offset on. Entering the context waits for upstream's headers.
-Pull = Callable[[int], AbstractAsyncContextManager[Body]]
-
-#: Called when upstream has answered for the blob in a repository, with its size in bytes (None: unknown).
-OnAnswer = Callable[[int | None], Awaitable[None]]
 
 #: Seconds between two checks whether another flight or an import has published a blob that is being filled.
 _LOOK_FOR_PUBLISHED: Final = 0.25
@@ -109,15 +106,18 @@ class Filler:
         self._clock = clock
         self._outages = Outages()
 
-    async def fill(self, flight: Flight, ingest: Ingest, pull: Pull, on_answer: OnAnswer | None) -> None:
-        """Fills the ingest, whose lock this process has, and publishes the blob. Raises what ended the fill."""
+    async def fill(self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None) -> None:
+        """Fills the ingest, whose lock this process has, and publishes the blob. Raises what ended the fill.
+
+        If the bytes were wrong and the flight's sources allow another try, they are in `flight.again` then.
+        """
         began = time.monotonic()
         result = "failed"
         flight.filled_here = True
         telemetry.FLIGHTS.inc()
         try:
             await self._run(ingest.resume)
-            if await self._download_or_copy(flight, ingest, pull, on_answer):
+            if await self._download_or_copy(flight, ingest, on_answer):
                 # the blob is in the store, and no byte of this upstream was sent to a client
                 ingest.abort(keep=False)
                 flight.stored = True
@@ -133,8 +133,9 @@ class Filler:
         except BlobDamaged as error:
             # any byte may be wrong: the file is dropped, and the clients' connections break before the last bytes
             ingest.abort(keep=False)
-            telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), DigestMismatch.__name__).inc()
-            raise DigestMismatch(str(error), upstream=flight.upstream) from error
+            flight.again = await flight.sources.accuse(str(error))
+            self._count_error(flight, DigestMismatch.__name__)
+            raise DigestMismatch(str(error), upstream=flight.source or flight.upstream) from error
         except (UpstreamInvalid, BlobUnreadable):
             # a partial that cannot be read cannot be resumed either: the next fill begins a new file
             ingest.abort(keep=False)
@@ -150,12 +151,12 @@ class Filler:
             telemetry.FILLED.labels(self._label(flight.upstream), result).inc()
             telemetry.FILL_SECONDS.labels(self._label(flight.upstream)).observe(time.monotonic() - began)
 
-    async def _download_or_copy(self, flight: Flight, ingest: Ingest, pull: Pull, on_answer: OnAnswer | None) -> bool:
+    async def _download_or_copy(self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None) -> bool:
         """Receives every byte from upstream, or the rest from the store if the blob is published meanwhile.
 
         True if the blob was published before upstream answered: the flight has landed and needs no ingest.
         """
-        receiving = asyncio.create_task(self._download(flight, ingest, pull, on_answer))
+        receiving = asyncio.create_task(self._download(flight, ingest, on_answer))
         publishing = asyncio.create_task(self._wait_until_published(flight))
         try:
             await asyncio.wait({receiving, publishing}, return_when=asyncio.FIRST_COMPLETED)
@@ -184,8 +185,8 @@ class Filler:
                 self.store.stat(flight.digest)
                 return await open_verified(self.store, self.executor, flight.digest, flight.size)
 
-    async def _download(self, flight: Flight, ingest: Ingest, pull: Pull, on_answer: OnAnswer | None) -> None:
-        """Receives every byte, over as many upstream answers as needed."""
+    async def _download(self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None) -> None:
+        """Receives every byte, over as many answers as needed."""
         if ingest.size is not None and ingest.offset == ingest.size:
             # another process died between the last byte and the commit; the file may be wrong
             try:
@@ -203,9 +204,9 @@ class Filler:
             while True:
                 before, answered = ingest.offset, False
                 try:
-                    async with pull(ingest.offset) as body:
-                        answered = True
-                        self._outages.answered(flight.upstream, self._clock())
+                    async with flight.sources(ingest.offset) as body:
+                        answered, flight.source = True, flight.sources.name
+                        self._outages.answered(_asked(flight), self._clock())
                         disputed = None not in (flight.size, body.size) and flight.size != body.size
                         size = self._agree(flight, body.size)
                         if reservation is None:
@@ -220,24 +221,18 @@ class Filler:
                             # the body may have been cut: its connection may still carry the rest, so do not reuse it
                             body.abort()
                     return
+                except SourceLeft as error:
+                    self._log_interruption(flight, ingest, error, 0)
                 except (UpstreamUnavailable, UpstreamThrottled) as error:
                     now = self._clock()
                     tries = tries.broken(now, progress=ingest.offset > before) if answered else tries.refused(error)
                     if ingest.offset > before:
-                        self._outages.answered(flight.upstream, now)
+                        self._outages.answered(_asked(flight), now)
                     wait = await self._wait_for(flight, error, tries, now)
                     if wait is None:
                         raise
                     if not isinstance(error, UpstreamCircuitOpen):
-                        telemetry.log.warning(
-                            "fill interrupted",
-                            digest=str(flight.digest),
-                            offset=ingest.offset,
-                            size=flight.size,
-                            upstream=flight.upstream,
-                            reason=str(error),
-                            failures=tries.breaks + tries.refusals,
-                        )
+                        self._log_interruption(flight, ingest, error, tries.breaks + tries.refusals)
                     await self.sleep(wait)
                 except StoreFull:
                     if not flight.announced.done() or full == _TRIES_WHEN_FULL:
@@ -246,11 +241,31 @@ class Filler:
                     # other files took the reserved space; without more room the followers go on uncached
                     await self._room.make_room(NOTICE_BYTES if flight.size is None else flight.size - ingest.offset)
                 finally:
-                    received = max(0, ingest.offset - before)
-                    telemetry.UPSTREAM_BYTES.labels(self._label(flight.upstream)).inc(received)
+                    self._count_received(flight, max(0, ingest.offset - before))
         finally:
             if reservation:
                 reservation.release()
+
+    def _count_received(self, flight: Flight, received: int) -> None:
+        if flight.source:
+            telemetry.BUCKET_BLOB_BYTES.inc(received)
+        else:
+            telemetry.UPSTREAM_BYTES.labels(self._label(flight.upstream)).inc(received)
+
+    def _count_error(self, flight: Flight, error: str) -> None:
+        if not flight.source:
+            telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), error).inc()
+
+    def _log_interruption(self, flight: Flight, ingest: Ingest, error: UpstreamError, failures: int) -> None:
+        telemetry.log.warning(
+            "fill interrupted",
+            digest=str(flight.digest),
+            offset=ingest.offset,
+            size=flight.size,
+            upstream=flight.upstream,
+            reason=str(error),
+            failures=failures,
+        )
 
     async def _wait_for(self, flight: Flight, error: UpstreamError, tries: Tries, now: float) -> float | None:
         """Returns the seconds until upstream is asked again; None: give up.
@@ -260,13 +275,13 @@ class Filler:
         it waits until `patience` seconds of the outage have passed.
         """
         if _is_unreachable(error):
-            self._outages.refused(flight.upstream, now)
+            self._outages.refused(_asked(flight), now)
         if flight.announced.done():
             return next_try(error, tries, now - tries.since, self.patience, self._jitter())
-        waited = self._outages.waited(flight.upstream, now)
+        waited = self._outages.waited(_asked(flight), now)
         if waited >= self.patience or not _is_unreachable(error):
             return None
-        if not self._outages.is_sudden(flight.upstream) and not await self._is_sending_others(flight):
+        if not self._outages.is_sudden(_asked(flight)) and not await self._is_sending_others(flight):
             return None
         return next_try(error, tries, waited, self.patience, self._jitter())
 
@@ -295,7 +310,7 @@ class Filler:
             try:
                 await self._run(ingest.fill, body, flight.watch(ingest), stop=body.abort)
             except UpstreamError as error:
-                telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), type(error).__name__).inc()
+                self._count_error(flight, type(error).__name__)
                 raise
 
     def _agree(self, flight: Flight, answered: int | None) -> int | None:
@@ -367,6 +382,11 @@ def _verify(store: BlobStore, digest: Digest, reader: BlobReader) -> bool:
     if not sound:
         reader.close()
     return sound
+
+
+def _asked(flight: Flight) -> str:
+    """Whose outages concern the flight now."""
+    return flight.sources.name or flight.upstream
 
 
 def _is_unreachable(error: UpstreamError) -> bool:

@@ -10,6 +10,7 @@ from typing import Final
 from mirror import telemetry
 from mirror.caller import caller_mark
 from mirror.errors import MirrorError, StoreError
+from mirror.fills.sources import Sources
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import may_send
 from mirror.ports import BlobReader, Ingest
@@ -23,9 +24,17 @@ _NOTICE_SECONDS: Final = 0.05
 class Flight:
     """The transfer of one blob, as this process sees it."""
 
-    def __init__(self, digest: Digest, upstream: str, size: int | None, on_behalf: object) -> None:
+    def __init__(self, digest: Digest, upstream: str, size: int | None, on_behalf: object, sources: Sources) -> None:
         self.digest = digest
         self.upstream = upstream
+        #: Where a fill of this process takes the bytes from.
+        self.sources = sources
+        #: The name of the source that gives them now; empty for the upstream, and while another process fills.
+        self.source = ""
+        #: The sources for another try, if the bytes were wrong and this flight must fail.
+        self.again: Sources | None = None
+        #: The flight that has begun in its place then.
+        self.successor: Flight | None = None
         #: The repository whose rights at upstream the flight uses and whose manifest gave the size.
         self.on_behalf = on_behalf
         self.caller = caller_mark()

@@ -21,7 +21,8 @@ meanwhile, the flight leaves its upstream and copies the rest from the store. Th
 because the bytes received before may be wrong.
 
 Clients are not sent the last bytes until the digest is verified, so a wrong blob is never delivered whole. The blob is
-published (synced, renamed) after that: clients need not wait for the disk.
+published (synced, renamed) after that: clients need not wait for the disk. If a source that is not the last one (a
+bucket) gave wrong bytes, a successor begins at once, without it; only followers that were sent nothing go over to it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from mirror import telemetry
 from mirror.aio.threads import run_uninterrupted
 from mirror.caller import caller_mark
 from mirror.errors import BlobUnknown, MirrorError, StoreError, UpstreamError
-from mirror.fills.filler import Filler, OnAnswer, Pull, open_verified
+from mirror.fills.filler import Filler, open_verified
 from mirror.fills.flight import Flight
+from mirror.fills.sources import OnAnswer, Pull, Sources
 from mirror.oci.digest import Digest
 from mirror.ports import Ingest
 
@@ -87,10 +89,10 @@ class Flights:
         """Returns the flight of a digest from `upstream` (the registry's name as clients write it) once upstream's
         headers, or the blob in the store, are there. Begins the flight if there is none.
 
-        `size` is the size in bytes that a manifest gives (None: none does). The caller must `leave` the flight. Raises
-        the error that kept the flight from starting: `UpstreamError`, `StoreFull`, `StoreError`. If an upstream error
-        ends a flight that was begun on behalf of another repository or caller, a new flight is begun on behalf of this
-        one.
+        `pull` may be `Sources`. `size` is the size in bytes that a manifest gives (None: none does). The caller must
+        `leave` the flight. Raises the error that kept the flight from starting: `UpstreamError`, `StoreFull`,
+        `StoreError`. If an upstream error ends a flight that was begun on behalf of another repository or caller, a new
+        flight is begun on behalf of this one.
         """
         while True:
             flight = self._flights.get((upstream, digest))
@@ -117,11 +119,15 @@ class Flights:
     def _begin(
         self, digest: Digest, pull: Pull, upstream: str, size: int | None, on_answer: OnAnswer | None, on_behalf: object
     ) -> Flight:
-        flight = self._flights[upstream, digest] = Flight(digest, upstream, size, on_behalf)
-        task = asyncio.create_task(self._run(flight, pull, on_answer), name=f"flight {digest}")
+        flight = Flight(digest, upstream, size, on_behalf, Sources.of(pull))
+        self._start(flight, on_answer)
+        return flight
+
+    def _start(self, flight: Flight, on_answer: OnAnswer | None) -> None:
+        self._flights[flight.upstream, flight.digest] = flight
+        task = asyncio.create_task(self._run(flight, on_answer), name=f"flight {flight.digest}")
         self._tasks[task] = flight
         task.add_done_callback(self._tasks.pop)
-        return flight
 
     async def aclose(self) -> None:
         """Cancels every flight: received bytes stay as partials, landed blobs are still published. Repeatable."""
@@ -130,12 +136,14 @@ class Flights:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, flight: Flight, pull: Pull, on_answer: OnAnswer | None) -> None:
+    async def _run(self, flight: Flight, on_answer: OnAnswer | None) -> None:
         try:
             with telemetry.span("flight", mirror__upstream=flight.upstream, mirror__digest=str(flight.digest)) as span:
-                await self._fill_or_follow(flight, pull, on_answer)
+                await self._fill_or_follow(flight, on_answer)
                 span.note(mirror__bytes=flight.size, mirror__filled_here=int(flight.filled_here))
         except MirrorError as error:
+            if flight.again is not None:
+                self._begin_again(flight, flight.again, on_answer)
             flight.fail(error)
         except asyncio.CancelledError:
             flight.fail(StoreError("the mirror is stopping"))
@@ -148,7 +156,16 @@ class Flights:
                 del self._flights[flight.upstream, flight.digest]
             flight.end()
 
-    async def _fill_or_follow(self, flight: Flight, pull: Pull, on_answer: OnAnswer | None) -> None:
+    def _begin_again(self, failed: Flight, sources: Sources, on_answer: OnAnswer | None) -> None:
+        """Begins the flight that takes the place of one whose bytes were wrong: what its followers have was sent from
+        these bytes, so most of them must ask again.
+        """
+        again = Flight(failed.digest, failed.upstream, failed.size, failed.on_behalf, sources)
+        again.caller = failed.caller
+        failed.successor = again
+        self._start(again, on_answer)
+
+    async def _fill_or_follow(self, flight: Flight, on_answer: OnAnswer | None) -> None:
         while True:
             if await self._land_from_store(flight):
                 return
@@ -165,11 +182,11 @@ class Flights:
                     if await self._land_from_store(flight):
                         ingest.abort(keep=False)
                         return
-                    await self._filler.fill(flight, ingest, pull, on_answer)
+                    await self._filler.fill(flight, ingest, on_answer)
                     return
                 if await self._follow(flight, ingest):
                     if not flight.landed:
-                        await self._filler.fill(flight, ingest, pull, on_answer)
+                        await self._filler.fill(flight, ingest, on_answer)
                     return
                 if flight.announced.done():
                     # followers have been sent bytes of a file that was discarded

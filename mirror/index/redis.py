@@ -36,9 +36,9 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from mirror.aio.batches import batches
+from mirror.aio.breaker import Breaker
 from mirror.errors import IndexUnavailable, MirrorError
 from mirror.index import redis_scripts as scripts
-from mirror.index.breaker import Breaker
 from mirror.index.redis_address import RedisAddress, no_connection
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, read_repo

@@ -10,7 +10,7 @@ from mirror.oci.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class BlobObject:
-    """An object of a bucket that has the bytes of a blob, `size` of them."""
+    """An object of a bucket that has the bytes of a blob, `size` of them; -1 if that is not known."""
 
     digest: Digest
     key: str
@@ -24,11 +24,9 @@ class BlobObjects(Protocol):
     """
 
     def source(self, digest: Digest) -> BlobObject | None:
-        """The object to read now; None if there certainly is none. What is remembered answers while the bucket is down.
-        Raises `StoreError` if that cannot be said.
-        """
+        """The object to read now; None if there certainly is none. Raises `StoreError` if that cannot be said."""
 
     def lost(self, found: BlobObject, reason: str) -> bool:
         """Take an object out of service that the bucket does not have any more, or whose bytes do not match: the caller
-        has read it. False if another object has replaced it since. Repeatable. Raises `StoreError`.
+        has looked twice. False if another object has replaced it since. Repeatable. Raises `StoreError`.
         """

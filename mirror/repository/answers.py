@@ -7,17 +7,21 @@ UncachedContent  the store cannot take the blob: it is streamed from upstream to
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
 
+from mirror import telemetry
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import BlobDamaged, DigestMismatch, StoreError, UpstreamInvalid
 from mirror.fills.flight import Flight
+from mirror.fills.sources import SourceLeft, Sources
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
 from mirror.oci.span import Span
@@ -146,14 +150,16 @@ class UpstreamStream:
         self,
         digest: Digest,
         upstream: str,
-        pull: Callable[[int], AbstractAsyncContextManager[Body]],
+        sources: Callable[[], Sources],
         executor: Executor,
         received: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """`received` is called at the end of each stream with the number of bytes that upstream has sent."""
+        """`sources` is called for each stream. `received` is called at the end of each answer of upstream with the
+        number of bytes that it had.
+        """
         self.digest = digest
         self.upstream = upstream
-        self._pull = pull
+        self._sources = sources
         self._executor = executor
         self._received = received
 
@@ -168,11 +174,12 @@ class UpstreamStream:
         answer cut to that size would look complete. Raises `UpstreamError`; `DigestMismatch` or `UpstreamInvalid`
         before the last bytes; `BlobDamaged` if the bytes `sent` differ; `StoreError`.
         """
+        sources = self._sources()
         hashing = hasher(self.digest)
         buffer = bytearray(_CHUNK)
         offset, unsent = 0, b""
 
-        def receive() -> bytes:
+        def receive(body: Body) -> bytes:
             received = body.readinto(memoryview(buffer))
             fresh = bytes(memoryview(buffer)[:received])
             hashing.update(fresh)
@@ -182,22 +189,30 @@ class UpstreamStream:
                     raise BlobDamaged(f"what was sent of {self.digest} is not what upstream has")
             return fresh
 
-        try:
-            async with self._pull(0) as body:
-                while True:
-                    fresh = await run_uninterrupted(self._executor, receive, stop=body.abort)
-                    if not fresh:
-                        break
-                    wanted = fresh if span is None else fresh[max(0, span.start - offset) : max(0, span.stop - offset)]
-                    offset += len(fresh)
-                    unsent += wanted
-                    if len(unsent) > WITHHELD:
-                        yield unsent[:-WITHHELD]
-                        unsent = unsent[-WITHHELD:]
-        finally:
-            self._received(offset)
+        while True:
+            began = offset
+            try:
+                async with sources(offset) as body:
+                    if body.start < offset:
+                        await run_uninterrupted(self._executor, _skip, body, offset - body.start, stop=body.abort)
+                    while fresh := await run_uninterrupted(self._executor, receive, body, stop=body.abort):
+                        start, stop = (0, sys.maxsize) if span is None else (span.start, span.stop)
+                        wanted = fresh[max(0, start - offset) : max(0, stop - offset)]
+                        offset += len(fresh)
+                        unsent += wanted
+                        if len(unsent) > WITHHELD:
+                            yield unsent[:-WITHHELD]
+                            unsent = unsent[-WITHHELD:]
+                break
+            except SourceLeft:
+                # the next source goes on from the same byte
+                continue
+            finally:
+                self._count(sources, offset - began)
         if hashing.hexdigest() != self.digest.hex:
-            raise DigestMismatch(f"the {offset} bytes received are not {self.digest}", upstream=self.upstream)
+            wrong = f"the {offset} bytes received are not {self.digest}"
+            await sources.accuse(wrong)
+            raise DigestMismatch(wrong, upstream=self.upstream)
         if size not in (None, offset):
             raise UpstreamInvalid(
                 f"{self.digest} has {offset} bytes, but the client was given {size} as its size", upstream=self.upstream
@@ -205,12 +220,25 @@ class UpstreamStream:
         if unsent:
             yield unsent
 
+    def _count(self, sources: Sources, received: int) -> None:
+        if sources.name:
+            telemetry.BUCKET_BLOB_BYTES.inc(received)
+        else:
+            self._received(received)
+
+
+def _skip(body: Body, count: int) -> None:
+    """Blocking: reads the first bytes of a body, which an earlier answer has given already."""
+    buffer = memoryview(bytearray(min(count, _CHUNK)))
+    while count and (received := body.readinto(buffer[:count])):
+        count -= received
+
 
 def no_stream(digest: Digest, registry: str, executor: Executor, why: str) -> UpstreamStream:
     """Returns the fallback for a disk that fails in mid-body, if there is no upstream. It raises `StoreError` and says
     `why`.
     """
-    return UpstreamStream(digest, registry, lambda _start: _nowhere(digest, why), executor)
+    return UpstreamStream(digest, registry, lambda: Sources.of(lambda _start: _nowhere(digest, why)), executor)
 
 
 @asynccontextmanager
@@ -273,8 +301,31 @@ class GrowingContent:
     def reader(self) -> BlobReader | None:
         return self._flight.reader
 
+    @property
+    def source(self) -> str:
+        """The name of what gives the bytes, if it is not the upstream, and if this process receives them."""
+        return self._flight.source
+
     async def wait_past(self, position: int) -> int:
-        return await self._flight.wait_past(position)
+        try:
+            return await self._flight.wait_past(position)
+        except DigestMismatch:
+            if not await self._change_over(position):
+                raise
+        return await self.wait_past(position)
+
+    async def _change_over(self, position: int) -> bool:
+        """Follows the flight that has begun in place of this one, whose bytes were wrong. False if there is none, or if
+        the client has been sent bytes, or reads from the file already: that is certain only of small blobs.
+        """
+        successor, size = self._flight.successor, self._flight.size
+        if successor is None or position or size is None or size > WITHHELD:
+            return False
+        successor.follow()
+        self._flight.leave()
+        self._flight = successor
+        await asyncio.shield(successor.announced)
+        return True
 
     async def wait_for_end(self) -> bool:
         """Returns once the flight is over. True if this process has filled it.

@@ -19,6 +19,7 @@ from mirror.aio.memo import MISSING
 from mirror.caller import caller_mark
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, StoreFull, UpstreamNotFound
 from mirror.fills.flights import Flights
+from mirror.fills.sources import Sources
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
@@ -143,7 +144,7 @@ class ProxiedBlobs:
         return UpstreamStream(
             digest,
             self._upstream.name,
-            lambda start: self._upstream.blob(self.repo.name, digest, start),
+            lambda: Sources.of(lambda start: self._upstream.blob(self.repo.name, digest, start)),
             self._executor,
             self._received,
         )

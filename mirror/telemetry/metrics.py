@@ -73,6 +73,10 @@ ENDPOINT_FAILURES: Final = Counter(
     "Calls that failed at one of several endpoints of an upstream, by kind of error",
     ["upstream", "endpoint", "error"],
 )
+BUCKET_BLOB_BYTES: Final = Counter("mirror_bucket_blob_bytes", "Bytes of blobs received from the bucket, stored or not")
+BUCKET_LEFT: Final = Counter(
+    "mirror_bucket_left", "Cached blobs for which the bucket was left for the upstream, by name of the error", ["error"]
+)
 
 FLIGHTS: Final = Gauge("mirror_flights", "Downloads of blobs in progress", multiprocess_mode="livesum")
 FOLLOWERS: Final = Gauge(

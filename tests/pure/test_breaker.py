@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mirror.index.breaker import Breaker
+from mirror.aio.breaker import Breaker
 from tests.support.clock import Clock
 
 

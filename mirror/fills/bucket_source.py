@@ -1,0 +1,306 @@
+"""A bucket as a source of blobs, read by blocking calls in threads.
+
+    source() ── the object that has the blob ──> open it ──┬─ its size is right ──> its bytes
+       ^                                                   └─ gone, or another size ── twice ──> `lost`: out of service
+       └──────── once more: another object may have replaced it ──────┘
+
+Hosted content has no other source: a fill waits for the bucket as it waits for an upstream, and an object is called
+wrong only after it was read a second time. Cached content has: the bucket gets one short time to answer, and a rate
+below which it is left; while it does not answer, a breaker leaves it alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from typing import Final
+
+from mirror import telemetry
+from mirror.aio.breaker import Breaker
+from mirror.errors import (
+    BucketDenied,
+    BucketUnavailable,
+    StoreError,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamNotFound,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from mirror.fills.sources import BUCKET
+from mirror.oci.digest import Digest, hasher
+from mirror.ports import BlobObject, BlobObjects, Body, ObjectReader
+
+#: Seconds that the bucket gets to answer for a cached blob, which upstream has as well.
+_PATIENCE: Final = 2.0
+#: Bytes per second below which the bucket is left for upstream, measured over so many seconds.
+_LOWEST_RATE: Final = 64 << 10
+_WINDOW: Final = 5.0
+#: How often a blob's object is looked up until one can be opened: it may be replaced by another one meanwhile.
+_TRIES: Final = 4
+_BLOCK: Final = 1 << 20
+
+
+class BucketReads:
+    """How the flights of one process read blobs from a bucket."""
+
+    def __init__(
+        self,
+        bucket: ObjectReader,
+        executor: Executor,
+        *,
+        patience: float = _PATIENCE,
+        window: float = _WINDOW,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`executor` runs the threads that open objects. A cached blob is taken from upstream if the bucket has not
+        answered within `patience` seconds, or is too slow for `window` seconds.
+        """
+        self.bucket: Final = bucket
+        self.executor: Final = executor
+        self.patience: Final = patience
+        self.window: Final = window
+        self.breaker: Final = Breaker(clock)
+
+    def __repr__(self) -> str:
+        return f"<BucketReads {self.breaker!r}>"
+
+    def hosted(self, objects: BlobObjects, digest: Digest) -> BucketSource:
+        """Returns the only source of a hosted blob."""
+        return BucketSource(self, objects, digest, is_only=True)
+
+    def cached(self, objects: BlobObjects, digest: Digest) -> BucketSource:
+        """Returns a source of a cached blob, which is nearer than its upstream."""
+        return BucketSource(self, objects, digest, is_only=False)
+
+
+class BucketSource:
+    """`BlobSource` of one blob. Not for two flights."""
+
+    name: Final = BUCKET
+
+    def __init__(self, reads: BucketReads, objects: BlobObjects, digest: Digest, *, is_only: bool) -> None:
+        self._reads = reads
+        self._objects = objects
+        self._digest = digest
+        self._is_only = is_only
+        #: The object that was opened last.
+        self._found: BlobObject | None = None
+        self._accused = False
+
+    def __repr__(self) -> str:
+        return f"<BucketSource {self._digest}{' only' if self._is_only else ''}>"
+
+    @property
+    def gave(self) -> bool:
+        return self._found is not None
+
+    # --------------------------------------------------------------------------------------------------- reading
+
+    @asynccontextmanager
+    async def pull(self, start: int) -> AsyncIterator[Body]:
+        """See `BlobSource`. Raises `UpstreamDenied` if the bucket refuses the mirror."""
+        opened = await (self._open(start) if self._is_only else self._open_soon(start))
+        if opened is None:
+            raise UpstreamNotFound(f"the bucket does not have {self._digest}", upstream=BUCKET)
+        self._found, body = opened
+        try:
+            if self._is_only:
+                yield body
+            else:
+                paced = _PacedBody(body)
+                async with _watched(paced, self._reads.window):
+                    yield paced
+        finally:
+            # frees the connection if the body was not read to its end
+            body.abort()
+
+    async def _open_soon(self, start: int) -> tuple[BlobObject, Body] | None:
+        """Like `_open`, within the time that a nearer source gets, and not at all while the bucket does not answer."""
+        breaker = self._reads.breaker
+        ticket = breaker.admit()
+        if ticket is None:
+            # nobody is asked, and nothing is counted as left
+            raise UpstreamNotFound("the bucket did not answer lately", upstream=BUCKET)
+        try:
+            opened = await self._open(start, self._reads.patience)
+        except (UpstreamUnavailable, UpstreamDenied) as error:
+            if breaker.fail(ticket):
+                telemetry.log.warning("cached content not read from bucket", reason=str(error))
+            raise
+        except BaseException:
+            breaker.withdraw(ticket)
+            raise
+        if breaker.succeed(ticket):
+            telemetry.log.info("cached content read from bucket again")
+        return opened
+
+    async def _open(self, start: int, patience: float | None = None) -> tuple[BlobObject, Body] | None:
+        """Opens the blob's object in a thread. None if there is none. Raises `UpstreamError`."""
+        loop = asyncio.get_running_loop()
+        opening = loop.run_in_executor(self._reads.executor, self._open_now, start)
+        ended = False
+        try:
+            ended = bool((await asyncio.wait({opening}, timeout=patience))[0])
+        finally:
+            if not ended:
+                # the thread ends with the bucket's own time-outs
+                opening.add_done_callback(_abort_unwanted)
+        if not ended:
+            raise UpstreamTimeout(f"no answer within {patience:g} s", upstream=BUCKET)
+        try:
+            return opening.result()
+        except BucketDenied as error:
+            raise UpstreamDenied(str(error), upstream=BUCKET) from error
+        except StoreError as error:
+            raise UpstreamUnavailable(str(error), upstream=BUCKET) from error
+
+    def _open_now(self, start: int) -> tuple[BlobObject, Body] | None:
+        return open_blob(self._reads.bucket, self._objects, self._digest, start)
+
+    # ------------------------------------------------------------------------------------------------- wrong bytes
+
+    async def accuse(self, reason: str) -> bool:
+        """See `BlobSource`. A hosted blob has no other source: its object is read once more, in case that the network
+        or the disk of this machine was to blame.
+        """
+        if self._found is None:
+            return False
+        again, self._accused = self._is_only and not self._accused, True
+        loop = asyncio.get_running_loop()
+        try:
+            sound = await loop.run_in_executor(self._reads.executor, self._judge, self._found, reason)
+        except (StoreError, UpstreamError) as error:
+            telemetry.log.error("bucket object cannot be checked", digest=str(self._digest), reason=str(error))
+            return False
+        return again and sound
+
+    def _judge(self, found: BlobObject, reason: str) -> bool:
+        """True if the object is good after all. Raises `StoreError`, `UpstreamError`."""
+        if self._is_only and object_matches(self._reads.bucket, found):
+            return True
+        put_out_of_service(self._objects, found, reason)
+        return False
+
+
+def open_blob(
+    bucket: ObjectReader, objects: BlobObjects, digest: Digest, start: int = 0
+) -> tuple[BlobObject, Body] | None:
+    """Blocking: opens the object that has a blob, from `start` on; None if there is none. An object that is gone or has
+    another size, and is the one to read when it is looked at again, is put out of service. Raises `StoreError`,
+    `UpstreamError`.
+    """
+    suspect = None
+    for _ in range(_TRIES):
+        found = objects.source(digest)
+        if found is None:
+            return None
+        opened = open_object(bucket, found, start)
+        if not isinstance(opened, str):
+            return found, opened
+        if found == suspect and put_out_of_service(objects, found, opened):
+            return None
+        suspect = found
+    raise BucketUnavailable(f"the object of {digest} was replaced all the time")
+
+
+def open_object(bucket: ObjectReader, found: BlobObject, start: int = 0) -> Body | str:
+    """Blocking: returns the bytes of a blob's object from `start` on, or why the object is not what it should be.
+    Raises `StoreError`, `UpstreamError`.
+    """
+    try:
+        body = bucket.open(found.key, start)
+    except UpstreamInvalid:
+        # it ends before `start`
+        info = bucket.head(found.key)
+        if info is None or info.size == found.size:
+            raise
+        return f"its object {found.key} has {info.size} bytes, not {found.size}"
+    if body is None:
+        return f"its object {found.key} is gone"
+    if found.size >= 0 and body.size not in (None, found.size):
+        body.abort()
+        return f"its object {found.key} has {body.size} bytes, not {found.size}"
+    return body
+
+
+def object_matches(bucket: ObjectReader, found: BlobObject) -> bool:
+    """Blocking: reads an object whole; True if its bytes match the digest. Raises `StoreError`, `UpstreamError`."""
+    body = open_object(bucket, found)
+    if isinstance(body, str):
+        return False
+    hashing, buffer = hasher(found.digest), memoryview(bytearray(_BLOCK))
+    try:
+        while received := body.readinto(buffer):
+            hashing.update(buffer[:received])
+    finally:
+        body.abort()
+    return hashing.hexdigest() == found.digest.hex
+
+
+def put_out_of_service(objects: BlobObjects, found: BlobObject, reason: str) -> bool:
+    """Blocking: lets nobody read an object any more that is gone or wrong, and says so. False if another object has
+    replaced it. Raises `StoreError`.
+    """
+    if not objects.lost(found, reason):
+        return False
+    telemetry.log.error("damaged object out of service", digest=str(found.digest), key=found.key, reason=reason)
+    telemetry.notice(telemetry.Notice.BLOB_DAMAGED, digest=str(found.digest), reason=reason)
+    return True
+
+
+def _abort_unwanted(opening: asyncio.Future[tuple[BlobObject, Body] | None]) -> None:
+    if not opening.cancelled() and opening.exception() is None and (opened := opening.result()):
+        opened[1].abort()
+
+
+class _PacedBody:
+    """A body that can be asked how fast it is. See `Body`."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self.start: int = body.start
+        self.size: int | None = body.size
+        #: The bytes so far, and whether a thread waits for more.
+        self.received = 0
+        self.is_awaited = False
+        self.is_too_slow = False
+
+    def readinto(self, buffer: memoryview) -> int:
+        self.is_awaited = True
+        try:
+            received = self._body.readinto(buffer)
+        except UpstreamError as error:
+            if self.is_too_slow:
+                raise UpstreamTimeout("too slow", upstream=BUCKET) from error
+            raise
+        finally:
+            self.is_awaited = False
+        self.received += received
+        return received
+
+    def abort(self) -> None:
+        self._body.abort()
+
+
+@asynccontextmanager
+async def _watched(body: _PacedBody, window: float) -> AsyncIterator[None]:
+    """Aborts the body if it gives too few bytes while a thread waits for them."""
+    watching = asyncio.create_task(_watch(body, window))
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+async def _watch(body: _PacedBody, window: float) -> None:
+    before = -1
+    while not (body.is_awaited and before >= 0 and body.received - before < _LOWEST_RATE * window):
+        before = body.received if body.is_awaited else -1
+        await asyncio.sleep(window)
+    body.is_too_slow = True
+    body.abort()

@@ -1,0 +1,138 @@
+"""Where the bytes of one blob come from: nearer sources, such as a bucket, and last what the blob is waited for.
+
+    nearer ── absent, down, slow ──────────────────> the next source                      as if it had not been asked
+       ├───── breaks off, stalls, another size ────> the next source, from the same byte  `SourceLeft`
+       └───── all its bytes, of another digest ────> `accuse`: out of service; the flight fails, and the next one,
+                                                     which begins at once, does without it
+
+A nearer source is asked once, and nobody waits for it. For the last one, the fill waits and tries again by its own
+rules (`filler.py`). That a nearer source has a blob gives nobody a right to it: it is a source only for repositories
+one of whose manifests names the blob.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Final, Protocol, TypeAlias
+
+from mirror import telemetry
+from mirror.errors import StoreError, UpstreamError, UpstreamNotFound, UpstreamUnavailable
+from mirror.ports import Body
+
+#: Opens a blob from an offset on. Entering the context waits until the source has answered. Raises `UpstreamError`.
+Pull: TypeAlias = Callable[[int], AbstractAsyncContextManager[Body]]
+
+#: Called when upstream has answered for the blob in a repository, with its size in bytes (None: unknown).
+OnAnswer: TypeAlias = Callable[[int | None], Awaitable[None]]
+
+#: The name of a bucket as a source.
+BUCKET: Final = "bucket"
+
+
+class SourceLeft(UpstreamUnavailable):
+    """A source has broken off. The next one is asked at once, from the same byte."""
+
+
+class BlobSource(Protocol):
+    """One place from which a blob may come. Made for one flight: it may remember what it has given."""
+
+    @property
+    def name(self) -> str:
+        """For people and metrics: `BUCKET`; empty for an upstream, which has the name of its registry."""
+
+    @property
+    def gave(self) -> bool:
+        """True if it can be to blame for wrong bytes, because it has given some."""
+
+    def pull(self, start: int) -> AbstractAsyncContextManager[Body]:
+        """Opens the blob; see `Pull`. Raises `UpstreamNotFound` if it does not have the blob, `UpstreamError`,
+        `StoreError`.
+        """
+
+    async def accuse(self, reason: str) -> bool:
+        """The bytes did not match the digest: makes sure that no other flight gets them. True if the source may be
+        asked once more, because it was probably not to blame. Raises nothing.
+        """
+
+
+class FromUpstream:
+    """The upstream of a blob, as a source. Its registry answers for wrong bytes: nothing is remembered of them here."""
+
+    name: Final = ""
+    gave: Final = False
+
+    def __init__(self, pull: Pull) -> None:
+        self.pull = pull
+
+    async def accuse(self, reason: str) -> bool:
+        """See `BlobSource`; `gave` says that it is never accused."""
+        return False
+
+
+class Sources:
+    """The sources of one flight, in order, and which of them gives the bytes now. It is a `Pull`."""
+
+    def __init__(self, *sources: BlobSource) -> None:
+        """At least one."""
+        self._all = sources
+        self._next = 0
+
+    def __repr__(self) -> str:
+        return f"<Sources {[source.name or 'upstream' for source in self._all]} at {self._next}>"
+
+    @classmethod
+    def of(cls, pull: Pull) -> Sources:
+        """Returns the sources, or the only one that a plain `pull` is."""
+        return pull if isinstance(pull, cls) else cls(FromUpstream(pull))
+
+    @property
+    def name(self) -> str:
+        """The name of the source that was opened last, or would be opened first; empty for an upstream."""
+        return self._all[self._next].name
+
+    def __call__(self, start: int) -> AbstractAsyncContextManager[Body]:
+        """Opens the first source that has the blob. Raises `SourceLeft` if a nearer one breaks off, and all that the
+        last one raises.
+        """
+        if self._next == len(self._all) - 1:
+            return self._all[-1].pull(start)
+        return self._open_nearer(start)
+
+    @asynccontextmanager
+    async def _open_nearer(self, start: int) -> AsyncIterator[Body]:
+        async with AsyncExitStack() as stack:
+            while True:
+                source = self._all[self._next]
+                is_last = self._next == len(self._all) - 1
+                try:
+                    body = await stack.enter_async_context(source.pull(start))
+                    break
+                except (UpstreamError, StoreError) as error:
+                    if is_last:
+                        raise
+                    self._leave(source, error)
+            try:
+                yield body
+            except UpstreamError as error:
+                if is_last:
+                    raise
+                self._leave(source, error)
+                raise SourceLeft(f"{source.name} broke off: {error}", upstream=source.name) from error
+
+    def _leave(self, source: BlobSource, error: UpstreamError | StoreError) -> None:
+        self._next += 1
+        if not isinstance(error, UpstreamNotFound):
+            telemetry.BUCKET_LEFT.labels(type(error).__name__).inc()
+
+    async def accuse(self, reason: str) -> Sources | None:
+        """All bytes are here and do not match the digest. Returns the sources for another try; None if no other source
+        can be asked, and none may be asked again.
+        """
+        if not any(source.gave for source in self._all):
+            return None
+        # the last one may have given the rest, or nothing yet; a nearer one that gave nothing does not have it
+        again = [
+            source for source in self._all if (await source.accuse(reason) if source.gave else source is self._all[-1])
+        ]
+        return Sources(*again) if again else None
