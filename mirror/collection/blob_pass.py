@@ -81,6 +81,13 @@ class BlobPass:
 
     def judge(self, marks: Marks) -> Iterator[None]:
         """Collects and queues, after a complete walk that has marked what every repository has. Raises `StoreError`."""
+        try:
+            yield from self._collect_candidates(marks)
+        finally:
+            self._blobs.free_collected()
+        yield from self._queue_others(marks)
+
+    def _collect_candidates(self, marks: Marks) -> Iterator[None]:
         for digest, version in self._candidates:
             if digest in marks:
                 with suppress(BlobUnknown):
@@ -90,6 +97,8 @@ class BlobPass:
             if self._pace.spent(CHANGE):
                 yield
         self._candidates.clear()
+
+    def _queue_others(self, marks: Marks) -> Iterator[None]:
         after: Digest | None = None
         while page := self._blobs.blobs(after, _PAGE):
             for info in page:

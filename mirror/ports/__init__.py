@@ -11,7 +11,8 @@ The ports, and what implements them (the tests have implementations in memory, i
     catalogs.py   Catalog        tags and manifest links        store/records/record_catalog.py
                   Pins           which images must stay         store/records/pin_records.py
                   Freezes        tags fixed at one digest       store/records/freeze_records.py
-    hosting.py    HostedBlobs    hosted names of blobs          store/hosted/blob_names.py
+    hosting.py    HostedBlobs    hosted blobs                   store/hosted/blob_names.py
+                                                                 store/objects/hosted_blobs.py
                   Uploads        upload sessions                store/hosted/upload_files.py
                   HostedRecords  links, referrers, deletions    store/records/repository_records.py
                   LinkLedger     sums and holders of links      index/link_ledger.py

@@ -74,6 +74,11 @@ class HostedBlobs(Protocol):
         Raises `RecordChanged` if the record is no longer in that version: the blob was rescued, and stays.
         """
 
+    def free_collected(self) -> None:
+        """Free the room of the blobs that were collected, as far as that was put off. What cannot be freed now is freed
+        later. Raises nothing.
+        """
+
     def all_queued(self) -> Iterable[QueuedBlob]:
         """The records of all blobs that wait, in no order."""
 

@@ -79,6 +79,9 @@ class MemoryHostedBlobs:
             self.names.drop_quarantined(digest)
             return self.names.delete(digest).size
 
+    def free_collected(self) -> None:
+        """Nothing was put off."""
+
     def all_queued(self) -> Iterable[QueuedBlob]:
         with self._changing:
             return [versioned.record for versioned in self._queue.values()]

@@ -3,16 +3,15 @@
     begin() ──> uploads/<boot>-<owner>-<random>, empty
                    │  open(): its flock makes this request the writer; the kernel releases it if the worker dies
                    │  fill(): bytes are appended, and hashed behind
-                   ├── publish() ──> hosted/<…>
+                   ├── publish() ──> a hosted blob
                    └── discard(), or sweep() once no byte has come for long ──> absent
 
 What a crash or a power cut leaves of `publish`:
 
     1 the digest is compared with the hash                      the session; after a power cut it is over
     2 the file is synced                                        the same
-    3 it is renamed to its hosted name (`blob_names.py`)        the session, or the whole blob
-    4 the folder is synced                                      the blob, with all its bytes
-    5 the file is made read-only                                the blob; without this step it is only less protected
+    3 it becomes a hosted blob (`FileTaker`)                    the session, or the whole blob
+    4 the file is made read-only                                the blob; without this step it is only less protected
 
 If the sync fails, the file is discarded: afterwards the kernel may have dropped the dirty pages, and a second sync that
 succeeds proves nothing.
@@ -38,13 +37,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from mirror.errors import BlobDamaged, StoreError, UploadBusy
 from mirror.oci.digest import Digest, hasher
 from mirror.ports import BlobInfo, Body, Expired, UploadSession
-from mirror.store.hosted.blob_names import HostedNames
-from mirror.store.local.durable import ABSENT_ERRNOS, make_folder, store_errors
+from mirror.store.local.durable import ABSENT_ERRNOS, AnyPath, make_folder, store_errors
 from mirror.store.local.ingest_state import boot_id
 from mirror.store.local.layout import Layout
 from mirror.store.local.pump import Crowd, GrowingEnd
@@ -69,10 +67,22 @@ class _Hashed:
     looked: tuple[int, ...]
 
 
+class FileTaker(Protocol):
+    """Hosted blobs that are made of files."""
+
+    def take_in(self, digest: Digest, file: AnyPath, size: int) -> BlobInfo:
+        """Make a hosted blob of a file of `size` bytes, and take it out of the queue. If the blob is hosted already,
+        that one stays. Durable on return.
+
+        The caller has checked that the bytes match the digest, and synced them. The file is moved or deleted. Raises
+        `StoreFull`, `StoreError`: whether the file is in its old place is then uncertain.
+        """
+
+
 class LocalUploads:
     """`Uploads` on one directory, shared by any number of processes. May be used from any thread."""
 
-    def __init__(self, layout: Layout, blobs: HostedNames, *, most_hashes: int = _MOST_HASHES) -> None:
+    def __init__(self, layout: Layout, blobs: FileTaker, *, most_hashes: int = _MOST_HASHES) -> None:
         self._layout = layout
         self._blobs = blobs
         self._most_hashes = most_hashes
@@ -173,7 +183,7 @@ class LocalUpload:
     def __init__(
         self,
         uploads: LocalUploads,
-        blobs: HostedNames,
+        blobs: FileTaker,
         path: str,
         descriptor: int,
         size: int,

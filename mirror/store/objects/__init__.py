@@ -1,0 +1,1 @@
+"""What the mirror keeps in a bucket."""

@@ -1,0 +1,453 @@
+"""Hosted blobs and upload sessions over a bucket."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from mirror.errors import BlobUnknown, BucketUnavailable, RecordChanged, RecordDamaged, StoreError
+from mirror.graph.damage import restore_hosted
+from mirror.oci.digest import Digest
+from mirror.policy.hosted.blob_state import no_blob, stored
+from mirror.policy.hosted_records import QueuedBlob
+from mirror.ports import ABSENT, BlobInfo, BlobObject, ObjectInfo, Version
+from mirror.store.hosted.upload_files import LocalUploads
+from mirror.store.local.blobs import LocalStore
+from mirror.store.objects.hosted_blobs import HostedObjects
+from mirror.store.objects.object_keys import hosted_key, state_key
+from tests.support.hosted_blobs_suite import CONTENT, DIGEST, HostedBlobsSuite
+from tests.support.object_site import ObjectSite, PlainContents
+from tests.support.stepping_bucket import Killed
+from tests.support.uploads_suite import UploadsSuite, opened, pushed
+
+
+class _OverBucket:
+    """The fixtures of both suites."""
+
+    @pytest.fixture
+    def site(self, tmp_path: Path) -> ObjectSite:
+        """Its disk has no room for copies: what is read comes from the bucket."""
+        return ObjectSite(tmp_path / "one", copies=False)
+
+    @pytest.fixture
+    def other(self, site: ObjectSite, tmp_path: Path) -> ObjectSite:
+        """Another machine with the same bucket."""
+        return ObjectSite(tmp_path / "other", site.bucket, copies=False)
+
+    @pytest.fixture
+    def hosted(self, site: ObjectSite) -> HostedObjects:
+        """None yet."""
+        return site.hosted
+
+    @pytest.fixture
+    def contents(self, site: ObjectSite) -> PlainContents:
+        """Reads the bucket and the cache."""
+        return site.contents
+
+
+class TestHostedObjects(_OverBucket, HostedBlobsSuite):
+    """The bucket behaves like the model in memory."""
+
+    @pytest.fixture
+    def cache(self, site: ObjectSite) -> LocalStore:
+        """Empty."""
+        return site.cache
+
+    @pytest.fixture
+    def another(self, other: ObjectSite) -> HostedObjects:
+        """Another machine's view: it shares nothing but the bucket."""
+        return other.hosted
+
+
+class TestUploadsToBucket(_OverBucket, UploadsSuite):
+    """Sessions are files of this machine; what is published is in the bucket."""
+
+    @pytest.fixture
+    def uploads(self, site: ObjectSite) -> LocalUploads:
+        """None yet."""
+        return site.uploads
+
+    @pytest.fixture
+    def another(self, site: ObjectSite) -> LocalUploads:
+        """Another process's view: it shares nothing but files and the bucket."""
+        return LocalUploads(site.layout, site.hosted)
+
+
+# ------------------------------------------------------------------------------------------------- copies on the disk
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> ObjectSite:
+    """Its disk takes copies."""
+    return ObjectSite(tmp_path / "one")
+
+
+def pushed_to(site: ObjectSite) -> BlobInfo:
+    """By an upload session."""
+    upload = opened(site.uploads, pushed(site.uploads, CONTENT))
+    try:
+        return upload.publish(DIGEST)
+    finally:
+        upload.close()
+
+
+def ignoring(_result: object) -> None:
+    """The result of what happens meanwhile."""
+
+
+def test_a_push_leaves_a_copy_that_eviction_may_drop(site: ObjectSite) -> None:
+    """No byte is copied for it, nobody writes to it by mistake, and whoever keeps the index is informed."""
+    pushed_to(site)
+    assert site.cache.read(DIGEST, 1000) == CONTENT
+    assert Path(site.layout.blob(DIGEST)).stat().st_mode & 0o777 == 0o400
+    assert site.added == [DIGEST]
+    site.cache.delete(DIGEST)
+    assert site.hosted.hosted(DIGEST).size == len(CONTENT)
+    assert site.contents.read(DIGEST, 1000) == CONTENT
+    assert not list(site.layout.uploads.iterdir())
+
+
+def test_a_manifest_leaves_one_copy(site: ObjectSite) -> None:
+    """A push puts it twice."""
+    site.hosted.put(DIGEST, CONTENT)
+    site.hosted.put(DIGEST, CONTENT)
+    assert site.cache.read(DIGEST, 1000) == CONTENT
+    assert site.added == [DIGEST]
+
+
+def test_a_push_succeeds_without_a_copy(site: ObjectSite) -> None:
+    """The bucket has it; the disk need not."""
+    shutil.rmtree(site.layout.blobs)
+    site.layout.blobs.write_text("no folder")
+    assert pushed_to(site).size == len(CONTENT)
+    assert not site.added
+    assert not list(site.layout.uploads.iterdir())
+    site.hosted.put(Digest.of(b"{}"), b"{}")
+    assert site.contents.read(DIGEST, 1000) == CONTENT
+
+
+def test_what_is_hosted_already_is_not_uploaded_again(site: ObjectSite, tmp_path: Path) -> None:
+    """Whoever pushes it; also after an answer that was lost."""
+    pushed_to(site)
+    site.bucket.log.clear()
+    other = ObjectSite(tmp_path / "other", site.bucket)
+    for pusher in (site, other):
+        pushed_to(pusher)
+        pusher.hosted.put(DIGEST, CONTENT)
+        pusher.hosted.adopt(DIGEST)
+    assert not [verb for verb, _ in site.bucket.log if verb in ("write", "upload")]
+
+
+def test_a_damaged_copy_is_not_adopted(site: ObjectSite) -> None:
+    """The bucket gets no wrong bytes, and the copy is set aside."""
+    site.cache.put(DIGEST, CONTENT)
+    path = Path(site.layout.blob(DIGEST))
+    path.chmod(0o600)
+    path.write_bytes(CONTENT[::-1])
+    with pytest.raises(BlobUnknown):
+        site.hosted.adopt(DIGEST)
+    assert not site.bucket.content()
+    assert [blob.digest for blob in site.cache.quarantined()] == [DIGEST]
+
+
+def test_a_copy_that_is_evicted_while_it_is_adopted(site: ObjectSite) -> None:
+    """Its bytes stay readable until they are in the bucket."""
+    site.cache.put(DIGEST, CONTENT)
+    site.bucket.before("upload", lambda: ignoring(site.cache.delete(DIGEST)))
+    site.hosted.adopt(DIGEST)
+    assert site.contents.read(DIGEST, 1000) == CONTENT
+
+
+# ------------------------------------------------------------------------------------------------------------ damage
+
+
+def lose(site: ObjectSite) -> bool:
+    """Find the object damaged."""
+    found = site.hosted.source(DIGEST)
+    return found is not None and site.hosted.lost(found, "wrong bytes")
+
+
+def test_120_an_object_that_is_gone(site: ObjectSite) -> None:
+    """Row 120: the blob is damaged, not absent, and a push repairs it under another key."""
+    pushed_to(site)
+    site.bucket.lose(hosted_key(DIGEST, 1))
+    found = site.hosted.source(DIGEST)
+    assert found == BlobObject(DIGEST, hosted_key(DIGEST, 1), len(CONTENT))
+    assert site.hosted.lost(found, "the object is gone")
+    assert not site.hosted.lost(found, "the object is gone")
+    assert site.hosted.source(DIGEST) is None
+    for look in (site.hosted.hosted, site.hosted.rescue):
+        with pytest.raises(BlobUnknown):
+            look(DIGEST)
+    assert [(blob.digest, blob.size) for blob in site.hosted.damaged()] == [(DIGEST, len(CONTENT))]
+    assert not site.hosted.blobs(None, 10)
+    pushed_to(site)
+    assert not site.hosted.damaged()
+    assert site.keys("hosted/") == [hosted_key(DIGEST, 2)]
+    assert not site.hosted.lost(found, "found late")
+    assert site.hosted.hosted(DIGEST).size == len(CONTENT)
+
+
+def test_a_sound_copy_repairs_a_lost_blob(site: ObjectSite) -> None:
+    """Before anybody pushes it again."""
+    pushed_to(site)
+    lose(site)
+    assert restore_hosted(site.cache, site.hosted) == 0
+    assert not site.hosted.damaged()
+    assert site.contents.read(DIGEST, 1000) == CONTENT
+
+
+def test_a_lost_blob_that_nothing_needs_is_collected(site: ObjectSite) -> None:
+    """Its object may have wrong bytes, and goes with it."""
+    pushed_to(site)
+    lose(site)
+    version = site.hosted.queue(QueuedBlob(DIGEST, 1.0))
+    assert site.hosted.collect(DIGEST, version) == 0
+    site.hosted.free_collected()
+    assert not site.hosted.damaged()
+    assert not site.keys("hosted/")
+    pushed_to(site)
+    assert site.keys("hosted/") == [hosted_key(DIGEST, 2)]
+
+
+def test_119_an_upload_of_the_wrong_size(site: ObjectSite) -> None:
+    """Row 119: what the bucket has is compared before anything names it."""
+    wrong = ObjectInfo(hosted_key(DIGEST, 1), 5, 0.0, Version("v"))
+    with patch.object(site.bucket, "head", lambda _key: wrong), pytest.raises(StoreError, match="5 bytes of the"):
+        pushed_to(site)
+    with pytest.raises(BlobUnknown):
+        site.hosted.hosted(DIGEST)
+    pushed_to(site)
+    assert site.contents.read(DIGEST, 1000) == CONTENT
+
+
+def test_a_state_of_another_size(site: ObjectSite) -> None:
+    """Whoever pushes the blob has checked its bytes: the state is wrong."""
+    site.states.write(stored(no_blob(DIGEST), 1, 5, 1.0), ABSENT)
+    site.bucket.write(hosted_key(DIGEST, 1), b"wrong")
+    pushed_to(site)
+    assert site.contents.read(DIGEST, 1000) == CONTENT
+    assert site.keys("hosted/") == [hosted_key(DIGEST, 1), hosted_key(DIGEST, 2)]
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"generation": -1, "condition": "present", "size": 1, "since": 1}'])
+def test_a_damaged_state_is_written_anew_by_a_push(site: ObjectSite, text: bytes) -> None:
+    """It says nothing of the keys that were used, so the next one is far away from them."""
+    pushed_to(site)
+    site.bucket.write(state_key(DIGEST), text)
+    with pytest.raises(BlobUnknown):
+        site.hosted.hosted(DIGEST)
+    assert site.hosted.source(DIGEST) is None
+    assert not site.hosted.blobs(None, 10)
+    with pytest.raises(RecordDamaged):
+        site.hosted.queue(QueuedBlob(DIGEST, 1.0))
+    pushed_to(site)
+    assert site.contents.read(DIGEST, 1000) == CONTENT
+    assert len(site.keys("hosted/")) == 2
+
+
+# ------------------------------------------------------------------------- faults at each step, and races at each step
+
+
+def holds(site: ObjectSite) -> bool:
+    """Whether the blob is present. Fails if a state names an object that is absent, wrong, or that a late deletion may
+    hit.
+    """
+    state = site.states.find(DIGEST).state
+    if not state.is_present:
+        return False
+    key = hosted_key(DIGEST, state.generation)
+    assert site.bucket.content()[key] == CONTENT
+    assert key not in site.bucket.deleted
+    return True
+
+
+def queue(site: ObjectSite) -> Version | None:
+    """Let it wait; None if it waits already."""
+    with suppress(RecordChanged):
+        return site.hosted.queue(QueuedBlob(DIGEST, site.now()))
+    return None
+
+
+def collect(site: ObjectSite) -> None:
+    """As the second pass of a collection does."""
+    if waits := site.hosted.queued(DIGEST):
+        with suppress(RecordChanged):
+            site.hosted.collect(DIGEST, waits.version)
+    site.hosted.free_collected()
+
+
+def rescue(site: ObjectSite) -> bool:
+    """True if it could be."""
+    with suppress(BlobUnknown):
+        return bool(site.hosted.rescue(DIGEST))
+    return False
+
+
+def adopt(site: ObjectSite) -> bool:
+    """From a copy that is there."""
+    site.cache.put(DIGEST, CONTENT)
+    return bool(site.hosted.adopt(DIGEST))
+
+
+def gone(site: ObjectSite) -> None:
+    """Pushed, and collected again."""
+    pushed_to(site)
+    queue(site)
+    collect(site)
+
+
+def lost(site: ObjectSite) -> None:
+    """Pushed, and found damaged."""
+    pushed_to(site)
+    site.bucket.damage(hosted_key(DIGEST, 1), b"rubbish")
+    lose(site)
+
+
+def waiting(site: ObjectSite) -> None:
+    """Pushed, and queued."""
+    pushed_to(site)
+    queue(site)
+
+
+#: What there was before, by name.
+BEFORE: dict[str, Callable[[ObjectSite], object]] = {
+    "nothing": lambda site: None,
+    "present": pushed_to,
+    "waiting": waiting,
+    "gone": gone,
+    "lost": lost,
+}
+#: What relies on the blob once it has returned something true, by name.
+RELYING: dict[str, Callable[[ObjectSite], object]] = {
+    "push": pushed_to,
+    "put": lambda site: site.hosted.put(DIGEST, CONTENT),
+    "adopt": adopt,
+    "rescue": rescue,
+}
+#: What does not, by name.
+OTHER: dict[str, Callable[[ObjectSite], object]] = {
+    "queue": queue,
+    "collect": collect,
+    "lose": lose,
+}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No power is cut here."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("change", RELYING | OTHER)
+@pytest.mark.parametrize("error", [BucketUnavailable("down"), Killed()], ids=["unavailable", "killed"])
+def test_113_118_122_each_call_of_a_change_fails(
+    tmp_path: Path, change: str, before: str, error: BaseException
+) -> None:
+    """Rows 113, 118 and 122: the bucket does not answer, or the process ends, before or after the n-th call. Nothing is
+    half-done: the same change, made again, succeeds, and so does a push.
+    """
+    make = {**RELYING, **OTHER}[change]
+    for done, number in itertools.product((False, True), range(1, 30)):
+        site = ObjectSite(tmp_path / f"{done}-{number}")
+        BEFORE[before](site)
+        had = holds(site)
+        site.bucket.stop_at(number, error, done=done)
+        with suppress(StoreError, Killed):
+            if make(site) and change in RELYING:
+                assert holds(site)
+        reached = site.bucket.reached
+        if had and change in RELYING:
+            assert holds(site)
+        # the machine starts again, with what the bucket has
+        site = ObjectSite(tmp_path / f"{done}-{number}", site.bucket)
+        holds(site)
+        if make(site) and change in RELYING:
+            assert holds(site)
+        assert pushed_to(site)
+        assert holds(site)
+        assert not site.hosted.damaged()
+        if not reached:
+            break
+    else:
+        pytest.fail("it has no end")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("meanwhile", RELYING | OTHER)
+@pytest.mark.parametrize("change", RELYING | OTHER)
+def test_121_two_changes_at_once(tmp_path: Path, change: str, meanwhile: str, before: str) -> None:
+    """Row 121: another machine makes a whole change before the n-th call of this one. Who relies on the blob has it,
+    unless it was found damaged since; and no object that is named can be hit by a deletion, however late.
+    """
+    everything = {**RELYING, **OTHER}
+    for number in range(1, 30):
+        site = ObjectSite(tmp_path / f"{number}-1")
+        other = ObjectSite(tmp_path / f"{number}-2", site.bucket)
+        BEFORE[before](site)
+        relied: list[object] = []
+
+        def act(other: ObjectSite = other, relied: list[object] = relied) -> None:
+            relied.append(everything[meanwhile](other) if meanwhile in RELYING else None)
+
+        site.bucket.act_at(number, act)
+        first = everything[change](site)
+        reached = site.bucket.reached
+        second = relied and relied[0]
+        if (change in RELYING and first) or (second and change != "lose"):
+            assert holds(site)
+        holds(site)
+        if not reached:
+            break
+    else:
+        pytest.fail("it has no end")
+
+
+def test_a_collector_that_was_frozen_after_its_change(site: ObjectSite, tmp_path: Path) -> None:
+    """The blob is pushed again before the frozen one sends its deletion, which hits a key that nobody uses."""
+    other = ObjectSite(tmp_path / "other", site.bucket)
+    waiting(site)
+    site.bucket.before("delete", lambda: ignoring(pushed_to(other)))
+    collect(site)
+    assert site.bucket.calls["delete"] == 1
+    assert holds(other)
+    assert other.contents.read(DIGEST, 1000) == CONTENT
+
+
+def test_a_pusher_that_was_frozen_before_its_upload(site: ObjectSite, tmp_path: Path) -> None:
+    """Meanwhile the blob was pushed, collected and deleted by others: it is uploaded once more, under the next key."""
+    other = ObjectSite(tmp_path / "other", site.bucket)
+    site.bucket.before("upload", lambda: gone(other))
+    pushed_to(site)
+    assert holds(site)
+    assert site.states.find(DIGEST).state.generation == 2
+
+
+def test_deletions_are_sent_together(tmp_path: Path) -> None:
+    """One call for many; what the bucket cannot delete now is deleted later."""
+    site = ObjectSite(tmp_path, at_once=10)
+    blobs = [f"blob {number}".encode() for number in range(15)]
+    for content in blobs:
+        site.hosted.put(Digest.of(content), content)
+    for content in blobs:
+        digest = Digest.of(content)
+        site.hosted.collect(digest, site.hosted.queue(QueuedBlob(digest, 1.0)))
+    assert site.bucket.calls["delete"] == 1
+    assert len(site.keys("hosted/")) == 5
+    site.bucket.fail("delete")
+    site.hosted.free_collected()
+    assert len(site.keys("hosted/")) == 5
+    site.hosted.free_collected()
+    assert not site.keys("hosted/")
+    site.hosted.free_collected()
+    assert site.bucket.calls["delete"] == 3
