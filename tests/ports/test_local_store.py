@@ -197,19 +197,46 @@ def test_a_blob_in_the_wrong_folder_is_not_listed(store: LocalStore) -> None:
     assert list(store.walk()) == []
 
 
-def test_a_partial_of_an_earlier_boot_is_not_resumed(store: LocalStore) -> None:
-    """After a power cut bytes can be missing under their size, so they are fetched again (row 42)."""
-    filled(store, CONTENT, upto=40_000).close()
+@pytest.mark.parametrize("verified", [False, True])
+def test_a_partial_of_an_earlier_boot_is_not_resumed(store: LocalStore, verified: bool) -> None:
+    """After a power cut bytes can be missing under their size, so they are fetched again (row 42), and nobody is sent
+    them, even if they were verified before.
+    """
+    filler = filled(store, CONTENT, upto=None if verified else 40_000)
+    if verified:
+        filler.verify()
+    filler.close()
     descriptor = os.open(state_of(store.layout.ingest(DIGEST, REGISTRY)), os.O_RDWR)
     state = read_state(descriptor)
     assert state is not None
+    assert state.verified == verified
     write_state(descriptor, type(state)(state.size, state.verified, state.inode, bytes(16)))
     os.close(descriptor)
     ingest = store.ingest(DIGEST, REGISTRY)
     assert not ingest.announced
+    assert not ingest.verified
     assert ingest.try_lock()
     assert ingest.resume() == 0
     ingest.close()
+
+
+def test_on_a_kernel_without_a_boot_id_a_fill_is_announced_by_its_filler(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All boots then have the same number. A file without a state is still one that no upstream has answered for: its
+    followers wait for the size, and for the error if upstream refuses.
+    """
+    monkeypatch.setattr(blobs, "boot_id", lambda: bytes(16))
+    filler = store.ingest(DIGEST, REGISTRY)
+    assert filler.try_lock()
+    filler.resume()
+    follower = LocalStore(store.layout).ingest(DIGEST, REGISTRY)
+    assert (follower.announced, follower.size) == (False, None)
+    filler.expect(len(CONTENT))
+    follower.refresh()
+    assert (follower.announced, follower.size) == (True, len(CONTENT))
+    follower.close()
+    filler.close()
 
 
 def test_followers_of_a_thrown_away_file_are_not_told_it_was_verified(store: LocalStore) -> None:

@@ -401,6 +401,10 @@ class StoreSuite:
         ingest.restart()
         assert (ingest.offset, ingest.size, ingest.verified) == (0, None, False)
         assert ingest.in_place
+        fresh = another.ingest(DIGEST, REGISTRY)
+        assert not ingest.announced, "upstream has not answered for the new file yet"
+        assert not fresh.announced, "nor do its followers believe that"
+        fresh.close()
         assert not follower.in_place
         assert not follower.try_lock()
         follower.refresh()

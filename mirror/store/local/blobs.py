@@ -381,11 +381,11 @@ class LocalIngest:
 
     @property
     def size(self) -> int | None:
-        return self._state.size
+        return self._state.size if self._state else None
 
     @property
     def verified(self) -> bool:
-        return self._state.verified
+        return self._state is not None and self._state.verified
 
     def refresh(self) -> None:
         with store_errors(f"looking at the partial of {self.digest}"):
@@ -394,14 +394,14 @@ class LocalIngest:
             file = os.fstat(self._descriptor)
         self._inode = file.st_ino
         self._offset = file.st_size
-        # a state that was written for another inode does not apply to this file, above all not its verified flag
-        self._state = (
-            state if state and state.inode == file.st_ino else GrowthState(None, False, file.st_ino, bytes(16))
-        )
+        # a state that was written for another inode does not apply to this file, nor one of an earlier boot, after
+        # which bytes may be missing: above all not the verified flag
+        applies = state is not None and state.inode == file.st_ino and state.boot == boot_id()
+        self._state = state if applies else None
 
     @property
     def announced(self) -> bool:
-        return self._state.boot == boot_id()
+        return self._state is not None
 
     @property
     def in_place(self) -> bool:
@@ -455,9 +455,11 @@ class LocalIngest:
             os.close(self._descriptor)
             self._descriptor = fresh
             self._inode = os.fstat(fresh).st_ino
+            # the new file has no state until upstream has answered for it, and the old file's followers keep none
+            os.ftruncate(self._state_descriptor, 0)
         self._hash = hasher(self.digest)
         self._offset = 0
-        self._write_state(size=None, verified=False)
+        self._state = None
 
     def expect(self, size: int | None) -> None:
         self._write_state(size=size, verified=False)
@@ -472,11 +474,11 @@ class LocalIngest:
             self._offset = offset
             progress()
 
-        pump(body, self._descriptor, self._hash, start=self._offset, limit=self._state.size, grown=grown)
+        pump(body, self._descriptor, self._hash, start=self._offset, limit=self.size, grown=grown)
 
     def verify(self) -> None:
-        if self._state.size not in (None, self._offset):
-            raise BlobDamaged(f"{self._offset} bytes of {self.digest} instead of the {self._state.size} announced")
+        if self.size not in (None, self._offset):
+            raise BlobDamaged(f"{self._offset} bytes of {self.digest} instead of the {self.size} announced")
         if self._hash.hexdigest() != self.digest.hex:
             raise BlobDamaged(f"the {self._offset} bytes received do not match {self.digest}")
         self._write_state(size=self._offset, verified=True)

@@ -12,7 +12,10 @@ With Linux's page cache, `pread` sees one `pwrite` of 48 bytes inside a page who
 how far the blob has grown: that is the size of the blob's file.
 
 The boot is recorded because after a power cut a file can have its size without its bytes. A partial of an earlier boot
-is therefore not resumed. (The digest would reveal the damage at the end, but only after the client's pull has failed.)
+is therefore not resumed, and its state does not apply: nobody is sent its bytes. (The digest would reveal the damage at
+the end, but only after the client's pull has failed.)
+
+A file without a state that applies is one for which no upstream has answered yet: a new one, or one begun again.
 """
 
 from __future__ import annotations
