@@ -7,7 +7,8 @@
 
 A pull is the manifest by tag, the manifest by digest, and every blob, some by parts. A request that breaks, is refused
 or gets a 5xx is made again, at most `tries` times in a row without an answer; what has come of a blob is resumed by
-Range, as containerd does it.
+Range, as containerd does it. A blob with all the bytes that its manifest says is judged and done, even if its answer
+broke off before the end of its last chunk: the range after the last byte would be refused, rightly.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class Stubborn:
             elif status == 206:
                 start = int(said["Content-Range"].split()[1].partition("-")[0])
                 came[start:] = body
-            if whole and status in (200, 206):
+            if status in (200, 206) and (whole or len(came) >= size):
                 break
             tries = 0 if body and status in (200, 206) else tries + 1
             if tries >= self._tries:
