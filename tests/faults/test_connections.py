@@ -108,6 +108,7 @@ def test_26_heads_that_drip_are_cut_off(registry: FakeRegistry, tmp_path: Path) 
             steady.sendall(_WHOLE[5:])
             assert steady.recv(65536).startswith(b"HTTP/1.1 200 OK")
         assert _dropped(mirror, "slow") == 2
+        mirror.wait_for_event("connections dropped")
         lines = [line for line in mirror.log if line["event"] == "connections dropped"]
         assert [(line["slow"], line["client"]) for line in lines] == [(1, "127.0.0.1")]
 

@@ -63,7 +63,7 @@ def test_a_node_that_is_well(mirror: MirrorProcess, root: Path) -> None:
     assert "mirror; fwd=uri-miss" in found.findings["HEAD docker.io/library/app:v1"][1]
     assert "mirror; fwd=uri-miss; stored" in found.findings["GET docker.io/library/app:v1"][1]
     assert {"/livez", "/readyz", "API", "clock", "client containerd", "client docker"} <= found.findings.keys()
-    assert mirror.requests(path="/manifests/v1?ns=docker.io")
+    mirror.wait_for_event("request", path="/v2/library/app/manifests/v1?ns=docker.io")
 
 
 def test_for_people(mirror: MirrorProcess, root: Path) -> None:
