@@ -23,7 +23,8 @@
     │   ├── BlobDamaged                                the file does not match its digest
     │   ├── BlobUnreadable                             the disk cannot read the file
     │   ├── RecordDamaged                              the record of a tag or manifest is not valid
-    │   └── BucketUnavailable → BucketDenied           the bucket does not answer; it refuses the mirror
+    │   └── BucketUnavailable → BucketDenied · BucketUnfit    the bucket does not answer; it refuses the mirror; it
+    │                                                  breaks the promises that hosted content needs
     ├── AccessUnavailable        the caller cannot be identified now: a token issuer does not answer
     ├── BundleError              a bundle, or another registry's data, cannot be imported or written
     ├── IndexUnavailable         the index did not answer in time; the disk still can
@@ -334,6 +335,15 @@ class BucketDenied(BucketUnavailable):
     """The object store refuses the credentials, or they lack a permission; the message names it."""
 
 
+class BucketUnfit(BucketUnavailable):
+    """The object store does not do what it must for hosted content; the message says what. Asking again changes
+    nothing.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, retry_after=60.0)
+
+
 class StoreFull(StoreError):
     """No space, no inodes, a quota, or nothing that may be evicted. Clients get the content from upstream."""
 
@@ -461,6 +471,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     RecordChanged: ErrorAnswer(503, "UNAVAILABLE"),
     BucketUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     BucketDenied: ErrorAnswer(503, "UNAVAILABLE"),
+    BucketUnfit: ErrorAnswer(503, "UNAVAILABLE"),
     BundleError: ErrorAnswer(400, "UNSUPPORTED"),
     IndexUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     AccessUnavailable: ErrorAnswer(503, "UNAVAILABLE"),

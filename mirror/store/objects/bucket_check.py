@@ -1,0 +1,194 @@
+"""Proves each thing that the mirror needs of a bucket by doing it, for `mirror check --online`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mirror.errors import BucketDenied, BucketUnavailable, BucketUnfit, StoreError, UpstreamError
+from mirror.ports import Body, Bucket, StoredObject
+from mirror.store.objects.probing import PROBES, probe_conditions, probe_key
+
+#: Bytes of the object that is uploaded in parts: more than one part has.
+_PARTS: Final = (8 << 20) + 1
+#: Seconds within which a signed URL is used.
+_SIGNED_LIFE: Final = 60.0
+#: Unfinished uploads of probes that began so many seconds ago are nobody's any more.
+_FORGOTTEN: Final = 24 * 3600.0
+
+#: What a client gets from a signed URL. Raises `OSError`.
+Fetch = Callable[[str], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class BucketCheck:
+    """The result for one thing: `detail` describes it, `advice` says what to do, if there is something to do."""
+
+    step: str
+    ok: bool
+    detail: str
+    advice: str = ""
+
+
+class _NotAsWritten(Exception):
+    """The store gave something else than it was given."""
+
+
+class _NotTried(Exception):
+    """Something that comes before it failed."""
+
+
+def check_bucket(bucket: Bucket, *, fetch: Fetch | None = None, now: float | None = None) -> list[BucketCheck]:
+    """Try everything, in small objects below `probe/` that are deleted at the end, and one of 8 MiB. Blocking.
+
+    `fetch` follows signed URLs, if clients are redirected to the bucket; `now` is the time in epoch seconds.
+    """
+    proof = _Proof(bucket, fetch, time.time() if now is None else now)
+    try:
+        return [_tried(step, work) for step, work in proof.steps()]
+    finally:
+        proof.clean_up()
+
+
+def _tried(step: str, work: Callable[[], str]) -> BucketCheck:
+    try:
+        detail, _, advice = work().partition("\n")
+        return BucketCheck(step, True, detail, advice)
+    except _NotTried as error:
+        return BucketCheck(step, False, str(error))
+    except _NotAsWritten as error:
+        return BucketCheck(step, False, str(error), "is it an object store, or a proxy that changes what passes it?")
+    except (StoreError, UpstreamError, OSError) as error:
+        return BucketCheck(step, False, str(error), _advice(error))
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, BucketUnfit):
+        return "hosted content needs a store that keeps the conditions of writes: this one, or this version, does not"
+    if isinstance(error, BucketDenied):
+        return "give these credentials the permission that is named, for all objects below the prefix"
+    if isinstance(error, BucketUnavailable | UpstreamError):
+        return "check bucket.endpoint, region, network, proxy and, with a private certificate authority, ca_file"
+    return ""
+
+
+class _Proof:
+    """The steps of one check, and the objects that they write."""
+
+    def __init__(self, bucket: Bucket, fetch: Fetch | None, now: float) -> None:
+        self._bucket = bucket
+        self._fetch = fetch
+        self._now = now
+        self._small = probe_key()
+        self._large = probe_key()
+        self._content = os.urandom(1000)
+        self._written = False
+
+    def steps(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        yield "write", self._write
+        yield "read", self._read
+        yield "read a range", self._read_range
+        yield "write on conditions", self._write_on_conditions
+        yield "upload in parts", self._upload
+        yield "list", self._list
+        if (fetch := self._fetch) is not None:
+            yield "sign", lambda: self._sign(fetch)
+        yield "delete", self._delete
+        yield "unfinished uploads", self._unfinished
+
+    def clean_up(self) -> None:
+        """What a failure left."""
+        with suppress(BucketUnavailable):
+            self._bucket.delete([self._small, self._large])
+
+    def _write(self) -> str:
+        self._bucket.write(self._small, self._content)
+        self._written = True
+        return "an object was written"
+
+    def _need_object(self) -> None:
+        if not self._written:
+            raise _NotTried("not tried, because nothing could be written")
+
+    def _read(self) -> str:
+        found = self._bucket.read(self._small, len(self._content))
+        if not self._written and found is None:
+            return "an object that is absent was found to be so"
+        if not isinstance(found, StoredObject) or found.content != self._content:
+            raise _NotAsWritten("what was written could not be read back")
+        return "it was read back"
+
+    def _read_range(self) -> str:
+        self._need_object()
+        if _rest(self._bucket.open(self._small, 900)) != self._content[900:]:
+            raise _NotAsWritten("the bytes from an offset on are not those that were written there")
+        return "the bytes from an offset on are right"
+
+    def _write_on_conditions(self) -> str:
+        self._need_object()
+        probe_conditions(self._bucket)
+        return "of two writers that expect the same version, one succeeds"
+
+    def _upload(self) -> str:
+        self._need_object()
+        with tempfile.NamedTemporaryFile(prefix="mirror-check-") as file:
+            file.write(self._content)
+            file.truncate(_PARTS)
+            file.flush()
+            self._bucket.upload(self._large, Path(file.name), _PARTS)
+        found = self._bucket.head(self._large)
+        if found is None or found.size != _PARTS:
+            raise _NotAsWritten(f"of {_PARTS} bytes, {found.size if found else 0} are there")
+        return f"{_PARTS} bytes were written"
+
+    def _list(self) -> str:
+        count, seen = 0, False
+        for info in self._bucket.list(PROBES):
+            count += 1
+            seen = seen or info.key == self._small
+        if self._written and not seen:
+            return "listings work, and lag behind what is written"
+        return f"{count} objects of probes"
+
+    def _sign(self, fetch: Fetch) -> str:
+        self._need_object()
+        url = self._bucket.sign(self._small, _SIGNED_LIFE)
+        if url is None:
+            raise StoreError("these credentials cannot sign URLs, so that clients cannot be redirected")
+        if fetch(url) != self._content:
+            raise _NotAsWritten("a signed URL gives something else than the object")
+        return "a signed URL gives the object"
+
+    def _delete(self) -> str:
+        self._bucket.delete([self._small, self._large])
+        if self._written and self._bucket.head(self._small) is not None:
+            raise _NotAsWritten("an object that was deleted is still there: is it locked, or does the bucket keep it?")
+        return "objects were deleted"
+
+    def _unfinished(self) -> str:
+        if self._bucket.abort_uploads(PROBES, self._now - _FORGOTTEN) is None:
+            return (
+                "this store does not list them\nadd a lifecycle rule to the bucket that aborts unfinished uploads after"
+                " a day or two: what is left of uploads that broke off is stored, and billed, until somebody does"
+            )
+        return "they can be listed and aborted"
+
+
+def _rest(body: Body | None) -> bytes | None:
+    if body is None:
+        return None
+    content = bytearray()
+    buffer = memoryview(bytearray(4096))
+    try:
+        while count := body.readinto(buffer):
+            content += buffer[:count]
+    except BaseException:
+        body.abort()
+        raise
+    return bytes(content)
