@@ -157,7 +157,7 @@ def _answer(kind: str, entry: _Noted) -> LastAnswer:
         repository=answer.repository or "",
         kind=kind,
         reference=answer.reference or "",
-        at=round(at, 3),
+        at=round(at, 6),
         method=method,
         status=status,
         outcome=answer.outcome.value,

@@ -95,6 +95,17 @@ def test_workers_have_files_of_their_own(layout: Layout) -> None:
         worker.close()
 
 
+async def test_the_newest_answer_is_the_first_even_within_a_millisecond(layout: Layout) -> None:
+    """As a HEAD and the GET after it may come, to one worker or to two."""
+    times = iter((5.0001, 5.0002, 5.0003))
+    one, another = (RecentAnswers(_worker(layout), now=lambda: next(times)) for _ in range(2))
+    for worker, method in ((one, "HEAD"), (one, "GET"), (another, "PUT")):
+        worker.note("manifest", method, 200, _Said(), 0.0001, "1-a")
+    for worker in (another, one):
+        await worker.flush()
+    assert [answer.method for answer in read_recent(layout)] == ["PUT", "GET", "HEAD"]
+
+
 @pytest.mark.parametrize("content", [b"", b"[", b"{}", b'[1, {"at": 1}]', b"\xff", b"[" * 100_000])
 def test_a_damaged_file_counts_as_absent(layout: Layout, content: bytes) -> None:
     """After a power cut, or because somebody else wrote there."""
