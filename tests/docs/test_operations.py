@@ -12,7 +12,9 @@ _ROWS = {int(row[1]): row[0] for row in re.finditer(r"^\| (\d+) \|.*$", _TEXT, r
 
 
 def test_every_row_is_there_in_order() -> None:
-    """Each once and in order, from 1 on. The numbers 111 to 134 are kept for pushes, and may be missing."""
+    """Each once and in order, from 1 on. The numbers 111 to 134 are kept for pushes, buckets and replicas, and may be
+    missing.
+    """
     numbers = [int(number) for number in re.findall(r"^\| (\d+) \|", _TEXT, re.MULTILINE)]
     assert numbers == sorted(set(numbers))
     assert {*range(1, 111), *range(135, max(numbers) + 1)} - set(numbers) == set()

@@ -91,8 +91,8 @@ def _reported(name: str, receiver: EventReceiver) -> Judge:
 
 
 @pytest.mark.parametrize("name", _REPORTS)
-def test_113_killed_before_each_step(tmp_path: Path, receiver: EventReceiver, tally: Tally, name: str) -> None:
-    """Row 113: the worker is killed before each step of one change, the transactions of the outbox
+def test_141_killed_before_each_step(tmp_path: Path, receiver: EventReceiver, tally: Tally, name: str) -> None:
+    """Row 141: the worker is killed before each step of one change, the transactions of the outbox
     included. The next one reports the change if it is there, and only then.
     """
     settings, judge = _settings(receiver), _reported(name, receiver)
@@ -101,7 +101,7 @@ def test_113_killed_before_each_step(tmp_path: Path, receiver: EventReceiver, ta
 
 @pytest.mark.skipif(refusal() is not None, reason=f"power cannot be cut here: {refusal()}")
 @pytest.mark.parametrize("name", _REPORTS)
-def test_113_power_cut_before_each_step(tmp_path: Path, receiver: EventReceiver, tally: Tally, name: str) -> None:
-    """Row 113: the power is cut before each step of one change, and at last right after its answer."""
+def test_141_power_cut_before_each_step(tmp_path: Path, receiver: EventReceiver, tally: Tally, name: str) -> None:
+    """Row 141: the power is cut before each step of one change, and at last right after its answer."""
     settings, judge = _settings(receiver), _reported(name, receiver)
     tally(steps=cut_before_each_step(tmp_path, settings, CHANGES[name], judge, settle=_wait_for_all))

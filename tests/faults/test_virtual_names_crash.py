@@ -90,7 +90,7 @@ def _push(mirror: MirrorProcess, name: str) -> None:
         assert status == 201
 
 
-def test_122_a_name_that_was_pushed_is_ours_in_every_worker(tmp_path: Path) -> None:
+def test_145_a_name_that_was_pushed_is_ours_in_every_worker(tmp_path: Path) -> None:
     """From the 201 on, and from the first answer with ours on, nobody gets the public image again, whichever worker
     answers, and though workers die in the middle of pushes.
     """

@@ -156,7 +156,7 @@ def _tcp(mirror: MirrorProcess) -> str | None:
     return f"127.0.0.1:{found.rpartition(':')[2]}" if found else None
 
 
-def test_132_a_run_goes_on_after_a_kill(tmp_path: Path, target: PushTarget) -> None:
+def test_148_a_run_goes_on_after_a_kill(tmp_path: Path, target: PushTarget) -> None:
     """The worker that replicates is killed in the middle of a blob, and then the whole mirror: whoever is next goes on,
     and sends no blob again that is there.
     """

@@ -200,7 +200,7 @@ async def test_an_upstream_that_is_down_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
-async def test_120_what_cannot_be_read_is_never_absent(tmp_path: Path, number: int) -> None:
+async def test_143_what_cannot_be_read_is_never_absent(tmp_path: Path, number: int) -> None:
     """At each read of an answer, with nothing in memory: 503, or the answer; one after the other, and all at once."""
     async with _confusing(tmp_path) as site:
         app = site.mirror.app

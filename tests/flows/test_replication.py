@@ -211,7 +211,7 @@ async def test_what_was_deleted_there_stays_deleted(mirror: LiveMirror, target: 
     assert "v1" in target.repository("team/app").tags
 
 
-async def test_130_faults_of_the_other_side(mirror: LiveMirror, target: PushTarget) -> None:
+async def test_146_faults_of_the_other_side(mirror: LiveMirror, target: PushTarget) -> None:
     """A connection that breaks, 401, 429 and 500: the run ends well or fails, and the next one goes on."""
     client = PushClient(mirror, "corp/team/app")
     image = await client.push_image("v1", _LAYER)
@@ -247,7 +247,7 @@ async def test_130_faults_of_the_other_side(mirror: LiveMirror, target: PushTarg
     assert target.repository("team/app").tags["v1"] == Digest.of(image)
 
 
-async def test_131_a_failure_is_tried_again_after_a_growing_wait(mirror: LiveMirror, target: PushTarget) -> None:
+async def test_147_a_failure_is_tried_again_after_a_growing_wait(mirror: LiveMirror, target: PushTarget) -> None:
     """What concerns one tag alone ends nothing else."""
     client = PushClient(mirror, "corp/team/app")
     await client.push_image("v1", b"one")
@@ -264,7 +264,7 @@ async def test_131_a_failure_is_tried_again_after_a_growing_wait(mirror: LiveMir
     assert (await _status(mirror))["state"] == "ok"
 
 
-async def test_131_a_registry_that_is_down(tmp_path: Path) -> None:
+async def test_147_a_registry_that_is_down(tmp_path: Path) -> None:
     """Pushes are answered as ever; the rule says why nothing is sent, and waits before it tries again."""
     async with _site(tmp_path, "http://127.0.0.1:9") as mirror:
         client = PushClient(mirror, "corp/team/app")
@@ -281,7 +281,7 @@ async def test_131_a_registry_that_is_down(tmp_path: Path) -> None:
         assert (await _status(mirror))["consecutive_failures"] == 2
 
 
-async def test_133_a_tag_that_cannot_be_read_is_no_deletion(tmp_path: Path, target: PushTarget) -> None:
+async def test_149_a_tag_that_cannot_be_read_is_no_deletion(tmp_path: Path, target: PushTarget) -> None:
     """It is a failure of that tag, and nothing is deleted there."""
     async with _site(tmp_path, target.url, deletes="all") as mirror:
         client = PushClient(mirror, "corp/team/app")
@@ -310,7 +310,7 @@ async def test_the_rule_says_what_goes_where(tmp_path: Path, target: PushTarget)
             await _run(mirror, "another")
 
 
-async def test_134_two_mirrors_that_replicate_to_each_other_end(tmp_path: Path) -> None:
+async def test_150_two_mirrors_that_replicate_to_each_other_end(tmp_path: Path) -> None:
     """Equal digests are no change; a deletion does not come back; a tag that both moved stays as it is on each side."""
     other_rule = {"name": "to-a", "from": "corp/team/**", "to": "a.example.com", "deletes": "callers", "rename": _BELOW}
     address: dict[str, Any] = {"url": "http://127.0.0.1:9", "push": True}

@@ -91,7 +91,7 @@ async def test_who_answers(tmp_path: Path, hub: FakeRegistry, quay: FakeRegistry
         assert (await mirror.ask("/v2/all/org/neither/manifests/v1")).status == 404
 
 
-async def test_121_an_error_is_no_absence(tmp_path: Path, hub: FakeRegistry, quay: FakeRegistry) -> None:
+async def test_144_an_error_is_no_absence(tmp_path: Path, hub: FakeRegistry, quay: FakeRegistry) -> None:
     """For a tag, a member that cannot answer is the answer; for a digest, another member may have the content. 404 only
     if all said so.
     """
