@@ -38,9 +38,11 @@ def write_config(
     index: str = "",
     index_timeout: str = "5s",
     tag_ttl: str = "5m",
+    store: str = "",
     more: str = "",
 ) -> Path:
-    """A configuration in `directory`, its store beside it; `upstreams` are root URLs by name. `more` is TOML to add.
+    """A configuration in `directory`, its store beside it; `upstreams` are root URLs by name. `store` are further lines
+    of `[store]`, and `more` is TOML to add.
 
     Redis gets 5 seconds for each answer, because a busy machine can make it slow. A test that lets Redis hang sets a
     shorter `index_timeout`.
@@ -52,6 +54,7 @@ def write_config(
         "[store]",
         f"root = {json.dumps(str(directory / 'store'))}",
         f'capacity = "{capacity}"',
+        store,
         "[index]",
         f"url = {json.dumps(index)}",
         f"timeout = {json.dumps(index_timeout)}",

@@ -13,7 +13,7 @@ from typing import Final
 
 from mirror.errors import BucketDenied, BucketUnavailable, BucketUnfit, StoreError, UpstreamError
 from mirror.ports import Body, Bucket, StoredObject
-from mirror.store.objects.probing import PROBES, probe_conditions, probe_key
+from mirror.store.objects.bucket_probe import PROBES, probe_conditions, probe_key
 
 #: Bytes of the object that is uploaded in parts: more than one part has.
 _PARTS: Final = (8 << 20) + 1

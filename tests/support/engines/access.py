@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,3 +22,7 @@ class BucketAccess:
     def changed(self, **settings: Any) -> BucketAccess:
         """With other settings, such as the endpoint of a proxy."""
         return replace(self, settings={**self.settings, **settings})
+
+    def table(self) -> str:
+        """The table `[bucket]` of a configuration file."""
+        return "\n".join(["[bucket]", *(f"{name} = {json.dumps(value)}" for name, value in self.settings.items()), ""])

@@ -44,10 +44,19 @@ class Azurite:
     @property
     def access(self) -> BucketAccess:
         """Of the account's owner."""
-        return BucketAccess(f"az://{CONTAINER}", {"endpoint": self.endpoint, "account": ACCOUNT, "secret_key": KEY})
+        return self._access(account_key=KEY)
 
-    def sas(self, permissions: str) -> str:
-        """A token of the container for these permissions ("Create a service SAS", version 2020-12-06), such as `rl`."""
+    @property
+    def read_only(self) -> BucketAccess:
+        """Of somebody who may read and list, and no more."""
+        return self._access(sas_token=self._shared_access("rl"))
+
+    def _access(self, **credentials: str) -> BucketAccess:
+        settings = {"endpoint": self.endpoint, "allow_http": True, "account": ACCOUNT, **credentials}
+        return BucketAccess(f"az://{CONTAINER}", settings)
+
+    def _shared_access(self, permissions: str) -> str:
+        """A token of the container for these permissions ("Create a service SAS", version 2020-12-06)."""
         expiry, version = "2099-01-01T00:00:00Z", "2020-12-06"
         resource = f"/blob/{ACCOUNT}/{CONTAINER}"
         text = "\n".join((permissions, "", expiry, resource, "", "", "", version, "c", "", "", "", "", "", "", ""))

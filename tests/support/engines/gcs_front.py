@@ -92,7 +92,7 @@ class GcsFront:
         }
         file = self._folder / f"{mail.partition('@')[0]}.json"
         file.write_text(json.dumps(account))
-        return BucketAccess(f"gs://{BUCKET}", {"credentials_file": str(file)})
+        return BucketAccess(f"gs://{BUCKET}", {"credentials_file": str(file), "allow_http": True})
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -36,6 +36,7 @@ class S3Engine:
     def _access(self, keys: S3Keys) -> BucketAccess:
         settings = {
             "endpoint": self.endpoint,
+            "allow_http": True,
             "region": keys.region,
             "access_key": keys.access,
             "secret_key": keys.secret,

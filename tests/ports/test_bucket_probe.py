@@ -10,7 +10,7 @@ import pytest
 from mirror.errors import BucketDenied, BucketUnavailable, BucketUnfit, RecordChanged
 from mirror.ports import ABSENT, Body, Bucket, Expected, Version
 from mirror.store.objects.bucket_check import BucketCheck, check_bucket
-from mirror.store.objects.probing import ProbedBucket, probe_conditions
+from mirror.store.objects.bucket_probe import ProbedBucket, probe_conditions
 from tests.support.bucket_suite import BucketSuite
 from tests.support.memory_bucket import MemoryBucket
 
