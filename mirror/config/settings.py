@@ -549,6 +549,10 @@ class HostingSettings(Section):
     collect_every: Seconds = Field(
         3600.0, description="Time between the end of one round of garbage collection and the next; 0: never."
     )
+    sweep_every: Seconds = Field(
+        86400.0, description="With a bucket: time between the end of one sweep of it and the next; 0: never."
+    )
+    sweep_rate: int = Field(1000, ge=1, description="How many objects a sweep looks at in a second, at most.")
     upload_timeout: Seconds = Field(
         86400.0, gt=0, description="An upload session that receives no byte for this long is deleted."
     )

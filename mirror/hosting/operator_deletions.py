@@ -207,6 +207,10 @@ class OperatorDeletions:
             self._parts.settle(repo)
         except StoreError as error:
             raise StoreError(f"deleted from {repo}, but bytes stay: {error}; run the same again") from error
+        if left := self._parts.blobs.free_collected():
+            raise StoreError(
+                f"deleted from {repo}, but the bytes of {left} blobs stay in the bucket until its next sweep"
+            )
         return erased
 
     def _drop_notes(self, repo: Repo, manifests: Collection[Digest]) -> None:

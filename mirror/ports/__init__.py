@@ -64,4 +64,5 @@ from mirror.ports.record_trees import *
 from mirror.ports.recording import *
 from mirror.ports.remotes import *
 from mirror.ports.streams import *
+from mirror.ports.sweeping import *
 from mirror.ports.versioned import *

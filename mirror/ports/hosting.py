@@ -74,9 +74,9 @@ class HostedBlobs(Protocol):
         Raises `RecordChanged` if the record is no longer in that version: the blob was rescued, and stays.
         """
 
-    def free_collected(self) -> None:
-        """Free the room of the blobs that were collected, as far as that was put off. What cannot be freed now is freed
-        later. Raises nothing.
+    def free_collected(self) -> int:
+        """Free the room of the blobs that were collected, as far as that was put off. Returns of how many it could not
+        be freed now; it is freed later. Raises nothing.
         """
 
     def all_queued(self) -> Iterable[QueuedBlob]:

@@ -223,6 +223,24 @@ COLLECTION_COMPLETE: Final = Gauge(
     "When collection had last looked at everything, in epoch seconds",
     multiprocess_mode="mostrecent",
 )
+SWEPT_OBJECTS: Final = Counter("mirror_swept_objects", "Objects of hosted blobs that sweeps of the bucket have seen")
+SWEEP_DELETED: Final = Counter(
+    "mirror_sweep_deleted_objects", "Objects that sweeps have deleted because nothing needs them"
+)
+SWEEP_LOST: Final = Counter("mirror_sweep_lost_blobs", "Hosted blobs that sweeps have not found in the bucket")
+SWEEP_COMPLETE: Final = Gauge(
+    "mirror_sweep_last_complete_timestamp_seconds",
+    "When the last sweep of the bucket ended, in epoch seconds",
+    multiprocess_mode="mostrecent",
+)
+BUCKET_HOSTED_OBJECTS: Final = Gauge(
+    "mirror_bucket_hosted_objects",
+    "Objects of hosted blobs in the bucket, at the last sweep",
+    multiprocess_mode="mostrecent",
+)
+BUCKET_HOSTED_BYTES: Final = Gauge(
+    "mirror_bucket_hosted_bytes", "Bytes of these objects", multiprocess_mode="mostrecent"
+)
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in time")
 BREAKER: Final = Gauge(
     "mirror_index_breaker_open", "Workers that do not call Redis because it has failed", multiprocess_mode="livesum"

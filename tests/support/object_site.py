@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from mirror.errors import BlobUnknown
@@ -15,6 +16,7 @@ from mirror.store.objects.hosted_blobs import HostedObjects
 from mirror.store.objects.local_copies import LocalCopies
 from mirror.store.objects.object_keys import hosted_key
 from mirror.store.objects.state_records import BlobStates, StateViews
+from tests.support.memory_bucket import MemoryBucket
 from tests.support.plain_tree import PlainTree
 from tests.support.stepping_bucket import SteppingBucket
 
@@ -44,8 +46,8 @@ class ObjectSite:
         self.added: list[Digest] = []
         self.copies = (LocalCopies if copies else NoCopies)(self.cache, self.added.append)
         self.states = BlobStates(PlainTree(self.bucket))
-        views = StateViews(self.states, self.states, self.states)
-        self.hosted = HostedObjects(self.bucket, views, self.copies, now=self.now, at_once=at_once)
+        self.views = StateViews(self.states, self.states, self.states)
+        self.hosted = HostedObjects(self.bucket, self.views, self.copies, now=self.now, at_once=at_once)
         self.uploads = LocalUploads(self.layout, self.hosted)
         self.contents = PlainContents(self.bucket, self.states, self.cache)
 
@@ -53,6 +55,13 @@ class ObjectSite:
         """The time, in epoch seconds."""
         self.clock += 1
         return self.clock
+
+    def remember(self) -> None:
+        """Let what is remembered be what the bucket has now, without asking it."""
+        frozen = MemoryBucket()
+        for key, content in self.bucket.content().items():
+            frozen.write(key, content)
+        self.views = replace(self.views, remembered=BlobStates(PlainTree(frozen)))
 
     def keys(self, prefix: str = "hosted/") -> list[str]:
         """The keys in the bucket below a prefix."""

@@ -214,7 +214,7 @@ class HostedObjects:
             if state.queued_at is not None:
                 yield QueuedBlob(state.digest, state.queued_at)
 
-    def free_collected(self) -> None:
+    def free_collected(self) -> int:
         with self._changing:
             keys, self._collected = self._collected, []
         try:
@@ -224,6 +224,8 @@ class HostedObjects:
             telemetry.log.warning("collected objects not deleted", objects=len(keys), reason=str(error))
             with self._changing:
                 self._collected = (self._collected + keys)[:_MOST_WAITING]
+            return len(keys)
+        return 0
 
     def _delete_later(self, key: str) -> None:
         with self._changing:

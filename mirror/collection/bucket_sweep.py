@@ -1,0 +1,152 @@
+"""Sweeps the bucket on a schedule or on demand, one process at a time, slowly.
+
+    due, or asked ── try_hold("sweep") ──┬─ another process has it ──> nothing to do
+                                         └─ held ── page ── record ── pause ── page … ──> leftovers ──> ended
+                                                      └─ lost, StoreError, a restart ──> the next one goes on there
+
+The record says behind which key the sweep goes on. It is written after each page, so a page may be looked at twice,
+which changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from mirror import telemetry
+from mirror.aio.threads import uninterrupted
+from mirror.collection.grace_clock import GraceClock
+from mirror.collection.sweep_report import SweepReport
+from mirror.errors import IndexUnavailable, StoreError
+from mirror.ports import BucketSweep, Lease, Locks, Records, SweptPage
+
+#: The lock of the process that sweeps.
+_LOCK: Final = "sweep"
+_KEY: Final = "sweep"
+#: Seconds between two attempts if another process sweeps, or if a sweep failed.
+_TRY_AGAIN: Final = 60.0
+_LOOK_EVERY: Final = 60.0
+#: Seconds after which an unfinished upload, or a probe, is of no more use to anybody.
+_LEFT_BEHIND: Final = 86400.0
+
+
+class BucketSweeper:
+    """The sweep of the bucket, as one process does it."""
+
+    def __init__(
+        self,
+        sweep: BucketSweep,
+        locks: Locks,
+        sweeps: Records,
+        clock: GraceClock,
+        *,
+        grace: float,
+        rate: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`sweeps` has the report of the last sweep. What is younger than `grace` seconds is left alone. `rate` is how
+        many objects are looked at in a second, at most.
+        """
+        self._sweep = sweep
+        self._locks = locks
+        self._sweeps = sweeps
+        self._clock = clock
+        self._grace = grace
+        self._rate = rate
+        self._sleep = sleep
+
+    def __repr__(self) -> str:
+        return f"<BucketSweeper of {self._sweep!r}>"
+
+    async def run(self) -> SweepReport | None:
+        """Does a sweep, or goes on with the one that was interrupted. Returns None if another process is at it. Raises
+        `StoreError`, `IndexUnavailable`.
+        """
+        lease = await self._locks.try_hold(_LOCK)
+        if lease is None:
+            return None
+        with lease:
+            return await self._run(lease)
+
+    async def _run(self, lease: Lease) -> SweepReport:
+        last = await asyncio.to_thread(self.last)
+        report = last if last and last.ended_at is None else SweepReport(self._clock.read().later)
+        if report.after:
+            telemetry.log.info("sweep goes on", after=report.after)
+        pages = self._sweep.pages(report.after, self._clock.read().earlier - self._grace)
+        try:
+            while not lease.lost.is_set():
+                page = await uninterrupted(asyncio.to_thread(next, pages, None))
+                if page is None:
+                    await uninterrupted(asyncio.to_thread(self._end, report))
+                    break
+                await uninterrupted(asyncio.to_thread(self._note, report, page))
+                await self._sleep(page.objects / self._rate)
+        finally:
+            pages.close()
+        return report
+
+    def _note(self, report: SweepReport, page: SweptPage) -> None:
+        report.add(page)
+        telemetry.SWEPT_OBJECTS.inc(page.objects)
+        telemetry.SWEEP_DELETED.inc(page.deleted)
+        telemetry.SWEEP_LOST.inc(page.lost)
+        self._sweeps.put(_KEY, report.to_json())
+
+    def _end(self, report: SweepReport) -> None:
+        leftovers = self._sweep.leftovers(self._clock.read().earlier - _LEFT_BEHIND)
+        report.end(self._clock.read().later, leftovers)
+        self._sweeps.put(_KEY, report.to_json())
+        show_sweep(report)
+        telemetry.log.info(
+            "sweep ended",
+            objects=report.objects,
+            bytes=report.bytes,
+            deleted=report.deleted,
+            found_again=report.queued + report.repaired,
+            lost=report.lost,
+        )
+
+    def last(self) -> SweepReport | None:
+        """Blocking: returns the report of the last sweep of any process, also of one that goes on; None without one.
+        Raises `StoreError`.
+        """
+        return last_sweep(self._sweeps)
+
+    async def run_when_due(self, every: float) -> None:
+        """Does a sweep `every` seconds after the end of the last one. Runs until cancelled."""
+        while True:
+            try:
+                wait = self._wait(await asyncio.to_thread(self.last), every)
+                if wait <= 0 and await self.run() is None:
+                    wait = _TRY_AGAIN
+            except (StoreError, IndexUnavailable) as error:
+                telemetry.log.warning("sweep failed", reason=str(error))
+                wait = _TRY_AGAIN
+            except Exception:
+                # no error may end this task: nothing would be found any more
+                telemetry.log.exception("sweep crashed")
+                wait = _TRY_AGAIN
+            # not all the time at once: another process may do the next sweep
+            await self._sleep(min(max(wait, 0.0), _LOOK_EVERY))
+
+    def _wait(self, last: SweepReport | None, every: float) -> float:
+        if last is None or last.ended_at is None:
+            return 0.0
+        show_sweep(last)
+        passed = self._clock.read().earlier - last.ended_at
+        # a sweep in the future was dated by a wrong clock
+        return 0.0 if passed < 0 else every - passed
+
+
+def last_sweep(sweeps: Records) -> SweepReport | None:
+    """Blocking: returns the report of the last sweep; None if there was none. Raises `StoreError`."""
+    return SweepReport.from_json(sweeps.get(_KEY))
+
+
+def show_sweep(report: SweepReport) -> None:
+    """Sets the metrics of a sweep that has ended."""
+    telemetry.BUCKET_HOSTED_OBJECTS.set(report.objects)
+    telemetry.BUCKET_HOSTED_BYTES.set(report.bytes)
+    telemetry.SWEEP_COMPLETE.set(report.ended_at or report.begun_at)
