@@ -21,18 +21,19 @@ from typing import Final
 from mirror import telemetry
 from mirror.aio.breaker import Breaker
 from mirror.errors import (
+    BlobDamaged,
+    BlobUnknown,
     BucketDenied,
-    BucketUnavailable,
     StoreError,
     UpstreamDenied,
     UpstreamError,
-    UpstreamInvalid,
     UpstreamNotFound,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from mirror.fills.sources import BUCKET
-from mirror.oci.digest import Digest, hasher
+from mirror.graph.blob_in_bucket import object_matches, open_blob
+from mirror.oci.digest import Digest
 from mirror.ports import BlobObject, BlobObjects, Body, ObjectReader
 
 #: Seconds that the bucket gets to answer for a cached blob, which upstream has as well.
@@ -40,9 +41,6 @@ _PATIENCE: Final = 2.0
 #: Bytes per second below which the bucket is left for upstream, measured over so many seconds.
 _LOWEST_RATE: Final = 64 << 10
 _WINDOW: Final = 5.0
-#: How often a blob's object is looked up until one can be opened: it may be replaced by another one meanwhile.
-_TRIES: Final = 4
-_BLOCK: Final = 1 << 20
 
 
 class BucketReads:
@@ -160,7 +158,10 @@ class BucketSource:
             raise UpstreamUnavailable(str(error), upstream=BUCKET) from error
 
     def _open_now(self, start: int) -> tuple[BlobObject, Body] | None:
-        return open_blob(self._reads.bucket, self._objects, self._digest, start)
+        try:
+            return open_blob(self._reads.bucket, self._objects, self._digest, start)
+        except (BlobUnknown, BlobDamaged):
+            return None
 
     # ------------------------------------------------------------------------------------------------- wrong bytes
 
@@ -183,74 +184,8 @@ class BucketSource:
         """True if the object is good after all. Raises `StoreError`, `UpstreamError`."""
         if self._is_only and object_matches(self._reads.bucket, found):
             return True
-        put_out_of_service(self._objects, found, reason)
+        self._objects.lost(found, reason)
         return False
-
-
-def open_blob(
-    bucket: ObjectReader, objects: BlobObjects, digest: Digest, start: int = 0
-) -> tuple[BlobObject, Body] | None:
-    """Blocking: opens the object that has a blob, from `start` on; None if there is none. An object that is gone or has
-    another size, and is the one to read when it is looked at again, is put out of service. Raises `StoreError`,
-    `UpstreamError`.
-    """
-    suspect = None
-    for _ in range(_TRIES):
-        found = objects.source(digest)
-        if found is None:
-            return None
-        opened = open_object(bucket, found, start)
-        if not isinstance(opened, str):
-            return found, opened
-        if found == suspect and put_out_of_service(objects, found, opened):
-            return None
-        suspect = found
-    raise BucketUnavailable(f"the object of {digest} was replaced all the time")
-
-
-def open_object(bucket: ObjectReader, found: BlobObject, start: int = 0) -> Body | str:
-    """Blocking: returns the bytes of a blob's object from `start` on, or why the object is not what it should be.
-    Raises `StoreError`, `UpstreamError`.
-    """
-    try:
-        body = bucket.open(found.key, start)
-    except UpstreamInvalid:
-        # it ends before `start`
-        info = bucket.head(found.key)
-        if info is None or info.size == found.size:
-            raise
-        return f"its object {found.key} has {info.size} bytes, not {found.size}"
-    if body is None:
-        return f"its object {found.key} is gone"
-    if found.size >= 0 and body.size not in (None, found.size):
-        body.abort()
-        return f"its object {found.key} has {body.size} bytes, not {found.size}"
-    return body
-
-
-def object_matches(bucket: ObjectReader, found: BlobObject) -> bool:
-    """Blocking: reads an object whole; True if its bytes match the digest. Raises `StoreError`, `UpstreamError`."""
-    body = open_object(bucket, found)
-    if isinstance(body, str):
-        return False
-    hashing, buffer = hasher(found.digest), memoryview(bytearray(_BLOCK))
-    try:
-        while received := body.readinto(buffer):
-            hashing.update(buffer[:received])
-    finally:
-        body.abort()
-    return hashing.hexdigest() == found.digest.hex
-
-
-def put_out_of_service(objects: BlobObjects, found: BlobObject, reason: str) -> bool:
-    """Blocking: lets nobody read an object any more that is gone or wrong, and says so. False if another object has
-    replaced it. Raises `StoreError`.
-    """
-    if not objects.lost(found, reason):
-        return False
-    telemetry.log.error("damaged object out of service", digest=str(found.digest), key=found.key, reason=reason)
-    telemetry.notice(telemetry.Notice.BLOB_DAMAGED, digest=str(found.digest), reason=reason)
-    return True
 
 
 def _abort_unwanted(opening: asyncio.Future[tuple[BlobObject, Body] | None]) -> None:

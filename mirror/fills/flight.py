@@ -10,7 +10,7 @@ from typing import Final
 from mirror import telemetry
 from mirror.caller import caller_mark
 from mirror.errors import MirrorError, StoreError
-from mirror.fills.sources import Sources
+from mirror.fills.sources import BlobSources
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import may_send
 from mirror.ports import BlobReader, Ingest
@@ -24,7 +24,9 @@ _NOTICE_SECONDS: Final = 0.05
 class Flight:
     """The transfer of one blob, as this process sees it."""
 
-    def __init__(self, digest: Digest, upstream: str, size: int | None, on_behalf: object, sources: Sources) -> None:
+    def __init__(
+        self, digest: Digest, upstream: str, size: int | None, on_behalf: object, sources: BlobSources
+    ) -> None:
         self.digest = digest
         self.upstream = upstream
         #: Where a fill of this process takes the bytes from.
@@ -32,7 +34,7 @@ class Flight:
         #: The name of the source that gives them now; empty for the upstream, and while another process fills.
         self.source = ""
         #: The sources for another try, if the bytes were wrong and this flight must fail.
-        self.again: Sources | None = None
+        self.again: BlobSources | None = None
         #: The flight that has begun in its place then.
         self.successor: Flight | None = None
         #: The repository whose rights at upstream the flight uses and whose manifest gave the size.

@@ -38,7 +38,7 @@ from mirror.caller import caller_mark
 from mirror.errors import BlobUnknown, MirrorError, StoreError, UpstreamError
 from mirror.fills.filler import Filler, open_verified
 from mirror.fills.flight import Flight
-from mirror.fills.sources import OnAnswer, Pull, Sources
+from mirror.fills.sources import BlobSources, OnAnswer, Pull
 from mirror.oci.digest import Digest
 from mirror.ports import Ingest
 
@@ -89,8 +89,8 @@ class Flights:
         """Returns the flight of a digest from `upstream` (the registry's name as clients write it) once upstream's
         headers, or the blob in the store, are there. Begins the flight if there is none.
 
-        `pull` may be `Sources`. `size` is the size in bytes that a manifest gives (None: none does). The caller must
-        `leave` the flight. Raises the error that kept the flight from starting: `UpstreamError`, `StoreFull`,
+        `pull` may be `BlobSources`. `size` is the size in bytes that a manifest gives (None: none does). The caller
+        must `leave` the flight. Raises the error that kept the flight from starting: `UpstreamError`, `StoreFull`,
         `StoreError`. If an upstream error ends a flight that was begun on behalf of another repository or caller, a new
         flight is begun on behalf of this one.
         """
@@ -119,7 +119,7 @@ class Flights:
     def _begin(
         self, digest: Digest, pull: Pull, upstream: str, size: int | None, on_answer: OnAnswer | None, on_behalf: object
     ) -> Flight:
-        flight = Flight(digest, upstream, size, on_behalf, Sources.of(pull))
+        flight = Flight(digest, upstream, size, on_behalf, BlobSources.of(pull))
         self._start(flight, on_answer)
         return flight
 
@@ -156,7 +156,7 @@ class Flights:
                 del self._flights[flight.upstream, flight.digest]
             flight.end()
 
-    def _begin_again(self, failed: Flight, sources: Sources, on_answer: OnAnswer | None) -> None:
+    def _begin_again(self, failed: Flight, sources: BlobSources, on_answer: OnAnswer | None) -> None:
         """Begins the flight that takes the place of one whose bytes were wrong: what its followers have was sent from
         these bytes, so most of them must ask again.
         """

@@ -70,7 +70,7 @@ class FromUpstream:
         return False
 
 
-class Sources:
+class BlobSources:
     """The sources of one flight, in order, and which of them gives the bytes now. It is a `Pull`."""
 
     def __init__(self, *sources: BlobSource) -> None:
@@ -79,10 +79,10 @@ class Sources:
         self._next = 0
 
     def __repr__(self) -> str:
-        return f"<Sources {[source.name or 'upstream' for source in self._all]} at {self._next}>"
+        return f"<BlobSources {[source.name or 'upstream' for source in self._all]} at {self._next}>"
 
     @classmethod
-    def of(cls, pull: Pull) -> Sources:
+    def of(cls, pull: Pull) -> BlobSources:
         """Returns the sources, or the only one that a plain `pull` is."""
         return pull if isinstance(pull, cls) else cls(FromUpstream(pull))
 
@@ -125,7 +125,7 @@ class Sources:
         if not isinstance(error, UpstreamNotFound):
             telemetry.BUCKET_LEFT.labels(type(error).__name__).inc()
 
-    async def accuse(self, reason: str) -> Sources | None:
+    async def accuse(self, reason: str) -> BlobSources | None:
         """All bytes are here and do not match the digest. Returns the sources for another try; None if no other source
         can be asked, and none may be asked again.
         """
@@ -135,4 +135,4 @@ class Sources:
         again = [
             source for source in self._all if (await source.accuse(reason) if source.gave else source is self._all[-1])
         ]
-        return Sources(*again) if again else None
+        return BlobSources(*again) if again else None

@@ -21,7 +21,7 @@ from mirror import telemetry
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import BlobDamaged, DigestMismatch, StoreError, UpstreamInvalid
 from mirror.fills.flight import Flight
-from mirror.fills.sources import SourceLeft, Sources
+from mirror.fills.sources import BlobSources, SourceLeft
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
 from mirror.oci.span import Span
@@ -121,6 +121,10 @@ class BlobContent(Protocol):
         """Size in bytes; None if upstream does not say it in its headers."""
 
     @property
+    def source(self) -> str:
+        """The name of what gives the bytes, if it is neither the store nor the upstream, as far as is known."""
+
+    @property
     def reader(self) -> BlobReader | None:
         """Reads the bytes that may be sent, as many as `wait_past` returns; None if only `from_upstream` has them."""
 
@@ -150,7 +154,7 @@ class UpstreamStream:
         self,
         digest: Digest,
         upstream: str,
-        sources: Callable[[], Sources],
+        sources: Callable[[], BlobSources],
         executor: Executor,
         received: Callable[[int], None] = lambda count: None,
     ) -> None:
@@ -220,7 +224,7 @@ class UpstreamStream:
         if unsent:
             yield unsent
 
-    def _count(self, sources: Sources, received: int) -> None:
+    def _count(self, sources: BlobSources, received: int) -> None:
         if sources.name:
             telemetry.BUCKET_BLOB_BYTES.inc(received)
         else:
@@ -238,7 +242,7 @@ def no_stream(digest: Digest, registry: str, executor: Executor, why: str) -> Up
     """Returns the fallback for a disk that fails in mid-body, if there is no upstream. It raises `StoreError` and says
     `why`.
     """
-    return UpstreamStream(digest, registry, lambda: Sources.of(lambda _start: _nowhere(digest, why)), executor)
+    return UpstreamStream(digest, registry, lambda: BlobSources.of(lambda _start: _nowhere(digest, why)), executor)
 
 
 @asynccontextmanager
@@ -251,6 +255,7 @@ class StoredContent:
     """A blob in the store, opened. It can be read to its end even if it is evicted meanwhile."""
 
     outcome = Outcome.HIT
+    source = ""
 
     def __init__(
         self, digest: Digest, size: int, reader: BlobReader, stream: UpstreamStream, recheck: Callable[[Digest], None]
@@ -303,7 +308,6 @@ class GrowingContent:
 
     @property
     def source(self) -> str:
-        """The name of what gives the bytes, if it is not the upstream, and if this process receives them."""
         return self._flight.source
 
     async def wait_past(self, position: int) -> int:
@@ -356,6 +360,7 @@ class UncachedContent:
     """A blob that the store cannot take; `why` is the reason, for people."""
 
     outcome = Outcome.BYPASS
+    source = ""
     reader: BlobReader | None = None
 
     def __init__(self, digest: Digest, size: int | None, stream: UpstreamStream, why: str) -> None:

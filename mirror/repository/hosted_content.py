@@ -40,8 +40,9 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.policy.records import ManifestRecord
 from mirror.ports import BlobInfo, BlobReader
-from mirror.repository.answers import BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
+from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import CachedTag, Caches
+from mirror.repository.copied_blobs import CopiedBlobs
 
 #: Repositories have few links that are used often, and clients may ask for any number of others.
 _MOST_RECORDS: Final = 100_000
@@ -84,8 +85,11 @@ class HostedContent:
         caches: Caches,
         integrity: Integrity,
         executor: Executor,
+        copied: CopiedBlobs | None = None,
     ) -> None:
-        """`integrity` checks the bytes of hosted blobs; `executor` runs the threads that read blobs."""
+        """`integrity` checks the bytes of hosted blobs; `executor` runs the threads that read blobs. `copied` reads
+        them if they are in a bucket; None if they are on the disk.
+        """
         self.repo = repo
         self._parts = parts
         self._links = links
@@ -93,6 +97,7 @@ class HostedContent:
         self._caches = caches
         self._integrity = integrity
         self._executor = executor
+        self._copied = copied
 
     def __repr__(self) -> str:
         return f"<HostedContent {self.repo}>"
@@ -162,19 +167,24 @@ class HostedContent:
 
     # --------------------------------------------------------------------------------------------------------- blobs
 
-    async def blob(self, digest: Digest) -> StoredContent:
+    async def blob(self, digest: Digest) -> BlobContent:
         """Returns the blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""
+        return await self.content(await self._linked(digest))
+
+    async def _linked(self, digest: Digest) -> BlobLink:
         link = await self.link(digest)
         if link is None or link.state is not LinkState.LINKED:
             raise self._unknown(digest)
-        return await self.content(link)
+        return link
 
     async def link(self, digest: Digest) -> BlobLink | None:
         """Returns the repository's link to a blob, whatever its state; None if it has none."""
         return await self._memory.links.get(self.repo, digest, lambda: self._links.find(self.repo, digest))
 
-    async def content(self, link: BlobLink) -> StoredContent:
+    async def content(self, link: BlobLink) -> BlobContent:
         """Returns the blob of a link that the caller may use. Raises `BlobUnknown` if its bytes are not here."""
+        if self._copied is not None:
+            return await self._copied.content(self.repo, link)
         info, reader = await self._open(link)
         stream = no_stream(link.digest, self.repo.registry, self._executor, "a hosted repository has no upstream")
         return StoredContent(link.digest, info.size, reader, stream, self._integrity.recheck_later)
@@ -200,7 +210,10 @@ class HostedContent:
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """Returns the answer to HEAD, which succeeds only if GET would. Raises like `blob`."""
-        content = await self.blob(digest)
+        link = await self._linked(digest)
+        if self._copied is not None:
+            return await self._copied.stat(self.repo, link)
+        content = await self.content(link)
         content.close()
         return BlobStat(content.size, Outcome.HIT, self.repo.registry)
 
@@ -210,7 +223,9 @@ class HostedContent:
         return await asyncio.to_thread(self._parts.contents.read, digest, limit)
 
     def has(self, digest: Digest) -> bool:
-        """True if the store has the content, from any repository. Fast enough for the event loop."""
+        """True if the disk has the content, from any repository. Fast enough for the event loop."""
+        if self._copied is not None:
+            return self._copied.has(digest)
         try:
             return has_blob(self._parts.contents, digest)
         except StoreError:

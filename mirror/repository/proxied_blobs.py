@@ -1,7 +1,7 @@
 """The blobs of a proxied repository.
 
     granted, in the store ──> sent from there
-    granted, or not known ──> its flight (`fills/flights.py`), which asks upstream
+    granted, or not known ──> its flight (`fills/flights.py`), which asks upstream, if granted perhaps the bucket before
     not granted, in the store ──> upstream is asked whether this repository has it ──> granted, sent from the store
 
 A blob is served, from the store or from its flight, only if this repository has a grant for it (`intake/grants.py`).
@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Final
 
 from mirror.aio.memo import MISSING
 from mirror.caller import caller_mark
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, StoreFull, UpstreamNotFound
-from mirror.fills.flights import Flights
-from mirror.fills.sources import Sources
+from mirror.fills.sources import BlobSources
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
@@ -38,6 +36,7 @@ from mirror.repository.caches import Caches
 from mirror.repository.questions import Questions
 from mirror.repository.stored import StoredRepository
 from mirror.repository.tag_pages import LIST_FOR
+from mirror.repository.transfers import Transfers
 
 #: Seconds between two checks whether another process has published a blob that it has filled, and number of checks.
 _LOOK_AGAIN: Final = 0.1
@@ -52,27 +51,23 @@ class ProxiedBlobs:
         stored: StoredRepository,
         upstream: Upstream,
         grants: Grants,
-        flights: Flights,
+        transfers: Transfers,
         caches: Caches,
         questions: Questions,
         integrity: Integrity,
         intake: Intake,
-        executor: Executor,
-        received: Callable[[int], None],
     ) -> None:
-        """`executor` runs the threads that receive a blob past the store; `received` counts the bytes of that."""
         self.repo = stored.repo
         self._stored = stored
         self._store = stored.store
         self._upstream = upstream
         self._grants = grants
-        self._flights = flights
+        self._transfers = transfers
+        self._flights = transfers.flights
         self._caches = caches
         self._questions = questions
         self._integrity = integrity
         self._intake = intake
-        self._executor = executor
-        self._received = received
 
     # ------------------------------------------------------------------------------------------------ GET, HEAD
 
@@ -99,7 +94,7 @@ class ProxiedBlobs:
             reader.close()
             raise
         self._intake.touch(digest)
-        return StoredContent(digest, info.size, reader, self._stream(digest), self._integrity.recheck_later)
+        return StoredContent(digest, info.size, reader, self._stream(digest, granted), self._integrity.recheck_later)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """Returns the answer to HEAD. Starts no fill: a client that only looks must not cause a download. Raises like
@@ -138,15 +133,21 @@ class ProxiedBlobs:
     async def _bypass_store(self, digest: Digest, granted: int, error: StoreError) -> UncachedContent:
         self._intake.health.failed(error, digest)
         size = granted if granted >= 0 else await self._ask(digest)
-        return UncachedContent(digest, size, self._stream(digest), str(error))
+        return UncachedContent(digest, size, self._stream(digest, granted), str(error))
 
-    def _stream(self, digest: Digest) -> UpstreamStream:
+    def _stream(self, digest: Digest, granted: int) -> UpstreamStream:
+        transfers = self._transfers
         return UpstreamStream(
             digest,
             self._upstream.name,
-            lambda: Sources.of(lambda start: self._upstream.blob(self.repo.name, digest, start)),
-            self._executor,
-            self._received,
+            lambda: self._sources(digest, granted),
+            transfers.executor,
+            transfers.received,
+        )
+
+    def _sources(self, digest: Digest, granted: int) -> BlobSources:
+        return self._transfers.sources(
+            digest, lambda start: self._upstream.blob(self.repo.name, digest, start), granted
         )
 
     # -------------------------------------------------------------------------------------------------- fills
@@ -164,7 +165,7 @@ class ProxiedBlobs:
         try:
             flight = await self._flights.join(
                 digest,
-                lambda start: self._upstream.blob(self.repo.name, digest, start),
+                self._sources(digest, granted),
                 upstream=self._upstream.name,
                 size=size,
                 on_answer=upstream_has if size is None else None,
@@ -178,7 +179,7 @@ class ProxiedBlobs:
             await self._questions.note_unknown(key)
             raise BlobUnknown(f"{self.repo} has no blob {digest}") from error
         outcome = Outcome.HIT if flight.landed else Outcome.JOINED if joined else Outcome.MISS
-        return GrowingContent(flight, self._stream(digest), outcome)
+        return GrowingContent(flight, self._stream(digest, granted), outcome)
 
     async def _put_embedded(self, digest: Digest) -> bool:
         """Stores the blob if a stored manifest of this repository embeds it: upstream need not have such a blob. True

@@ -10,10 +10,12 @@ from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
 from mirror.fills.flights import Flights
 from mirror.fills.read_ahead import ReadAhead
+from mirror.fills.sources import BlobSource
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
 from mirror.intake.tag_history import TagHistories
+from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.rules import RouteRule
 from mirror.ports import BlobStore, Catalog, Upstream
@@ -27,6 +29,7 @@ from mirror.repository.sealed import SealedRepository
 from mirror.repository.stored import StoredRepository
 from mirror.repository.tag_answers import TagAnswers
 from mirror.repository.tag_pages import TagPages
+from mirror.repository.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class Shared:
     """The parts of which repositories are made.
 
     `executor` runs the threads that receive blobs. `label` returns the configured upstream that a registry belongs to,
-    as a label of metrics: names that only match a wildcard must not become labels.
+    as a label of metrics: names that only match a wildcard must not become labels. `nearer` returns what makes sources
+    of a repository's blobs that are asked before its upstream; None if there are none.
     """
 
     store: BlobStore
@@ -51,6 +55,7 @@ class Shared:
     background: BackgroundTasks
     executor: Executor
     label: Callable[[str], str] = str
+    nearer: Callable[[Repo], Callable[[Digest], BlobSource] | None] = lambda _: None
 
     def stored(self, repo: Repo) -> StoredRepository:
         """Returns what the store has of a repository."""
@@ -79,12 +84,10 @@ class Shared:
             stored,
             upstream,
             self.grants,
-            self.flights,
+            Transfers(self.flights, self.executor, telemetry.UPSTREAM_BYTES.labels(label).inc, self.nearer(repo)),
             *asking,
             self.integrity,
             self.intake,
-            self.executor,
-            telemetry.UPSTREAM_BYTES.labels(label).inc,
         )
         pages = TagPages(repo, upstream, *asking, self.intake)
         ahead = self.ahead if rule.prefetch else None

@@ -21,7 +21,7 @@ from mirror.errors import (
 )
 from mirror.fills.bucket_source import BucketReads
 from mirror.fills.flight import Flight
-from mirror.fills.sources import FromUpstream, Sources
+from mirror.fills.sources import BlobSources, FromUpstream
 from mirror.oci.digest import Digest
 from mirror.ports import BlobObject, Body
 from mirror.repository.answers import GrowingContent, Outcome, UpstreamStream
@@ -68,15 +68,15 @@ class Site:
         self.hangar = Hangar(self.store, executor)
         self.executor = executor
 
-    def cached(self) -> Sources:
+    def cached(self) -> BlobSources:
         """The bucket, then upstream."""
-        return Sources(self.reads.cached(self.objects, DIGEST), FromUpstream(self.upstream.pull))
+        return BlobSources(self.reads.cached(self.objects, DIGEST), FromUpstream(self.upstream.pull))
 
-    def hosted(self) -> Sources:
+    def hosted(self) -> BlobSources:
         """The bucket alone."""
-        return Sources(self.reads.hosted(self.objects, DIGEST))
+        return BlobSources(self.reads.hosted(self.objects, DIGEST))
 
-    async def fetch(self, sources: Sources) -> bytes:
+    async def fetch(self, sources: BlobSources) -> bytes:
         """The whole blob, which the store does not have afterwards."""
         flight = await self.join(sources)
         content = await read_to_end(flight)
@@ -85,7 +85,7 @@ class Site:
         self.store.delete(DIGEST)
         return content
 
-    async def join(self, sources: Sources, digest: Digest = DIGEST) -> Flight:
+    async def join(self, sources: BlobSources, digest: Digest = DIGEST) -> Flight:
         """A follower."""
         return await self.hangar.flights.join(digest, sources, upstream="test")
 
@@ -157,7 +157,7 @@ async def test_114_a_silent_bucket_costs_one_short_time_and_is_then_left_alone(s
     try:
         for _ in range(2):
             source = reads.cached(site.objects, DIGEST)
-            await site.fetch(Sources(source, FromUpstream(site.upstream.pull)))
+            await site.fetch(BlobSources(source, FromUpstream(site.upstream.pull)))
         assert site.upstream.starts == [0, 0]
         assert site.bucket.calls["open"] == 1
     finally:
@@ -181,7 +181,7 @@ async def test_114_a_bucket_that_stalls_is_left_for_upstream(site: Site) -> None
 
     reads = BucketReads(Stalling(), site.executor, window=0.01)
     source = reads.cached(site.objects, DIGEST)
-    flight = await site.join(Sources(source, FromUpstream(site.upstream.pull)))
+    flight = await site.join(BlobSources(source, FromUpstream(site.upstream.pull)))
     assert await read_to_end(flight) == CONTENT
     assert site.upstream.starts == [HALF]
     assert stalling.aborted
@@ -249,7 +249,7 @@ async def test_119_a_small_blob_is_answered_all_the_same(site: Site) -> None:
     site.objects.found = BlobObject(digest, KEY, len(content))
     site.bucket.write(KEY, b"CONFIG")
     site.upstream.content, site.upstream.says, site.upstream.gate_at = content, len(content), 0
-    sources = Sources(site.reads.cached(site.objects, digest), FromUpstream(site.upstream.pull))
+    sources = BlobSources(site.reads.cached(site.objects, digest), FromUpstream(site.upstream.pull))
     flight = await site.join(sources, digest)
     stream = UpstreamStream(digest, "test", site.cached, site.executor)
     answer = GrowingContent(flight, stream, Outcome.MISS)
@@ -362,5 +362,5 @@ async def test_a_body_that_begins_earlier_is_skipped_to_the_byte(site: Site) -> 
 
     site.bucket.break_bodies(after=HALF)
     source = site.reads.cached(site.objects, DIGEST)
-    stream = UpstreamStream(DIGEST, "test", lambda: Sources(source, FromUpstream(from_the_start)), site.executor)
+    stream = UpstreamStream(DIGEST, "test", lambda: BlobSources(source, FromUpstream(from_the_start)), site.executor)
     assert b"".join([piece async for piece in stream.read(None, SIZE)]) == CONTENT

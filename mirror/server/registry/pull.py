@@ -152,6 +152,9 @@ async def blob(
         several = Byteranges(spans, size) if len(spans) > 1 and size is not None else None
         headers = blob_headers(wanted.digest, size, content.outcome, span)
         _note_namespace(headers, wanted)
+        if content.source:
+            headers["Cache-Status"] += f"; detail={content.source}"
+            record.notes["source"] = content.source
         if several:
             headers |= several.headers
             record.notes["parts"] = len(spans)
