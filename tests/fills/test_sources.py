@@ -30,28 +30,7 @@ from tests.support.following import read_to_end
 from tests.support.hangar import CONTENT, DIGEST, HALF, SIZE, GatedBody, GatedUpstream, Hangar, reached
 from tests.support.memory_bucket import MemoryBucket
 from tests.support.memory_store import MemoryStore
-
-KEY = "cache/object"
-
-
-class OneObject:
-    """`BlobObjects` that know one object, until it is lost."""
-
-    def __init__(self, digest: Digest = DIGEST, size: int = SIZE) -> None:
-        self.found: BlobObject | None = BlobObject(digest, KEY, size)
-        self.reasons: list[str] = []
-
-    def source(self, digest: Digest) -> BlobObject | None:
-        """As the port."""
-        return self.found
-
-    def lost(self, found: BlobObject, reason: str) -> bool:
-        """As the port."""
-        if found != self.found:
-            return False
-        self.found = None
-        self.reasons.append(reason)
-        return True
+from tests.support.one_object import KEY, OneObject
 
 
 class Site:
@@ -60,7 +39,7 @@ class Site:
     def __init__(self, executor: ThreadPoolExecutor) -> None:
         self.bucket = MemoryBucket()
         self.bucket.write(KEY, CONTENT)
-        self.objects = OneObject()
+        self.objects = OneObject(DIGEST, SIZE)
         self.clock = Clock()
         self.reads = BucketReads(self.bucket, executor, patience=30.0, clock=self.clock)
         self.upstream = GatedUpstream(is_open=True)
@@ -287,7 +266,7 @@ async def test_120_an_object_that_is_gone(site: Site) -> None:
     """Cached: fetched from upstream. Hosted: unknown, and marked."""
     site.bucket.lose(KEY)
     assert await site.fetch(site.cached()) == CONTENT
-    site.objects = OneObject()
+    site.objects = OneObject(DIGEST, SIZE)
     with pytest.raises(UpstreamNotFound):
         await site.join(site.hosted())
     assert site.objects.reasons == [f"its object {KEY} is gone"]
