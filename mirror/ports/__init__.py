@@ -20,7 +20,8 @@ The ports, and what implements them (the tests have implementations in memory, i
                   EventStore     where events wait              index/outbox.py
                   EventSender    what sends them                upstream/http/event_posts.py
     recording.py  Records        small JSON records by key      store/local/json_records.py
-    record_trees.py  RecordTree  versioned records by path      store/local/file_tree.py
+    record_trees.py  RecordTree  versioned records by path      store/local/file_tree.py   store/objects/record_tree.py
+    record_memories.py  RecordMemory  what is known of a bucket  index/record_memory.py
     buckets.py    Bucket         objects of an object store     (to come)
     blob_objects.py  BlobObjects  which of them have blobs      (to come)
     locking.py    Locks          locks between processes        store/local/locks.py
@@ -60,6 +61,7 @@ from mirror.ports.eventing import *
 from mirror.ports.hosting import *
 from mirror.ports.indexes import *
 from mirror.ports.locking import *
+from mirror.ports.record_memories import *
 from mirror.ports.record_trees import *
 from mirror.ports.recording import *
 from mirror.ports.remotes import *

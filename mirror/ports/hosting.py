@@ -255,7 +255,8 @@ class NameOwners(Protocol):
     free ── the first manifest, tag, referrer or deletion ──> taken ── `release`, once there is no record ──> free
 
     A name stays taken when the last record has gone: it must not begin to mean another image because one was deleted.
-    A link that is not only reserved takes the name while it is there: a push is under way.
+    A link that is not only reserved takes the name while it is there, because a push is under way; in a bucket it takes
+    the name for good.
     """
 
     def is_taken(self, repo: Repo) -> bool:

@@ -31,12 +31,20 @@ class RecordTree(Protocol):
     def names(self, folder: str) -> Iterable[str]:
         """The names of the records directly in a folder, in no order."""
 
+    def folders(self, folder: str) -> Iterable[str]:
+        """The names of the folders directly in a folder that have a record, or had one, in no order."""
+
     def registries(self) -> Iterable[str]:
         """The registries that have a record, or had one, in no order."""
 
     def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterable[Repo]:
         """The repositories that have a record in one of these folders (`_tags`, ...), in no order: all, or those of one
         registry. `had`: also those that had one.
+        """
+
+    def take(self, repo: Repo) -> None:
+        """Let the repository have had a record, durable on return; repeatable. To be called before it gets a link that
+        is more than a reservation. Trees that see this by the link itself do nothing.
         """
 
     def had(self, repo: Repo, folders: Sequence[str]) -> Iterable[str]:

@@ -76,6 +76,10 @@ class FileTree:
     def names(self, folder: str) -> list[str]:
         return _names_in(self._layout.record(folder))
 
+    def folders(self, folder: str) -> list[str]:
+        path = self._layout.record(folder)
+        return [name for name in _names_in(path) if os.path.isdir(f"{path}/{name}")]
+
     def registries(self) -> Iterator[str]:
         for name in _names_in(str(self._layout.repositories)):
             with suppress(RequestError):
@@ -91,6 +95,9 @@ class FileTree:
                 if repo is not None:
                     yield repo
             below[:] = [name for name in below if not name.startswith("_")]
+
+    def take(self, repo: Repo) -> None:
+        """Nothing to do: the folders say it."""
 
     def had(self, repo: Repo, folders: Sequence[str]) -> Iterator[str]:
         path = self._layout.repository(repo)

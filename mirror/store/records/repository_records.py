@@ -53,6 +53,8 @@ class RepositoryRecords:
         )
 
     def put_link(self, repo: Repo, link: BlobLink, *, expect: Expected = None) -> Version:
+        if link.state is not LinkState.RESERVED:
+            self._tree.take(repo)
         return self._tree.write(_link(repo, link.digest), link.to_json(), expect=expect)
 
     def drop_link(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:

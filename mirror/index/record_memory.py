@@ -1,0 +1,466 @@
+"""A `RecordMemory` in one SQLite file, shared by the worker processes of one machine.
+
+One row for each record of the bucket:
+
+    (no row) ── note, end, compare ──> live | deleted | perhaps deleted ── begin ──> unknown, with the writer's token
+                                              ^                                        │
+                                              └── end, if no other write overlapped ───┤
+    unknown, without a token  <── fail; end after an overlap; compare with another ────┘
+              └── note ──> live | deleted | (no row)
+
+A row with tokens is unknown for everybody, until all writers have said how they ended. A token whose writer says
+nothing (it died, or its write may arrive late) stops counting after some minutes. A row is changed by `note` only if
+nothing changed it since the read began: so a slow read never hides a later write.
+
+`epoch` is raised by whatever makes all rows doubtful: another boot of the machine, because a power cut may have lost
+the latest changes of this file; another mirror that used the bucket. Rows of an earlier epoch are not trusted.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from mirror.errors import IndexUnavailable
+from mirror.index.sqlite_file import (
+    CurrentConnection,
+    connect,
+    file_lock,
+    inode_of,
+    is_busy,
+    is_damaged,
+    renew,
+    satisfies,
+    set_aside,
+    transaction,
+)
+from mirror.ports import ListedRecord, ListingStart, RecordState, RememberedFolder, RememberedRecord, Version
+from mirror.telemetry import log
+
+T = TypeVar("T")
+
+#: Written to `PRAGMA user_version`. A file of another schema is replaced by a new one.
+SCHEMA: Final = 1
+
+_CREATE: Final = """
+BEGIN IMMEDIATE;
+CREATE TABLE meta (
+    epoch    INTEGER NOT NULL,
+    complete INTEGER NOT NULL, -- the epoch in which the whole bucket was compared
+    stamp    INTEGER NOT NULL, -- that of the last change
+    added    INTEGER NOT NULL,
+    boot     TEXT NOT NULL,
+    bucket   TEXT NOT NULL,
+    nonce    TEXT NOT NULL
+);
+CREATE TABLE records (
+    key     TEXT PRIMARY KEY,
+    state   INTEGER NOT NULL,
+    version TEXT,
+    content BLOB,
+    epoch   INTEGER NOT NULL,
+    stamp   INTEGER NOT NULL,
+    -- tokens of writers, separated by blanks; whether several overlapped; until when they count
+    writers TEXT NOT NULL DEFAULT '',
+    overlap INTEGER NOT NULL DEFAULT 0,
+    until   REAL NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE VIEW known AS
+    SELECT key, state, version, content, records.epoch, records.stamp, writers, overlap, until, meta.epoch AS current
+    FROM records, meta;
+CREATE INDEX written ON records (key) WHERE writers <> '';
+CREATE TABLE counters (folder TEXT PRIMARY KEY, changes INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+_RECALL: Final = "SELECT * FROM known WHERE key = ?"
+_SCAN: Final = "SELECT * FROM known WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
+_PUT: Final = """
+INSERT INTO records (key, state, version, content, epoch, stamp, writers, overlap, until)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET state = excluded.state, version = excluded.version, content = excluded.content,
+    epoch = excluded.epoch, stamp = excluded.stamp, writers = excluded.writers, overlap = excluded.overlap,
+    until = excluded.until
+"""
+_IN_FOLDER: Final = "SELECT 1 FROM records WHERE key > ? AND key < ? AND state = ? LIMIT 1"
+#: Folders whose first record makes a repository one that is listed.
+_LISTED: Final = ("/_tags", "/_manifests")
+#: The folder of all JSON records, whose changes are counted by kind.
+_COUNTED: Final = "state/"
+#: Bytes. The content of a larger record is not remembered.
+_MOST: Final = 256 << 10
+
+
+class SqliteRecordMemory:
+    """See `mirror.ports.RecordMemory`. The first call opens the file; a missing folder is created."""
+
+    def __init__(
+        self,
+        path: Path,
+        boot: str,
+        *,
+        settle: float = 300.0,
+        busy_timeout: float = 5.0,
+        steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    ) -> None:
+        """`boot` names this boot of the machine. `settle`: seconds after which a write that did not say how it ended
+        has certainly arrived, or never will. `steady` gives seconds since the boot, the same in all processes.
+        """
+        self._path = path
+        self._settle = settle
+        self._steady = steady
+        self._reading = _Connection(path, boot, busy_timeout)
+        self._writing = _Connection(path, boot, busy_timeout)
+
+    def __repr__(self) -> str:
+        return f"<SqliteRecordMemory {self._path}>"
+
+    def recall(self, key: str) -> RememberedRecord | None:
+        row = self._reading.run(lambda connection: connection.execute(_RECALL, (key,)).fetchone())
+        return None if row is None else self._record(row)
+
+    def scan(self, after: str, before: str, count: int) -> Sequence[RememberedRecord]:
+        rows = self._reading.run(lambda connection: connection.execute(_SCAN, (after, before, count)).fetchall())
+        return [self._record(row) for row in rows]
+
+    def folders(self, after: str, before: str, count: int) -> Sequence[RememberedFolder]:
+        return self._reading.run(lambda connection: list(_folders(connection, after, before, count)))
+
+    def is_complete(self) -> bool:
+        epoch, complete = self._reading.run(_epochs)
+        return epoch == complete
+
+    def added(self) -> int:
+        [added] = self._reading.run(lambda connection: connection.execute("SELECT added FROM meta").fetchone())
+        return int(added)
+
+    def changes(self, folder: str) -> int | None:
+        def read(connection: sqlite3.Connection) -> int | None:
+            epoch, complete = _epochs(connection)
+            row = connection.execute("SELECT changes FROM counters WHERE folder = ?", (folder,)).fetchone()
+            # a listing that completes the memory may have brought changes that nothing counted
+            return None if epoch != complete else (int(row[0]) if row else 0)
+
+        return self._reading.run(read)
+
+    def note(self, key: str, seen: RememberedRecord | None, version: Version | None, content: bytes | None) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            row = connection.execute(_RECALL, (key,)).fetchone()
+            if (None if row is None else row[5]) != (None if seen is None else seen.stamp):
+                return
+            if row is not None and self._is_written(row):
+                return
+            if version is None:
+                if row is not None:
+                    connection.execute("DELETE FROM records WHERE key = ?", (key,))
+                    _count(connection, key, _next_stamp(connection))
+                return
+            self._put(connection, key, version, content)
+
+        self._write(work)
+
+    def begin(self, key: str) -> str:
+        token = secrets.token_hex(8)
+
+        def work(connection: sqlite3.Connection) -> None:
+            row = connection.execute(_RECALL, (key,)).fetchone()
+            others = row[6] if row is not None and self._is_written(row) else ""
+            overlap = int(bool(others))
+            until = self._steady() + self._settle
+            self._mark(connection, row, key, f"{others} {token}".strip(), overlap, until)
+
+        self._write(work)
+        return token
+
+    def end(self, key: str, token: str, version: Version, content: bytes | None) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            row = connection.execute(_RECALL, (key,)).fetchone()
+            tokens = row[6].split() if row is not None else []
+            if tokens == [token] and not row[7]:
+                self._put(connection, key, version, content)
+            else:
+                # other writes may have come before or after this one
+                others = [each for each in tokens if each != token]
+                self._mark(connection, row, key, " ".join(others), 1 if others else 0, row[8] if row is not None else 0)
+
+        self._write(work)
+
+    def fail(self, key: str, token: str) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            row = connection.execute(_RECALL, (key,)).fetchone()
+            if row is not None and token in (tokens := row[6].split()):
+                others = [each for each in tokens if each != token]
+                self._mark(connection, row, key, " ".join(others), row[7] if others else 0, row[8])
+
+        self._write(work)
+
+    def begin_listing(self) -> ListingStart:
+        def read(connection: sqlite3.Connection) -> ListingStart:
+            return ListingStart(*connection.execute("SELECT stamp, epoch FROM meta").fetchone())
+
+        return self._reading.run(read)
+
+    def compare(self, start: ListingStart, after: str, upto: str, listed: Sequence[ListedRecord]) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            rows = {
+                row[0]: row
+                for row in connection.execute("SELECT * FROM known WHERE key > ? AND key <= ?", (after, upto))
+            }
+            [epoch] = connection.execute("SELECT epoch FROM meta").fetchone()
+            if epoch != start.epoch:
+                return 0
+            changed, same = 0, []
+            for each in listed:
+                row = rows.pop(each.key, None)
+                if row is None:
+                    state = RecordState.PERHAPS_DELETED if each.is_deleted else RecordState.LIVE
+                    _add(connection, each.key, state, None, None)
+                    changed += 1
+                elif row[5] <= start.stamp and not self._is_written(row):
+                    if _agrees(row, each, epoch):
+                        same.append(each.key)
+                    elif row[1] != RecordState.UNKNOWN.value:
+                        self._doubt(connection, row, each)
+                        changed += 1
+            for key, row in rows.items():
+                if row[5] <= start.stamp and not self._is_written(row) and row[1] != RecordState.UNKNOWN.value:
+                    self._mark(connection, row, key, "", 0, 0)
+                    changed += 1
+            # most rows are as they were, and cost no write
+            connection.executemany(
+                "UPDATE records SET epoch = ? WHERE key = ? AND epoch <> ?", ((epoch, key, epoch) for key in same)
+            )
+            return changed
+
+        return self._write(work)
+
+    def completed(self, start: ListingStart) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
+            connection.execute("UPDATE meta SET complete = epoch WHERE epoch = ?", (start.epoch,))
+            return bool(connection.execute("SELECT epoch = ? FROM meta", (start.epoch,)).fetchone()[0])
+
+        return self._write(work)
+
+    def owner(self) -> tuple[str, str]:
+        bucket, nonce = self._reading.run(
+            lambda connection: connection.execute("SELECT bucket, nonce FROM meta").fetchone()
+        )
+        return str(bucket), str(nonce)
+
+    def adopt(self, bucket: str, nonce: str) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            [known] = connection.execute("SELECT bucket FROM meta").fetchone()
+            if known != bucket:
+                connection.execute("DELETE FROM records")
+                connection.execute("DELETE FROM counters")
+            connection.execute(
+                "UPDATE meta SET epoch = epoch + (bucket <> ? OR nonce <> ?), bucket = ?, nonce = ?",
+                (bucket, nonce, bucket, nonce),
+            )
+
+        self._write(work)
+
+    def distrust(self) -> None:
+        self._write(lambda connection: connection.execute("UPDATE meta SET epoch = epoch + 1, nonce = ''"))
+
+    def close(self) -> None:
+        self._reading.close()
+        self._writing.close()
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def carry_out(connection: sqlite3.Connection) -> T:
+            with transaction(connection):
+                return work(connection)
+
+        return self._writing.run(carry_out)
+
+    def _put(self, connection: sqlite3.Connection, key: str, version: Version, content: bytes | None) -> None:
+        state = RecordState.DELETED if content is None else RecordState.LIVE
+        kept = None if content is None or len(content) > _MOST else content
+        _add(connection, key, state, version, kept)
+
+    @staticmethod
+    def _mark(connection: sqlite3.Connection, row: Any, key: str, writers: str, overlap: int, until: float) -> None:
+        """Make a row unknown. Version and content stay: a conditional read may confirm them."""
+        stamp = _next_stamp(connection)
+        version, content = (row[2], row[3]) if row is not None else (None, None)
+        [epoch] = connection.execute("SELECT epoch FROM meta").fetchone()
+        values = (key, RecordState.UNKNOWN.value, version, content, epoch, stamp, writers, overlap, until)
+        connection.execute(_PUT, values)
+        _count(connection, key, stamp)
+
+    def _doubt(self, connection: sqlite3.Connection, row: Any, listed: ListedRecord) -> None:
+        """Keep of a row what a listing agrees with. A listing never says that a record is absent."""
+        state = RecordState(row[1])
+        if state is RecordState.LIVE and not listed.is_deleted:
+            _add(connection, listed.key, RecordState.LIVE, None, None)
+        elif state is RecordState.DELETED and listed.is_deleted:
+            _add(connection, listed.key, RecordState.PERHAPS_DELETED, None, None)
+        else:
+            self._mark(connection, row, listed.key, "", 0, 0)
+
+    def _is_written(self, row: Any) -> bool:
+        """True if a write of this row is under way, or may still arrive."""
+        return bool(row[6]) and self._steady() < row[8]
+
+    def _record(self, row: Any) -> RememberedRecord:
+        key, state, version, content, epoch, stamp, _writers, _overlap, _until, current = row
+        return RememberedRecord(
+            key,
+            RecordState(state),
+            None if version is None else Version(version),
+            content,
+            is_trusted=epoch == current,
+            stamp=stamp,
+        )
+
+
+class _Connection:
+    """A connection for any thread, which sets a damaged file aside."""
+
+    def __init__(self, path: Path, boot: str, busy_timeout: float) -> None:
+        self._path = path
+        self._using = threading.Lock()
+        self._current = CurrentConnection(path, busy_timeout, lambda: _prepare(path, boot, busy_timeout), _begin)
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<_Connection {'closed' if self._closed else self._current}>"
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Returns the result of the work. A damaged file is set aside. Raises `IndexUnavailable`."""
+        with self._using:
+            try:
+                return work(self._open())
+            except (sqlite3.Error, OSError, OverflowError, ValueError, TypeError) as error:
+                self._failed(error)
+                raise IndexUnavailable(f"the memory of the bucket's records failed: {error}") from error
+
+    def close(self) -> None:
+        """Close the file for good. Repeatable."""
+        with self._using:
+            self._closed = True
+            self._current.close()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._closed:
+            raise IndexUnavailable("the memory of the bucket's records is closed")
+        return self._current.open()
+
+    def _failed(self, error: Exception) -> None:
+        inode = self._current.inode
+        if not is_busy(error):
+            self._current.close()
+        if is_damaged(error) and inode is not None:
+            log.warning("memory of records damaged", path=str(self._path))
+            with suppress(OSError):
+                renew(self._path, inode, keep=True)
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    # NORMAL syncs only at checkpoints: after a power cut no row is trusted
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA cache_size = -16000")
+
+
+def _prepare(path: Path, boot: str, busy_timeout: float) -> int:
+    """Make sure that the file exists, has this schema, and belongs to this boot; returns its inode. Raises `OSError`,
+    `sqlite3.Error`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(path):
+        if not satisfies(path, busy_timeout, _is_current):
+            set_aside(path, keep=path.exists())
+            with connect(path, busy_timeout) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_CREATE)
+                # stamps of another file must not look like those of this one
+                connection.execute("INSERT INTO meta VALUES (1, 0, ?, 0, ?, '', '')", (secrets.randbits(48), boot))
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+                connection.execute("COMMIT")
+        with connect(path, busy_timeout) as connection, transaction(connection):
+            if connection.execute("SELECT boot FROM meta").fetchone() != (boot,):
+                connection.execute("UPDATE meta SET epoch = epoch + 1, boot = ?", (boot,))
+                connection.execute("UPDATE records SET writers = '', overlap = 0 WHERE writers <> ''")
+        inode = inode_of(path)
+        if inode is None:
+            raise FileNotFoundError(path)
+        return inode
+
+
+def _is_current(connection: sqlite3.Connection) -> bool:
+    return bool(
+        connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+        and connection.execute("SELECT count(*) FROM meta").fetchone() == (1,)
+    )
+
+
+def _epochs(connection: sqlite3.Connection) -> tuple[int, int]:
+    epoch, complete = connection.execute("SELECT epoch, complete FROM meta").fetchone()
+    return int(epoch), int(complete)
+
+
+def _next_stamp(connection: sqlite3.Connection) -> int:
+    connection.execute("UPDATE meta SET stamp = stamp + 1")
+    return int(connection.execute("SELECT stamp FROM meta").fetchone()[0])
+
+
+def _count(connection: sqlite3.Connection, key: str, stamp: int) -> None:
+    """Count a change of a JSON record."""
+    if key.startswith(_COUNTED):
+        connection.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (key.rpartition("/")[0], stamp))
+
+
+def _add(
+    connection: sqlite3.Connection, key: str, state: RecordState, version: Version | None, content: bytes | None
+) -> None:
+    """Write a row that no write is under way for."""
+    folder = key.rpartition("/")[0]
+    if state is RecordState.LIVE and folder.endswith(_LISTED):
+        first = connection.execute(_IN_FOLDER, (f"{folder}/", f"{folder}0", RecordState.LIVE.value)).fetchone() is None
+        connection.execute("UPDATE meta SET added = added + ?", (int(first),))
+    stamp = _next_stamp(connection)
+    [epoch] = connection.execute("SELECT epoch FROM meta").fetchone()
+    connection.execute(_PUT, (key, state.value, version, content, epoch, stamp, "", 0, 0))
+    _count(connection, key, stamp)
+
+
+def _agrees(row: Any, listed: ListedRecord, epoch: int) -> bool:
+    """True if a listing shows what a row says. A listing without versions confirms no content."""
+    state = RecordState(row[1])
+    if state is RecordState.UNKNOWN:
+        return False
+    if listed.is_deleted is (state is RecordState.LIVE):
+        return False
+    if row[2] is None:
+        # only listings have said anything of it so far
+        return True
+    return bool(row[2] == listed.version if listed.version else row[4] == epoch)
+
+
+def _folders(connection: sqlite3.Connection, after: str, before: str, count: int) -> list[RememberedFolder]:
+    found: list[RememberedFolder] = []
+    while len(found) < count:
+        row = connection.execute(
+            "SELECT key FROM records WHERE key > ? AND key < ? ORDER BY key LIMIT 1", (after, before)
+        ).fetchone()
+        if row is None:
+            break
+        key = str(row[0])
+        begins = key.find("/_")
+        if begins < 0 or (ends := key.find("/", begins + 1)) < 0:
+            after = key
+            continue
+        folder = key[:ends]
+        after = f"{folder}0"  # the character after the slash: behind everything in the folder
+        has = [
+            connection.execute(_IN_FOLDER, (f"{folder}/", after, state.value)).fetchone() is not None
+            for state in (RecordState.LIVE, RecordState.UNKNOWN)
+        ]
+        found.append(RememberedFolder(folder, *has))
+    return found

@@ -1,0 +1,486 @@
+"""A tree of records in a bucket: one small object for each record, changed by compare-and-set.
+
+    no object ── write ──> live ── write ──> live, another version ── drop ──> deleted ── write ──> live …
+
+A deletion in a bucket cannot depend on a version, so a deleted record is an object of its own kind: a zero byte and 16
+random bytes. Its version is never that of another deletion, so a write that arrives late changes nothing. Every write
+depends on a version, also one whose caller expects nothing: it reads first.
+
+What this machine remembers (`ports/record_memories.py`) saves transfers, and gives names without a listing:
+
+    read      a conditional GET by the remembered version
+    write     begin ── the bucket ── end: the memory says nothing wrong at any moment, whoever dies when
+    names     from the memory, once the bucket was listed; until then, one listing of that folder
+
+How much is believed of the memory (`Reads`):
+
+    STRICT      nothing: the bucket says what a record is, or StoreError. For whatever changes hosted content.
+    LENIENT     while the bucket cannot be asked: what was compared with it since the start. For pulls.
+    REMEMBERED  everything, and the bucket is asked only for what is not known. For eviction and display.
+
+A name is taken by a record of its own, `names/<registry>/<name>/_name`:
+
+    no record ── take ──> taken ── forget: free, a look for records, taken again if there are any ──> free ── take ──> …
+
+Who writes a record takes the name first and looks at it again afterwards: of a push and a `forget` that meet, one sees
+the other.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from enum import Enum
+from typing import Final, Protocol, TypeAlias
+
+from mirror.aio.caches import LruCache
+from mirror.errors import BucketUnavailable, IndexUnavailable, RecordChanged, RequestError, StoreError
+from mirror.oci.reference import Repo, check_registry
+from mirror.ports import (
+    ABSENT,
+    Absent,
+    Expected,
+    NotChanged,
+    ObjectLister,
+    ObjectReader,
+    ObjectWriter,
+    RecordMemory,
+    RecordState,
+    RememberedFolder,
+    RememberedRecord,
+    Version,
+    Versioned,
+)
+from mirror.store.objects.shared_reads import SharedReads
+from mirror.store.records.record_keys import REPOSITORIES, repo_from, repository
+
+#: The folder of the names that repositories have taken, and the name of each of these records.
+NAMES: Final = "names"
+_NAME: Final = "_name"
+#: Bytes of a record that was deleted. No other record has this size.
+DELETED_SIZE: Final = 17
+#: Bytes. No record is larger.
+MOST_BYTES: Final = 8 << 20
+#: Folders whose records take a name, besides links, which do so only if they are more than reservations.
+_TAKING: Final = frozenset({"_tags", "_manifests", "_referrers", "_deleted", "_deleted_tags"})
+#: Records of one folder that are read to give a list of names. More of them are being changed only if a lot goes wrong.
+_MOST_READS: Final = 1000
+_PAGE: Final = 500
+#: A write that expects nothing is tried so often while others change the same record.
+_ATTEMPTS: Final = 100
+#: Names that were found free while the memory was not complete.
+_FREE: Final = 10_000
+
+
+class Reads(Enum):
+    """How much of the memory is believed."""
+
+    STRICT = "strict"
+    LENIENT = "lenient"
+    REMEMBERED = "remembered"
+
+
+class RecordObjects(ObjectReader, ObjectWriter, ObjectLister, Protocol):
+    """What a tree of records needs of a bucket."""
+
+
+#: A record as the bucket has it: its version, and its content, None if it is deleted. None: there is no object.
+_Found: TypeAlias = Versioned[bytes | None] | None
+
+
+class BucketTree:
+    """See `mirror.ports.RecordTree`. May be used from any thread; one for all threads of a process, with `view`s."""
+
+    def __init__(self, bucket: RecordObjects, memory: RecordMemory, reads: Reads = Reads.STRICT) -> None:
+        self._bucket = bucket
+        self._memory = memory
+        self._reads = reads
+        self._shared: SharedReads[_Found] = SharedReads()
+        #: By name: the epoch of the memory in which the bucket had no record of it.
+        self._free: LruCache[Repo, int] = LruCache(_FREE)
+
+    def __repr__(self) -> str:
+        return f"<BucketTree {self._reads.value}>"
+
+    def view(self, reads: Reads) -> BucketTree:
+        """The same tree, with another belief in the memory."""
+        tree = BucketTree(self._bucket, self._memory, reads)
+        tree._shared, tree._free = self._shared, self._free
+        return tree
+
+    # ----------------------------------------------------------------------------------------------- single records
+
+    def read(self, key: str) -> Versioned[bytes] | None:
+        if self._reads is Reads.REMEMBERED:
+            known, found = self._remembered(key, trusted=False)
+            if known:
+                return found
+        try:
+            return _live(self._ask(key))
+        except BucketUnavailable:
+            if self._reads is not Reads.LENIENT:
+                raise
+            known, found = self._remembered(key, trusted=True)
+            if not known:
+                raise
+            return found
+
+    def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
+        """See `RecordTree.write`; durable on return. Raises `ValueError` if the content is empty, or begins with a
+        zero byte.
+        """
+        if not content or not content[0]:
+            raise ValueError("a record is not empty and does not begin with a zero byte")
+        if len(content) == DELETED_SIZE:
+            content += b"\n"
+        repo = _takes_name(key)
+        if repo is not None:
+            self.take(repo)
+        version = self._replace(key, content, expect)
+        if repo is not None:
+            # the name may have been released between the two
+            self.take(repo)
+        return version
+
+    def drop(self, key: str, *, expect: Expected = None) -> None:
+        deleted = b"\0" + secrets.token_bytes(DELETED_SIZE - 1)
+        if isinstance(expect, str):
+            self._send(key, deleted, expect)
+            return
+        for _ in range(_ATTEMPTS):
+            found = self._ask(key)
+            if found is None or found.record is None:
+                return
+            if expect is ABSENT:
+                raise RecordChanged(f"there is a record {key}")
+            with suppress(RecordChanged):
+                self._send(key, deleted, found.version)
+                return
+        raise BucketUnavailable(f"the record {key} is changed all the time")
+
+    def flush(self) -> None:
+        """Nothing to do: a bucket has written what it has acknowledged."""
+
+    def _replace(self, key: str, content: bytes, expect: Expected) -> Version:
+        if isinstance(expect, str):
+            return self._send(key, content, expect)
+        base = self._guess(key, expect)
+        for _ in range(_ATTEMPTS):
+            if base is None:
+                found = self._ask(key)
+                if expect is ABSENT and found is not None and found.record is not None:
+                    raise RecordChanged(f"there is a record {key}")
+                base = ABSENT if found is None else found.version
+            try:
+                return self._send(key, content, base)
+            except RecordChanged:
+                base = None
+        raise BucketUnavailable(f"the record {key} is changed all the time")
+
+    def _guess(self, key: str, expect: Expected) -> Version | Absent | None:
+        """The version that a write may try first, without a read; None if the memory has no idea."""
+        row = self._recall(key)
+        if row is None:
+            return ABSENT
+        if row.version is None or row.state is RecordState.UNKNOWN:
+            return None
+        if row.state is RecordState.LIVE:
+            return None if expect is ABSENT else row.version
+        return row.version
+
+    def _send(self, key: str, content: bytes, expect: Version | Absent) -> Version:
+        """One conditional write, with the memory informed before and after. Raises `RecordChanged`, `StoreError`."""
+        try:
+            token = self._memory.begin(key)
+        except IndexUnavailable as error:
+            # others would go on believing what the memory says
+            raise StoreError(f"a record cannot be changed now: {error}") from error
+        try:
+            version = self._bucket.write(key, content, expect=expect)
+        except RecordChanged:
+            with suppress(IndexUnavailable):
+                self._memory.fail(key, token)
+            raise
+        # any other error leaves the token: the write may still arrive
+        with suppress(IndexUnavailable):
+            self._memory.end(key, token, version, None if _is_deleted(content) else content)
+        return version
+
+    def _ask(self, key: str) -> _Found:
+        """What the bucket says now. Raises `StoreError`."""
+        return self._shared.ask(key, lambda: self._ask_alone(key))
+
+    def _ask_alone(self, key: str) -> _Found:
+        seen = self._recall(key)
+        is_whole = seen is not None and (seen.content is not None or seen.state is RecordState.DELETED)
+        unless = seen.version if seen is not None and is_whole else None
+        answer = self._bucket.read(key, MOST_BYTES, unless=unless)
+        if answer is None:
+            found: _Found = None
+        elif isinstance(answer, NotChanged):
+            found = Versioned(seen.content if seen else None, answer.version)
+            if seen is not None and seen.is_trusted and seen.state is not RecordState.UNKNOWN:
+                return found
+        else:
+            found = Versioned(None if _is_deleted(answer.content) else answer.content, answer.version)
+        if found is not None or seen is not None:
+            with suppress(IndexUnavailable):
+                self._memory.note(key, seen, found.version if found else None, found.record if found else None)
+        return found
+
+    def _recall(self, key: str) -> RememberedRecord | None:
+        with suppress(IndexUnavailable):
+            return self._memory.recall(key)
+        return None
+
+    def _remembered(self, key: str, *, trusted: bool) -> tuple[bool, Versioned[bytes] | None]:
+        """Whether the memory says what a record is, and what it says. `trusted`: only what may be relied upon."""
+        try:
+            row = self._memory.recall(key)
+            if row is None:
+                return self._memory.is_complete(), None
+        except IndexUnavailable:
+            return False, None
+        if trusted and not row.is_trusted:
+            return False, None
+        if row.state is RecordState.DELETED:
+            return True, None
+        if row.state is RecordState.LIVE and row.content is not None and row.version is not None:
+            return True, Versioned(row.content, row.version)
+        return False, None
+
+    # -------------------------------------------------------------------------------------------------------- names
+
+    def names(self, folder: str) -> list[str]:
+        """See `RecordTree.names`. Until the memory is complete, this lists one folder of the bucket."""
+        beginning = f"{folder}/"
+        states = {row.key: row.state for row in self._rows(beginning)}
+        found = {key for key, state in states.items() if state is RecordState.LIVE}
+        asked = {key for key, state in states.items() if state is RecordState.UNKNOWN}
+        if not self._is_complete():
+            listed = {info.key: info.size for info in self._bucket.list(beginning)}
+            # what only the memory has may be too new for the listing
+            asked |= found - listed.keys()
+            for key, size in listed.items():
+                if size != DELETED_SIZE:
+                    (asked if states.get(key) is RecordState.DELETED else found).add(key)
+                elif states.get(key) is RecordState.LIVE:
+                    asked.add(key)
+        if self._reads is Reads.REMEMBERED:
+            found |= asked
+        else:
+            found = (found - asked) | self._live_ones(asked)
+        return [name for key in found if "/" not in (name := key.removeprefix(beginning))]
+
+    def folders(self, folder: str) -> list[str]:
+        beginning = f"{folder}/"
+        keys = {row.key for row in self._rows(beginning)}
+        if not self._is_complete():
+            keys |= {info.key for info in self._bucket.list(beginning)}
+        below = (key.removeprefix(beginning).partition("/") for key in keys)
+        return sorted({name for name, slash, _ in below if slash})
+
+    def registries(self) -> list[str]:
+        self._must_be_complete()
+        found, after, stop = [], f"{REPOSITORIES}/", f"{REPOSITORIES}0"
+        while rows := self._scan(after, stop, 1):
+            registry = rows[0].key.split("/")[1]
+            after = f"{REPOSITORIES}/{registry}0"
+            with suppress(RequestError):
+                found.append(check_registry(registry))
+        return found
+
+    def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterator[Repo]:
+        self._must_be_complete()
+        if had:
+            yield from self._taken(registry)
+            return
+        last = None
+        after = f"{REPOSITORIES}/{registry}/" if registry else f"{REPOSITORIES}/"
+        stop = f"{after[:-1]}0"
+        while page := self._memory_folders(after, stop):
+            for each in page:
+                path, _, folder = each.folder.removeprefix(f"{REPOSITORIES}/").rpartition("/")
+                if path == last or folder not in folders:
+                    continue
+                if each.has_live or (each.has_unknown and self._has_live(f"{each.folder}/")):
+                    last = path
+                    if (repo := repo_from(path)) is not None:
+                        yield repo
+            after = f"{page[-1].folder}0"
+
+    def scan(self, prefix: str, after: str, count: int) -> Sequence[RememberedRecord]:
+        """What is remembered of up to `count` records below `prefix/` whose keys are after `after`, deleted ones
+        included, sorted by key as bytes. Raises `BucketUnavailable` until the memory is complete.
+        """
+        self._must_be_complete()
+        return self._scan(max(after, f"{prefix}/"), f"{prefix}0", count)
+
+    def repositories_added(self) -> int:
+        try:
+            return self._memory.added()
+        except IndexUnavailable:
+            return -1
+
+    def _rows(self, beginning: str) -> Iterator[RememberedRecord]:
+        after, stop = beginning, f"{beginning[:-1]}0"
+        while page := self._scan(after, stop, _PAGE):
+            yield from page
+            after = page[-1].key
+
+    def _scan(self, after: str, stop: str, count: int) -> Sequence[RememberedRecord]:
+        try:
+            return self._memory.scan(after, stop, count)
+        except IndexUnavailable as error:
+            raise StoreError(f"records cannot be listed now: {error}") from error
+
+    def _memory_folders(self, after: str, stop: str) -> Sequence[RememberedFolder]:
+        try:
+            return self._memory.folders(after, stop, _PAGE)
+        except IndexUnavailable as error:
+            raise StoreError(f"records cannot be listed now: {error}") from error
+
+    def _live_ones(self, keys: Collection[str]) -> set[str]:
+        """Those of these records that exist; the bucket is asked. Raises `BucketUnavailable` if they are too many."""
+        if len(keys) > _MOST_READS:
+            raise BucketUnavailable(f"{len(keys)} records of one folder are not known", retry_after=_LISTING)
+        return {key for key in keys if (found := self._ask(key)) is not None and found.record is not None}
+
+    def _has_live(self, beginning: str) -> bool:
+        """True if a record below `beginning`, at any depth, exists."""
+        asked = set()
+        for row in self._rows(beginning):
+            if row.state is RecordState.LIVE:
+                return True
+            if row.state is RecordState.UNKNOWN:
+                asked.add(row.key)
+        if self._reads is Reads.REMEMBERED and asked:
+            return True
+        if not self._is_complete():
+            for info in self._bucket.list(beginning):
+                if info.size != DELETED_SIZE:
+                    asked.add(info.key)
+        return bool(self._live_ones(asked))
+
+    def _is_complete(self) -> bool:
+        try:
+            return self._memory.is_complete()
+        except IndexUnavailable:
+            return False
+
+    def _must_be_complete(self) -> None:
+        if not self._is_complete():
+            raise BucketUnavailable("the records of the bucket are still being listed", retry_after=_LISTING)
+
+    # ---------------------------------------------------------------------------------------- names of repositories
+
+    def had(self, repo: Repo, folders: Sequence[str]) -> Iterator[str]:
+        """See `RecordTree.had`; that a name is taken is answered by the first folder. May ask the bucket, unless
+        `name_taken` knows.
+        """
+        taken = self.name_taken(repo)
+        if taken is None:
+            taken = self._asks_name(repo)
+        if taken:
+            yield folders[0]
+
+    def name_taken(self, repo: Repo) -> bool | None:
+        """Whether a name is taken, from the memory alone; None if it is not known. Quick enough for the event loop."""
+        try:
+            row = self._memory.recall(_name_key(repo))
+            if row is None:
+                is_free = self._memory.is_complete() or self._free.get(repo) == self._memory.begin_listing().epoch
+                return False if is_free else None
+        except IndexUnavailable:
+            return None
+        if not row.is_trusted:
+            return None
+        if row.state is RecordState.DELETED:
+            return False
+        return _says_taken(row.content) if row.state is RecordState.LIVE and row.content is not None else None
+
+    def take(self, repo: Repo) -> None:
+        """Take a name, durable on return. Repeatable, and quick if it is taken. Raises `StoreError`."""
+        if self.name_taken(repo) is not True:
+            self._set_name(repo, taken=True)
+
+    def forget(self, repo: Repo, folders: Sequence[str]) -> bool:
+        beginnings = [f"{repository(repo)}/{folder}/" for folder in folders]
+        if any(map(self._has_live, beginnings)):
+            return False
+        self._set_name(repo, taken=False)
+        if any(map(self._has_live, beginnings)):
+            self._set_name(repo, taken=True)
+            return False
+        return True
+
+    def _asks_name(self, repo: Repo) -> bool:
+        epoch = None
+        with suppress(IndexUnavailable):
+            epoch = self._memory.begin_listing().epoch
+        found = _live(self._ask(_name_key(repo)))
+        if found is None and epoch is not None:
+            # as long as the memory has no row, no process of this machine has taken it
+            self._free[repo] = epoch
+        return found is not None and _says_taken(found.record)
+
+    def _set_name(self, repo: Repo, *, taken: bool) -> None:
+        key = _name_key(repo)
+        content = json.dumps({"state": "taken" if taken else "free", "nonce": secrets.token_hex(8)}).encode()
+        for _ in range(_ATTEMPTS):
+            found = self._ask(key)
+            said = found is not None and found.record is not None and _says_taken(found.record)
+            if said is taken:
+                return
+            with suppress(RecordChanged):
+                self._send(key, content, ABSENT if found is None else found.version)
+                return
+        raise BucketUnavailable(f"the name {repo} is changed all the time")
+
+    def _taken(self, registry: str) -> Iterator[Repo]:
+        for row in self._rows(f"{NAMES}/{registry}/" if registry else f"{NAMES}/"):
+            path = row.key.removeprefix(f"{NAMES}/").removesuffix(f"/{_NAME}")
+            repo = repo_from(path)
+            if repo is None or row.state is RecordState.DELETED:
+                continue
+            if row.state is RecordState.LIVE and row.content is not None:
+                taken = _says_taken(row.content)
+            else:
+                taken = self._asks_name(repo)
+            if taken:
+                yield repo
+
+
+#: Seconds after which it makes sense to ask again for what needs the listing.
+_LISTING: Final = 10.0
+
+
+def _name_key(repo: Repo) -> str:
+    return f"{NAMES}/{repo.registry}/{repo.name}/{_NAME}"
+
+
+def _says_taken(content: bytes) -> bool:
+    """True if a record takes its name. A damaged record does: a name must not mean another image because of it."""
+    try:
+        state = json.loads(content)["state"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return True
+    return bool(state != "free")
+
+
+def _takes_name(key: str) -> Repo | None:
+    """The repository whose name a record takes; None if it takes none."""
+    if not key.startswith(f"{REPOSITORIES}/"):
+        return None
+    path, _, below = key.removeprefix(f"{REPOSITORIES}/").partition("/_")
+    return repo_from(path) if f"_{below.partition('/')[0]}" in _TAKING else None
+
+
+def _is_deleted(content: bytes) -> bool:
+    return len(content) == DELETED_SIZE and not content[0]
+
+
+def _live(found: _Found) -> Versioned[bytes] | None:
+    return None if found is None or found.record is None else Versioned(found.record, found.version)
