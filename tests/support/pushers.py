@@ -69,9 +69,18 @@ class Pushers:
     """`registry` is the hosted registry. With `blobs_stay`, nothing is collected meanwhile: each blob must stay."""
 
     def __init__(
-        self, port: int, *, registry: str = "corp", clients: int = 4, seed: int = 0, blobs_stay: bool = False
+        self,
+        port: int,
+        *,
+        registry: str = "corp",
+        clients: int = 4,
+        seed: int = 0,
+        blobs_stay: bool = False,
+        tries: int = 2000,
     ) -> None:
+        """`tries`: how often a client asks for one thing before it takes the mirror for broken."""
         self.port = port
+        self.tries = tries
         self._blobs_stay = blobs_stay
         self._repositories = [_Repository(f"{registry}/team-{number}/app") for number in range(clients)]
         self._changing = threading.Condition()
@@ -423,7 +432,7 @@ class _Connection:
             if answer[0] and answer[0] < 500:
                 return answer
             tries += 1
-            if tries > 2000:
+            if tries > self._pushers.tries:
                 raise AssertionError(f"{method} {target}: {answer[0]} {answer[2][:300]!r}")
             self._pushers.pause.wait(0.01)
 

@@ -20,8 +20,9 @@ class BucketAccess:
         return replace(self, url=f"{self.url}/{prefix}")
 
     def changed(self, **settings: Any) -> BucketAccess:
-        """With other settings, such as the endpoint of a proxy."""
-        return replace(self, settings={**self.settings, **settings})
+        """With other settings, such as the endpoint of a proxy; None: without that one."""
+        changed = {**self.settings, **settings}
+        return replace(self, settings={name: value for name, value in changed.items() if value is not None})
 
     def table(self) -> str:
         """The table `[bucket]` of a configuration file."""

@@ -107,6 +107,13 @@ class FlippedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Meanwhile:
+    """Somebody else does this before the store sees the request."""
+
+    act: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
 class StaleListing:
     """Listings lack the objects whose keys have this in them."""
 
@@ -124,6 +131,7 @@ Fault: TypeAlias = (
     | SlowAnswer
     | FlippedRequest
     | FlippedAnswer
+    | Meanwhile
     | StaleListing
 )
 
@@ -229,6 +237,8 @@ class FaultProxy(Relay):
                 if isinstance(fault, Silence):
                     healed.wait()
                     raise _Broken
+                if isinstance(fault, Meanwhile):
+                    fault.act()
                 if isinstance(fault, Answer):
                     for _ in body:
                         pass
