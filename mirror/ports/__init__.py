@@ -24,6 +24,7 @@ The ports, and what implements them (the tests have implementations in memory, i
     record_memories.py  RecordMemory  what is known of a bucket  index/record_memory.py
     buckets.py    Bucket         objects of an object store     (to come)
     blob_objects.py  BlobObjects  which of them have blobs      (to come)
+    object_books.py  ObjectBook  the bucket's cached blobs      index/cached_book.py
     locking.py    Locks          locks between processes        store/local/locks.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
                   SortedTags     tag lists, sorted on disk      index/sorted_tags.py
@@ -61,6 +62,7 @@ from mirror.ports.eventing import *
 from mirror.ports.hosting import *
 from mirror.ports.indexes import *
 from mirror.ports.locking import *
+from mirror.ports.object_books import *
 from mirror.ports.record_memories import *
 from mirror.ports.record_trees import *
 from mirror.ports.recording import *

@@ -158,6 +158,31 @@ EVENTS_OLDEST: Final = Gauge(
     ["endpoint"],
     multiprocess_mode="livemostrecent",
 )
+BUCKET_CACHE_WAITING: Final = Gauge(
+    "mirror_bucket_cache_waiting",
+    "Cached blobs and records that wait to be written to the bucket",
+    multiprocess_mode="livesum",
+)
+BUCKET_CACHE_DROPPED: Final = Counter(
+    "mirror_bucket_cache_dropped",
+    "Cached blobs and records that were not written to the bucket, by reason: full, stopped, failed",
+    ["reason"],
+)
+BUCKET_CACHE_WRITTEN: Final = Counter("mirror_bucket_cache_written_blobs", "Cached blobs written to the bucket")
+BUCKET_CACHE_WRITTEN_BYTES: Final = Counter("mirror_bucket_cache_written_bytes", "Bytes of these blobs")
+BUCKET_CACHE_RESTORED: Final = Counter(
+    "mirror_bucket_cache_restored", "Manifests and tags that the disk had lost, brought back from the bucket", ["kind"]
+)
+BUCKET_CACHE_EVICTED: Final = Counter(
+    "mirror_bucket_cache_evicted_blobs", "Cached blobs deleted from the bucket because of its capacity"
+)
+BUCKET_CACHE_EVICTED_BYTES: Final = Counter("mirror_bucket_cache_evicted_bytes", "Bytes of these blobs")
+BUCKET_CACHE_OBJECTS: Final = Gauge(
+    "mirror_bucket_cache_blobs", "Cached blobs in the bucket", multiprocess_mode="mostrecent"
+)
+BUCKET_CACHE_BYTES: Final = Gauge(
+    "mirror_bucket_cache_bytes", "Bytes of cached blobs in the bucket", multiprocess_mode="mostrecent"
+)
 STORE_FAILING: Final = Gauge(
     "mirror_store_failing_workers", "Workers whose last write to the store failed", multiprocess_mode="livesum"
 )

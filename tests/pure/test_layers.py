@@ -69,6 +69,7 @@ _MAY_IMPORT: Final = {
     "trust": _BELOW_ALL,
     "fills": _BELOW_ALL | {"graph", "caller"},
     "intake": _BELOW_ALL | {"graph"},
+    "bucket_cache": _BELOW_ALL | {"graph"},
     "eviction": _BELOW_ALL | {"values", "graph", "intake"},
     "hosting": _BELOW_ALL | {"values", "graph", "intake"},
     "events": _BELOW_ALL | {"values"},

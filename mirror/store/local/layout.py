@@ -20,6 +20,7 @@
     ├── events/                          events that wait to be delivered (see `index/outbox.py`)
     ├── hosted.sqlite                    sums and holders of hosted content (see `index/link_ledger.py`)
     ├── index.sqlite                     the embedded index, if no Redis is configured (see `index/embedded.py`)
+    ├── bucket-cache.sqlite              what the bucket has of the cache (see `index/cached_book.py`)
     ├── misses.json                      images that a sealed mirror was asked for and lacks (see `miss_file.py`)
     ├── lists/<hash>.sqlite              long tag lists of upstreams that do not sort (see `index/sorted_tags.py`)
     ├── recent/<n>.json                  the last answers of each worker (see `answer_files.py`)
@@ -135,6 +136,10 @@ class Layout:
     @cached_property
     def ledger(self) -> Path:
         return self.root / "hosted.sqlite"
+
+    @cached_property
+    def cached_book(self) -> Path:
+        return self.root / "bucket-cache.sqlite"
 
     @cached_property
     def events(self) -> Path:

@@ -1,0 +1,53 @@
+"""Which objects of the bucket have the bytes of cached blobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from mirror import telemetry
+from mirror.bucket_cache.cached_keys import blob_key
+from mirror.errors import IndexUnavailable
+from mirror.oci.digest import Digest
+from mirror.ports import BlobObject, BookedObject, Bucket, ObjectBook
+
+
+class CachedObjects:
+    """See `mirror.ports.BlobObjects`. May be used from any thread.
+
+    An answer grants nothing: whoever asks knows already that the repository may serve the blob.
+    """
+
+    def __init__(self, bucket: Bucket, book: ObjectBook, *, now: Callable[[], float] = time.time) -> None:
+        """`now` is in epoch seconds."""
+        self._bucket = bucket
+        self._book = book
+        self._now = now
+
+    def __repr__(self) -> str:
+        return f"<CachedObjects {self._bucket!r}>"
+
+    def source(self, digest: Digest) -> BlobObject | None:
+        """See `BlobObjects`. Counts as a use. The bucket is asked only while the book is not complete."""
+        key, is_complete = blob_key(digest), False
+        with suppress(IndexUnavailable):
+            size = self._book.find(digest)
+            if size is not None:
+                self._book.use({digest: self._now()})
+                return BlobObject(digest, key, size)
+            is_complete = self._book.completed_at() is not None
+        found = None if is_complete else self._bucket.head(key)
+        if found is None:
+            return None
+        with suppress(IndexUnavailable):
+            self._book.put([BookedObject(digest, found.size, self._now())])
+        return BlobObject(digest, key, found.size)
+
+    def lost(self, found: BlobObject, reason: str) -> bool:
+        """See `BlobObjects`. The object is deleted: the next pull brings the blob again."""
+        telemetry.log.warning("cached object of bucket dropped", digest=str(found.digest), reason=reason)
+        with suppress(IndexUnavailable):
+            self._book.drop([found.digest])
+        self._bucket.delete([found.key])
+        return True

@@ -1,0 +1,200 @@
+"""Brings manifests and tags that the disk has lost back from the bucket.
+
+    a manifest is missing   its record (if missing, too) and its bytes ──> bytes, then record, on the disk
+    a tag is missing        its history, then its record
+    a list is asked for     all of that, for one repository: once in each process
+
+The caller then reads the disk as ever. What is written there grants what it has always granted: a manifest's record
+lets its repository serve what the manifest names. Nothing else that is found in the bucket does.
+
+None of this is called for what the disk has. A bucket that is slow or down costs a miss one short wait; then a breaker
+leaves it alone for a while. "Not known" is `StoreError`: whoever can ask upstream takes it for a miss, a sealed
+repository does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final, TypeVar
+
+from mirror import telemetry
+from mirror.aio.breaker import Breaker
+from mirror.aio.caches import LruCache
+from mirror.aio.singleflight import SingleFlight
+from mirror.bucket_cache.cached_keys import CachedRecord, RecordKind, parse_record_key, records_prefix
+from mirror.bucket_cache.cached_objects import CachedObjects
+from mirror.bucket_cache.site_records import SiteRecords
+from mirror.errors import BlobDamaged, BucketUnavailable
+from mirror.graph.manifests import has_blob
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import LARGEST
+from mirror.oci.reference import Repo
+from mirror.ports import BlobObject, BlobStore, Bucket, NotChanged
+
+T = TypeVar("T")
+
+#: Seconds that one answer waits for the bucket, and that a list waits for all of a repository.
+_PATIENCE: Final = 2.0
+_PATIENCE_FOR_ALL: Final = 10.0
+#: Seconds after which a client may try again, while the breaker leaves the bucket alone.
+_RETRY_AFTER: Final = 5.0
+#: Bytes of a record at most.
+_LARGEST_RECORD: Final = 1 << 20
+#: Repositories of which it is remembered that all was restored.
+_MOST_REPOSITORIES: Final = 10_000
+
+
+class Restoring:
+    """What one process restores."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        objects: CachedObjects,
+        store: BlobStore,
+        records: SiteRecords,
+        executor: Executor,
+        *,
+        keeps: Callable[[str], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`executor` runs what waits for the bucket; `keeps` says of which registries the bucket keeps content."""
+        self._bucket = bucket
+        self._objects = objects
+        self._store = store
+        self._records = records
+        self._executor = executor
+        self._keeps = keeps
+        self._breaker = Breaker(clock)
+        self._once = SingleFlight()
+        self._whole: LruCache[Repo, None] = LruCache(_MOST_REPOSITORIES, name="restored repositories")
+
+    def __repr__(self) -> str:
+        return f"<Restoring {self._once!r}>"
+
+    async def manifest(self, repo: Repo, digest: Digest) -> bool:
+        """Brings a manifest's bytes and its record back to the disk. False if the bucket does not have both. Raises
+        `StoreError` if that is not known.
+        """
+        if not self._keeps(repo.registry):
+            return False
+        return await self._ask((repo, digest), lambda: self._restore_manifest(repo, digest), _PATIENCE)
+
+    async def tag(self, repo: Repo, tag: str) -> bool:
+        """Brings the record of a tag and its history back to the disk. False if the bucket does not have the record.
+        Raises `StoreError` if that is not known.
+        """
+        if not self._keeps(repo.registry):
+            return False
+        return await self._ask((repo, tag), lambda: self._restore_tag(repo, tag), _PATIENCE)
+
+    async def repository(self, repo: Repo, *, again: bool = False) -> list[Digest]:
+        """Brings all tags and manifests of a repository back. Returns the manifests that were missing. Does nothing if
+        this process has done so before, unless `again`. Raises `StoreError` if it is not known what the bucket has, or
+        if this takes too long; then it goes on, for the next call.
+        """
+        if not self._keeps(repo.registry) or (repo in self._whole and not again):
+            return []
+        restored = await self._ask(repo, lambda: self._restore_all(repo), _PATIENCE_FOR_ALL)
+        self._whole[repo] = None
+        return restored
+
+    async def aclose(self) -> None:
+        """Ends what is under way. Repeatable."""
+        await self._once.aclose()
+
+    async def _ask(self, key: object, work: Callable[[], T], patience: float) -> T:
+        ticket = self._breaker.admit()
+        if ticket is None:
+            raise BucketUnavailable("the bucket did not answer just now", retry_after=_RETRY_AFTER)
+
+        async def run() -> T:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+        try:
+            async with asyncio.timeout(patience):
+                result = await self._once.run(key, run)
+        except TimeoutError as error:
+            self._breaker.fail(ticket)
+            raise BucketUnavailable("the bucket does not answer in time", retry_after=_RETRY_AFTER) from error
+        except BucketUnavailable:
+            self._breaker.fail(ticket)
+            raise
+        except BaseException:
+            self._breaker.withdraw(ticket)
+            raise
+        self._breaker.succeed(ticket)
+        return result
+
+    # ------------------------------------------------------------------------------------------------ blocking
+
+    def _restore_manifest(self, repo: Repo, digest: Digest) -> bool:
+        record = CachedRecord.of_manifest(repo, digest)
+        found = None
+        if not has_blob(self._store, digest):
+            # first, because without its bytes the record is of no use, and the book often knows without a request
+            found = self._objects.source(digest)
+            if found is None or found.size > LARGEST:
+                return False
+        content = None
+        if self._records.content(record) is None:
+            content = self._read(record)
+            if content is None:
+                return False
+        if found is not None and not self._restore_bytes(found):
+            return False
+        if content is not None and not self._records.restore(record, content):
+            return False
+        telemetry.BUCKET_CACHE_RESTORED.labels("manifest").inc()
+        return True
+
+    def _restore_bytes(self, found: BlobObject) -> bool:
+        """False if the object is gone, or has wrong bytes; then it is dropped."""
+        try:
+            stored = self._bucket.read(found.key, LARGEST)
+            if stored is not None and not isinstance(stored, NotChanged):
+                self._store.put(found.digest, stored.content)
+                return True
+        except BlobDamaged as error:
+            self._objects.lost(found, str(error))
+        else:
+            self._objects.lost(found, "it is gone")
+        return False
+
+    def _restore_tag(self, repo: Repo, tag: str) -> bool:
+        history = CachedRecord.of_history(repo, tag)
+        # before the tag, and also without it: the digests that upstream moved it to must not look new
+        if self._records.content(history) is None and (content := self._read(history)) is not None:
+            self._records.restore(history, content)
+        record = CachedRecord.of_tag(repo, tag)
+        if self._records.content(record) is None:
+            content = self._read(record)
+            if content is None or not self._records.restore(record, content):
+                return False
+        telemetry.BUCKET_CACHE_RESTORED.labels("tag").inc()
+        return True
+
+    def _restore_all(self, repo: Repo) -> list[Digest]:
+        restored = []
+        for record in self._listed(repo, RecordKind.MANIFEST):
+            here = self._records.content(record) is not None and has_blob(self._store, record.digest)
+            if not here and self._restore_manifest(repo, record.digest):
+                restored.append(record.digest)
+        for record in self._listed(repo, RecordKind.TAG):
+            if self._records.content(record) is None:
+                self._restore_tag(repo, record.name)
+        return restored
+
+    def _listed(self, repo: Repo, kind: RecordKind) -> list[CachedRecord]:
+        found = (parse_record_key(info.key) for info in self._bucket.list(records_prefix(repo, kind)))
+        return [record for record in found if record is not None]
+
+    def _read(self, record: CachedRecord) -> bytes | None:
+        try:
+            stored = self._bucket.read(record.key, _LARGEST_RECORD)
+        except BlobDamaged:
+            return None
+        return None if stored is None or isinstance(stored, NotChanged) else stored.content
