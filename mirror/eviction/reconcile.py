@@ -16,8 +16,10 @@ One thing is corrected on the disk as well: a repository's record of a manifest 
 is of no more use. These records are deleted; otherwise every image that is never pulled again would cost a file for
 ever.
 
-Hosted repositories are passed over: eviction must not know their content. A record whose manifest has only a hosted
-name is never deleted here, even if the configuration does not name the registry any more.
+Hosted repositories are passed over: eviction must not know their content. If their bytes are in a bucket, the disk has
+copies of them, and eviction must know which belong together: then what their manifests name is recorded, and nothing
+else. A record whose manifest is hosted is never deleted here, even if the configuration does not name the registry any
+more.
 """
 
 from __future__ import annotations
@@ -182,17 +184,20 @@ async def _link(
     reader = _Reader(store, catalog, places.contents)
     async for batch in batches_in_thread(catalog.repositories(), 1):
         repo = batch[0]
-        if places.is_hosted(repo):
+        is_hosted = places.is_hosted(repo)
+        if is_hosted and not places.has_copies:
             continue
         repositories += 1
         used: dict[Digest, float] = {}
-        async for found in batches_in_thread(walk(catalog, reader.read, reader.note, batch), 50):
+        read = reader.read_copy if is_hosted else reader.read
+        async for found in batches_in_thread(walk(catalog, read, reader.note, batch), 50):
             granted: dict[Digest, int] = {}
             for _, digest, manifest in found:
                 used[digest] = manifest.used_at
                 for blob, size in manifest.granted.items():
                     granted[blob] = max(size, granted.get(blob, -1))
-            await call(partial(index.link, repo, granted))
+            if granted:
+                await call(partial(index.link, repo, granted))
             await call(partial(index.record_references, [manifest.references for _, _, manifest in found]))
             manifests += len(found)
             links += len(granted)
@@ -252,6 +257,17 @@ class _Reader:
             return None
         self.skipped -= 1
         return _ReadManifest(References.of(manifest), used_at, granted)
+
+    def read_copy(self, _: Repo, digest: Digest) -> _ReadManifest | None:
+        """Blocking: reads one manifest of a hosted repository, if the disk has a copy of it. That gives no right to
+        anything, and nothing is deleted. Raises `StoreError`.
+        """
+        try:
+            used_at = self._store.stat(digest).used_at
+        except BlobUnknown:
+            return None
+        manifest = manifest_of_bytes(self._store, digest)
+        return _ReadManifest(References.of(manifest), used_at, {}) if manifest else None
 
     def note(self, repo: Repo, digest: Digest, error: StoreError) -> None:
         """Notes that a manifest could not be read, or, if its bytes are damaged, that it names nothing."""

@@ -4,6 +4,7 @@
     new blob ── record_blob() ──────────────> index ──┬─> recorded there
     new manifest ── record_references() ────> index ──┤
                                                       └── index does not answer: in memory, bounded ── flush() ──> index
+    put on the disk by a thread ── stored() ──> in memory ── flush() ──> index
 
 If the index is down, nothing here fails or waits for it. The failure is logged once, and the index is sent what it
 missed as soon as it answers. What does not fit in memory until then is found by the daily reconciliation with the disk.
@@ -12,6 +13,7 @@ missed as soon as it answers. What does not fit in memory until then is found by
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import islice
@@ -51,6 +53,8 @@ class WriteBehind:
         self._waiting_references = _waiting_references()
         #: Blobs that arrived while the index did not answer; the values are not used.
         self._waiting_blobs = _blobs_cache(most_blobs)
+        #: Blobs that threads have put on the disk; any thread may append.
+        self._stored: deque[Digest] = deque(maxlen=most_blobs)
         #: Why the last call of the index failed; None if it did not.
         self.trouble: str | None = None
         #: Set when the index answers again after a failure. Cleared by the task that repairs what the index missed.
@@ -89,6 +93,10 @@ class WriteBehind:
             if not isinstance(error, IndexUnavailable):
                 raise
             self.note_down(error)
+
+    def stored(self, digest: Digest) -> None:
+        """Notes a blob that a thread has put on the disk: the next flush records it. For any thread."""
+        self._stored.append(digest)
 
     async def record_references(self, references: References, size: int) -> None:
         """Records in the index what a new manifest of `size` bytes names. If the index does not answer, the next flush
@@ -144,6 +152,8 @@ class WriteBehind:
                 telemetry.log.warning("times of use cannot be written", reason=str(error))
 
     async def _flush_blobs(self) -> None:
+        while self._stored:
+            self._waiting_blobs[self._stored.popleft()] = None
         if not self._waiting_blobs or not self.index_up:
             return
         blobs, self._waiting_blobs = self._waiting_blobs, _blobs_cache(self._most_blobs)

@@ -1,5 +1,5 @@
 """Where the blobs of a repository are read: what a cached repository serves is in the cache, or it is fetched; what a
-hosted one serves is under the hosted names, or in the cache as well.
+hosted one serves is under the hosted names or in a bucket, or in the cache as well.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from mirror.ports import Blobs
 
 @dataclass(frozen=True, slots=True)
 class BlobPlaces:
-    """`cache` has the blobs of cached repositories, `contents` all blobs, hosted or cached."""
+    """`cache` has the blobs of cached repositories, `contents` all blobs, hosted or cached. `has_copies` is true if the
+    cache has copies of hosted blobs, which are evicted, because the bytes are in a bucket.
+    """
 
     cache: Blobs
     contents: Blobs
     is_hosted: Callable[[Repo], bool]
+    has_copies: bool = False
 
     @classmethod
     def only(cls, cache: Blobs) -> BlobPlaces:

@@ -144,6 +144,12 @@ class Intake:
             await self.write(self._store.flush)
             await self.write(self._catalog.flush)
 
+    def record_copy(self, manifest: Manifest) -> None:
+        """Notes in the background what a manifest names of which the disk has a copy: the copy of an image is evicted
+        as a whole. No repository is granted anything.
+        """
+        self._background.start(self._index.record_references(References.of(manifest), len(manifest.content)))
+
     async def aclose(self) -> None:
         """Waits for pending writes to disk and index. Repeatable."""
         await self._background.finish()

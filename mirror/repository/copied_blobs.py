@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from mirror.errors import (
     BlobDamaged,
@@ -32,6 +33,7 @@ from mirror.fills.sources import BlobSources
 from mirror.graph.manifests import has_blob
 from mirror.intake.integrity import Integrity
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink
 from mirror.ports import BlobInfo, BlobObjects, BlobReader, BlobStore
@@ -58,17 +60,22 @@ class CopiedBlobs:
         integrity: Integrity,
         *,
         touch: Callable[[Digest], None],
+        named: Callable[[Manifest], None],
         failed: Callable[[StoreError, Digest], None],
     ) -> None:
         """`objects` says what the bucket has, by what is remembered while the bucket is down. `integrity` checks files
-        of `cache`. `touch` notes that a copy was used; `failed` that the disk could not take one.
+        of `cache`. `touch` notes that a copy was used, `named` what a manifest names whose copy was read: an image is
+        evicted as a whole. `failed` notes that the disk could not take a copy.
         """
         self._cache = cache
         self._objects = objects
         self._reads = reads
         self._flights = flights
         self._integrity = integrity
-        self._touch = touch
+        #: Notes that a copy was used, for eviction.
+        self.touch: Final = touch
+        #: Notes what a manifest names, for eviction.
+        self.named: Final = named
         self._failed = failed
 
     def __repr__(self) -> str:
@@ -86,14 +93,14 @@ class CopiedBlobs:
         if found is None:
             return await self._join(repo, link)
         info, reader = found
-        self._touch(digest)
+        self.touch(digest)
         return StoredContent(digest, info.size, reader, self._stream(repo, digest), self._integrity.recheck_later)
 
     async def stat(self, repo: Repo, link: BlobLink) -> BlobStat:
         """Returns the answer to HEAD, which succeeds only if GET would. Raises like `content`."""
         with suppress(BlobUnknown, StoreError):
             if self._cache.stat(link.digest).size == link.size:
-                self._touch(link.digest)
+                self.touch(link.digest)
                 return BlobStat(link.size, Outcome.HIT, repo.registry)
         if await asyncio.to_thread(self._objects.source, link.digest) is None:
             raise _lost(repo, link.digest)

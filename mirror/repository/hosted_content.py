@@ -150,6 +150,10 @@ class HostedContent:
             manifest = await self._caches.once.run(key, lambda: asyncio.to_thread(self._read_manifest, digest))
             if manifest is not None:
                 self._caches.manifests[self.repo, digest] = manifest
+                if self._copied is not None:
+                    self._copied.named(manifest)
+        if self._copied is not None:
+            self._copied.touch(digest)
         return manifest
 
     def _read_record(self, digest: Digest) -> ManifestRecord | None:

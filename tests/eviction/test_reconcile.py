@@ -164,6 +164,20 @@ async def test_an_empty_index_learns_everything(index: ContentIndex, disk: Disk)
     assert await index.marker() == MARK
 
 
+@pytest.mark.parametrize("has_copies", [False, True])
+async def test_copies_of_hosted_images_are_known_as_images(index: ContentIndex, disk: Disk, has_copies: bool) -> None:
+    """What a hosted manifest names is recorded if the disk has copies, which are evicted; it grants nothing, and no
+    record is dropped, although it is old and its manifest is not on the disk.
+    """
+    disk.store.delete(disk.other)
+    places = BlobPlaces(disk.store, disk.store, lambda repo: True, has_copies)
+    await reconcile(disk.store, disk.catalog, index, places=places)
+    roots = {each.digest for each in await index.least_recently_used(BlobRole.ROOT, 10)}
+    assert roots == ({disk.list} if has_copies else set())
+    assert await index.linked(ALPINE, Digest.of(LAYER)) is None
+    assert disk.catalog.get_manifest(OTHER, disk.other) is not None
+
+
 async def test_twice_changes_nothing(index: ContentIndex, disk: Disk) -> None:
     """Row 55: a second run finds all as it should be, and leaves it so."""
     await reconcile(disk.store, disk.catalog, index)

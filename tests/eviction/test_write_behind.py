@@ -72,6 +72,17 @@ async def test_blobs_wait_without_end() -> None:
     assert await world.port.usage() == Usage(2, 200)
 
 
+async def test_blobs_that_threads_have_stored_are_recorded(world: World) -> None:
+    """By the next flush, if they are still there."""
+    here, gone = Digest.of(b"put here by a thread"), Digest.of(b"dropped since")
+    world.store.put(here, b"put here by a thread")
+    world.write_behind.stored(here)
+    world.write_behind.stored(gone)
+    await world.write_behind.flush()
+    assert await world.port.get(here) is not None
+    assert await world.port.get(gone) is None
+
+
 async def test_uses_wait_for_the_index(world: World) -> None:
     """While it is down uses are kept, the log says so once, and once more when it is back; later uses win."""
     digests = [await world.add(number) for number in range(3)]

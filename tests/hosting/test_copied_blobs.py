@@ -47,6 +47,7 @@ class Served:
             self.hangar.flights,
             Integrity(self.cache, SingleFlight(), self.background),
             touch=self.touched.append,
+            named=lambda manifest: None,
             failed=lambda error, _: self.failures.append(error),
         )
 
