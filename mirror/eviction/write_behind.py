@@ -94,9 +94,9 @@ class WriteBehind:
                 raise
             self.note_down(error)
 
-    def stored(self, digest: Digest) -> None:
+    def stored(self, info: BlobInfo) -> None:
         """Notes a blob that a thread has put on the disk: the next flush records it. For any thread."""
-        self._stored.append(digest)
+        self._stored.append(info.digest)
 
     async def record_references(self, references: References, size: int) -> None:
         """Records in the index what a new manifest of `size` bytes names. If the index does not answer, the next flush

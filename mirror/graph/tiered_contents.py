@@ -40,7 +40,7 @@ class TieredContents:
         bucket: ObjectReader,
         objects: BlobObjects,
         *,
-        stored: Callable[[Digest], None] = lambda _: None,
+        stored: Callable[[BlobInfo], None] = lambda _: None,
         keeps: bool = True,
     ) -> None:
         """`objects` says what the bucket has, and asks it in every call. `stored` is called, in any thread, with each
@@ -105,11 +105,9 @@ class TieredContents:
         if not self._keeps:
             return
         try:
-            self._cache.put(digest, content)
+            self._stored(self._cache.put(digest, content))
         except StoreError as error:
             telemetry.log.warning("no copy on the disk", digest=str(digest), reason=str(error))
-        else:
-            self._stored(digest)
 
     def walk(self) -> Iterable[BlobInfo]:
         """See `Blobs`: what is on the disk. What the bucket has is listed by nobody who reads contents."""
@@ -157,8 +155,7 @@ class TieredContents:
                 raise BlobDamaged(f"{digest} arrives damaged: {reason}")
             # the first bytes may have been damaged on this disk
             ingest.restart()
-        ingest.commit()
-        self._stored(digest)
+        self._stored(ingest.commit())
 
     def _receive(self, digest: Digest, ingest: Ingest) -> tuple[BlobObject, str] | None:
         """Receives the rest of the blob, and verifies the whole. Returns the object that gave the last byte if it does

@@ -7,6 +7,7 @@ import structlog
 from mirror.eviction.reconcile import MARK
 from mirror.oci.digest import Digest
 from mirror.policy.records import References, Usage
+from mirror.ports import BlobInfo
 from tests.support.eviction_world import START, World
 
 
@@ -76,8 +77,8 @@ async def test_blobs_that_threads_have_stored_are_recorded(world: World) -> None
     """By the next flush, if they are still there."""
     here, gone = Digest.of(b"put here by a thread"), Digest.of(b"dropped since")
     world.store.put(here, b"put here by a thread")
-    world.write_behind.stored(here)
-    world.write_behind.stored(gone)
+    world.write_behind.stored(BlobInfo(here, 1))
+    world.write_behind.stored(BlobInfo(gone, 1))
     await world.write_behind.flush()
     assert await world.port.get(here) is not None
     assert await world.port.get(gone) is None

@@ -13,7 +13,7 @@ from mirror.graph.manifests import certain_manifest
 from mirror.graph.tiered_contents import TieredContents
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.ports import BlobObject
+from mirror.ports import BlobInfo, BlobObject
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from tests.support.memory_bucket import MemoryBucket
@@ -35,7 +35,7 @@ class Tiers:
         self.bucket = MemoryBucket()
         self.bucket.write(KEY, CONTENT)
         self.objects = OneObject(DIGEST, SIZE)
-        self.stored: list[Digest] = []
+        self.stored: list[BlobInfo] = []
         self.contents = TieredContents(self.cache, self.bucket, self.objects, stored=self.stored.append)
 
     def read_all(self) -> bytes:
@@ -80,7 +80,7 @@ def test_what_the_bucket_has_is_read_from_there_once(tiers: Tiers) -> None:
     assert tiers.contents.read(DIGEST, SIZE) == CONTENT
     assert tiers.contents.read(DIGEST, SIZE) == CONTENT
     assert tiers.bucket.calls["open"] == 1
-    assert tiers.stored == [DIGEST]
+    assert tiers.stored == [BlobInfo(DIGEST, SIZE)]
 
 
 def test_opening_fetches_the_whole_blob(tiers: Tiers) -> None:
@@ -88,7 +88,7 @@ def test_opening_fetches_the_whole_blob(tiers: Tiers) -> None:
     tiers.bucket.break_bodies(after=SIZE // 2)
     assert tiers.read_all() == CONTENT
     assert tiers.bucket.calls["open"] == 2
-    assert tiers.stored == [DIGEST]
+    assert tiers.stored == [BlobInfo(DIGEST, SIZE)]
     assert tiers.cache.read(DIGEST, SIZE) == CONTENT
     assert tiers.cache.growing() == {}
 
