@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
+from mirror.graph.described import Described
 from mirror.graph.referrers import ReferrerScan
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
@@ -16,7 +17,6 @@ from mirror.policy.history import TagOverride
 from mirror.policy.records import Freeze, TagRecord
 from mirror.ports import BlobStore, Catalog
 from mirror.repository.answers import Outcome
-from mirror.repository.described import Described
 from mirror.repository.tag_windows import TagWindows
 
 #: Seconds until the disk is checked again for a tag's record, or for a manifest that is in memory.

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from mirror.aio.memo import MISSING
 from mirror.caller import caller_mark
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, StoreFull, UpstreamNotFound
-from mirror.fills.sources import BlobSources
+from mirror.fills.flights import Flights
+from mirror.fills.sources import BlobSource, BlobSources, FromUpstream, Pull
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
@@ -36,11 +39,33 @@ from mirror.repository.caches import Caches
 from mirror.repository.questions import Questions
 from mirror.repository.stored import StoredRepository
 from mirror.repository.tag_pages import LIST_FOR
-from mirror.repository.transfers import Transfers
 
 #: Seconds between two checks whether another process has published a blob that it has filled, and number of checks.
 _LOOK_AGAIN: Final = 0.1
 _PUBLISHING: Final = 1200
+
+
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """How blobs that the store does not have come to this process: into the store by flights, or past it by streams to
+    one client.
+
+    `executor` runs the threads that receive a stream; `received` counts the bytes that upstream has sent in streams.
+    `nearer` makes the source of a blob that is asked before its upstream; None if there is none.
+    """
+
+    flights: Flights
+    executor: Executor
+    received: Callable[[int], None]
+    nearer: Callable[[Digest], BlobSource] | None = None
+
+    def sources(self, digest: Digest, pull: Pull, granted: int) -> BlobSources:
+        """Returns where a blob comes from: `pull` asks its upstream. A nearer source is asked only if a manifest of the
+        repository names the blob, with its size (`granted` >= 0): otherwise an answer of upstream is the right to it.
+        """
+        if self.nearer is None or granted < 0:
+            return BlobSources.of(pull)
+        return BlobSources(self.nearer(digest), FromUpstream(pull))
 
 
 class ProxiedBlobs:

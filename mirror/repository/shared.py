@@ -22,14 +22,13 @@ from mirror.ports import BlobStore, Catalog, Upstream
 from mirror.repository.caches import Caches
 from mirror.repository.miss_report import Misses
 from mirror.repository.proxied import ProxiedRepository
-from mirror.repository.proxied_blobs import ProxiedBlobs
+from mirror.repository.proxied_blobs import ProxiedBlobs, Transfers
 from mirror.repository.proxied_manifests import ProxiedManifests
 from mirror.repository.questions import Questions
 from mirror.repository.sealed import SealedRepository
 from mirror.repository.stored import StoredRepository
 from mirror.repository.tag_answers import TagAnswers
 from mirror.repository.tag_pages import TagPages
-from mirror.repository.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True)
