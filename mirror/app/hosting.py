@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from mirror.app.reporting import open_announcer
 from mirror.app.storage import Storage, immutable_tags, quota_rules
@@ -25,6 +26,10 @@ from mirror.policy.hosted.push_checks import HostedRules
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
 from mirror.repository.shared import Shared
+
+#: Seconds for which a HEAD or a mount, and a manifest, waits for bytes that are sent from the cache to the bucket.
+_PATIENCE: Final = 1.0
+_PATIENCE_OF_MANIFESTS: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +67,8 @@ def open_hosting(
 
     parts = _open_parts(config, storage, shared.histories)
     integrity = Integrity(storage.contents, shared.caches.once, shared.background)
-    links = Links(parts)
-    placing = Placing(parts, links)
+    links = Links(parts, patience=_PATIENCE)
+    placing = Placing(parts, Links(parts, patience=_PATIENCE_OF_MANIFESTS))
     deleting = Deleting(parts, links, placing)
     settings = config.hosting
     pushing = Pushing(parts, placing, deleting)
@@ -88,7 +93,7 @@ def open_hosting(
         shared.executor,
     )
     rules = _rules(config)
-    copying = Copying(parts, links, placing, pushing, sources, rules, shared.executor)
+    copying = Copying(parts, Links(parts), placing, pushing, sources, rules, shared.executor)
     return Hosting(verbs, HostedMemory(parts, shared.caches), integrity, shared, rules, copying)
 
 

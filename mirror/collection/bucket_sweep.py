@@ -27,8 +27,6 @@ _KEY: Final = "sweep"
 #: Seconds between two attempts if another process sweeps, or if a sweep failed.
 _TRY_AGAIN: Final = 60.0
 _LOOK_EVERY: Final = 60.0
-#: Seconds after which an unfinished upload, or a probe, is of no more use to anybody.
-_LEFT_BEHIND: Final = 86400.0
 
 
 class BucketSweeper:
@@ -41,18 +39,14 @@ class BucketSweeper:
         sweeps: Records,
         clock: GraceClock,
         *,
-        grace: float,
         rate: float,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`sweeps` has the report of the last sweep. What is younger than `grace` seconds is left alone. `rate` is how
-        many objects are looked at in a second, at most.
-        """
+        """`sweeps` has the report of the last sweep. `rate` is how many objects are looked at in a second, at most."""
         self._sweep = sweep
         self._locks = locks
         self._sweeps = sweeps
         self._clock = clock
-        self._grace = grace
         self._rate = rate
         self._sleep = sleep
 
@@ -74,7 +68,7 @@ class BucketSweeper:
         report = last if last and last.ended_at is None else SweepReport(self._clock.read().later)
         if report.after:
             telemetry.log.info("sweep goes on", after=report.after)
-        pages = self._sweep.pages(report.after, self._clock.read().earlier - self._grace)
+        pages = self._sweep.pages(report.after)
         try:
             while not lease.lost.is_set():
                 page = await uninterrupted(asyncio.to_thread(next, pages, None))
@@ -95,7 +89,7 @@ class BucketSweeper:
         self._sweeps.put(_KEY, report.to_json())
 
     def _end(self, report: SweepReport) -> None:
-        leftovers = self._sweep.leftovers(self._clock.read().earlier - _LEFT_BEHIND)
+        leftovers = self._sweep.leftovers()
         report.end(self._clock.read().later, leftovers)
         self._sweeps.put(_KEY, report.to_json())
         show_sweep(report)
@@ -104,7 +98,7 @@ class BucketSweeper:
             objects=report.objects,
             bytes=report.bytes,
             deleted=report.deleted,
-            found_again=report.queued + report.repaired,
+            queued=report.queued,
             lost=report.lost,
         )
 

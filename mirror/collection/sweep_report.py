@@ -29,9 +29,7 @@ class SweepReport:
     deleted: int = 0
     deleted_bytes: int = 0
     queued: int = 0
-    repaired: int = 0
     lost: int = 0
-    unexplained: int = 0
     uploads_aborted: int | None = None
     probes_deleted: int = 0
 
@@ -43,9 +41,7 @@ class SweepReport:
         self.deleted += page.deleted
         self.deleted_bytes += page.deleted_bytes
         self.queued += page.queued
-        self.repaired += page.repaired
         self.lost += page.lost
-        self.unexplained += page.unexplained
 
     def end(self, at: float, leftovers: Leftovers) -> None:
         """Notes that everything was looked at."""

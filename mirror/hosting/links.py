@@ -36,8 +36,12 @@ class Links:
     bytes cannot be read.
     """
 
-    def __init__(self, parts: HostedParts) -> None:
+    def __init__(self, parts: HostedParts, *, patience: float | None = None) -> None:
+        """`patience` is for how many seconds a call waits while bytes that only the cache has are sent to where hosted
+        ones are (None: until they are there). After that the blob is unknown for now, and the client uploads it.
+        """
         self._parts = parts
+        self._patience = patience
 
     def __repr__(self) -> str:
         return "<Links>"
@@ -224,7 +228,7 @@ class Links:
         except BlobUnknown:
             if self._parts.contents.stat(link.digest).size != link.size:
                 raise
-            info = blobs.adopt(link.digest)
+            info = blobs.adopt(link.digest, self._patience)
         if info.size != link.size:
             raise BlobUnknown(f"{link.digest} is damaged here: {info.size} bytes instead of {link.size}")
 

@@ -207,7 +207,7 @@ class OperatorDeletions:
             self._parts.settle(repo)
         except StoreError as error:
             raise StoreError(f"deleted from {repo}, but bytes stay: {error}; run the same again") from error
-        if left := self._parts.blobs.free_collected():
+        if left := self._parts.blobs.free_collected(at_once=True):
             raise StoreError(
                 f"deleted from {repo}, but the bytes of {left} blobs stay in the bucket until its next sweep"
             )

@@ -43,11 +43,12 @@ class HostedBlobs(Protocol):
     def hosted(self, digest: Digest) -> BlobInfo:
         """The blob under its hosted name. Raises `BlobUnknown` if it certainly has none, `StoreError`."""
 
-    def adopt(self, digest: Digest) -> BlobInfo:
+    def adopt(self, digest: Digest, patience: float | None = None) -> BlobInfo:
         """Give a blob of the cache its hosted name as well, and take it out of the queue like `rescue`. Repeatable.
 
         The caller has checked that the bytes match the digest. Durable on return. Raises `BlobUnknown` if the blob is
-        under neither name, `StoreFull`, `StoreError`.
+        under neither name, or if the bytes must be sent somewhere and that takes longer than `patience` seconds (None:
+        however long it takes; it goes on in any case). Raises `StoreFull`, `StoreError`.
         """
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
@@ -74,9 +75,9 @@ class HostedBlobs(Protocol):
         Raises `RecordChanged` if the record is no longer in that version: the blob was rescued, and stays.
         """
 
-    def free_collected(self) -> int:
-        """Free the room of the blobs that were collected, as far as that was put off. Returns of how many it could not
-        be freed now; it is freed later. Raises nothing.
+    def free_collected(self, *, at_once: bool = False) -> int:
+        """Free the room of the blobs that were collected, as far as that was put off and is due, or all of it
+        (`at_once`). Returns of how many it could not be freed now; it is freed later. Raises nothing.
         """
 
     def all_queued(self) -> Iterable[QueuedBlob]:

@@ -14,15 +14,13 @@ class SweptPage:
     after: str
     objects: int = 0
     bytes: int = 0
-    #: Objects that were deleted because their generation was over, and their bytes.
+    #: Objects that were deleted because no state will name them, and their bytes.
     deleted: int = 0
     deleted_bytes: int = 0
-    #: Objects that no state named: those that now wait to be collected, and those that repair a lost blob.
+    #: Blobs that had no state, and wait to be collected now.
     queued: int = 0
-    repaired: int = 0
-    #: Blobs whose object is gone, or has another size.
+    #: Blobs whose object is gone, or has another size, and blobs whose state is damaged.
     lost: int = 0
-    unexplained: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +36,10 @@ class Leftovers:
 class BucketSweep(Protocol):
     """Looks at all hosted blobs of a bucket. All calls block, and raise `StoreError`; what was done stays right."""
 
-    def pages(self, after: str, before: float) -> Generator[SweptPage]:
-        """Looks at the objects behind the key `after` ("": all), a page in each step. Objects and states that are not
-        older than `before` (epoch seconds) are left alone.
+    def pages(self, after: str) -> Generator[SweptPage]:
+        """Looks at the objects behind the key `after` ("": all), a page in each step. What may still be written is left
+        alone.
         """
 
-    def leftovers(self, before: float) -> Leftovers:
-        """Removes other things that are older than `before`."""
+    def leftovers(self) -> Leftovers:
+        """Removes unfinished uploads and probes of more than a day."""

@@ -5,24 +5,27 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
-from mirror.errors import BlobUnknown, BucketUnavailable, RecordChanged, RecordDamaged, StoreError
+from mirror.errors import BlobUnknown, BucketUnavailable, RecordChanged, StoreError
 from mirror.graph.damage import restore_hosted
 from mirror.oci.digest import Digest
-from mirror.policy.hosted.blob_state import no_blob, stored
+from mirror.policy.hosted.blob_state import no_blob
 from mirror.policy.hosted_records import QueuedBlob
 from mirror.ports import ABSENT, BlobInfo, BlobObject, ObjectInfo, Version
 from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
-from mirror.store.objects.hosted_blobs import HostedObjects
-from mirror.store.objects.object_keys import hosted_key, state_key
-from tests.support.hosted_blobs_suite import CONTENT, DIGEST, HostedBlobsSuite
+from mirror.store.objects.digest_locks import DigestLocks
+from mirror.store.objects.hosted_blobs import HostedObjects, PulledObjects
+from mirror.store.objects.object_keys import state_key
+from tests.support.hosted_blobs_suite import ABSENT_DIGEST, CONTENT, DIGEST, HostedBlobsSuite
 from tests.support.object_site import ObjectSite, PlainContents
 from tests.support.stepping_bucket import Killed
 from tests.support.uploads_suite import UploadsSuite, opened, pushed
@@ -107,7 +110,7 @@ def test_a_push_leaves_a_copy_that_eviction_may_drop(site: ObjectSite) -> None:
     pushed_to(site)
     assert site.cache.read(DIGEST, 1000) == CONTENT
     assert Path(site.layout.blob(DIGEST)).stat().st_mode & 0o777 == 0o400
-    assert site.added == [DIGEST]
+    assert site.added == [BlobInfo(DIGEST, len(CONTENT))]
     site.cache.delete(DIGEST)
     assert site.hosted.hosted(DIGEST).size == len(CONTENT)
     assert site.contents.read(DIGEST, 1000) == CONTENT
@@ -119,7 +122,7 @@ def test_a_manifest_leaves_one_copy(site: ObjectSite) -> None:
     site.hosted.put(DIGEST, CONTENT)
     site.hosted.put(DIGEST, CONTENT)
     assert site.cache.read(DIGEST, 1000) == CONTENT
-    assert site.added == [DIGEST]
+    assert site.added == [BlobInfo(DIGEST, len(CONTENT))]
 
 
 def test_a_push_succeeds_without_a_copy(site: ObjectSite) -> None:
@@ -177,9 +180,9 @@ def lose(site: ObjectSite) -> bool:
 def test_120_an_object_that_is_gone(site: ObjectSite) -> None:
     """Row 120: the blob is damaged, not absent, and a push repairs it under another key."""
     pushed_to(site)
-    site.bucket.lose(hosted_key(DIGEST, 1))
     found = site.hosted.source(DIGEST)
-    assert found == BlobObject(DIGEST, hosted_key(DIGEST, 1), len(CONTENT))
+    assert found == BlobObject(DIGEST, site.key(DIGEST), len(CONTENT))
+    site.bucket.lose(found.key)
     assert site.hosted.lost(found, "the object is gone")
     assert not site.hosted.lost(found, "the object is gone")
     assert site.hosted.source(DIGEST) is None
@@ -190,9 +193,53 @@ def test_120_an_object_that_is_gone(site: ObjectSite) -> None:
     assert not site.hosted.blobs(None, 10)
     pushed_to(site)
     assert not site.hosted.damaged()
-    assert site.keys("hosted/") == [hosted_key(DIGEST, 2)]
+    assert site.keys() == [site.key(DIGEST)]
+    assert found.key != site.key(DIGEST)
     assert not site.hosted.lost(found, "found late")
     assert site.hosted.hosted(DIGEST).size == len(CONTENT)
+
+
+@pytest.mark.parametrize("how", ["push", "put", "adopt"])
+def test_120_a_push_looks_at_the_object_itself(site: ObjectSite, tmp_path: Path, how: str) -> None:
+    """Row 120: nobody has noticed yet that it is gone. The push that would repair it is not thrown away."""
+    pushed_to(site)
+    site.bucket.lose(site.key(DIGEST))
+    other = ObjectSite(tmp_path / "other", site.bucket)
+    if how == "adopt":
+        lose(site)
+        assert restore_hosted(site.cache, site.hosted) == 0
+    else:
+        RELYING[how](other)
+    assert holds(site)
+
+
+def test_119_a_manifest_is_compared(site: ObjectSite, tmp_path: Path) -> None:
+    """Row 119: its object has the right size and other bytes. What this process has written it does not read again."""
+    site.hosted.put(DIGEST, CONTENT)
+    calls = site.bucket.calls["read"]
+    site.hosted.put(DIGEST, CONTENT)
+    assert site.bucket.calls["read"] == calls + 1
+    site.bucket.damage(site.key(DIGEST), CONTENT[::-1])
+    ObjectSite(tmp_path / "other", site.bucket).hosted.put(DIGEST, CONTENT)
+    assert holds(site)
+    assert len(site.keys()) == 2
+
+
+def test_pulls_go_on_from_memory(site: ObjectSite, tmp_path: Path) -> None:
+    """While the bucket is down, what is remembered says where a blob is; nothing else believes it."""
+    pushed_to(site)
+    site.remember()
+    pulled = PulledObjects(site.views.remembered, site.hosted)
+    site.bucket.down = True
+    found = pulled.source(DIGEST)
+    assert found
+    with pytest.raises(BucketUnavailable):
+        site.hosted.source(DIGEST)
+    with pytest.raises(BucketUnavailable):
+        pulled.lost(found, "a test")
+    site.bucket.down = False
+    assert pulled.lost(found, "a test")
+    assert pulled.source(ABSENT_DIGEST) is None
 
 
 def test_a_sound_copy_repairs_a_lost_blob(site: ObjectSite) -> None:
@@ -212,15 +259,15 @@ def test_a_lost_blob_that_nothing_needs_is_collected(site: ObjectSite) -> None:
     assert site.hosted.collect(DIGEST, version) == 0
     site.hosted.free_collected()
     assert not site.hosted.damaged()
-    assert not site.keys("hosted/")
+    assert not site.keys()
     pushed_to(site)
-    assert site.keys("hosted/") == [hosted_key(DIGEST, 2)]
+    assert holds(site)
 
 
 def test_119_an_upload_of_the_wrong_size(site: ObjectSite) -> None:
     """Row 119: what the bucket has is compared before anything names it."""
-    wrong = ObjectInfo(hosted_key(DIGEST, 1), 5, 0.0, Version("v"))
-    with patch.object(site.bucket, "head", lambda _key: wrong), pytest.raises(StoreError, match="5 bytes of the"):
+    wrong = ObjectInfo("key", 5, 0.0, Version("v"))
+    with patch.object(site.bucket, "head", lambda _key: wrong), pytest.raises(StoreError, match="does not have the"):
         pushed_to(site)
     with pytest.raises(BlobUnknown):
         site.hosted.hosted(DIGEST)
@@ -230,27 +277,39 @@ def test_119_an_upload_of_the_wrong_size(site: ObjectSite) -> None:
 
 def test_a_state_of_another_size(site: ObjectSite) -> None:
     """Whoever pushes the blob has checked its bytes: the state is wrong."""
-    site.states.write(stored(no_blob(DIGEST), 1, 5, 1.0), ABSENT)
-    site.bucket.write(hosted_key(DIGEST, 1), b"wrong")
+    site.states.write(no_blob(DIGEST).stored("0" * 16, 5, 1.0), ABSENT)
+    site.bucket.write(site.key(DIGEST), b"wrong")
     pushed_to(site)
     assert site.contents.read(DIGEST, 1000) == CONTENT
-    assert site.keys("hosted/") == [hosted_key(DIGEST, 1), hosted_key(DIGEST, 2)]
+    assert len(site.keys()) == 2
 
 
-@pytest.mark.parametrize("text", [b"{", b"[]", b'{"generation": -1, "condition": "present", "size": 1, "since": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"[]",
+        b"",
+        b'{"condition": "present", "size": 1, "since": 1}',
+        b'{"condition": "present", "size": 1, "since": 1, "attempt": "../../pins"}',
+        b'{"condition": "gone", "size": 1, "since": 1, "attempt": "0123456789abcdef"}',
+        b'{"condition": "lost", "size": -1, "since": 1, "attempt": "0123456789abcdef"}',
+    ],
+)
 def test_a_damaged_state_is_written_anew_by_a_push(site: ObjectSite, text: bytes) -> None:
-    """It says nothing of the keys that were used, so the next one is far away from them."""
+    """It names no object, and nothing is deleted on its account."""
     pushed_to(site)
     site.bucket.write(state_key(DIGEST), text)
     with pytest.raises(BlobUnknown):
         site.hosted.hosted(DIGEST)
     assert site.hosted.source(DIGEST) is None
     assert not site.hosted.blobs(None, 10)
-    with pytest.raises(RecordDamaged):
-        site.hosted.queue(QueuedBlob(DIGEST, 1.0))
+    if text:
+        with pytest.raises(RecordChanged):
+            site.hosted.queue(QueuedBlob(DIGEST, 1.0))
     pushed_to(site)
     assert site.contents.read(DIGEST, 1000) == CONTENT
-    assert len(site.keys("hosted/")) == 2
+    assert len(site.keys()) == 2
 
 
 # ------------------------------------------------------------------------- faults at each step, and races at each step
@@ -263,9 +322,8 @@ def holds(site: ObjectSite) -> bool:
     state = site.states.find(DIGEST).state
     if not state.is_present:
         return False
-    key = hosted_key(DIGEST, state.generation)
-    assert site.bucket.content()[key] == CONTENT
-    assert key not in site.bucket.deleted
+    assert site.bucket.content()[site.key(DIGEST)] == CONTENT
+    assert site.key(DIGEST) not in site.bucket.deleted
     return True
 
 
@@ -307,7 +365,7 @@ def gone(site: ObjectSite) -> None:
 def lost(site: ObjectSite) -> None:
     """Pushed, and found damaged."""
     pushed_to(site)
-    site.bucket.damage(hosted_key(DIGEST, 1), b"rubbish")
+    site.bucket.damage(site.key(DIGEST), b"rubbish")
     lose(site)
 
 
@@ -425,12 +483,74 @@ def test_a_collector_that_was_frozen_after_its_change(site: ObjectSite, tmp_path
 
 
 def test_a_pusher_that_was_frozen_before_its_upload(site: ObjectSite, tmp_path: Path) -> None:
-    """Meanwhile the blob was pushed, collected and deleted by others: it is uploaded once more, under the next key."""
+    """Meanwhile the blob was pushed, collected and deleted by others."""
     other = ObjectSite(tmp_path / "other", site.bucket)
     site.bucket.before("upload", lambda: gone(other))
     pushed_to(site)
     assert holds(site)
-    assert site.states.find(DIGEST).state.generation == 2
+
+
+def test_a_pusher_that_was_frozen_for_long_fails(site: ObjectSite) -> None:
+    """The sweep may have judged its object by now: no state may name it. The client pushes again."""
+
+    def freeze() -> None:
+        site.steady += 50_000
+
+    site.bucket.before("upload", freeze)
+    with pytest.raises(BucketUnavailable, match="too long"):
+        pushed_to(site)
+    assert not holds(site)
+    pushed_to(site)
+    assert holds(site)
+
+
+def test_a_push_waits_for_another_of_the_same_blob(site: ObjectSite) -> None:
+    """Of a client that sends it again because the answer took long: it is uploaded once."""
+    both = threading.Barrier(2)
+
+    def push() -> int:
+        both.wait(60)
+        return pushed_to(site).size
+
+    with ThreadPoolExecutor(2) as threads:
+        sizes = [threads.submit(push) for _ in range(2)]
+        assert [size.result() for size in sizes] == [len(CONTENT)] * 2
+    assert site.bucket.calls["upload"] == 1
+    locks = DigestLocks(site.layout, "push")
+    with locks.hold(DIGEST, 0), pytest.raises(BucketUnavailable), locks.hold(DIGEST, 0):
+        pass
+
+
+def test_a_copy_that_takes_long_to_upload(site: ObjectSite) -> None:
+    """The request that wants to rely on it does not wait: the client uploads it. The work goes on."""
+    goes_on, done = threading.Event(), threading.Event()
+    site.cache.put(DIGEST, CONTENT)
+    site.bucket.before("upload", lambda: ignoring(goes_on.wait(60)))
+    for _ in range(2):
+        with pytest.raises(BlobUnknown, match="on its way"):
+            site.hosted.adopt(DIGEST, 0.0)
+    site.bucket.before("head", done.set)
+    goes_on.set()
+    done.wait(60)
+    assert site.hosted.adopt(DIGEST, 60.0).size == len(CONTENT)
+    assert site.bucket.calls["upload"] == 1
+    with pytest.raises(BlobUnknown):
+        site.hosted.adopt(ABSENT_DIGEST, 60.0)
+
+
+def test_deletions_wait_for_the_clients_that_were_redirected(tmp_path: Path) -> None:
+    """They have URLs for a while. What is erased goes at once."""
+    site = ObjectSite(tmp_path, life=100.0)
+    waiting(site)
+    collect(site)
+    assert site.keys()
+    site.steady += 101
+    site.hosted.free_collected()
+    assert not site.keys()
+    waiting(site)
+    collect(site)
+    assert site.hosted.free_collected(at_once=True) == 0
+    assert not site.keys()
 
 
 def test_deletions_are_sent_together(tmp_path: Path) -> None:
@@ -445,7 +565,7 @@ def test_deletions_are_sent_together(tmp_path: Path) -> None:
     assert site.bucket.calls["delete"] == 1
     assert len(site.keys("hosted/")) == 5
     site.bucket.fail("delete")
-    site.hosted.free_collected()
+    assert site.hosted.free_collected() == 5
     assert len(site.keys("hosted/")) == 5
     site.hosted.free_collected()
     assert not site.keys("hosted/")

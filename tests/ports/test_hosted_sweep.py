@@ -14,10 +14,10 @@ from mirror.store.objects.hosted_sweep import HostedSweep
 from mirror.store.objects.object_keys import hosted_key, lost_key, state_key
 from tests.support.object_site import ObjectSite
 
-#: In epoch seconds. Everything is older.
-LATER = 1e12
+DAY = 86400.0
 CONTENT = b"a layer"
 DIGEST = Digest.of(CONTENT)
+ATTEMPT = "0123456789abcdef"
 
 
 @pytest.fixture
@@ -26,15 +26,21 @@ def site(tmp_path: Path) -> ObjectSite:
     return ObjectSite(tmp_path)
 
 
-def swept(site: ObjectSite, *, before: float = LATER, after: str = "", page: int = 1000) -> SweptPage:
-    """All that a sweep did."""
+def sweep_of(site: ObjectSite, page: int = 1000) -> HostedSweep:
+    """By the machine of this site."""
+    return HostedSweep(site.bucket, site.views, site.hosted.lost, now=site.now, page=page)
+
+
+def swept(site: ObjectSite, *, after: str = "", page: int = 1000, days: float = 2) -> SweptPage:
+    """All that a sweep did some days later."""
+    site.bucket.time += days * DAY
     whole = SweptPage(after)
-    sweep = HostedSweep(site.bucket, site.views, site.hosted.lost, now=site.now, page=page)
-    for each in sweep.pages(after, before):
+    for each in sweep_of(site, page).pages(after):
         for name in SweptPage.__slots__:
             if name != "after":
                 setattr(whole, name, getattr(whole, name) + getattr(each, name))
         whole.after = each.after
+    assert not site.keys("probe/")
     return whole
 
 
@@ -49,18 +55,25 @@ def collected(site: ObjectSite) -> None:
     site.hosted.collect(DIGEST, site.hosted.queue(QueuedBlob(DIGEST, 1.0)))
 
 
+def lose(site: ObjectSite) -> None:
+    """Find the object damaged."""
+    source = site.hosted.source(DIGEST)
+    assert source
+    assert site.hosted.lost(source, "a test")
+
+
 def test_what_is_as_it_should_be_costs_a_listing(site: ObjectSite) -> None:
     """No state and no object is read in the bucket."""
     for number in range(5):
         put(site, str(number).encode())
     before = site.bucket.content()
     site.remember()
-    site.bucket.log.clear()
+    site.bucket.calls.clear()
     found = swept(site)
     assert (found.objects, found.bytes, found.deleted, found.queued, found.lost) == (5, 5, 0, 0, 0)
-    assert {verb for verb, _ in site.bucket.log} == {"list", "delete"}
-    assert not [keys for verb, keys in site.bucket.log if verb == "delete" and keys]
     assert site.bucket.content() == before
+    # the clock of the store is read by a probe
+    assert site.bucket.calls == {"list": 1, "write": 1, "head": 1, "delete": 2}
 
 
 def test_the_object_of_a_collected_blob_is_deleted(site: ObjectSite) -> None:
@@ -68,32 +81,30 @@ def test_the_object_of_a_collected_blob_is_deleted(site: ObjectSite) -> None:
     collected(site)
     found = swept(site)
     assert (found.deleted, found.deleted_bytes) == (1, len(CONTENT))
-    assert not site.keys("hosted/")
+    assert not site.keys()
     put(site)
-    assert site.keys("hosted/") == [hosted_key(DIGEST, 2)]
     assert swept(site).deleted == 0
-
-
-def test_older_generations_are_deleted(site: ObjectSite) -> None:
-    """The current one is not, whatever the order in a listing."""
-    for generation in range(1, 12):
-        put(site)
-        if generation < 11:
-            source = site.hosted.source(DIGEST)
-            assert source
-            site.hosted.lost(source, "a test")
-    assert len(site.keys("hosted/")) == 11
-    assert swept(site).deleted == 10
-    assert site.keys("hosted/") == [hosted_key(DIGEST, 11)]
     assert site.contents.read(DIGEST, 1000) == CONTENT
 
 
-def test_an_orphan_waits_to_be_collected(site: ObjectSite) -> None:
+def test_objects_that_no_state_names_are_deleted(site: ObjectSite) -> None:
+    """Those of lost blobs that were pushed again, and of pushes that crashed."""
+    for _ in range(5):
+        put(site)
+        lose(site)
+    put(site)
+    site.bucket.write(hosted_key(DIGEST, ATTEMPT), CONTENT)
+    assert len(site.keys()) == 7
+    assert swept(site).deleted == 6
+    assert site.keys() == [site.key(DIGEST)]
+    assert site.contents.read(DIGEST, 1000) == CONTENT
+
+
+def test_an_object_without_a_state_waits_to_be_collected(site: ObjectSite) -> None:
     """It is of a push that crashed before its state was written, or its state was lost: collection decides."""
-    site.bucket.write(hosted_key(DIGEST, 1), CONTENT)
+    site.bucket.write(hosted_key(DIGEST, ATTEMPT), CONTENT)
     assert swept(site).queued == 1
-    waits = site.hosted.queued(DIGEST)
-    assert waits
+    assert site.hosted.queued(DIGEST)
     assert site.hosted.rescue(DIGEST).size == len(CONTENT)
     assert site.contents.read(DIGEST, 1000) == CONTENT
     assert swept(site).queued == 0
@@ -108,33 +119,58 @@ def test_all_states_are_lost(site: ObjectSite) -> None:
     assert {record.digest for record in site.hosted.all_queued()} == digests
     for digest in digests:
         site.hosted.rescue(digest)
+    assert len(site.keys()) == 5
 
 
-@pytest.mark.parametrize("text", [b"{", b""])
-def test_a_damaged_state_is_made_anew(site: ObjectSite, text: bytes) -> None:
-    """The newest object is the blob; the older ones go with the next sweep."""
+def test_the_newest_of_several_objects_without_a_state_counts(site: ObjectSite) -> None:
+    """The others go with the next sweep."""
+    for number in range(3):
+        site.bucket.time += 1
+        site.bucket.write(hosted_key(DIGEST, f"{number}" * 16), CONTENT)
+    assert swept(site).deleted == 0
+    assert site.key(DIGEST) == hosted_key(DIGEST, "2" * 16)
+    assert swept(site).deleted == 2
+
+
+def test_nothing_is_deleted_beside_a_damaged_state(site: ObjectSite) -> None:
+    """Which of the objects counts is unknown. It is shown as damaged, and a push writes the state anew."""
     put(site)
-    site.bucket.write(hosted_key(DIGEST, 7), CONTENT)
-    site.bucket.write(state_key(DIGEST), text)
-    assert swept(site).queued == 1
-    assert site.states.find(DIGEST).state.generation == 7
-    assert swept(site).deleted == 1
-    assert site.keys("hosted/") == [hosted_key(DIGEST, 7)]
+    site.bucket.write(hosted_key(DIGEST, ATTEMPT), CONTENT)
+    site.bucket.write(state_key(DIGEST), b"{")
+    found = swept(site)
+    assert (found.deleted, found.queued, found.lost) == (0, 0, 1)
+    assert len(site.keys()) == 2
+    assert [blob.digest for blob in site.hosted.damaged()] == [DIGEST]
+    put(site)
+    assert not site.hosted.damaged()
+    assert swept(site).deleted == 2
+    assert site.contents.read(DIGEST, 1000) == CONTENT
 
 
 def test_what_is_young_is_left_alone(site: ObjectSite) -> None:
     """An upload may be under way, and its state not written yet."""
     collected(site)
-    orphan = Digest.of(b"orphan")
-    site.bucket.write(hosted_key(orphan, 1), b"orphan")
-    found = swept(site, before=1.0)
+    site.bucket.write(hosted_key(Digest.of(b"orphan"), ATTEMPT), b"orphan")
+    found = swept(site, days=0.9)
     assert (found.objects, found.deleted, found.queued) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("years", [-20, 20])
+def test_124_the_clock_of_the_machine_does_not_matter(site: ObjectSite, years: int) -> None:
+    """Row 124: ages are those that the clock of the store gives."""
+    site.clock += years * 365 * DAY
+    collected(site)
+    site.bucket.write(hosted_key(Digest.of(b"orphan"), ATTEMPT), b"orphan")
+    found = swept(site, days=0.9)
+    assert (found.deleted, found.queued) == (0, 0)
+    found = swept(site, days=0.2)
+    assert (found.deleted, found.queued) == (1, 1)
 
 
 def test_120_a_lost_object_is_found(site: ObjectSite) -> None:
     """Row 120: before anybody pulls it."""
     put(site)
-    site.bucket.lose(hosted_key(DIGEST, 1))
+    site.bucket.lose(site.key(DIGEST))
     assert swept(site).lost == 1
     assert [blob.digest for blob in site.hosted.damaged()] == [DIGEST]
     assert swept(site).lost == 0
@@ -145,24 +181,12 @@ def test_120_a_lost_object_is_found(site: ObjectSite) -> None:
 def test_119_an_object_of_another_size_is_found(site: ObjectSite) -> None:
     """Row 119: it stays, because it may be all that is left."""
     put(site)
-    site.bucket.damage(hosted_key(DIGEST, 1), b"rubbish!!")
+    site.bucket.damage(site.key(DIGEST), b"rubbish!!")
     assert swept(site).lost == 1
     with pytest.raises(BlobUnknown):
         site.hosted.hosted(DIGEST)
     assert swept(site).deleted == 0
-    assert site.keys("hosted/") == [hosted_key(DIGEST, 1)]
-
-
-def test_a_repair_that_crashed_is_finished(site: ObjectSite) -> None:
-    """The bytes were pushed again, and the state was not written."""
-    put(site)
-    source = site.hosted.source(DIGEST)
-    assert source
-    site.hosted.lost(source, "a test")
-    site.bucket.write(hosted_key(DIGEST, 2), CONTENT)
-    assert swept(site).repaired == 1
-    assert site.hosted.hosted(DIGEST).size == len(CONTENT)
-    assert not site.hosted.damaged()
+    assert site.keys() == [site.key(DIGEST)]
 
 
 def test_123_a_late_listing_decides_nothing(site: ObjectSite) -> None:
@@ -173,33 +197,30 @@ def test_123_a_late_listing_decides_nothing(site: ObjectSite) -> None:
     site.hosted.free_collected()
     put(site)
     new = put(site, b"new")
-    site.hosted.free_collected()
     found = swept(site)
     assert (found.lost, found.queued) == (0, 0)
     assert site.contents.read(DIGEST, 1000) == CONTENT
     assert site.contents.read(new, 1000) == b"new"
 
 
-def test_what_the_mirror_does_not_explain_stays(site: ObjectSite) -> None:
-    """A generation that no push can have reached, and keys of others."""
+def test_keys_of_others_stay(site: ObjectSite) -> None:
+    """What the mirror would not have written."""
     put(site)
-    site.bucket.write(hosted_key(DIGEST, 5), CONTENT)
-    for key in (f"{hosted_key(DIGEST, 1)}.x", f"{hosted_key(DIGEST, 1)}.01", "hosted/notes", "hosted/md5/00/00"):
+    place = f"hosted/sha256/{DIGEST.hex[:2]}/{DIGEST.hex}"
+    for key in (place, f"{place}.x", f"{place}.{ATTEMPT}0", "hosted/notes", f"hosted/md5/00/00.{ATTEMPT}"):
         site.bucket.write(key, b"foreign")
     before = site.bucket.content()
     found = swept(site)
-    assert (found.objects, found.unexplained, found.deleted) == (2, 1, 0)
+    assert (found.objects, found.deleted) == (1, 0)
     assert site.bucket.content() == before
 
 
 def test_a_sweep_goes_on_where_it_was(site: ObjectSite) -> None:
     """Each page says where; what lies before is not looked at again."""
-    for number in range(20):
-        put(site, str(number).encode())
-    for digest in [Digest.of(str(number).encode()) for number in range(0, 20, 4)]:
-        site.bucket.lose(hosted_key(digest, 1))
-    sweep = HostedSweep(site.bucket, site.views, site.hosted.lost, now=site.now, page=7)
-    pages = sweep.pages("", LATER)
+    digests = [put(site, str(number).encode()) for number in range(20)]
+    for digest in digests[::4]:
+        site.bucket.lose(site.key(digest))
+    pages = sweep_of(site, 7).pages("")
     first = next(pages)
     pages.close()
     rest = swept(site, after=first.after, page=3)
@@ -210,27 +231,28 @@ def test_a_sweep_goes_on_where_it_was(site: ObjectSite) -> None:
 def test_113_the_bucket_fails_in_the_middle(site: ObjectSite) -> None:
     """Row 113: the sweep ends, and does the same again later."""
     collected(site)
-    for verb in ("list", "read", "delete"):
+    for verb in ("list", "read", "write", "head", "delete"):
         site.bucket.fail(verb)
         with pytest.raises(BucketUnavailable):
-            swept(site)
+            list(sweep_of(site).pages(""))
+        site.bucket.delete(site.keys("probe/"))
     assert swept(site).deleted == 1
 
 
 def test_118_leftovers(site: ObjectSite) -> None:
-    """Row 118: unfinished uploads and probes go once they are old, and marks that mean nothing."""
+    """Row 118: unfinished uploads and probes go once they are a day old, and marks that mean nothing."""
     put(site)
-    site.bucket.begin_upload("hosted/sha256/00/x", 100.0)
-    site.bucket.begin_upload("hosted/sha256/00/y", 300.0)
-    for name, at in (("a", 100.0), ("b", 300.0)):
+    now = site.bucket.time
+    site.bucket.begin_upload("hosted/sha256/00/x", now - 1.5 * DAY)
+    site.bucket.begin_upload("hosted/sha256/00/y", now - 0.5 * DAY)
+    for name, days in (("a", 1.5), ("b", 0.5)):
         site.bucket.write(f"probe/{name}", b"x")
-        site.bucket.date(f"probe/{name}", at)
+        site.bucket.date(f"probe/{name}", now - days * DAY)
     site.states.mark_lost(DIGEST)
-    sweep = HostedSweep(site.bucket, site.views, site.hosted.lost, now=site.now)
-    left = sweep.leftovers(200.0)
+    left = sweep_of(site).leftovers()
     assert (left.uploads, left.probes) == (1, 1)
     assert site.keys("probe/") == ["probe/b"]
     assert site.bucket.unfinished == ["hosted/sha256/00/y"]
     assert site.bucket.content()[lost_key(DIGEST)] == b""
     site.bucket.fail("abort_uploads", error=BucketDenied("no s3:ListBucketMultipartUploads"))
-    assert sweep.leftovers(200.0).uploads is None
+    assert sweep_of(site).leftovers().uploads is None

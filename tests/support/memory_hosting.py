@@ -39,7 +39,7 @@ class MemoryHostedBlobs:
     def hosted(self, digest: Digest) -> BlobInfo:
         return self.names.stat(digest)
 
-    def adopt(self, digest: Digest) -> BlobInfo:
+    def adopt(self, digest: Digest, patience: float | None = None) -> BlobInfo:
         with self._changing:
             with suppress(BlobUnknown):
                 return self.rescue(digest)
@@ -79,7 +79,7 @@ class MemoryHostedBlobs:
             self.names.drop_quarantined(digest)
             return self.names.delete(digest).size
 
-    def free_collected(self) -> int:
+    def free_collected(self, *, at_once: bool = False) -> int:
         return 0
 
     def all_queued(self) -> Iterable[QueuedBlob]:

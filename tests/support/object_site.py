@@ -12,6 +12,8 @@ from mirror.ports import BlobInfo, BlobReader, Bucket, StoredObject
 from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
+from mirror.store.objects.collected_keys import CollectedKeys
+from mirror.store.objects.digest_locks import DigestLocks
 from mirror.store.objects.hosted_blobs import HostedObjects
 from mirror.store.objects.local_copies import LocalCopies
 from mirror.store.objects.object_keys import hosted_key
@@ -24,11 +26,11 @@ from tests.support.stepping_bucket import SteppingBucket
 class NoCopies(LocalCopies):
     """Of a disk that has no room for copies of what is pushed."""
 
-    def take(self, digest: Digest, file: object) -> None:
+    def take(self, info: BlobInfo, file: object) -> None:
         """Deletes the file."""
         Path(str(file)).unlink()
 
-    def put(self, digest: Digest, content: bytes) -> None:
+    def put(self, info: BlobInfo, content: bytes) -> None:
         """Does nothing."""
 
 
@@ -36,18 +38,34 @@ class ObjectSite:
     """A bucket, and one machine that uses it. `clock` is the time that states record; each look at it moves it."""
 
     def __init__(
-        self, root: Path, bucket: SteppingBucket | None = None, *, copies: bool = True, at_once: int = 1000
+        self,
+        root: Path,
+        bucket: SteppingBucket | None = None,
+        *,
+        copies: bool = True,
+        at_once: int = 1000,
+        life: float = 0.0,
     ) -> None:
         self.bucket = SteppingBucket() if bucket is None else bucket
         self.cache = LocalStore(Layout(root))
         self.layout = self.cache.layout
         self.clock = 1_000_000.0
         #: What was copied to the disk.
-        self.added: list[Digest] = []
+        self.added: list[BlobInfo] = []
         self.copies = (LocalCopies if copies else NoCopies)(self.cache, self.added.append)
         self.states = BlobStates(PlainTree(self.bucket))
-        self.views = StateViews(self.states, self.states, self.states)
-        self.hosted = HostedObjects(self.bucket, self.views, self.copies, now=self.now, at_once=at_once)
+        self.views = StateViews(self.states, self.states)
+        #: Seconds of a clock that nobody sets.
+        self.steady = 0.0
+        self.hosted = HostedObjects(
+            self.bucket,
+            self.views,
+            self.copies,
+            DigestLocks(self.layout, "push"),
+            CollectedKeys(self.bucket, life=life, at_once=at_once, clock=lambda: self.steady),
+            now=self.now,
+            clock=lambda: self.steady,
+        )
         self.uploads = LocalUploads(self.layout, self.hosted)
         self.contents = PlainContents(self.bucket, self.states, self.cache)
 
@@ -62,6 +80,10 @@ class ObjectSite:
         for key, content in self.bucket.content().items():
             frozen.write(key, content)
         self.views = replace(self.views, remembered=BlobStates(PlainTree(frozen)))
+
+    def key(self, digest: Digest) -> str:
+        """The key that the state of a blob names."""
+        return hosted_key(digest, self.states.find(digest).state.attempt)
 
     def keys(self, prefix: str = "hosted/") -> list[str]:
         """The keys in the bucket below a prefix."""
@@ -84,7 +106,7 @@ class PlainContents:
         state = self._states.find(digest).state
         if not state.is_present:
             return self._cache.open(digest)
-        found = self._bucket.read(hosted_key(digest, state.generation), state.size)
+        found = self._bucket.read(hosted_key(digest, state.attempt), state.size)
         if not isinstance(found, StoredObject):
             raise BlobUnknown(f"{digest} is not in the bucket")
         return BlobInfo(digest, len(found.content)), _Bytes(found.content)

@@ -27,7 +27,9 @@ class SteppingBucket(MemoryBucket):
     """See above. The number of a step counts from the last `stop_at` or `act_at`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        #: The clock of the store, in epoch seconds.
+        self.time = 1_000_000_000.0
+        super().__init__(now=lambda: self.time)
         self._left = 0
         self._what: _Stop | Callable[[], None] | None = None
         #: Keys that were deleted, and may be at any time again.

@@ -1,44 +1,38 @@
 """What the sweep of a bucket decides about an object with the bytes of a hosted blob. Pure.
 
-An object that no state names is left of a push that crashed before it changed the state, or its state was lost. The
-sweep cannot tell the two apart, and deletes nothing that may be needed: it lets the state name the object and wait to
-be collected, so that collection decides, which knows what repositories have.
+An object whose blob has no state at all is left of a push that crashed before it wrote the state, or the state was
+lost. The sweep cannot tell the two apart, and deletes nothing that may be needed: it writes a state that names the
+object, and that waits to be collected. Collection then decides, which knows what repositories have.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
-from mirror.policy.hosted.blob_state import BlobState, Condition
+from mirror.policy.hosted.blob_state import BlobState
+
+#: Seconds after its beginning in which an attempt to store a blob may still change the state.
+LONGEST_ATTEMPT: Final = 43200.0
+#: Seconds for which an object is left alone that no state names. Far more, because it is measured by another clock.
+UNNAMED: Final = 86400.0
 
 
 class SweepStep(Enum):
     """What happens to one object."""
 
     KEEP = "keep"
-    #: Its generation is over: no state will name it again.
+    #: The state names another object, or the blob is gone: no state will ever name this one.
     DELETE = "delete"
-    #: Let the state name it, and wait to be collected.
+    #: Write a state that names it, and that waits to be collected.
     QUEUE = "queue"
-    #: Let the state name it: it repairs the blob.
-    REPAIR = "repair"
-    #: The state names it, and it has another size: look once more.
-    DOUBT = "doubt"
-    #: Nothing that the mirror does explains it. It stays.
-    UNEXPLAINED = "unexplained"
 
 
-def sweep_step(state: BlobState, generation: int, size: int) -> SweepStep:
-    """What happens to the object of a generation that has `size` bytes."""
-    if generation < state.generation:
-        return SweepStep.DELETE
-    if generation == state.generation:
-        if state.condition is Condition.GONE:
-            return SweepStep.DELETE
-        # the object of a lost blob may be all that is left of it
-        return SweepStep.DOUBT if state.is_present and size != state.size else SweepStep.KEEP
-    if state.condition is Condition.GONE:
-        return SweepStep.QUEUE
-    if state.condition is Condition.LOST and size == state.size:
-        return SweepStep.REPAIR
-    return SweepStep.UNEXPLAINED
+def sweep_step(state: BlobState | None, attempt: str, *, is_old: bool) -> SweepStep:
+    """What happens to the object of an attempt. `state` is None if there is none. `is_old` says that the attempt can no
+    longer come to its end.
+    """
+    # the object that is named stays, also that of a lost blob: it may be all that is left of it
+    if not is_old or (state is not None and state.attempt == attempt):
+        return SweepStep.KEEP
+    return SweepStep.QUEUE if state is None else SweepStep.DELETE

@@ -87,7 +87,7 @@ class HostedNames:
 
     # ------------------------------------------------------------------------------------------------ giving a name
 
-    def adopt(self, digest: Digest) -> BlobInfo:
+    def adopt(self, digest: Digest, patience: float | None = None) -> BlobInfo:
         cached, path = self._layout.blob(digest), self._layout.hosted_blob(digest)
         folder = os.path.dirname(path)
         with store_errors(f"giving {digest} its hosted name"):
@@ -241,7 +241,7 @@ class HostedNames:
             self._drop_damaged(digest)
         return status.st_size if status else 0
 
-    def free_collected(self) -> int:
+    def free_collected(self, *, at_once: bool = False) -> int:
         return 0
 
     def all_queued(self) -> Iterator[QueuedBlob]:

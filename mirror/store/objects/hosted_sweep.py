@@ -1,36 +1,38 @@
 """The sweep of the hosted blobs in a bucket: it lists the objects, and compares them with the states that it remembers.
 
     as remembered ──> nothing is asked
-    anything else ──> the state is read in the bucket ──┬─ the generation is over ───────────> deleted, with others
-                                                        ├─ no state names the object ────────> the state names it now,
-                                                        │                                      and waits, or is repaired
-                                                        └─ the object is not as it says ─ HEAD ─> lost
+    anything else ──> the state is read in the bucket ──┬─ it names another object, or the blob is gone ──> deleted
+                                                        ├─ there is none ──────> it names the object now, and waits
+                                                        ├─ its object is not as it says ── HEAD ──> lost
+                                                        └─ damaged ────────────> marked; a push writes it anew
 
-A listing may be late and is only a proposal. What is deleted has a key that no state will name again; all else is a
-compare-and-set of a state that was just read.
+A listing may be late and is only a proposal. What is deleted has a key that no state will name any more; all else is a
+compare-and-set of a state that was just read. Ages are those that the clock of the store gives.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import BucketDenied, RecordChanged, RecordDamaged
+from mirror.errors import BucketDenied, BucketUnavailable, RecordChanged, RecordDamaged
 from mirror.oci.digest import Digest
-from mirror.policy.hosted.blob_state import BlobState, Condition, no_blob, stored
-from mirror.policy.hosted.sweep_steps import SweepStep, sweep_step
-from mirror.ports import BlobObject, Bucket, Leftovers, ObjectInfo, SweptPage, Version
+from mirror.policy.hosted.blob_state import BlobState, Condition, no_blob
+from mirror.policy.hosted.sweep_steps import UNNAMED, SweepStep, sweep_step
+from mirror.ports import ABSENT, BlobObject, Bucket, Leftovers, ObjectInfo, SweptPage
 from mirror.store.objects.object_keys import HOSTED, hosted_key, parse_hosted_key
 from mirror.store.objects.state_records import FoundState, StateViews
 
 #: Blobs in one page.
 _PAGE: Final = 1000
+#: Below this prefix are objects of no lasting use.
 PROBES: Final = "probe/"
 
-#: The objects of one blob, by generation.
-_Objects = dict[int, ObjectInfo]
+#: The objects of one blob, by attempt.
+_Objects = dict[str, ObjectInfo]
 
 
 class HostedSweep:
@@ -56,16 +58,21 @@ class HostedSweep:
         self._page = page
 
     def __repr__(self) -> str:
-        return f"<HostedSweep {self._bucket!r}>"
+        return f"<HostedSweep of {self._bucket!r}>"
 
-    def pages(self, after: str, before: float) -> Generator[SweptPage]:
+    def pages(self, after: str) -> Generator[SweptPage]:
+        before = self._store_time() - UNNAMED
         last = parse_hosted_key(after)
         listed = _by_blob(self._bucket.list(HOSTED, after=after))
         states = self._remembered.after(last[0] if last else None)
         page, old = SweptPage(after), list[str]()
         for number, (digest, objects, state) in enumerate(_side_by_side(listed, states), 1):
-            self._look(digest, objects, state, before, page, old)
-            page.after = max((info.key for info in objects.values()), default=hosted_key(digest, 1))
+            page.objects += len(objects)
+            page.bytes += sum(info.size for info in objects.values())
+            if not _is_as_remembered(objects, state):
+                self._look(digest, objects, before, page, old)
+            # behind all keys of the blob
+            page.after = max((info.key for info in objects.values()), default=hosted_key(digest, "0" * 16))
             if number % self._page == 0:
                 self._bucket.delete(old)
                 yield page
@@ -73,73 +80,63 @@ class HostedSweep:
         self._bucket.delete(old)
         yield page
 
-    def _look(
-        self,
-        digest: Digest,
-        objects: _Objects,
-        state: BlobState | None,
-        before: float,
-        page: SweptPage,
-        old: list[str],
-    ) -> None:
-        page.objects += len(objects)
-        page.bytes += sum(info.size for info in objects.values())
-        if _is_as_remembered(objects, state):
+    def _store_time(self) -> float:
+        """The time by the clock of the store, in epoch seconds."""
+        key = f"{PROBES}{secrets.token_hex(16)}"
+        self._bucket.write(key, b"the time", expect=ABSENT)
+        found = self._bucket.head(key)
+        self._bucket.delete([key])
+        if found is None:
+            raise BucketUnavailable("the bucket does not have what was just written")
+        return found.changed_at
+
+    def _look(self, digest: Digest, objects: _Objects, before: float, page: SweptPage, old: list[str]) -> None:
+        try:
+            found = self._states.find(digest)
+        except RecordDamaged as error:
+            # which of the objects counts is unknown: none of them goes
+            telemetry.log.error("state of a hosted blob damaged", digest=str(digest), reason=str(error))
+            self._states.mark_lost(digest)
+            page.lost += 1
             return
-        found = self._find(digest)
-        # the newest first: of several that no state names, that one counts
-        for generation, info in sorted(objects.items(), reverse=True):
-            # an upload may be under way
-            if info.changed_at < before:
-                self._judge(found, generation, info, page, old)
-        now = found.state
-        if now.is_present and now.since < before and now.generation not in objects:
-            page.lost += self._is_lost(now)
+        # the newest first: of several objects without a state, it counts
+        for attempt, info in sorted(objects.items(), key=lambda item: item[1].changed_at, reverse=True):
+            state = None if found.expect is ABSENT else found.state
+            step = sweep_step(state, attempt, is_old=info.changed_at < before)
+            if step is SweepStep.DELETE:
+                old.append(info.key)
+                page.deleted += 1
+                page.deleted_bytes += info.size
+            elif step is SweepStep.QUEUE:
+                page.queued += self._queue(found, attempt, info)
+                # the others stay until the next sweep
+                return
+        if found.state.is_present:
+            named = objects.get(found.state.attempt)
+            if named is None or named.size != found.state.size:
+                page.lost += self._is_lost(found.state)
 
-    def _judge(self, found: FoundState, generation: int, info: ObjectInfo, page: SweptPage, old: list[str]) -> None:
-        step = sweep_step(found.state, generation, info.size)
-        if step is SweepStep.DELETE:
-            old.append(info.key)
-            page.deleted += 1
-            page.deleted_bytes += info.size
-        elif step is SweepStep.DOUBT:
-            page.lost += self._is_lost(found.state)
-        elif step is SweepStep.UNEXPLAINED:
-            page.unexplained += 1
-            telemetry.log.warning("hosted object unexplained", key=info.key)
-        elif step is not SweepStep.KEEP and self._name(found, generation, info, step):
-            page.queued += step is SweepStep.QUEUE
-            page.repaired += step is SweepStep.REPAIR
-
-    def _name(self, found: FoundState, generation: int, info: ObjectInfo, step: SweepStep) -> bool:
-        """Let the state name an object that it does not name. False if the state has changed meanwhile."""
+    def _queue(self, found: FoundState, attempt: str, info: ObjectInfo) -> bool:
+        """Write the state of a blob that has none. False if there is one by now."""
         now = self._now()
-        state = stored(found.state, generation, info.size, now)
-        if step is SweepStep.QUEUE:
-            state = state.queued(now)
+        state = no_blob(found.state.digest).stored(attempt, info.size, now).queued(now)
         with suppress(RecordChanged):
-            self._states.write(state, found.expect)
-            telemetry.log.warning("hosted object found again", key=info.key, step=step.value)
+            self._states.write(state, ABSENT)
+            telemetry.log.warning("hosted object without a state", digest=str(state.digest), bytes=info.size)
             return True
         return False
 
     def _is_lost(self, state: BlobState) -> bool:
-        """Look at the object itself, and note that the blob is lost if it is not as its state says."""
-        key = hosted_key(state.digest, state.generation)
+        """Look at the object itself, and note that the blob is lost if the object is not as the state says."""
+        key = hosted_key(state.digest, state.attempt)
         there = self._bucket.head(key)
         if there is not None and there.size == state.size:
             return False
         reason = "the object is gone" if there is None else f"it has {there.size} bytes, not {state.size}"
         return self._lost(BlobObject(state.digest, key, state.size), reason)
 
-    def _find(self, digest: Digest) -> FoundState:
-        try:
-            return self._states.find(digest)
-        except RecordDamaged as damaged:
-            # the objects say which generations there were
-            return FoundState(no_blob(digest), Version(damaged.version), is_damaged=True)
-
-    def leftovers(self, before: float) -> Leftovers:
+    def leftovers(self) -> Leftovers:
+        before = self._store_time() - UNNAMED
         try:
             aborted = self._bucket.abort_uploads("", before)
         except BucketDenied as error:
@@ -147,10 +144,14 @@ class HostedSweep:
             aborted = None
         probes = [info.key for info in self._bucket.list(PROBES) if info.changed_at < before]
         self._bucket.delete(probes)
-        for digest in self._remembered.marked():
-            if self._find(digest).state.condition is not Condition.LOST:
-                self._states.drop_mark(digest)
+        self._drop_marks()
         return Leftovers(aborted.uploads if aborted else None, len(probes))
+
+    def _drop_marks(self) -> None:
+        for digest in self._remembered.marked():
+            with suppress(RecordDamaged):
+                if self._states.find(digest).state.condition is not Condition.LOST:
+                    self._states.drop_mark(digest)
 
 
 def _is_as_remembered(objects: _Objects, state: BlobState | None) -> bool:
@@ -158,8 +159,8 @@ def _is_as_remembered(objects: _Objects, state: BlobState | None) -> bool:
         return False
     if not state.is_present:
         return not objects
-    only = objects.get(state.generation) if len(objects) == 1 else None
-    return only is not None and only.size == state.size
+    named = objects.get(state.attempt) if len(objects) == 1 else None
+    return named is not None and named.size == state.size
 
 
 def _by_blob(listing: Iterator[ObjectInfo]) -> Iterator[tuple[Digest, _Objects]]:

@@ -17,6 +17,7 @@ from typing import Final
 from mirror import telemetry
 from mirror.errors import BlobUnknown, StoreError
 from mirror.oci.digest import Digest, hasher
+from mirror.ports import BlobInfo
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.durable import AnyPath, make_folder
 
@@ -26,7 +27,7 @@ _BLOCK: Final = 1 << 20
 class LocalCopies:
     """The copies in one cache. All calls block. May be used from any thread."""
 
-    def __init__(self, cache: LocalStore, added: Callable[[Digest], None] = lambda digest: None) -> None:
+    def __init__(self, cache: LocalStore, added: Callable[[BlobInfo], None] = lambda info: None) -> None:
         """`added` is called, in any thread, with each blob that became a file of the cache."""
         self._cache = cache
         self._layout = cache.layout
@@ -35,27 +36,26 @@ class LocalCopies:
     def __repr__(self) -> str:
         return f"<LocalCopies {self._layout.blobs}>"
 
-    def take(self, digest: Digest, file: AnyPath) -> None:
+    def take(self, info: BlobInfo, file: AnyPath) -> None:
         """Make a synced file that has the right bytes the copy of a blob; delete it if that fails. Raises nothing."""
-        path = self._layout.blob(digest)
+        path = self._layout.blob(info.digest)
         try:
             # not synced: after a power cut there is the copy with all its bytes, or none
             make_folder(os.path.dirname(path), below=self._layout.root, sync=lambda folder: None)
             os.rename(file, path)
         except OSError as error:
-            telemetry.log.warning("no copy on the disk", digest=str(digest), reason=error.strerror or str(error))
+            telemetry.log.warning("no copy on the disk", digest=str(info.digest), reason=error.strerror or str(error))
             with suppress(OSError):
                 os.unlink(file)
             return
-        self._added(digest)
+        self._added(BlobInfo(info.digest, info.size))
 
-    def put(self, digest: Digest, content: bytes) -> None:
+    def put(self, info: BlobInfo, content: bytes) -> None:
         """Write a copy of a small blob, unless there is one. Raises nothing."""
-        if self.size(digest) == len(content):
+        if self.size(info.digest) == len(content):
             return
         with suppress(StoreError):
-            self._cache.put(digest, content)
-            self._added(digest)
+            self._added(self._cache.put(info.digest, content))
 
     def size(self, digest: Digest) -> int | None:
         """The bytes of the copy; None if there is none, or if that cannot be said."""

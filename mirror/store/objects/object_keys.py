@@ -1,19 +1,21 @@
 """The keys of hosted blobs in a bucket: their bytes, and the records of their states.
 
-    hosted/<algorithm>/<ab>/<hex>          the bytes at generation 1; <ab> is the first two digits
-    hosted/<algorithm>/<ab>/<hex>.<n>      the bytes at generation n
-    states/<algorithm>/<ab>/<hex>          JSON: the state (`policy/hosted/blob_state.py`)
-    states/lost/<algorithm>-<hex>          a mark: the state may be `lost`
+    hosted/<algorithm>/<ab>/<hex>.<attempt>   bytes; <ab> is the first two digits, <attempt> 16 random hex digits
+    states/<algorithm>/<ab>/<hex>             JSON: the state, which says which attempt counts
+                                              (`policy/hosted/blob_state.py`)
+    states/lost/<algorithm>-<hex>             a mark: the state may be `lost`
 
 Other keys below these prefixes are foreign and left alone.
 """
 
 from __future__ import annotations
 
+import secrets
 from typing import Final
 
 from mirror.errors import RequestError
 from mirror.oci.digest import HEX_LENGTHS, Digest
+from mirror.policy.hosted.blob_state import ATTEMPT
 
 HOSTED: Final = "hosted/"
 STATES: Final = "states/"
@@ -25,25 +27,29 @@ STATE_FOLDERS: Final = tuple(
 )
 
 
-def hosted_key(digest: Digest, generation: int) -> str:
-    """The key of a blob's bytes at a generation, which is 1 or more."""
-    key = f"{HOSTED}{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
-    return key if generation == 1 else f"{key}.{generation}"
+def new_attempt() -> str:
+    """The random part of a key that nobody has used."""
+    return secrets.token_hex(8)
 
 
-def parse_hosted_key(key: str) -> tuple[Digest, int] | None:
-    """The blob and the generation of a key; None for any other key."""
+def hosted_key(digest: Digest, attempt: str) -> str:
+    """The key of the bytes that an attempt has stored."""
+    return f"{HOSTED}{digest.algorithm}/{digest.hex[:2]}/{digest.hex}.{attempt}"
+
+
+def parse_hosted_key(key: str) -> tuple[Digest, str] | None:
+    """The blob and the attempt of a key; None for any other key."""
     folder, _, name = key.rpartition("/")
-    encoded, dot, number = name.partition(".")
-    generation = int(number) if number.isascii() and number.isdigit() else 0 if dot else 1
+    encoded, _, attempt = name.partition(".")
     digest = _digest(folder.removeprefix(HOSTED).partition("/")[0], encoded)
-    # one spelling for each generation: a deletion must hit the key that was listed
-    return (digest, generation) if digest and generation and hosted_key(digest, generation) == key else None
+    if digest is None or ATTEMPT.fullmatch(attempt) is None or hosted_key(digest, attempt) != key:
+        return None
+    return digest, attempt
 
 
 def state_key(digest: Digest) -> str:
     """The key of a blob's state."""
-    return f"{STATES}{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+    return f"{state_folder(digest)}/{digest.hex}"
 
 
 def state_folder(digest: Digest) -> str:

@@ -130,12 +130,9 @@ class BlobStates:
 
 @dataclass(frozen=True, slots=True)
 class StateViews:
-    """The same states, as they are read for different purposes.
-
-    `asked` asks the bucket in every call. `lenient` answers from memory while the bucket is down. `remembered` may be
-    out of date whenever another machine has changed a state.
+    """The same states, read in two ways: `asked` asks the bucket in every call; `remembered` may be out of date, and a
+    change by a version that it has seen then fails.
     """
 
     asked: BlobStates
-    lenient: BlobStates
     remembered: BlobStates
