@@ -330,6 +330,11 @@ class BucketUnavailable(StoreError):
         super().__init__(message)
         self.retry_after = retry_after
 
+    @property
+    def public(self) -> str:
+        """Without the reason, which would reveal our network and the bucket's name."""
+        return "the object store does not answer"
+
 
 class BucketDenied(BucketUnavailable):
     """The object store refuses the credentials, or they lack a permission; the message names it."""

@@ -172,6 +172,11 @@ class BucketSettings(Section):
         0, ge=0, description="Limit for the requests of all workers together; 0: none. Beyond it, they wait."
     )
 
+    def secret(self, name: str) -> str | None:
+        """The secret of this name (`SECRETS`), for those who need it; None if it is not set."""
+        secret: SecretStr | None = getattr(self, name)
+        return secret.get_secret_value() if secret is not None else None
+
 
 #: Settings that are for some clouds only.
 ONLY_FOR: Final = {

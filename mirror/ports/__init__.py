@@ -22,7 +22,7 @@ The ports, and what implements them (the tests have implementations in memory, i
     recording.py  Records        small JSON records by key      store/local/json_records.py
     record_trees.py  RecordTree  versioned records by path      store/local/file_tree.py   store/objects/record_tree.py
     record_memories.py  RecordMemory  what is known of a bucket  index/record_memory.py
-    buckets.py    Bucket         objects of an object store     (to come)
+    buckets.py    Bucket         objects of an object store     store/cloud/obstore_bucket.py
     blob_objects.py  BlobObjects  which of them have blobs      (to come)
     object_books.py  ObjectBook  the bucket's cached blobs      index/cached_book.py
     locking.py    Locks          locks between processes        store/local/locks.py

@@ -104,8 +104,12 @@ class ObjectLister(Protocol):
     """List objects. A listing may be late: no decision may rest on it alone."""
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
-        """The objects whose keys begin with `prefix`, which ends with `/` or is empty, sorted by key as bytes; only
-        those after the key `after`. Raises while it is iterated.
+        """The objects whose keys begin with `prefix`, which ends with `/` or is empty; only those after the key
+        `after`, which is that of an object, there or not. Raises while it is iterated.
+
+        The order is that of the keys' bytes. Some stores sort folder by folder instead (SeaweedFS: `a/b/c` before
+        `a/b-c`): only among keys with the same number of parts, none of which is the beginning of another's, both are
+        the same.
         """
 
 

@@ -73,6 +73,19 @@ ENDPOINT_FAILURES: Final = Counter(
     "Calls that failed at one of several endpoints of an upstream, by kind of error",
     ["upstream", "endpoint", "error"],
 )
+BUCKET_UP: Final = Gauge(
+    "mirror_bucket_up", "1 while the bucket answers, 0 while it does not", multiprocess_mode="livemin"
+)
+BUCKET_REQUESTS: Final = Counter(
+    "mirror_bucket_requests", "Requests to the bucket, by operation and result", ["operation", "result"]
+)
+BUCKET_SECONDS: Final = Histogram(
+    "mirror_bucket_seconds", "Time of requests to the bucket, uploads whole", ["operation"], buckets=_TIMES
+)
+BUCKET_BYTES: Final = Counter(
+    "mirror_bucket_bytes", "Bytes of objects read from the bucket and written to it", ["direction"]
+)
+BUCKET_THROTTLED: Final = Counter("mirror_bucket_throttled", "Answers of the bucket that ask for fewer requests")
 BUCKET_BLOB_BYTES: Final = Counter("mirror_bucket_blob_bytes", "Bytes of blobs received from the bucket, stored or not")
 BUCKET_LEFT: Final = Counter(
     "mirror_bucket_left", "Cached blobs for which the bucket was left for the upstream, by name of the error", ["error"]

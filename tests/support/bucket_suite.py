@@ -271,17 +271,29 @@ class BucketSuite:
     # ------------------------------------------------------------------------------------- listing and deleting
 
     def test_listings_are_flat_and_sorted(self, bucket: Bucket) -> None:
-        """By the bytes of the keys, whatever folders they have; a name's beginning is no folder."""
-        keys = ["a/b", "a/b/c", "a/b-c", "a/B", "a/é", "a/b/d/e", "a/~", "ab/c", "b"]
+        """By the bytes of the keys, whatever folders they have."""
+        keys = ["a/B", "a/b", "a/c/d", "a/c/e/f", "a/~", "a/é", "c/d", "d"]
+        for key in reversed(keys):
+            bucket.write(key, b"x")
+        assert keys_below(bucket, "") == keys
+        assert keys_below(bucket, "a/") == keys[:6]
+        assert keys_below(bucket, "a/c/") == ["a/c/d", "a/c/e/f"]
+        for after in [*keys, "a/c/dd", "b", "zz"]:
+            assert keys_below(bucket, "", after) == [key for key in keys if key.encode() > after.encode()]
+        assert keys_below(bucket, "a/c/", "a/c/d") == ["a/c/e/f"]
+
+    def test_listings_are_whole_whatever_their_order(self, bucket: Bucket) -> None:
+        """The beginning of a name is no folder; what comes after a key is the rest of the same listing."""
+        keys = {"a/b/c", "a/b/d/e", "a/b-c/d", "a/b.x", "a-b/c", "ab/c"}
         for key in keys:
             bucket.write(key, b"x")
-        ordered = sorted(keys, key=str.encode)
-        assert keys_below(bucket, "") == ordered
-        assert keys_below(bucket, "a/") == [key for key in ordered if key.startswith("a/")]
+        listed = keys_below(bucket, "")
+        assert len(listed) == len(keys)
+        assert set(listed) == keys
+        assert set(keys_below(bucket, "a/")) == {key for key in keys if key.startswith("a/")}
         assert keys_below(bucket, "a/b/") == ["a/b/c", "a/b/d/e"]
-        for after in ["a/", *ordered, "a/b/", "zz"]:
-            assert keys_below(bucket, "", after) == [key for key in ordered if key.encode() > after.encode()]
-        assert keys_below(bucket, "a/b/", "a/b/c") == ["a/b/d/e"]
+        for place, key in enumerate(listed):
+            assert keys_below(bucket, "", key) == listed[place + 1 :]
 
     def test_many_are_listed_and_deleted(self, bucket: Bucket) -> None:
         """More than one answer has, and more than one call of the store takes; absent ones among them."""

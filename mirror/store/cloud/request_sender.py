@@ -1,0 +1,141 @@
+"""Sends requests to a bucket: repeats those that fail and may succeed, counts them, and names what is wrong."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NoReturn, TypeVar
+
+from mirror import telemetry
+from mirror.errors import BucketDenied, BucketUnavailable, MirrorError
+from mirror.store.cloud.clouds import CloudStores, CloudTraits
+from mirror.store.cloud.obstore_errors import ANSWERS, PASSING, Failure, Kind, failure_of
+from mirror.store.cloud.request_gate import RequestGate
+
+T = TypeVar("T")
+
+#: Seconds before the first repetition, and the longest pause before one.
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 2.0
+
+#: What the caller makes of an answer that is no success: of this failure, and those before it in the same call.
+Settle = Callable[[Failure, Sequence[Failure]], T]
+
+
+@dataclass(slots=True)
+class RequestSender:
+    """Sends the requests of one bucket; `name` is the bucket's. May be used from any thread."""
+
+    name: str
+    traits: CloudTraits
+    stores: CloudStores
+    gate: RequestGate
+    now: Callable[[], float] = time.monotonic
+    wait: Callable[[float], None] = time.sleep
+    _refused: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def send(
+        self,
+        operation: str,
+        work: Callable[[], T],
+        settle: Settle[T] | None = None,
+        *,
+        cost: int = 1,
+        endless: bool = False,
+    ) -> T:
+        """The result of `work`, which is repeated while that may help, or what `settle` makes of the answer.
+
+        Without `settle`, each answer that is no success is an error. `cost`: how many requests `work` sends.
+        `endless`: `work` moves so much content that only its own time limits count. Raises `BucketUnavailable`,
+        `BucketDenied`, and whatever `settle` raises.
+        """
+        deadline = self.now() + self.stores.times.call
+        earlier: list[Failure] = []
+        renewed = False
+        while True:
+            result, failure = self._once(operation, work, deadline, cost)
+            if failure is None:
+                return result  # type: ignore[return-value]
+            if failure.kind is Kind.DENIED and not renewed and self.stores.renew():
+                renewed = True
+                continue
+            if failure.kind not in PASSING:
+                if settle is None or failure.kind in (Kind.DENIED, Kind.NO_BUCKET, Kind.INVALID):
+                    self.fail(operation, failure)
+                return settle(failure, earlier)
+            earlier.append(failure)
+            late = not endless and self.now() >= deadline
+            if late or len(earlier) > self.stores.retries:
+                if failure.kind is Kind.CONFLICT and settle is not None:
+                    return settle(failure, earlier)
+                self.fail(operation, failure)
+            if failure.kind is not Kind.THROTTLED:  # then the gate waits
+                pause = min(_FIRST_PAUSE * 2 ** (len(earlier) - 1), _LONGEST_PAUSE)
+                self.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+
+    def _once(
+        self, operation: str, work: Callable[[], T], deadline: float, cost: int
+    ) -> tuple[T, None] | tuple[None, Failure]:
+        ticket = self.gate.enter(deadline, cost)
+        began = self.now()
+        result = "ok"
+        try:
+            found = work()
+        except MirrorError:
+            self.gate.withdraw(ticket)
+            raise
+        except Exception as error:
+            failure = failure_of(error)
+            result = failure.kind.value
+            self._note(ticket, failure)
+            return None, failure
+        except BaseException:
+            self.gate.withdraw(ticket)
+            result = "given up"
+            raise
+        else:
+            self.gate.succeeded(ticket)
+            self._accepted(operation)
+            return found, None
+        finally:
+            telemetry.BUCKET_REQUESTS.labels(operation, result).inc()
+            telemetry.BUCKET_SECONDS.labels(operation).observe(self.now() - began)
+
+    def _note(self, ticket: int, failure: Failure) -> None:
+        if failure.kind is Kind.THROTTLED:
+            self.gate.throttled(ticket)
+        elif failure.kind in ANSWERS:
+            self.gate.succeeded(ticket)
+        else:
+            self.gate.failed(ticket, failure.reason)
+
+    def fail(self, operation: str, failure: Failure) -> NoReturn:
+        """Raise the error for a failure that ends a call."""
+        if failure.kind is Kind.DENIED:
+            needed = self.traits.permissions.get(operation, "")
+            message = f"{self.name} refuses to {operation} ({failure.reason})" + (
+                f": {needed} is needed" if needed else ""
+            )
+            with self._lock:
+                begins = operation not in self._refused
+                self._refused.add(operation)
+            if begins:
+                telemetry.log.error("bucket refuses", bucket=self.name, operation=operation, reason=message)
+            raise BucketDenied(message)
+        if failure.kind is Kind.NO_BUCKET:
+            raise BucketUnavailable(f"{self.name} does not exist ({failure.reason})")
+        if failure.kind is Kind.THROTTLED:
+            raise BucketUnavailable(f"{self.name} throttles the mirror ({failure.reason})")
+        raise BucketUnavailable(f"{self.name} failed to {operation}: {failure.reason}")
+
+    def _accepted(self, operation: str) -> None:
+        if operation in self._refused:
+            with self._lock:
+                ends = operation in self._refused
+                self._refused.discard(operation)
+            if ends:
+                telemetry.log.info("bucket no longer refuses", bucket=self.name, operation=operation)
