@@ -7,12 +7,14 @@ caller that went on while the thread runs would close a file in use, or free a d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 async def uninterrupted(
@@ -48,3 +50,20 @@ async def run_uninterrupted(
     """Run blocking work in the executor; otherwise like `uninterrupted`."""
     running = asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
     return await uninterrupted(running, stop=stop, unwanted=unwanted)
+
+
+def in_order(threads: Executor, work: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Iterator[R]:
+    """The results of blocking work, in the order of the items. Up to `ahead` items are taken, and worked on, before the
+    caller takes the first result.
+    """
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(threads.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

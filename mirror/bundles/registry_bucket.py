@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Final, TypeVar
 
-from mirror.aio.batches import batches
 from mirror.aio.caches import LruCache
+from mirror.aio.threads import in_order
 from mirror.bundles.layout_source import OnRead
 from mirror.bundles.registry_data import BELOW, LONGEST_LINK, RegistryRepository, read_link
 from mirror.errors import BlobDamaged, BucketUnavailable, BundleError, DigestInvalid, UpstreamError, UpstreamInvalid
@@ -280,5 +280,4 @@ def _content(found: StoredObject | NotChanged | None) -> bytes | None:
 def _side_by_side(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
     """The results of `work` in the order of the items, some of which are worked on at the same time."""
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="registry-bucket") as threads:
-        for some in batches(items, 4 * _AT_ONCE):
-            yield from threads.map(work, some)
+        yield from in_order(threads, work, items, ahead=2 * _AT_ONCE)

@@ -25,6 +25,8 @@ The ports, and what implements them (the tests have implementations in memory, i
     buckets.py    Bucket         objects of an object store     store/cloud/obstore_bucket.py
     blob_objects.py  BlobObjects  which of them have blobs      (to come)
     object_books.py  ObjectBook  the bucket's cached blobs      index/cached_book.py
+    migrating.py  MigratedBytes  hosted bytes of one side       (to come)
+                  MigrationJournal  what a migration wrote      index/migration_journal.py
     locking.py    Locks          locks between processes        store/local/locks.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
                   SortedTags     tag lists, sorted on disk      index/sorted_tags.py
@@ -62,6 +64,7 @@ from mirror.ports.eventing import *
 from mirror.ports.hosting import *
 from mirror.ports.indexes import *
 from mirror.ports.locking import *
+from mirror.ports.migrating import *
 from mirror.ports.object_books import *
 from mirror.ports.record_memories import *
 from mirror.ports.record_trees import *

@@ -76,6 +76,7 @@ _MAY_IMPORT: Final = {
     "hosting": _BELOW_ALL | {"values", "graph", "intake"},
     "events": _BELOW_ALL | {"values"},
     "collection": _BELOW_ALL | {"values", "graph", "hosting"},
+    "migration": _BELOW_ALL,
     "retention": _BELOW_ALL | {"values", "graph", "eviction", "hosting", "collection"},
     "repository": _BELOW_ALL
     | {
