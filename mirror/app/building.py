@@ -30,6 +30,7 @@ from mirror.eviction.scrub import HostedNaming, Scrub
 from mirror.graph.blob_places import BlobPlaces
 from mirror.heartbeat import Heartbeat
 from mirror.inspect.recent_answers import RecentAnswers
+from mirror.policy.clients.networks import Networks
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.scheduler import SyncScheduler
 from mirror.prefetch.sync import Sync
@@ -41,6 +42,7 @@ from mirror.server.admin.api import Admin
 from mirror.server.probes import Readiness, health_pages
 from mirror.server.process_metrics import beat_regularly
 from mirror.server.registry.access_control import AccessControl
+from mirror.server.registry.client_addresses import ClientAddresses
 from mirror.server.registry.handler import Page, RegistryHandler
 from mirror.server.registry.receiving import Receiver
 from mirror.server.registry.sending import Sender
@@ -111,12 +113,15 @@ async def build(
             stack.push_async_callback(await asyncio.to_thread(_start_tracing, config.trace))
         repositories = await open_repositories(config, storage, stack, now)
         recent = _open_recent(storage, stack, now, on_disk=housework)
-        gate = await open_gate(config, storage, repositories, stack, now)
+        addresses = ClientAddresses(Networks(config.server.trusted_proxies))
+        gate = await open_gate(config, storage, repositories, addresses, stack, now)
         audit = open_audit(config, stack)
         announcer = repositories.hosting.verbs.parts.events
         reports = await stack.enter_async_context(open_reports(config, storage, announcer, now))
         readiness = Readiness()
-        front = _open_front(config, repositories.router, _pages(config, readiness, pulse), gate, audit, recent, stack)
+        front = _open_front(
+            config, repositories.router, _pages(config, readiness, pulse), gate, audit, recent, addresses, stack
+        )
         admin = open_administration(config, storage, repositories, gate, audit, stack, now)
         app = App(
             front,
@@ -163,6 +168,7 @@ def _open_front(
     gate: AccessControl | None,
     audit: AuditLog | None,
     recent: RecentAnswers,
+    addresses: ClientAddresses,
     stack: AsyncExitStack,
 ) -> RegistryHandler:
     sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
@@ -176,6 +182,7 @@ def _open_front(
         audit=audit,
         recent=recent,
         receiver=Receiver(parse_size(config.hosting.min_upload_rate)),
+        addresses=addresses,
     )
 
 

@@ -22,6 +22,7 @@ from mirror.config import Config, IssuerSettings, access_policy, named_claims, v
 from mirror.policy.access_rules import AuthMethod
 from mirror.ports import Authenticator, Membership
 from mirror.server.registry.access_control import AccessControl
+from mirror.server.registry.client_addresses import ClientAddresses
 from mirror.store.local.json_records import JsonRecords
 from mirror.trust.upstream_access import Verifier
 
@@ -30,7 +31,12 @@ _CHECKING_THREADS = 2
 
 
 async def open_gate(
-    config: Config, storage: Storage, repositories: Repositories, stack: AsyncExitStack, now: Callable[[], float]
+    config: Config,
+    storage: Storage,
+    repositories: Repositories,
+    addresses: ClientAddresses,
+    stack: AsyncExitStack,
+    now: Callable[[], float],
 ) -> AccessControl | None:
     """The access control, or None if every client may pull everything without logging in, and nobody may push.
 
@@ -87,6 +93,7 @@ async def open_gate(
         verifier_of=lambda registry: verifier if repositories.upstreams.label(registry) in verified else None,
         virtual=virtual_rules(config),
         realm=access.realm,
+        addresses=addresses,
     )
 
 

@@ -39,6 +39,7 @@ def check_bucket(store: StoreSettings, bucket: BucketSettings) -> list[str]:
         # what else is wrong with them does not matter
         return [*mistakes, *(f"bucket.{name}: {_only_for(name)}, and the bucket is {address}" for name in of_others)]
     found = [*_credentials(address, bucket), *_connection(address, bucket), *_encryption(bucket), *_files(bucket)]
+    found += _redirects(bucket)
     return [*mistakes, *(f"bucket.{mistake}" for mistake in found)]
 
 
@@ -51,6 +52,8 @@ def bucket_hints(store: StoreSettings, bucket: BucketSettings) -> list[str]:
         hints.append("bucket.checksum: without it, some stores keep bytes that were changed on the way")
     if bucket.endpoint is not None and bucket.endpoint.startswith("http:"):
         hints.append("bucket.endpoint: http:// lets others read and change what is sent; use https:// if you can")
+    if bucket.redirect_to and (bucket.redirect_endpoint or bucket.endpoint or "").startswith("http:"):
+        hints.append("bucket.redirect_to: clients that insist on https:// do not follow to http://")
     return hints
 
 
@@ -113,6 +116,16 @@ def _connection(address: BucketAddress, bucket: BucketSettings) -> Iterator[str]
             yield "region: must be set for a bucket at AWS; for another store, set endpoint"
     if not bucket.path_style and "." in address.name:
         yield "path_style: must be true: the certificates of host names do not match a bucket whose name has a dot"
+
+
+def _redirects(bucket: BucketSettings) -> Iterator[str]:
+    if not bucket.redirect_to:
+        return
+    needs = {"anonymous": "nothing would sign the URL", "requester_pays": "clients would have to send it, too"}
+    yield from (f"redirect_to: not possible with {name}: {why}" for name, why in needs.items() if getattr(bucket, name))
+    for name, why in (("customer_key", "clients would need the key"), ("sas_token", "it cannot sign URLs")):
+        if _given(bucket, name):
+            yield f"redirect_to: not possible with {name}: {why}"
 
 
 def _encryption(bucket: BucketSettings) -> Iterator[str]:

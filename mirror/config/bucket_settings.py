@@ -7,7 +7,7 @@ import binascii
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from mirror.config import values
 from mirror.config.section import Section
@@ -145,6 +145,25 @@ class BucketSettings(Section):
         ),
     )
     bulk_delete: bool = Field(True, description="s3: delete up to 1000 objects with one request; false: one by one.")
+
+    # --------------------------------------------------------------------------- clients that read it themselves
+    redirect_to: Annotated[list[Annotated[str, AfterValidator(values.network)]], BeforeValidator(values.split)] = Field(
+        [],
+        description="Addresses and networks of clients that are sent to the bucket for blobs (307); none: nobody is.",
+    )
+    redirect_from: Annotated[str, AfterValidator(values.size)] = Field(
+        "1MB", description="Smaller blobs are always sent by the mirror."
+    )
+    redirect_for: Seconds = Field(
+        300.0,
+        ge=10,
+        le=7 * 86400,
+        description="How long the URL is valid, and a right that was taken away still counts; never longer than the "
+        "credentials that sign it.",
+    )
+    redirect_endpoint: Annotated[str, AfterValidator(values.url)] | None = Field(
+        None, description="URL by which clients reach the object store, if it is not endpoint."
+    )
 
     # ----------------------------------------------------------------------------------------------- the connection
     ca_file: Path | None = Field(

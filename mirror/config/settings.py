@@ -67,6 +67,13 @@ class ServerSettings(Section):
     ] = Field(
         ["127.0.0.0/8", "::1"], description="Addresses and networks without that limit, such as proxies and ingresses."
     )
+    trusted_proxies: Annotated[list[Annotated[str, AfterValidator(values.peer)]], BeforeValidator(values.split)] = (
+        Field(
+            [],
+            description="Addresses and networks of proxies whose X-Forwarded-For says who the client is; unix: whoever "
+            "comes through a unix socket.",
+        )
+    )
     blocked_timeout: Annotated[Seconds, AfterValidator(values.blocked_timeout)] = Field(
         30.0, description="A worker whose event loop stands still for this long is replaced; 0: never."
     )

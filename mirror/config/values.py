@@ -16,6 +16,7 @@ from pydantic import (
 
 from mirror.errors import RequestError
 from mirror.oci.reference import check_name, check_registry, check_tag
+from mirror.policy.clients.networks import UNIX
 from mirror.policy.content_rules import ImagePattern
 from mirror.policy.events.changes import TYPES
 from mirror.policy.events.subscriptions import matching_types
@@ -51,6 +52,11 @@ def network(text: str) -> str:
     except ValueError as error:
         raise ValueError(f"{text[:80]!r} is neither an address nor a network such as 10.0.0.0/8: {error}") from error
     return text
+
+
+def peer(text: str) -> str:
+    """Accepts what `network` accepts, and `unix`."""
+    return text if text == UNIX else network(text)
 
 
 def listen(text: str) -> str:

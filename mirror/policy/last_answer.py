@@ -91,6 +91,7 @@ _BLOB: Final = {
     "asked": "the blob is not here: {upstream} was asked for its size",
     "joined": "the blob was not here, but on its way for another client: this one followed the same download",
     "bypass": "the store could not take the blob (full, broken, or the blob too large): it went through uncached",
+    "redirected": "the client is in a network of `redirect_to`, and was sent to the bucket for the bytes",
 }
 _LIST: Final = {
     "none": "lists come from {upstream}, at most a minute old; they are not cached beyond that",
@@ -113,7 +114,7 @@ def explain(answer: LastAnswer, *, hosted: bool = False) -> str:
         return "the client went away, or the mirror was stopping, before there was an answer"
     if answer.status >= 400:
         return _refusal(answer)
-    if hosted:
+    if hosted and answer.outcome != "redirected":
         text = _HOSTED.get(answer.method, _PUSHED)
         return f"{text}; then: {answer.error}" if answer.error else text
     if answer.tag_override in _OVERRIDES:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 #: Outcomes of answers that needed no download of their own; upstream may have confirmed the tag.
-_WITHOUT_DOWNLOAD: Final = frozenset({"hit", "joined", "revalidated", "stale", "described"})
+_WITHOUT_DOWNLOAD: Final = frozenset({"hit", "joined", "revalidated", "stale", "described", "redirected"})
 #: Outcomes that count as misses. A HEAD that was passed on to upstream (`asked`) is one, too.
 _WITH_DOWNLOAD: Final = frozenset({"miss", "bypass", "asked"})
 

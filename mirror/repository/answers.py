@@ -45,6 +45,8 @@ class Outcome(Enum):
     DESCRIBED = "described"
     #: HEAD of content that is not here. Upstream was asked for its type and size, and nothing was stored.
     ASKED = "asked"
+    #: The client was sent to the bucket for the bytes.
+    REDIRECTED = "redirected"
     NONE = "none"
 
 

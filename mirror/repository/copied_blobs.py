@@ -36,7 +36,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink
-from mirror.ports import BlobInfo, BlobObjects, BlobReader, BlobStore
+from mirror.ports import BlobInfo, BlobObject, BlobObjects, BlobReader, BlobStore
 from mirror.repository.answers import (
     BlobContent,
     BlobStat,
@@ -62,10 +62,11 @@ class CopiedBlobs:
         touch: Callable[[Digest], None],
         named: Callable[[Manifest], None],
         failed: Callable[[StoreError, Digest], None],
+        certain: BlobObjects | None = None,
     ) -> None:
-        """`objects` says what the bucket has, by what is remembered while the bucket is down. `integrity` checks files
-        of `cache`. `touch` notes that a copy was used, `named` what a manifest names whose copy was read: an image is
-        evicted as a whole. `failed` notes that the disk could not take a copy.
+        """`objects` says what the bucket has, by what is remembered while the bucket is down; `certain` says it by the
+        bucket alone. `integrity` checks files of `cache`. `touch` notes that a copy was used, `named` what a manifest
+        names whose copy was read: an image is evicted as a whole. `failed` notes that the disk could not take a copy.
         """
         self._cache = cache
         self._objects = objects
@@ -77,6 +78,7 @@ class CopiedBlobs:
         #: Notes what a manifest names, for eviction.
         self.named: Final = named
         self._failed = failed
+        self._certain = certain
 
     def __repr__(self) -> str:
         return f"<CopiedBlobs {self._cache!r}>"
@@ -105,6 +107,13 @@ class CopiedBlobs:
         if await asyncio.to_thread(self._objects.source, link.digest) is None:
             raise _lost(repo, link.digest)
         return BlobStat(link.size, Outcome.DESCRIBED, repo.registry)
+
+    def certain_object(self, link: BlobLink) -> BlobObject | None:
+        """Blocking: returns the object that has the blob of a link, as the bucket says now; None if there is none.
+        Raises `StoreError`.
+        """
+        found = self._certain.source(link.digest) if self._certain is not None else None
+        return found if found is not None and found.size == link.size else None
 
     def has(self, digest: Digest) -> bool:
         """True if the disk has a copy. Fast enough for the event loop."""

@@ -30,9 +30,10 @@ from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.policy.content_rules import ContentLists, ContentRule, check_size
+from mirror.ports import BlobObject
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
 from mirror.repository.hosted import HostedRepository
-from mirror.repository.protocol import Pusher, Readable
+from mirror.repository.protocol import InBucket, Pusher, Readable
 from mirror.repository.proxied import ProxiedRepository
 from mirror.trust.cosign import (
     LARGEST,
@@ -152,6 +153,11 @@ class GuardedRepository(Generic[R]):
         """Returns the blob. The caller closes it. Raises `Denied`, and like `inner`."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.blob(digest)
+
+    async def blob_object(self, digest: Digest) -> BlobObject | None:
+        """See `InBucket`."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.blob_object(digest) if isinstance(self._inner, InBucket) else None
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """Returns the answer to HEAD of a blob. Raises like `blob`."""

@@ -78,6 +78,7 @@ class HostedRepository:
         self.resolve = content.resolve
         self.blob = content.blob
         self.stat_blob = content.stat_blob
+        self.blob_object = content.blob_object
         self.read = content.read
         self.tags = content.tags
         self.referrers = content.referrers

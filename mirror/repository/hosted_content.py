@@ -39,7 +39,7 @@ from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.policy.records import ManifestRecord
-from mirror.ports import BlobInfo, BlobReader
+from mirror.ports import BlobInfo, BlobObject, BlobReader
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import CachedTag, Caches
 from mirror.repository.copied_blobs import CopiedBlobs
@@ -211,6 +211,15 @@ class HostedContent:
             reader.close()
             raise
         return info, reader
+
+    async def blob_object(self, digest: Digest) -> BlobObject | None:
+        """See `InBucket`."""
+        return None if self._copied is None else await asyncio.to_thread(self._object, digest, self._copied)
+
+    def _object(self, digest: Digest, copied: CopiedBlobs) -> BlobObject | None:
+        """Blocking. The link is read now: what is remembered of it could outlive a deletion by the life of a URL."""
+        link = self._links.find(self.repo, digest)
+        return copied.certain_object(link) if link is not None and link.state is LinkState.LINKED else None
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """Returns the answer to HEAD, which succeeds only if GET would. Raises like `blob`."""

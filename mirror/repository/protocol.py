@@ -3,6 +3,7 @@
     Readable     what clients may ask of any repository         sealed, proxied, both guarded
     Fetchable    what is not here can be brought here           proxied, also guarded
     Writable     clients may push and delete                    hosted
+    InBucket     clients may be sent to a bucket for blobs      hosted, proxied, also guarded, virtual
 
 A caller that wants to fetch asks `isinstance(repository, Fetchable)`.
 """
@@ -17,7 +18,7 @@ from mirror.fills.read_ahead import Fetching
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
-from mirror.ports import Body
+from mirror.ports import BlobObject, Body
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
 
 #: Seconds without a byte after which another request may go on with an upload session.
@@ -82,6 +83,17 @@ class Fetchable(Protocol):
 
     async def settled(self) -> None:
         """Returns once all that was fetched before this call is durable. Raises `StoreError`."""
+
+
+@runtime_checkable
+class InBucket(Protocol):
+    """A repository some of whose blobs clients may read from a bucket, without the mirror."""
+
+    async def blob_object(self, digest: Digest) -> BlobObject | None:
+        """Returns the object that certainly has the blob at this moment, for a caller who may have it; nothing that was
+        read before the call counts. None if there is none, or if this blob must be sent from here: `blob` then says
+        more. Raises `Denied`, and `StoreError` if the bucket cannot be asked.
+        """
 
 
 class Pusher(Protocol):

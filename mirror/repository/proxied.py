@@ -63,6 +63,7 @@ class ProxiedRepository:
         self.fetch_manifest = manifests.fetch_manifest
         self.blob = blobs.blob
         self.stat_blob = blobs.stat_blob
+        self.blob_object = blobs.blob_object
         self.read = blobs.read
         self.fetch = blobs.fetch
         self.is_fetching = blobs.is_fetching

@@ -25,7 +25,7 @@ from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
 from mirror.oci.digest import Digest
-from mirror.ports import BlobInfo, Upstream
+from mirror.ports import BlobInfo, BlobObject, BlobObjects, Upstream
 from mirror.repository.answers import (
     BlobContent,
     BlobStat,
@@ -52,12 +52,14 @@ class Transfers:
 
     `executor` runs the threads that receive a stream; `received` counts the bytes that upstream has sent in streams.
     `nearer` makes the source of a blob that is asked before its upstream; None if there is none.
+    `objects` says which objects of the bucket have blobs, for clients that are sent there; None if no client is.
     """
 
     flights: Flights
     executor: Executor
     received: Callable[[int], None]
     nearer: Callable[[Digest], BlobSource] | None = None
+    objects: BlobObjects | None = None
 
     def sources(self, digest: Digest, pull: Pull, granted: int) -> BlobSources:
         """Returns where a blob comes from: `pull` asks its upstream. A nearer source is asked only if a manifest of the
@@ -140,6 +142,15 @@ class ProxiedBlobs:
         if granted is None or remembered is MISSING:
             return BlobStat(await self._ask(digest), Outcome.ASKED, self._upstream.name)
         return BlobStat(remembered, Outcome.DESCRIBED, self._upstream.name)
+
+    async def blob_object(self, digest: Digest) -> BlobObject | None:
+        """See `InBucket`."""
+        objects = self._transfers.objects
+        granted = None if objects is None else await self._granted(digest)
+        if objects is None or granted is None or granted < 0:
+            return None
+        found = await asyncio.to_thread(objects.source, digest)
+        return found if found is not None and found.size in (-1, granted) else None
 
     async def _is_sound(self, info: BlobInfo) -> bool:
         """Like `Integrity.verify`, but False if the disk cannot be read."""

@@ -18,7 +18,7 @@ from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.rules import RouteRule
-from mirror.ports import BlobStore, Catalog, Upstream
+from mirror.ports import BlobObjects, BlobStore, Catalog, Upstream
 from mirror.repository.caches import Caches
 from mirror.repository.miss_report import Misses
 from mirror.repository.proxied import ProxiedRepository
@@ -37,7 +37,8 @@ class Shared:
 
     `executor` runs the threads that receive blobs. `label` returns the configured upstream that a registry belongs to,
     as a label of metrics: names that only match a wildcard must not become labels. `nearer` returns what makes sources
-    of a repository's blobs that are asked before its upstream; None if there are none.
+    of a repository's blobs that are asked before its upstream; None if there are none. `objects` returns which objects
+    of the bucket have a repository's blobs; None if no client is sent there.
     """
 
     store: BlobStore
@@ -55,6 +56,7 @@ class Shared:
     executor: Executor
     label: Callable[[str], str] = str
     nearer: Callable[[Repo], Callable[[Digest], BlobSource] | None] = lambda _: None
+    objects: Callable[[Repo], BlobObjects | None] = lambda _: None
 
     def stored(self, repo: Repo) -> StoredRepository:
         """Returns what the store has of a repository."""
@@ -83,7 +85,13 @@ class Shared:
             stored,
             upstream,
             self.grants,
-            Transfers(self.flights, self.executor, telemetry.UPSTREAM_BYTES.labels(label).inc, self.nearer(repo)),
+            Transfers(
+                self.flights,
+                self.executor,
+                telemetry.UPSTREAM_BYTES.labels(label).inc,
+                self.nearer(repo),
+                self.objects(repo),
+            ),
             *asking,
             self.integrity,
             self.intake,

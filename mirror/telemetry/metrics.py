@@ -91,6 +91,13 @@ BUCKET_LEFT: Final = Counter(
     "mirror_bucket_left", "Cached blobs for which the bucket was left for the upstream, by name of the error", ["error"]
 )
 
+BUCKET_REDIRECTS: Final = Counter("mirror_bucket_redirects", "Clients that were sent to the bucket for a blob")
+BUCKET_REDIRECTED_BYTES: Final = Counter("mirror_bucket_redirected_bytes", "Bytes that they asked for")
+BUCKET_NOT_REDIRECTED: Final = Counter(
+    "mirror_bucket_redirects_failed",
+    "Requests that were served from here instead, because the bucket could not be asked in time, or no URL be signed",
+)
+
 FLIGHTS: Final = Gauge("mirror_flights", "Downloads of blobs in progress", multiprocess_mode="livesum")
 FOLLOWERS: Final = Gauge(
     "mirror_followers", "Clients that read a blob while it is downloaded", multiprocess_mode="livesum"

@@ -36,8 +36,9 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.virtual.members import Answering, VirtualRules
 from mirror.policy.virtual.merging import TagPart, merge_referrers, merge_tags
+from mirror.ports import BlobObject
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome
-from mirror.repository.protocol import Fetchable, Readable
+from mirror.repository.protocol import Fetchable, InBucket, Readable
 
 T = TypeVar("T")
 
@@ -244,6 +245,16 @@ class VirtualRepository:
     async def blob(self, digest: Digest) -> BlobContent:
         """See `Readable`."""
         return await self._by_digest(digest, lambda member: member.blob(digest))
+
+    async def blob_object(self, digest: Digest) -> BlobObject | None:
+        """See `InBucket`: the object of the first member whose repository has one, for a caller who may pull there."""
+        for repo in await self._in_order(digest):
+            member = self.parts.member(repo)
+            if isinstance(member, InBucket) and self._admission.admit(repo):
+                found = await member.blob_object(digest)
+                if found is not None:
+                    return found
+        return None
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """See `Readable`."""

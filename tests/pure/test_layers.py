@@ -19,6 +19,7 @@ _MOST_FILES: Final = 20
 #: Folders that are rooms of their own within their folder, as `store/local` is in `store`.
 _ROOMS: Final = frozenset(
     {
+        "policy/clients",
         "policy/events",
         "policy/hosted",
         "policy/upstream",
@@ -49,6 +50,7 @@ _MAY_IMPORT: Final = {
     "policy": {"errors", "oci", "values"},
     "policy/hosted": {"errors", "oci", "policy", "values"},
     "policy/events": {"errors", "oci", "policy", "values"},
+    "policy/clients": {"errors", "oci"},
     "policy/upstream": {"errors", "oci"},
     "ports": {"oci", "policy", "policy/events", "policy/hosted"},
     "policy/virtual": {"errors", "oci", "policy"},
@@ -96,7 +98,8 @@ _MAY_IMPORT: Final = {
     "bundles": _BELOW_ALL | {"values", "graph", "fills", "intake"},
     # HTTP in front of it
     "server": {"telemetry", "server/registry"},
-    "server/registry": _BELOW_ALL | {"access", "caller", "inspect", "policy/virtual", "repository", "trust", "virtual"},
+    "server/registry": _BELOW_ALL
+    | {"access", "caller", "inspect", "policy/clients", "policy/virtual", "repository", "trust", "virtual"},
     "server/admin": _BELOW_ALL
     | {
         "values",

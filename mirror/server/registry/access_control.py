@@ -40,6 +40,7 @@ from mirror.policy.access_rules import ANONYMOUS, Action, AuthMethod, Identity, 
 from mirror.policy.routing import RoutingTable
 from mirror.policy.virtual.members import VirtualRules
 from mirror.repository.protocol import Readable
+from mirror.server.registry.client_addresses import ClientAddresses
 from mirror.server.registry.connection_limit import client_key
 from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.responses import API_VERSION
@@ -88,10 +89,11 @@ class AccessControl:
         verifier_of: Callable[[str], Verifier | None] = lambda registry: None,
         virtual: Mapping[str, VirtualRules] | None = None,
         realm: str | None = None,
+        addresses: ClientAddresses | None = None,
     ) -> None:
         """`table` says which repository a scope means, `repository_of` returns the repository of a name. `verifier_of`
         returns the verifier of a registry whose upstream is asked about every caller; None for other registries.
-        `virtual` has the virtual registries, by name.
+        `virtual` has the virtual registries, by name. `addresses` knows the clients behind proxies.
         """
         self._virtual = virtual or {}
         self._repository_of = repository_of
@@ -101,6 +103,7 @@ class AccessControl:
         self._issued = issued
         self._table = table
         self._realm = realm
+        self._addresses = addresses or ClientAddresses()
         self._verdicts: LruCache[tuple[Identity, Action, Repo | None], bool] = LruCache(_MOST, name="access verdicts")
 
     def __repr__(self) -> str:
@@ -156,7 +159,7 @@ class AccessControl:
         """The caller's identity, and the credentials in the `Authorization` header, if there are any."""
         presented = read_authorization(request.headers.getall("Authorization", []))
         if presented is not None:
-            return await self._authentication.authenticate(presented, lambda: _from(request)), presented
+            return await self._authentication.authenticate(presented, lambda: self._from(request)), presented
         certificate = request.transport.get_extra_info("peercert") if request.transport is not None else None
         return identity_of(certificate) or ANONYMOUS, None
 
@@ -182,7 +185,7 @@ class AccessControl:
             raise self._out_of_scope(request, wanted)
         if verifier is None:
             return nullcontext()
-        own = _own(identity, request)
+        own = self._own(identity, request)
         with on_behalf_of(own):
             allowed = await verifier.may_pull(repository, own, wanted)
         if allowed:
@@ -287,7 +290,7 @@ class AccessControl:
             return False
         if verifier is None:
             return True
-        own = _own(identity, request)
+        own = self._own(identity, request)
         asked = RegistryRequest(Kind.BLOB, wanted.name, wanted.reference or _mounted(wanted))
         with on_behalf_of(own):
             try:
@@ -303,6 +306,14 @@ class AccessControl:
         if action is Action.PULL and self._verifier_of(repo.registry) is not None:
             return False
         return self.allows(self._proven(identity, repo), action, repo)
+
+    def _own(self, identity: Identity, request: web.BaseRequest) -> CallerCredentials | None:
+        """The caller's own credentials with the client's address: the identity was made without it."""
+        return replace(identity.own, client=self._from(request)) if identity.own else None
+
+    def _from(self, request: web.BaseRequest) -> str:
+        """The client, for limits of failed logins. Clients of unix sockets cannot be told apart."""
+        return client_key((self._addresses.of(request),), ()) or ""
 
     def _proven(self, identity: Identity, repo: Repo) -> Identity:
         """The identity as far as it is proven for this registry: credentials that no upstream checks prove nothing."""
@@ -358,7 +369,7 @@ class AccessControl:
         if request.method == "POST":
             form = await _read_form(request)
             presented, scopes = _in_form(form), _values(form, "scope")
-            identity = await self._authentication.authenticate(presented, lambda: _from(request))
+            identity = await self._authentication.authenticate(presented, lambda: self._from(request))
         elif request.method == "GET":
             identity, presented = await self._identify(request)
             scopes = _values(query, "scope")
@@ -494,19 +505,9 @@ def _mounted(wanted: RegistryRequest) -> Digest | None:
         return None
 
 
-def _own(identity: Identity, request: web.BaseRequest) -> CallerCredentials | None:
-    """The caller's own credentials with the client's address: the identity was made without it."""
-    return replace(identity.own, client=_from(request)) if identity.own else None
-
-
 def _described(identity: Identity) -> str:
     """The identity as logged. Credentials for an upstream that have not been checked yet are marked as such."""
     return f"{identity} (not verified)" if identity.method is AuthMethod.UPSTREAM else str(identity)
-
-
-def _from(request: web.BaseRequest) -> str:
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    return client_key(peer, ()) or ""
 
 
 def _reached_at(request: web.BaseRequest) -> str:

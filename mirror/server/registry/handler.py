@@ -34,11 +34,13 @@ from mirror.repository.router import Router
 from mirror.server.registry import pull, push
 from mirror.server.registry.access_control import TOKEN_PATH, AccessControl
 from mirror.server.registry.body_rest import RestOfBody
+from mirror.server.registry.client_addresses import ClientAddresses
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handshake import Handshake
 from mirror.server.registry.head_limit import MOST_HEAD, BoundedHeads
 from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.receiving import Receiver, expects_continue
+from mirror.server.registry.redirects import Redirects
 from mirror.server.registry.responses import error_response
 from mirror.server.registry.sending import ClientGone, Sender
 from mirror.server.registry.virtual_pushes import check_way, mount_source, visible_blobs, writable_of
@@ -79,9 +81,12 @@ class RegistryHandler:
         audit: Audit | None = None,
         recent: RecentAnswers | None = None,
         receiver: Receiver | None = None,
+        addresses: ClientAddresses | None = None,
+        redirects: Redirects | None = None,
     ) -> None:
         """Without `access`, every client that reaches the mirror may pull everything, and nobody may push. `audit`
-        records each access and refusal, `recent` each answer about a repository.
+        records each access and refusal, `recent` each answer about a repository. `redirects` sends clients to the
+        bucket.
         """
         self._router = router
         self._sender = sender
@@ -91,6 +96,8 @@ class RegistryHandler:
         self._audit = audit
         self._recent = recent
         self._receiver = receiver or Receiver(0.0)
+        self._addresses = addresses or ClientAddresses()
+        self._redirects = redirects
         #: Requests are numbered. Most numbers are never logged, so they are formatted as identifiers only when needed.
         self._numbers = itertools.count(time.time_ns() // 1_000_000)
         self._name = f"{os.getpid():x}"
@@ -218,7 +225,7 @@ class RegistryHandler:
         repository = virtual.seen_by(visitor)
         if wanted.kind is Kind.BLOB:
             blobs = visible_blobs(repository, visitor, self._access, identity, request, wanted)
-            return await pull.blob(request, wanted, blobs, record, self._sender)
+            return await pull.blob(request, wanted, blobs, record, self._sender, self._redirects)
         return await self._pull(request, wanted, repository, record, identity)
 
     async def _pull(
@@ -234,7 +241,7 @@ class RegistryHandler:
                 return await pull.manifest(request, wanted, repository, record)
             case Kind.BLOB:
                 source = self._blobs_for(identity, repository, request, wanted)
-                return await pull.blob(request, wanted, source, record, self._sender)
+                return await pull.blob(request, wanted, source, record, self._sender, self._redirects)
             case Kind.TAGS:
                 return await pull.tags(request, wanted, repository, record)
             case Kind.REFERRERS:
@@ -283,7 +290,7 @@ class RegistryHandler:
                 id=self._id(number),
                 caller=record.caller,
                 scope=record.scope,
-                client=_client(request),
+                client=self._addresses.of(request),
                 action="login" if kind == "token" else record.action,
                 kind=kind,
                 method=request.method,
@@ -292,6 +299,7 @@ class RegistryHandler:
                 reference=record.reference,
                 status=status,
                 bytes=record.received if record.action != _PULL else record.sent,
+                redirected=record.redirected,
                 digest=str(record.digest) if record.action != _PULL and record.digest is not None else None,
                 reason=record.error,
             )
@@ -299,7 +307,7 @@ class RegistryHandler:
             return
         line: dict[str, object] = {
             "id": self._id(number),
-            "client": _client(request),
+            "client": self._addresses.of(request),
             "method": request.method,
             "path": target[:1024],
             "status": status,
@@ -311,6 +319,8 @@ class RegistryHandler:
         }
         if record.action != _PULL:
             line["received"] = record.received
+        if record.redirected is not None:
+            line["redirected"] = record.redirected
         if record.caller is not None:
             line["caller"] = record.caller
         if record.error:

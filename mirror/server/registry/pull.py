@@ -29,6 +29,7 @@ from mirror.policy.send_limit import WITHHELD, may_send_of_part
 from mirror.repository.answers import BlobContent, BlobStat, Outcome
 from mirror.repository.protocol import Fetchable, Readable
 from mirror.server.registry.byteranges import Byteranges
+from mirror.server.registry.redirects import Redirects
 from mirror.server.registry.responses import (
     API_VERSION,
     blob_headers,
@@ -73,6 +74,8 @@ class RequestRecord:
     #: What a push or deletion does, as in the audit log, and how many bytes of its body were received.
     action: str = "pull"
     received: int = 0
+    #: The bytes that the client was sent to the bucket for; None if it was not.
+    redirected: int | None = None
     #: Headers that the answer has even if it is an error.
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -117,10 +120,15 @@ async def manifest(
 
 
 async def blob(
-    request: web.BaseRequest, wanted: RegistryRequest, repository: Blobs, record: RequestRecord, sender: Sender
+    request: web.BaseRequest,
+    wanted: RegistryRequest,
+    repository: Blobs,
+    record: RequestRecord,
+    sender: Sender,
+    redirects: Redirects | None = None,
 ) -> web.StreamResponse:
-    """A blob or a part of it. An error after the headers breaks the connection, so that a short body never looks
-    complete.
+    """A blob or a part of it, or where it can be read. An error after the headers breaks the connection, so that a
+    short body never looks complete.
     """
     if request.method == "HEAD":
         blob = await repository.stat_blob(wanted.digest)
@@ -130,6 +138,8 @@ async def blob(
         headers = blob_headers(wanted.digest, blob.size, blob.outcome)
         _note_namespace(headers, wanted)
         return web.Response(headers=headers)
+    if redirects is not None and (redirected := await _redirect(request, wanted, repository, record, redirects)):
+        return redirected
     content = await repository.blob(wanted.digest)
     try:
         record.outcome, record.upstream = content.outcome, content.upstream
@@ -179,6 +189,21 @@ async def blob(
         return response
     finally:
         content.close()
+
+
+async def _redirect(
+    request: web.BaseRequest, wanted: RegistryRequest, repository: Blobs, record: RequestRecord, redirects: Redirects
+) -> web.Response | None:
+    """Sends the client to the bucket, if it may read the blob there."""
+    if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
+        return None
+    answer = await redirects.answer(request, wanted.digest, repository)
+    if answer is None:
+        return None
+    response, asked = answer
+    record.outcome = Outcome.REDIRECTED
+    record.redirected = asked
+    return response
 
 
 def _range_header(request: web.BaseRequest, wanted: RegistryRequest) -> str | None:

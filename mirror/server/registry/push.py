@@ -29,8 +29,9 @@ from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.manifest import LARGEST
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.policy.access_rules import Action
+from mirror.ports import BlobObject
 from mirror.repository.answers import BlobContent, BlobStat
-from mirror.repository.protocol import Pusher, Upload, Writable
+from mirror.repository.protocol import InBucket, Pusher, Upload, Writable
 from mirror.server.registry.access_control import MountSource
 from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.receiving import ClientBody, Receiver
@@ -70,6 +71,10 @@ class PushersBlobs:
     async def blob(self, digest: Digest) -> BlobContent:
         """See `Writable.blob_for_push`."""
         return await self._repository.blob_for_push(digest, self._pusher)
+
+    async def blob_object(self, digest: Digest) -> BlobObject | None:
+        """See `InBucket`; nothing that is only reserved."""
+        return await self._repository.blob_object(digest) if isinstance(self._repository, InBucket) else None
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """See `Writable.stat_for_push`."""

@@ -63,6 +63,7 @@ _CACHE_STATUS: Final = {
     Outcome.BYPASS: "mirror; fwd=bypass",
     Outcome.DESCRIBED: "mirror; hit; detail=described",
     Outcome.ASKED: "mirror; fwd=uri-miss",
+    Outcome.REDIRECTED: "mirror; hit; detail=redirected",
     Outcome.NONE: "mirror; fwd=request",
 }
 
@@ -124,6 +125,16 @@ def blob_headers(digest: Digest, size: int | None, outcome: Outcome, span: Span 
     elif size is not None:
         headers["Content-Length"] = str(size)
     return headers
+
+
+def redirect_headers(digest: Digest) -> dict[str, str]:
+    """The headers of an answer that sends the client elsewhere for a blob. Nobody may keep it: the URL is a secret."""
+    return {
+        **API_VERSION,
+        "Docker-Content-Digest": str(digest),
+        "Cache-Control": "no-store",
+        "Cache-Status": _CACHE_STATUS[Outcome.REDIRECTED],
+    }
 
 
 def is_unchanged(if_none_match: str | None, current: Digest | str) -> bool:

@@ -15,8 +15,9 @@ from mirror.errors import BlobUnknown, Denied, NameInvalid, NameUnknown, Unsuppo
 from mirror.oci.digest import Digest
 from mirror.oci.request import RegistryRequest
 from mirror.policy.access_rules import Action, Identity
+from mirror.ports import BlobObject
 from mirror.repository.answers import BlobContent, BlobStat
-from mirror.repository.protocol import Pusher, Readable, Writable, is_hosted
+from mirror.repository.protocol import InBucket, Pusher, Readable, Writable, is_hosted
 from mirror.server.registry.access_control import AccessControl, MountSource
 from mirror.server.registry.pull import Blobs
 from mirror.server.registry.visitor import VirtualVisitor
@@ -120,6 +121,14 @@ class WritableMembersBlobs:
             return await self._writable.blob_for_push(digest, self._pusher)
         except BlobUnknown:
             return await self._blobs.blob(digest)
+
+    async def blob_object(self, digest: Digest) -> BlobObject | None:
+        """See `InBucket`: of the writable member, and then of the others."""
+        for blobs in (self._writable, self._blobs):
+            found = await blobs.blob_object(digest) if isinstance(blobs, InBucket) else None
+            if found is not None:
+                return found
+        return None
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """See `Writable.stat_for_push`."""
