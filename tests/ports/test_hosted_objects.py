@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +25,8 @@ from mirror.store.local.blobs import LocalStore
 from mirror.store.objects.digest_locks import DigestLocks
 from mirror.store.objects.hosted_blobs import HostedObjects, PulledObjects
 from mirror.store.objects.object_keys import state_key
+from mirror.store.objects.record_tree import Reads
+from mirror.store.objects.state_records import BlobStates
 from tests.support.hosted_blobs_suite import ABSENT_DIGEST, CONTENT, DIGEST, HostedBlobsSuite
 from tests.support.object_site import ObjectSite, PlainContents
 from tests.support.stepping_bucket import Killed
@@ -41,8 +43,8 @@ class _OverBucket:
 
     @pytest.fixture
     def other(self, site: ObjectSite, tmp_path: Path) -> ObjectSite:
-        """Another machine with the same bucket."""
-        return ObjectSite(tmp_path / "other", site.bucket, copies=False)
+        """Another process of the same machine."""
+        return ObjectSite(tmp_path / "one", site.bucket, copies=False)
 
     @pytest.fixture
     def hosted(self, site: ObjectSite) -> HostedObjects:
@@ -65,7 +67,7 @@ class TestHostedObjects(_OverBucket, HostedBlobsSuite):
 
     @pytest.fixture
     def another(self, other: ObjectSite) -> HostedObjects:
-        """Another machine's view: it shares nothing but the bucket."""
+        """Another process's view: it shares nothing but files and the bucket."""
         return other.hosted
 
 
@@ -228,8 +230,7 @@ def test_119_a_manifest_is_compared(site: ObjectSite, tmp_path: Path) -> None:
 def test_pulls_go_on_from_memory(site: ObjectSite, tmp_path: Path) -> None:
     """While the bucket is down, what is remembered says where a blob is; nothing else believes it."""
     pushed_to(site)
-    site.remember()
-    pulled = PulledObjects(site.views.remembered, site.hosted)
+    pulled = PulledObjects(BlobStates(site.machine.tree(Reads.LENIENT)), site.hosted)
     site.bucket.down = True
     found = pulled.source(DIGEST)
     assert found
@@ -399,24 +400,22 @@ OTHER: dict[str, Callable[[ObjectSite], object]] = {
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No power is cut here."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+def quick() -> Iterator[Path]:
+    """A folder in memory: no power is cut here."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("change", RELYING | OTHER)
 @pytest.mark.parametrize("error", [BucketUnavailable("down"), Killed()], ids=["unavailable", "killed"])
-def test_113_118_122_each_call_of_a_change_fails(
-    tmp_path: Path, change: str, before: str, error: BaseException
-) -> None:
+def test_113_118_122_each_call_of_a_change_fails(quick: Path, change: str, before: str, error: BaseException) -> None:
     """Rows 113, 118 and 122: the bucket does not answer, or the process ends, before or after the n-th call. Nothing is
     half-done: the same change, made again, succeeds, and so does a push.
     """
     make = {**RELYING, **OTHER}[change]
     for done, number in itertools.product((False, True), range(1, 30)):
-        site = ObjectSite(tmp_path / f"{done}-{number}")
+        site = ObjectSite(quick / f"{done}-{number}")
         BEFORE[before](site)
         had = holds(site)
         site.bucket.stop_at(number, error, done=done)
@@ -427,7 +426,7 @@ def test_113_118_122_each_call_of_a_change_fails(
         if had and change in RELYING:
             assert holds(site)
         # the machine starts again, with what the bucket has
-        site = ObjectSite(tmp_path / f"{done}-{number}", site.bucket)
+        site = ObjectSite(quick / f"{done}-{number}", site.bucket)
         holds(site)
         if make(site) and change in RELYING:
             assert holds(site)
@@ -440,18 +439,17 @@ def test_113_118_122_each_call_of_a_change_fails(
         pytest.fail("it has no end")
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("before", BEFORE)
 @pytest.mark.parametrize("meanwhile", RELYING | OTHER)
 @pytest.mark.parametrize("change", RELYING | OTHER)
-def test_121_two_changes_at_once(tmp_path: Path, change: str, meanwhile: str, before: str) -> None:
+def test_121_two_changes_at_once(quick: Path, change: str, meanwhile: str, before: str) -> None:
     """Row 121: another machine makes a whole change before the n-th call of this one. Who relies on the blob has it,
     unless it was found damaged since; and no object that is named can be hit by a deletion, however late.
     """
     everything = {**RELYING, **OTHER}
     for number in range(1, 30):
-        site = ObjectSite(tmp_path / f"{number}-1")
-        other = ObjectSite(tmp_path / f"{number}-2", site.bucket)
+        site = ObjectSite(quick / f"{number}-1")
+        other = ObjectSite(quick / f"{number}-2", site.bucket)
         BEFORE[before](site)
         relied: list[object] = []
 

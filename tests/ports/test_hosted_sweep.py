@@ -67,7 +67,6 @@ def test_what_is_as_it_should_be_costs_a_listing(site: ObjectSite) -> None:
     for number in range(5):
         put(site, str(number).encode())
     before = site.bucket.content()
-    site.remember()
     site.bucket.calls.clear()
     found = swept(site)
     assert (found.objects, found.bytes, found.deleted, found.queued, found.lost) == (5, 5, 0, 0, 0)
@@ -110,11 +109,13 @@ def test_an_object_without_a_state_waits_to_be_collected(site: ObjectSite) -> No
     assert swept(site).queued == 0
 
 
-def test_all_states_are_lost(site: ObjectSite) -> None:
+def test_all_states_are_lost(site: ObjectSite, tmp_path: Path) -> None:
     """Nothing is deleted: each blob is there again, and waits until collection has looked who needs it."""
     digests = {put(site, str(number).encode()) for number in range(5)}
     for digest in digests:
         site.bucket.lose(state_key(digest))
+    # what was remembered of them went with the disk
+    site = ObjectSite(tmp_path / "another disk", site.bucket)
     assert swept(site).queued == 5
     assert {record.digest for record in site.hosted.all_queued()} == digests
     for digest in digests:
@@ -253,6 +254,6 @@ def test_118_leftovers(site: ObjectSite) -> None:
     assert (left.uploads, left.probes) == (1, 1)
     assert site.keys("probe/") == ["probe/b"]
     assert site.bucket.unfinished == ["hosted/sha256/00/y"]
-    assert site.bucket.content()[lost_key(DIGEST)] == b""
+    assert site.bucket.content()[lost_key(DIGEST)].startswith(b"\0")
     site.bucket.fail("abort_uploads", error=BucketDenied("no s3:ListBucketMultipartUploads"))
     assert sweep_of(site).leftovers().uploads is None

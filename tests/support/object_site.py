@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from mirror.errors import BlobUnknown
@@ -17,9 +16,9 @@ from mirror.store.objects.digest_locks import DigestLocks
 from mirror.store.objects.hosted_blobs import HostedObjects
 from mirror.store.objects.local_copies import LocalCopies
 from mirror.store.objects.object_keys import hosted_key
+from mirror.store.objects.record_tree import Reads
 from mirror.store.objects.state_records import BlobStates, StateViews
-from tests.support.memory_bucket import MemoryBucket
-from tests.support.plain_tree import PlainTree
+from tests.support.bucket_records import Machine
 from tests.support.stepping_bucket import SteppingBucket
 
 
@@ -35,7 +34,9 @@ class NoCopies(LocalCopies):
 
 
 class ObjectSite:
-    """A bucket, and one machine that uses it. `clock` is the time that states record; each look at it moves it."""
+    """A bucket, and a process that uses it; those with one `root` are on one machine. `clock` is the time that states
+    record; each look at it moves it.
+    """
 
     def __init__(
         self,
@@ -53,8 +54,12 @@ class ObjectSite:
         #: What was copied to the disk.
         self.added: list[BlobInfo] = []
         self.copies = (LocalCopies if copies else NoCopies)(self.cache, self.added.append)
-        self.states = BlobStates(PlainTree(self.bucket))
-        self.views = StateViews(self.states, self.states)
+        self.machine = Machine(root, self.bucket)
+        if not self.machine.memory.is_complete():
+            self.machine.list_all()
+        tree = self.machine.tree()
+        self.states = BlobStates(tree)
+        self.views = StateViews(self.states, BlobStates(tree.view(Reads.REMEMBERED)))
         #: Seconds of a clock that nobody sets.
         self.steady = 0.0
         self.hosted = HostedObjects(
@@ -73,13 +78,6 @@ class ObjectSite:
         """The time, in epoch seconds."""
         self.clock += 1
         return self.clock
-
-    def remember(self) -> None:
-        """Let what is remembered be what the bucket has now, without asking it."""
-        frozen = MemoryBucket()
-        for key, content in self.bucket.content().items():
-            frozen.write(key, content)
-        self.views = replace(self.views, remembered=BlobStates(PlainTree(frozen)))
 
     def key(self, digest: Digest) -> str:
         """The key that the state of a blob names."""

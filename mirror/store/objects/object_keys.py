@@ -21,10 +21,8 @@ HOSTED: Final = "hosted/"
 STATES: Final = "states/"
 #: The folder of the marks of lost blobs.
 LOST: Final = "states/lost"
-#: The folders of the records of all states, sorted.
-STATE_FOLDERS: Final = tuple(
-    f"{STATES}{algorithm}/{prefix:02x}" for algorithm in sorted(HEX_LENGTHS) for prefix in range(256)
-)
+#: What the records of all states are below, sorted.
+STATE_FOLDERS: Final = tuple(f"{STATES}{algorithm}" for algorithm in sorted(HEX_LENGTHS))
 
 
 def new_attempt() -> str:
@@ -49,12 +47,7 @@ def parse_hosted_key(key: str) -> tuple[Digest, str] | None:
 
 def state_key(digest: Digest) -> str:
     """The key of a blob's state."""
-    return f"{state_folder(digest)}/{digest.hex}"
-
-
-def state_folder(digest: Digest) -> str:
-    """The folder of a blob's state."""
-    return f"{STATES}{digest.algorithm}/{digest.hex[:2]}"
+    return f"{STATES}{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
 
 
 def parse_state_key(key: str) -> Digest | None:

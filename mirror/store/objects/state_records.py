@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from mirror.errors import RecordDamaged
 from mirror.oci.digest import Digest
 from mirror.policy.hosted.blob_state import BlobState, no_blob
-from mirror.ports import ABSENT, Expected, Version, Versioned
+from mirror.ports import ABSENT, Expected, RecordState, RememberedRecord, Version, Versioned
 from mirror.store.objects.object_keys import (
     LOST,
     STATE_FOLDERS,
     lost_key,
     parse_lost_name,
     parse_state_key,
-    state_folder,
     state_key,
 )
 
+_PAGE: Final = 500
 #: Is in the records of queued blobs alone. Most records of a scan need not be parsed.
-_QUEUED = b'"queuedAt"'
+_QUEUED: Final = b'"queuedAt"'
 
 
 class StateTree(Protocol):
-    """What is needed of a `RecordTree`, which has the words for each."""
+    """What is needed of a `BucketTree`, which has the words for each."""
 
     def read(self, key: str) -> Versioned[bytes] | None: ...
 
@@ -35,6 +36,8 @@ class StateTree(Protocol):
     def drop(self, key: str, *, expect: Expected = None) -> None: ...
 
     def names(self, folder: str) -> Iterable[str]: ...
+
+    def scan(self, prefix: str, after: str, count: int) -> Sequence[RememberedRecord]: ...
 
     def flush(self) -> None: ...
 
@@ -60,8 +63,6 @@ class BlobStates:
 
     def __init__(self, tree: StateTree) -> None:
         self._tree = tree
-        #: The names in the folder that `after` listed last: a folder has many pages.
-        self._listed: tuple[str, list[str]] = "", []
 
     def __repr__(self) -> str:
         return f"<BlobStates {self._tree!r}>"
@@ -82,32 +83,37 @@ class BlobStates:
 
     def after(self, digest: Digest | None) -> Iterator[BlobState]:
         """The states of the blobs after `digest`, in the order of algorithm and digits, without damaged records."""
-        if digest is None:
-            self._listed = "", []
-        first = bisect.bisect_left(STATE_FOLDERS, state_folder(digest)) if digest else 0
-        for folder in STATE_FOLDERS[first:]:
-            names = self._names(folder)
-            begin = bisect.bisect_right(names, digest.hex) if digest and folder == state_folder(digest) else 0
-            for name in names[begin:]:
-                if state := self._read(f"{folder}/{name}"):
-                    yield state
+        return self._states(state_key(digest) if digest else "")
 
     def queued(self) -> Iterator[BlobState]:
-        """The states of all blobs that wait to be collected, in no order. Damaged records are left out."""
+        """The states of all blobs that wait to be collected, without damaged records."""
+        return self._states("", _QUEUED)
+
+    def _states(self, after: str, having: bytes = b"") -> Iterator[BlobState]:
+        """The states whose records have a text, behind the key `after`."""
         for folder in STATE_FOLDERS:
-            for name in self._tree.names(folder):
-                if state := self._read(f"{folder}/{name}", _QUEUED):
-                    yield state
+            begin = after
+            while rows := self._tree.scan(folder, begin, _PAGE):
+                begin = rows[-1].key
+                for row in rows:
+                    digest = parse_state_key(row.key)
+                    content = self._content(row) if digest else None
+                    state = BlobState.from_json(digest, content) if digest and content and having in content else None
+                    if state:
+                        yield state
+                # other threads want to work, too
+                time.sleep(0)
 
-    def _names(self, folder: str) -> list[str]:
-        if self._listed[0] != folder:
-            self._listed = folder, sorted(self._tree.names(folder))
-        return self._listed[1]
-
-    def _read(self, key: str, having: bytes = b"") -> BlobState | None:
-        digest = parse_state_key(key)
-        found = self._tree.read(key) if digest else None
-        return BlobState.from_json(digest, found.record) if digest and found and having in found.record else None
+    def _content(self, row: RememberedRecord) -> bytes | None:
+        """The content of a record; None if it was deleted, or is damaged."""
+        if row.state is RecordState.DELETED:
+            return None
+        if row.state is RecordState.LIVE and row.content is not None:
+            return row.content
+        with suppress(RecordDamaged):
+            if found := self._tree.read(row.key):
+                return found.record
+        return None
 
     # --------------------------------------------------------------------------------------------- marks of lost ones
 
