@@ -47,6 +47,11 @@ def _xml(code: str) -> str:
         (exceptions.PermissionDeniedError(f"{_ANSWER}403 Forbidden: {_xml('AccessDenied')}"), Kind.DENIED, "403 Acc"),
         (exceptions.GenericError(f"{_ANSWER}400 Bad Request: {_xml('ExpiredToken')}"), Kind.DENIED, "400 ExpiredToken"),
         (exceptions.GenericError(f"{_ANSWER}416 Range Not Satisfiable: "), Kind.BEYOND, "416 Range Not Satisfiable"),
+        (
+            exceptions.GenericError("Generic MicrosoftAzure error: Wanted range starting at 5, but object was only 5"),
+            Kind.BEYOND,
+            "Generic MicrosoftAzure error: Wanted range",
+        ),
         (exceptions.GenericError(f"{_ANSWER}503 Slow Down: "), Kind.THROTTLED, "503 Slow Down"),
         (exceptions.GenericError(f"{_ANSWER}429 Too Many Requests: "), Kind.THROTTLED, "429 Too Many Requests"),
         (

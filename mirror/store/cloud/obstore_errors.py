@@ -122,6 +122,8 @@ def failure_of(error: Exception) -> Failure:
         reason = f"{status[1]} {code or status[2].strip()}".strip()
         kind = _BY_CODE.get(code) or _by_class(error) or _by_status(int(status[1]))
         return Failure(kind, reason)
+    if "Wanted range starting at" in text:
+        return Failure(Kind.BEYOND, _first_words(text))
     if (known := _by_class(error)) is not None:
         return Failure(known, _first_words(text))
     if "token file" in text or "credential" in text.partition("\n")[0].lower():

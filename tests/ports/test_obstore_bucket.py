@@ -1,0 +1,404 @@
+"""The bucket by way of obstore, in front of a real store that is slow, cut, down, or refuses."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mirror import telemetry
+from mirror.errors import (
+    BucketDenied,
+    BucketUnavailable,
+    RecordChanged,
+    StoreError,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from mirror.ports import ABSENT, Aborted, Bucket, StoredObject
+from tests.support.bucket_suite import stored, whole
+from tests.support.engines.access import BucketAccess
+from tests.support.engines.fault_proxy import (
+    Answer,
+    CutAnswer,
+    CutRequest,
+    FaultProxy,
+    FlippedRequest,
+    LostAnswer,
+    Meanwhile,
+    Reset,
+    StalledAnswer,
+    StoreCall,
+)
+from tests.support.engines.seaweedfs import SeaweedFS
+from tests.support.opened_bucket import opened_bucket
+from tests.support.process import eventually
+
+#: Time limits that tests can wait for.
+_QUICK = {"connect_timeout": "1s", "read_timeout": "1s", "timeout": "3s", "retries": 2}
+_LARGE = os.urandom(20_000_000)
+
+_places = itertools.count()
+
+
+@pytest.fixture
+def access(seaweedfs: SeaweedFS) -> BucketAccess:
+    """An empty prefix of its own."""
+    return seaweedfs.access.below(f"obstore-bucket/{next(_places)}")
+
+
+@pytest.fixture
+def proxy(seaweedfs: SeaweedFS) -> Iterator[FaultProxy]:
+    """Before the store."""
+    with FaultProxy(seaweedfs.endpoint) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, access: BucketAccess, proxy: FaultProxy) -> Iterator[Bucket]:
+    """By way of the proxy. It was used already, so that the probe of its conditions is done."""
+    opened = opened_bucket(tmp_path, access.changed(endpoint=proxy.url), **_QUICK)
+    opened.write("used", b"", expect=ABSENT)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def direct(tmp_path: Path, access: BucketAccess) -> Iterator[Bucket]:
+    """The same, without the proxy: another process."""
+    folder = tmp_path / "direct"
+    folder.mkdir()
+    opened = opened_bucket(folder, access)
+    yield opened
+    opened.close()
+
+
+def _writes(call: StoreCall) -> bool:
+    return call.method == "PUT"
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def test_a_create_whose_answer_was_lost_has_succeeded(bucket: Bucket, proxy: FaultProxy) -> None:
+    """Repeated, it finds its own object; whoever comes later finds it taken, also with the same content."""
+    proxy.cause(LostAnswer(), times=1, where=_writes)
+    version = bucket.write("key", b"mine", expect=ABSENT)
+    assert proxy.happened[LostAnswer] == 1
+    assert bucket.read("key", 10) == StoredObject(b"mine", version)
+    with pytest.raises(RecordChanged):
+        bucket.write("key", b"mine", expect=ABSENT)
+
+
+def test_a_replacement_whose_answer_was_lost_has_succeeded(bucket: Bucket, proxy: FaultProxy) -> None:
+    """It goes on from its version."""
+    first = bucket.write("key", b"one", expect=ABSENT)
+    proxy.cause(LostAnswer(), times=1, where=_writes)
+    second = bucket.write("key", b"two", expect=first)
+    third = bucket.write("key", b"three", expect=second)
+    assert bucket.read("key", 10) == StoredObject(b"three", third)
+
+
+def test_a_lost_answer_does_not_hide_somebody_else(bucket: Bucket, direct: Bucket, proxy: FaultProxy) -> None:
+    """If another one was first, with the same content, a repeated create has not succeeded."""
+    proxy.cause(Reset(), times=1, where=_writes)
+    proxy.cause(Meanwhile(lambda: direct.write("key", b"same", expect=ABSENT)), times=1, where=_writes)
+    with pytest.raises(RecordChanged):
+        bucket.write("key", b"same", expect=ABSENT)
+
+
+def test_bytes_that_change_on_the_way_are_sent_again(bucket: Bucket, proxy: FaultProxy) -> None:
+    """The store refuses them."""
+    proxy.cause(FlippedRequest(), times=1, where=_writes)
+    bucket.write("key", b"right")
+    assert proxy.happened[FlippedRequest] == 1
+    assert stored(bucket, "key") == b"right"
+
+
+def test_throttling_and_passing_failures_are_waited_for(bucket: Bucket, proxy: FaultProxy) -> None:
+    """A few of them; then the caller is told when to come again."""
+    for status, code in ((503, "SlowDown"), (500, "InternalError"), (429, "TooManyRequests")):
+        proxy.cause(Answer(status, code), times=1)
+        bucket.write("key", code.encode())
+        assert stored(bucket, "key") == code.encode()
+    proxy.cause(Answer(503, "SlowDown"))
+    with pytest.raises(BucketUnavailable, match="throttles") as refused:
+        bucket.head("key")
+    assert refused.value.retry_after >= 1
+
+
+# ------------------------------------------------------------------------------------------------------- outages
+
+
+def test_a_bucket_that_is_down_is_left_alone_and_comes_back(bucket: Bucket, proxy: FaultProxy) -> None:
+    """After three failures calls fail without a request; later one tries, and then all go through."""
+    bucket.write("key", b"1")
+    proxy.cause(Reset())
+    with pytest.raises(BucketUnavailable, match=r"closed before the answer|reset"):
+        bucket.head("key")
+    before = proxy.count("HEAD")
+    with pytest.raises(BucketUnavailable):
+        bucket.head("key")
+    assert proxy.count("HEAD") == before
+    proxy.heal()
+
+    def answers() -> bool:
+        try:
+            return bucket.head("key") is not None
+        except BucketUnavailable:
+            return False
+
+    eventually(answers, "the bucket answers again")
+    assert stored(bucket, "key") == b"1"
+
+
+def test_an_upload_during_an_outage_is_a_small_request_first(bucket: Bucket, proxy: FaultProxy, tmp_path: Path) -> None:
+    """Nobody sends a large file to find out whether somebody listens."""
+    file = tmp_path / "file"
+    file.write_bytes(_LARGE)
+    proxy.cause(Reset())
+    with pytest.raises(BucketUnavailable):
+        bucket.head("key")
+    proxy.heal()
+    before = len(proxy.calls)
+
+    def uploaded() -> bool:
+        try:
+            bucket.upload("large", file, len(_LARGE))
+        except BucketUnavailable:
+            return False
+        return True
+
+    eventually(uploaded, "uploads go through again")
+    assert proxy.calls[before].method == "HEAD"
+
+
+def test_a_store_that_nobody_listens_at(tmp_path: Path, access: BucketAccess) -> None:
+    """The reason names the address and the cause; what clients are shown does not."""
+    bucket = opened_bucket(tmp_path, access.changed(endpoint="http://127.0.0.1:9"), **_QUICK)
+    with pytest.raises(BucketUnavailable, match=r"127\.0\.0\.1:9: the connection is refused") as refused:
+        bucket.read("key", 10)
+    assert "127" not in refused.value.public
+
+
+# ------------------------------------------------------------------------------------- the bucket, and its credentials
+
+
+def test_a_bucket_that_does_not_exist_is_not_an_empty_one(tmp_path: Path, access: BucketAccess) -> None:
+    """Nothing in it is absent: not even where the answer to a request does not say that it is the bucket."""
+    missing = BucketAccess("s3://nosuch/prefix", access.settings)
+    bucket = opened_bucket(tmp_path, missing, **_QUICK)
+    for call in (
+        lambda: bucket.head("key"),
+        lambda: bucket.read("key", 1),
+        lambda: bucket.open("key"),
+        lambda: bucket.write("key", b"1"),
+        lambda: list(bucket.list("")),
+        lambda: bucket.delete(["key"]),
+    ):
+        with pytest.raises(BucketUnavailable, match="does not exist"):
+            call()
+
+
+def test_a_missing_permission_is_named(tmp_path: Path, seaweedfs: SeaweedFS, access: BucketAccess) -> None:
+    """Of somebody who may read only."""
+    reader = seaweedfs.read_only
+    bucket = opened_bucket(tmp_path, reader.below("reader"), **_QUICK)
+    assert bucket.head("key") is None
+    with pytest.raises(BucketDenied, match="s3:PutObject is needed"):
+        bucket.write("key", b"1")
+    file = tmp_path / "file"
+    file.write_bytes(_LARGE)
+    with pytest.raises(BucketDenied, match="s3:PutObject"):
+        bucket.upload("key", file, len(_LARGE))
+
+
+def test_keys_that_are_rotated(tmp_path: Path, access: BucketAccess) -> None:
+    """Wrong ones are told by name and without the secret; once the file has the right one, it is used."""
+    secret = tmp_path / "secret"
+    secret.write_text("not-the-secret")
+    right = str(access.settings["secret_key"])
+    settings = {name: value for name, value in access.settings.items() if name != "secret_key"}
+    bucket = opened_bucket(tmp_path, BucketAccess(access.url, settings), secret_key_file=str(secret), **_QUICK)
+    with pytest.raises(BucketDenied, match=r"refuses to read \(403") as refused:
+        bucket.head("key")
+    assert "not-the-secret" not in str(refused.value)
+    secret.write_text(right)
+
+    def accepted() -> bool:
+        try:
+            return bucket.head("key") is None
+        except BucketDenied:
+            return False
+
+    eventually(accepted, "the right secret is used")
+
+
+# ------------------------------------------------------------------------------------------------- large objects
+
+
+def test_a_body_that_breaks_goes_on_from_the_next_byte(bucket: Bucket, proxy: FaultProxy) -> None:
+    """Cut or stalled, and only with the same object."""
+    bucket.write("large", _LARGE[:5_000_000])
+    for fault in (CutAnswer(2_000_000), StalledAnswer(2_000_000)):
+        body = bucket.open("large", 1000)
+        assert body is not None
+        proxy.cause(fault, times=1)
+        assert whole(bucket.open("large", 1000)) == _LARGE[1000:5_000_000]
+        assert whole(body) == _LARGE[1000:5_000_000]
+    proxy.cause(CutAnswer(2_000_000), times=1)
+    body = bucket.open("large")
+    assert body is not None
+    proxy.cause(Meanwhile(lambda: bucket.write("large", _LARGE[:4_000_000])), times=1)
+    with pytest.raises(UpstreamInvalid, match="changed while it was read"):
+        whole(body)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [(CutAnswer(0), UpstreamUnavailable), (StalledAnswer(0), UpstreamTimeout)],
+    ids=["cut", "stalled"],
+)
+def test_a_body_that_breaks_all_the_time(
+    bucket: Bucket, proxy: FaultProxy, fault: CutAnswer | StalledAnswer, error: type[Exception]
+) -> None:
+    """Whoever reads it gets an error that says so, and can go on from the same byte later."""
+    bucket.write("large", _LARGE[:5_000_000])
+    proxy.cause(fault)
+    body = bucket.open("large")
+    assert body is not None
+    with pytest.raises(error):
+        whole(body)
+
+
+def test_an_upload_that_is_cut_is_repeated_part_by_part(bucket: Bucket, proxy: FaultProxy, tmp_path: Path) -> None:
+    """Nobody sees a part of it, and nothing is left of it."""
+    file = tmp_path / "file"
+    file.write_bytes(_LARGE)
+    proxy.cause(CutRequest(4_000_000), times=2, where=lambda call: "partNumber" in call.target)
+    proxy.cause(LostAnswer(), times=1, where=lambda call: call.method == "POST" and "uploadId" in call.target)
+    bucket.upload("large", file, len(_LARGE))
+    assert proxy.happened == {CutRequest: 2, LostAnswer: 1}
+    assert whole(bucket.open("large")) == _LARGE
+    assert bucket.abort_uploads("", 2e10) == Aborted(0)
+
+
+@pytest.mark.parametrize("where", ["partNumber=2", "uploadId="], ids=["a part", "the end"])
+def test_nothing_is_left_of_an_upload_that_fails(
+    bucket: Bucket, direct: Bucket, proxy: FaultProxy, tmp_path: Path, where: str
+) -> None:
+    """Neither an object nor parts that are billed for ever."""
+    file = tmp_path / "file"
+    file.write_bytes(_LARGE)
+
+    def fits(call: StoreCall) -> bool:
+        return where in call.target and call.method in ("PUT", "POST")
+
+    proxy.cause(Answer(500, "InternalError"), where=fits)
+    with pytest.raises(BucketUnavailable, match="500 InternalError"):
+        bucket.upload("large", file, len(_LARGE))
+    assert proxy.happened[Answer] >= 1
+    assert direct.head("large") is None
+    assert direct.abort_uploads("", 2e10) == Aborted(0)
+
+
+def test_unfinished_uploads_are_found_by_age_and_prefix(
+    direct: Bucket, seaweedfs: SeaweedFS, access: BucketAccess
+) -> None:
+    """Those of others, and those that are young, stay."""
+    prefix = access.url.removeprefix("s3://")
+    for key in ("hosted/a", "hosted/b+ é&", "cache/c"):
+        quoted = key.replace("+ é&", "%2B%20%C3%A9%26")
+        assert seaweedfs.call("POST", f"/{prefix}/{quoted}?uploads=").status == 200
+    assert direct.abort_uploads("hosted/", 1_000_000_000) == Aborted(0)
+    assert direct.abort_uploads("hosted/", 2e10) == Aborted(2)
+    assert direct.abort_uploads("", 2e10) == Aborted(1)
+    assert direct.abort_uploads("", 2e10) == Aborted(0)
+
+
+def test_listings_go_on_after_a_failed_page(bucket: Bucket, proxy: FaultProxy) -> None:
+    """No object is given twice, and none is left out."""
+    keys = [f"list/{number}" for number in range(10)]
+    for key in keys:
+        bucket.write(key, b"1")
+    proxy.cause(Answer(503, "SlowDown"), times=1, where=lambda call: call.lists)
+    assert [info.key for info in bucket.list("list/")] == keys
+    proxy.cause(CutAnswer(100), times=1, where=lambda call: call.lists)
+    assert [info.key for info in bucket.list("list/")] == keys
+
+
+# ------------------------------------------------------------------------------------------- processes and metrics
+
+
+def test_a_fork_is_refused_and_does_not_hang(bucket: Bucket) -> None:
+    """The library's threads are not copied; and nothing carries the credentials to another process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            bucket.head("key")
+            answer = b"answered"
+        except StoreError as error:
+            answer = str(error).encode()
+        os.write(writing, answer)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answers:
+        assert b"forked" in answers.read()
+    os.waitpid(child, 0)
+    with pytest.raises(TypeError):
+        pickle.dumps(bucket)
+
+
+_PROGRAM = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from mirror.app.bucket import open_bucket
+from mirror.config import load
+bucket = open_bucket(load(Path(sys.argv[1])))
+def work(number):
+    bucket.write(f"exit/{number}", bytes(200_000))
+    body = bucket.open(f"exit/{number}")
+    buffer = memoryview(bytearray(65536))
+    while body.readinto(buffer):
+        pass
+    return sum(1 for _ in bucket.list("exit/"))
+with ThreadPoolExecutor(8) as threads:
+    assert min(threads.map(work, range(16))) > 0
+sys.exit(7)
+"""
+
+
+def test_processes_keep_their_exit_status(tmp_path: Path, direct: Bucket) -> None:
+    """obstore's asynchronous calls abort up to half of all processes when they end; these are the blocking ones.
+
+    MIRROR_BUCKET_EXITS makes the loop longer: four processes in each round.
+    """
+    assert direct.head("exit/0") is None
+    configuration = tmp_path / "direct" / "bucket.toml"
+    command = [sys.executable, "-c", _PROGRAM, str(configuration)]
+    for _ in range(int(os.environ.get("MIRROR_BUCKET_EXITS", "2"))):
+        running = [subprocess.Popen(command) for _ in range(4)]
+        assert [process.wait() for process in running] == [7] * 4
+
+
+def test_requests_are_counted(bucket: Bucket, proxy: FaultProxy) -> None:
+    """By operation and result."""
+
+    def count(operation: str, result: str) -> float:
+        return float(telemetry.BUCKET_REQUESTS.labels(operation, result)._value.get())
+
+    before = [count("read", "absent"), count("write", "ok"), count("write", "throttled")]
+    assert bucket.head("nothing") is None
+    proxy.cause(Answer(503, "SlowDown"), times=1, where=_writes)
+    bucket.write("key", b"12345")
+    after = [count("read", "absent"), count("write", "ok"), count("write", "throttled")]
+    assert [one - other for one, other in zip(after, before, strict=True)] == [1, 1, 1]
