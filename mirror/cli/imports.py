@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ from mirror.bundles.import_plan import ImportPlan, MayServe, plan_images
 from mirror.bundles.importing import ImportResult, ImportTarget, run_import
 from mirror.bundles.inventory import ListedImage
 from mirror.bundles.layout_source import LayoutSource, OnRead
+from mirror.bundles.registry_bucket import RegistryBucket
 from mirror.bundles.registry_data import RegistryData, RegistryFolder, RegistryRepository
 from mirror.bundles.signing import read_public_key
 from mirror.cli.audit_command import audited, cli_caller
@@ -35,7 +38,18 @@ from mirror.values.sizes import format_size
 def import_images(
     source: Annotated[Path | None, typer.Argument(help="A bundle or OCI image layout: a tar file or a folder.")] = None,
     registry_data: Annotated[
-        Path | None, typer.Option("--registry-data", help="Instead: the data directory of a docker-registry.")
+        str | None,
+        typer.Option(
+            "--registry-data",
+            help="Instead: the data of a docker-registry, a directory or s3://bucket/rootdirectory (gs://, az://).",
+        ),
+    ] = None,
+    bucket_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--bucket-config",
+            help="TOML file whose [bucket] says how that bucket is reached; without it, the configuration's own.",
+        ),
     ] = None,
     as_registry: Annotated[
         str | None,
@@ -50,7 +64,7 @@ def import_images(
     require_signature: Annotated[
         bool, typer.Option("--require-signature", help="Refuse to run without --verify.")
     ] = False,
-    partial: Annotated[bool, typer.Option("--allow-incomplete", help="Also import incomplete images.")] = False,
+    incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="Also import incomplete images.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check; import nothing.")] = False,
     as_json: JsonOption = False,
     config: ConfigFile = None,
@@ -58,11 +72,14 @@ def import_images(
     """Import images, so that they are served like pulled ones. Safe beside a running server."""
     loaded = load(config)
     _check_import(source, registry_data, as_registry, name, verify, require_signature)
+    if bucket_config is not None and not (registry_data and _is_bucket(registry_data)):
+        raise ConfigError(["import: --bucket-config is for --registry-data with a bucket only"])
     check_owner(loaded)
-    importing = _Import(loaded, partial=partial, dry_run=dry_run)
+    importing = _Import(loaded, partial=incomplete, dry_run=dry_run)
     with audited(loaded, "import", dry_run=dry_run, source=str(registry_data or source)) as about:
         if registry_data is not None:
-            done = asyncio.run(importing.of_registry(registry_data, as_registry))
+            opened = partial(_open_registry, registry_data, config, bucket_config)
+            done = asyncio.run(importing.of_registry(registry_data, opened, as_registry))
         elif source is not None:
             key = from_file(read_public_key, verify)
             done = asyncio.run(importing.of_layout(source, name, key))
@@ -77,7 +94,7 @@ def import_images(
 
 def _check_import(
     source: Path | None,
-    registry_data: Path | None,
+    registry_data: str | None,
     as_registry: str | None,
     name: str | None,
     verify: Path | None,
@@ -128,7 +145,9 @@ class _Import:
                 raise BundleError(f"{path}: {error}") from error
         return {**_summary(path, plan, result, self._dry_run), **_origin(bundle)}
 
-    async def of_registry(self, path: Path, registry: str | None) -> dict[str, Any]:
+    async def of_registry(
+        self, address: str, opened: Callable[[], AbstractContextManager[RegistryData]], registry: str | None
+    ) -> dict[str, Any]:
         from mirror.app.hosting import open_hosted_imports
         from mirror.app.import_target import import_target
         from mirror.app.storage import blob_places, open_storage
@@ -142,15 +161,16 @@ class _Import:
             )
         async with open_storage(self._loaded) as storage:
             with progress() as begin:
-                data = RegistryFolder(path)
                 hosted = open_hosted_imports(self._loaded, storage, cli_caller())
                 may_serve, places = _rights(storage, hosted), blob_places(self._loaded, storage)
-                plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, places, may_serve))
-                _refuse_names(plan, hosted)
-                result = await self._import(
-                    plan, import_target(self._loaded, storage, hosted), begin, skip_damaged=True
-                )
-        return _summary(path, plan, result, self._dry_run)
+                with ExitStack() as stack:
+                    data = await in_thread(lambda _: stack.enter_context(opened()))
+                    plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, places, may_serve))
+                    _refuse_names(plan, hosted)
+                    result = await self._import(
+                        plan, import_target(self._loaded, storage, hosted), begin, skip_damaged=True
+                    )
+        return _summary(address, plan, result, self._dry_run)
 
     async def _import(
         self,
@@ -217,7 +237,30 @@ def _plan_registry(
     return plan
 
 
-def _summary(path: Path, plan: ImportPlan, result: ImportResult, dry_run: bool) -> dict[str, Any]:
+def _is_bucket(address: str) -> bool:
+    return "://" in address
+
+
+@contextmanager
+def _open_registry(address: str, config: Path | None, bucket_config: Path | None) -> Iterator[RegistryData]:
+    """The data of a registry at this address. Blocking; raises `BundleError`, `ConfigError`, `BucketUnavailable`."""
+    if not _is_bucket(address):
+        yield RegistryFolder(Path(address))
+        return
+    from mirror.app.bucket import open_bucket
+
+    try:
+        loaded = settings.load(bucket_config or config, {"store": {"bucket": address}})
+    except ConfigError as error:
+        advice = ["import: name a file whose [bucket] is for this bucket with --bucket-config"]
+        raise ConfigError([*error.mistakes, *([] if bucket_config else advice)]) from error
+    bucket = open_bucket(loaded)
+    if bucket is not None:
+        with closing(bucket):
+            yield RegistryBucket(bucket, address)
+
+
+def _summary(path: Path | str, plan: ImportPlan, result: ImportResult, dry_run: bool) -> dict[str, Any]:
     return {
         "source": str(path),
         "dry_run": dry_run,

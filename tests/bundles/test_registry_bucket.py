@@ -16,7 +16,9 @@ from mirror.config import load, routing_table
 from mirror.errors import BucketUnavailable, BundleError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from tests.support.command import Done, mirror
 from tests.support.memory_bucket import MemoryBucket
+from tests.support.mirror_process import write_config
 
 _ROOT = "docker/registry/v2"
 
@@ -279,6 +281,71 @@ def test_a_bucket_that_cannot_be_asked_ends_the_plan(verb: str) -> None:
     with pytest.raises(BucketUnavailable):
         _use(data)
     assert bucket.pending == []
+
+
+@dataclass(frozen=True, slots=True)
+class Importing:
+    """A mirror whose only upstream cannot be reached, and the bucket of an old registry."""
+
+    bucket: MemoryBucket
+    config: Path
+
+    def run(self, *words: str) -> Done:
+        """Import."""
+        reach = self.config.with_name("bucket.toml")
+        reach.write_text('[bucket]\nregion = "eu-west-1"\n')
+        source: list[str | Path] = ["--registry-data", "s3://old/registry", "--bucket-config", reach]
+        return mirror("import", *source, *words, "--json", "-c", self.config)
+
+
+@pytest.fixture
+def importing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Importing:
+    """The bucket has an image of two layers, each larger than what a body gives before it breaks off."""
+    tree = Tree()
+    tree.image("team/app", bytes(range(256)) * 400, "v1")
+    tree.image("team/other", b"other" * 1000, "v1")
+    bucket = tree.bucket()
+    opened = {"s3://old/registry": bucket}
+    monkeypatch.setattr("mirror.app.bucket.open_bucket", lambda config: opened[config.store.bucket])
+    return Importing(bucket, write_config(tmp_path, {"docker.io": "http://127.0.0.1:9"}))
+
+
+def test_the_command_takes_the_images_of_a_bucket(importing: Importing) -> None:
+    done = importing.run()
+    assert (done.status, done.json["source"]) == (0, "s3://old/registry"), done
+    assert done.json["images"] == ["docker.io/team/app:v1", "docker.io/team/other:v1"]
+    assert importing.bucket.closed
+    assert "write" not in importing.bucket.calls
+    again = importing.run()
+    assert (again.status, again.json["written"]["blobs"]) == (0, 0), again
+
+
+def test_an_import_that_the_bucket_ends_goes_on_where_it_was(importing: Importing) -> None:
+    """Nothing is called damaged, and what was read of a blob is not read again."""
+    importing.bucket.break_bodies(after=70_000)
+    importing.bucket.break_bodies(after=0, times=3)
+    done = importing.run()
+    assert done.status == 1
+    assert "run the import again to continue" in done.err
+    importing.bucket.log.clear()
+    done = importing.run()
+    assert (done.status, done.json["damaged"]) == (0, {}), done
+    partials = list((importing.config.parent / "store/ingest").glob("*"))
+    assert partials == []
+
+
+def test_the_options_of_a_bucket_are_for_a_bucket(importing: Importing, tmp_path: Path) -> None:
+    done = mirror("import", "--registry-data", tmp_path, "--bucket-config", tmp_path / "x", "-c", importing.config)
+    assert done.status == 2
+    assert "--bucket-config is for --registry-data with a bucket only" in done.err
+
+
+def test_a_bucket_of_another_cloud_needs_settings_of_its_own(tmp_path: Path) -> None:
+    config = write_config(tmp_path, {}, store='bucket = "s3://own/mirror"', more='[bucket]\nregion = "eu-west-1"')
+    done = mirror("import", "--registry-data", "gs://old", "-c", config)
+    assert done.status == 2
+    assert "bucket.region: is for buckets of s3://" in done.err
+    assert "--bucket-config" in done.err
 
 
 def _use(data: RegistryData) -> None:

@@ -1,4 +1,4 @@
-"""Moving from a docker-registry: its data directory is taken in, and clients pull from the mirror what was there."""
+"""Moving from a docker-registry: its data is taken in, from a disk or a bucket, and clients pull what was there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from tests.clients.conftest import Library, short_directory
 from tests.support.command import mirror
+from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.images import NATIVE, Published, Pusher, publish_small
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import eventually, run
@@ -111,6 +112,33 @@ def test_images_known_by_digest_alone(isolated: Path, directory: Path) -> None:
         image = pusher.image([{"etc/x": b"by digest"}], platform=NATIVE)
     done = mirror("import", "--registry-data", directory / "registry/data", "-c", isolated, "--json")
     assert (done.status, done.json["images"]) == (0, [f"docker.io/team/app@{image.digest}"]), done
+
+
+def test_the_data_of_a_registry_in_a_bucket(isolated: Path, directory: Path, seaweedfs: SeaweedFS) -> None:
+    """Pushed through its own driver for S3, with a root directory; once more there is nothing to do."""
+    bucket = seaweedfs.access.below("old/registry")
+    settings, name = bucket.settings, bucket.url.removeprefix("s3://").partition("/")[0]
+    driver = {
+        "accesskey": settings["access_key"],
+        "secretkey": settings["secret_key"],
+        "region": settings["region"],
+        "regionendpoint": settings["endpoint"],
+        "bucket": name,
+        "secure": False,
+        "rootdirectory": "/old/registry",
+    }
+    with RegistryProcess(directory / "registry", storage={"s3": driver}) as registry:
+        images = {
+            name: publish_small(registry.url, "docker.io", f"library/{name}") for name in ("first", "second", "third")
+        }
+    reach = directory / "bucket.toml"
+    reach.write_text(bucket.table())
+    words: list[str | Path] = ["import", "--registry-data", bucket.url, "--bucket-config", reach, "-c", isolated]
+    done = mirror(*words, "--json")
+    assert (done.status, set(done.json["images"])) == (0, {image.name for image in images.values()}), done
+    _expect_pulls(isolated, images)
+    again = mirror(*words, "--json")
+    assert (again.status, again.json["written"]["blobs"]) == (0, 0), again
 
 
 def test_a_link_in_the_data_is_not_followed(isolated: Path, directory: Path) -> None:

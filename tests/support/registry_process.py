@@ -9,7 +9,7 @@ import contextlib
 import http.client
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -49,12 +49,22 @@ class Request:
 class RegistryProcess:
     """A registry on a port of its own and a directory of the caller's. Two may share a directory if one only reads."""
 
-    def __init__(self, root: Path, *, read_only: bool = False, proxy: str | None = None) -> None:
-        """`proxy` is the root URL of the registry that it pulls through."""
+    def __init__(
+        self,
+        root: Path,
+        *,
+        read_only: bool = False,
+        proxy: str | None = None,
+        storage: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`proxy` is the root URL of the registry that it pulls through. `storage` is a driver with its parameters,
+        instead of that for files.
+        """
         root.mkdir(parents=True, exist_ok=True)
         self.root = root
         self._read_only = read_only
         self._proxy = proxy
+        self._storage = storage or {"filesystem": {"rootdirectory": str(root / "data")}}
         self._process: ProgramProcess | None = None
         self._port = 0
         self._past: list[str] = []
@@ -66,7 +76,7 @@ class RegistryProcess:
             # at debug level every request is logged before it is answered, so one that is still running counts too
             "log": {"level": "debug", "formatter": "json", "accesslog": {"disabled": True}},
             "storage": {
-                "filesystem": {"rootdirectory": str(self.root / "data")},
+                **self._storage,
                 "maintenance": {"readonly": {"enabled": self._read_only}, "uploadpurging": {"enabled": False}},
             },
             "http": {"addr": f"127.0.0.1:{self._port}", "secret": "of the tests"},
@@ -76,7 +86,8 @@ class RegistryProcess:
         # several processes may share the directory, each with its own settings
         file = self.root / f"registry-{next(_markers)}.yml"
         file.write_text(json.dumps(settings))  # JSON is YAML too
-        process = ProgramProcess(["docker-registry", "serve", file])
+        # its driver for S3 cannot begin with a file of authorities
+        process = ProgramProcess(["docker-registry", "serve", file], env={"AWS_CA_BUNDLE": ""})
         self._process = process
         try:
             found = process.wait_for(lambda line: re.search(r"listening on 127\.0\.0\.1:(\d+)", line), "it listens")
