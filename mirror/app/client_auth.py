@@ -23,7 +23,7 @@ from mirror.policy.access_rules import AuthMethod
 from mirror.ports import Authenticator, Membership
 from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.client_addresses import ClientAddresses
-from mirror.store.local.json_records import JsonRecords
+from mirror.store.objects.record_tree import Reads
 from mirror.trust.upstream_access import Verifier
 
 #: Passwords checked at once. Each check takes a tenth of a second of a core, so guessing must not use all cores.
@@ -49,7 +49,7 @@ async def open_gate(
     key_file = access.token_key_file or storage.layout.root / "token.key"
     keys = await asyncio.to_thread(read_keys, key_file, create=access.token_key_file is None)
     issued = IssuedTokens(keys, lifetime=access.token_lifetime)
-    robots = Robots(JsonRecords(storage.layout, ROBOTS), JsonRecords(storage.layout, USES), now=now)
+    robots = Robots(storage.stored.json(ROBOTS, Reads.LENIENT), storage.records(USES), now=now)
     stack.push_async_callback(robots.aclose)
     tokens = StaticTokens(
         StaticToken(entry.name, entry.token.get_secret_value(), frozenset(entry.groups))

@@ -13,7 +13,7 @@ from mirror.hosting.copying import Copying
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.hosted_imports import HostedImports
 from mirror.hosting.links import Links
-from mirror.hosting.parts import HostedParts
+from mirror.hosting.parts import HostedParts, PulledParts
 from mirror.hosting.placing import Placing
 from mirror.hosting.pushing import Pushing
 from mirror.hosting.quotas import Quotas
@@ -37,6 +37,7 @@ class Hosting:
     """Makes the repositories of hosted registries."""
 
     verbs: HostedVerbs
+    pulled: PulledParts
     memory: HostedMemory
     integrity: Integrity
     shared: Shared
@@ -47,7 +48,7 @@ class Hosting:
         """The repository of a hosted registry."""
         content = HostedContent(
             repo,
-            self.verbs.parts,
+            self.pulled,
             self.verbs.links,
             self.memory,
             self.shared.caches,
@@ -65,7 +66,10 @@ def open_hosting(
 ) -> Hosting:
     """Opens everything that hosted registries need."""
 
-    parts = _open_parts(config, storage, shared.histories)
+    parts = disk_parts(config, storage)
+    views = storage.hosted.pulled
+    histories = TagHistories(views.catalog, views.freezes, parts.histories.clocks)
+    pulled = PulledParts(storage.contents, views.catalog, views.repositories, histories)
     integrity = Integrity(storage.contents, shared.caches.once, shared.background)
     links = Links(parts, patience=_PATIENCE)
     placing = Placing(parts, Links(parts, patience=_PATIENCE_OF_MANIFESTS))
@@ -94,7 +98,7 @@ def open_hosting(
     )
     rules = _rules(config)
     copying = Copying(parts, Links(parts), placing, pushing, sources, rules, shared.executor)
-    return Hosting(verbs, HostedMemory(parts, shared.caches), integrity, shared, rules, copying)
+    return Hosting(verbs, pulled, HostedMemory(pulled, shared.caches), integrity, shared, rules, copying)
 
 
 def open_hosted_imports(config: Config, storage: Storage, caller: str) -> HostedImports:
@@ -106,13 +110,15 @@ def open_hosted_imports(config: Config, storage: Storage, caller: str) -> Hosted
     return HostedImports(parts, links, pushing, _rules(config), caller)
 
 
-def _open_parts(config: Config, storage: Storage, histories: TagHistories) -> HostedParts:
+def disk_parts(config: Config, storage: Storage) -> HostedParts:
+    """The bytes and records of hosted repositories, for whatever changes them."""
+    strict = storage.hosted.strict
     return HostedParts(
         storage.contents,
         storage.hosted.blobs,
-        storage.catalog,
-        storage.hosted.records,
-        histories,
+        strict.catalog,
+        strict.repositories,
+        TagHistories(strict.catalog, strict.freezes),
         Quotas(storage.hosted.ledger, quota_rules(config)),
         immutable_tags(config),
         config.hosting.grace,
@@ -122,11 +128,6 @@ def _open_parts(config: Config, storage: Storage, histories: TagHistories) -> Ho
 
 def _rules(config: Config) -> dict[str, HostedRules]:
     return {entry.name: hosted_rules(entry) for entry in config.hosted}
-
-
-def disk_parts(config: Config, storage: Storage) -> HostedParts:
-    """The bytes and records of hosted repositories, for commands that need no server."""
-    return _open_parts(config, storage, TagHistories(storage.catalog, storage.freezes))
 
 
 def hosted_rules(settings: HostedSettings) -> HostedRules:

@@ -137,7 +137,7 @@ async def keep_ledger(config: Config, storage: Storage) -> None:
         return
     rules, hosted = quota_rules(config), storage.hosted
     quotas = Quotas(hosted.ledger, rules)
-    upkeep = LedgerUpkeep(hosted.ledger, hosted.records, storage.catalog, [entry.name for entry in config.hosted])
+    upkeep = LedgerUpkeep(hosted.ledger, hosted.records, hosted.strict.catalog, [entry.name for entry in config.hosted])
     lease, completed_at = None, -_COMPLETE_EVERY
     try:
         while True:

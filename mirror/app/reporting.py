@@ -38,7 +38,7 @@ def open_announcer(config: Config, storage: Storage) -> Announcer:
     outbox = storage.hosted.outbox
     if outbox is None:
         return SILENCE
-    catalog, records = storage.catalog, storage.hosted.records
+    catalog, records = storage.hosted.strict.catalog, storage.hosted.records
     return OutboxAnnouncer(
         outbox,
         subscriptions(config),

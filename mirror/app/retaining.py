@@ -51,12 +51,12 @@ def open_retention(
     audit: AuditLog | None = None,
 ) -> Retention:
     """The retention of this process. Each round by schedule gets a line in the audit log. `now` is in epoch seconds."""
-    rules, marks = retention_rules(config), storage.records(_RECORDS)
+    rules, marks, strict = retention_rules(config), storage.records(_RECORDS), storage.hosted.strict
     tools = RetentionTools(
         parts,
         rules,
         Retiring(parts, Placing(parts, Links(parts))),
-        ProtectedImages(storage.catalog, storage.pins, pin_rules(config), storage.freezes, parts.immutable, now),
+        ProtectedImages(strict.catalog, strict.pins, pin_rules(config), strict.freezes, parts.immutable, now),
         PullTimes(storage.records(_PULLS)),
         RetentionMarks(marks),
         grace_clock(config, now).read,

@@ -9,7 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from mirror import telemetry
+from mirror.app.bucket import open_bucket
 from mirror.app.routes import age_rule
+from mirror.app.stored_records import BucketUse, RecordViews, StoredRecords, open_records
 from mirror.config import Config, routing_table
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import PinnedContent
@@ -36,7 +38,9 @@ from mirror.policy.hosted.quotas import QuotaRules, RegistryQuota
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
 from mirror.ports import (
+    Bucket,
     Catalog,
+    CheckedRecords,
     ContentIndex,
     EventStore,
     Freezes,
@@ -44,7 +48,6 @@ from mirror.ports import (
     HostedRecords,
     LinkLedger,
     Pins,
-    Records,
     RepairableBlobs,
     Uploads,
 )
@@ -54,7 +57,6 @@ from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
-from mirror.store.local.local_records import local_catalog, local_freezes, local_pins, local_repository_records
 from mirror.store.local.locks import FileLocks
 from mirror.store.local.purge_notices import PurgeNotices
 from mirror.store.local.recovery import sweep
@@ -70,37 +72,54 @@ _IDLE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class HostedDisk:
-    """The files of hosted content, besides tags and manifests: its blobs, upload sessions, the records of its
-    repositories, the ledger that is derived from them, and the outbox of events, if there are endpoints.
+    """What hosted content is made of: its blobs, upload sessions, the records of its repositories, the ledger that is
+    derived from them, and the outbox of events, if there are endpoints.
+
+    `strict` are the records for whatever changes hosted content, `pulled` those for pulls.
     """
 
     blobs: HostedBlobs
     uploads: Uploads
-    records: HostedRecords
+    strict: RecordViews
+    pulled: RecordViews
     ledger: LinkLedger
     outbox: EventStore | None
+
+    @property
+    def records(self) -> HostedRecords:
+        """What hosted repositories have besides tags and manifests."""
+        return self.strict.repositories
 
 
 @dataclass(frozen=True, slots=True)
 class LocalDisk:
-    """The files of the store, without an index: enough for commands that read the content or set pins.
+    """What the store has, without an index: enough for commands that read the content or set pins.
 
-    `store` is the cache. `contents` finds blobs of the cache and hosted ones.
+    `store` is the cache. `contents` finds blobs of the cache and hosted ones. `catalog`, `pins` and `freezes` are for
+    display, eviction and cached content.
     """
 
     layout: Layout
     store: LocalStore
     catalog: Catalog
     pins: Pins
+    freezes: Freezes
     hosted: HostedDisk
     contents: RepairableBlobs
+    stored: StoredRecords
+
+    def close(self) -> None:
+        """Close what commands leave open: the bucket, if there is one. Repeatable."""
+        if self.stored.use is not None:
+            self.stored.use.close()
 
 
 @dataclass(slots=True)
 class Storage:
     """Disk and index, and what maintains them: enough for commands that need no server.
 
-    `store` is the cache. `contents` finds blobs of the cache and hosted ones.
+    `store` is the cache. `contents` finds blobs of the cache and hosted ones. `catalog`, `pins` and `freezes` are for
+    display, eviction and cached content.
     """
 
     layout: Layout
@@ -113,10 +132,16 @@ class Storage:
     index: ContentIndex
     locks: FileLocks
     eviction: Eviction
+    stored: StoredRecords
 
-    def records(self, kind: str) -> Records:
+    @property
+    def bucket(self) -> BucketUse | None:
+        """The bucket that has hosted content; None if that is on the disk."""
+        return self.stored.use
+
+    def records(self, kind: str) -> CheckedRecords:
         """The records of one kind, such as `jobs`."""
-        return JsonRecords(self.layout, kind)
+        return self.stored.json(kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +156,29 @@ class Eviction:
     rounds: EvictionRounds
 
 
-def open_disk(config: Config) -> LocalDisk:
-    """The store's files. Blocking; nothing needs to be closed. Raises `StoreError`."""
+def open_disk(config: Config, bucket: Bucket | None = None, *, serves: bool = False) -> LocalDisk:
+    """The store's files, and its bucket, if it has one: `bucket`, or the one that is configured. Blocking. Raises
+    `StoreError`, `ConfigError`.
+    """
+    bucket = bucket or open_bucket(config)
     layout = Layout(config.store.root)
     store = LocalStore(layout)
+    stored = open_records(config, layout, store.id, bucket, serves=serves)
     names = HostedNames(layout)
     ledger = SqliteLedger(layout.ledger, quota_rules(config).scopes)
     outbox = open_outbox(config, layout) if config.events.endpoint else None
-    hosted = HostedDisk(names, LocalUploads(layout, names), local_repository_records(layout), ledger, outbox)
-    return LocalDisk(layout, store, local_catalog(layout), local_pins(layout), hosted, LocalContents(layout))
+    hosted = HostedDisk(names, LocalUploads(layout, names), stored.strict, stored.pulled, ledger, outbox)
+    shown = stored.shown
+    return LocalDisk(layout, store, shown.catalog, shown.pins, shown.freezes, hosted, LocalContents(layout), stored)
+
+
+def open_stored(config: Config, bucket: Bucket | None = None) -> StoredRecords:
+    """The records alone, for commands that need nothing else. Blocking; the caller closes the bucket, if there is one.
+    Without a bucket nothing is made on the disk. Raises `StoreError`, `ConfigError`.
+    """
+    bucket = bucket or open_bucket(config)
+    layout = Layout(config.store.root)
+    return open_records(config, layout, LocalStore(layout).id if bucket is not None else "", bucket)
 
 
 def open_outbox(config: Config, layout: Layout) -> SqliteOutbox:
@@ -159,12 +198,15 @@ def open_outbox(config: Config, layout: Layout) -> SqliteOutbox:
 
 
 @asynccontextmanager
-async def open_storage(config: Config, *, now: Callable[[], float] = time.time) -> AsyncIterator[Storage]:
-    """Opens disk and index, and closes them at the end. `now` is the clock of eviction, in epoch seconds. Raises
-    `StoreError`, `ConfigError`.
+async def open_storage(
+    config: Config, *, bucket: Bucket | None = None, serves: bool = False, now: Callable[[], float] = time.time
+) -> AsyncIterator[Storage]:
+    """Opens disk and index, and closes them at the end. `serves`: for a server, and not for a command. `now` is the
+    clock of eviction, in epoch seconds. Raises `StoreError`, `ConfigError`.
     """
     async with AsyncExitStack() as stack:
-        disk = await asyncio.to_thread(open_disk, config)
+        disk = await asyncio.to_thread(open_disk, config, bucket, serves=serves)
+        stack.callback(disk.close)
         stack.callback(disk.hosted.ledger.close)
         if disk.hosted.outbox is not None:
             stack.callback(disk.hosted.outbox.close)
@@ -172,7 +214,7 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
         locks = FileLocks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
-        freezes = local_freezes(layout)
+        freezes = disk.freezes
         yield Storage(
             layout,
             store,
@@ -184,6 +226,7 @@ async def open_storage(config: Config, *, now: Callable[[], float] = time.time) 
             index,
             locks,
             _make_eviction(config, disk, freezes, index, locks, now),
+            disk.stored,
         )
 
 

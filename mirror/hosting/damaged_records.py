@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from mirror.errors import BlobDamaged, RecordDamaged
 from mirror.graph.manifests import manifest_of_bytes
-from mirror.hosting.parts import HostedParts
+from mirror.hosting.parts import HostedParts, PulledParts
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST, Manifest
 from mirror.oci.reference import Repo
@@ -35,7 +35,9 @@ def has_manifest(catalog: ManifestRecords, repo: Repo, digest: Digest) -> bool:
         return True
 
 
-def manifest_or_remade(parts: HostedParts, repo: Repo, digest: Digest) -> Versioned[ManifestRecord] | None:
+def manifest_or_remade(
+    parts: HostedParts | PulledParts, repo: Repo, digest: Digest
+) -> Versioned[ManifestRecord] | None:
     """Blocking: returns the record of a manifest; in place of a damaged one, a record made from the manifest's bytes,
     with the version of the damaged one. Its time is now. Raises `StoreError`.
 
@@ -67,7 +69,7 @@ def damaged_deleted_tag(records: Deletions, repo: Repo, tag: str) -> Version | N
     return None
 
 
-def _remade(parts: HostedParts, digest: Digest) -> ManifestRecord:
+def _remade(parts: HostedParts | PulledParts, digest: Digest) -> ManifestRecord:
     manifest: Manifest | None = None
     # bytes that do not match their digest say nothing
     with suppress(BlobDamaged):

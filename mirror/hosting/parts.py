@@ -32,6 +32,24 @@ class Accounts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PulledParts:
+    """What pulls of hosted repositories read.
+
+    While a bucket cannot be asked, the records may be those that are remembered: they answer pulls, and neither give
+    anybody a lasting right nor decide about a change. What does takes `HostedParts`.
+    """
+
+    contents: RepairableBlobs
+    catalog: Catalog
+    records: HostedRecords
+    histories: TagHistories
+
+    def now(self) -> float:
+        """Returns the time to record, in epoch seconds."""
+        return self.histories.clocks.later()
+
+
+@dataclass(frozen=True, slots=True)
 class HostedParts:
     """The bytes and records of all hosted repositories. `contents` has the bytes of hosted and of cached blobs."""
 
@@ -50,6 +68,10 @@ class HostedParts:
     def now(self) -> float:
         """Returns the time to record, in epoch seconds."""
         return self.histories.clocks.later()
+
+    def pulled(self) -> PulledParts:
+        """The same, for pulls."""
+        return PulledParts(self.contents, self.catalog, self.records, self.histories)
 
     def settle(self, repo: Repo) -> None:
         """Blocking: makes all that this process has written durable, and lets every process see that the repository has

@@ -135,6 +135,9 @@ class SqliteRecordMemory:
         epoch, complete = self._reading.run(_epochs)
         return epoch == complete
 
+    def was_complete(self) -> bool:
+        return self._reading.run(_epochs)[1] > 0
+
     def added(self) -> int:
         [added] = self._reading.run(lambda connection: connection.execute("SELECT added FROM meta").fetchone())
         return int(added)
@@ -258,15 +261,13 @@ class SqliteRecordMemory:
             if known != bucket:
                 connection.execute("DELETE FROM records")
                 connection.execute("DELETE FROM counters")
+                connection.execute("UPDATE meta SET complete = 0")
             connection.execute(
                 "UPDATE meta SET epoch = epoch + (bucket <> ? OR nonce <> ?), bucket = ?, nonce = ?",
                 (bucket, nonce, bucket, nonce),
             )
 
         self._write(work)
-
-    def distrust(self) -> None:
-        self._write(lambda connection: connection.execute("UPDATE meta SET epoch = epoch + 1, nonce = ''"))
 
     def close(self) -> None:
         self._reading.close()

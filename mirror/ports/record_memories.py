@@ -104,6 +104,9 @@ class RecordMemory(Protocol):
     def is_complete(self) -> bool:
         """True if every record of the bucket is remembered, at least by its name. Quick enough for the event loop."""
 
+    def was_complete(self) -> bool:
+        """True if the memory is complete, or was so before it became doubtful: it then lacks only what is new."""
+
     def added(self) -> int:
         """Grows whenever a folder of tags or manifests gets its first record. Quick enough for the event loop."""
 
@@ -122,18 +125,15 @@ class RecordMemory(Protocol):
         """
 
     def completed(self, start: ListingStart) -> bool:
-        """Note that the whole bucket was compared. False if the memory was distrusted meanwhile."""
+        """Note that the whole bucket was compared. False if `adopt` has made the memory doubtful meanwhile."""
 
     def owner(self) -> tuple[str, str]:
         """The id of the bucket, and the nonce that `adopt` noted last; both empty at first."""
 
     def adopt(self, bucket: str, nonce: str) -> None:
         """Note whose records are remembered. What is remembered of another bucket is forgotten; of the same one with
-        another nonce, it is no longer trusted and not complete.
+        another nonce, it is no longer trusted and not complete: another mirror has used the bucket.
         """
-
-    def distrust(self) -> None:
-        """Trust nothing that is remembered until it is compared again: another mirror has used the bucket."""
 
     def close(self) -> None:
         """Close the file. Repeatable."""

@@ -30,7 +30,7 @@ from mirror.graph.manifests import has_blob
 from mirror.graph.referrers import referrer_descriptor
 from mirror.hosting.damaged_records import has_manifest, manifest_or_remade
 from mirror.hosting.links import Links
-from mirror.hosting.parts import HostedParts
+from mirror.hosting.parts import PulledParts
 from mirror.hosting.remembered import Remembered
 from mirror.intake.integrity import Integrity
 from mirror.oci.attachments import referrers_tag
@@ -53,7 +53,7 @@ _MOST_LISTED: Final = 32 << 20
 class HostedMemory:
     """What this process remembers of all hosted repositories."""
 
-    def __init__(self, parts: HostedParts, caches: Caches) -> None:
+    def __init__(self, parts: PulledParts, caches: Caches) -> None:
         changes, once, now = parts.records.changes, caches.once, caches.now
         self.links: Remembered[Digest, BlobLink | None] = Remembered(
             "hosted links", changes, once, now, most=_MOST_RECORDS
@@ -79,7 +79,7 @@ class HostedContent:
     def __init__(
         self,
         repo: Repo,
-        parts: HostedParts,
+        parts: PulledParts,
         links: Links,
         memory: HostedMemory,
         caches: Caches,
@@ -87,8 +87,9 @@ class HostedContent:
         executor: Executor,
         copied: CopiedBlobs | None = None,
     ) -> None:
-        """`integrity` checks the bytes of hosted blobs; `executor` runs the threads that read blobs. `copied` reads
-        them if they are in a bucket; None if they are on the disk.
+        """`links` are read where what is remembered does not do; `integrity` checks the bytes of hosted blobs;
+        `executor` runs the threads that read blobs. `copied` reads them if they are in a bucket; None if they are on
+        the disk.
         """
         self.repo = repo
         self._parts = parts
@@ -183,7 +184,11 @@ class HostedContent:
 
     async def link(self, digest: Digest) -> BlobLink | None:
         """Returns the repository's link to a blob, whatever its state; None if it has none."""
-        return await self._memory.links.get(self.repo, digest, lambda: self._links.find(self.repo, digest))
+        return await self._memory.links.get(self.repo, digest, lambda: self._read_link(digest))
+
+    def _read_link(self, digest: Digest) -> BlobLink | None:
+        found = self._parts.records.link(self.repo, digest)
+        return found.record if found else None
 
     async def content(self, link: BlobLink) -> BlobContent:
         """Returns the blob of a link that the caller may use. Raises `BlobUnknown` if its bytes are not here."""

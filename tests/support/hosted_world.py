@@ -246,11 +246,11 @@ class HostedWorld:
     def open(self, *repos: Repo) -> list[HostedRepository]:
         """Repositories as one worker has them."""
         verbs, caches = self.verbs(), self.caches()
-        memory = HostedMemory(verbs.parts, caches)
+        memory = HostedMemory(verbs.parts.pulled(), caches)
         integrity = Integrity(self.contents, caches.once, BackgroundTasks())
         return [
             HostedRepository(
-                HostedContent(repo, verbs.parts, verbs.links, memory, caches, integrity, self.executor),
+                HostedContent(repo, verbs.parts.pulled(), verbs.links, memory, caches, integrity, self.executor),
                 self.rules,
                 verbs,
             )

@@ -21,6 +21,8 @@
     ├── hosted.sqlite                    sums and holders of hosted content (see `index/link_ledger.py`)
     ├── index.sqlite                     the embedded index, if no Redis is configured (see `index/embedded.py`)
     ├── bucket-cache.sqlite              what the bucket has of the cache (see `index/cached_book.py`)
+    ├── bucket.json                      {"id": "…"}: hosted content is in the bucket of this id (see `bucket_note.py`)
+    ├── bucket.sqlite                    what is known of the bucket's records (see `index/record_memory.py`)
     ├── misses.json                      images that a sealed mirror was asked for and lacks (see `miss_file.py`)
     ├── lists/<hash>.sqlite              long tag lists of upstreams that do not sort (see `index/sorted_tags.py`)
     ├── recent/<n>.json                  the last answers of each worker (see `answer_files.py`)
@@ -140,6 +142,14 @@ class Layout:
     @cached_property
     def cached_book(self) -> Path:
         return self.root / "bucket-cache.sqlite"
+
+    @cached_property
+    def bucket_note(self) -> Path:
+        return self.root / "bucket.json"
+
+    @cached_property
+    def record_memory(self) -> Path:
+        return self.root / "bucket.sqlite"
 
     @cached_property
     def events(self) -> Path:

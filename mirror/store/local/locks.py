@@ -99,6 +99,24 @@ class FileLocks:
         return f"{int.from_bytes(hashed) % _FILES:03x}"
 
 
+class RunLock:
+    """Shared by all processes of a server for as long as they live, so that the first of them can be told."""
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        self._lease = FileLease(name, _open(layout, name))
+        with store_errors("locking"):
+            self.is_first = _try(self._lease)
+            # gives up the exclusive lock, if it was got
+            fcntl.flock(self._lease.fileno(), fcntl.LOCK_SH)
+
+    def __repr__(self) -> str:
+        return f"<RunLock {self._lease!r}>"
+
+    def close(self) -> None:
+        """Repeatable."""
+        self._lease.release()
+
+
 def locked(layout: Layout, name: str) -> AbstractContextManager[None]:
     """Hold a lock for a few system calls. Blocks until it is free. Raises `StoreError`, `OSError`."""
     return ShortLock(layout, name)

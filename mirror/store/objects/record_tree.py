@@ -16,7 +16,8 @@ How much is believed of the memory (`Reads`):
 
     STRICT      nothing: the bucket says what a record is, or StoreError. For whatever changes hosted content.
     LENIENT     while the bucket cannot be asked: what was compared with it since the start. For pulls.
-    REMEMBERED  everything, and the bucket is asked only for what is not known. For eviction and display.
+    REMEMBERED  everything, and the bucket is asked only for what is not known; if it cannot be asked, what a memory
+                that was complete once does not know is absent. For eviction, display, and cached content.
 
 A name is taken by a record of its own, `names/<registry>/<name>/_name`:
 
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
 from typing import Final, Protocol, TypeAlias
@@ -93,10 +94,23 @@ _Found: TypeAlias = Versioned[bytes | None] | None
 class BucketTree:
     """See `mirror.ports.RecordTree`. May be used from any thread; one for all threads of a process, with `view`s."""
 
-    def __init__(self, bucket: RecordObjects, memory: RecordMemory, reads: Reads = Reads.STRICT) -> None:
+    def __init__(
+        self,
+        bucket: RecordObjects,
+        memory: RecordMemory,
+        reads: Reads = Reads.STRICT,
+        *,
+        is_confirmed: Callable[[], bool] = lambda: True,
+        complete: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`is_confirmed`: whether it is certain that the memory is that of this bucket; quick. `complete` is called
+        when a complete memory is needed: it may list the bucket, if nobody else does.
+        """
         self._bucket = bucket
         self._memory = memory
         self._reads = reads
+        self._is_confirmed = is_confirmed
+        self._complete = complete
         self._shared: SharedReads[_Found] = SharedReads()
         #: By name: the epoch of the memory in which the bucket had no record of it.
         self._free: LruCache[Repo, int] = LruCache(_FREE)
@@ -106,7 +120,7 @@ class BucketTree:
 
     def view(self, reads: Reads) -> BucketTree:
         """The same tree, with another belief in the memory."""
-        tree = BucketTree(self._bucket, self._memory, reads)
+        tree = BucketTree(self._bucket, self._memory, reads, is_confirmed=self._is_confirmed, complete=self._complete)
         tree._shared, tree._free = self._shared, self._free
         return tree
 
@@ -120,10 +134,10 @@ class BucketTree:
         try:
             return _live(self._ask(key))
         except BucketUnavailable:
-            if self._reads is not Reads.LENIENT:
-                raise
+            if self._reads is Reads.REMEMBERED and self._recall(key) is None and self._was_complete():
+                return None
             known, found = self._remembered(key, trusted=True)
-            if not known:
+            if self._reads is not Reads.LENIENT or not known:
                 raise
             return found
 
@@ -239,11 +253,11 @@ class BucketTree:
         """Whether the memory says what a record is, and what it says. `trusted`: only what may be relied upon."""
         try:
             row = self._memory.recall(key)
-            if row is None:
-                return self._memory.is_complete(), None
         except IndexUnavailable:
             return False, None
-        if trusted and not row.is_trusted:
+        if row is None:
+            return self._is_complete(), None
+        if trusted and not (row.is_trusted and self._is_confirmed()):
             return False, None
         if row.state is RecordState.DELETED:
             return True, None
@@ -260,7 +274,9 @@ class BucketTree:
         found = {key for key, state in states.items() if state is RecordState.LIVE}
         asked = {key for key, state in states.items() if state is RecordState.UNKNOWN}
         if not self._is_complete():
-            listed = {info.key: info.size for info in self._bucket.list(beginning)}
+            listed = self._listed(beginning)
+            if listed is None:
+                return [name for key in found | asked if "/" not in (name := key.removeprefix(beginning))]
             # what only the memory has may be too new for the listing
             asked |= found - listed.keys()
             for key, size in listed.items():
@@ -273,6 +289,17 @@ class BucketTree:
         else:
             found = (found - asked) | self._live_ones(asked)
         return [name for key in found if "/" not in (name := key.removeprefix(beginning))]
+
+    def _listed(self, beginning: str) -> dict[str, int] | None:
+        """The sizes of the objects below `beginning`, by key; None if the bucket cannot be asked and the memory is
+        believed.
+        """
+        try:
+            return {info.key: info.size for info in self._bucket.list(beginning)}
+        except BucketUnavailable:
+            if self._reads is Reads.REMEMBERED and self._was_complete():
+                return None
+            raise
 
     def folders(self, folder: str) -> list[str]:
         beginning = f"{folder}/"
@@ -366,11 +393,18 @@ class BucketTree:
 
     def _is_complete(self) -> bool:
         try:
-            return self._memory.is_complete()
+            return self._is_confirmed() and self._memory.is_complete()
         except IndexUnavailable:
             return False
 
+    def _was_complete(self) -> bool:
+        with suppress(IndexUnavailable):
+            return self._memory.was_complete()
+        return False
+
     def _must_be_complete(self) -> None:
+        if not self._is_complete():
+            self._complete()
         if not self._is_complete():
             raise BucketUnavailable("the records of the bucket are still being listed", retry_after=_LISTING)
 
@@ -388,6 +422,8 @@ class BucketTree:
 
     def name_taken(self, repo: Repo) -> bool | None:
         """Whether a name is taken, from the memory alone; None if it is not known. Quick enough for the event loop."""
+        if not self._is_confirmed():
+            return None
         try:
             row = self._memory.recall(_name_key(repo))
             if row is None:

@@ -1,0 +1,175 @@
+"""Opens the records of a store: those of cached content on the disk; those of hosted content beside them, or in a
+bucket.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.access.robots import ROBOTS, USES
+from mirror.config import Config, routing_table
+from mirror.errors import StoreError
+from mirror.index.record_memory import SqliteRecordMemory
+from mirror.ports import Bucket, Catalog, CheckedRecords, Freezes, HostedRecords, Pins
+from mirror.store.local.bucket_note import BucketNote
+from mirror.store.local.change_files import ChangeFiles
+from mirror.store.local.file_tree import FileTree
+from mirror.store.local.ingest_state import boot_id
+from mirror.store.local.json_records import JsonRecords
+from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog, local_freezes, local_pins, local_repository_records
+from mirror.store.local.locks import RunLock, locked
+from mirror.store.objects.bucket_owner import BucketOwner, OwnedBucket
+from mirror.store.objects.record_listing import RecordListing
+from mirror.store.objects.record_tree import BucketTree, Reads
+from mirror.store.records.freeze_records import FreezeRecords
+from mirror.store.records.json_tree_records import TreeRecords
+from mirror.store.records.pin_records import PinRecords
+from mirror.store.records.record_catalog import RecordCatalog
+from mirror.store.records.repository_records import RepositoryRecords
+from mirror.store.records.routed_tree import RoutedTree
+
+#: JSON records that are in the bucket, if there is one. All others concern this machine.
+BUCKET_KINDS: Final = frozenset(
+    {"pins", "freezes", ROBOTS, USES, "retention", "pulls", "collection", "replicated", "replication"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordViews:
+    """The records of repositories, as they are read for one purpose."""
+
+    catalog: Catalog
+    repositories: HostedRecords
+    pins: Pins
+    freezes: Freezes
+
+
+@dataclass(frozen=True, slots=True)
+class BucketUse:
+    """The bucket of a store, and what the machine knows of its records. `bucket` may be used at any time: it sees to it
+    that it is the right one.
+    """
+
+    bucket: Bucket
+    owner: BucketOwner
+    memory: SqliteRecordMemory
+    tree: BucketTree
+    run: RunLock | None
+
+    def close(self) -> None:
+        """Close everything. Repeatable."""
+        self.bucket.close()
+        self.memory.close()
+        if self.run is not None:
+            self.run.close()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecords:
+    """All records of a store.
+
+    `shown` is for display, eviction and cached content; `pulled` for pulls of hosted content; `strict` for whatever
+    changes hosted content. Without a bucket they are the same.
+    """
+
+    layout: Layout
+    shown: RecordViews
+    pulled: RecordViews
+    strict: RecordViews
+    use: BucketUse | None
+
+    def json(self, kind: str, reads: Reads = Reads.STRICT) -> CheckedRecords:
+        """The JSON records of one kind, such as `jobs`."""
+        if self.use is None or kind not in BUCKET_KINDS:
+            return JsonRecords(self.layout, kind)
+        return _json(self.use, kind, reads)
+
+
+def open_records(
+    config: Config, layout: Layout, disk: str, bucket: Bucket | None, *, serves: bool = False, migrates: bool = False
+) -> StoredRecords:
+    """Opens the records. `disk` is the id of the local store. Blocking, and asks no bucket. Raises `StoreError`."""
+    if bucket is not None:
+        return _in_bucket(config, layout, open_use(config, layout, disk, bucket, serves=serves, migrates=migrates))
+    if config.hosted and not migrates and (noted := BucketNote(layout).read()) is not None:
+        raise StoreError(
+            f"hosted content of this disk is in the bucket with the id {noted}: set [store] bucket, or run mirror"
+            " migrate --to-disk"
+        )
+    views = RecordViews(
+        local_catalog(layout), local_repository_records(layout), local_pins(layout), local_freezes(layout)
+    )
+    return StoredRecords(layout, views, views, views, None)
+
+
+def open_use(
+    config: Config, layout: Layout, disk: str, bucket: Bucket, *, serves: bool = False, migrates: bool = False
+) -> BucketUse:
+    """Opens the records of a bucket. Raises `StoreError`."""
+
+    def exclusive() -> AbstractContextManager[None]:
+        return locked(layout, "bucket-owner")
+
+    note = BucketNote(layout)
+    if not migrates and note.read() is None:
+        _refuse_left_behind(config, layout)
+    memory = SqliteRecordMemory(layout.record_memory, boot_id().hex())
+    run = RunLock(layout, "bucket-run") if serves else None
+    owner = BucketOwner(
+        bucket,
+        memory,
+        note,
+        disk,
+        exclusive,
+        serves=serves,
+        is_first=run is None or run.is_first,
+        migrates=migrates,
+    )
+    owned = OwnedBucket(bucket, owner)
+
+    def complete() -> None:
+        # a server does it in the background
+        for _ in () if serves else RecordListing(owned, memory).steps():
+            pass
+
+    tree = BucketTree(owned, memory, is_confirmed=lambda: owner.is_confirmed, complete=complete)
+    return BucketUse(owned, owner, memory, tree, run)
+
+
+def _refuse_left_behind(config: Config, layout: Layout) -> None:
+    """Raises `StoreError` if this disk has hosted content that is in no bucket."""
+    tree = FileTree(layout)
+    for entry in config.hosted:
+        found = next(iter(tree.repositories(("_tags", "_manifests", "_blobs"), entry.name)), None)
+        if found is not None:
+            raise StoreError(
+                f"hosted content of this disk ({found}) is not in the bucket yet: run mirror migrate --to-bucket"
+            )
+
+
+def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
+    hosts, counter = routing_table(config).hosts_registry, ChangeFiles(layout)
+
+    def views(reads: Reads, operators: Reads, cached: FileTree | None = None) -> RecordViews:
+        tree = use.tree.view(reads)
+        return RecordViews(
+            RecordCatalog(RoutedTree(hosts, hosted=tree, cached=cached) if cached else tree),
+            RepositoryRecords(tree, counter),
+            PinRecords(_json(use, "pins", operators)),
+            FreezeRecords(_json(use, "freezes", operators)),
+        )
+
+    shown = views(Reads.REMEMBERED, Reads.REMEMBERED, FileTree(layout))
+    # nobody but this mirror freezes tags, so a pull need not ask the bucket whether somebody has
+    pulled = views(Reads.LENIENT, Reads.REMEMBERED)
+    return StoredRecords(layout, shown, pulled, views(Reads.STRICT, Reads.STRICT), use)
+
+
+def _json(use: BucketUse, kind: str, reads: Reads) -> TreeRecords:
+    def changes(folder: str) -> int | None:
+        return use.memory.changes(folder) if use.owner.is_confirmed else None
+
+    return TreeRecords(use.tree.view(reads), kind, changes)

@@ -1,0 +1,317 @@
+"""Whose bucket it is, and which mirror uses it.
+
+    mirror.json      {"layout": 1, "id": "…"}: made by the first mirror that finds the prefix empty
+                     "migrating": true: a migration is not finished, and nothing else may use the bucket
+    last-used.json   {"disk": "…", "nonce": "…"}: the mirror that uses the bucket now
+
+    a process starts ── confirm ──> the id is that of the disk's note? ── no ──> BucketUnfit, whatever is asked
+                                     └── yes ── the nonce is the memory's? ──┬── yes: what is remembered counts
+                                                                             └── no: another mirror was here: a server
+                                     takes the bucket over by compare-and-set, and what is remembered counts no more
+
+A mirror that finds another nonce in `last-used.json` was overtaken: it writes nothing any more, believes nothing that
+it remembers, and goes on reading until it ends. The processes of one server share their nonce through the memory.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Final, ParamSpec, TypeVar
+
+from mirror.errors import BucketUnavailable, BucketUnfit, IndexUnavailable, RecordChanged, StoreError
+from mirror.ports import ABSENT, Bucket, NotChanged, RecordMemory, StoredObject, Version
+from mirror.store.local.bucket_note import BucketNote
+from mirror.telemetry import log
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: The version of the layout of a bucket. One of another version is refused.
+BUCKET_LAYOUT: Final = 1
+IDENTITY: Final = "mirror.json"
+LAST_USED: Final = "last-used.json"
+#: Objects that do not make a prefix one that is in use.
+_PROBES: Final = "probe/"
+#: The nonce of a memory whose mirror was overtaken.
+_OVERTAKEN: Final = "overtaken"
+_LIMIT: Final = 64 << 10
+_ATTEMPTS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What `mirror.json` says."""
+
+    id: str
+    is_migrating: bool = False
+
+    def to_json(self) -> bytes:
+        """The content of the object."""
+        migrating = {"migrating": True} if self.is_migrating else {}
+        return json.dumps({"layout": BUCKET_LAYOUT, "id": self.id, **migrating}).encode()
+
+
+class BucketOwner:
+    """The use of a bucket by one process. All calls block, and raise `StoreError`, except where they say that they are
+    quick.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        memory: RecordMemory,
+        note: BucketNote,
+        disk: str,
+        exclusive: Callable[[], AbstractContextManager[None]],
+        *,
+        serves: bool,
+        is_first: bool = True,
+        migrates: bool = False,
+    ) -> None:
+        """`disk` is the id of the local store, `exclusive` a lock of all its processes. `serves`: this is a server,
+        which takes the bucket over; a command writes only where the server of the same disk does. `is_first`: no other
+        process of this server was there before. `migrates`: a bucket that is being migrated to may be used.
+        """
+        self._bucket = bucket
+        self._memory = memory
+        self._note = note
+        self._disk = disk
+        self._exclusive = exclusive
+        self._serves = serves
+        self._is_first = is_first
+        self._migrates = migrates
+        self._confirming = threading.Lock()
+        self._id = ""
+        self._nonce = ""
+
+    def __repr__(self) -> str:
+        return f"<BucketOwner {self._id or 'unconfirmed'}{'' if self._nonce else ', reads only'}>"
+
+    @property
+    def id(self) -> str:
+        """The id of the bucket; empty until it is confirmed."""
+        return self._id
+
+    @property
+    def is_confirmed(self) -> bool:
+        """True if this is the right bucket, and what is remembered of it counts. Quick."""
+        return bool(self._id)
+
+    def confirm(self) -> None:
+        """See that this is the right bucket, and take it over if this is a server. Quick once that is done."""
+        if self._id:
+            return
+        with self._confirming:
+            if not self._id:
+                with self._exclusive():
+                    identity = self._identify()
+                    self._begin_use(identity)
+                self._id = identity
+
+    def must_own(self) -> None:
+        """To be called before each write. Quick once the bucket is confirmed. Raises `BucketUnavailable` if another
+        mirror uses the bucket.
+        """
+        self.confirm()
+        if not self._nonce or self._memory_nonce() != self._nonce:
+            raise self._foreign()
+
+    def check(self) -> None:
+        """See in the bucket itself that it is the right one and that no other mirror uses it: to be called before and
+        after what must not rest on another bucket.
+        """
+        self.confirm()
+        found = self._read_identity()
+        if found is None or found[0].id != self._id:
+            raise BucketUnfit(f"the bucket is no longer the one with the id {self._id}")
+        self.watch()
+        self.must_own()
+
+    def watch(self) -> bool:
+        """False if another mirror has taken the bucket over; the memory is told so. To be called now and then."""
+        self.confirm()
+        if not self._nonce:
+            return False
+        disk, nonce, _ = self._read_last_use()
+        if nonce == self._nonce:
+            return True
+        if self._memory_nonce() == self._nonce:
+            log.warning("bucket taken over by another mirror", disk=disk)
+            self._remember(_OVERTAKEN)
+        return False
+
+    def identity(self) -> Identity | None:
+        """What `mirror.json` says; None if there is none."""
+        found = self._read_identity()
+        return found[0] if found else None
+
+    def set_migrating(self, is_migrating: bool) -> None:
+        """Say in the bucket whether it is being migrated to. Repeatable."""
+        self.confirm()
+        for _ in range(_ATTEMPTS):
+            found = self._read_identity()
+            if found is None:
+                raise BucketUnfit(f"the bucket has lost its {IDENTITY}")
+            if found[0].is_migrating == is_migrating:
+                return
+            try:
+                self._bucket.write(IDENTITY, Identity(found[0].id, is_migrating).to_json(), expect=found[1])
+            except RecordChanged:
+                continue
+            return
+        raise BucketUnavailable(f"{IDENTITY} is changed all the time")
+
+    # ------------------------------------------------------------------------------------------------------ identity
+
+    def _identify(self) -> str:
+        noted = self._note.read()
+        found = self._read_identity()
+        if found is None:
+            found = self._create(noted)
+        identity = found[0]
+        if noted is not None and noted != identity.id:
+            raise BucketUnfit(
+                f"hosted content of this disk is in the bucket with the id {noted}, and this bucket has the id"
+                f" {identity.id}: look at [store] bucket"
+            )
+        if identity.is_migrating and not self._migrates:
+            raise BucketUnfit("a migration to or from this bucket is not finished: run mirror migrate again")
+        if noted is None:
+            self._note.write(identity.id)
+        return identity.id
+
+    def _create(self, noted: str | None) -> tuple[Identity, Version]:
+        there = next((info.key for info in self._bucket.list("") if not info.key.startswith(_PROBES)), None)
+        if noted is not None:
+            raise BucketUnfit(
+                f"hosted content of this disk is in the bucket with the id {noted}, and this one has no {IDENTITY}:"
+                " look at [store] bucket"
+            )
+        if there is not None:
+            raise BucketUnfit(f"the bucket has objects ({there}) and no {IDENTITY}: the prefix must be empty at first")
+        identity = Identity(secrets.token_hex(8), is_migrating=self._migrates)
+        try:
+            return identity, self._bucket.write(IDENTITY, identity.to_json(), expect=ABSENT)
+        except RecordChanged:
+            found = self._read_identity()
+            if found is None:
+                raise
+            return found
+
+    def _read_identity(self) -> tuple[Identity, Version] | None:
+        found = self._read(IDENTITY)
+        if found is None:
+            return None
+        try:
+            said = json.loads(found.content)
+            layout, identity = said["layout"], Identity(str(said["id"]), bool(said.get("migrating", False)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise BucketUnfit(f"{IDENTITY} in the bucket is damaged") from error
+        if layout != BUCKET_LAYOUT:
+            raise BucketUnfit(f"the bucket has the layout {layout}; this version of the mirror knows {BUCKET_LAYOUT}")
+        return identity, found.version
+
+    # ----------------------------------------------------------------------------------------------------------- use
+
+    def _begin_use(self, identity: str) -> None:
+        known, remembered = self._memory_owner()
+        if known != identity:
+            remembered = ""
+        for _ in range(_ATTEMPTS):
+            disk, nonce, version = self._read_last_use()
+            if nonce and nonce == remembered and disk == self._disk:
+                self._nonce = nonce
+                return
+            overtaken = remembered == _OVERTAKEN and not self._is_first
+            if (disk and not self._serves and disk != self._disk) or overtaken:
+                if not self._serves:
+                    # what an earlier command has listed may be out of date
+                    self._remember("", identity)
+                self._remember(_OVERTAKEN, identity)
+                return
+            # from here on nothing that is remembered counts, whoever dies when
+            self._remember("", identity)
+            fresh = secrets.token_hex(8)
+            content = json.dumps({"disk": self._disk, "nonce": fresh}).encode()
+            try:
+                self._bucket.write(LAST_USED, content, expect=version if version else ABSENT)
+            except RecordChanged:
+                continue
+            if disk and disk != self._disk:
+                log.warning("bucket taken over from another mirror", disk=disk)
+            self._remember(fresh, identity)
+            self._nonce = fresh
+            return
+        raise BucketUnavailable(f"{LAST_USED} is changed all the time")
+
+    def _read_last_use(self) -> tuple[str, str, Version | None]:
+        """The disk and nonce of the mirror that uses the bucket, empty if none or not readable, and the version."""
+        found = self._read(LAST_USED)
+        if found is None:
+            return "", "", None
+        try:
+            said = json.loads(found.content)
+            return str(said["disk"]), str(said["nonce"]), found.version
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return "", "", found.version
+
+    def _read(self, key: str) -> StoredObject | None:
+        found = self._bucket.read(key, _LIMIT)
+        return None if isinstance(found, NotChanged) else found
+
+    def _memory_owner(self) -> tuple[str, str]:
+        try:
+            return self._memory.owner()
+        except IndexUnavailable as error:
+            raise StoreError(f"it cannot be said who uses the bucket: {error}") from error
+
+    def _memory_nonce(self) -> str:
+        return self._memory_owner()[1]
+
+    def _remember(self, nonce: str, identity: str = "") -> None:
+        try:
+            self._memory.adopt(identity or self._id, nonce)
+        except IndexUnavailable as error:
+            raise StoreError(f"it cannot be noted who uses the bucket: {error}") from error
+
+    def _foreign(self) -> BucketUnavailable:
+        if self._serves:
+            return BucketUnavailable("another mirror uses this bucket now; this one only reads", retry_after=60.0)
+        return BucketUnavailable("the bucket is used by the mirror of another disk: run the command there")
+
+
+class OwnedBucket:
+    """A `Bucket` that is used only once it is confirmed, and written to only by the mirror that uses it."""
+
+    def __init__(self, bucket: Bucket, owner: BucketOwner) -> None:
+        self._bucket = bucket
+        self._owner = owner
+        self.read = _after(owner.confirm, bucket.read)
+        self.head = _after(owner.confirm, bucket.head)
+        self.open = _after(owner.confirm, bucket.open)
+        self.list = _after(owner.confirm, bucket.list)
+        self.sign = _after(owner.confirm, bucket.sign)
+        self.write = _after(owner.must_own, bucket.write)
+        self.upload = _after(owner.must_own, bucket.upload)
+        self.delete = _after(owner.must_own, bucket.delete)
+        self.abort_uploads = _after(owner.must_own, bucket.abort_uploads)
+
+    def __repr__(self) -> str:
+        return f"<OwnedBucket {self._owner!r}>"
+
+    def close(self) -> None:
+        """See `Bucket.close`."""
+        self._bucket.close()
+
+
+def _after(check: Callable[[], None], call: Callable[P, T]) -> Callable[P, T]:
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        check()
+        return call(*args, **kwargs)
+
+    return checked
