@@ -17,10 +17,13 @@ If the walk could not tell what some repository has, no bytes are judged in this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
+from mirror.collection.ahead import ahead
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.marks import Marks
 from mirror.collection.pace import CHANGE, NAME, RECORD, Pace
@@ -47,12 +50,15 @@ class BlobPass:
         now: Callable[[], ClockReading],
         report: CollectionReport,
         pace: Pace,
+        pool: Executor | None = None,
     ) -> None:
+        """`pool` runs the threads that wait for a store which is far away."""
         self._blobs = blobs
         self._grace = grace
         self._now = now
         self._report = report
         self._pace = pace
+        self._pool = pool
         self._candidates: list[tuple[Digest, Version]] = []
 
     def __repr__(self) -> str:
@@ -88,60 +94,66 @@ class BlobPass:
         yield from self._queue_others(marks)
 
     def _collect_candidates(self, marks: Marks) -> Iterator[None]:
-        for digest, version in self._candidates:
-            if digest in marks:
-                with suppress(BlobUnknown):
-                    self._blobs.rescue(digest)
-            else:
-                self._collect(digest, version)
+        for _, freed in ahead(self._pool, partial(self._collect, marks), self._candidates):
+            if freed is not None:
+                self._report.blobs += 1
+                self._report.bytes += freed
             if self._pace.spent(CHANGE):
                 yield
         self._candidates.clear()
 
+    def _collect(self, marks: Marks, candidate: tuple[Digest, Version]) -> int | None:
+        """Collects a blob that no repository has; returns its bytes. None if it stays."""
+        digest, version = candidate
+        if digest in marks:
+            with suppress(BlobUnknown):
+                self._blobs.rescue(digest)
+            return None
+        try:
+            return self._blobs.collect(digest, version)
+        except RecordChanged:
+            return None
+
     def _queue_others(self, marks: Marks) -> Iterator[None]:
         after: Digest | None = None
         while page := self._blobs.blobs(after, _PAGE):
-            for info in page:
-                if info.digest not in marks:
-                    self._wait(info.digest, info.size)
-                    if self._pace.spent(RECORD):
-                        yield
-                elif self._pace.spent(NAME):
-                    yield
+            if self._pace.spent(NAME * len(page)):
+                yield
+            yield from self._let_wait([(info.digest, info.size) for info in page if info.digest not in marks])
             after = page[-1].digest
         # damaged ones wait for a push that repairs them, as long as a repository has them
-        for damaged in self._blobs.damaged():
-            if damaged.digest not in marks:
-                self._wait(damaged.digest, damaged.size)
-            if self._pace.spent(RECORD):
-                yield
+        damaged = self._blobs.damaged()
+        yield from self._let_wait([(blob.digest, blob.size) for blob in damaged if blob.digest not in marks])
         self._blobs.flush()
 
-    def _collect(self, digest: Digest, version: Version) -> None:
-        try:
-            freed = self._blobs.collect(digest, version)
-        except RecordChanged:
-            return
-        self._report.blobs += 1
-        self._report.bytes += freed
+    def _let_wait(self, blobs: Sequence[tuple[Digest, int]]) -> Iterator[None]:
+        """Queues blobs that no repository has, unless they wait already, and counts them. They are given with their
+        sizes.
+        """
+        for (digest, size), (record, is_new) in ahead(self._pool, self._wait, blobs):
+            self._report.blobs_queued += is_new
+            self._report.waiting_blobs += 1
+            self._report.waiting_bytes += size
+            self._report.note_waiting(waiting_bytes(record or QueuedBlob(digest, self._now().later), size, self._grace))
+            if self._pace.spent(RECORD):
+                yield
 
-    def _wait(self, digest: Digest, size: int) -> None:
-        """Queues a blob that no repository has, unless it waits already."""
-        now = self._now().later
+    def _wait(self, blob: tuple[Digest, int]) -> tuple[QueuedBlob | None, bool]:
+        """Returns the record by which a blob waits, None if it is not known, and whether it waits from now on."""
+        digest, _ = blob
         try:
             queued = self._blobs.queued(digest)
         except RecordDamaged:
             self._queue_anew(digest)
-            queued = None
-        else:
-            if queued is None:
-                with suppress(RecordChanged):
-                    self._blobs.queue(QueuedBlob(digest, now))
-                    self._report.blobs_queued += 1
-        self._report.waiting_blobs += 1
-        self._report.waiting_bytes += size
-        record = queued.record if queued else QueuedBlob(digest, now)
-        self._report.note_waiting(waiting_bytes(record, size, self._grace))
+            return None, False
+        if queued:
+            return queued.record, False
+        record = QueuedBlob(digest, self._now().later)
+        try:
+            self._blobs.queue(record)
+        except RecordChanged:
+            return None, False
+        return record, True
 
     def _queue_anew(self, digest: Digest) -> None:
         """Lets the wait of a blob begin anew: its record is damaged, or was dated by a wrong clock."""

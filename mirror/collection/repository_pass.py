@@ -26,11 +26,14 @@ is not configured loses nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from mirror import telemetry
+from mirror.collection.ahead import ahead
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.marks import Marks
 from mirror.collection.pace import CHANGE, MANIFEST, NAME, RECORD, Pace
@@ -62,6 +65,16 @@ from mirror.ports import ABSENT, Announcement, Version, Versioned
 _DROPPED_AT_ONCE: Final = 200
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was read of a manifest: its record, or that of its deletion, if there is one, and what it says."""
+
+    record: ManifestRecord | DeletedManifest | None = None
+    manifest: Manifest | None = None
+    #: The record cannot be parsed, and must be written anew first.
+    is_damaged: bool = False
+
+
 class RepositoryPass:
     """One repository in one round. `steps` is a generator; each of its steps blocks for a short time."""
 
@@ -75,8 +88,11 @@ class RepositoryPass:
         marks: Marks,
         report: CollectionReport,
         pace: Pace,
+        pool: Executor | None = None,
     ) -> None:
-        """`rules` is None if the registry is not configured. What the repository has is added to `marks`."""
+        """`rules` is None if the registry is not configured. What the repository has is added to `marks`. `pool` runs
+        the threads that wait for a store which is far away.
+        """
         self._parts = parts
         self._repo = repo
         self._rules = rules
@@ -85,6 +101,7 @@ class RepositoryPass:
         self._marks = marks
         self._report = report
         self._pace = pace
+        self._pool = pool
         #: Manifests that were read, and what they name.
         self._read: set[Digest] = set()
         self._named = Marks()
@@ -136,16 +153,41 @@ class RepositoryPass:
     def _read_manifests(self) -> Iterator[None]:
         """Reads every manifest that was not read yet, live ones first. Raises `StoreError`."""
         catalog, records = self._parts.catalog, self._parts.records
-        for digest in catalog.manifest_digests(self._repo):
-            if digest not in self._read and (live := self._live(digest)):
-                self._note_names(digest, self._manifest(digest, live.record.media_type), live.record)
+        live = ahead(
+            self._pool,
+            lambda digest: self._look(digest, lambda: catalog.manifest(self._repo, digest)),
+            self._unread(catalog.manifest_digests(self._repo)),
+        )
+        for digest, seen in live:
+            if seen.is_damaged:
+                seen = self._look(digest, partial(self._live, digest))
+            self._note_names(digest, seen)
             if self._pace.spent(MANIFEST):
                 yield
-        for digest in records.deleted_manifests(self._repo):
-            if digest not in self._read and (deleted := self._deletion(digest)):
-                self._note_names(digest, self._manifest(digest, deleted.record.media_type), None)
+        deleted = ahead(
+            self._pool,
+            lambda digest: self._look(digest, lambda: records.deleted_manifest(self._repo, digest)),
+            self._unread(records.deleted_manifests(self._repo)),
+        )
+        for digest, seen in deleted:
+            if seen.is_damaged:
+                seen = self._look(digest, partial(self._deletion, digest))
+            self._note_names(digest, seen)
             if self._pace.spent(MANIFEST):
                 yield
+
+    def _unread(self, digests: Iterable[Digest]) -> Iterator[Digest]:
+        return (digest for digest in digests if digest not in self._read)
+
+    def _look(
+        self, digest: Digest, read: Callable[[], Versioned[ManifestRecord] | Versioned[DeletedManifest] | None]
+    ) -> _Seen:
+        """Reads the record of a manifest, and then the manifest. Raises `StoreError`."""
+        try:
+            found = read()
+        except RecordDamaged:
+            return _Seen(is_damaged=True)
+        return _Seen(found.record, self._manifest(digest, found.record.media_type)) if found else _Seen()
 
     def _live(self, digest: Digest) -> Versioned[ManifestRecord] | None:
         """Returns the record of a live manifest. A damaged one is written anew from the bytes of the manifest. Raises
@@ -193,12 +235,15 @@ class RepositoryPass:
         """
         return certain_manifest(self._parts.contents, self._repo, digest, media_type)
 
-    def _note_names(self, digest: Digest, manifest: Manifest | None, live: ManifestRecord | None) -> None:
+    def _note_names(self, digest: Digest, seen: _Seen) -> None:
+        if seen.record is None:
+            return
         self._read.add(digest)
         self._marks.add(digest)
         self._report.manifests += 1
-        if manifest is None:
+        if (manifest := seen.manifest) is None:
             return
+        live = seen.record if isinstance(seen.record, ManifestRecord) else None
         for blob in manifest.blobs:
             self._named.add(blob.digest)
         for child in manifest.manifests:

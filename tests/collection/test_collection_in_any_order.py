@@ -30,6 +30,7 @@ from mirror.collection.blob_pass import BlobPass
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
 from mirror.collection.grace_clock import GraceClock
+from mirror.collection.marks import Marks
 from mirror.collection.repository_pass import RepositoryPass
 from mirror.errors import BlobUnknown, ManifestUnknown, MirrorError, RecordDamaged, StoreError
 from mirror.hosting.deleting import Deleting
@@ -451,12 +452,13 @@ def _drop_link_without_version(
     _DROP_LINK(self, repo, digest)
 
 
-def _collect_what_was_just_queued(self: BlobPass, digest: Digest, size: int) -> None:
+def _collect_what_was_just_queued(self: BlobPass, blob: tuple[Digest, int]) -> Any:
     """The walk began before it was queued."""
-    _WAIT(self, digest, size)
-    queued = self._blobs.queued(digest)
+    waits = _WAIT(self, blob)
+    queued = self._blobs.queued(blob[0])
     if queued:
-        self._collect(digest, queued.version)
+        self._collect(Marks(), (blob[0], queued.version))
+    return waits
 
 
 def _unreadable_names_nothing(self: RepositoryPass, digest: Digest, media_type: str) -> Any:
