@@ -18,11 +18,15 @@ from bench.origin import Origin
 from bench.process import BenchFailed, say
 from bench.pushing import measure_pushes
 from bench.results import Results
-from bench.systems import COMPARED, SYSTEMS
+from bench.systems import COMPARED, MIRROR, MIRROR_ON_DISK, NGINX, NGINX_PASSING, REGISTRY, SYSTEMS
 from bench.table import as_json, as_table
 
 _MIB: Final = 1 << 20
-_GROUPS: Final = [*WARM, *COLD, "push"]
+_GROUPS: Final = [*WARM, *COLD, "push", "bucket"]
+#: What needs an object store is measured only if it is asked for.
+_USUAL: Final = _GROUPS[:-1]
+#: The systems of the figures about the bucket, in the order of the table's columns.
+_WITH_BUCKET: Final = [NGINX, NGINX_PASSING, REGISTRY, MIRROR, MIRROR_ON_DISK]
 
 FULL: Final = Scale(
     rounds=5, blob=1024 * _MIB, stampede=200 * _MIB, clients=100, slow=10, load=5, readers=1000, pause=0.4
@@ -43,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    print(as_table(results, options.systems, machine))
+    systems = _WITH_BUCKET if options.only == ["bucket"] else options.systems
+    print(as_table(results, systems, machine))
     if options.json:
         options.json.write_text(json.dumps(as_json(results, machine), indent=1, ensure_ascii=False) + "\n")
     return 0
@@ -53,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round of small sizes: does everything work?")
     groups = ",".join(_GROUPS)
-    parser.add_argument("--only", type=_names(_GROUPS), default=_GROUPS, help=f"of {groups}")
+    parser.add_argument("--only", type=_names(_GROUPS), default=_USUAL, help=f"of {groups}")
     parser.add_argument("--systems", type=_names([*SYSTEMS]), default=[*COMPARED], help=f"of {','.join(SYSTEMS)}")
     parser.add_argument("--rounds", type=int, help="how often each figure is measured")
     parser.add_argument("--mib", type=int, help="size of the blob; of the one for many clients a fifth")
@@ -98,6 +103,11 @@ def _measure(
             if "push" in only:
                 say("push")
                 measure_pushes(bench)
+            if "bucket" in only:
+                # imported here: it needs what the tests need
+                from bench.bucket import measure_bucket
+
+                measure_bucket(bench)
         finally:
             origin.stop()
         return results, machine

@@ -25,7 +25,8 @@ from bench.systems import HOSTS, MIRROR, REGISTRY, Running
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
-_AT_ONCE: Final = 16
+#: Pushes at once.
+AT_ONCE: Final = 16
 _SMALL: Final = 200
 _LAYER: Final = 16 << 10
 _PUSHERS: Final = (REGISTRY, MIRROR)
@@ -35,8 +36,8 @@ def measure_pushes(bench: Bench) -> None:
     """Every system takes its turn, empty; the floor is measured beside it."""
     folder = bench.directory / "pushed"
     folder.mkdir()
-    large = _file(folder / "large", bench.scale.blob)
-    many = [_file(folder / f"part-{number}", bench.scale.blob // _AT_ONCE) for number in range(_AT_ONCE)]
+    large = random_file(folder / "large", bench.scale.blob)
+    many = [random_file(folder / f"part-{number}", bench.scale.blob // AT_ONCE) for number in range(AT_ONCE)]
     systems = [name for name in _PUSHERS if name in bench.systems]
     for number in range(bench.scale.rounds):
         for name in systems[number % len(systems) :] + systems[: number % len(systems)]:
@@ -94,8 +95,8 @@ def _mounts(bench: Bench, system: Running, folder: Path, digest: str) -> None:
     bench.results.add("mount.cpu", system.name, (settled_cpu(bench, system) - before) / _SMALL * 1000)
 
 
-def _file(path: Path, size: int) -> tuple[Path, str]:
-    """A file of random bytes and its digest."""
+def random_file(path: Path, size: int) -> tuple[Path, str]:
+    """Writes a file of random bytes, and returns it with its digest."""
     hasher = hashlib.sha256()
     noise = os.urandom(_MIB)
     with path.open("wb") as file:
@@ -139,7 +140,7 @@ def _image(number: int) -> dict[str, str]:
 def _floor(directory: Path, files: list[tuple[Path, str]]) -> float:
     """CPU seconds of a process that only receives the files, hashes them, writes them and syncs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.listen(_AT_ONCE)
+        listener.listen(AT_ONCE)
         argv = [sys.executable, "-m", "bench.pushing", str(listener.fileno()), str(len(files)), str(directory)]
         floor = subprocess.Popen(argv, cwd=_ROOT, stdout=subprocess.PIPE, pass_fds=[listener.fileno()], text=True)
         threads = [threading.Thread(target=_send, args=(listener.getsockname(), path)) for path, _ in files]

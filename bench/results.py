@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from bench.systems import MIRROR, NGINX, REGISTRY
+from bench.systems import MIRROR, MIRROR_ON_DISK, NGINX, REGISTRY
 
-Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push"]
+Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push", "bucket"]
 
 
 def quantile(values: Sequence[float], part: float) -> float:
@@ -85,6 +85,14 @@ FIGURES: Final[Sequence[Figure]] = (
     Figure("pushes.cpu", "push", "— CPU of each", "ms", (_at_most(1.0, REGISTRY),)),
     Figure("mount.rate", "push", "mounts of a layer", "mounts/s", (_at_least(1.0, REGISTRY),)),
     Figure("mount.cpu", "push", "— CPU of each", "ms", (_at_most(1.0, REGISTRY),)),
+    Figure("bucketcold.rate", "bucket", "cold blob from a bucket", "MiB/s", (_at_least(1.0, NGINX),)),
+    Figure("bucketcold.cpu", "bucket", "— its CPU", "s/GiB", (_at_most(1.5, NGINX),)),
+    Figure("bucketpush1.rate", "bucket", "push of one blob to a bucket", "MiB/s", (_at_least(0.9, REGISTRY),)),
+    Figure("bucketpush1.cpu", "bucket", "— its CPU", "s/GiB", (_at_most(1.0, REGISTRY),)),
+    Figure("bucketpush16.rate", "bucket", "16 pushes at once to a bucket", "MiB/s", (_at_least(1.0, REGISTRY),)),
+    Figure("bucketpush16.cpu", "bucket", "— their CPU", "s/GiB", (_at_most(1.0, REGISTRY),)),
+    Figure("bucketdigest.rate", "bucket", "cached manifest by digest", "req/s", (_at_least(0.95, MIRROR_ON_DISK),)),
+    Figure("bucketdigest.cpu", "bucket", "— its CPU", "µs/req", (_at_most(1.05, MIRROR_ON_DISK),)),
     Figure("stalled.memory", "stalled", "memory of a stalled reader", "KiB", (_at_most(32),)),
 )
 

@@ -19,9 +19,22 @@ NGINX: Final = "nginx"
 NGINX_DEFAULTS: Final = "nginx-defaults"
 REGISTRY: Final = "docker-registry"
 MIRROR: Final = "mirror"
+#: In the comparisons with an object store: nginx that stores nothing, and a mirror without a bucket.
+NGINX_PASSING: Final = "nginx-passing"
+MIRROR_ON_DISK: Final = "mirror-on-disk"
 
 #: Worker processes of nginx and of the mirror; distribution takes as many threads as there are cores.
 WORKERS: Final = 2
+
+#: A registry that everybody may pull from and push to.
+HOSTED: Final = """[[hosted]]
+name = "corp"
+[[access.rule]]
+effect = "allow"
+callers = ["*"]
+actions = ["pull", "write"]
+repositories = ["corp/**"]
+"""
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -57,21 +70,26 @@ def _nginx_defaults(directory: Path, upstream: str) -> Running:
     return _nginx_with(NGINX_DEFAULTS, "", directory, upstream)
 
 
-def _nginx_with(name: str, buffers: str, directory: Path, upstream: str) -> Running:
+#: One fetch however many ask; without the two times nginx gives up waiting after 5 s and fetches once more.
+_LOCKS: Final = "proxy_cache_lock on; proxy_cache_lock_timeout 1h; proxy_cache_lock_age 1h;"
+_CACHE: Final = f"proxy_cache blobs; proxy_cache_key $uri; proxy_cache_valid 200 1d; {_LOCKS}"
+
+
+def _nginx_with(
+    name: str, buffers: str, directory: Path, upstream: str, location: str = "/v2/", cache: str = _CACHE
+) -> Running:
     directory.mkdir()
     port = free_port()
     config = directory / "nginx.conf"
-    # one fetch however many ask; without the two times nginx gives up waiting after 5 s and fetches once more
     config.write_text(f"""{nginx_head(directory, WORKERS)}
 access_log off;
 proxy_cache_path {directory}/cache levels=1:2 keys_zone=blobs:16m max_size=100g inactive=1d use_temp_path=off;
 upstream origin {{ server {upstream.removeprefix("http://")}; keepalive 16; }}
 server {{
   listen 127.0.0.1:{port} backlog=4096;
-  location /v2/ {{
+  location {location} {{
     proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection "";
-    proxy_cache blobs; proxy_cache_key $uri; proxy_cache_valid 200 1d;
-    proxy_cache_lock on; proxy_cache_lock_timeout 1h; proxy_cache_lock_age 1h;
+    {cache}
     {buffers}
   }}
 }}
@@ -82,6 +100,13 @@ server {{
     return Running(name, port, server)
 
 
+def nginx_before(name: str, directory: Path, store: str) -> Running:
+    """nginx before an object store whose objects everybody may read: with a cache, as above, or, as `NGINX_PASSING`,
+    without one.
+    """
+    return _nginx_with(name, _BUFFERS, directory, store, "/", "" if name == NGINX_PASSING else _CACHE)
+
+
 def _registry(directory: Path, upstream: str) -> Running:
     return _start_registry(directory, f'proxy: {{remoteurl: "{upstream}"}}\n')
 
@@ -90,14 +115,19 @@ def _hosting_registry(directory: Path) -> Running:
     return _start_registry(directory, "")
 
 
-def _start_registry(directory: Path, more: str) -> Running:
+def registry_with(directory: Path, driver: str) -> Running:
+    """docker-registry that hosts by a storage driver: `name: {settings}`."""
+    return _start_registry(directory, "", driver)
+
+
+def _start_registry(directory: Path, more: str, driver: str = "") -> Running:
     """docker-registry with the same settings, and `more`."""
     directory.mkdir()
     port = free_port()
     config = directory / "config.yml"
     config.write_text(f"""version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {directory}/cache}}, cache: {{blobdescriptor: inmemory}}}}
+storage: {{{driver or f"filesystem: {{rootdirectory: {directory}/cache}}"}, cache: {{blobdescriptor: inmemory}}}}
 http: {{addr: "127.0.0.1:{port}"}}
 {more}""")
     server = Server([program("docker-registry"), "serve", str(config)], log=directory / "output")
@@ -106,25 +136,15 @@ http: {{addr: "127.0.0.1:{port}"}}
 
 
 def _mirror(directory: Path, upstream: str) -> Running:
-    return _start_mirror(directory, f'[[upstream]]\nname = "docker.io"\nurl = "{upstream}"\n')
+    return start_mirror(directory, f'[[upstream]]\nname = "docker.io"\nurl = "{upstream}"\n')
 
 
 def _hosting_mirror(directory: Path) -> Running:
-    return _start_mirror(
-        directory,
-        """[[hosted]]
-name = "corp"
-[[access.rule]]
-effect = "allow"
-callers = ["*"]
-actions = ["pull", "write"]
-repositories = ["corp/**"]
-""",
-    )
+    return start_mirror(directory, HOSTED)
 
 
-def _start_mirror(directory: Path, more: str) -> Running:
-    """A mirror with the same settings, and `more`."""
+def start_mirror(directory: Path, more: str, name: str = MIRROR) -> Running:
+    """A mirror with the same settings, and `more`, which begins in the table `[store]`."""
     directory.mkdir()
     config = directory / "mirror.toml"
     config.write_text(f"""[server]
@@ -139,7 +159,7 @@ capacity = "50GB"
     server = Server(argv, log=directory / "output", cwd=_ROOT)
     port = server.line(_listening, "listening")
     wait_listening(server, port)
-    return Running(MIRROR, port, server)
+    return Running(name, port, server)
 
 
 def _listening(line: str) -> int | None:

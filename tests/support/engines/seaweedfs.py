@@ -26,13 +26,16 @@ class SeaweedFS(S3Engine):
 
     name = "seaweedfs"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, anonymous: bool = False) -> None:
+        """`anonymous`: whether everybody may read every object."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "data").mkdir(exist_ok=True)
         identities = [
             {"name": name, "credentials": [{"accessKey": keys.access, "secretKey": keys.secret}], "actions": actions}
             for name, keys, actions in (("owner", OWNER, _ALL), ("reader", READER, ["Read", "List"]))
         ]
+        if anonymous:
+            identities.append({"name": "anonymous", "actions": ["Read"]})
         (folder / "s3.json").write_text(json.dumps({"identities": identities}))
         self._folder = folder
         self._ports: list[int] = []
