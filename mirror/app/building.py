@@ -21,6 +21,7 @@ from mirror.app.administration import open_administration
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
+from mirror.app.redirecting import open_redirects
 from mirror.app.reporting import open_reports
 from mirror.app.repositories import open_repositories
 from mirror.app.retaining import open_pull_notes, retain_when_due
@@ -45,6 +46,7 @@ from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.client_addresses import ClientAddresses
 from mirror.server.registry.handler import Page, RegistryHandler
 from mirror.server.registry.receiving import Receiver
+from mirror.server.registry.redirects import Redirects
 from mirror.server.registry.sending import Sender
 from mirror.store.local.answer_files import LocalRecent
 from mirror.values.sizes import parse_size
@@ -120,7 +122,15 @@ async def build(
         reports = await stack.enter_async_context(open_reports(config, storage, announcer, now))
         readiness = Readiness()
         front = _open_front(
-            config, repositories.router, _pages(config, readiness, pulse), gate, audit, recent, addresses, stack
+            config,
+            repositories.router,
+            _pages(config, readiness, pulse),
+            gate,
+            audit,
+            recent,
+            addresses,
+            open_redirects(config, storage, addresses, stack),
+            stack,
         )
         admin = open_administration(config, storage, repositories, gate, audit, stack, now)
         app = App(
@@ -169,6 +179,7 @@ def _open_front(
     audit: AuditLog | None,
     recent: RecentAnswers,
     addresses: ClientAddresses,
+    redirects: Redirects | None,
     stack: AsyncExitStack,
 ) -> RegistryHandler:
     sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
@@ -183,6 +194,7 @@ def _open_front(
         recent=recent,
         receiver=Receiver(parse_size(config.hosting.min_upload_rate)),
         addresses=addresses,
+        redirects=redirects,
     )
 
 
