@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from mirror.store.cloud.raw_s3 import RawS3
     from mirror.store.objects.bucket_probe import ProbedBucket
 
+#: Calls of the bucket that wait at the same time in one process; each takes a thread.
+_AT_ONCE: Final = 32
 #: Seconds for which URLs can be signed by credentials that do not end, and by those that the library renews: it never
 #: uses ones that are valid for less.
 _LONGEST_SIGNATURE: Final = 7 * 86400.0
@@ -50,7 +54,7 @@ def open_bucket(config: Config) -> ProbedBucket | None:
         _client(settings),
     )
     rate = settings.requests_per_second / config.server.workers or None
-    sender = RequestSender(str(address), traits, stores, RequestGate(str(address), rate))
+    sender = RequestSender(str(address), traits, stores, RequestGate(str(address), rate), at_once=_AT_ONCE)
     bucket = ObstoreBucket(
         sender,
         raw=_raw(settings, address, keys) if keys is not None else None,
@@ -59,6 +63,13 @@ def open_bucket(config: Config) -> ProbedBucket | None:
         longest_signature=_longest_signature(settings),
     )
     return ProbedBucket(bucket)
+
+
+def make_room_for_waiting() -> None:
+    """Give the running event loop twice as many threads as can wait for the bucket, so that the disk is read and
+    written however slow the bucket is. Threads are made when they are needed.
+    """
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2 * _AT_ONCE, "waiting"))
 
 
 def _cloud(settings: BucketSettings, address: BucketAddress) -> tuple[CloudTraits, StoreMaker, KeyFiles | None]:

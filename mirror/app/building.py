@@ -18,6 +18,7 @@ from mirror import __version__, telemetry
 from mirror.access.audit import AuditLog
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.administration import open_administration
+from mirror.app.bucket import make_room_for_waiting
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
@@ -108,6 +109,8 @@ async def build(
     Raises `StoreError`, `ConfigError`.
     """
     async with AsyncExitStack() as stack:
+        if config.store.bucket is not None:
+            make_room_for_waiting()
         storage = await stack.enter_async_context(open_storage(config, now=now))
         if config.offline:
             telemetry.log.info("sealed mirror contacts no upstream")

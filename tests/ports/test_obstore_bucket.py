@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ from tests.support.engines.fault_proxy import (
     LostAnswer,
     Meanwhile,
     Reset,
+    Silence,
     StalledAnswer,
     StoreCall,
 )
@@ -402,3 +404,14 @@ def test_requests_are_counted(bucket: Bucket, proxy: FaultProxy) -> None:
     bucket.write("key", b"12345")
     after = [count("read", "absent"), count("write", "ok"), count("write", "throttled")]
     assert [one - other for one, other in zip(after, before, strict=True)] == [1, 1, 1]
+
+
+def test_a_slow_bucket_does_not_take_every_thread(bucket: Bucket, proxy: FaultProxy) -> None:
+    """So many calls wait for it at the same time, and further ones are refused after a while."""
+    proxy.cause(Silence(), where=lambda call: call.method == "HEAD")
+    with ThreadPoolExecutor(40) as threads:
+        waiting = [threads.submit(bucket.head, "key") for _ in range(40)]
+        errors = [call.exception() for call in waiting]
+    assert all(isinstance(error, BucketUnavailable) for error in errors)
+    assert proxy.count("HEAD") >= 3
+    assert any("does not answer" in str(error) or "is slow" in str(error) for error in errors)

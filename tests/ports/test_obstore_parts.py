@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from obstore import exceptions
 from mirror.store.cloud.clouds import AZURE, GOOGLE, S3
 from mirror.store.cloud.key_files import KeyFiles, S3Keys
 from mirror.store.cloud.obstore_errors import Kind, failure_of
+from mirror.store.cloud.request_sender import _Calls
 
 _DUMP = "\n\nDebug source:\nGeneric {\n  uri: http://store/k?X-Amz-Signature=secret,\n  kind: %s, %s\n}"
 _ANSWER = "Generic S3 error: Error performing PUT http://store:9000/b/k in 3ms - Server returned non-2xx status code: "
@@ -154,3 +156,16 @@ def test_without_a_bucket_the_library_is_not_loaded() -> None:
         "sys.exit('obstore' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_calls_at_once_are_limited() -> None:
+    """A thread that is in a call may make another one within it; others are refused after a while."""
+    calls = _Calls(1)
+    assert calls.enter(0.0)
+    assert calls.enter(0.0)
+    with ThreadPoolExecutor(1) as threads:
+        assert not threads.submit(calls.enter, 0.01).result()
+        calls.leave()
+        assert not threads.submit(calls.enter, 0.01).result()
+        calls.leave()
+        assert threads.submit(calls.enter, 0.01).result()

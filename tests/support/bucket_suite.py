@@ -132,6 +132,17 @@ class BucketSuite:
         bucket.delete([key])
         assert bucket.head(key) is None
 
+    def test_similar_keys_are_different_ones(self, bucket: Bucket) -> None:
+        """Dots at the end, capitals, and what others might take for an escape."""
+        keys = ["_tags/v1", "_tags/v1.", "_tags/v1..", "_tags/V1", "_tags/v1%2E", "_tags/v1%252E", "_tags./v1"]
+        for number, key in enumerate(keys):
+            bucket.write(key, b"%d" % number, expect=ABSENT)
+        assert [stored(bucket, key) for key in keys] == [b"%d" % number for number in range(len(keys))]
+        assert set(keys_below(bucket, "")) == set(keys)
+        assert set(keys_below(bucket, "_tags./")) == {"_tags./v1"}
+        bucket.delete(keys[1:])
+        assert keys_below(bucket, "") == keys[:1]
+
     def test_objects_larger_than_expected_are_not_read(self, bucket: Bucket) -> None:
         """A reader says how much it takes."""
         bucket.write("key", b"12345")

@@ -7,6 +7,7 @@ the child. So stores are made at their first use, and refused in a child of the 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -44,7 +45,8 @@ _RENEWAL: Final = 10.0
 class CloudTraits:
     """What differs. `delete_at_once`: keys of one request for their deletion, or of one call if there is no such
     request. `has_generations`: the version of an object is a number besides its entity tag. `lists_after`: listings
-    begin after a key. `forgets_uploads`: the store itself drops unfinished uploads. `permissions` by operation.
+    begin after a key. `forgets_uploads`: the store itself drops unfinished uploads. `drops_dots`: a part of a key must
+    not end with a dot. `permissions` by operation.
     """
 
     label: str
@@ -54,6 +56,17 @@ class CloudTraits:
     lists_after: bool = True
     forgets_uploads: bool = False
     deletes_singly: bool = False
+    drops_dots: bool = False
+
+    def path(self, key: str) -> str:
+        """What the object of a key is called in the store."""
+        if not self.drops_dots or not _DOTS.search(key):
+            return key
+        return _DOTS.sub(lambda found: found[0].replace("%", "%25").replace(".", "%2E"), key)
+
+    def key(self, path: str) -> str:
+        """The key of an object in the store."""
+        return path.replace("%2E", ".").replace("%25", "%") if self.drops_dots else path
 
     def version(self, e_tag: str | None, generation: str | None) -> Version:
         """The version of an object; empty if the store does not say it."""
@@ -77,6 +90,9 @@ class CloudTraits:
         return tag.strip('"') if bare else tag
 
 
+#: Dots at the end of a part of a path, and what they are written with instead.
+_DOTS: Final = re.compile(r"\.+(?=/|\Z)|%")
+
 _S3: Final = {
     "read": "s3:GetObject (and s3:ListBucket, by which what is absent is told from what is forbidden)",
     "write": "s3:PutObject",
@@ -98,7 +114,7 @@ S3: Final = CloudTraits("S3", 1000, _S3)
 #: S3 without requests that delete many objects.
 S3_SINGLY: Final = CloudTraits("S3", 100, _S3, deletes_singly=True)
 GOOGLE: Final = CloudTraits("Google Cloud Storage", 100, _GOOGLE, has_generations=True, deletes_singly=True)
-AZURE: Final = CloudTraits("Azure", 256, _AZURE, lists_after=False, forgets_uploads=True)
+AZURE: Final = CloudTraits("Azure", 256, _AZURE, lists_after=False, forgets_uploads=True, drops_dots=True)
 
 
 @dataclass(frozen=True, slots=True)

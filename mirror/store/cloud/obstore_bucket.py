@@ -39,7 +39,7 @@ T = TypeVar("T")
 #: The name of the attribute with the mark of a write.
 _MARK: Final = "mark"
 #: For so many seconds after an object was seen, the bucket is known to exist, and what is not found is absent.
-_KNOWN: Final = 30.0
+_KNOWN: Final = 10.0
 #: Objects of one page of a listing.
 _PAGE: Final = 1000
 #: Uploads in parts at the same time: each takes up to 70 MiB of memory.
@@ -90,7 +90,7 @@ class ObstoreBucket:
         options: GetOptions = {"if_none_match": self._e_tag(unless)} if unless else {}
 
         def work() -> StoredObject | NotChanged:
-            result = self._stores.quick.get(key, options=options)
+            result = self._stores.quick.get(self._traits.path(key), options=options)
             version = self._version(result.meta)
             if version == unless:
                 return NotChanged(version)
@@ -110,7 +110,7 @@ class ObstoreBucket:
 
     def head(self, key: str) -> ObjectInfo | None:
         def work() -> ObjectInfo:
-            return self._info(self._stores.quick.head(key))
+            return self._info(self._stores.quick.head(self._traits.path(key)))
 
         return self._seen(self._sender.send("read", work, lambda failure, earlier: self._absent("read", failure)))
 
@@ -140,14 +140,16 @@ class ObstoreBucket:
 
     def _get(self, key: str, start: int) -> GetResult:
         options: GetOptions = {"range": {"offset": start}} if start else {}
-        return self._stores.long.get(key, options=options)
+        return self._stores.long.get(self._traits.path(key), options=options)
 
     def _again(self, key: str, start: int) -> GetResult | None:
         """The rest of an object from a byte on; None if it is gone."""
         return self._sender.send("read", lambda: self._get(key, start), lambda failure, earlier: None)
 
     def _info(self, meta: ObjectMeta) -> ObjectInfo:
-        return ObjectInfo(meta["path"], meta["size"], meta["last_modified"].timestamp(), self._version(meta))
+        return ObjectInfo(
+            self._traits.key(meta["path"]), meta["size"], meta["last_modified"].timestamp(), self._version(meta)
+        )
 
     def _version(self, meta: ObjectMeta) -> Version:
         return self._traits.version(meta["e_tag"], meta["version"])
@@ -203,7 +205,9 @@ class ObstoreBucket:
             mode = self._traits.expected(expect, bare=bare)
 
         def work() -> Version:
-            result = self._stores.quick.put(key, content, attributes=attributes, mode=mode, use_multipart=False)
+            result = self._stores.quick.put(
+                self._traits.path(key), content, attributes=attributes, mode=mode, use_multipart=False
+            )
             return self._traits.version(result["e_tag"], result["version"])
 
         def settle(failure: Failure, earlier: Sequence[Failure]) -> Version:
@@ -223,7 +227,7 @@ class ObstoreBucket:
         """The version of the object, if its last write has this mark."""
 
         def work() -> Version | None:
-            result = self._stores.quick.get(key, options={"head": True})
+            result = self._stores.quick.get(self._traits.path(key), options={"head": True})
             return self._version(result.meta) if result.attributes.get(_MARK) == mark else None
 
         return self._sender.send("read", work, lambda failure, earlier: self._absent("read", failure))
@@ -257,7 +261,7 @@ class ObstoreBucket:
 
         def work() -> None:
             store.put(
-                key,
+                self._traits.path(key),
                 file,
                 attributes=attributes,
                 mode="overwrite",
@@ -318,8 +322,9 @@ class ObstoreBucket:
                 self._sender.fail("delete", failure)
             absent.append(True)
 
+        paths = [self._traits.path(key) for key in keys]
         cost = len(keys) if self._traits.deletes_singly else 1
-        self._sender.send("delete", lambda: self._stores.long.delete(keys), settle, cost=cost)
+        self._sender.send("delete", lambda: self._stores.long.delete(paths), settle, cost=cost)
         if absent and len(keys) > 1:
             # one of them is absent, which this store counts as an error: nobody knows what became of the others
             for key in keys:
@@ -342,15 +347,18 @@ class ObstoreBucket:
         return Aborted(aborted)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
-        position = after
+        position = begin = after
         pages: Iterator[Sequence[ObjectMeta]] | None = None
 
         def work() -> Sequence[ObjectMeta] | None:
-            nonlocal pages
+            nonlocal pages, begin
             try:
                 if pages is None:
-                    offset = position if position and self._traits.lists_after else None
-                    pages = iter(self._stores.long.list(prefix or None, offset=offset, chunk_size=_PAGE))
+                    begin = position
+                    offset = begin if begin and self._traits.lists_after else None
+                    pages = iter(
+                        self._stores.long.list(self._traits.path(prefix) or None, offset=offset, chunk_size=_PAGE)
+                    )
                 return next(pages, None)
             except BaseException:
                 pages = None  # the next attempt begins after the last object that was given
@@ -361,7 +369,7 @@ class ObstoreBucket:
             for meta in page:
                 info = self._info(meta)
                 # a store that begins a listing where it is asked to may have an order of its own
-                if self._traits.lists_after or info.key.encode() > position.encode():
+                if self._traits.lists_after or meta["path"].encode() > self._traits.path(begin).encode():
                     yield info
                     position = info.key
 
@@ -369,11 +377,12 @@ class ObstoreBucket:
 
     def sign(self, key: str, life: float) -> str | None:
         # the library escapes other signs differently in what it signs and in what it writes, at Azure and at Google
-        if self._longest_signature is None or not _SIGNABLE.fullmatch(key):
+        path = self._traits.path(key)
+        if self._longest_signature is None or not _SIGNABLE.fullmatch(path):
             return None
         try:
             seconds = min(life, self._longest_signature)
-            return str(obstore.sign(self._stores.quick, "GET", key, timedelta(seconds=seconds)))
+            return str(obstore.sign(self._stores.quick, "GET", path, timedelta(seconds=seconds)))
         except Exception as error:
             # credentials that can do everything but sign, such as an access signature; the text may have the URL in it
             telemetry.log.debug("bucket cannot sign", bucket=self._sender.name, reason=type(error).__name__)

@@ -25,9 +25,34 @@ _LONGEST_PAUSE: Final = 2.0
 Settle = Callable[[Failure, Sequence[Failure]], T]
 
 
+class _Calls:
+    """Limits how many threads are in a call at the same time. A call within a call is a part of it."""
+
+    def __init__(self, most: int) -> None:
+        self._free = threading.BoundedSemaphore(most)
+        self._here = threading.local()
+
+    def enter(self, longest: float) -> bool:
+        """Wait for at most `longest` seconds; False if there was no room by then."""
+        depth = getattr(self._here, "depth", 0)
+        if not depth and not self._free.acquire(timeout=longest):
+            return False
+        self._here.depth = depth + 1
+        return True
+
+    def leave(self) -> None:
+        self._here.depth -= 1
+        if not self._here.depth:
+            self._free.release()
+
+
 @dataclass(slots=True)
 class RequestSender:
-    """Sends the requests of one bucket; `name` is the bucket's. May be used from any thread."""
+    """Sends the requests of one bucket; `name` is the bucket's. May be used from any thread.
+
+    `at_once`: how many threads may be in calls at the same time, uploads aside. Others wait for a while, and are then
+    refused: a slow bucket must not take all threads from those who need it not.
+    """
 
     name: str
     traits: CloudTraits
@@ -35,8 +60,13 @@ class RequestSender:
     gate: RequestGate
     now: Callable[[], float] = time.monotonic
     wait: Callable[[float], None] = time.sleep
+    at_once: int = 32
+    _calls: _Calls = field(init=False, repr=False)
     _refused: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self._calls = _Calls(self.at_once)
 
     def send(
         self,
@@ -54,6 +84,27 @@ class RequestSender:
         `BucketDenied`, and whatever `settle` raises.
         """
         deadline = self.now() + self.stores.times.call
+        if endless:
+            return self._send(operation, work, settle, cost, deadline, endless=True)
+        if not self._calls.enter(self.stores.times.request):
+            raise BucketUnavailable(
+                f"{self.name} is slow: {self.at_once} requests wait for it already", retry_after=1.0
+            )
+        try:
+            return self._send(operation, work, settle, cost, deadline, endless=False)
+        finally:
+            self._calls.leave()
+
+    def _send(
+        self,
+        operation: str,
+        work: Callable[[], T],
+        settle: Settle[T] | None,
+        cost: int,
+        deadline: float,
+        *,
+        endless: bool,
+    ) -> T:
         earlier: list[Failure] = []
         renewed = False
         while True:
