@@ -40,7 +40,15 @@ from mirror.index.sqlite_file import (
     set_aside,
     transaction,
 )
-from mirror.ports import ListedRecord, ListingStart, RecordState, RememberedFolder, RememberedRecord, Version
+from mirror.ports import (
+    ListedPart,
+    ListedRecord,
+    ListingStart,
+    RecordState,
+    RememberedFolder,
+    RememberedRecord,
+    Version,
+)
 from mirror.telemetry import log
 
 T = TypeVar("T")
@@ -80,6 +88,7 @@ CREATE TABLE counters (folder TEXT PRIMARY KEY, changes INTEGER NOT NULL) WITHOU
 
 _RECALL: Final = "SELECT * FROM known WHERE key = ?"
 _SCAN: Final = "SELECT * FROM known WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
+_NEXT: Final = "SELECT key FROM records WHERE key > ? AND key < ? ORDER BY key LIMIT 1"
 _PUT: Final = """
 INSERT INTO records (key, state, version, content, epoch, stamp, writers, overlap, until)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -88,10 +97,14 @@ ON CONFLICT (key) DO UPDATE SET state = excluded.state, version = excluded.versi
     until = excluded.until
 """
 _IN_FOLDER: Final = "SELECT 1 FROM records WHERE key > ? AND key < ? AND state = ? LIMIT 1"
+#: A record that is being written was live before if its content is remembered.
+_WAS_LIVE: Final = "SELECT 1 FROM records WHERE key > ? AND key < ? AND (state = ? OR content IS NOT NULL) LIMIT 1"
 #: Folders whose first record makes a repository one that is listed.
 _LISTED: Final = ("/_tags", "/_manifests")
 #: The folder of all JSON records, whose changes are counted by kind.
 _COUNTED: Final = "state/"
+#: Behind every name in a folder.
+_LAST: Final = "\U0010ffff"
 #: Bytes. The content of a larger record is not remembered.
 _MOST: Final = 256 << 10
 
@@ -208,39 +221,26 @@ class SqliteRecordMemory:
 
         return self._reading.run(read)
 
-    def compare(self, start: ListingStart, after: str, upto: str, listed: Sequence[ListedRecord]) -> int:
+    def compare(self, start: ListingStart, parts: Sequence[ListedPart]) -> int:
         def work(connection: sqlite3.Connection) -> int:
-            rows = {
-                row[0]: row
-                for row in connection.execute("SELECT * FROM known WHERE key > ? AND key <= ?", (after, upto))
-            }
             [epoch] = connection.execute("SELECT epoch FROM meta").fetchone()
             if epoch != start.epoch:
                 return 0
-            changed, same = 0, []
-            for each in listed:
-                row = rows.pop(each.key, None)
-                if row is None:
-                    state = RecordState.PERHAPS_DELETED if each.is_deleted else RecordState.LIVE
-                    _add(connection, each.key, state, None, None)
-                    changed += 1
-                elif row[5] <= start.stamp and not self._is_written(row):
-                    if _agrees(row, each, epoch):
-                        same.append(each.key)
-                    elif row[1] != RecordState.UNKNOWN.value:
-                        self._doubt(connection, row, each)
-                        changed += 1
-            for key, row in rows.items():
-                if row[5] <= start.stamp and not self._is_written(row) and row[1] != RecordState.UNKNOWN.value:
-                    self._mark(connection, row, key, "", 0, 0)
-                    changed += 1
-            # most rows are as they were, and cost no write
-            connection.executemany(
-                "UPDATE records SET epoch = ? WHERE key = ? AND epoch <> ?", ((epoch, key, epoch) for key in same)
-            )
-            return changed
+            return sum(self._compare(connection, start, part) for part in parts)
 
         return self._write(work)
+
+    def listed_folders(self, after: str, before: str, count: int) -> Sequence[str]:
+        def read(connection: sqlite3.Connection) -> list[str]:
+            found: list[str] = []
+            beyond = after
+            while len(found) < count and (row := connection.execute(_NEXT, (beyond, before)).fetchone()):
+                folder = str(row[0]).rpartition("/")[0]
+                found.append(folder)
+                beyond = f"{folder}/{_LAST}"
+            return found
+
+        return self._reading.run(read)
 
     def completed(self, start: ListingStart) -> bool:
         def work(connection: sqlite3.Connection) -> bool:
@@ -279,6 +279,35 @@ class SqliteRecordMemory:
                 return work(connection)
 
         return self._writing.run(carry_out)
+
+    def _compare(self, connection: sqlite3.Connection, start: ListingStart, part: ListedPart) -> int:
+        rows = {
+            row[0]: row
+            for row in connection.execute("SELECT * FROM known WHERE key > ? AND key <= ?", (part.after, part.upto))
+        }
+        changed, same = 0, []
+        for each in part.listed:
+            row = rows.pop(each.key, None)
+            if row is None:
+                state = RecordState.PERHAPS_DELETED if each.is_deleted else RecordState.LIVE
+                _add(connection, each.key, state, None, None)
+                changed += 1
+            elif row[5] <= start.stamp and not self._is_written(row):
+                if _agrees(row, each, start.epoch):
+                    same.append(each.key)
+                elif row[1] != RecordState.UNKNOWN.value:
+                    self._doubt(connection, row, each)
+                    changed += 1
+        for key, row in rows.items():
+            if row[5] <= start.stamp and not self._is_written(row) and row[1] != RecordState.UNKNOWN.value:
+                self._mark(connection, row, key, "", 0, 0)
+                changed += 1
+        # most rows are as they were, and cost no write
+        connection.executemany(
+            "UPDATE records SET epoch = ? WHERE key = ? AND epoch <> ?",
+            ((start.epoch, key, start.epoch) for key in same),
+        )
+        return changed
 
     def _put(self, connection: sqlite3.Connection, key: str, version: Version, content: bytes | None) -> None:
         state = RecordState.DELETED if content is None else RecordState.LIVE
@@ -423,7 +452,7 @@ def _add(
     """Write a row that no write is under way for."""
     folder = key.rpartition("/")[0]
     if state is RecordState.LIVE and folder.endswith(_LISTED):
-        first = connection.execute(_IN_FOLDER, (f"{folder}/", f"{folder}0", RecordState.LIVE.value)).fetchone() is None
+        first = connection.execute(_WAS_LIVE, (f"{folder}/", f"{folder}0", RecordState.LIVE.value)).fetchone() is None
         connection.execute("UPDATE meta SET added = added + ?", (int(first),))
     stamp = _next_stamp(connection)
     [epoch] = connection.execute("SELECT epoch FROM meta").fetchone()
@@ -447,9 +476,7 @@ def _agrees(row: Any, listed: ListedRecord, epoch: int) -> bool:
 def _folders(connection: sqlite3.Connection, after: str, before: str, count: int) -> list[RememberedFolder]:
     found: list[RememberedFolder] = []
     while len(found) < count:
-        row = connection.execute(
-            "SELECT key FROM records WHERE key > ? AND key < ? ORDER BY key LIMIT 1", (after, before)
-        ).fetchone()
+        row = connection.execute(_NEXT, (after, before)).fetchone()
         if row is None:
             break
         key = str(row[0])

@@ -49,6 +49,15 @@ class ListedRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedPart:
+    """All that a listing shows after the key `after` and up to the key `upto`, which are in one folder."""
+
+    after: str
+    upto: str
+    listed: Sequence[ListedRecord]
+
+
+@dataclass(frozen=True, slots=True)
 class ListingStart:
     """The state of the memory when a listing began."""
 
@@ -118,11 +127,14 @@ class RecordMemory(Protocol):
     def begin_listing(self) -> ListingStart:
         """To be called before the bucket is listed."""
 
-    def compare(self, start: ListingStart, after: str, upto: str, listed: Sequence[ListedRecord]) -> int:
-        """Compare a part of a listing: all that it shows after the key `after` and up to the key `upto`. Records that
-        the memory lacks are added. Those that differ, or that the listing lacks, become unknown, unless they were
-        changed since the listing began. Returns how many were added or became unknown.
+    def compare(self, start: ListingStart, parts: Sequence[ListedPart]) -> int:
+        """Compare parts of a listing. Records that the memory lacks are added. Those that differ, or that the listing
+        lacks, become unknown, unless they were changed since the listing began. Returns how many were added or became
+        unknown.
         """
+
+    def listed_folders(self, after: str, before: str, count: int) -> Sequence[str]:
+        """Up to `count` folders that have records directly in them, deleted ones included, between two keys, sorted."""
 
     def completed(self, start: ListingStart) -> bool:
         """Note that the whole bucket was compared. False if `adopt` has made the memory doubtful meanwhile."""

@@ -9,16 +9,18 @@ where both differ. It can be repeated at any time, while others read and write.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
 from typing import Final
 
 from mirror.errors import IndexUnavailable, StoreError
-from mirror.ports import ListedRecord, ObjectInfo, ObjectLister, RecordMemory
+from mirror.ports import ListedPart, ListedRecord, ListingStart, ObjectInfo, ObjectLister, RecordMemory
 from mirror.store.objects.record_tree import DELETED_SIZE, NAMES
 
 #: The beginnings of the keys of all records, sorted.
 PREFIXES: Final = (f"{NAMES}/", "repositories/", "state/", "states/")
 _PAGE: Final = 1000
+#: Behind every name in a folder.
+_LAST: Final = "\U0010ffff"
 
 
 class RecordListing:
@@ -41,17 +43,37 @@ class RecordListing:
         try:
             start = self._memory.begin_listing()
             for prefix in PREFIXES:
-                after = prefix
-                for page in _pages(self._bucket.list(prefix)):
-                    listed = [ListedRecord(info.key, info.version, info.size == DELETED_SIZE) for info in page]
-                    self.changed += self._memory.compare(start, after, page[-1].key, listed)
-                    self.listed += len(page)
-                    after = page[-1].key
-                    yield
-                self.changed += self._memory.compare(start, after, f"{prefix[:-1]}0", [])
+                yield from self._list(prefix, start)
             self.is_complete = self._memory.completed(start)
         except IndexUnavailable as error:
             raise StoreError(f"the records cannot be compared now: {error}") from error
+
+    def _list(self, prefix: str, start: ListingStart) -> Iterator[None]:
+        """Compares folder by folder: stores sort the keys of one folder alike, and folders as they like."""
+        seen: set[str] = set()
+        folder, after = "", ""
+        for page in _pages(self._bucket.list(prefix)):
+            parts = []
+            for below, infos in groupby(page, lambda info: info.key.rpartition("/")[0]):
+                if below != folder:
+                    if folder:
+                        parts.append(ListedPart(after, f"{folder}/{_LAST}", ()))
+                    folder, after = below, f"{below}/"
+                    seen.add(below)
+                listed = [ListedRecord(info.key, info.version, info.size == DELETED_SIZE) for info in infos]
+                parts.append(ListedPart(after, listed[-1].key, listed))
+                after = listed[-1].key
+            self.changed += self._memory.compare(start, parts)
+            self.listed += len(page)
+            yield
+        if folder:
+            self.changed += self._memory.compare(start, [ListedPart(after, f"{folder}/{_LAST}", ())])
+        after, before = prefix, f"{prefix}{_LAST}"
+        while folders := self._memory.listed_folders(after, before, _PAGE):
+            missed = [ListedPart(f"{each}/", f"{each}/{_LAST}", ()) for each in folders if each not in seen]
+            self.changed += self._memory.compare(start, missed)
+            after = f"{folders[-1]}/{_LAST}"
+            yield
 
 
 def _pages(listed: Iterator[ObjectInfo]) -> Iterator[list[ObjectInfo]]:

@@ -19,7 +19,7 @@ How much is believed of the memory (`Reads`):
     REMEMBERED  everything, and the bucket is asked only for what is not known; if it cannot be asked, what a memory
                 that was complete once does not know is absent. For eviction, display, and cached content.
 
-A name is taken by a record of its own, `names/<registry>/<name>/_name`:
+A name is taken by a record of its own, `names/<registry>/<name>`, with `!` for each `/` of the name:
 
     no record ── take ──> taken ── forget: free, a look for records, taken again if there are any ──> free ── take ──> …
 
@@ -57,9 +57,10 @@ from mirror.ports import (
 from mirror.store.objects.shared_reads import SharedReads
 from mirror.store.records.record_keys import REPOSITORIES, repo_from, repository
 
-#: The folder of the names that repositories have taken, and the name of each of these records.
+#: The folder of the names that repositories have taken.
 NAMES: Final = "names"
-_NAME: Final = "_name"
+#: Stands for the slashes of a name: no key is a folder of another, which some stores do not allow.
+_SLASH: Final = "!"
 #: Bytes of a record that was deleted. No other record has this size.
 DELETED_SIZE: Final = 17
 #: Bytes. No record is larger.
@@ -477,7 +478,7 @@ class BucketTree:
 
     def _taken(self, registry: str) -> Iterator[Repo]:
         for row in self._rows(f"{NAMES}/{registry}/" if registry else f"{NAMES}/"):
-            path = row.key.removeprefix(f"{NAMES}/").removesuffix(f"/{_NAME}")
+            path = row.key.removeprefix(f"{NAMES}/").replace(_SLASH, "/")
             repo = repo_from(path)
             if repo is None or row.state is RecordState.DELETED:
                 continue
@@ -494,7 +495,7 @@ _LISTING: Final = 10.0
 
 
 def _name_key(repo: Repo) -> str:
-    return f"{NAMES}/{repo.registry}/{repo.name}/{_NAME}"
+    return f"{NAMES}/{repo.registry}/{repo.name.replace('/', _SLASH)}"
 
 
 def _says_taken(content: bytes) -> bool:

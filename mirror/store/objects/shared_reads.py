@@ -29,32 +29,34 @@ class SharedReads(Generic[T]):
         self._changing = threading.Lock()
         #: By key: the call that is under way, and the one that waits for its end, if there is one.
         self._calls: dict[str, tuple[_Call[T], _Call[T] | None]] = {}
+        #: Threads that wait for a call of another one to end or to begin.
+        self.waiting = 0
 
     def __repr__(self) -> str:
         return f"<SharedReads {len(self._calls)} under way>"
 
     def ask(self, key: str, read: Callable[[], T]) -> T:
         """The result of a `read` that begins after this call. Raises what it raises."""
-        before: _Call[T] | None = None
         with self._changing:
             calls = self._calls.get(key)
             if calls is None:
-                mine = _Call[T]()
+                before, mine = None, _Call[T]()
                 self._calls[key] = mine, None
             elif calls[1] is None:
                 before, mine = calls[0], _Call[T]()
                 self._calls[key] = before, mine
             else:
-                mine, calls = calls[1], None
-                before = mine
-        if before is mine:
-            mine.over.wait()
-            if mine.error is not None:
-                raise mine.error
-            return mine.result[0]
+                before = mine = calls[1]
+            self.waiting += before is not None
         if before is not None:
             before.over.wait()
-        return self._carry_out(key, mine, read)
+            with self._changing:
+                self.waiting -= 1
+        if before is not mine:
+            return self._carry_out(key, mine, read)
+        if mine.error is not None:
+            raise mine.error
+        return mine.result[0]
 
     def _carry_out(self, key: str, call: _Call[T], read: Callable[[], T]) -> T:
         with self._changing:
