@@ -230,7 +230,7 @@ def test_119_a_manifest_is_compared(site: ObjectSite, tmp_path: Path) -> None:
 def test_pulls_go_on_from_memory(site: ObjectSite, tmp_path: Path) -> None:
     """While the bucket is down, what is remembered says where a blob is; nothing else believes it."""
     pushed_to(site)
-    pulled = PulledObjects(BlobStates(site.machine.tree(Reads.LENIENT)), site.hosted)
+    pulled = PulledObjects(BlobStates(site.tree.view(Reads.LENIENT)), site.hosted)
     site.bucket.down = True
     found = pulled.source(DIGEST)
     assert found

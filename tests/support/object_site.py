@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mirror.errors import BlobUnknown
+from mirror.index.record_memory import SqliteRecordMemory
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo, BlobReader, Bucket, StoredObject
 from mirror.store.hosted.upload_files import LocalUploads
@@ -16,9 +17,9 @@ from mirror.store.objects.digest_locks import DigestLocks
 from mirror.store.objects.hosted_blobs import HostedObjects
 from mirror.store.objects.local_copies import LocalCopies
 from mirror.store.objects.object_keys import hosted_key
-from mirror.store.objects.record_tree import Reads
+from mirror.store.objects.record_listing import RecordListing
+from mirror.store.objects.record_tree import BucketTree, Reads
 from mirror.store.objects.state_records import BlobStates, StateViews
-from tests.support.bucket_records import Machine
 from tests.support.stepping_bucket import SteppingBucket
 
 
@@ -33,10 +34,53 @@ class NoCopies(LocalCopies):
         """Does nothing."""
 
 
-class ObjectSite:
-    """A bucket, and a process that uses it; those with one `root` are on one machine. `clock` is the time that states
-    record; each look at it moves it.
+class BucketProcess:
+    """A process that uses a bucket; those with one `root` are on one machine. `clock` is the time that states record;
+    each look at it moves it.
     """
+
+    def __init__(
+        self, root: Path, bucket: Bucket, *, copies: bool = True, at_once: int = 1000, life: float = 0.0
+    ) -> None:
+        self.cache = LocalStore(Layout(root))
+        self.layout = self.cache.layout
+        self.clock = 1_000_000.0
+        #: What was copied to the disk.
+        self.added: list[BlobInfo] = []
+        self.copies = (LocalCopies if copies else NoCopies)(self.cache, self.added.append)
+        self.memory = SqliteRecordMemory(root / "bucket.sqlite", "boot")
+        if not self.memory.is_complete():
+            for _ in RecordListing(bucket, self.memory).steps():
+                pass
+        self.tree = BucketTree(bucket, self.memory)
+        self.states = BlobStates(self.tree)
+        self.views = StateViews(self.states, BlobStates(self.tree.view(Reads.REMEMBERED)))
+        #: Seconds of a clock that nobody sets.
+        self.steady = 0.0
+        self.hosted = HostedObjects(
+            bucket,
+            self.views,
+            self.copies,
+            DigestLocks(self.layout, "push"),
+            CollectedKeys(bucket, life=life, at_once=at_once, clock=lambda: self.steady),
+            now=self.now,
+            clock=lambda: self.steady,
+        )
+        self.uploads = LocalUploads(self.layout, self.hosted)
+        self.contents = PlainContents(bucket, self.states, self.cache)
+
+    def now(self) -> float:
+        """The time, in epoch seconds."""
+        self.clock += 1
+        return self.clock
+
+    def key(self, digest: Digest) -> str:
+        """The key that the state of a blob names."""
+        return hosted_key(digest, self.states.find(digest).state.attempt)
+
+
+class ObjectSite(BucketProcess):
+    """With a bucket in memory."""
 
     def __init__(
         self,
@@ -48,40 +92,7 @@ class ObjectSite:
         life: float = 0.0,
     ) -> None:
         self.bucket = SteppingBucket() if bucket is None else bucket
-        self.cache = LocalStore(Layout(root))
-        self.layout = self.cache.layout
-        self.clock = 1_000_000.0
-        #: What was copied to the disk.
-        self.added: list[BlobInfo] = []
-        self.copies = (LocalCopies if copies else NoCopies)(self.cache, self.added.append)
-        self.machine = Machine(root, self.bucket)
-        if not self.machine.memory.is_complete():
-            self.machine.list_all()
-        tree = self.machine.tree()
-        self.states = BlobStates(tree)
-        self.views = StateViews(self.states, BlobStates(tree.view(Reads.REMEMBERED)))
-        #: Seconds of a clock that nobody sets.
-        self.steady = 0.0
-        self.hosted = HostedObjects(
-            self.bucket,
-            self.views,
-            self.copies,
-            DigestLocks(self.layout, "push"),
-            CollectedKeys(self.bucket, life=life, at_once=at_once, clock=lambda: self.steady),
-            now=self.now,
-            clock=lambda: self.steady,
-        )
-        self.uploads = LocalUploads(self.layout, self.hosted)
-        self.contents = PlainContents(self.bucket, self.states, self.cache)
-
-    def now(self) -> float:
-        """The time, in epoch seconds."""
-        self.clock += 1
-        return self.clock
-
-    def key(self, digest: Digest) -> str:
-        """The key that the state of a blob names."""
-        return hosted_key(digest, self.states.find(digest).state.attempt)
+        super().__init__(root, self.bucket, copies=copies, at_once=at_once, life=life)
 
     def keys(self, prefix: str = "hosted/") -> list[str]:
         """The keys in the bucket below a prefix."""
