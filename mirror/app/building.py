@@ -21,8 +21,8 @@ from mirror.app.administration import open_administration
 from mirror.app.bucket import make_room_for_waiting
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due
-from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
-from mirror.app.redirecting import open_redirects
+from mirror.app.housekeeping import fetching_through, keep_bucket, keep_ledger, run_housekeeping, run_scrubs
+from mirror.app.object_storage.redirecting import open_redirects
 from mirror.app.reporting import open_reports
 from mirror.app.repositories import open_repositories
 from mirror.app.retaining import open_pull_notes, retain_when_due
@@ -50,6 +50,7 @@ from mirror.server.registry.receiving import Receiver
 from mirror.server.registry.redirects import Redirects
 from mirror.server.registry.sending import Sender
 from mirror.store.local.answer_files import LocalRecent
+from mirror.store.local.local_records import local_catalog
 from mirror.values.sizes import parse_size
 
 #: An upper bound: threads are started when they are needed.
@@ -82,10 +83,16 @@ class App:
         Damaged blobs are fetched again if `repair` is set and the repository is neither sealed nor hosted. `read` is
         called with the number of bytes that were read.
         """
+        storage = self.storage
+        if storage.bucket is None:
+            catalog, hosted = storage.catalog, HostedNaming(storage.hosted.blobs, self.places)
+        else:
+            # hosted blobs have copies here, which are fetched again when they are asked for
+            catalog, hosted = local_catalog(storage.layout), None
         return Scrub(
-            self.storage.store,
-            self.storage.catalog,
-            hosted=HostedNaming(self.storage.hosted.blobs, self.places),
+            storage.store,
+            catalog,
+            hosted=hosted,
             rate=rate,
             fetch_again=fetching_through(self.router, self.shared.caches) if repair else None,
             may_fetch=lambda repo: isinstance(self.router.repository(repo), Fetchable),
@@ -111,7 +118,7 @@ async def build(
     async with AsyncExitStack() as stack:
         if config.store.bucket is not None:
             make_room_for_waiting()
-        storage = await stack.enter_async_context(open_storage(config, now=now))
+        storage = await stack.enter_async_context(open_storage(config, serves=housework, now=now))
         if config.offline:
             telemetry.log.info("sealed mirror contacts no upstream")
         if housework and config.trace.endpoint:
@@ -163,6 +170,7 @@ async def build(
                 pulls.run(),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
+                *([keep_bucket(storage.bucket, storage.locks.try_hold)] if storage.bucket is not None else []),
                 recent.run(),
                 admin.workers.run(),
                 admin.traffic.run(),

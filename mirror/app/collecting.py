@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from mirror import telemetry
 from mirror.access.audit import AuditLog
@@ -47,6 +48,9 @@ def open_collector(
         if report.links or report.blobs:
             telemetry.notice(telemetry.Notice.CONTENT_COLLECTED, **freed)
 
+    if storage.blobs is not None:
+        # a walk reads every manifest once: none of them may push others off the disk
+        parts = replace(parts, contents=storage.blobs.contents().passing())
     rules, clock = collection_rules(config), grace_clock(config, now)
     return GarbageCollector(parts, rules, storage.locks, storage.records("collection"), clock, ended=ended)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.app.object_storage.bucket_blobs import BucketBlobs
 from mirror.app.reporting import open_announcer
 from mirror.app.storage import Storage, immutable_tags, quota_rules
 from mirror.config import Config, HostedSettings
@@ -23,6 +24,7 @@ from mirror.intake.integrity import Integrity
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.push_checks import HostedRules
+from mirror.repository.copied_blobs import CopiedBlobs
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
 from mirror.repository.shared import Shared
@@ -43,6 +45,7 @@ class Hosting:
     shared: Shared
     rules: dict[str, HostedRules]
     copying: Copying
+    copied: CopiedBlobs | None
 
     def repository(self, repo: Repo) -> HostedRepository:
         """The repository of a hosted registry."""
@@ -54,6 +57,7 @@ class Hosting:
             self.shared.caches,
             self.integrity,
             self.verbs.executor,
+            self.copied,
         )
         return HostedRepository(content, self.rules[repo.registry], self.verbs)
 
@@ -70,7 +74,10 @@ def open_hosting(
     views = storage.hosted.pulled
     histories = TagHistories(views.catalog, views.freezes, parts.histories.clocks)
     pulled = PulledParts(storage.contents, views.catalog, views.repositories, histories)
-    integrity = Integrity(storage.contents, shared.caches.once, shared.background)
+    if storage.blobs is None:
+        integrity, copied = Integrity(storage.contents, shared.caches.once, shared.background), None
+    else:
+        integrity, copied = shared.integrity, _open_copied(storage.blobs, shared)
     links = Links(parts, patience=_PATIENCE)
     placing = Placing(parts, Links(parts, patience=_PATIENCE_OF_MANIFESTS))
     deleting = Deleting(parts, links, placing)
@@ -98,7 +105,23 @@ def open_hosting(
     )
     rules = _rules(config)
     copying = Copying(parts, Links(parts), placing, pushing, sources, rules, shared.executor)
-    return Hosting(verbs, pulled, HostedMemory(pulled, shared.caches), integrity, shared, rules, copying)
+    return Hosting(verbs, pulled, HostedMemory(pulled, shared.caches), integrity, shared, rules, copying, copied)
+
+
+def _open_copied(blobs: BucketBlobs, shared: Shared) -> CopiedBlobs:
+    reads, intake = shared.bucket_reads, shared.intake
+    if reads is None:
+        raise TypeError("a bucket that nobody can read")
+    return CopiedBlobs(
+        shared.store,
+        blobs.pulled,
+        reads,
+        shared.flights,
+        shared.integrity,
+        touch=intake.touch,
+        named=intake.record_copy,
+        failed=intake.health.failed,
+    )
 
 
 def open_hosted_imports(config: Config, storage: Storage, caller: str) -> HostedImports:

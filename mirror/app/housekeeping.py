@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from mirror import telemetry
-from mirror.app.storage import LEDGER_LOCK, SCRUB_LOCK, Storage, blob_places, quota_rules, scrub_records
+from mirror.aio.batches import batches_in_thread
+from mirror.app.storage import BUCKET_LOCK, LEDGER_LOCK, SCRUB_LOCK, Storage, blob_places, quota_rules, scrub_records
+from mirror.app.stored_records import BucketUse
 from mirror.config import Config
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
@@ -19,12 +21,13 @@ from mirror.graph.damage import restore_hosted
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.oci.digest import Digest
-from mirror.ports import Uploads
+from mirror.ports import Lease, Uploads
 from mirror.repository.caches import Caches
 from mirror.repository.protocol import Fetchable
 from mirror.repository.router import Router
 from mirror.store.hosted.backup_folder import last_backup
 from mirror.store.local.recovery import sweep
+from mirror.store.objects.record_listing import RecordListing
 
 #: Seconds between two sweeps of what crashes have left.
 _SWEEP_EVERY = 3600.0
@@ -36,6 +39,8 @@ _COMPARING_SHARE = 0.05
 #: Seconds between two completions of the ledger, and between two updates of its metrics.
 _COMPLETE_EVERY = 3600.0
 _SHOW_EVERY = 15.0
+#: Seconds between two looks at who uses the bucket, and between two attempts to list it.
+_WATCH_EVERY = 10.0
 #: Seconds between two attempts to take over the work of a worker that died.
 _SUCCEED_AFTER = 30.0
 
@@ -183,13 +188,47 @@ async def _show_uploads(uploads: Uploads) -> None:
         telemetry.UPLOADS_OPEN_BYTES.set(sum(session.size for session in sessions))
 
 
+async def keep_bucket(bucket: BucketUse, try_hold: Callable[[str], Awaitable[Lease | None]]) -> None:
+    """Brings what is remembered of the bucket's records up to date at start, and looks whether another mirror has taken
+    the bucket over. One process does it, the one that gets the lock by `try_hold`. Runs until cancelled.
+    """
+    lease, listed, trouble = None, False, ""
+    try:
+        while True:
+            try:
+                lease = lease or await try_hold(BUCKET_LOCK)
+                if lease is not None and not listed:
+                    # whoever takes the bucket over makes what was remembered before worth nothing
+                    await asyncio.to_thread(bucket.owner.confirm)
+                    listing = RecordListing(bucket.bucket, bucket.memory)
+                    async for _ in batches_in_thread(listing.steps(), 1):
+                        pass
+                    listed = listing.is_complete
+                    telemetry.log.info("records of bucket listed", records=listing.listed, changed=listing.changed)
+                elif lease is not None:
+                    await asyncio.to_thread(bucket.owner.watch)
+                trouble = ""
+            except StoreError as error:
+                if str(error) != trouble:
+                    telemetry.log.warning("bucket cannot be looked at", reason=str(error))
+                trouble = str(error)
+            except Exception:
+                # no error may end this task: names would not be known
+                telemetry.log.exception("upkeep of bucket crashed")
+            await asyncio.sleep(_WATCH_EVERY)
+    finally:
+        if lease is not None:
+            lease.release()
+
+
 async def run_scrubs(config: Config, storage: Storage, scrub: Scrub) -> None:
     """Hashes every blob every `scrub.every` seconds, the first time that long after the store was made."""
     if not config.scrub.every:
         return
     await scrub_when_due(
         scrub,
-        storage.contents,
+        # objects of a bucket are verified when they are read: to read all of them costs money
+        storage.contents if storage.bucket is None else storage.store,
         scrub_records(storage.layout),
         every=config.scrub.every,
         since=storage.layout.marker.stat().st_mtime,

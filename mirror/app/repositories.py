@@ -18,6 +18,7 @@ from mirror.app.storage import MISSES_LOCK, Storage
 from mirror.app.upstreams import Upstreams
 from mirror.app.virtual import open_virtual
 from mirror.config import Config
+from mirror.fills.bucket_source import BucketReads
 from mirror.fills.filler import Filler
 from mirror.fills.flights import Flights
 from mirror.fills.read_ahead import ReadAhead
@@ -123,6 +124,7 @@ def _open_shared(
         background=background,
         executor=executor,
         label=label,
+        bucket_reads=BucketReads(storage.bucket.bucket, executor) if storage.bucket is not None else None,
     )
     stack.push_async_callback(shared.aclose)
     return shared

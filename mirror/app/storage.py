@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mirror import telemetry
 from mirror.app.bucket import open_bucket
+from mirror.app.object_storage.bucket_blobs import BucketBlobs, open_bucket_blobs
 from mirror.app.routes import age_rule
 from mirror.app.stored_records import BucketUse, RecordViews, StoredRecords, open_records
 from mirror.config import Config, routing_table
@@ -39,6 +40,7 @@ from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
 from mirror.ports import (
     Bucket,
+    BucketSweep,
     Catalog,
     CheckedRecords,
     ContentIndex,
@@ -66,6 +68,7 @@ from mirror.values.sizes import parse_capacity, parse_size
 MISSES_LOCK = "misses"
 SCRUB_LOCK = "scrub"
 LEDGER_LOCK = "ledger"
+BUCKET_LOCK = "bucket"
 #: Seconds without a new byte after which an interrupted download may be dropped, if eviction does not free enough.
 _IDLE = 60.0
 
@@ -75,7 +78,8 @@ class HostedDisk:
     """What hosted content is made of: its blobs, upload sessions, the records of its repositories, the ledger that is
     derived from them, and the outbox of events, if there are endpoints.
 
-    `strict` are the records for whatever changes hosted content, `pulled` those for pulls.
+    `strict` are the records for whatever changes hosted content, `pulled` those for pulls. `sweep` finds what was
+    forgotten in the bucket, if the content is in one.
     """
 
     blobs: HostedBlobs
@@ -84,6 +88,7 @@ class HostedDisk:
     pulled: RecordViews
     ledger: LinkLedger
     outbox: EventStore | None
+    sweep: BucketSweep | None = None
 
     @property
     def records(self) -> HostedRecords:
@@ -107,6 +112,7 @@ class LocalDisk:
     hosted: HostedDisk
     contents: RepairableBlobs
     stored: StoredRecords
+    blobs: BucketBlobs | None = None
 
     def close(self) -> None:
         """Close what commands leave open: the bucket, if there is one. Repeatable."""
@@ -133,6 +139,7 @@ class Storage:
     locks: FileLocks
     eviction: Eviction
     stored: StoredRecords
+    blobs: BucketBlobs | None = None
 
     @property
     def bucket(self) -> BucketUse | None:
@@ -142,6 +149,13 @@ class Storage:
     def records(self, kind: str) -> CheckedRecords:
         """The records of one kind, such as `jobs`."""
         return self.stored.json(kind)
+
+    def check_bucket(self) -> None:
+        """Blocking: raises `StoreError` if hosted content is in a bucket that is not the right one any more, or that
+        another mirror uses.
+        """
+        if self.stored.use is not None:
+            self.stored.use.owner.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +178,17 @@ def open_disk(config: Config, bucket: Bucket | None = None, *, serves: bool = Fa
     layout = Layout(config.store.root)
     store = LocalStore(layout)
     stored = open_records(config, layout, store.id, bucket, serves=serves)
-    names = HostedNames(layout)
     ledger = SqliteLedger(layout.ledger, quota_rules(config).scopes)
     outbox = open_outbox(config, layout) if config.events.endpoint else None
-    hosted = HostedDisk(names, LocalUploads(layout, names), stored.strict, stored.pulled, ledger, outbox)
-    shown = stored.shown
-    return LocalDisk(layout, store, shown.catalog, shown.pins, shown.freezes, hosted, LocalContents(layout), stored)
+    shown, records = stored.shown, (stored.strict, stored.pulled)
+    if stored.use is None:
+        names = HostedNames(layout)
+        hosted = HostedDisk(names, LocalUploads(layout, names), *records, ledger, outbox)
+        return LocalDisk(layout, store, shown.catalog, shown.pins, shown.freezes, hosted, LocalContents(layout), stored)
+    blobs = open_bucket_blobs(stored.use, store)
+    hosted = HostedDisk(blobs.hosted, LocalUploads(layout, blobs.hosted), *records, ledger, outbox, blobs.sweep)
+    contents = blobs.contents()
+    return LocalDisk(layout, store, shown.catalog, shown.pins, shown.freezes, hosted, contents, stored, blobs)
 
 
 def open_stored(config: Config, bucket: Bucket | None = None) -> StoredRecords:
@@ -215,6 +234,9 @@ async def open_storage(
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
         freezes = disk.freezes
+        eviction = _make_eviction(config, disk, freezes, index, locks, now)
+        if disk.blobs is not None:
+            disk.blobs.added.listener = eviction.write_behind.stored
         yield Storage(
             layout,
             store,
@@ -225,8 +247,9 @@ async def open_storage(
             disk.hosted,
             index,
             locks,
-            _make_eviction(config, disk, freezes, index, locks, now),
+            eviction,
             disk.stored,
+            disk.blobs,
         )
 
 
@@ -239,7 +262,8 @@ def _make_eviction(
     now: Callable[[], float],
 ) -> Eviction:
     settings = config.store
-    layout, store, catalog = disk.layout, disk.store, disk.catalog
+    layout, store, is_hosted = disk.layout, disk.store, hosted_repositories(config)
+    places, catalog = blob_places(config, disk), disk.stored.evicted
     references = ReferenceReader(store, catalog)
     histories = TagHistories(catalog, freezes)
     pinned = PinnedContent(
@@ -249,10 +273,14 @@ def _make_eviction(
         references,
         frozen=freezes.look,
         answer=lambda repo, tag: histories.answer(repo, tag, age_rule(config, repo)),
-        is_hosted=hosted_repositories(config),
+        # copies of hosted images are evicted, and pins keep them, as cached images
+        is_hosted=(lambda _: False) if places.has_copies else is_hosted,
     )
     protection = Protection()
     protection.add_on_disk(pinned.digests)
+    if places.has_copies:
+        # a copy on the disk may be all that is left of a blob that the bucket has lost
+        protection.add_on_disk(lambda _: {blob.digest for blob in disk.hosted.blobs.damaged()})
     write_behind = WriteBehind(store, index, now=now)
     usage = StoreUsage(store, index, write_behind, now=now)
     evictor = Evictor(
@@ -268,9 +296,7 @@ def _make_eviction(
     rebuilder = IndexRebuilder(
         index,
         write_behind,
-        lambda: ensure(
-            store, catalog, index, exclusive=lambda: locks.hold("rebuild"), places=blob_places(config, disk)
-        ),
+        lambda: ensure(store, catalog, index, exclusive=lambda: locks.hold("rebuild"), places=places),
         now=now,
     )
     space = Space(
@@ -330,7 +356,9 @@ def hosted_repositories(config: Config) -> Callable[[Repo], bool]:
 
 
 def blob_places(config: Config, storage: Storage | LocalDisk) -> BlobPlaces:
-    """Where the blobs of each repository are read."""
+    """Where the blobs of each repository are read, for display and export."""
+    if storage.blobs is not None:
+        return BlobPlaces(storage.store, storage.blobs.shown(), hosted_repositories(config), has_copies=True)
     return BlobPlaces(storage.store, storage.contents, hosted_repositories(config))
 
 

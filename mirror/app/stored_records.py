@@ -30,6 +30,7 @@ from mirror.store.records.pin_records import PinRecords
 from mirror.store.records.record_catalog import RecordCatalog
 from mirror.store.records.repository_records import RepositoryRecords
 from mirror.store.records.routed_tree import RoutedTree
+from mirror.store.records.silent_tree import SilentTree
 
 #: JSON records that are in the bucket, if there is one. All others concern this machine.
 BUCKET_KINDS: Final = frozenset(
@@ -79,6 +80,8 @@ class StoredRecords:
     shown: RecordViews
     pulled: RecordViews
     strict: RecordViews
+    #: The catalog for eviction: hosted records that cannot be read now count as absent.
+    evicted: Catalog
     use: BucketUse | None
 
     def json(self, kind: str, reads: Reads = Reads.STRICT) -> CheckedRecords:
@@ -102,7 +105,7 @@ def open_records(
     views = RecordViews(
         local_catalog(layout), local_repository_records(layout), local_pins(layout), local_freezes(layout)
     )
-    return StoredRecords(layout, views, views, views, None)
+    return StoredRecords(layout, views, views, views, views.catalog, None)
 
 
 def open_use(
@@ -165,7 +168,9 @@ def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
     shown = views(Reads.REMEMBERED, Reads.REMEMBERED, FileTree(layout))
     # nobody but this mirror freezes tags, so a pull need not ask the bucket whether somebody has
     pulled = views(Reads.LENIENT, Reads.REMEMBERED)
-    return StoredRecords(layout, shown, pulled, views(Reads.STRICT, Reads.STRICT), use)
+    silent = SilentTree(use.tree.view(Reads.REMEMBERED))
+    evicted = RecordCatalog(RoutedTree(hosts, hosted=silent, cached=FileTree(layout)))
+    return StoredRecords(layout, shown, pulled, views(Reads.STRICT, Reads.STRICT), evicted, use)
 
 
 def _json(use: BucketUse, kind: str, reads: Reads) -> TreeRecords:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
+from mirror.fills.bucket_source import BucketReads
 from mirror.fills.flights import Flights
 from mirror.fills.read_ahead import ReadAhead
 from mirror.fills.sources import BlobSource
@@ -38,7 +39,8 @@ class Shared:
     `executor` runs the threads that receive blobs. `label` returns the configured upstream that a registry belongs to,
     as a label of metrics: names that only match a wildcard must not become labels. `nearer` returns what makes sources
     of a repository's blobs that are asked before its upstream; None if there are none. `objects` returns which objects
-    of the bucket have a repository's blobs; None if no client is sent there.
+    of the bucket have a repository's blobs; None if no client is sent there. `bucket_reads` reads blobs from the
+    bucket; None if there is no bucket.
     """
 
     store: BlobStore
@@ -55,6 +57,7 @@ class Shared:
     background: BackgroundTasks
     executor: Executor
     label: Callable[[str], str] = str
+    bucket_reads: BucketReads | None = None
     nearer: Callable[[Repo], Callable[[Digest], BlobSource] | None] = lambda _: None
     objects: Callable[[Repo], BlobObjects | None] = lambda _: None
 

@@ -1,0 +1,1 @@
+"""Opens what a store has in a bucket, and what is done with it."""
