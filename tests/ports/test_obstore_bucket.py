@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -25,6 +29,7 @@ from mirror.errors import (
 )
 from mirror.ports import ABSENT, Aborted, Bucket, StoredObject
 from tests.support.bucket_suite import stored, whole
+from tests.support.certificates import Certificate
 from tests.support.engines.access import BucketAccess
 from tests.support.engines.fault_proxy import (
     Answer,
@@ -39,9 +44,11 @@ from tests.support.engines.fault_proxy import (
     StalledAnswer,
     StoreCall,
 )
+from tests.support.engines.s3_engine import S3Engine
 from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.opened_bucket import opened_bucket
 from tests.support.process import eventually
+from tests.support.relay import Relay, pipe
 
 #: Time limits that tests can wait for.
 _QUICK = {"connect_timeout": "1s", "read_timeout": "1s", "timeout": "3s", "retries": 2}
@@ -214,7 +221,7 @@ def test_a_missing_permission_is_named(tmp_path: Path, seaweedfs: SeaweedFS, acc
     reader = seaweedfs.read_only
     bucket = opened_bucket(tmp_path, reader.below("reader"), **_QUICK)
     assert bucket.head("key") is None
-    with pytest.raises(BucketDenied, match="s3:PutObject is needed"):
+    with pytest.raises(BucketDenied, match="it takes s3:PutObject"):
         bucket.write("key", b"1")
     file = tmp_path / "file"
     file.write_bytes(_LARGE)
@@ -373,8 +380,15 @@ def work(number):
     while body.readinto(buffer):
         pass
     return sum(1 for _ in bucket.list("exit/"))
+file = Path(sys.argv[1]).with_name(sys.argv[2])
+file.write_bytes(bytes(9_000_000))
 with ThreadPoolExecutor(8) as threads:
+    uploaded = threads.submit(bucket.upload, f"exit/{sys.argv[2]}", file, 9_000_000)
     assert min(threads.map(work, range(16))) > 0
+    uploaded.result()
+# one that is left in the middle
+body = bucket.open(f"exit/{sys.argv[2]}")
+assert body.readinto(memoryview(bytearray(65536)))
 sys.exit(7)
 """
 
@@ -387,8 +401,9 @@ def test_processes_keep_their_exit_status(tmp_path: Path, direct: Bucket) -> Non
     assert direct.head("exit/0") is None
     configuration = tmp_path / "direct" / "bucket.toml"
     command = [sys.executable, "-c", _PROGRAM, str(configuration)]
+    names = [f"file{number}" for number in range(4)]
     for _ in range(int(os.environ.get("MIRROR_BUCKET_EXITS", "2"))):
-        running = [subprocess.Popen(command) for _ in range(4)]
+        running = [subprocess.Popen([*command, name]) for name in names]
         assert [process.wait() for process in running] == [7] * 4
 
 
@@ -415,3 +430,83 @@ def test_a_slow_bucket_does_not_take_every_thread(bucket: Bucket, proxy: FaultPr
     assert all(isinstance(error, BucketUnavailable) for error in errors)
     assert proxy.count("HEAD") >= 3
     assert any("does not answer" in str(error) or "is slow" in str(error) for error in errors)
+
+
+# --------------------------------------------------------------------------------------------------- connections
+
+
+class _TlsFront(Relay):
+    """Speaks TLS to clients, and plain HTTP to the server behind it."""
+
+    def __init__(self, certificate: Certificate, port: int) -> None:
+        super().__init__()
+        self._context = certificate.server()
+        self._behind = port
+
+    def _serve(self, client: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            client,
+            socket.create_connection(("127.0.0.1", self._behind)) as inner,
+            self._context.wrap_socket(client, server_side=True) as outer,
+        ):
+            with self._lock:
+                self._open |= {outer, inner}
+            back = threading.Thread(target=pipe, args=(inner, outer), daemon=True)
+            back.start()
+            pipe(outer, inner)
+            with contextlib.suppress(OSError):
+                inner.shutdown(socket.SHUT_WR)
+            back.join()
+
+
+def test_a_certificate_authority_of_ones_own(tmp_path: Path, seaweedfs: SeaweedFS, access: BucketAccess) -> None:
+    """It is trusted if it is given; without it, the error says what to do."""
+    certificate = Certificate(tmp_path / "tls", extensions=["basicConstraints=CA:FALSE"])
+    port = urlsplit(seaweedfs.endpoint).port
+    assert port
+    with _TlsFront(certificate, port) as front:
+        tls = access.changed(endpoint=f"https://127.0.0.1:{front.port}", allow_http=False)
+        bucket = opened_bucket(tmp_path, tls, ca_file=str(certificate.certificate))
+        bucket.write("key", b"1", expect=ABSENT)
+        assert stored(bucket, "key") == b"1"
+        assert bucket.abort_uploads("", 2e10) == Aborted(0)
+        with pytest.raises(BucketUnavailable, match=r"certificate .*(ca_file|not valid)"):
+            opened_bucket(tmp_path, tls, **_QUICK).head("key")
+
+
+@pytest.mark.parametrize(("engine", "signed"), [("seaweedfs", False), ("radosgw", True)])
+def test_uploads_go_unsigned_only_where_checksums_count(
+    tmp_path: Path, request: pytest.FixtureRequest, engine: str, signed: bool
+) -> None:
+    """With `sign_payload = false`, over TLS: a store that takes bytes with a wrong checksum gets signed ones."""
+    store: S3Engine = request.getfixturevalue(engine)
+    certificate = Certificate(tmp_path / "tls", extensions=["basicConstraints=CA:FALSE"])
+    file = tmp_path / "file"
+    file.write_bytes(_LARGE)
+    with FaultProxy(store.endpoint) as proxy, _TlsFront(certificate, proxy.port) as front:
+        tls = store.access.below("unsigned").changed(endpoint=f"https://127.0.0.1:{front.port}", allow_http=False)
+        bucket = opened_bucket(tmp_path, tls, ca_file=str(certificate.certificate), sign_payload=False)
+        bucket.upload("key", file, len(_LARGE))
+        assert whole(bucket.open("key")) == _LARGE
+        parts = [call for call in proxy.calls if "partNumber" in call.target]
+        hashes = {call.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD" for call in parts}
+        assert hashes == {not signed}
+        assert all("x-amz-checksum-crc64nvme" in call.headers for call in parts)
+        assert [info.key for info in bucket.list("")] == ["key"]
+
+
+def test_proxies(tmp_path: Path, access: BucketAccess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is given; those of the environment only if the settings say so."""
+    nobody = "http://127.0.0.1:9"
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, nobody)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    bucket = opened_bucket(tmp_path, access)
+    bucket.write("key", b"1")
+    assert bucket.abort_uploads("", 2e10) == Aborted(0)
+    for proxy in ("env", nobody):
+        bucket = opened_bucket(tmp_path, access, proxy=proxy, **_QUICK)
+        with pytest.raises(BucketUnavailable, match="refused"):
+            bucket.head("key")

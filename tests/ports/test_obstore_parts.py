@@ -95,6 +95,14 @@ def _xml(code: str) -> str:
             "no valid credentials for …",
         ),
         (exceptions.GenericError("Generic S3 error: Failed to read token file '/x'"), Kind.DENIED, "there are no cred"),
+        (
+            exceptions.GenericError("Bulk delete request failed for key a/b: not authorized. (code: 403)"),
+            Kind.DENIED,
+            "403",
+        ),
+        (exceptions.GenericError("DeleteObjects request failed for key a: x (code: AccessDenied)"), Kind.DENIED, "Acc"),
+        (exceptions.GenericError("DeleteObjects request failed for key a: x (code: SlowDown)"), Kind.THROTTLED, "Slow"),
+        (exceptions.GenericError("DeleteObjects request failed for key a: x (code: Other)"), Kind.UNAVAILABLE, "Other"),
         (exceptions.GenericError("something new"), Kind.UNAVAILABLE, "something new"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -11,7 +12,11 @@ class Certificate:
     """For `localhost` and 127.0.0.1, or other `names`; two PEM files below the directory given."""
 
     def __init__(
-        self, directory: Path, subject: str = "/CN=localhost", names: str = "DNS:localhost,IP:127.0.0.1"
+        self,
+        directory: Path,
+        subject: str = "/CN=localhost",
+        names: str = "DNS:localhost,IP:127.0.0.1",
+        extensions: Sequence[str] = (),
     ) -> None:
         directory.mkdir(exist_ok=True)
         self.certificate = directory / "certificate.pem"
@@ -21,6 +26,7 @@ class Certificate:
                 *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
                 *("-keyout", str(self.key), "-out", str(self.certificate), "-days", "2", "-subj", subject),
                 *("-addext", f"subjectAltName={names}"),
+                *(word for extension in extensions for word in ("-addext", extension)),
             ],
             check=True,
             capture_output=True,

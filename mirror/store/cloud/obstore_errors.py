@@ -49,6 +49,8 @@ class Failure:
 
 _STATUS: Final = re.compile(r"status code: (\d{3})([ \w-]*)")
 _CODE: Final = re.compile(r"<Code>(\w{1,60})</Code>|\"code\":\s*\"(\w{1,60})\"")
+#: Of one object of a bulk deletion: at S3 a code, at Azure a status.
+_OF_ONE: Final = re.compile(r"\(code: (\w{1,60})\)?")
 _HTTP_KIND: Final = re.compile(r"\bkind: (Connect|Request|Interrupted|Timeout|Decode|Unknown)\b")
 _URL: Final = re.compile(r"Error performing [A-Z]+ https?://([^/\s?@]+)[/\s?]")
 
@@ -65,6 +67,8 @@ _BY_CODE: Final = {
     "TokenRefreshRequired": Kind.DENIED,
     "RequestTimeTooSkewed": Kind.DENIED,
     "InvalidAccessKeyId": Kind.DENIED,
+    "AccessDenied": Kind.DENIED,
+    "NoSuchKey": Kind.ABSENT,
     "SlowDown": Kind.THROTTLED,
     "TooManyRequests": Kind.THROTTLED,
     "RequestTimeout": Kind.UNAVAILABLE,
@@ -92,6 +96,7 @@ _CAUSES: Final = (
     ("dns error", "its name cannot be resolved"),
     ("ConnectionRefused", "the connection is refused"),
     ("UnknownIssuer", "its certificate is of an unknown authority: set ca_file"),
+    ("CaUsedAsEndEntity", "its certificate is that of an authority: make one for the server, with CA:FALSE"),
     ("NotValidForName", "its certificate is for another name"),
     ("Expired", "its certificate has expired"),
     ("InvalidCertificate", "its certificate is not valid"),
@@ -122,6 +127,10 @@ def failure_of(error: Exception) -> Failure:
         reason = f"{status[1]} {code or status[2].strip()}".strip()
         kind = _BY_CODE.get(code) or _by_class(error) or _by_status(int(status[1]))
         return Failure(kind, reason)
+    if (of_one := _OF_ONE.search(text)) is not None and not isinstance(error, FileNotFoundError):
+        status_or_code = of_one[1]
+        by_status = _by_status(int(status_or_code)) if status_or_code.isdigit() else Kind.UNAVAILABLE
+        return Failure(_BY_CODE.get(status_or_code, by_status), status_or_code)
     if "Wanted range starting at" in text:
         return Failure(Kind.BEYOND, _first_words(text))
     if (known := _by_class(error)) is not None:

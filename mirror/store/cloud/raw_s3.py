@@ -154,7 +154,7 @@ class RawS3:
         if answer.status in (401, 403):
             raise BucketDenied(
                 f"the bucket refuses to list unfinished uploads ({answer.reason}): "
-                "s3:ListBucketMultipartUploads is needed"
+                "it takes s3:ListBucketMultipartUploads"
             )
         text = answer.content.decode(errors="replace")
         return text if answer.status == 200 and "ListMultipartUploadsResult" in text else None
@@ -164,7 +164,7 @@ class RawS3:
         answer = self.call("DELETE", upload.key, {"uploadId": upload.upload_id})
         if answer.status not in (200, 204, 404):
             raise BucketDenied(
-                f"the bucket refuses to abort an upload ({answer.reason}): s3:AbortMultipartUpload is needed"
+                f"the bucket refuses to abort an upload ({answer.reason}): it takes s3:AbortMultipartUpload"
             )
 
     def refuses_wrong_checksum(self, key: str) -> bool:

@@ -169,7 +169,7 @@ class RequestSender:
         if failure.kind is Kind.DENIED:
             needed = self.traits.permissions.get(operation, "")
             message = f"{self.name} refuses to {operation} ({failure.reason})" + (
-                f": {needed} is needed" if needed else ""
+                f": it takes {needed}" if needed else ""
             )
             with self._lock:
                 begins = operation not in self._refused
