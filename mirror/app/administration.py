@@ -19,6 +19,7 @@ from mirror.app.storage import Storage, blob_places, immutable_tags, make_purge,
 from mirror.app.virtual import MemberNames
 from mirror.collection.collector import GarbageCollector
 from mirror.config import Config, redacted_settings
+from mirror.errors import IndexUnavailable
 from mirror.eviction.cached_copies import CachedCopies
 from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.operator_deletions import OperatorDeletions
@@ -29,11 +30,12 @@ from mirror.prefetch.sync import Sync
 from mirror.replication.replications import Replications
 from mirror.retention.retention_schedule import Retention
 from mirror.server.admin.api import Admin, BackgroundWork, ShownSettings
+from mirror.server.admin.bucket_status import BucketFacts
 from mirror.server.admin.copy_admin import CopyAdmin
 from mirror.server.admin.event_admin import EventAdmin
 from mirror.server.admin.hosted_admin import HostedAdmin
 from mirror.server.admin.image_admin import ImageAdmin
-from mirror.server.admin.mirror_status import MirrorStatus
+from mirror.server.admin.mirror_status import HostedFacts, MirrorStatus
 from mirror.server.admin.repository_list import RepositoryList
 from mirror.server.admin.retention_admin import RetentionAdmin
 from mirror.server.admin.traffic_log import TrafficLog
@@ -98,8 +100,7 @@ def open_administration(
         storage.eviction.write_behind,
         workers,
         traffic,
-        Quotas(storage.hosted.ledger, quota_rules(config)),
-        damaged,
+        HostedFacts(Quotas(storage.hosted.ledger, quota_rules(config)), damaged, bucket_facts(config, storage)),
         version=__version__,
         offline=config.offline,
         caches=shown,
@@ -138,6 +139,21 @@ def open_administration(
     return Administration(admin, sync, jobs, workers, traffic, collector, replications, retention)
 
 
+def bucket_facts(config: Config, storage: Storage) -> BucketFacts | None:
+    """What is known of the bucket; None if there is none."""
+    use = storage.bucket
+    if use is None or config.store.bucket is None:
+        return None
+
+    def is_complete() -> bool:
+        try:
+            return use.owner.is_confirmed and use.memory.is_complete()
+        except IndexUnavailable:
+            return False
+
+    return BucketFacts(config.store.bucket, use.bucket.health, lambda: use.owner.is_overtaken, is_complete)
+
+
 def _make_workers(storage: Storage, repositories: Repositories) -> Workers:
     purges = PurgeNotices(JsonRecords(storage.layout, "purges"))
 
@@ -146,4 +162,5 @@ def _make_workers(storage: Storage, repositories: Repositories) -> Workers:
             repositories.shared.caches.forget(purge.repo, purge.tags, purge.digests)
 
     board = StatusBoard(storage.layout, storage.locks)
-    return Workers(board, repositories.shared.flights, repositories.upstreams.states, look=look)
+    health = storage.bucket.bucket.health if storage.bucket is not None else lambda: None
+    return Workers(board, repositories.shared.flights, repositories.upstreams.states, bucket=health, look=look)

@@ -98,7 +98,9 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
         "failing_workers": None,
     }
     unknown = {"worker": None, "uptime": None, "traffic": None}
-    rest = {"hosted": hosted, "index": index, "offline": loaded.offline}
+    parts = ("state", "since", "reason", "reads_only", "records_complete")
+    bucket = {"address": loaded.store.bucket, **dict.fromkeys(parts)} if loaded.store.bucket is not None else None
+    rest = {"hosted": hosted, "bucket": bucket, "index": index, "offline": loaded.offline}
     return {"version": __version__, **unknown, "workers": [], "store": store, **rest}
 
 
@@ -109,6 +111,8 @@ def _print_status(status: Mapping[str, Any]) -> None:
     running = f"{counted(len(workers), 'worker')}, up {uptime}" if workers else "not running"
     say(f"mirror:    {status['version']}, {running}{sealed}")
     say(f"store:     {_fullness(store['bytes'], store['limit'])} in {store['root']}")
+    if bucket := status.get("bucket"):
+        say(f"bucket:    {describe_bucket(bucket)}")
     for usage in status.get("hosted", []):
         full = "not known" if usage["bytes"] is None else format_size(usage["bytes"])
         quota = f" of {format_size(usage['quota'])}" if usage["quota"] is not None else ""
@@ -144,6 +148,23 @@ def _print_status(status: Mapping[str, Any]) -> None:
         table.add_row(flight["repository"] or flight["upstream"], flight["digest"], received, str(flight["followers"]))
     if status["flights"]:
         table.show()
+
+
+def describe_bucket(bucket: Mapping[str, Any]) -> str:
+    """The state of the bucket, in words."""
+    words = {
+        "ok": "answers",
+        "throttled": "asks for fewer requests",
+        "refusing": "refuses the mirror",
+        "unfit": "cannot have hosted content",
+        "down": f"does not answer since {bucket['since']}",
+        None: "not asked, because no mirror runs",
+    }
+    state = words[bucket["state"]]
+    reason = f": {bucket['reason']}" if bucket["reason"] else ""
+    overtaken = "; another mirror uses it, this one only reads" if bucket["reads_only"] else ""
+    complete = "" if bucket["records_complete"] in (True, None) else "; its records are being listed"
+    return f"{bucket['address']} {state}{reason}{overtaken}{complete}"
 
 
 def _print_changes(status: Mapping[str, Any]) -> None:

@@ -46,6 +46,22 @@ class Aborted:
     uploads: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class BucketHealth:
+    """How the store has answered one process lately.
+
+    `down_since`: since when it gives no usable answer, in epoch seconds; None: it does. `throttles`: it asks for fewer
+    requests. `refuses`: the operations that it refuses. `is_unfit`: it does not do what hosted content needs. `reason`
+    says more about what is wrong.
+    """
+
+    down_since: float | None = None
+    throttles: bool = False
+    refuses: tuple[str, ...] = ()
+    is_unfit: bool = False
+    reason: str = ""
+
+
 class ObjectReader(Protocol):
     """Read objects. None means that there certainly is no such object."""
 
@@ -129,6 +145,9 @@ class Bucket(ObjectReader, ObjectWriter, ObjectDeleter, ObjectLister, ObjectSign
     thread. Each raises `BucketUnavailable` if the store cannot be reached, throttles, fails or takes too long, and
     `BucketDenied` if it refuses the credentials or lacks a permission.
     """
+
+    def health(self) -> BucketHealth:
+        """How it has answered lately. Asks nobody; quick. Raises nothing."""
 
     def close(self) -> None:
         """End all connections. Repeatable."""

@@ -101,6 +101,7 @@ def _quiet() -> dict[str, Any]:
                 "failing_workers": 0,
             },
             "hosted": [],
+            "bucket": None,
             "index": {"error": None},
             "flights": 0,
             "traffic": _traffic(),

@@ -36,7 +36,7 @@ from mirror.errors import (
     UpstreamInvalid,
     UpstreamUnavailable,
 )
-from mirror.ports import ABSENT, Aborted, Expected, NotChanged, ObjectInfo, StoredObject, Version
+from mirror.ports import ABSENT, Aborted, BucketHealth, Expected, NotChanged, ObjectInfo, StoredObject, Version
 
 #: What `fail` and `before` accept.
 VERBS: Final = ("read", "head", "open", "write", "upload", "delete", "abort_uploads", "list", "sign")
@@ -202,6 +202,9 @@ class MemoryBucket:
         fault = self._begin("sign", key)
         self._end(fault)
         return f"https://{_HOST}/{quote(key)}?signature=secret&life={life:g}" if self._signs else None
+
+    def health(self) -> BucketHealth:
+        return BucketHealth(self._now(), reason="the bucket is down") if self.down else BucketHealth()
 
     def close(self) -> None:
         self.closed = True

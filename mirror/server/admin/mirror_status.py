@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,6 +17,7 @@ from mirror.eviction.space import Space
 from mirror.eviction.write_behind import WriteBehind
 from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.quotas import Quotas, ScopeUsage
+from mirror.server.admin.bucket_status import BucketFacts, BucketStatusJson
 from mirror.server.admin.traffic_log import HistoryJson, TrafficJson, TrafficLog, total, traffic_json
 from mirror.server.admin.worker_status import FlightJson, UpstreamJson, WorkerJson, Workers
 from mirror.values.json_types import Bytes, Count, Seconds, about
@@ -63,6 +65,7 @@ class StatusJson(TypedDict):
     workers: list[WorkerJson]
     store: StoreStatusJson
     hosted: list[HostedUsageJson]
+    bucket: Annotated[BucketStatusJson | None, about("Null: there is none.")]
     index: IndexStatusJson
     flights: Annotated[Count, about("Number of downloads in progress, over all workers.")]
     traffic: Annotated[TrafficJson, about("Since the mirror started.")]
@@ -97,6 +100,15 @@ class CachesJson(TypedDict):
     caches: list[CacheJson]
 
 
+@dataclass(frozen=True, slots=True)
+class HostedFacts:
+    """What is known of hosted content; `bucket` is None if it is on the disk."""
+
+    quotas: Quotas
+    damaged: DamagedBlobs
+    bucket: BucketFacts | None
+
+
 class MirrorStatus:
     """Answers for the whole mirror. `caches` returns how full each cache of this process is, by name."""
 
@@ -107,8 +119,7 @@ class MirrorStatus:
         write_behind: WriteBehind,
         workers: Workers,
         traffic: TrafficLog,
-        quotas: Quotas,
-        damaged: DamagedBlobs,
+        hosted: HostedFacts,
         *,
         version: str,
         offline: bool,
@@ -119,8 +130,7 @@ class MirrorStatus:
         self._write_behind = write_behind
         self._workers = workers
         self._traffic = traffic
-        self._quotas = quotas
-        self._damaged = damaged
+        self._hosted = hosted
         self.version = version
         self._offline = offline
         self._caches = caches
@@ -138,10 +148,11 @@ class MirrorStatus:
                 "bytes": size,
                 "limit": limit,
                 "quarantine_bytes": await asyncio.to_thread(self._space.quarantined),
-                "hosted_damaged": await asyncio.to_thread(self._damaged.count),
+                "hosted_damaged": await asyncio.to_thread(self._hosted.damaged.count),
                 "failing_workers": int(await asyncio.to_thread(telemetry.measured, "mirror_store_failing_workers")),
             },
-            "hosted": usage_json(await self._quotas.usage()),
+            "hosted": usage_json(await self._hosted.quotas.usage()),
+            "bucket": await bucket.status(await self._workers.buckets()) if (bucket := self._hosted.bucket) else None,
             "index": {"error": self._write_behind.trouble},
             "flights": len(await self._workers.flights()),
             "traffic": traffic_json(await asyncio.to_thread(total)),

@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.fills.flights import Flights
+from mirror.ports import BucketHealth
 from mirror.values.json_types import Bytes, Count, Seconds, Timestamp, about
 from mirror.values.timestamps import moment
 
@@ -103,6 +104,7 @@ class WorkerStatus:
     started: float
     flights: Sequence[FlightJson]
     upstreams: Sequence[UpstreamStatus]
+    bucket: BucketHealth | None = None
 
 
 _STATUS: Final = TypeAdapter(WorkerStatus)
@@ -185,11 +187,13 @@ class Workers:
         flights: Flights,
         upstreams: Callable[[], list[UpstreamStatus]],
         *,
+        bucket: Callable[[], BucketHealth | None] = lambda: None,
         look: Callable[[], None] = lambda: None,
     ) -> None:
         self._board = board
         self._flights = flights
         self._upstreams = upstreams
+        self._bucket = bucket
         self._look = look
         self._started = time.time()
         self._published: WorkerStatus | None = None
@@ -240,7 +244,7 @@ class Workers:
             }
             for flight in list(self._flights.active())[:_MOST]
         ]
-        return WorkerStatus(os.getpid(), self._started, flights, self._upstreams())
+        return WorkerStatus(os.getpid(), self._started, flights, self._upstreams(), self._bucket())
 
     async def _all(self) -> list[WorkerStatus]:
         every = [self._own()]
@@ -271,6 +275,10 @@ class Workers:
                 known["size"] = flight["size"] if known["size"] is None else known["size"]
                 known["filling"] = known["filling"] or flight["filling"]
         return list(merged.values())
+
+    async def buckets(self) -> list[BucketHealth]:
+        """How the bucket has answered each worker. Raises `StoreError`."""
+        return [status.bucket for status in await self._all() if status.bucket is not None]
 
     async def upstreams(self) -> list[UpstreamJson]:
         """The upstreams by name: the worst state that any worker knows of each address, and the latest budget. Raises

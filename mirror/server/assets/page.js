@@ -150,6 +150,22 @@ const nameInPath = (image) => image.split("/").map(encodeURIComponent).join("/")
 
 let limit = 0;
 
+/** What there is to say of the bucket. */
+function behind(bucket) {
+  if (!bucket) return "";
+  const states = {
+    ok: "answers",
+    throttled: "asks for fewer requests",
+    refusing: "refuses the mirror",
+    unfit: "cannot have hosted content",
+    down: "does not answer",
+  };
+  const reason = bucket.reason ? `: ${bucket.reason}` : "";
+  const overtaken = bucket.reads_only ? "; another mirror uses it" : "";
+  const listed = bucket.records_complete ? "" : "; its records are being listed";
+  return `; the bucket ${bucket.address} ${states[bucket.state]}${reason}${overtaken}${listed}`;
+}
+
 function showStatus(status) {
   const sealed = status.offline ? ", sealed" : "";
   const workers = status.workers.length;
@@ -169,7 +185,7 @@ function showStatus(status) {
   const aside = status.store.quarantine_bytes ? `; ${bytes(status.store.quarantine_bytes)} of damaged blobs set aside: check the disk` : "";
   const failing = status.store.failing_workers ? "; the last write failed: blobs are passed on without being stored" : "";
   const index = status.index.error ? `; the index is not used: ${status.index.error}` : "";
-  put("fullness-text", `${full} in ${status.store.root}${aside}${failing}${index}`);
+  put("fullness-text", `${full} in ${status.store.root}${aside}${failing}${index}${behind(status.bucket)}`);
 }
 
 function showFlights({ flights }) {

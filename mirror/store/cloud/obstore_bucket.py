@@ -24,7 +24,7 @@ import obstore
 
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BucketUnavailable, RecordChanged, StoreError, UpstreamInvalid
-from mirror.ports import ABSENT, Aborted, Expected, NotChanged, ObjectInfo, StoredObject, Version
+from mirror.ports import ABSENT, Aborted, BucketHealth, Expected, NotChanged, ObjectInfo, StoredObject, Version
 from mirror.store.cloud.clouds import PART, PARTS
 from mirror.store.cloud.obstore_body import ObstoreBody
 from mirror.store.cloud.obstore_errors import Failure, Kind
@@ -387,6 +387,9 @@ class ObstoreBucket:
             # credentials that can do everything but sign, such as an access signature; the text may have the URL in it
             telemetry.log.debug("bucket cannot sign", bucket=self._sender.name, reason=type(error).__name__)
             return None
+
+    def health(self) -> BucketHealth:
+        return self._sender.health()
 
     def close(self) -> None:
         self._stores.close()

@@ -23,6 +23,7 @@ from typing import Final
 from mirror import telemetry
 from mirror.aio.token_bucket import TokenBucket
 from mirror.errors import BucketUnavailable
+from mirror.ports import BucketHealth
 
 #: So many requests in a row without an answer, whoever sent them, begin an outage.
 _FAILURES: Final = 3
@@ -55,6 +56,8 @@ class RequestGate:
         self._failures = 0
         self._reason = ""
         self._down_since: float | None = None
+        #: The same in epoch seconds.
+        self._down_at = 0.0
         self._try_at = 0.0
         self._trying = False
         self._pause = _FIRST_PAUSE
@@ -71,6 +74,13 @@ class RequestGate:
     def is_down(self) -> bool:
         """True during an outage."""
         return self._down_since is not None
+
+    def health(self) -> BucketHealth:
+        """See `Bucket.health`."""
+        with self._lock:
+            if self._down_since is not None:
+                return BucketHealth(self._down_at, reason=self._reason)
+            return BucketHealth(throttles=self._throttled)
 
     def enter(self, deadline: float, cost: int = 1) -> int:
         """Wait until a request may be sent; returns a ticket, which the caller hands back with the result.
@@ -136,7 +146,7 @@ class RequestGate:
             if begins and self._failures < _FAILURES:
                 return
             if begins:
-                self._down_since = now
+                self._down_since, self._down_at = now, time.time()
             else:
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             self._try_at, self._trying = now + self._pause, False

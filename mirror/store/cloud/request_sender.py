@@ -6,11 +6,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, TypeVar
 
 from mirror import telemetry
 from mirror.errors import BucketDenied, BucketUnavailable, MirrorError
+from mirror.ports import BucketHealth
 from mirror.store.cloud.clouds import CloudStores, CloudTraits
 from mirror.store.cloud.obstore_errors import ANSWERS, PASSING, Failure, Kind, failure_of
 from mirror.store.cloud.request_gate import RequestGate
@@ -62,7 +63,7 @@ class RequestSender:
     wait: Callable[[float], None] = time.sleep
     at_once: int = 32
     _calls: _Calls = field(init=False, repr=False)
-    _refused: set[str] = field(default_factory=set)
+    _refused: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
@@ -173,7 +174,7 @@ class RequestSender:
             )
             with self._lock:
                 begins = operation not in self._refused
-                self._refused.add(operation)
+                self._refused[operation] = message
             if begins:
                 telemetry.log.error("bucket refuses", bucket=self.name, operation=operation, reason=message)
             raise BucketDenied(message)
@@ -183,10 +184,17 @@ class RequestSender:
             raise BucketUnavailable(f"{self.name} throttles the mirror ({failure.reason})")
         raise BucketUnavailable(f"{self.name} failed to {operation}: {failure.reason}")
 
+    def health(self) -> BucketHealth:
+        """See `Bucket.health`."""
+        health = self.gate.health()
+        with self._lock:
+            refused = dict(self._refused)
+        return replace(health, refuses=tuple(sorted(refused)), reason=health.reason or next(iter(refused.values()), ""))
+
     def _accepted(self, operation: str) -> None:
         if operation in self._refused:
             with self._lock:
                 ends = operation in self._refused
-                self._refused.discard(operation)
+                self._refused.pop(operation, None)
             if ends:
                 telemetry.log.info("bucket no longer refuses", bucket=self.name, operation=operation)

@@ -102,6 +102,14 @@ class BucketOwner:
         """True if this is the right bucket, and what is remembered of it counts. Quick."""
         return bool(self._id)
 
+    @property
+    def is_overtaken(self) -> bool:
+        """True if another mirror is known to use the bucket. Quick."""
+        try:
+            return self.is_confirmed and (not self._nonce or self._memory_nonce() != self._nonce)
+        except StoreError:
+            return False
+
     def confirm(self) -> None:
         """See that this is the right bucket, and take it over if this is a server. Quick once that is done."""
         if self._id:
@@ -300,6 +308,7 @@ class OwnedBucket:
         self.upload = _after(owner.must_own, bucket.upload)
         self.delete = _after(owner.must_own, bucket.delete)
         self.abort_uploads = _after(owner.must_own, bucket.abort_uploads)
+        self.health = bucket.health
 
     def __repr__(self) -> str:
         return f"<OwnedBucket {self._owner!r}>"

@@ -14,6 +14,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from mirror.ports import (
     Aborted,
     Body,
     Bucket,
+    BucketHealth,
     Expected,
     NotChanged,
     ObjectInfo,
@@ -134,6 +136,10 @@ class ProbedBucket:
 
     def sign(self, key: str, life: float) -> str | None:
         return self._bucket.sign(key, life)
+
+    def health(self) -> BucketHealth:
+        health = self._bucket.health()
+        return replace(health, is_unfit=True, reason=health.reason or self._reason) if self._reason else health
 
     def close(self) -> None:
         self._bucket.close()

@@ -1,0 +1,47 @@
+"""What the mirror says of its bucket."""
+
+from __future__ import annotations
+
+import pytest
+
+from mirror.cli.status import describe_bucket
+from mirror.ports import BucketHealth
+from mirror.server.admin.bucket_status import BucketFacts, state_of
+
+DOWN = BucketHealth(1_700_000_000.0, reason="connection refused")
+
+
+@pytest.mark.parametrize(
+    ("health", "state"),
+    [
+        (BucketHealth(), "ok"),
+        (BucketHealth(throttles=True), "throttled"),
+        (BucketHealth(throttles=True, refuses=("write",), reason="s3:PutObject is needed"), "refusing"),
+        (BucketHealth(is_unfit=True, refuses=("list",)), "unfit"),
+        (DOWN, "down"),
+    ],
+)
+def test_the_worst_is_shown(health: BucketHealth, state: str) -> None:
+    assert state_of(health) == state
+
+
+async def test_the_worker_that_fares_worst_speaks_for_all() -> None:
+    facts = BucketFacts("s3://images", BucketHealth, lambda: False, lambda: True)
+    assert await facts.status([]) == {
+        "address": "s3://images",
+        "state": "ok",
+        "since": None,
+        "reason": None,
+        "reads_only": False,
+        "records_complete": True,
+    }
+    seen = await facts.status([BucketHealth(), DOWN, BucketHealth(throttles=True)])
+    assert (seen["state"], seen["since"], seen["reason"]) == ("down", "2023-11-14T22:13:20Z", "connection refused")
+    said = describe_bucket(seen)
+    assert said == "s3://images does not answer since 2023-11-14T22:13:20Z: connection refused"
+
+
+async def test_what_else_is_wrong_is_said() -> None:
+    facts = BucketFacts("s3://images", BucketHealth, lambda: True, lambda: False)
+    said = describe_bucket(await facts.status([]))
+    assert said == "s3://images answers; another mirror uses it, this one only reads; its records are being listed"
