@@ -121,6 +121,7 @@ def _open_copied(blobs: BucketBlobs, shared: Shared) -> CopiedBlobs:
         touch=intake.touch,
         named=intake.record_copy,
         failed=intake.health.failed,
+        certain=blobs.hosted,
     )
 
 

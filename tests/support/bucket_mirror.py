@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,14 @@ from tests.support.push_client import hosting_mirror
 
 
 @asynccontextmanager
-async def bucket_mirror(root: Path, bucket: MemoryBucket, **more: Any) -> AsyncIterator[LiveMirror]:
-    """Like `hosting_mirror`; `store` in `more` are further settings of the store. Starts once the records are listed,
-    unless the bucket is down.
+async def bucket_mirror(
+    root: Path, bucket: MemoryBucket, *, table: Mapping[str, Any] | None = None, **more: Any
+) -> AsyncIterator[LiveMirror]:
+    """Like `hosting_mirror`; `store` in `more` are further settings of the store, `table` those of `[bucket]`. Starts
+    once the records are listed, unless the bucket is down.
     """
+    if table is not None:
+        more["bucket"] = dict(table)
     store = {"bucket": "s3://memory/site", **more.pop("store", {})}
     with mock.patch("mirror.app.storage.open_bucket", return_value=bucket):
         async with hosting_mirror(root, store=store, **more) as mirror:
