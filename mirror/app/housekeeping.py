@@ -14,7 +14,7 @@ from mirror.aio.batches import batches_in_thread
 from mirror.app.storage import BUCKET_LOCK, LEDGER_LOCK, SCRUB_LOCK, Storage, blob_places, quota_rules, scrub_records
 from mirror.app.stored_records import BucketUse
 from mirror.config import Config
-from mirror.errors import IndexUnavailable, StoreError
+from mirror.errors import BucketUnavailable, IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
 from mirror.graph.damage import restore_hosted
@@ -39,6 +39,8 @@ _COMPARING_SHARE = 0.05
 #: Seconds between two completions of the ledger, and between two updates of its metrics.
 _COMPLETE_EVERY = 3600.0
 _SHOW_EVERY = 15.0
+#: Seconds between two looks whether the bucket has been listed.
+_LOOK_FOR_LIST = 2.0
 #: Seconds between two looks at who uses the bucket, and between two attempts to list it.
 _WATCH_EVERY = 10.0
 #: Seconds between two attempts to take over the work of a worker that died.
@@ -118,7 +120,9 @@ async def _sweep(config: Config, storage: Storage) -> None:
     expired = await asyncio.to_thread(storage.hosted.uploads.sweep, time.time() - config.hosting.upload_timeout)
     if expired.sessions:
         telemetry.log.info("upload sessions expired", sessions=expired.sessions, bytes=expired.bytes)
-    telemetry.HOSTED_DAMAGED.set(await asyncio.to_thread(restore_hosted, storage.store, storage.hosted.blobs))
+    # while the bucket is down, nothing can be repaired in it
+    with suppress(BucketUnavailable):
+        telemetry.HOSTED_DAMAGED.set(await asyncio.to_thread(restore_hosted, storage.store, storage.hosted.blobs))
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
         await asyncio.to_thread(storage.eviction.pinned.digests, time.time())
@@ -127,9 +131,11 @@ async def _sweep(config: Config, storage: Storage) -> None:
 async def _compare(config: Config, storage: Storage, comparisons: ReconcileTimer) -> None:
     began, done = time.monotonic(), False
     try:
+        listed = await asyncio.to_thread(storage.bucket_is_listed)
         async with storage.locks.hold("rebuild"):
-            await reconcile(storage.store, storage.catalog, storage.index, places=blob_places(config, storage))
-        done = True
+            await reconcile(storage.store, storage.stored.evicted, storage.index, places=blob_places(config, storage))
+        # without a list of the bucket, copies of hosted images were not known as such
+        done = listed
     finally:
         comparisons.ended(began, done=done)
 
@@ -149,7 +155,9 @@ async def keep_ledger(config: Config, storage: Storage) -> None:
             pause = _SUCCEED_AFTER
             try:
                 lease = lease or await storage.locks.try_hold(LEDGER_LOCK)
-                if lease:
+                if lease and not await asyncio.to_thread(storage.bucket_is_listed):
+                    pause = _LOOK_FOR_LIST
+                elif lease:
                     due = time.monotonic() - completed_at >= _COMPLETE_EVERY
                     if due or not await asyncio.to_thread(hosted.ledger.is_complete):
                         corrections = await upkeep.complete()

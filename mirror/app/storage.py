@@ -14,6 +14,7 @@ from mirror.app.object_storage.bucket_blobs import BucketBlobs, open_bucket_blob
 from mirror.app.routes import age_rule
 from mirror.app.stored_records import BucketUse, RecordViews, StoredRecords, open_records
 from mirror.config import Config, routing_table
+from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import PinnedContent
 from mirror.eviction.protection import Protection
@@ -149,6 +150,13 @@ class Storage:
     def records(self, kind: str) -> CheckedRecords:
         """The records of one kind, such as `jobs`."""
         return self.stored.json(kind)
+
+    def bucket_is_listed(self) -> bool:
+        """Blocking: False until it is known what a bucket has; True without one. Raises `StoreError`."""
+        try:
+            return self.stored.use is None or self.stored.use.memory.is_complete()
+        except IndexUnavailable as error:
+            raise StoreError(f"what is remembered of the bucket cannot be read: {error}") from error
 
     def check_bucket(self) -> None:
         """Blocking: raises `StoreError` if hosted content is in a bucket that is not the right one any more, or that
