@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "hosting.copy_command": ("copy",),
     "hosting.event_commands": ("events",),
     "hosting.replicate_command": ("replicate",),
+    "hosting.migrate_command": ("migrate",),
     "tags": ("history", "freeze", "unfreeze", "freezes"),
     "pin_commands": ("pin", "unpin", "pins"),
     "image_commands": ("ls", "show", "verify", "misses"),

@@ -25,7 +25,7 @@ The ports, and what implements them (the tests have implementations in memory, i
     buckets.py    Bucket         objects of an object store     store/cloud/obstore_bucket.py
     blob_objects.py  BlobObjects  which of them have blobs      (to come)
     object_books.py  ObjectBook  the bucket's cached blobs      index/cached_book.py
-    migrating.py  MigratedBytes  hosted bytes of one side       (to come)
+    migrating.py  MigratedBytes  hosted bytes of one side       store/hosted/migrated_files.py
                   MigrationJournal  what a migration wrote      index/migration_journal.py
     locking.py    Locks          locks between processes        store/local/locks.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py

@@ -34,6 +34,7 @@
     ├── purges/, traffic/                likewise: recent purges; hits and bytes of the last day
     ├── retention/, pulls/               likewise: rounds and marks of retention; when hosted images were pulled
     ├── admin.sock                       the admin API's socket, unless it is configured elsewhere
+    ├── migration.sqlite                 what `mirror migrate` has written (see `index/migration_journal.py`)
     ├── backed-up                        empty; its time is when the last complete backup of hosted content began
     ├── repositories-added               grows with each new repository: an older list of them is then out of date
     └── repositories/
@@ -150,6 +151,10 @@ class Layout:
     @cached_property
     def record_memory(self) -> Path:
         return self.root / "bucket.sqlite"
+
+    @cached_property
+    def migration(self) -> Path:
+        return self.root / "migration.sqlite"
 
     @cached_property
     def events(self) -> Path:

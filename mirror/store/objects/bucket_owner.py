@@ -189,7 +189,8 @@ class BucketOwner:
             )
         if identity.is_migrating and not self._migrates:
             raise BucketUnfit("a migration to or from this bucket is not finished: run mirror migrate again")
-        if noted is None:
+        if noted is None and not self._migrates:
+            # a migration notes it when it is finished: until then, the disk is the one that counts
             self._note.write(identity.id)
         return identity.id
 

@@ -1,0 +1,1 @@
+"""Puts together what moves content into the store, and between stores."""
