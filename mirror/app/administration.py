@@ -72,7 +72,7 @@ def open_administration(
     """Builds the admin API; `stack` closes what is opened for it."""
     router, table = repositories.router, repositories.upstreams.table
     sync = make_sync(config, storage, router.guarded, open_leases(config, storage, stack), now=now)
-    parse = MemberNames(config, storage.hosted.records.is_taken).parse
+    parse = MemberNames(config, storage.stored.is_taken_now).parse
     replications = open_replications(config, storage, repositories, audit, now)
     kinds = {"prefetch": prefetching(router.guarded, parse), "sync": sync.job, "replicate": replications.job}
     jobs = make_jobs(storage, kinds, now=now)

@@ -21,7 +21,8 @@ from mirror.app.administration import open_administration
 from mirror.app.bucket import make_room_for_waiting
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due
-from mirror.app.housekeeping import fetching_through, keep_bucket, keep_ledger, run_housekeeping, run_scrubs
+from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
+from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket
 from mirror.app.object_storage.redirecting import open_redirects
 from mirror.app.reporting import open_reports
 from mirror.app.repositories import open_repositories
@@ -33,6 +34,7 @@ from mirror.graph.blob_places import BlobPlaces
 from mirror.heartbeat import Heartbeat
 from mirror.inspect.recent_answers import RecentAnswers
 from mirror.policy.clients.networks import Networks
+from mirror.ports import Bucket
 from mirror.prefetch.jobs import Jobs
 from mirror.prefetch.scheduler import SyncScheduler
 from mirror.prefetch.sync import Sync
@@ -106,19 +108,23 @@ async def build(
     *,
     housework: bool = True,
     pulse: Heartbeat | None = None,
+    bucket: Bucket | None = None,
     now: Callable[[], float] = time.time,
 ) -> AsyncIterator[App]:
     """Opens everything that one worker needs, and closes it at the end.
 
     `housework` starts the background tasks of a server; commands do without them. The worker reports through `pulse`
-    that its event loop runs. `now` is the clock, in epoch seconds.
+    that its event loop runs. `bucket` is used in place of the one that is configured. `now` is the clock, in epoch
+    seconds.
 
     Raises `StoreError`, `ConfigError`.
     """
     async with AsyncExitStack() as stack:
         if config.store.bucket is not None:
             make_room_for_waiting()
-        storage = await stack.enter_async_context(open_storage(config, serves=housework, now=now))
+        storage = await stack.enter_async_context(open_storage(config, bucket=bucket, serves=housework, now=now))
+        if housework:
+            await confirm_bucket(storage)
         if config.offline:
             telemetry.log.info("sealed mirror contacts no upstream")
         if housework and config.trace.endpoint:
@@ -170,7 +176,7 @@ async def build(
                 pulls.run(),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
-                *([keep_bucket(storage.bucket, storage.locks.try_hold)] if storage.bucket is not None else []),
+                *([keep_bucket(storage)] if storage.bucket is not None else []),
                 recent.run(),
                 admin.workers.run(),
                 admin.traffic.run(),

@@ -10,9 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from mirror import telemetry
-from mirror.aio.batches import batches_in_thread
-from mirror.app.storage import BUCKET_LOCK, LEDGER_LOCK, SCRUB_LOCK, Storage, blob_places, quota_rules, scrub_records
-from mirror.app.stored_records import BucketUse
+from mirror.app.storage import LEDGER_LOCK, SCRUB_LOCK, Storage, blob_places, quota_rules, scrub_records
 from mirror.config import Config
 from mirror.errors import BucketUnavailable, IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
@@ -21,13 +19,12 @@ from mirror.graph.damage import restore_hosted
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.oci.digest import Digest
-from mirror.ports import Lease, Uploads
+from mirror.ports import Uploads
 from mirror.repository.caches import Caches
 from mirror.repository.protocol import Fetchable
 from mirror.repository.router import Router
 from mirror.store.hosted.backup_folder import last_backup
 from mirror.store.local.recovery import sweep
-from mirror.store.objects.record_listing import RecordListing
 
 #: Seconds between two sweeps of what crashes have left.
 _SWEEP_EVERY = 3600.0
@@ -41,8 +38,6 @@ _COMPLETE_EVERY = 3600.0
 _SHOW_EVERY = 15.0
 #: Seconds between two looks whether the bucket has been listed.
 _LOOK_FOR_LIST = 2.0
-#: Seconds between two looks at who uses the bucket, and between two attempts to list it.
-_WATCH_EVERY = 10.0
 #: Seconds between two attempts to take over the work of a worker that died.
 _SUCCEED_AFTER = 30.0
 
@@ -194,39 +189,6 @@ async def _show_uploads(uploads: Uploads) -> None:
         sessions = await asyncio.to_thread(uploads.sessions)
         telemetry.UPLOADS_OPEN.set(len(sessions))
         telemetry.UPLOADS_OPEN_BYTES.set(sum(session.size for session in sessions))
-
-
-async def keep_bucket(bucket: BucketUse, try_hold: Callable[[str], Awaitable[Lease | None]]) -> None:
-    """Brings what is remembered of the bucket's records up to date at start, and looks whether another mirror has taken
-    the bucket over. One process does it, the one that gets the lock by `try_hold`. Runs until cancelled.
-    """
-    lease, listed, trouble = None, False, ""
-    try:
-        while True:
-            try:
-                lease = lease or await try_hold(BUCKET_LOCK)
-                if lease is not None and not listed:
-                    # whoever takes the bucket over makes what was remembered before worth nothing
-                    await asyncio.to_thread(bucket.owner.confirm)
-                    listing = RecordListing(bucket.bucket, bucket.memory)
-                    async for _ in batches_in_thread(listing.steps(), 1):
-                        pass
-                    listed = listing.is_complete
-                    telemetry.log.info("records of bucket listed", records=listing.listed, changed=listing.changed)
-                elif lease is not None:
-                    await asyncio.to_thread(bucket.owner.watch)
-                trouble = ""
-            except StoreError as error:
-                if str(error) != trouble:
-                    telemetry.log.warning("bucket cannot be looked at", reason=str(error))
-                trouble = str(error)
-            except Exception:
-                # no error may end this task: names would not be known
-                telemetry.log.exception("upkeep of bucket crashed")
-            await asyncio.sleep(_WATCH_EVERY)
-    finally:
-        if lease is not None:
-            lease.release()
 
 
 async def run_scrubs(config: Config, storage: Storage, scrub: Scrub) -> None:

@@ -4,15 +4,18 @@ bucket.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
 from mirror.access.robots import ROBOTS, USES
 from mirror.config import Config, routing_table
-from mirror.errors import StoreError
+from mirror.errors import BucketUnavailable, StoreError
 from mirror.index.record_memory import SqliteRecordMemory
-from mirror.ports import Bucket, Catalog, CheckedRecords, Freezes, HostedRecords, Pins
+from mirror.oci.reference import Repo
+from mirror.ports import Bucket, Catalog, CheckedRecords, Freezes, HostedRecords, Pins, RecordTree
 from mirror.store.local.bucket_note import BucketNote
 from mirror.store.local.change_files import ChangeFiles
 from mirror.store.local.file_tree import FileTree
@@ -82,7 +85,23 @@ class StoredRecords:
     strict: RecordViews
     #: The catalog for eviction: hosted records that cannot be read now count as absent.
     evicted: Catalog
+    hosts: Callable[[str], bool]
     use: BucketUse | None
+
+    def is_taken_now(self, repo: Repo) -> bool:
+        """Like `NameOwners.is_taken`, and never asks the bucket. Raises `StoreError` if the memory does not know it."""
+        if self.use is None or not self.hosts(repo.registry):
+            return self.shown.repositories.is_taken(repo)
+        taken = self.use.tree.name_taken(repo)
+        if taken is None:
+            raise BucketUnavailable(f"it cannot be said now whether {repo} exists")
+        return taken
+
+    async def learn_names(self, repos: Sequence[Repo]) -> None:
+        """Ask the bucket about names of which the memory does not know whether they are taken. Raises `StoreError`."""
+        use = self.use
+        if use is not None and (unknown := [repo for repo in repos if use.tree.name_taken(repo) is None]):
+            await asyncio.to_thread(lambda: [*map(use.tree.learn_name, unknown)])
 
     def json(self, kind: str, reads: Reads = Reads.STRICT) -> CheckedRecords:
         """The JSON records of one kind, such as `jobs`."""
@@ -105,7 +124,8 @@ def open_records(
     views = RecordViews(
         local_catalog(layout), local_repository_records(layout), local_pins(layout), local_freezes(layout)
     )
-    return StoredRecords(layout, views, views, views, views.catalog, None)
+    hosts = routing_table(config).hosts_registry
+    return StoredRecords(layout, views, views, views, views.catalog, hosts, None)
 
 
 def open_use(
@@ -127,6 +147,7 @@ def open_use(
         note,
         disk,
         exclusive,
+        [] if migrates else [entry.name for entry in config.upstream],
         serves=serves,
         is_first=run is None or run.is_first,
         migrates=migrates,
@@ -157,9 +178,10 @@ def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
     hosts, counter = routing_table(config).hosts_registry, ChangeFiles(layout)
 
     def views(reads: Reads, operators: Reads, cached: FileTree | None = None) -> RecordViews:
-        tree = use.tree.view(reads)
+        hosted = use.tree.view(reads)
+        tree: RecordTree = RoutedTree(hosts, hosted=hosted, cached=cached) if cached else hosted
         return RecordViews(
-            RecordCatalog(RoutedTree(hosts, hosted=tree, cached=cached) if cached else tree),
+            RecordCatalog(tree),
             RepositoryRecords(tree, counter),
             PinRecords(_json(use, "pins", operators)),
             FreezeRecords(_json(use, "freezes", operators)),
@@ -170,7 +192,7 @@ def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
     pulled = views(Reads.LENIENT, Reads.REMEMBERED)
     silent = SilentTree(use.tree.view(Reads.REMEMBERED))
     evicted = RecordCatalog(RoutedTree(hosts, hosted=silent, cached=FileTree(layout)))
-    return StoredRecords(layout, shown, pulled, views(Reads.STRICT, Reads.STRICT), evicted, use)
+    return StoredRecords(layout, shown, pulled, views(Reads.STRICT, Reads.STRICT), evicted, hosts, use)
 
 
 def _json(use: BucketUse, kind: str, reads: Reads) -> TreeRecords:

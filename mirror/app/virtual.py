@@ -73,8 +73,18 @@ def open_virtual(
         return await shared.grants.known_size(repo, digest) is not None
 
     some_sealed = config.offline or any(route.offline for route in config.route)
+    is_taken, learn = storage.stored.is_taken_now, storage.stored.learn_names
     parts = {
-        name: VirtualParts(each, storage.hosted.records.is_taken, member, has_tag, may_serve, memory, some_sealed)
+        name: VirtualParts(
+            each,
+            is_taken,
+            member,
+            has_tag,
+            may_serve,
+            memory,
+            some_sealed,
+            learn if storage.bucket is not None else None,
+        )
         for name, each in rules.items()
     }
     return lambda repo: VirtualRepository(repo, parts[repo.registry])

@@ -76,6 +76,17 @@ ENDPOINT_FAILURES: Final = Counter(
 BUCKET_UP: Final = Gauge(
     "mirror_bucket_up", "1 while the bucket answers, 0 while it does not", multiprocess_mode="livemin"
 )
+BUCKET_OURS: Final = Gauge(
+    "mirror_bucket_ours", "1 while no other mirror has taken the bucket over", multiprocess_mode="livemax"
+)
+BUCKET_MEMORY_COMPLETE: Final = Gauge(
+    "mirror_bucket_memory_complete",
+    "1 if all records of the bucket are known by name; 0 while they are being listed",
+    multiprocess_mode="livemax",
+)
+BUCKET_RECORDS: Final = Gauge(
+    "mirror_bucket_listed_records", "Records that the last listing of the bucket has seen", multiprocess_mode="livemax"
+)
 BUCKET_REQUESTS: Final = Counter(
     "mirror_bucket_requests", "Requests to the bucket, by operation and result", ["operation", "result"]
 )

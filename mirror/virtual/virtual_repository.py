@@ -105,6 +105,7 @@ class VirtualParts:
     `is_taken` tells whether a repository exists here or has ever existed; quick, raises `StoreError`. `member` returns
     a member's repository. `has_tag` tells whether a hosted repository has a tag, `may_serve` whether a cached one is
     known to have some content; both may raise `StoreError`. `some_sealed`: some members' repositories may be sealed.
+    `learn` makes `is_taken` able to answer for these repositories; None if it always is.
     """
 
     rules: VirtualRules
@@ -114,6 +115,7 @@ class VirtualParts:
     may_serve: Callable[[Repo, Digest], Awaitable[bool]]
     memory: VirtualMemory
     some_sealed: bool = False
+    learn: Callable[[Sequence[Repo]], Awaitable[None]] | None = None
 
     def answering(self, repo: Repo) -> Answering:
         """Who answers for a virtual repository. Raises `StoreError`."""
@@ -140,6 +142,14 @@ class VirtualRepository:
 
     def __repr__(self) -> str:
         return f"<VirtualRepository {self.repo}>"
+
+    async def learn_names(self) -> None:
+        """To be awaited before anything else if `parts.learn` is set. Raises `StoreError`."""
+        if self.parts.learn is not None:
+            rules = self.parts.rules
+            await self.parts.learn(
+                [one for each in rules.spellings(self.repo.name) for one in rules.hosted_repos(each)]
+            )
 
     def seen_by(self, admission: Admission) -> VirtualRepository:
         """Returns this repository as a caller sees it."""

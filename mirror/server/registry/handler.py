@@ -189,6 +189,8 @@ class RegistryHandler:
         asked: Repo | None = None
         if isinstance(repository, VirtualRepository):
             asked = _note_asked(repository, record)
+            if repository.parts.learn is not None:
+                await repository.learn_names()
             virtual, repository = repository, writable_of(repository, self._access, identity, request, wanted)
         record.repository = str(repository.repo)
         if not is_hosted(repository):
@@ -221,6 +223,8 @@ class RegistryHandler:
         """A pull under a virtual name."""
         asked = _note_asked(virtual, record)
         record.repository = str(asked)
+        if virtual.parts.learn is not None:
+            await virtual.learn_names()
         visitor = VirtualVisitor(self._access, identity, asked, request, wanted, record)
         repository = virtual.seen_by(visitor)
         if wanted.kind is Kind.BLOB:

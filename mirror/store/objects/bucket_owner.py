@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
@@ -26,6 +26,7 @@ from typing import Final, ParamSpec, TypeVar
 from mirror.errors import BucketUnavailable, BucketUnfit, IndexUnavailable, RecordChanged, StoreError
 from mirror.ports import ABSENT, Bucket, NotChanged, RecordMemory, StoredObject, Version
 from mirror.store.local.bucket_note import BucketNote
+from mirror.store.objects.record_tree import DELETED_SIZE, NAMES, says_taken
 from mirror.telemetry import log
 
 P = ParamSpec("P")
@@ -68,20 +69,23 @@ class BucketOwner:
         note: BucketNote,
         disk: str,
         exclusive: Callable[[], AbstractContextManager[None]],
+        upstreams: Collection[str] = (),
         *,
         serves: bool,
         is_first: bool = True,
         migrates: bool = False,
     ) -> None:
-        """`disk` is the id of the local store, `exclusive` a lock of all its processes. `serves`: this is a server,
-        which takes the bucket over; a command writes only where the server of the same disk does. `is_first`: no other
-        process of this server was there before. `migrates`: a bucket that is being migrated to may be used.
+        """`disk` is the id of the local store, `exclusive` a lock of all its processes. A registry of `upstreams` must
+        have no names in the bucket. `serves`: this is a server, which takes the bucket over; a command writes only
+        where the server of the same disk does. `is_first`: no other process of this server was there before.
+        `migrates`: a bucket that is being migrated to may be used.
         """
         self._bucket = bucket
         self._memory = memory
         self._note = note
         self._disk = disk
         self._exclusive = exclusive
+        self._upstreams = upstreams
         self._serves = serves
         self._is_first = is_first
         self._migrates = migrates
@@ -121,12 +125,17 @@ class BucketOwner:
                     self._begin_use(identity)
                 self._id = identity
 
+    @property
+    def owns(self) -> bool:
+        """True if this process may write to the bucket, as far as it knows. Raises `StoreError`."""
+        return bool(self._nonce) and self._memory_nonce() == self._nonce
+
     def must_own(self) -> None:
         """To be called before each write. Quick once the bucket is confirmed. Raises `BucketUnavailable` if another
         mirror uses the bucket.
         """
         self.confirm()
-        if not self._nonce or self._memory_nonce() != self._nonce:
+        if not self.owns:
             raise self._foreign()
 
     def check(self) -> None:
@@ -189,10 +198,22 @@ class BucketOwner:
             )
         if identity.is_migrating and not self._migrates:
             raise BucketUnfit("a migration to or from this bucket is not finished: run mirror migrate again")
+        for registry in self._upstreams:
+            self._refuse_hosted(registry)
         if noted is None and not self._migrates:
             # a migration notes it when it is finished: until then, the disk is the one that counts
             self._note.write(identity.id)
         return identity.id
+
+    def _refuse_hosted(self, registry: str) -> None:
+        """Raises `BucketUnfit` if the registry of an upstream has a name in the bucket: what the name means would
+        depend on the configuration.
+        """
+        for info in self._bucket.list(f"{NAMES}/{registry}/"):
+            found = None if info.size == DELETED_SIZE else self._read(info.key)
+            if found is not None and says_taken(found.content):
+                name = info.key.removeprefix(f"{NAMES}/")
+                raise BucketUnfit(f"{registry} is an upstream, and the bucket has hosted images of it ({name})")
 
     def _create(self, noted: str | None) -> tuple[Identity, Version]:
         there = next((info.key for info in self._bucket.list("") if not info.key.startswith(_PROBES)), None)

@@ -436,7 +436,11 @@ class BucketTree:
             return None
         if row.state is RecordState.DELETED:
             return False
-        return _says_taken(row.content) if row.state is RecordState.LIVE and row.content is not None else None
+        return says_taken(row.content) if row.state is RecordState.LIVE and row.content is not None else None
+
+    def learn_name(self, repo: Repo) -> None:
+        """Ask the bucket whether a name is taken, for `name_taken`. Raises `StoreError`."""
+        self._asks_name(repo)
 
     def take(self, repo: Repo) -> None:
         """Take a name, durable on return. Repeatable, and quick if it is taken. Raises `StoreError`."""
@@ -461,14 +465,14 @@ class BucketTree:
         if found is None and epoch is not None:
             # as long as the memory has no row, no process of this machine has taken it
             self._free[repo] = epoch
-        return found is not None and _says_taken(found.record)
+        return found is not None and says_taken(found.record)
 
     def _set_name(self, repo: Repo, *, taken: bool) -> None:
         key = _name_key(repo)
         content = json.dumps({"state": "taken" if taken else "free", "nonce": secrets.token_hex(8)}).encode()
         for _ in range(_ATTEMPTS):
             found = self._ask(key)
-            said = found is not None and found.record is not None and _says_taken(found.record)
+            said = found is not None and found.record is not None and says_taken(found.record)
             if said is taken:
                 return
             with suppress(RecordChanged):
@@ -483,7 +487,7 @@ class BucketTree:
             if repo is None or row.state is RecordState.DELETED:
                 continue
             if row.state is RecordState.LIVE and row.content is not None:
-                taken = _says_taken(row.content)
+                taken = says_taken(row.content)
             else:
                 taken = self._asks_name(repo)
             if taken:
@@ -498,7 +502,7 @@ def _name_key(repo: Repo) -> str:
     return f"{NAMES}/{repo.registry}/{repo.name.replace('/', _SLASH)}"
 
 
-def _says_taken(content: bytes) -> bool:
+def says_taken(content: bytes) -> bool:
     """True if a record takes its name. A damaged record does: a name must not mean another image because of it."""
     try:
         state = json.loads(content)["state"]

@@ -1,0 +1,135 @@
+"""Work that one process of a server does for the bucket: it looks whether another mirror has taken the bucket over, and
+completes the memory of the records by listings.
+
+    the first look ── the bucket is right and ours ──> a listing, and another some time later ──> one every day
+                   └── another mirror's ──> nothing is written any more, until the server starts again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mirror import telemetry
+from mirror.app.storage import BUCKET_LOCK, Storage
+from mirror.app.stored_records import BucketUse
+from mirror.errors import BucketUnavailable, BucketUnfit, IndexUnavailable, MirrorError, StoreError
+from mirror.store.local.json_records import JsonRecords
+from mirror.store.local.layout import Layout
+from mirror.store.objects.record_listing import RecordListing
+
+#: Seconds between two looks at who uses the bucket.
+_LOOK_EVERY: Final = 10.0
+#: Seconds after the first listing at which another one finds what the mirror that was overtaken wrote until it noticed.
+_AGAIN_AFTER: Final = 60.0
+_LIST_EVERY: Final = 86400.0
+#: Seconds between two notes of the progress of a listing.
+_NOTE_EVERY: Final = 2.0
+#: Seconds between two attempts while the bucket cannot be used.
+_RETRY: Final = 5.0
+#: Seconds for which a start waits for the bucket.
+_START: Final = 15.0
+_KIND: Final = "bucket"
+_LISTING: Final = "listing"
+
+
+async def confirm_bucket(storage: Storage) -> None:
+    """Sees, before a server starts, whether its bucket is the right one; goes on if it does not answer. Raises
+    `BucketUnfit`.
+    """
+    use = storage.bucket
+    if use is None:
+        return
+    confirming = asyncio.ensure_future(asyncio.to_thread(use.owner.confirm))
+    done, _ = await asyncio.wait({confirming}, timeout=_START)
+    if not done:
+        telemetry.log.warning("bucket not confirmed yet", reason=f"no answer within {_START:g} seconds")
+        return
+    if (error := confirming.exception()) is not None:
+        if isinstance(error, BucketUnavailable) and not isinstance(error, BucketUnfit):
+            telemetry.log.warning("bucket not confirmed yet", reason=str(error))
+            return
+        raise error
+
+
+async def keep_bucket(storage: Storage) -> None:
+    """Watches over the bucket for as long as the server runs. All processes confirm it; one of them does the rest."""
+    use = storage.bucket
+    if use is None:
+        return
+    lease, due_at, lists_again, reason = None, 0.0, True, ""
+    try:
+        while True:
+            try:
+                await asyncio.to_thread(use.owner.confirm)
+                lease = lease or await storage.locks.try_hold(BUCKET_LOCK)
+                if lease:
+                    is_ours = await asyncio.to_thread(use.owner.watch)
+                    telemetry.BUCKET_OURS.set(is_ours)
+                    is_complete = await asyncio.to_thread(use.memory.is_complete)
+                    if is_ours and (time.monotonic() >= due_at or not is_complete):
+                        await list_records(storage.layout, use)
+                        due_at = time.monotonic() + (_AGAIN_AFTER if lists_again else _LIST_EVERY)
+                        lists_again = False
+                    telemetry.BUCKET_MEMORY_COMPLETE.set(await asyncio.to_thread(use.memory.is_complete))
+                pause, reason = _LOOK_EVERY, ""
+            except (StoreError, IndexUnavailable) as error:
+                if str(error) != reason:
+                    telemetry.log.warning("bucket records not listed", reason=str(error))
+                pause, reason = _RETRY, str(error)
+            except Exception:
+                # no error may end this task: the records would stay unlisted
+                telemetry.log.exception("bucket upkeep crashed")
+                pause = _LOOK_EVERY
+            await asyncio.sleep(pause)
+    finally:
+        if lease:
+            lease.release()
+
+
+async def list_records(layout: Layout, use: BucketUse) -> RecordListing:
+    """Lists the records of the bucket once, and notes the progress for all processes. Raises `StoreError`."""
+    listing, progress = RecordListing(use.bucket, use.memory), JsonRecords(layout, _KIND)
+    steps, begun_at, noted_at = listing.steps(), time.time(), 0.0
+    telemetry.log.info("bucket records being listed")
+
+    def step() -> bool:
+        return next(steps, False) is None
+
+    while await asyncio.to_thread(step):
+        telemetry.BUCKET_RECORDS.set(listing.listed)
+        if time.monotonic() - noted_at >= _NOTE_EVERY:
+            noted_at = time.monotonic()
+            await asyncio.to_thread(progress.put, _LISTING, _progress(listing, begun_at, None))
+    telemetry.BUCKET_RECORDS.set(listing.listed)
+    await asyncio.to_thread(progress.put, _LISTING, _progress(listing, begun_at, time.time()))
+    telemetry.log.info(
+        "bucket records listed",
+        records=listing.listed,
+        changed=listing.changed,
+        complete=listing.is_complete,
+        seconds=round(time.time() - begun_at, 1),
+    )
+    return listing
+
+
+def _progress(listing: RecordListing, begun_at: float, ended_at: float | None) -> Mapping[str, Any]:
+    return {"begunAt": begun_at, "endedAt": ended_at, "listed": listing.listed, "changed": listing.changed}
+
+
+def memory_status(layout: Layout, use: BucketUse) -> Mapping[str, Any]:
+    """What `mirror status` shows of the records in the bucket. Blocking; asks no bucket.
+
+    `complete`: everything is remembered; `ours`: no other mirror has taken the bucket over; `listing`: the last
+    listing, with its times in epoch seconds, `endedAt` None while it runs; None if there was none.
+    """
+    try:
+        complete, ours = use.memory.is_complete(), use.owner.owns
+        listing = JsonRecords(layout, _KIND).get(_LISTING)
+    except MirrorError:
+        return {"id": use.owner.id, "complete": None, "ours": None, "listing": None}
+    if listing is not None:
+        listing.pop("key", None)
+    return {"id": use.owner.id, "complete": complete, "ours": ours, "listing": listing}
