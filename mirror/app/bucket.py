@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from mirror import __version__
+from mirror import __version__, telemetry
 from mirror.config import BucketSettings, Config
+from mirror.errors import BucketUnavailable, BucketUnfit, ConfigError
 from mirror.values.bucket_address import BucketAddress, parse_bucket
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
     from mirror.store.cloud.clouds import CloudStore, CloudTraits, StoreMaker
     from mirror.store.cloud.key_files import KeyFiles
+    from mirror.store.cloud.obstore_bucket import ObstoreBucket
     from mirror.store.cloud.raw_s3 import RawS3
+    from mirror.store.objects.bucket_check import BucketCheck
     from mirror.store.objects.bucket_probe import ProbedBucket
 
 #: Calls of the bucket that wait at the same time in one process; each takes a thread.
@@ -31,21 +35,52 @@ _RENEWED: Final = 300.0
 _NO_PROXY: Final[ClientConfig] = {"proxy_url": "http://127.0.0.1:1", "proxy_excludes": "0.0.0.0/0,::/0,*"}
 
 
-def open_bucket(config: Config) -> ProbedBucket | None:
-    """The bucket of `store.bucket`, which is first asked when it is first used; None if there is none.
+def open_bucket(config: Config, *, probe: bool = False) -> ProbedBucket | None:
+    """The bucket of `store.bucket`, which is first asked when it is first used; None if there is none. To be opened in
+    the process that uses it. The limit of requests is shared by the workers: each has its part.
 
-    To be opened in the process that uses it. The limit of requests is shared by the workers: each has its part.
+    `probe`, for servers, asks at once whether the bucket can keep hosted content. Blocking then. If it does not answer,
+    or refuses the mirror, it is opened all the same, and probed by the first change of hosted content. Raises
+    `ConfigError` if it is unfit.
     """
     if config.store.bucket is None:
         return None
     # imported here: without a bucket, the library costs memory and time for nothing
+    from mirror.store.objects.bucket_probe import ProbedBucket
+
+    bucket = ProbedBucket(_open(config, config.store.bucket))
+    if probe:
+        _probe(bucket)
+    return bucket
+
+
+def _probe(bucket: ProbedBucket) -> None:
+    try:
+        bucket.probe()
+    except BucketUnfit as error:
+        telemetry.log.error("bucket refused", reason=str(error))
+        raise ConfigError([f"store.bucket: {error}; hosted content would be lost in it"]) from error
+    except BucketUnavailable as error:
+        telemetry.log.warning("bucket not probed", reason=str(error))
+
+
+def try_bucket(config: Config) -> list[BucketCheck]:
+    """Everything that the mirror needs of its bucket, tried; empty if there is none. Blocking."""
+    if config.store.bucket is None:
+        return []
+    from mirror.store.objects.bucket_check import check_bucket
+
+    with closing(_open(config, config.store.bucket)) as bucket:
+        return check_bucket(bucket, safety=bucket)
+
+
+def _open(config: Config, url: str) -> ObstoreBucket:
     from mirror.store.cloud.clouds import CloudStores, TimeLimits
     from mirror.store.cloud.obstore_bucket import ObstoreBucket
     from mirror.store.cloud.request_gate import RequestGate
     from mirror.store.cloud.request_sender import RequestSender
-    from mirror.store.objects.bucket_probe import ProbedBucket
 
-    settings, address = config.bucket, parse_bucket(config.store.bucket)
+    settings, address = config.bucket, parse_bucket(url)
     traits, make, keys = _cloud(settings, address)
     stores = CloudStores(
         make,
@@ -55,14 +90,13 @@ def open_bucket(config: Config) -> ProbedBucket | None:
     )
     rate = settings.requests_per_second / config.server.workers or None
     sender = RequestSender(str(address), traits, stores, RequestGate(str(address), rate), at_once=_AT_ONCE)
-    bucket = ObstoreBucket(
+    return ObstoreBucket(
         sender,
         raw=_raw(settings, address, keys) if keys is not None else None,
         storage_class=settings.storage_class,
         unsigned=not settings.sign_payload,
         longest_signature=_longest_signature(settings),
     )
-    return ProbedBucket(bucket)
 
 
 def make_room_for_waiting() -> None:

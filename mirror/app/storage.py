@@ -182,7 +182,7 @@ def open_disk(config: Config, bucket: Bucket | None = None, *, serves: bool = Fa
     """The store's files, and its bucket, if it has one: `bucket`, or the one that is configured. Blocking. Raises
     `StoreError`, `ConfigError`.
     """
-    bucket = bucket or open_bucket(config)
+    bucket = bucket or open_bucket(config, probe=serves)
     layout = Layout(config.store.root)
     store = LocalStore(layout)
     stored = open_records(config, layout, store.id, bucket, serves=serves)

@@ -145,15 +145,20 @@ def worker(
 @application.command()
 def check(
     config: ConfigFile = None,
-    online: Annotated[bool, typer.Option("--online", help="Also contact each registry, with its credentials.")] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Also contact each registry, and try all that is needed of the bucket.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a configuration and report every mistake in it, and every pin or freeze that cannot be read."""
+    from mirror.app.bucket import try_bucket
+
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
-    if online and loaded.offline:
+    if online and loaded.offline and loaded.store.bucket is None:
         raise ConfigError(["--online: the mirror is sealed (offline), so no registry may be contacted"])
-    results = asyncio.run(_ask_registries(loaded)) if online else []
+    results = asyncio.run(_ask_registries(loaded)) if online and not loaded.offline else []
+    tried = try_bucket(loaded) if online else []
     try:
         unread = describe_unread(loaded)
     except StoreError as error:
@@ -162,7 +167,8 @@ def check(
         complain(f"mirror: pins and freezes were not checked: {error}")
     if as_json:
         summary = {"upstreams": len(loaded.upstream), "store": str(loaded.store.root)}
-        say_json({**summary, **({"online": [asdict(result) for result in results]} if online else {})})
+        asked = {"online": [asdict(result) for result in results], "bucket": [asdict(each) for each in tried]}
+        say_json({**summary, **(asked if online else {})})
     else:
         sealed = " (none is contacted)" if loaded.offline else ""
         syncs = f", {counted(len(loaded.sync), 'sync rule')}" if loaded.sync else ""
@@ -174,10 +180,14 @@ def check(
             say(f"{'ok    ' if result.ok else 'FAILED'} {result.upstream} ({result.url}): {result.detail}")
             if result.advice:
                 say(f"       {result.advice}")
+        for each in tried:
+            say(f"{'ok    ' if each.ok else 'FAILED'} {loaded.store.bucket}: {each.step}: {each.detail}")
+            if each.advice:
+                say(f"       {each.advice}")
     for warning in [*settings.hints(loaded), *unread, *_check_certificate(loaded)]:
         # not a failure: units and scripts run this check before they start the mirror, which must still serve
         complain(f"mirror: {warning}")
-    if not all(result.ok for result in results):
+    if not all(result.ok for result in [*results, *tried]):
         raise typer.Exit(1)
 
 

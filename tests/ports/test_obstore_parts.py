@@ -103,6 +103,16 @@ def _xml(code: str) -> str:
         (exceptions.GenericError("DeleteObjects request failed for key a: x (code: AccessDenied)"), Kind.DENIED, "Acc"),
         (exceptions.GenericError("DeleteObjects request failed for key a: x (code: SlowDown)"), Kind.THROTTLED, "Slow"),
         (exceptions.GenericError("DeleteObjects request failed for key a: x (code: Other)"), Kind.UNAVAILABLE, "Other"),
+        (
+            exceptions.GenericError(f"{_ANSWER}500 Internal Server Error: {_xml('UnknownError')}"),
+            Kind.CONFLICT,
+            "500 UnknownError",
+        ),
+        (
+            exceptions.GenericError("Generic S3 error: Received non-partial response when range requested"),
+            Kind.INVALID,
+            "it sends the whole object",
+        ),
         (exceptions.GenericError("something new"), Kind.UNAVAILABLE, "something new"),
     ],
 )

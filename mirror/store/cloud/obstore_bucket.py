@@ -291,11 +291,10 @@ class ObstoreBucket:
 
     def _need_not_sign(self) -> bool:
         """Whether uploads may go unsigned. Tried once: some stores do not look at checksums."""
-        if self._unsigned is None and self._raw is not None:
+        if self._unsigned is None:
             with self._lock:
-                key = f"probe/{secrets.token_hex(16)}"
                 try:
-                    self._unsigned = self._raw.refuses_wrong_checksum(key)
+                    self._unsigned = self.refuses_wrong_checksum()
                 except BucketUnavailable:
                     return False
             if not self._unsigned:
@@ -304,8 +303,23 @@ class ObstoreBucket:
                     bucket=self._sender.name,
                     reason="uploads stay signed, whatever bucket.sign_payload says",
                 )
-                self.delete([key])
         return bool(self._unsigned)
+
+    def refuses_wrong_checksum(self) -> bool | None:
+        """See `mirror.store.objects.bucket_check.UploadSafety`."""
+        if self._raw is None:
+            return None
+        key = f"probe/{secrets.token_hex(16)}"
+        try:
+            return self._raw.refuses_wrong_checksum(key)
+        finally:
+            self.delete([key])
+
+    def aborts_uploads(self) -> bool | None:
+        """See `mirror.store.objects.bucket_check.UploadSafety`."""
+        if self._traits.forgets_uploads:
+            return True
+        return None if self._raw is None else self._raw.has_rule_for_uploads()
 
     # --------------------------------------------------------------------------------------- deleting and listing
 

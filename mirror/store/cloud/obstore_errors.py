@@ -67,6 +67,8 @@ _BY_CODE: Final = {
     "TokenRefreshRequired": Kind.DENIED,
     "RequestTimeTooSkewed": Kind.DENIED,
     "InvalidAccessKeyId": Kind.DENIED,
+    # what Ceph says to all but one of those that write a key at the same moment
+    "UnknownError": Kind.CONFLICT,
     "AccessDenied": Kind.DENIED,
     "NoSuchKey": Kind.ABSENT,
     "SlowDown": Kind.THROTTLED,
@@ -133,6 +135,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(_BY_CODE.get(status_or_code, by_status), status_or_code)
     if "Wanted range starting at" in text:
         return Failure(Kind.BEYOND, _first_words(text))
+    if "Received non-partial response" in text:
+        return Failure(Kind.INVALID, "it sends the whole object if a part is asked for")
     if (known := _by_class(error)) is not None:
         return Failure(known, _first_words(text))
     if "token file" in text or "credential" in text.partition("\n")[0].lower():

@@ -176,6 +176,15 @@ class RawS3:
         )
         return answer.status == 400
 
+    def has_rule_for_uploads(self) -> bool | None:
+        """Whether a lifecycle rule of the bucket aborts unfinished uploads. None: this store, or the lack of
+        `s3:GetLifecycleConfiguration`, does not let it be said.
+        """
+        answer = self.call("GET", "", {"lifecycle": ""})
+        if answer.status == 200:
+            return b"AbortIncompleteMultipartUpload" in answer.content
+        return False if b"NoSuchLifecycleConfiguration" in answer.content else None
+
     def _signed(
         self, method: str, host: str, path: str, query: str, hashed: str, headers: Mapping[str, str]
     ) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from mirror.errors import BucketDenied, BucketUnavailable, BucketUnfit, StoreError, UpstreamError
 from mirror.ports import Body, Bucket, StoredObject
@@ -36,6 +36,20 @@ class BucketCheck:
     advice: str = ""
 
 
+class UploadSafety(Protocol):
+    """What a store does about uploads that go wrong. Blocking; each raises `BucketUnavailable`."""
+
+    def refuses_wrong_checksum(self) -> bool | None:
+        """Whether the store refuses bytes that do not match their checksum, where nothing else protects them. None: it
+        cannot be tried with this store, or these credentials.
+        """
+
+    def aborts_uploads(self) -> bool | None:
+        """Whether the store aborts unfinished uploads itself, by a rule of the bucket or always. None: it does not
+        say.
+        """
+
+
 class _NotAsWritten(Exception):
     """The store gave something else than it was given."""
 
@@ -44,12 +58,15 @@ class _NotTried(Exception):
     """Something that comes before it failed."""
 
 
-def check_bucket(bucket: Bucket, *, fetch: Fetch | None = None, now: float | None = None) -> list[BucketCheck]:
+def check_bucket(
+    bucket: Bucket, *, safety: UploadSafety | None = None, fetch: Fetch | None = None, now: float | None = None
+) -> list[BucketCheck]:
     """Try everything, in small objects below `probe/` that are deleted at the end, and one of 8 MiB. Blocking.
 
-    `fetch` follows signed URLs, if clients are redirected to the bucket; `now` is the time in epoch seconds.
+    `safety`: the same bucket, if it can say more about uploads; `fetch` follows signed URLs, if clients are redirected
+    to the bucket; `now` is the time in epoch seconds.
     """
-    proof = _Proof(bucket, fetch, time.time() if now is None else now)
+    proof = _Proof(bucket, safety, fetch, time.time() if now is None else now)
     try:
         return [_tried(step, work) for step, work in proof.steps()]
     finally:
@@ -81,8 +98,9 @@ def _advice(error: Exception) -> str:
 class _Proof:
     """The steps of one check, and the objects that they write."""
 
-    def __init__(self, bucket: Bucket, fetch: Fetch | None, now: float) -> None:
+    def __init__(self, bucket: Bucket, safety: UploadSafety | None, fetch: Fetch | None, now: float) -> None:
         self._bucket = bucket
+        self._safety = safety
         self._fetch = fetch
         self._now = now
         self._small = probe_key()
@@ -96,6 +114,8 @@ class _Proof:
         yield "read a range", self._read_range
         yield "write on conditions", self._write_on_conditions
         yield "upload in parts", self._upload
+        if (safety := self._safety) is not None:
+            yield "checksums", lambda: self._checksums(safety)
         yield "list", self._list
         if (fetch := self._fetch) is not None:
             yield "sign", lambda: self._sign(fetch)
@@ -171,13 +191,26 @@ class _Proof:
             raise _NotAsWritten("an object that was deleted is still there: is it locked, or does the bucket keep it?")
         return "objects were deleted"
 
+    def _checksums(self, safety: UploadSafety) -> str:
+        self._need_object()
+        refuses = safety.refuses_wrong_checksum()
+        if refuses is None:
+            return "uploads are signed; whether the store looks at checksums as well cannot be tried here"
+        if refuses:
+            return "bytes that were changed on the way are refused"
+        return "uploads are protected by their signature only: the store takes bytes that do not match their checksum"
+
     def _unfinished(self) -> str:
-        if self._bucket.abort_uploads(PROBES, self._now - _FORGOTTEN) is None:
-            return (
-                "this store does not list them\nadd a lifecycle rule to the bucket that aborts unfinished uploads after"
-                " a day or two: what is left of uploads that broke off is stored, and billed, until somebody does"
-            )
-        return "they can be listed and aborted"
+        if self._bucket.abort_uploads(PROBES, self._now - _FORGOTTEN) is not None:
+            return "they can be listed and aborted"
+        aborts = self._safety.aborts_uploads() if self._safety is not None else None
+        if aborts:
+            return "they cannot be listed, and a rule of the bucket aborts them"
+        rule = "there is no rule that aborts them" if aborts is False else "whether a rule aborts them cannot be told"
+        return (
+            f"they cannot be listed, and {rule}\nadd a lifecycle rule to the bucket that aborts unfinished uploads"
+            " after a day or two: what is left of uploads that broke off is stored, and billed, until somebody does"
+        )
 
 
 def _rest(body: Body | None) -> bytes | None:
