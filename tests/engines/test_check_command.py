@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -13,6 +14,11 @@ from tests.support.engines.access import BucketAccess
 from tests.support.engines.rclone import Rclone
 from tests.support.engines.s3_engine import BUCKET, S3Engine
 from tests.support.engines.seaweedfs import SeaweedFS
+from tests.support.mirror_process import write_config
+from tests.support.process import ProgramProcess
+
+#: Where the package lies.
+TREE: Final = Path(__file__).resolve().parents[2]
 
 
 def check(access: BucketAccess, folder: Path, *words: str) -> Done:
@@ -81,6 +87,16 @@ def test_a_store_that_ignores_conditions(rclone: Rclone, tmp_path: Path) -> None
     done = check(rclone.access, tmp_path)
     assert done.status == 1
     assert "write on conditions: the object store lets an object be created twice" in done.out
+
+
+def test_a_mirror_does_not_start_with_it(rclone: Rclone, tmp_path: Path) -> None:
+    """Exit status 2, as for every mistake in the configuration, and a line in the log with the reason."""
+    access = rclone.access.below(tmp_path.name)
+    config = write_config(tmp_path, {}, store=f'bucket = "{access.url}"', more=access.table())
+    with ProgramProcess([sys.executable, "-m", "mirror", "serve", "--config", config], cwd=TREE) as process:
+        assert process.wait() == 2
+    assert "created twice" in process.tail()
+    assert '"event":"bucket refused"' in process.tail().replace(": ", ":")
 
 
 @pytest.mark.parametrize("rule", [False, True])
