@@ -342,6 +342,10 @@ def backup(
     loaded = load(config)
     if not loaded.hosted:
         raise ConfigError(["no registry is hosted here: there is no [[hosted]] section, and so nothing to back up"])
+    if loaded.store.bucket is not None:
+        raise ConfigError(
+            ["hosted content is in a bucket: `mirror migrate --to-disk --root …` copies it to another disk"]
+        )
     check_there(loaded)
     disk = open_disk(loaded)
     registries = [entry.name for entry in loaded.hosted]

@@ -77,3 +77,13 @@ def test_a_backup_with_a_problem_fails(config: Path, tmp_path: Path) -> None:
     config.write_text(f'[store]\nroot = "{tmp_path}/store"\n')
     nothing = mirror("backup", str(tmp_path / "backup"), "--config", str(config))
     assert (nothing.status, "no registry is hosted here" in nothing.err) == (2, True)
+
+
+def test_what_is_in_a_bucket_is_not_backed_up_from_the_disk(config: Path, tmp_path: Path) -> None:
+    """The disk has copies of some of it: a backup of that would look complete."""
+    text = config.read_text().replace("[[hosted]]", 'bucket = "s3://images/site"\n[[hosted]]')
+    config.write_text(text + '[bucket]\nendpoint = "http://127.0.0.1:9"\nallow_http = true\n')
+    refused = mirror("backup", str(tmp_path / "backup"), "--config", str(config))
+    assert refused.status == 2
+    assert "in a bucket" in refused.err
+    assert not (tmp_path / "backup").exists()
