@@ -92,7 +92,7 @@ def _open(config: Config, url: str) -> ObstoreBucket:
     sender = RequestSender(str(address), traits, stores, RequestGate(str(address), rate), at_once=_AT_ONCE)
     return ObstoreBucket(
         sender,
-        raw=_raw(settings, address, keys) if keys is not None else None,
+        raw=_raw(settings, address, keys) if address.cloud == "s3" and not settings.anonymous else None,
         storage_class=settings.storage_class,
         unsigned=not settings.sign_payload,
         longest_signature=_longest_signature(settings),
@@ -244,7 +244,9 @@ def _keys(settings: BucketSettings) -> KeyFiles | None:
     return KeyFiles(keys, {name: file for name, file in files.items() if file is not None})
 
 
-def _raw(settings: BucketSettings, address: BucketAddress, keys: KeyFiles) -> RawS3:
+def _raw(settings: BucketSettings, address: BucketAddress, files: KeyFiles | None) -> RawS3:
+    """What sends requests to S3 that the library cannot make, with the same keys."""
+    from mirror.store.cloud.aws_identity import AwsIdentity, WebIdentity, sts_url
     from mirror.store.cloud.raw_s3 import RawS3
 
     region = _region(settings) or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -254,15 +256,32 @@ def _raw(settings: BucketSettings, address: BucketAddress, keys: KeyFiles) -> Ra
     else:
         url = f"{parts.scheme}://{address.name}.{parts.netloc}{parts.path}"
     proxy = settings.secret("proxy")
-    return RawS3(
+    if settings.role is not None and settings.web_identity_token_file is not None:
+        configured = WebIdentity(
+            settings.role,
+            settings.web_identity_token_file,
+            settings.role_session or "registry-mirror",
+            settings.sts_url or sts_url(region),
+        )
+    else:
+        configured = None
+    identity = AwsIdentity(
+        os.environ,
+        region,
+        lambda request: raw.ask(request),
+        web_identity=configured,
+        metadata_url=settings.metadata_url,
+    )
+    raw = RawS3(
         url,
         f"{address.prefix}/" if address.prefix else "",
         region,
-        keys.keys,
+        files.keys if files is not None else identity.keys,
         ca=settings.ca_file.read_text() if settings.ca_file is not None else None,
         proxies=None if proxy == "env" else {} if proxy is None else {"http": proxy, "https": proxy},
         timeout=settings.timeout,
     )
+    return raw
 
 
 def _region(settings: BucketSettings) -> str | None:

@@ -510,3 +510,16 @@ def test_proxies(tmp_path: Path, access: BucketAccess, monkeypatch: pytest.Monke
         bucket = opened_bucket(tmp_path, access, proxy=proxy, **_QUICK)
         with pytest.raises(BucketUnavailable, match="refused"):
             bucket.head("key")
+
+
+def test_keys_of_the_environment(
+    tmp_path: Path, access: BucketAccess, seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve for everything, also for what the library cannot do."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", str(access.settings["access_key"]))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", str(access.settings["secret_key"]))
+    settings = {name: value for name, value in access.settings.items() if name not in ("access_key", "secret_key")}
+    bucket = opened_bucket(tmp_path, BucketAccess(access.url, settings))
+    bucket.write("key", b"1")
+    assert seaweedfs.call("POST", f"/{access.url.removeprefix('s3://')}/left?uploads=").status == 200
+    assert bucket.abort_uploads("", 2e10) == Aborted(1)

@@ -37,8 +37,10 @@ _PART_TIMEOUT: Final = 120.0
 _LONGEST_BODY: Final = timedelta(days=7)
 #: Repetitions of a part of an upload, which obstore makes by itself.
 _PART_RETRIES: Final = timedelta(minutes=3)
-#: New credentials are looked for at most so often, in seconds, if the store refuses those in use.
+#: New credentials are looked for at most so often, in seconds, if the store refuses those in use: at first, and after
+#: that was in vain again and again.
 _RENEWAL: Final = 10.0
+_LONGEST_RENEWAL: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ class CloudStores:
     now: Callable[[], float] = time.monotonic
     _made: dict[str, CloudStore] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _renewed_at: float = float("-inf")
+    _renew_at: float = float("-inf")
+    _renewal: float = _RENEWAL
     _process: int = 0
 
     def __reduce__(self) -> str:
@@ -180,11 +183,16 @@ class CloudStores:
         a moment ago.
         """
         with self._lock:
-            if self.now() - self._renewed_at < _RENEWAL:
+            if self.now() < self._renew_at:
                 return False
-            self._renewed_at = self.now()
+            self._renew_at = self.now() + self._renewal
+            self._renewal = min(self._renewal * 2, _LONGEST_RENEWAL)
             self._made.clear()
             return True
+
+    def accepted(self) -> None:
+        """Note that new credentials were of use."""
+        self._renewal = _RENEWAL
 
     def close(self) -> None:
         """Drop all connections. Repeatable."""

@@ -148,6 +148,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure(Kind.TIMEOUT, f"{where}no answer in time")
     if http is not None and http[1] == "Connect":
         return Failure(Kind.UNAVAILABLE, f"{where}{cause or 'no connection'}", sent=False)
+    if "incorrectly configured region" in text:
+        return Failure(Kind.INVALID, "the bucket is in another region: set region", sent=False)
     if "builder error" in text:
         return Failure(Kind.INVALID, f"{where}http:// is not allowed: set allow_http", sent=False)
     return Failure(Kind.UNAVAILABLE, f"{where}{cause or _first_words(text)}")

@@ -16,13 +16,13 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from html import unescape
 from http.client import HTTPException
 from typing import Final
 from urllib.parse import quote, urlsplit
 
 from mirror.errors import BucketDenied, BucketUnavailable
 from mirror.store.cloud.key_files import S3Keys
+from mirror.store.cloud.s3_xml import text_of
 
 #: No answer is read beyond so many bytes: a page of a listing has at most 1,000 entries.
 _LONGEST: Final = 8 << 20
@@ -60,14 +60,14 @@ class RawS3:
         url: str,
         prefix: str,
         region: str,
-        keys: Callable[[], S3Keys],
+        keys: Callable[[], S3Keys | None],
         *,
         ca: str | None = None,
         proxies: Mapping[str, str] | None = None,
         timeout: float = 15.0,
     ) -> None:
-        """`url` is that of the bucket: `https://host/bucket` or `https://bucket.host`. `ca` has certificates (PEM).
-        `proxies` by scheme; None: those of the environment.
+        """`url` is that of the bucket: `https://host/bucket` or `https://bucket.host`. `keys` returns None if there are
+        none now. `ca` has certificates (PEM). `proxies` by scheme; None: those of the environment.
         """
         self._url = url.rstrip("/")
         self._prefix = prefix
@@ -97,7 +97,7 @@ class RawS3:
     ) -> RawAnswer:
         """Send one request for a key within the prefix; an empty key means the bucket. Blocks for at most the time-out.
 
-        Raises `BucketUnavailable` if there is no answer, or one that asks to come again later.
+        Raises `BucketUnavailable` if there is no answer, or one that asks to come again later, or there are no keys.
         """
         parts = urlsplit(self._url)
         path = parts.path + (f"/{quote(self._prefix + key, safe='/~')}" if key else "/")
@@ -124,25 +124,33 @@ class RawS3:
             raise BucketUnavailable(f"the bucket answers {found.reason}")
         return found
 
+    def ask(self, request: urllib.request.Request) -> bytes:
+        """The body of the answer to a request that somebody else has made, sent the same way. Raises `OSError`."""
+        with self._opener.open(request, timeout=self._timeout) as answer:
+            content: bytes = answer.read(_LONGEST)
+        return content
+
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload] | None:
-        """The unfinished uploads below a prefix. None if the store does not list them.
+        """The unfinished uploads below a prefix. None if the store does not list them, or there are no keys.
 
         Raises `BucketUnavailable`, `BucketDenied`, also while it is iterated.
         """
+        if self._keys() is None:
+            return None
         first = self._page(prefix, {})
         return None if first is None else self._pages(prefix, first)
 
     def _pages(self, prefix: str, page: str) -> Iterator[UnfinishedUpload]:
         while True:
             for entry in re.findall(r"<Upload>(.*?)</Upload>", page, re.DOTALL):
-                key, upload_id, begun = (_text(entry, tag) for tag in ("Key", "UploadId", "Initiated"))
+                key, upload_id, begun = (text_of(entry, tag) for tag in ("Key", "UploadId", "Initiated"))
                 if key.startswith(self._prefix):
                     yield UnfinishedUpload(key.removeprefix(self._prefix), upload_id, _seconds(begun))
             markers = {
-                "key-marker": _text(page, "NextKeyMarker"),
-                "upload-id-marker": _text(page, "NextUploadIdMarker"),
+                "key-marker": text_of(page, "NextKeyMarker"),
+                "upload-id-marker": text_of(page, "NextUploadIdMarker"),
             }
-            if _text(page, "IsTruncated") != "true" or not markers["key-marker"]:
+            if text_of(page, "IsTruncated") != "true" or not markers["key-marker"]:
                 return
             following = self._page(prefix, markers)
             if following is None:
@@ -169,7 +177,7 @@ class RawS3:
 
     def refuses_wrong_checksum(self, key: str) -> bool:
         """Whether the store refuses bytes that do not match their CRC64NVME, if nothing else protects them. Leaves an
-        object at `key` if not.
+        object at `key` if not. Raises `BucketUnavailable`.
         """
         answer = self.call(
             "PUT", key, content=b"probe", headers={"x-amz-checksum-crc64nvme": "AAAAAAAAAAA="}, sign_content=False
@@ -188,7 +196,8 @@ class RawS3:
     def _signed(
         self, method: str, host: str, path: str, query: str, hashed: str, headers: Mapping[str, str]
     ) -> dict[str, str]:
-        keys = self._keys()
+        if (keys := self._keys()) is None:
+            raise BucketUnavailable("there are no keys to sign a request with")
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         scope = f"{moment[:8]}/{self._region}/s3/aws4_request"
         sent = {name.lower(): value.strip() for name, value in headers.items()}
@@ -207,11 +216,6 @@ class RawS3:
             f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
         )
         return sent
-
-
-def _text(xml: str, tag: str) -> str:
-    found = re.search(rf"<{tag}>(.*?)</{tag}>", xml, re.DOTALL)
-    return unescape(found[1]) if found else ""
 
 
 def _seconds(moment: str) -> float:

@@ -111,6 +111,8 @@ class RequestSender:
         while True:
             result, failure = self._once(operation, work, deadline, cost)
             if failure is None:
+                if renewed:
+                    self.stores.accepted()
                 return result  # type: ignore[return-value]
             if failure.kind is Kind.DENIED and not renewed and self.stores.renew():
                 renewed = True
@@ -120,8 +122,10 @@ class RequestSender:
                     self.fail(operation, failure)
                 return settle(failure, earlier)
             earlier.append(failure)
+            # of an upload, the library has repeated each part already
+            retries = min(1, self.stores.retries) if endless else self.stores.retries
             late = not endless and self.now() >= deadline
-            if late or len(earlier) > self.stores.retries:
+            if late or len(earlier) > retries:
                 if failure.kind is Kind.CONFLICT and settle is not None:
                     return settle(failure, earlier)
                 self.fail(operation, failure)
