@@ -9,7 +9,7 @@ client_auth.py      authentication and authorization of clients
 reporting.py        events, and what delivers them
 administration.py   the admin API
 prefetching.py      jobs and sync rules
-moving/             what `mirror import` writes to; migrations between disk and bucket
+import_target.py    what `mirror import` writes to
 client_files.py     the configuration of clients, for the admin API
 housekeeping.py     work that one worker does for all
 

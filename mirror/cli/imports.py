@@ -121,7 +121,7 @@ class _Import:
 
     async def of_layout(self, path: Path, name: str | None, key: Any) -> dict[str, Any]:
         from mirror.app.hosting import open_hosted_imports
-        from mirror.app.moving.import_target import import_target
+        from mirror.app.import_target import import_target
         from mirror.app.storage import blob_places, open_storage
         from mirror.config import routing_table
 
@@ -149,7 +149,7 @@ class _Import:
         self, address: str, opened: Callable[[], AbstractContextManager[RegistryData]], registry: str | None
     ) -> dict[str, Any]:
         from mirror.app.hosting import open_hosted_imports
-        from mirror.app.moving.import_target import import_target
+        from mirror.app.import_target import import_target
         from mirror.app.storage import blob_places, open_storage
         from mirror.config import routing_table
 

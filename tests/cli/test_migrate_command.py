@@ -101,7 +101,7 @@ def migrating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migra
     """Nothing was migrated yet."""
     bucket = MemoryBucket()
     monkeypatch.setattr(
-        "mirror.app.moving.migrating.open_bucket", lambda config: bucket if config.store.bucket else None
+        "mirror.app.object_storage.migrating.open_bucket", lambda config: bucket if config.store.bucket else None
     )
     site = Migrating(tmp_path, bucket)
     site.here().image([LAYER], tag="v1")
@@ -182,7 +182,7 @@ def test_a_backup_goes_into_a_new_bucket(migrating: Migrating, monkeypatch: pyte
     migrating.run("--to-bucket", "--final")
     copy, new = migrating.folder / "copy", MemoryBucket()
     migrating.run("--to-disk", "--root", copy)
-    monkeypatch.setattr("mirror.app.moving.migrating.open_bucket", lambda config: new)
+    monkeypatch.setattr("mirror.app.object_storage.migrating.open_bucket", lambda config: new)
     done = migrating.run("--to-bucket", "--root", copy, "--final")
     assert done.status == 0, done
     migrating.bucket = new
@@ -301,7 +301,7 @@ def test_damage_keeps_it_from_finishing_unless_that_is_allowed(migrating: Migrat
 
 
 @pytest.mark.parametrize("way", ["--to-bucket", "--to-disk"])
-def test_a_final_pass_that_dies_at_its_end_is_run_again(
+def test_134_a_final_pass_that_dies_at_its_end_is_run_again(
     migrating: Migrating, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Between its last steps, neither side is served by a mirror that starts."""

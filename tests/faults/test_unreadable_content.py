@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from mirror.app.building import build
-from mirror.app.moving.import_target import import_target
+from mirror.app.import_target import import_target
 from mirror.app.storage import Storage, make_purge, open_storage
 from mirror.bundles.export import select
 from mirror.bundles.import_plan import plan_images

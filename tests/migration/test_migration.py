@@ -208,8 +208,8 @@ def test_a_target_that_has_images_of_its_own_keeps_them(move: Move) -> None:
 # --------------------------------------------------------------------------------------------- it is interrupted
 
 
-def test_a_pass_that_is_killed_at_any_call_goes_on(tmp_path: Path) -> None:
-    """Row 134. At each moment, what is tagged in the target is whole there; and the next pass finds nobody else."""
+def test_134_a_pass_that_is_killed_at_any_call_goes_on(tmp_path: Path) -> None:
+    """At each moment, what is tagged in the target is whole there; and the next pass finds nobody else."""
     for at in range(1, 2000):
         folder = tmp_path / str(at)
         disk, (bucket, _) = disk_site(folder / "disk"), bucket_site(folder / "bucket")
@@ -256,7 +256,7 @@ def expect_whole(site: Site) -> None:
             assert digest in site.bytes.contents
 
 
-def test_a_source_that_changes_at_any_call_is_the_same_after_the_last_pass(tmp_path: Path) -> None:
+def test_134_a_source_that_changes_at_any_call_is_the_same_after_the_last_pass(tmp_path: Path) -> None:
     """Pushes, deletions and collected bytes while the pass reads; the target is whole all the time."""
     for at in range(1, 2000):
         folder = tmp_path / str(at)

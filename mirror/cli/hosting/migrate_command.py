@@ -14,7 +14,7 @@ import typer
 from mirror import config as settings
 from mirror import telemetry
 from mirror.aio.threads import uninterrupted
-from mirror.app.moving.migrating import MigrationWay, SiteMigration, open_migration
+from mirror.app.object_storage.migrating import MigrationWay, SiteMigration, open_migration
 from mirror.cli.admin_client import ask_if_running
 from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, progress_bars, say, say_json

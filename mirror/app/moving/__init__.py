@@ -1,1 +1,0 @@
-"""Puts together what moves content into the store, and between stores."""
