@@ -199,15 +199,6 @@ def open_disk(config: Config, bucket: Bucket | None = None, *, serves: bool = Fa
     return LocalDisk(layout, store, shown.catalog, shown.pins, shown.freezes, hosted, contents, stored, blobs)
 
 
-def open_stored(config: Config, bucket: Bucket | None = None) -> StoredRecords:
-    """The records alone, for commands that need nothing else. Blocking; the caller closes the bucket, if there is one.
-    Without a bucket nothing is made on the disk. Raises `StoreError`, `ConfigError`.
-    """
-    bucket = bucket or open_bucket(config)
-    layout = Layout(config.store.root)
-    return open_records(config, layout, LocalStore(layout).id if bucket is not None else "", bucket)
-
-
 def open_outbox(config: Config, layout: Layout) -> SqliteOutbox:
     """The outbox of events, which the caller closes."""
     settings = config.events

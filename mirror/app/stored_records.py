@@ -5,17 +5,19 @@ bucket.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from mirror.access.robots import ROBOTS, USES
+from mirror.app.bucket import open_bucket
 from mirror.config import Config, routing_table
 from mirror.errors import BucketUnavailable, StoreError
 from mirror.index.record_memory import SqliteRecordMemory
 from mirror.oci.reference import Repo
 from mirror.ports import Bucket, Catalog, CheckedRecords, Freezes, HostedRecords, Pins, RecordTree
+from mirror.store.local.blobs import LocalStore
 from mirror.store.local.bucket_note import BucketNote
 from mirror.store.local.change_files import ChangeFiles
 from mirror.store.local.file_tree import FileTree
@@ -126,6 +128,20 @@ def open_records(
     )
     hosts = routing_table(config).hosts_registry
     return StoredRecords(layout, views, views, views, views.catalog, hosts, None)
+
+
+@contextmanager
+def stored_records(config: Config) -> Iterator[StoredRecords]:
+    """The records alone, for commands that need nothing else. Without a bucket nothing is made on the disk. Raises
+    `StoreError`, `ConfigError`.
+    """
+    layout, bucket = Layout(config.store.root), open_bucket(config)
+    stored = open_records(config, layout, LocalStore(layout).id if bucket is not None else "", bucket)
+    try:
+        yield stored
+    finally:
+        if stored.use is not None:
+            stored.use.close()
 
 
 def open_use(

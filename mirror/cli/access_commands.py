@@ -26,8 +26,7 @@ from mirror.errors import ConfigError, MirrorError
 from mirror.policy.access_rules import Action
 from mirror.policy.pins import parse_until
 from mirror.policy.routing import RoutingTable
-from mirror.store.local.json_records import JsonRecords
-from mirror.store.local.layout import Layout
+from mirror.ports import CheckedRecords
 from mirror.values.timestamps import moment
 
 
@@ -134,27 +133,30 @@ def token(
         needed = "takes no name" if action is TokenAction.LIST else "needs the name of one robot"
         raise ConfigError([f"{action} {needed}, not {' '.join(names) or 'none'}"])
     check_there(loaded)
-    records, uses = (JsonRecords(Layout(loaded.store.root), kind) for kind in (ROBOTS, USES))
-    match action:
-        case TokenAction.CREATE:
-            check_owner(loaded)
-            grants = _grants(allow or [], patterns, settings.routing_table(loaded))
-            _create(loaded, records, names[0], grants, expires, as_json=as_json)
-        case TokenAction.REVOKE:
-            check_owner(loaded)
-            with audited(loaded, "token-revoke", robot=names[0]):
-                if not revoke_robot(records, uses, names[0]):
-                    raise MirrorError(f"there is no robot {names[0]}")
-            say(f"{names[0]}: revoked")
-        case TokenAction.LIST:
-            found, unread = records.look(read_robot)
-            used = last_uses(uses)
-            ordered = sorted(found, key=lambda robot: robot.name)
-            rows = [_row(robot, used.get(robot.id), time.time()) for robot in ordered]
-            say_json(rows) if as_json else _print_robots(rows)
-            if unread:
-                # after the list, so that the list is not taken for complete; such a robot cannot log in
-                raise MirrorError("\n".join(f"{record.file}: {record.why}" for record in unread))
+    from mirror.app.stored_records import stored_records
+
+    with stored_records(loaded) as stored:
+        records, uses = stored.json(ROBOTS), stored.json(USES)
+        match action:
+            case TokenAction.CREATE:
+                check_owner(loaded)
+                grants = _grants(allow or [], patterns, settings.routing_table(loaded))
+                _create(loaded, records, names[0], grants, expires, as_json=as_json)
+            case TokenAction.REVOKE:
+                check_owner(loaded)
+                with audited(loaded, "token-revoke", robot=names[0]):
+                    if not revoke_robot(records, uses, names[0]):
+                        raise MirrorError(f"there is no robot {names[0]}")
+                say(f"{names[0]}: revoked")
+            case TokenAction.LIST:
+                found, unread = records.look(read_robot)
+                used = last_uses(uses)
+                ordered = sorted(found, key=lambda robot: robot.name)
+                rows = [_row(robot, used.get(robot.id), time.time()) for robot in ordered]
+                say_json(rows) if as_json else _print_robots(rows)
+                if unread:
+                    # after the list, so that the list is not taken for complete; such a robot cannot log in
+                    raise MirrorError("\n".join(f"{record.file}: {record.why}" for record in unread))
 
 
 def _is_pattern(word: str) -> bool:
@@ -187,7 +189,7 @@ def _grants(allow: Sequence[str], patterns: Sequence[str], table: RoutingTable) 
 
 
 def _create(
-    loaded: settings.Config, records: JsonRecords, name: str, grants: list[Grant], expires: str, *, as_json: bool
+    loaded: settings.Config, records: CheckedRecords, name: str, grants: list[Grant], expires: str, *, as_json: bool
 ) -> None:
     now = time.time()
     with _arguments():

@@ -109,14 +109,12 @@ def _parser(loaded: settings.Config) -> Callable[[str], Image]:
     if not loaded.virtual:
         return lambda text: parse_image(text, table)
     # imported here: few configurations have virtual registries, and the files of the store take time to import
+    from mirror.app.stored_records import stored_records
     from mirror.app.virtual import MemberNames
-    from mirror.store.local.layout import Layout
-    from mirror.store.local.local_records import local_repository_records
-
-    names = MemberNames(loaded, local_repository_records(Layout(loaded.store.root)).is_taken)
 
     def parse(text: str) -> Image:
-        image = names.parse(text)
+        with stored_records(loaded) as stored:
+            image = MemberNames(loaded, stored.shown.repositories.is_taken).parse(text)
         written = parse_image(text, table, virtual=True)
         if written.repo != image.repo:
             complain(f"{written.repo} is {image.repo}")

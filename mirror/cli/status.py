@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import typer
@@ -16,6 +17,7 @@ from mirror.cli.admin_client import ask, ask_if_running, target_of
 from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, load, parse_images, say, say_json
 from mirror.cli.store_checks import check_owner, check_there
+from mirror.errors import BucketUnavailable
 from mirror.graph.references import names_of
 from mirror.inspect.as_json import VictimsJson, purged_json, victims_by_image, victims_json
 from mirror.policy.image_names import Image
@@ -62,12 +64,14 @@ def _of_changes(loaded: settings.Config) -> dict[str, Any]:
 
 def _last_round(loaded: settings.Config) -> Mapping[str, Any] | None:
     """The last round of collection of hosted content, of whichever process; None if there was none."""
+    from mirror.app.stored_records import stored_records
     from mirror.collection.collection_replies import collection_json
     from mirror.collection.collector import last_round
-    from mirror.store.local.json_records import JsonRecords
-    from mirror.store.local.layout import Layout
+    from mirror.store.objects.record_tree import Reads
 
-    return collection_json(last_round(JsonRecords(Layout(loaded.store.root), "collection")))["last"]
+    with stored_records(loaded) as stored, suppress(BucketUnavailable):
+        return collection_json(last_round(stored.json("collection", Reads.REMEMBERED)))["last"]
+    return None
 
 
 async def _damaged(loaded: settings.Config) -> Mapping[str, Any]:

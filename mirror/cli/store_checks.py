@@ -11,7 +11,6 @@ from mirror.eviction.record_owners import UnreadableRecordOwners, unread_words
 from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports import Catalog
 from mirror.store.local.layout import Layout
-from mirror.store.local.local_records import local_catalog, local_freezes, local_pins
 
 
 def check_there(loaded: Config) -> None:
@@ -78,6 +77,10 @@ def describe_unread(config: Config) -> list[str]:
     """A sentence about each pin and freeze that cannot be read; empty also if there is no store yet. Changes nothing.
     Raises `StoreError`.
     """
-    layout = Layout(config.store.root)
-    notes = [*local_pins(layout).look()[1], *local_freezes(layout).look()[1]]
-    return unread_words(notes, UnreadableRecordOwners(local_catalog(layout)).find(notes))
+    # imported here: most commands do without it
+    from mirror.app.stored_records import stored_records
+
+    with stored_records(config) as stored:
+        shown = stored.shown
+        notes = [*shown.pins.look()[1], *shown.freezes.look()[1]]
+        return unread_words(notes, UnreadableRecordOwners(shown.catalog).find(notes))

@@ -24,8 +24,6 @@ from mirror.policy.history import pointed_to, recalled
 from mirror.policy.image_names import Image
 from mirror.policy.records import Freeze, Sighting
 from mirror.ports import Catalog
-from mirror.store.local.layout import Layout
-from mirror.store.local.local_records import local_catalog, local_freezes
 from mirror.values.timestamps import format_moment, parse_moment
 
 TagArgument = Annotated[str, typer.Argument(metavar="IMAGE:TAG", help="An image by tag: alpine, quay.io/org/app:1.2")]
@@ -104,14 +102,16 @@ def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
 def freezes(config: ConfigFile = None, as_json: JsonOption = False) -> None:
     """List the frozen tags."""
     loaded = load(config, level="warning")
-    layout = Layout(loaded.store.root)
-    freezes, unread = local_freezes(layout).look()
-    frozen = sorted(freezes, key=lambda freeze: (freeze.repo, freeze.tag))
-    if as_json:
-        say_json([{"image": f"{freeze.repo}:{freeze.tag}", **_freeze_json(freeze)} for freeze in frozen])
-    else:
-        _print_freezes(frozen)
-    refuse_unread(unread, local_catalog(layout))
+    from mirror.app.stored_records import stored_records
+
+    with stored_records(loaded) as stored:
+        freezes, unread = stored.shown.freezes.look()
+        frozen = sorted(freezes, key=lambda freeze: (freeze.repo, freeze.tag))
+        if as_json:
+            say_json([{"image": f"{freeze.repo}:{freeze.tag}", **_freeze_json(freeze)} for freeze in frozen])
+        else:
+            _print_freezes(frozen)
+        refuse_unread(unread, stored.shown.catalog)
 
 
 def _print_freezes(freezes: Sequence[Freeze]) -> None:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from mirror.config import Config
 from mirror.oci.digest import Digest
 from tests.support.live_mirror import LiveMirror, until
 from tests.support.memory_bucket import MemoryBucket
 from tests.support.push_client import hosting_mirror
+
+
+@contextmanager
+def bucket_opened(bucket: MemoryBucket) -> Iterator[None]:
+    """Mirrors and commands of this process have this bucket, if they have one."""
+
+    def opened(config: Config, **_: bool) -> MemoryBucket | None:
+        return bucket if config.store.bucket else None
+
+    with (
+        mock.patch("mirror.app.storage.open_bucket", opened),
+        mock.patch("mirror.app.stored_records.open_bucket", opened),
+    ):
+        yield
 
 
 @asynccontextmanager
@@ -25,7 +40,7 @@ async def bucket_mirror(
     if table is not None:
         more["bucket"] = dict(table)
     store = {"bucket": "s3://memory/site", **more.pop("store", {})}
-    with mock.patch("mirror.app.storage.open_bucket", return_value=bucket):
+    with bucket_opened(bucket):
         async with hosting_mirror(root, store=store, **more) as mirror:
             if not bucket.down:
                 used = mirror.app.storage.bucket
