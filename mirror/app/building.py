@@ -20,7 +20,7 @@ from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.administration import open_administration
 from mirror.app.bucket import make_room_for_waiting
 from mirror.app.client_auth import open_audit, open_gate
-from mirror.app.collecting import collect_when_due
+from mirror.app.collecting import collect_when_due, sweep_when_due
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
 from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket
 from mirror.app.object_storage.redirecting import open_redirects
@@ -171,7 +171,8 @@ async def build(
                 storage.eviction.rounds.run(),
                 run_housekeeping(config, storage),
                 keep_ledger(config, storage),
-                collect_when_due(config, admin.collector),
+                collect_when_due(config, storage, admin.collector),
+                sweep_when_due(config, storage, now),
                 retain_when_due(config, admin.retention),
                 pulls.run(),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
 from mirror import telemetry
 from mirror.access.audit import AuditLog
 from mirror.app.storage import Storage
+from mirror.collection.bucket_sweep import BucketSweeper
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collector import GarbageCollector
 from mirror.collection.grace_clock import GraceClock
 from mirror.config import Config
+from mirror.errors import StoreError
 from mirror.hosting.parts import HostedParts
 from mirror.intake.tag_history import steady_time
 from mirror.policy.hosted.collection import CollectionRules, RegistryRules
+
+#: Seconds between two looks whether the records of the bucket are listed.
+_LOOK_EVERY: Final = 2.0
+#: Threads of a round that wait for a bucket.
+_THREADS: Final = 16
 
 
 def collection_rules(config: Config) -> CollectionRules:
@@ -52,10 +62,51 @@ def open_collector(
         # a walk reads every manifest once: none of them may push others off the disk
         parts = replace(parts, contents=storage.blobs.contents().passing())
     rules, clock = collection_rules(config), grace_clock(config, now)
-    return GarbageCollector(parts, rules, storage.locks, storage.records("collection"), clock, ended=ended)
+    return GarbageCollector(
+        parts,
+        rules,
+        storage.locks,
+        storage.records("collection"),
+        clock,
+        ended=ended,
+        threads=0 if storage.bucket is None else _THREADS,
+        check=storage.check_bucket,
+    )
 
 
-async def collect_when_due(config: Config, collector: GarbageCollector) -> None:
+def open_sweeper(config: Config, storage: Storage, now: Callable[[], float]) -> BucketSweeper | None:
+    """The sweep of the bucket by this process; None without a bucket. `now` is in epoch seconds."""
+    if storage.hosted.sweep is None:
+        return None
+    return BucketSweeper(
+        storage.hosted.sweep,
+        storage.locks,
+        storage.records("collection"),
+        grace_clock(config, now),
+        rate=config.hosting.sweep_rate,
+        check=storage.check_bucket,
+    )
+
+
+async def _until_listed(storage: Storage) -> None:
+    """Returns once it is known what the bucket has, if there is one: nothing can be judged before."""
+    while True:
+        with suppress(StoreError):
+            if await asyncio.to_thread(storage.bucket_is_listed):
+                return
+        await asyncio.sleep(_LOOK_EVERY)
+
+
+async def collect_when_due(config: Config, storage: Storage, collector: GarbageCollector) -> None:
     """Collects every `hosting.collect_every` seconds, if anything is hosted here."""
     if config.hosted and config.hosting.collect_every:
+        await _until_listed(storage)
         await collector.run_when_due(config.hosting.collect_every)
+
+
+async def sweep_when_due(config: Config, storage: Storage, now: Callable[[], float]) -> None:
+    """Sweeps the bucket every `hosting.sweep_every` seconds, if there is one."""
+    sweeper = open_sweeper(config, storage, now)
+    if sweeper is not None and config.hosting.sweep_every:
+        await _until_listed(storage)
+        await sweeper.run_when_due(config.hosting.sweep_every)

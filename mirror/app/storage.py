@@ -193,7 +193,9 @@ def open_disk(config: Config, bucket: Bucket | None = None, *, serves: bool = Fa
         names = HostedNames(layout)
         hosted = HostedDisk(names, LocalUploads(layout, names), *records, ledger, outbox)
         return LocalDisk(layout, store, shown.catalog, shown.pins, shown.freezes, hosted, LocalContents(layout), stored)
-    blobs = open_bucket_blobs(stored.use, store)
+    # a client that was sent to the bucket may read there for a while
+    life = config.bucket.redirect_for if config.bucket.redirect_to else 0.0
+    blobs = open_bucket_blobs(stored.use, store, life=life)
     hosted = HostedDisk(blobs.hosted, LocalUploads(layout, blobs.hosted), *records, ledger, outbox, blobs.sweep)
     contents = blobs.contents()
     return LocalDisk(layout, store, shown.catalog, shown.pins, shown.freezes, hosted, contents, stored, blobs)

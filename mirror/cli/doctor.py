@@ -232,12 +232,7 @@ def _notes(loaded: Config) -> Iterable[Finding]:
         yield Finding("pins", Level.OK, "all pins and freezes can be read")
 
 
-def _hosted(loaded: Config) -> Iterable[Finding]:
-    """What the configuration closes to everybody; of a running mirror, how full hosted registries are, and damage."""
-    for hint in settings.hints(loaded):
-        yield Finding("configuration", Level.WARNING, hint)
-    if not loaded.hosted:
-        return
+def _backup(loaded: Config) -> Iterable[Finding]:
     from mirror.store.hosted.backup_folder import last_backup
     from mirror.store.local.layout import Layout
 
@@ -245,6 +240,18 @@ def _hosted(loaded: Config) -> Iterable[Finding]:
         yield judge_backup(last_backup(Layout(loaded.store.root)), time.time())
     except StoreError as error:
         yield Finding("backup", Level.PROBLEM, str(error))
+
+
+def _hosted(loaded: Config) -> Iterable[Finding]:
+    """What the configuration closes to everybody; of a running mirror, how full hosted registries are, and damage."""
+    for hint in settings.hints(loaded):
+        yield Finding("configuration", Level.WARNING, hint)
+    if not loaded.hosted:
+        return
+    if loaded.store.bucket:
+        yield Finding("backup", Level.OK, "hosted images are in the bucket, of which `mirror backup` makes no copy")
+    else:
+        yield from _backup(loaded)
     try:
         status = ask_if_running(loaded, "GET", "/admin/v1/status")
     except MirrorError as error:

@@ -9,7 +9,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlencode
@@ -219,6 +219,7 @@ def _minute(moment: str) -> str:
 def gc(
     config: ConfigFile = None,
     run: Annotated[bool, typer.Option("--run", help="Do a round of collection first.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Sweep the bucket first, or go on with its sweep.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List what of the hosted content waits to be collected, since when, why, and when it may go."""
@@ -228,6 +229,10 @@ def gc(
         check_owner(loaded)
         with audited(loaded, "collect") as about:
             about |= asyncio.run(_collect(loaded))
+    if sweep:
+        check_owner(loaded)
+        with audited(loaded, "sweep") as about:
+            about |= asyncio.run(_sweep(loaded))
     found = asyncio.run(_look(loaded))
     say_json(found) if as_json else _print(found)
 
@@ -247,6 +252,20 @@ async def _collect(loaded: settings.Config) -> dict[str, object]:
     return {"links": report.links, "blobs": report.blobs, "bytes": report.bytes}
 
 
+async def _sweep(loaded: settings.Config) -> dict[str, object]:
+    from mirror.app.collecting import open_sweeper
+    from mirror.app.storage import open_storage
+
+    async with open_storage(loaded) as storage:
+        sweeper = open_sweeper(loaded, storage, time.time)
+        if sweeper is None:
+            raise MirrorError("there is no bucket to sweep: `[store] bucket` is not set")
+        report = await sweeper.run()
+    if report is None:
+        raise MirrorError("a sweep is running already; it is the server's, or of another command")
+    return {"objects": report.objects, "deleted": report.deleted, "lost": report.lost}
+
+
 async def _look(loaded: settings.Config) -> dict[str, Any]:
     from mirror.app.collecting import collection_rules, open_collector
     from mirror.app.hosting import disk_parts
@@ -257,12 +276,16 @@ async def _look(loaded: settings.Config) -> dict[str, Any]:
 
     async with open_storage(loaded) as storage:
         parts = disk_parts(loaded, storage)
-        last = await asyncio.to_thread(open_collector(loaded, storage, parts, time.time).last)
+        collector = open_collector(loaded, storage, parts, time.time)
+        last = await asyncio.to_thread(lambda: collection_json(collector.last(), collector.last_sweep()))
         unread: list[Unread] = []
+        # only shown: what is remembered of a bucket will do
+        shown, contents = storage.stored.shown, storage.blobs.shown() if storage.blobs else storage.contents
+        parts = replace(parts, contents=contents, catalog=shown.catalog, records=shown.repositories)
         found = await asyncio.to_thread(lambda: list(waiting(parts, collection_rules(loaded), unread)))
     found.sort(key=lambda entry: entry.may_go_at)
     return {
-        **collection_json(last),
+        **last,
         "waiting": [waiting_json(entry) for entry in found],
         "unread": [unread_json(each) for each in unread],
     }
@@ -289,6 +312,18 @@ def _print(found: Mapping[str, Any]) -> None:
         _print_round(last)
     else:
         say("there was no round of collection yet")
+    if swept := found["sweep"]:
+        _print_sweep(swept)
+
+
+def _print_sweep(swept: Mapping[str, Any]) -> None:
+    when = f"ended {swept['ended']}" if swept["ended"] else f"begun {swept['begun']}, {100 * swept['done']:.0f} % done"
+    seen = f"{counted(swept['objects'], 'object')}, {format_size(swept['bytes'])}"
+    say(f"sweep of the bucket: {when}, has seen {seen}, and deleted {format_size(swept['deleted_bytes'])}")
+    if swept["queued"]:
+        say(f"{counted(swept['queued'], 'blob')} of which nothing was known wait to be collected")
+    if swept["lost"]:
+        say(f"{counted(swept['lost'], 'blob')} were not found: see `mirror status --verbose`")
 
 
 def _print_round(last: Mapping[str, Any]) -> None:

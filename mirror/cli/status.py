@@ -46,7 +46,8 @@ def status(
         for part in ("flights", "upstreams"):
             answer[part] = ask(loaded, "GET", f"/admin/v1/{part}")[part]
     if loaded.hosted:
-        answer["collection"] = _last_round(loaded)
+        collection = _collection(loaded)
+        answer |= {"collection": collection["last"], "sweep": collection["sweep"]}
     if verbose:
         found = ask_if_running(loaded, "GET", "/admin/v1/damaged?limit=1000") or asyncio.run(_damaged(loaded))
         answer |= {"damaged": found["damaged"], "damaged_more": found["more"]}
@@ -62,16 +63,18 @@ def _of_changes(loaded: settings.Config) -> dict[str, Any]:
     return {"events": events, "replication": replication, "retention": retention}
 
 
-def _last_round(loaded: settings.Config) -> Mapping[str, Any] | None:
-    """The last round of collection of hosted content, of whichever process; None if there was none."""
+def _collection(loaded: settings.Config) -> Mapping[str, Any]:
+    """The last round of collection of hosted content, and the last sweep of the bucket, of whichever process."""
     from mirror.app.stored_records import stored_records
+    from mirror.collection.bucket_sweep import last_sweep
     from mirror.collection.collection_replies import collection_json
     from mirror.collection.collector import last_round
     from mirror.store.objects.record_tree import Reads
 
     with stored_records(loaded) as stored, suppress(BucketUnavailable):
-        return collection_json(last_round(stored.json("collection", Reads.REMEMBERED)))["last"]
-    return None
+        rounds = stored.json("collection", Reads.REMEMBERED)
+        return collection_json(last_round(rounds), last_sweep(rounds))
+    return {"last": None, "sweep": None}
 
 
 async def _damaged(loaded: settings.Config) -> Mapping[str, Any]:
@@ -142,6 +145,10 @@ def _print_status(status: Mapping[str, Any]) -> None:
         freed, waiting = format_size(last["bytes"]), format_size(last["waiting_bytes"])
         unread = f", {last['unread_count']} unread: see `mirror gc`" if last["unread_count"] else ""
         say(f"collected: {freed} at {last['ended'] or last['begun']}, {waiting} wait{unread}")
+    if sweep := status.get("sweep"):
+        lost = f", {counted(sweep['lost'], 'blob')} not found" if sweep["lost"] else ""
+        done = sweep["ended"] or f"{100 * sweep['done']:.0f} %"
+        say(f"swept:     {counted(sweep['objects'], 'object')}, {format_size(sweep['bytes'])}: {done}{lost}")
     _print_changes(status)
     for upstream in status["upstreams"]:
         _print_upstream(upstream)

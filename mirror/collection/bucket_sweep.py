@@ -11,7 +11,7 @@ which changes nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from mirror import telemetry
@@ -40,14 +40,18 @@ class BucketSweeper:
         clock: GraceClock,
         *,
         rate: float,
+        check: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`sweeps` has the report of the last sweep. `rate` is how many objects are looked at in a second, at most."""
+        """`sweeps` has the report of the last sweep. `rate` is how many objects are looked at in a second, at most.
+        `check` raises `StoreError` if the bucket is perhaps not ours any more.
+        """
         self._sweep = sweep
         self._locks = locks
         self._sweeps = sweeps
         self._clock = clock
         self._rate = rate
+        self._check = check
         self._sleep = sleep
 
     def __repr__(self) -> str:
@@ -71,7 +75,7 @@ class BucketSweeper:
         pages = self._sweep.pages(report.after)
         try:
             while not lease.lost.is_set():
-                page = await uninterrupted(asyncio.to_thread(next, pages, None))
+                page = await uninterrupted(asyncio.to_thread(self._next, pages))
                 if page is None:
                     await uninterrupted(asyncio.to_thread(self._end, report))
                     break
@@ -80,6 +84,10 @@ class BucketSweeper:
         finally:
             pages.close()
         return report
+
+    def _next(self, pages: Iterator[SweptPage]) -> SweptPage | None:
+        self._check()
+        return next(pages, None)
 
     def _note(self, report: SweepReport, page: SweptPage) -> None:
         report.add(page)

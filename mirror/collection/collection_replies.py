@@ -7,6 +7,7 @@ from typing import Annotated
 from typing_extensions import TypedDict
 
 from mirror.collection.collection_report import CollectionReport, Unread, WaitingContent
+from mirror.collection.sweep_report import SweepReport
 from mirror.values.json_types import Bytes, Count, Timestamp, about
 from mirror.values.timestamps import format_moment, moment
 
@@ -52,10 +53,28 @@ class RoundJson(TypedDict):
     unread: Annotated[list[UnreadJson], about("The first of these.")]
 
 
+class SweepJson(TypedDict):
+    """A sweep of the bucket."""
+
+    begun: Timestamp
+    ended: Annotated[Timestamp | None, about("Null: it goes on, or was interrupted and will go on.")]
+    done: Annotated[float, about("Which part of all objects was looked at, from 0 to 1.")]
+    objects: Annotated[Count, about("Objects of hosted blobs.")]
+    bytes: Annotated[Bytes, about("Bytes of these objects.")]
+    deleted: Annotated[Count, about("Objects that were deleted because nothing needs them.")]
+    deleted_bytes: Annotated[Bytes, about("Bytes of these objects.")]
+    queued: Annotated[Count, about("Blobs that the mirror knew nothing of, and that wait to be collected now.")]
+    lost: Annotated[Count, about("Blobs whose object is gone or has another size, or whose state is damaged.")]
+    uploads_aborted: Annotated[
+        Count | None, about("Unfinished uploads that were aborted; null: the store does not let the mirror list them.")
+    ]
+
+
 class CollectionJson(TypedDict):
     """Garbage collection of hosted content."""
 
     last: Annotated[RoundJson | None, about("Null: there was no round yet.")]
+    sweep: Annotated[SweepJson | None, about("The last sweep of the bucket; null: there was none.")]
 
 
 def round_json(report: CollectionReport) -> RoundJson:
@@ -81,9 +100,28 @@ def round_json(report: CollectionReport) -> RoundJson:
     }
 
 
-def collection_json(last: CollectionReport | None) -> CollectionJson:
-    """Returns the form of the last round."""
-    return {"last": None if last is None else round_json(last)}
+def sweep_json(report: SweepReport) -> SweepJson:
+    """Returns the form of a sweep."""
+    return {
+        "begun": format_moment(report.begun_at),
+        "ended": moment(report.ended_at),
+        "done": report.done,
+        "objects": report.objects,
+        "bytes": report.bytes,
+        "deleted": report.deleted,
+        "deleted_bytes": report.deleted_bytes,
+        "queued": report.queued,
+        "lost": report.lost,
+        "uploads_aborted": report.uploads_aborted,
+    }
+
+
+def collection_json(last: CollectionReport | None, sweep: SweepReport | None) -> CollectionJson:
+    """Returns the form of the last round, and of the last sweep."""
+    return {
+        "last": None if last is None else round_json(last),
+        "sweep": None if sweep is None else sweep_json(sweep),
+    }
 
 
 def unread_json(unread: Unread) -> UnreadJson:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from mirror import telemetry
+from mirror.collection.bucket_sweep import last_sweep
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
 from mirror.collection.grace_clock import GraceClock
 from mirror.collection.pace import run_paced
+from mirror.collection.sweep_report import SweepReport
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.hosting.parts import HostedParts
 from mirror.policy.hosted.collection import CollectionRules
@@ -42,8 +45,12 @@ class GarbageCollector:
         *,
         ended: Callable[[CollectionReport], None] = lambda report: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        threads: int = 0,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`rounds` has the report of the last round. `ended` is called with each report of this process."""
+        """`rounds` has the report of the last round. `ended` is called with each report of this process. `threads` wait
+        for a store which is far away (0: it is near), and `check` raises `StoreError` if it is perhaps not ours.
+        """
         self._parts = parts
         self._rules = rules
         self._locks = locks
@@ -51,6 +58,8 @@ class GarbageCollector:
         self._clock = clock
         self._ended = ended
         self._sleep = sleep
+        self._threads = threads
+        self._check = check
 
     def __repr__(self) -> str:
         return f"<GarbageCollector {sorted(self._rules.registries)}>"
@@ -65,10 +74,13 @@ class GarbageCollector:
 
     async def _round(self, lease: Lease) -> CollectionReport:
         report = CollectionReport(self._clock.read().later)
-        steps = collection_round(self._parts, self._rules, self._clock.read, report)
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="collection") if self._threads else None
+        steps = collection_round(self._parts, self._rules, self._clock.read, report, pool=pool, check=self._check)
         try:
             await run_paced(steps, lease, self._sleep)
         finally:
+            if pool is not None:
+                pool.shutdown(wait=False)
             # not in a thread: a cancelled task cannot wait for one
             self._end(report)
         return report
@@ -97,6 +109,12 @@ class GarbageCollector:
     def last(self) -> CollectionReport | None:
         """Blocking: returns the report of the last round of any process; None without one. Raises `StoreError`."""
         return last_round(self._rounds)
+
+    def last_sweep(self) -> SweepReport | None:
+        """Blocking: returns the report of the last sweep of the bucket, whose record is beside that of the rounds; None
+        without one. Raises `StoreError`.
+        """
+        return last_sweep(self._rounds)
 
     async def run_when_due(self, every: float) -> None:
         """Does a round `every` seconds after the end of the last one. Runs until cancelled."""

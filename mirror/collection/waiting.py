@@ -27,7 +27,7 @@ def waiting(parts: HostedParts, rules: CollectionRules, unread: list[Unread]) ->
             _note_unread(parts, repo, unread)
     for record in parts.blobs.all_queued():
         try:
-            size = parts.blobs.hosted(record.digest).size
+            size = parts.contents.stat(record.digest).size
         except BlobUnknown:
             continue
         yield waiting_bytes(record, size, rules.grace)

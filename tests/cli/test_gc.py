@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from mirror.collection.sweep_report import SweepReport
 from mirror.errors import BlobUnknown
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
+from mirror.ports import Leftovers
 from mirror.store.hosted.blob_names import HostedNames
+from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.local_records import local_repository_records
 from mirror.store.local.locks import locked
 from tests.support.command import CommandSite, Done
@@ -58,7 +61,7 @@ def site(tmp_path: Path) -> _Site:
 def test_it_tells_what_waits_and_collects(site: _Site) -> None:
     """Without a grace time, the third round deletes the bytes."""
     before = site.gc("--json").json
-    assert before == {"last": None, "waiting": [], "unread": []}
+    assert before == {"last": None, "sweep": None, "waiting": [], "unread": []}
     [waiting] = site.gc("--run", "--json").json["waiting"]
     assert (waiting["kind"], waiting["repository"], waiting["why"]) == ("link", str(_APP), "no manifest names it")
     [waiting] = site.gc("--run", "--json").json["waiting"]
@@ -82,6 +85,29 @@ def test_status_shows_the_last_round(site: _Site) -> None:
     assert site.run("status", "--json").json["collection"]["waiting_bytes"] == 5
     [line] = [line for line in site.run("status").out.splitlines() if "collected:" in line]
     assert "5 B wait" in line
+
+
+def test_there_is_no_bucket_to_sweep(site: _Site) -> None:
+    """The command says what is missing."""
+    done = site.gc("--sweep")
+    assert done.status != 0
+    assert "`[store] bucket` is not set" in done.err
+
+
+def test_the_last_sweep_is_shown(site: _Site) -> None:
+    """How far it has come, and what it found."""
+    report = SweepReport(time.time(), after="hosted/sha256/40/x", objects=1200, bytes=5000, deleted=1, deleted_bytes=7)
+    report.lost = 2
+    JsonRecords(site.layout, "collection").put("sweep", report.to_json())
+    shown = site.gc().out
+    assert "25 % done, has seen 1200 objects, 5 kB, and deleted 7 B" in shown
+    assert "2 blobs were not found" in shown
+    [line] = [line for line in site.run("status").out.splitlines() if "swept:" in line]
+    assert line.endswith("1200 objects, 5 kB: 25 %, 2 blobs not found")
+    assert site.gc("--json").json["sweep"]["done"] == 0.25
+    report.end(time.time(), Leftovers(3, 0))
+    JsonRecords(site.layout, "collection").put("sweep", report.to_json())
+    assert site.run("status", "--json").json["sweep"]["uploads_aborted"] == 3
 
 
 def test_the_grace_time_is_kept(site: _Site) -> None:

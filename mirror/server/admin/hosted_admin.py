@@ -272,8 +272,8 @@ class HostedAdmin:
     # -------------------------------------------------------------------------------------------------- collection
 
     async def collection(self) -> CollectionJson:
-        """The last round of garbage collection. Raises `StoreError`."""
-        return collection_json(await asyncio.to_thread(self._collector.last))
+        """The last round of garbage collection, and the last sweep of the bucket. Raises `StoreError`."""
+        return await asyncio.to_thread(lambda: collection_json(self._collector.last(), self._collector.last_sweep()))
 
     async def collect(self) -> RoundJson:
         """Does a round. Raises `AlreadyRunning`, `StoreError`."""

@@ -13,7 +13,7 @@ compare-and-set of a state that was just read. Ages are those that the clock of 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -74,10 +74,10 @@ class HostedSweep:
             # behind all keys of the blob
             page.after = max((info.key for info in objects.values()), default=hosted_key(digest, "0" * 16))
             if number % self._page == 0:
-                self._bucket.delete(old)
+                self._delete(old)
                 yield page
                 page, old = SweptPage(page.after), []
-        self._bucket.delete(old)
+        self._delete(old)
         yield page
 
     def _store_time(self) -> float:
@@ -89,6 +89,10 @@ class HostedSweep:
         if found is None:
             raise BucketUnavailable("the bucket does not have what was just written")
         return found.changed_at
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        if keys:
+            self._bucket.delete(keys)
 
     def _look(self, digest: Digest, objects: _Objects, before: float, page: SweptPage, old: list[str]) -> None:
         try:
@@ -143,7 +147,7 @@ class HostedSweep:
             telemetry.log.warning("unfinished uploads not listed", reason=str(error))
             aborted = None
         probes = [info.key for info in self._bucket.list(PROBES) if info.changed_at < before]
-        self._bucket.delete(probes)
+        self._delete(probes)
         self._drop_marks()
         return Leftovers(aborted.uploads if aborted else None, len(probes))
 
