@@ -32,6 +32,7 @@ _FOLDERS: Final = (
     "single",
     "hosted",
     "hosted-app",
+    "bucket",
     "replicas",
     "replicas-front",
     "monitoring",
@@ -244,6 +245,32 @@ def test_what_is_hosted_is_not_lost(hosted: list[Object], tmp_path: Path) -> Non
     assert container["args"] == ["backup", f"{at['backup']}/mirror", "--config", f"{at['config']}/mirror.toml"]
     wanted = {mount["name"]: mount["mountPath"] for mount in mirrors["containers"][0]["volumeMounts"]}
     assert wanted.items() <= at.items()
+
+
+def test_a_mirror_with_a_bucket_has_no_volume(tmp_path: Path) -> None:
+    """One pod at a time, whose disk goes with it; its cache fits into that disk."""
+    objects = render(_ROOT / "k8s/bucket")
+    assert not {"StatefulSet", "PersistentVolumeClaim", "StorageClass", "CronJob"} & {one["kind"] for one in objects}
+    spec = only(objects, "Deployment", "mirror")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    pod = spec["template"]["spec"]
+    [disk] = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "store"]
+    config = configuration(objects, tmp_path)
+    assert config.store.bucket is not None
+    assert hints(config) == []
+    volume = int(disk["sizeLimit"].removesuffix("Gi")) << 30
+    assert parse_capacity(config.store.capacity).of(volume) < 0.9 * volume
+    [container] = pod["containers"]
+    assert int(container["resources"]["limits"]["ephemeral-storage"].removesuffix("Gi")) << 30 > volume
+    # the pod of the other overlays, but for the disk
+    [other] = only(render(_ROOT / "k8s/hosted"), "StatefulSet", "mirror")["spec"]["template"]["spec"]["containers"]
+    assert {**container, "resources": None, "volumeMounts": None} == {
+        **other,
+        "resources": None,
+        "volumeMounts": None,
+    }
+    before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > before + config.server.drain_timeout + 10
 
 
 def test_an_app_is_pulled_with_the_secret_that_the_page_makes(hosted: list[Object]) -> None:
