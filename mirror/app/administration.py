@@ -109,7 +109,13 @@ def open_administration(
     retention = open_retention(config, storage, verbs.parts, now, audit)
     hosted = HostedAdmin(
         deletions,
-        CachedCopies(storage.store, storage.catalog, storage.eviction.evictor, table),
+        CachedCopies(
+            storage.store,
+            storage.catalog,
+            storage.eviction.evictor,
+            table,
+            storage.bucket_cache.purge if storage.bucket_cache else None,
+        ),
         damaged,
         table,
         keep_deleted,

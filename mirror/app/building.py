@@ -167,6 +167,7 @@ async def build(
             if pulls.asked:
                 stack.callback(telemetry.listen(pulls.listen))
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)
+            pinned = storage.eviction.pinned
             for work in (
                 storage.eviction.rounds.run(),
                 run_housekeeping(config, storage),
@@ -182,6 +183,7 @@ async def build(
                 admin.workers.run(),
                 admin.traffic.run(),
                 *((reports.log.run(), reports.deliveries.run()) if reports else ()),
+                *((storage.bucket_cache.upkeep(pinned.digests).run(),) if storage.bucket_cache else ()),
             ):
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)

@@ -20,21 +20,28 @@ from mirror.app.virtual import open_virtual
 from mirror.config import Config
 from mirror.fills.bucket_source import BucketReads
 from mirror.fills.filler import Filler
+from mirror.fills.flight import Flight
 from mirror.fills.flights import Flights
 from mirror.fills.read_ahead import ReadAhead
+from mirror.fills.sources import BlobSource
+from mirror.graph.tiered_contents import TieredContents
 from mirror.index.sorted_tags import LocalSortedTags
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
 from mirror.intake.store_health import StoreHealth
 from mirror.intake.tag_history import TagHistories
+from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.rules import RouteRule
+from mirror.ports import BlobInfo, BlobObjects
 from mirror.repository.caches import Caches
+from mirror.repository.copied_blobs import CopiedBlobs
 from mirror.repository.miss_report import Misses
 from mirror.repository.protocol import Readable
 from mirror.repository.questions import Questions
 from mirror.repository.router import Router
+from mirror.repository.sealed import KeptBlobs
 from mirror.repository.shared import Shared
 from mirror.repository.tag_windows import TagWindows
 from mirror.store.local.miss_file import LocalMisses
@@ -81,7 +88,7 @@ def _open_shared(
     now: Callable[[], float],
     stack: AsyncExitStack,
 ) -> Shared:
-    store, catalog = storage.store, storage.catalog
+    store, catalog, cache = storage.store, storage.catalog, storage.bucket_cache
     health, background = StoreHealth(now), BackgroundTasks()
     lists = LocalSortedTags(storage.layout.lists, parse_size(config.store.tag_lists_max_size), now=now)
     caches = Caches(store, catalog, TagWindows(lists), now)
@@ -98,17 +105,26 @@ def _open_shared(
         integrity=integrity,
         health=health,
         background=background,
+        behind=cache.kept if cache else None,
     )
+
+    async def published(info: BlobInfo, flight: Flight) -> None:
+        await intake.record_blob(info)
+        if cache is not None and not flight.source:
+            cache.kept.published(flight.upstream, info.digest)
+
     filler = Filler(
         store,
         storage.eviction.space,
         executor,
-        published=intake.record_blob,
+        published=published,
         label=label,
         patience=config.server.wait_for_upstream,
     )
     flights = Flights(filler)
     storage.eviction.protection.add(flights.digests)
+    reads = BucketReads(storage.bucket.bucket, executor) if storage.bucket is not None else None
+    cached = _cached_blobs(storage, reads, intake, flights, integrity)
     shared = Shared(
         store=store,
         catalog=catalog,
@@ -124,10 +140,51 @@ def _open_shared(
         background=background,
         executor=executor,
         label=label,
-        bucket_reads=BucketReads(storage.bucket.bucket, executor) if storage.bucket is not None else None,
+        bucket_reads=reads,
+        nearer=cached.nearer,
+        objects=cached.objects,
+        restores=cache.restoring if cache else None,
+        kept=cached.kept,
     )
     stack.push_async_callback(shared.aclose)
     return shared
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedBlobs:
+    """Where blobs of repositories come from whose content the bucket keeps; None for any other repository. See
+    `Shared`.
+    """
+
+    nearer: Callable[[Repo], Callable[[Digest], BlobSource] | None] = lambda _: None
+    objects: Callable[[Repo], BlobObjects | None] = lambda _: None
+    kept: Callable[[Repo], KeptBlobs | None] = lambda _: None
+
+
+def _cached_blobs(
+    storage: Storage, reads: BucketReads | None, intake: Intake, flights: Flights, integrity: Integrity
+) -> _CachedBlobs:
+    cache = storage.bucket_cache
+    if cache is None or reads is None:
+        return _CachedBlobs()
+    objects, keeps = cache.objects, cache.keeps
+    pulled = CopiedBlobs(
+        storage.store,
+        objects,
+        reads,
+        flights,
+        integrity,
+        touch=intake.touch,
+        named=lambda _: None,
+        failed=intake.health.failed,
+    )
+    stored = storage.eviction.write_behind.stored
+    blobs = KeptBlobs(pulled, TieredContents(storage.store, reads.bucket, objects, stored=stored))
+    return _CachedBlobs(
+        nearer=lambda repo: (lambda digest: reads.cached(objects, digest)) if keeps(repo.registry) else None,
+        objects=lambda repo: objects if keeps(repo.registry) else None,
+        kept=lambda repo: blobs if keeps(repo.registry) else None,
+    )
 
 
 def _open_router(

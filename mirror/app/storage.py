@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from mirror import telemetry
 from mirror.app.bucket import open_bucket
 from mirror.app.object_storage.bucket_blobs import BucketBlobs, open_bucket_blobs
+from mirror.app.object_storage.bucket_cache import BucketCache, open_bucket_cache
 from mirror.app.routes import age_rule
 from mirror.app.stored_records import BucketUse, RecordViews, StoredRecords, open_records
 from mirror.config import Config, routing_table
@@ -72,6 +74,8 @@ LEDGER_LOCK = "ledger"
 BUCKET_LOCK = "bucket"
 #: Seconds without a new byte after which an interrupted download may be dropped, if eviction does not free enough.
 _IDLE = 60.0
+#: Seconds that a server which stops may take to write to the bucket what was cached.
+_FLUSHING = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,8 @@ class Storage:
     """Disk and index, and what maintains them: enough for commands that need no server.
 
     `store` is the cache. `contents` finds blobs of the cache and hosted ones. `catalog`, `pins` and `freezes` are for
-    display, eviction and cached content.
+    display, eviction and cached content. `bucket_cache` keeps what is cached in the bucket as well; None if nothing
+    does.
     """
 
     layout: Layout
@@ -141,6 +146,7 @@ class Storage:
     eviction: Eviction
     stored: StoredRecords
     blobs: BucketBlobs | None = None
+    bucket_cache: BucketCache | None = None
 
     @property
     def bucket(self) -> BucketUse | None:
@@ -219,10 +225,15 @@ def open_outbox(config: Config, layout: Layout) -> SqliteOutbox:
 
 @asynccontextmanager
 async def open_storage(
-    config: Config, *, bucket: Bucket | None = None, serves: bool = False, now: Callable[[], float] = time.time
+    config: Config,
+    *,
+    bucket: Bucket | None = None,
+    serves: bool = False,
+    now: Callable[[], float] = time.time,
 ) -> AsyncIterator[Storage]:
-    """Opens disk and index, and closes them at the end. `serves`: for a server, and not for a command. `now` is the
-    clock of eviction, in epoch seconds. Raises `StoreError`, `ConfigError`.
+    """Opens disk and index, and closes them at the end. `serves`: for a server, and not for a command: a server takes
+    only a few seconds at the end to write what waits for the bucket. `now` is the clock of eviction, in epoch seconds.
+    Raises `StoreError`, `ConfigError`.
     """
     async with AsyncExitStack() as stack:
         disk = await asyncio.to_thread(open_disk, config, bucket, serves=serves)
@@ -234,8 +245,11 @@ async def open_storage(
         locks = FileLocks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
-        freezes = disk.freezes
-        eviction = _make_eviction(config, disk, freezes, index, locks, now)
+        freezes, bucket_cache = disk.freezes, None
+        if disk.stored.use is not None and config.store.cache_in_bucket:
+            bucket_cache = open_bucket_cache(config, disk.stored.use.bucket, layout, store, catalog, locks, now=now)
+            stack.push_async_callback(bucket_cache.aclose, _FLUSHING if serves else math.inf)
+        eviction = _make_eviction(config, disk, freezes, index, locks, now, bucket_cache)
         if disk.blobs is not None:
             disk.blobs.added.listener = eviction.write_behind.stored
         yield Storage(
@@ -251,6 +265,7 @@ async def open_storage(
             eviction,
             disk.stored,
             disk.blobs,
+            bucket_cache,
         )
 
 
@@ -261,6 +276,7 @@ def _make_eviction(
     index: ContentIndex,
     locks: FileLocks,
     now: Callable[[], float],
+    bucket_cache: BucketCache | None,
 ) -> Eviction:
     settings = config.store
     layout, store, is_hosted = disk.layout, disk.store, hosted_repositories(config)
@@ -282,7 +298,7 @@ def _make_eviction(
     if places.has_copies:
         # a copy on the disk may be all that is left of a blob that the bucket has lost
         protection.add_on_disk(lambda _: {blob.digest for blob in disk.hosted.blobs.damaged()})
-    write_behind = WriteBehind(store, index, now=now)
+    write_behind = WriteBehind(store, index, now=now, used=bucket_cache.uses.note if bucket_cache else None)
     usage = StoreUsage(store, index, write_behind, now=now)
     evictor = Evictor(
         store,
@@ -393,4 +409,5 @@ def make_purge(
         storage.eviction.evictor,
         forget=forget_everywhere,
         is_hosted=hosted_repositories(config),
+        kept=storage.bucket_cache.purge if storage.bucket_cache else None,
     )

@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 
 from mirror import telemetry
 from mirror.aio.breaker import Breaker
-from mirror.aio.caches import LruCache
+from mirror.aio.caches import LruCache, TtlCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.bucket_cache.cached_keys import CachedRecord, RecordKind, parse_record_key, records_prefix
 from mirror.bucket_cache.cached_objects import CachedObjects
@@ -31,7 +31,7 @@ from mirror.errors import BlobDamaged, BucketUnavailable
 from mirror.graph.manifests import has_blob
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST
-from mirror.oci.reference import Repo
+from mirror.oci.reference import Reference, Repo
 from mirror.ports import BlobObject, BlobStore, Bucket, NotChanged
 
 T = TypeVar("T")
@@ -43,6 +43,9 @@ _PATIENCE_FOR_ALL: Final = 10.0
 _RETRY_AFTER: Final = 5.0
 #: Bytes of a record at most.
 _LARGEST_RECORD: Final = 1 << 20
+#: Seconds for which the bucket is not asked again for what it does not have: one pull asks twice.
+_ABSENT_FOR: Final = 5.0
+_MOST_ABSENT: Final = 10_000
 #: Repositories of which it is remembered that all was restored.
 _MOST_REPOSITORIES: Final = 10_000
 
@@ -70,6 +73,7 @@ class Restoring:
         self._keeps = keeps
         self._breaker = Breaker(clock)
         self._once = SingleFlight()
+        self._absent: TtlCache[tuple[Repo, Reference], None] = TtlCache(_MOST_ABSENT, _ABSENT_FOR, clock)
         self._whole: LruCache[Repo, None] = LruCache(_MOST_REPOSITORIES, name="restored repositories")
 
     def __repr__(self) -> str:
@@ -81,7 +85,7 @@ class Restoring:
         """
         if not self._keeps(repo.registry):
             return False
-        return await self._ask((repo, digest), lambda: self._restore_manifest(repo, digest), _PATIENCE)
+        return await self._restored((repo, digest), lambda: self._restore_manifest(repo, digest))
 
     async def tag(self, repo: Repo, tag: str) -> bool:
         """Brings the record of a tag and its history back to the disk. False if the bucket does not have the record.
@@ -89,7 +93,7 @@ class Restoring:
         """
         if not self._keeps(repo.registry):
             return False
-        return await self._ask((repo, tag), lambda: self._restore_tag(repo, tag), _PATIENCE)
+        return await self._restored((repo, tag), lambda: self._restore_tag(repo, tag))
 
     async def repository(self, repo: Repo, *, again: bool = False) -> list[Digest]:
         """Brings all tags and manifests of a repository back. Returns the manifests that were missing. Does nothing if
@@ -106,6 +110,14 @@ class Restoring:
         """Ends what is under way. Repeatable."""
         await self._once.aclose()
 
+    async def _restored(self, key: tuple[Repo, Reference], work: Callable[[], bool]) -> bool:
+        if key in self._absent:
+            return False
+        restored = await self._ask(key, work, _PATIENCE)
+        if not restored:
+            self._absent[key] = None
+        return restored
+
     async def _ask(self, key: object, work: Callable[[], T], patience: float) -> T:
         ticket = self._breaker.admit()
         if ticket is None:
@@ -118,16 +130,21 @@ class Restoring:
             async with asyncio.timeout(patience):
                 result = await self._once.run(key, run)
         except TimeoutError as error:
-            self._breaker.fail(ticket)
+            self._failed(ticket, f"no answer within {patience:g} s")
             raise BucketUnavailable("the bucket does not answer in time", retry_after=_RETRY_AFTER) from error
-        except BucketUnavailable:
-            self._breaker.fail(ticket)
+        except BucketUnavailable as error:
+            self._failed(ticket, str(error))
             raise
         except BaseException:
             self._breaker.withdraw(ticket)
             raise
-        self._breaker.succeed(ticket)
+        if self._breaker.succeed(ticket):
+            telemetry.log.info("bucket cache read again")
         return result
+
+    def _failed(self, ticket: int, reason: str) -> None:
+        if self._breaker.fail(ticket):
+            telemetry.log.warning("bucket cache not read", reason=reason)
 
     # ------------------------------------------------------------------------------------------------ blocking
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection, Mapping
 
 from mirror.eviction.evictor import Evictor
+from mirror.eviction.purge import KeptImages
 from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest
@@ -18,12 +19,22 @@ from mirror.ports import BlobStore, Catalog
 class CachedCopies:
     """Drops blobs from the cache, except those that cached images need."""
 
-    def __init__(self, store: BlobStore, catalog: Catalog, evictor: Evictor, table: RoutingTable) -> None:
-        """`store` is the cache; `table` says which registries are hosted."""
+    def __init__(
+        self,
+        store: BlobStore,
+        catalog: Catalog,
+        evictor: Evictor,
+        table: RoutingTable,
+        kept: KeptImages | None = None,
+    ) -> None:
+        """`store` is the cache; `table` says which registries are hosted. `kept` is where cached content is kept as
+        well; None if it is not.
+        """
         self._store = store
         self._catalog = catalog
         self._evictor = evictor
         self._table = table
+        self._kept = kept
 
     def __repr__(self) -> str:
         return f"<CachedCopies of {self._store!r}>"
@@ -33,8 +44,10 @@ class CachedCopies:
         manifest if one of the blobs is cached. Raises `StoreError`.
         """
         cached = await asyncio.to_thread(lambda: {digest for digest in digests if has_blob(self._store, digest)})
-        needed = await asyncio.to_thread(self._needed, cached)
+        needed = await asyncio.to_thread(self._needed, cached if self._kept is None else set(digests))
         await self._evictor.drop(cached - needed.keys())
+        if self._kept is not None:
+            await asyncio.to_thread(self._kept.drop_blobs, [digest for digest in digests if digest not in needed])
         return needed
 
     def _needed(self, digests: set[Digest]) -> dict[Digest, tuple[Repo, ...]]:

@@ -7,6 +7,10 @@
        points to the same image
     5. drops the blobs that no manifest of any repository names any more, except those that pins or downloads need
 
+If the bucket keeps cached content, step 0 brings back from it what the disk lacks of the repository, steps 3 and 4 drop
+its records before those on the disk and once more after them, because another process may have written them behind
+meanwhile; step 5 drops its blobs as well. If the bucket does not answer, the purge fails.
+
 Everything is read before anything is dropped, so that a refused purge changes nothing. Before step 5 the manifests that
 arrived meanwhile are read as well; if that fails, the blobs stay. A crash leaves blobs that nothing names; eviction
 drops them first. A pull at the same moment, or later, brings the image back: to forbid an image use `[content] deny`.
@@ -19,6 +23,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from mirror.aio.threads import uninterrupted
 from mirror.errors import (
@@ -34,7 +39,7 @@ from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import images_of, why_pinned
 from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.graph.closure import Closure, read_closure
-from mirror.graph.manifests import manifest_of_bytes
+from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.graph.walk import walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
@@ -74,6 +79,19 @@ class _Plan:
     named: _Named
 
 
+class KeptImages(Protocol):
+    """Cached content that is kept elsewhere as well. Every call raises `StoreError` if that cannot be reached."""
+
+    async def restore(self, repo: Repo) -> None:
+        """Brings everything of a repository to the disk."""
+
+    def drop_records(self, repo: Repo, tags: Iterable[str], manifests: Iterable[Digest]) -> None:
+        """Blocking: deletes records of a repository there. Repeatable."""
+
+    def drop_blobs(self, digests: Collection[Digest]) -> None:
+        """Blocking: deletes blobs there. Repeatable."""
+
+
 class Purge:
     """Purges images of one store. `forget` is called with the tags and manifests that must no longer be answered from
     memory. `is_hosted` is true for repositories that are hosted here: their images are deleted, not purged.
@@ -91,7 +109,9 @@ class Purge:
         *,
         forget: Callable[[Repo, Collection[str], Collection[Digest]], None] = lambda repo, tags, digests: None,
         is_hosted: Callable[[Repo], bool] = lambda _: False,
+        kept: KeptImages | None = None,
     ) -> None:
+        """`kept` is where cached content is kept as well; None if it is not."""
         self._store = store
         self._catalog = catalog
         self._pins = pins
@@ -101,6 +121,7 @@ class Purge:
         self._evictor = evictor
         self._forget = forget
         self._is_hosted = is_hosted
+        self._kept = kept
 
     async def __call__(self, image: Image) -> Purged:
         """Purges an image and returns what was dropped. Raises `ManifestUnknown` if the image is not here,
@@ -109,6 +130,9 @@ class Purge:
         """
         if self._is_hosted(image.repo):
             raise ImageHosted(f"{image} is hosted here, not cached: use `mirror delete`")
+        if self._kept is not None:
+            with _unchanged(image):
+                await self._kept.restore(image.repo)
         plan = await asyncio.to_thread(self._plan, image)
         async with self._evictor.turn():
             # pins set since the plan was made are read here; setting a pin now waits for the end of this turn
@@ -118,7 +142,9 @@ class Purge:
             # read again, now that the links are gone: what was linked meanwhile stays
             named = await asyncio.to_thread(self._named, plan.candidates, plan.named)
             needed = {repo: set().union(*by_manifest.values()) for repo, by_manifest in named.items()}
-            blobs, size = await self._evictor.drop(plan.candidates.difference(*needed.values()))
+            dropped = plan.candidates.difference(*needed.values())
+            blobs, size = await self._evictor.drop(dropped)
+            await asyncio.to_thread(self._drop_kept, plan, dropped)
         except StoreError as error:
             raise StoreError(f"{image} is purged, but blobs of it stay until they are evicted: {error}") from error
         with suppress(IndexUnavailable):
@@ -144,10 +170,20 @@ class Purge:
         """Blocking: checks pins and freezes again, then does steps 3 and 4. Raises `ImageProtected`, `StoreError`."""
         with _unchanged(image):
             self._refuse_if_protected(image, plan.root, plan.tags)
+            if self._kept is not None:
+                self._kept.drop_records(plan.repo, plan.tags, plan.manifests)
         for tag in plan.tags:
             self._catalog.drop_tag(plan.repo, tag)
         for digest in plan.manifests:
             self._catalog.drop_manifest(plan.repo, digest)
+
+    def _drop_kept(self, plan: _Plan, dropped: Collection[Digest]) -> None:
+        """Blocking: drops elsewhere what was dropped here. Blobs that were to be dropped and are still here are needed.
+        Raises `StoreError`.
+        """
+        if self._kept is not None:
+            self._kept.drop_records(plan.repo, plan.tags, plan.manifests)
+            self._kept.drop_blobs([digest for digest in dropped if not has_blob(self._store, digest)])
 
     def _find(self, image: Image) -> tuple[Descriptor, tuple[str, ...]]:
         """Blocking: returns the descriptor of the image, and the tags that are dropped with it. Raises

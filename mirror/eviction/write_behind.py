@@ -40,9 +40,18 @@ class WriteBehind:
     """The pending writes to index and disk, one instance in each process that fills the store."""
 
     def __init__(
-        self, store: BlobStore, index: ContentIndex, *, now: Callable[[], float], most_blobs: int = _MOST_BLOBS
+        self,
+        store: BlobStore,
+        index: ContentIndex,
+        *,
+        now: Callable[[], float],
+        most_blobs: int = _MOST_BLOBS,
+        used: Callable[[Mapping[Digest, float]], None] | None = None,
     ) -> None:
-        """At most `most_blobs` blobs wait in memory for an index that does not answer."""
+        """At most `most_blobs` blobs wait in memory for an index that does not answer. `used` blocks; it is called with
+        the uses that are written to the disk, at most one of each blob in an hour.
+        """
+        self._used = used
         self._most_blobs = most_blobs
         self._store = store
         self._index = index
@@ -150,6 +159,8 @@ class WriteBehind:
                 await asyncio.to_thread(self._store.mark_used, unmarked)
             except StoreError as error:
                 telemetry.log.warning("times of use cannot be written", reason=str(error))
+            if self._used is not None:
+                await asyncio.to_thread(self._used, unmarked)
 
     async def _flush_blobs(self) -> None:
         while self._stored:

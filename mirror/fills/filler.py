@@ -82,7 +82,7 @@ class Filler:
         room: Room,
         executor: Executor,
         *,
-        published: Callable[[BlobInfo], Awaitable[None]],
+        published: Callable[[BlobInfo, Flight], Awaitable[None]],
         label: Callable[[str], str] = str,
         patience: float = 30.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -91,9 +91,9 @@ class Filler:
     ) -> None:
         """`executor` runs the threads that receive: each fill occupies one thread from upstream's headers to its end.
 
-        `published` is called with each blob that this process has published. `label` returns, for the metrics, the
-        configured upstream that a registry belongs to. A fill waits `patience` seconds, measured by `clock`, for an
-        upstream that does not answer.
+        `published` is called with each blob that this process has published, and the flight that brought it. `label`
+        returns, for the metrics, the configured upstream that a registry belongs to. A fill waits `patience` seconds,
+        measured by `clock`, for an upstream that does not answer.
         """
         self.store = store
         self.executor = executor
@@ -128,7 +128,7 @@ class Filler:
             flight.land(ingest.offset)
             info = await self._run(ingest.commit)
             flight.stored = True
-            await self._published(info)
+            await self._published(info, flight)
             result = "stored"
         except BlobDamaged as error:
             # any byte may be wrong: the file is dropped, and the clients' connections break before the last bytes

@@ -11,7 +11,7 @@ wait for that: after a power cut, upstream is only asked again. An import does, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Executor
 from typing import Final, Protocol, TypeVar
 
@@ -49,6 +49,16 @@ class IndexWriter(Protocol):
         """Records a manifest of `size` bytes, and what it names."""
 
 
+class Behind(Protocol):
+    """What keeps cached content elsewhere as well, behind the answers. Every call is cheap and raises nothing."""
+
+    def recorded(self, repo: Repo, manifests: Iterable[Digest], granted: Collection[Digest]) -> None:
+        """A repository has these manifests, and may serve this content, of which some may not be here."""
+
+    def tag_changed(self, repo: Repo, tag: str) -> None:
+        """The record of a tag was written or dropped."""
+
+
 class Intake:
     """Writes to the store of one process."""
 
@@ -64,9 +74,10 @@ class Intake:
         integrity: Integrity | None = None,
         health: StoreHealth | None = None,
         background: BackgroundTasks | None = None,
+        behind: Behind | None = None,
     ) -> None:
         """`executor` runs the work that syncs (None: the threads of the event loop). Work in `background` goes on after
-        an answer.
+        an answer. `behind` keeps content elsewhere as well.
         """
         self.health = health or StoreHealth()
         self.touch = index.touch
@@ -78,6 +89,7 @@ class Intake:
         self._executor = executor
         self._background = BackgroundTasks() if background is None else background
         self._integrity = integrity or Integrity(store, SingleFlight(), self._background)
+        self._behind = behind
         self._settling = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -117,7 +129,16 @@ class Intake:
 
     async def put_tag(self, repo: Repo, was: TagRecord | None, fresh: TagRecord, age: AgeRule) -> Digest | None:
         """Writes upstream's new record of a tag, like `TagHistories.put_tag`. Raises `StoreError`."""
-        return await self.write(self._histories.put_tag, repo, was, fresh, age)
+        before = await self.write(self._histories.put_tag, repo, was, fresh, age)
+        if self._behind is not None:
+            self._behind.tag_changed(repo, fresh.tag)
+        return before
+
+    async def drop_tag(self, repo: Repo, tag: str) -> None:
+        """Drops the record of a tag that upstream does not have any more. Raises `StoreError`."""
+        await asyncio.to_thread(self._catalog.drop_tag, repo, tag)
+        if self._behind is not None:
+            self._behind.tag_changed(repo, tag)
 
     async def put_embedded(self, digest: Digest, content: bytes) -> None:
         """Stores a blob whose bytes a manifest embeds. Upstream need not have it (image-spec, "Embedded Content")."""
@@ -176,4 +197,6 @@ class Intake:
             for blob in manifest.blobs:
                 if blob.data is not None:
                     await self.put_embedded(blob.digest, blob.data)
+        if self._behind is not None:
+            self._behind.recorded(repo, [each.manifest.digest for each in stored], granted)
         await self._grants.give(repo, granted)

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from mirror import telemetry
 from mirror.caller import caller_mark
-from mirror.errors import BlobUnreadable, ManifestUnknown, StoreError, UpstreamNotFound
+from mirror.errors import BlobUnreadable, BucketUnavailable, ManifestUnknown, StoreError, UpstreamNotFound
 from mirror.graph.manifests import StoredManifest
 from mirror.intake.grants import Grants, named_by
 from mirror.intake.intake import Intake
@@ -123,6 +123,9 @@ class ProxiedManifests:
         """
         try:
             return await read(digest)
+        except BucketUnavailable:
+            # the disk does not have it, and upstream is asked instead of the bucket
+            pass
         except BlobUnreadable:
             await self._integrity.recheck(digest)
         except StoreError as error:

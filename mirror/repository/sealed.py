@@ -6,6 +6,10 @@ mirror".
     blob                 the bytes, if a manifest of this repository names them
     tags, referrers      what the catalog has
 
+If the bucket keeps cached content, what the disk has lost comes from there: records and manifests are brought back to
+the disk, blobs by a flight whose only source is the bucket. While the bucket does not answer, content that the disk
+does not have is not absent: 503.
+
 This is a class of its own instead of a proxied repository with an upstream that always fails. In a proxied repository,
 an upstream that is down leads to stale answers, limits to their age, and 503. Here a miss is final: the client gets it
 at once, and the report of misses records it. A miss is not remembered, because another process may import the content
@@ -15,9 +19,15 @@ a moment later.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
 
-from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown
+from mirror import telemetry
+from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError
+from mirror.graph.tiered_contents import TieredContents
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
@@ -25,11 +35,23 @@ from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference
+from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.ports import BlobInfo, BlobReader
-from mirror.repository.answers import BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
+from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import LOOK_EVERY, CachedTag, Caches
+from mirror.repository.copied_blobs import CopiedBlobs
 from mirror.repository.miss_report import Misses
 from mirror.repository.stored import StoredRepository
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class KeptBlobs:
+    """The cached blobs that a bucket keeps: `pulled` sends them, `contents` reads small ones."""
+
+    pulled: CopiedBlobs
+    contents: TieredContents
 
 
 class SealedRepository:
@@ -45,8 +67,9 @@ class SealedRepository:
         intake: Intake,
         misses: Misses,
         executor: Executor,
+        kept: KeptBlobs | None = None,
     ) -> None:
-        """`executor` runs the threads that read blobs."""
+        """`executor` runs the threads that read blobs. `kept` has blobs that the disk lacks; None if nothing does."""
         self.repo = stored.repo
         self.has = stored.has
         self._stored = stored
@@ -57,6 +80,7 @@ class SealedRepository:
         self._touch = intake.touch
         self._misses = misses
         self._executor = executor
+        self._kept = kept
 
     def __repr__(self) -> str:
         return f"<SealedRepository {self.repo}>"
@@ -85,10 +109,16 @@ class SealedRepository:
         cached = self._caches.tags.get((self.repo, tag))
         if cached and cached.since <= self._caches.now() < cached.until:
             return cached
-        fresh = await self._caches.once.run(("tag", self.repo, tag), lambda: asyncio.to_thread(self._read_tag, tag))
+        fresh = await self._caches.once.run(("tag", self.repo, tag), lambda: self._find_tag(tag))
         if fresh:
             self._caches.tags[self.repo, tag] = fresh
         return fresh
+
+    async def _find_tag(self, tag: str) -> CachedTag | None:
+        found = await asyncio.to_thread(self._read_tag, tag)
+        if found is None and await self._stored.restore_tag(tag):
+            found = await asyncio.to_thread(self._read_tag, tag)
+        return found
 
     def _read_tag(self, tag: str) -> CachedTag | None:
         """Blocking: returns the tag's answer, however old; None if the tag is not here. A freeze overrides the record.
@@ -116,42 +146,67 @@ class SealedRepository:
 
     # --------------------------------------------------------------------------------------------- blobs
 
-    async def blob(self, digest: Digest) -> StoredContent:
+    async def blob(self, digest: Digest) -> BlobContent:
         """Returns the blob. The caller closes it. Raises `BlobUnknown`, `StoreError`."""
-        info, reader = await self._open(digest)
+        granted = await self._granted(digest)
+        opened = await self._open(digest, granted)
+        if opened is None:
+            return await self._of_bucket(digest, granted, lambda kept, link: kept.pulled.content(self.repo, link))
+        info, reader = opened
         stream = no_stream(digest, self.repo.registry, self._executor, "a sealed mirror has no upstream")
         return StoredContent(digest, info.size, reader, stream, self._integrity.recheck_later)
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """Returns the answer to HEAD, which succeeds only if GET would. Raises like `blob`."""
-        info, reader = await self._open(digest)
+        granted = await self._granted(digest)
+        opened = await self._open(digest, granted)
+        if opened is None:
+            return await self._of_bucket(digest, granted, lambda kept, link: kept.pulled.stat(self.repo, link))
+        info, reader = opened
         reader.close()
         return BlobStat(info.size, Outcome.HIT, self.repo.registry)
 
     async def read(self, digest: Digest, limit: int) -> bytes:
         """Returns the whole content of a small blob. Raises like `blob`, and `BlobDamaged` above `limit` bytes."""
         await self.stat_blob(digest)
-        return await self._stored.read(digest, limit)
+        if self._kept is None or self.has(digest):
+            return await self._stored.read(digest, limit)
+        return await asyncio.to_thread(self._kept.contents.read, digest, limit)
 
-    async def _open(self, digest: Digest) -> tuple[BlobInfo, BlobReader]:
+    async def _granted(self, digest: Digest) -> int:
+        """Returns the size with which this repository may serve the blob (-1: unknown). Raises `BlobUnknown`."""
         granted = await self._grants.size(self.repo, digest)
+        # the manifest that names the blob may be one that the disk has lost
+        if granted is None and await self._stored.restore_all():
+            granted = await self._grants.size(self.repo, digest)
         if granted is None:
             raise self._missed(digest, named=False)
+        return granted
+
+    async def _open(self, digest: Digest, granted: int) -> tuple[BlobInfo, BlobReader] | None:
+        """Opens the blob on the disk; None if it is not there."""
         try:
             info, reader = self._stored.store.open(digest)
         except BlobUnknown:
-            raise self._missed(digest, named=True) from None
+            return None
         try:
             await self._integrity.check(info, granted)
         except BlobDamaged:
             reader.close()
             await self._integrity.set_aside(digest)
-            raise self._missed(digest, named=True) from None
+            return None
         except BaseException:
             reader.close()
             raise
         self._touch(digest)
         return info, reader
+
+    async def _of_bucket(self, digest: Digest, granted: int, ask: Callable[[KeptBlobs, BlobLink], Awaitable[T]]) -> T:
+        """Returns the bucket's answer. Raises `BlobUnknown` if it does not have the blob either, `StoreError`."""
+        if self._kept is not None and granted >= 0:
+            with suppress(BlobUnknown):
+                return await ask(self._kept, BlobLink(digest, granted, LinkState.LINKED, 0.0))
+        raise self._missed(digest, named=True)
 
     def _missed(self, digest: Digest, *, named: bool) -> BlobUnknown:
         self._misses.blob(self.repo, digest, named=named)
@@ -163,6 +218,7 @@ class SealedRepository:
         """Returns up to `count` stored tags after `last`. Raises `NameUnknown` if the store has nothing of this
         repository.
         """
+        await self._restore_all()
         tags = await self._stored.tags()
         if not tags and not await asyncio.to_thread(self._has_manifests):
             raise self._unknown()
@@ -172,10 +228,22 @@ class SealedRepository:
         """Returns descriptors of the stored manifests whose subject is `digest`. Raises `NameUnknown` like `tags`, and
         `StoreError`.
         """
+        await self._restore_all()
         referrers = await self._stored.referrers(digest)
         if referrers is None and not await self._stored.tags():
             raise self._unknown()
         return Listing(tuple(referrers or ()), Outcome.HIT, self.repo.registry)
+
+    async def _restore_all(self) -> None:
+        """Brings back what the disk has lost of this repository. If it is not known whether there is more, the list has
+        what is here. Raises `StoreError` if nothing is: an empty list would be wrong.
+        """
+        try:
+            await self._stored.restore_all()
+        except StoreError as error:
+            if not await asyncio.to_thread(self._has_manifests):
+                raise
+            telemetry.log.warning("list without bucket", repository=str(self.repo), reason=str(error))
 
     def _has_manifests(self) -> bool:
         """Blocking: true if the store has a manifest of this repository."""

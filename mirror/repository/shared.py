@@ -26,8 +26,8 @@ from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.proxied_blobs import ProxiedBlobs, Transfers
 from mirror.repository.proxied_manifests import ProxiedManifests
 from mirror.repository.questions import Questions
-from mirror.repository.sealed import SealedRepository
-from mirror.repository.stored import StoredRepository
+from mirror.repository.sealed import KeptBlobs, SealedRepository
+from mirror.repository.stored import Restores, StoredRepository
 from mirror.repository.tag_answers import TagAnswers
 from mirror.repository.tag_pages import TagPages
 
@@ -40,7 +40,8 @@ class Shared:
     as a label of metrics: names that only match a wildcard must not become labels. `nearer` returns what makes sources
     of a repository's blobs that are asked before its upstream; None if there are none. `objects` returns which objects
     of the bucket have a repository's blobs; None if no client is sent there. `bucket_reads` reads blobs from the
-    bucket; None if there is no bucket.
+    bucket; None if there is no bucket. `restores` brings back what the disk has lost, and `kept` has blobs that sealed
+    repositories lack; None if nothing does.
     """
 
     store: BlobStore
@@ -60,10 +61,12 @@ class Shared:
     bucket_reads: BucketReads | None = None
     nearer: Callable[[Repo], Callable[[Digest], BlobSource] | None] = lambda _: None
     objects: Callable[[Repo], BlobObjects | None] = lambda _: None
+    restores: Restores | None = None
+    kept: Callable[[Repo], KeptBlobs | None] = lambda _: None
 
     def stored(self, repo: Repo) -> StoredRepository:
         """Returns what the store has of a repository."""
-        return StoredRepository(repo, self.store, self.catalog, self.caches, self.intake)
+        return StoredRepository(repo, self.store, self.catalog, self.caches, self.intake, self.restores)
 
     def sealed(self, repo: Repo) -> SealedRepository:
         """Makes a repository without an upstream."""
@@ -76,13 +79,14 @@ class Shared:
             self.intake,
             self.misses,
             self.executor,
+            self.kept(repo),
         )
 
     def proxied(self, repo: Repo, upstream: Upstream, rule: RouteRule) -> ProxiedRepository:
         """Makes a repository of an upstream."""
         stored, label = self.stored(repo), self.label(repo.registry)
         asking = self.caches, self.questions
-        tags = TagAnswers(repo, upstream, rule, self.histories, *asking, self.intake, label)
+        tags = TagAnswers(repo, upstream, rule, self.histories, *asking, self.intake, label, stored.restore_tag)
         manifests = ProxiedManifests(stored, upstream, tags, self.grants, *asking, self.integrity, self.intake)
         blobs = ProxiedBlobs(
             stored,

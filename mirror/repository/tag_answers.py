@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Final
@@ -72,8 +73,11 @@ class TagAnswers:
         questions: Questions,
         intake: Intake,
         label: str,
+        restore: Callable[[str], Awaitable[bool]],
     ) -> None:
-        """`label` is the upstream's label in metrics."""
+        """`label` is the upstream's label in metrics. `restore` brings the record of a tag back that the disk has lost;
+        false if it cannot.
+        """
         self._repo = repo
         self._upstream = upstream
         self._rule = rule
@@ -82,6 +86,7 @@ class TagAnswers:
         self._questions = questions
         self._intake = intake
         self._label = label
+        self._restore = restore
 
     async def answer(self, tag: str) -> CachedTag:
         """Returns the tag's answer as clients get it. Raises `ManifestUnknown`, `TagTooNew`, `UpstreamError`, and
@@ -215,8 +220,12 @@ class TagAnswers:
         if record and self._is_fresh(record):
             return self._believed(record, Outcome.HIT)
         # a "not found" drops the record: if there is a record, an import has brought the tag since
-        if record is None and await self._questions.is_unknown(self._key(tag)):
-            raise ManifestUnknown(f"{self._repo} has no tag {tag}")
+        if record is None:
+            if await self._questions.is_unknown(self._key(tag)):
+                raise ManifestUnknown(f"{self._repo} has no tag {tag}")
+            with suppress(StoreError):
+                # upstream is asked anyway if it is not known whether there is a record
+                await self._restore(tag)
         async with self._questions.locked(f"tag {self._repo}:{tag}"):
             record = await asyncio.to_thread(self._histories.known_tag, self._repo, tag)
             if record and self._is_fresh(record):
@@ -245,7 +254,7 @@ class TagAnswers:
         except UpstreamNotFound as error:
             await self._questions.note_unknown(self._key(tag))
             if record:
-                await asyncio.to_thread(self._histories.catalog.drop_tag, self._repo, tag)
+                await self._intake.drop_tag(self._repo, tag)
             raise ManifestUnknown(f"{self._repo} has no tag {tag}") from error
         except (UpstreamUnavailable, UpstreamThrottled, UpstreamInvalid, CredentialsRefused) as error:
             if record and may_serve_stale(record.fetched_at, self._caches.now(), self._rule.freshness):

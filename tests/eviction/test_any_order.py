@@ -192,7 +192,7 @@ class _Store(RuleBasedStateMachine):
                 self.store,
                 self.space,
                 cast(Any, None),
-                published=self.write_behind.record_blob,
+                published=lambda info, flight: self.write_behind.record_blob(info),
                 patience=0.0,
                 sleep=_no_sleep,
                 jitter=lambda: 0.5,

@@ -130,7 +130,7 @@ async def site(request: pytest.FixtureRequest, registry: FakeRegistry, tmp_path:
     store = LocalStore(Layout(tmp_path))
     memo = Memo(now=clock)
 
-    async def published(_info: BlobInfo) -> None:
+    async def published(_info: BlobInfo, _flight: Flight) -> None:
         """Nobody remembers it."""
 
     with ThreadPoolExecutor(8) as executor:

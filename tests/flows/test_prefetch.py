@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mirror.errors import StoreError
+from mirror.fills.flight import Flight
 from mirror.graph.closure import Role
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
@@ -564,10 +565,10 @@ async def test_content_that_is_evicted_at_once(
     filler, layer = mirror.app.shared.flights._filler, Digest.of(b"layer")
     published = filler._published
 
-    async def remove(info: BlobInfo) -> None:
+    async def remove(info: BlobInfo, flight: Flight) -> None:
         if info.digest == layer:
             mirror.app.storage.store.delete(layer)
-        await published(info)
+        await published(info, flight)
 
     monkeypatch.setattr(filler, "_published", remove)
     done = await _prefetch(mirror, "v1")

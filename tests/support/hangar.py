@@ -114,7 +114,7 @@ class Hangar:
         self.landed: list[BlobInfo] = []
         self.slept: list[float] = []
 
-        async def note(info: BlobInfo) -> None:
+        async def note(info: BlobInfo, flight: Flight) -> None:
             self.landed.append(info)
 
         async def nap(seconds: float) -> None:

@@ -1,0 +1,131 @@
+"""Builds the cache in the bucket, if `cache_in_bucket` is set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from mirror.bucket_cache.bucket_purge import BucketPurge
+from mirror.bucket_cache.cache_upkeep import CacheLimits, CacheUpkeep
+from mirror.bucket_cache.cache_uses import CacheUses
+from mirror.bucket_cache.cached_objects import CachedObjects
+from mirror.bucket_cache.cached_uploads import CachedUploads
+from mirror.bucket_cache.kept_content import KeptContent
+from mirror.bucket_cache.restoring import Restoring
+from mirror.bucket_cache.site_records import SiteRecords
+from mirror.config import Config, routing_table
+from mirror.index.cached_book import CachedBook
+from mirror.oci.digest import Digest
+from mirror.ports import BlobStore, Bucket, Catalog
+from mirror.store.local.layout import Layout
+from mirror.store.local.locks import FileLocks
+from mirror.values.sizes import parse_size
+
+#: The lock of the process that keeps the cache in the bucket within its limits.
+UPKEEP_LOCK: Final = "bucketcache"
+#: Threads that wait for the bucket on behalf of misses.
+_RESTORING_THREADS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BucketCache:
+    """The parts of one process. `keeps` says of which registries the bucket keeps content."""
+
+    bucket: Bucket
+    book: CachedBook
+    limits: CacheLimits | None
+    keeps: Callable[[str], bool]
+    uploads: CachedUploads
+    objects: CachedObjects
+    uses: CacheUses
+    kept: KeptContent
+    restoring: Restoring
+    purge: BucketPurge
+    locks: FileLocks
+    executor: Executor
+    now: Callable[[], float]
+
+    def upkeep(self, protected: Callable[[float], Collection[Digest]]) -> CacheUpkeep:
+        """What keeps the cache within its limits. `protected` returns what pins and freezes protect."""
+        return CacheUpkeep(
+            self.bucket,
+            self.book,
+            self.limits,
+            protected=protected,
+            try_hold=lambda: self.locks.try_hold(UPKEEP_LOCK),
+            now=self.now,
+        )
+
+    async def aclose(self, patience: float) -> None:
+        """Waits up to `patience` seconds until all is written, and closes everything."""
+        await self.restoring.aclose()
+        await self.uploads.aclose(patience)
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.book.close()
+
+
+def open_bucket_cache(
+    config: Config,
+    bucket: Bucket,
+    layout: Layout,
+    store: BlobStore,
+    catalog: Catalog,
+    locks: FileLocks,
+    *,
+    now: Callable[[], float],
+) -> BucketCache:
+    """The cache in this bucket, which the caller closes. Nothing is asked, and no thread started, before it is used."""
+    limits, keeps = _limits(config), kept_registries(config)
+    book = CachedBook(layout.cached_book, str(config.store.bucket))
+    records = SiteRecords(catalog)
+    uploads = CachedUploads(
+        bucket,
+        book,
+        store,
+        records,
+        hold=locks.try_hold_now,
+        largest=limits.low if limits else None,
+        now=now,
+    )
+    objects = CachedObjects(bucket, book, now=now)
+    executor = ThreadPoolExecutor(_RESTORING_THREADS, "restore")
+    restoring = Restoring(bucket, objects, store, records, executor, keeps=keeps)
+    return BucketCache(
+        bucket,
+        book,
+        limits,
+        keeps,
+        uploads,
+        objects,
+        CacheUses(book, store),
+        KeptContent(uploads, keeps),
+        restoring,
+        BucketPurge(uploads, restoring, keeps),
+        locks,
+        executor,
+        now,
+    )
+
+
+def kept_registries(config: Config) -> Callable[[str], bool]:
+    """A function that says whether the bucket keeps content of a registry: of proxied ones, unless upstream must allow
+    each caller.
+    """
+    table = routing_table(config)
+    verified = {entry.name for entry in config.upstream if entry.access == "verify"}
+
+    def keeps(registry: str) -> bool:
+        found = table.registry(registry)
+        return found is not None and not found[1].hosted and not found[1].members and found[1].name not in verified
+
+    return keeps
+
+
+def _limits(config: Config) -> CacheLimits | None:
+    settings = config.store
+    if settings.bucket_capacity is None:
+        return None
+    capacity = parse_size(settings.bucket_capacity)
+    return CacheLimits(int(capacity * settings.high_water), int(capacity * settings.low_water))

@@ -1,0 +1,353 @@
+"""A mirror that keeps what it caches in a bucket: its disk, or its upstream, may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from mirror.app.storage import make_purge
+from mirror.bucket_cache.cached_keys import blob_key
+from mirror.errors import StoreError
+from mirror.eviction.purge import Purged
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.image_names import Image
+from tests.support.fake_registry import FakeRegistry
+from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
+from tests.support.memory_bucket import MemoryBucket
+
+_APP: Final = Repo("docker.io", "library/app")
+_AT: Final = "/v2/library/app"
+_LAYER: Final = noise(300_000)
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    """The upstream."""
+    with FakeRegistry() as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> MemoryBucket:
+    """That of every mirror of the test."""
+    bucket = MemoryBucket()
+    monkeypatch.setattr("mirror.app.storage.open_bucket", lambda *_, **_more: bucket)
+    return bucket
+
+
+class Site:
+    """Where mirrors run with one disk, one upstream and one bucket."""
+
+    def __init__(self, root: Path, registry: FakeRegistry, bucket: MemoryBucket) -> None:
+        self.root = root
+        self.registry = registry
+        self.bucket = bucket
+
+    @asynccontextmanager
+    async def mirror(
+        self, *, store: dict[str, Any] | None = None, upstream: dict[str, Any] | None = None, **settings: Any
+    ) -> AsyncIterator[LiveMirror]:
+        """A mirror, once the records of the bucket are listed."""
+        kept = {"bucket": "s3://bucket", "cache_in_bucket": True, **(store or {})}
+        settings = {"bucket": {"region": "test"}, **settings}
+        upstreams = {"docker.io": {"url": self.registry.url, **(upstream or {})}}
+        async with live_mirror(self.root, upstreams, store=kept, **settings) as mirror:
+            used = mirror.app.storage.bucket
+            assert used is not None
+            if not self.bucket.down:
+                await until(used.memory.is_complete)
+            yield mirror
+
+    def wipe(self) -> None:
+        """Empties the disk."""
+        shutil.rmtree(self.root)
+
+
+@pytest.fixture
+def site(tmp_path: Path, registry: FakeRegistry, bucket: MemoryBucket) -> Site:
+    """Empty."""
+    return Site(tmp_path / "store", registry, bucket)
+
+
+def _kept(bucket: MemoryBucket) -> dict[str, bytes]:
+    """The objects of the cache."""
+    return {key: content for key, content in bucket.content().items() if key.startswith(("cache/", "cached/"))}
+
+
+def _calls(bucket: MemoryBucket) -> list[tuple[str, tuple[str, ...]]]:
+    """The calls that were about the cache."""
+    return [call for call in bucket.log if any(key.startswith(("cache/", "cached/")) for key in call[1])]
+
+
+def _asked(registry: FakeRegistry) -> int:
+    """Requests for content that came to upstream."""
+    return sum(registry.count(kind) for kind in ("manifests", "blobs", "tags", "referrers"))
+
+
+async def _purge(mirror: LiveMirror) -> Purged:
+    """As `mirror purge` does."""
+    app = mirror.app
+    return await make_purge(mirror.config, app.storage, app.shared.caches.forget)(Image(_APP, "v1"))
+
+
+async def _settled(mirror: LiveMirror) -> None:
+    """Returns once nothing waits to be written to the bucket."""
+    cache = mirror.app.storage.bucket_cache
+    assert cache is not None
+    await mirror.idle()
+    await until(lambda: not cache.uploads.waiting)
+
+
+async def _pull(mirror: LiveMirror, tag: str = "v1") -> list[str]:
+    """Pulls an image as clients do; returns how each part was answered."""
+    manifest = await mirror.ask(f"{_AT}/manifests/{tag}")
+    assert manifest.status == 200, manifest
+    answers = [manifest.cache]
+    for blob in (manifest.json["config"], *manifest.json["layers"]):
+        answer = await mirror.ask(f"{_AT}/blobs/{blob['digest']}")
+        assert answer.status == 200, answer
+        assert answer.whole
+        answers.append(answer.cache)
+    return answers
+
+
+async def test_a_sealed_mirror_serves_from_the_bucket_what_its_disk_has_lost(site: Site, bucket: MemoryBucket) -> None:
+    """Manifests by tag and digest, blobs, lists of tags and referrers; and no more."""
+    digest = site.registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+    assert {key.partition("/")[0] for key in _kept(bucket)} == {"cache", "cached"}
+    site.wipe()
+    asked = _asked(site.registry)
+    async with site.mirror(offline=True) as mirror:
+        layer = Digest.of(_LAYER)
+        head = await mirror.ask(f"{_AT}/manifests/v1", method="HEAD")
+        assert head.headers["Docker-Content-Digest"] == str(digest)
+        assert (await mirror.ask(f"{_AT}/blobs/{layer}", method="HEAD")).status == 200
+        assert not mirror.blob_file(layer).exists()
+        await _pull(mirror)
+        await mirror.landed(layer)
+        assert (await mirror.ask(f"{_AT}/manifests/{digest}")).status == 200
+        assert (await mirror.ask(f"{_AT}/tags/list")).json["tags"] == ["v1"]
+        assert (await mirror.ask(f"{_AT}/manifests/v2")).code == "MANIFEST_UNKNOWN"
+        assert (await mirror.ask(f"{_AT}/blobs/{Digest.of(b'unknown')}")).code == "BLOB_UNKNOWN"
+        assert (await mirror.ask("/v2/library/other/tags/list")).code == "NAME_UNKNOWN"
+    assert _asked(site.registry) == asked
+
+
+async def test_a_blob_alone_is_granted_by_a_manifest_that_the_bucket_has(site: Site) -> None:
+    """Clients that have the manifest ask for a layer only; another repository gets nothing."""
+    site.registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+    site.wipe()
+    async with site.mirror(offline=True) as mirror:
+        layer = Digest.of(_LAYER)
+        assert (await mirror.ask(f"/v2/library/other/blobs/{layer}")).code == "BLOB_UNKNOWN"
+        assert (await mirror.ask(f"{_AT}/blobs/{layer}")).body == _LAYER
+
+
+async def test_referrers_come_back(site: Site) -> None:
+    """A sealed site checks signatures, too."""
+    digest = site.registry.add_image(_APP.name, "v1", [_LAYER])
+    subject = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": str(digest), "size": 1}
+    signature = site.registry.add_image(_APP.name, "sig", [b"signature"], subject=subject)
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _pull(mirror, "sig")
+        await _settled(mirror)
+    site.wipe()
+    async with site.mirror(offline=True) as mirror:
+        listed = (await mirror.ask(f"{_AT}/referrers/{digest}")).json["manifests"]
+        assert [each["digest"] for each in listed] == [str(signature)]
+
+
+async def test_a_mirror_that_is_cut_off_goes_on(site: Site, registry: FakeRegistry) -> None:
+    """Its tags are as fresh as before; nothing is asked of an upstream for blobs and manifests."""
+    registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+    site.wipe()
+    asked = _asked(registry)
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+    assert _asked(registry) == asked
+
+
+async def test_what_is_not_there_is_asked_of_upstream(site: Site, registry: FakeRegistry) -> None:
+    """And goes behind."""
+    registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+        registry.add_image(_APP.name, "v2", [b"another"])
+        assert "miss" in (await _pull(mirror, "v2"))[0]
+
+
+async def test_the_bucket_is_down_all_the_while(site: Site, bucket: MemoryBucket) -> None:
+    """Pulls go on, from upstream and from the disk, and nothing is acknowledged that is not there."""
+    site.registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        bucket.down = True
+        await _pull(mirror)
+        await mirror.idle()
+        assert all("hit" in each for each in await _pull(mirror))
+        assert (await mirror.ask(f"{_AT}/tags/list")).status == 200
+    assert _kept(bucket) == {}
+    async with site.mirror(offline=True) as mirror:
+        assert all("hit" in each for each in await _pull(mirror))
+        assert (await mirror.ask(f"{_AT}/tags/list")).json["tags"] == ["v1"]
+        missing = await mirror.ask(f"{_AT}/manifests/v2")
+        assert (missing.status, missing.code) == (503, "UNAVAILABLE")
+
+
+async def test_hits_touch_no_bucket(site: Site, bucket: MemoryBucket) -> None:
+    """Neither of memory nor of the disk."""
+    site.registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+    async with site.mirror() as mirror:
+        await _settled(mirror)
+        await until(lambda: ("list", ("cached/",)) in bucket.log)
+        calls = _calls(bucket)
+        for _ in range(3):
+            await _pull(mirror)
+        await _settled(mirror)
+        assert _calls(bucket) == calls
+
+
+async def test_evicted_content_comes_from_the_bucket(site: Site, registry: FakeRegistry) -> None:
+    """The disk is the smaller cache."""
+    registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+        storage = mirror.app.storage
+        asked = registry.count("blobs")
+        await storage.eviction.evictor.drop([Digest.of(_LAYER)])
+        await _pull(mirror)
+        assert registry.count("blobs") == asked
+
+
+async def test_wrong_bytes_in_the_bucket_are_never_served_whole(
+    site: Site, registry: FakeRegistry, bucket: MemoryBucket
+) -> None:
+    """They come from upstream, and the object goes."""
+    registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+    site.wipe()
+    key = blob_key(Digest.of(_LAYER))
+    bucket.damage(key, b"x" * len(_LAYER))
+    async with site.mirror() as mirror:
+        await mirror.ask(f"{_AT}/manifests/v1")
+        answer = await mirror.ask(f"{_AT}/blobs/{Digest.of(_LAYER)}")
+        if not answer.whole:
+            answer = await mirror.ask(f"{_AT}/blobs/{Digest.of(_LAYER)}")
+        assert answer.body == _LAYER
+        await _settled(mirror)
+    assert bucket.content()[key] == _LAYER
+
+
+async def test_a_purged_image_is_gone_from_both(site: Site, bucket: MemoryBucket) -> None:
+    """Also one that only the bucket has."""
+    site.registry.add_image(_APP.name, "v1", [_LAYER])
+    for is_wiped in (False, True):
+        async with site.mirror() as mirror:
+            await _pull(mirror)
+            await _settled(mirror)
+        if is_wiped:
+            site.wipe()
+        async with site.mirror(offline=True) as mirror:
+            purged = await _purge(mirror)
+            assert purged.tags == ("v1",)
+            assert not [key for key in _kept(bucket) if "_history" not in key]
+            assert (await mirror.ask(f"{_AT}/manifests/v1")).code == "MANIFEST_UNKNOWN"
+
+
+async def test_a_purge_while_it_is_written(site: Site, bucket: MemoryBucket) -> None:
+    """What the writer brings to an end afterwards is deleted by it."""
+    site.registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        bucket.down = True
+        await _pull(mirror)
+        await mirror.idle()
+        bucket.down = False
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def purge() -> None:
+            try:
+                asyncio.run_coroutine_threadsafe(_purge(mirror), loop).result()
+            finally:
+                loop.call_soon_threadsafe(done.set)
+
+        bucket.before("upload", purge)
+        await done.wait()
+        await _settled(mirror)
+        assert not [key for key in _kept(bucket) if "_history" not in key]
+
+
+async def test_a_purge_without_the_bucket_changes_nothing(site: Site, bucket: MemoryBucket) -> None:
+    """Otherwise it would come back from there."""
+    site.registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+        bucket.down = True
+        with pytest.raises(StoreError, match="not purged"):
+            await _purge(mirror)
+        bucket.down = False
+        assert all("hit" in each for each in await _pull(mirror))
+
+
+async def test_two_workers_write_once(site: Site, bucket: MemoryBucket) -> None:
+    """However many have pulled."""
+    site.registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as one, site.mirror() as two:
+        await asyncio.gather(_pull(one), _pull(two))
+        await _settled(one)
+        await _settled(two)
+        await _pull(one)
+        await _pull(two)
+        await _settled(one)
+        await _settled(two)
+    uploads = [keys for verb, keys in bucket.log if verb == "upload"]
+    assert len(uploads) == len(set(uploads)) == 3
+
+
+async def test_the_capacity_of_the_bucket_is_kept(site: Site, registry: FakeRegistry, bucket: MemoryBucket) -> None:
+    """What was not used for longest goes; a pull brings it back."""
+    for number in range(4):
+        registry.add_image(_APP.name, f"v{number}", [noise(300_000, seed=number)])
+    async with site.mirror(store={"bucket_capacity": "800kB"}) as mirror:
+        cache = mirror.app.storage.bucket_cache
+        assert cache is not None
+        for number in range(4):
+            await _pull(mirror, f"v{number}")
+            await _settled(mirror)
+            mirror.clock.forward(100_000)
+        await cache.upkeep(mirror.app.storage.eviction.pinned.digests).evict()
+        assert cache.book.totals().bytes <= 680_000
+        layers = [blob_key(Digest.of(noise(300_000, seed=number))) for number in range(4)]
+        assert [key in bucket.content() for key in layers] == [False, False, True, True]
+
+
+async def test_upstreams_that_must_allow_each_caller_stay_out(site: Site, bucket: MemoryBucket) -> None:
+    """Their content is nobody's to keep."""
+    site.registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror(upstream={"access": "verify"}) as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+    assert _kept(bucket) == {}
