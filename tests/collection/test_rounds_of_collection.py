@@ -28,13 +28,18 @@ from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.local_records import local_catalog, local_repository_records
 from mirror.store.records.record_keys import file_name
+from tests.support.bucket_records import Machine
 from tests.support.collecting import APP, GRACE, KEEP, TWIN, CollectedWorld, image, index
 
 
-@pytest.fixture
-def world() -> CollectedWorld:
-    """Hosted content and its collection."""
-    return CollectedWorld()
+@pytest.fixture(params=["memory", "bucket"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> CollectedWorld:
+    """Hosted content and its collection: with records in memory, and with records in a bucket."""
+    if request.param == "memory":
+        return CollectedWorld()
+    machine = Machine(tmp_path / "machine")
+    machine.list_all()
+    return CollectedWorld(catalog=machine.catalog(), records=machine.records())
 
 
 def test_what_is_named_stays(world: CollectedWorld) -> None:

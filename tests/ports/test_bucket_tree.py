@@ -136,7 +136,7 @@ def test_a_torn_object_is_damaged_and_not_absent(machine: Machine) -> None:
     assert content_of(tree) == ONE
 
 
-def test_row_121_a_change_that_another_machine_was_quicker_with(machine: Machine, tmp_path: Path) -> None:
+def test_121_a_change_that_another_machine_was_quicker_with(machine: Machine, tmp_path: Path) -> None:
     """The loser learns it, and its memory holds what the winner wrote; a writer that expects nothing comes after."""
     mine = machine.tree()
     first = mine.write(KEY, ONE)
@@ -380,7 +380,7 @@ def _restore(bucket: MemoryBucket, saved: Mapping[str, bytes]) -> None:
 # ----------------------------------------------------------------------------------------------------- listings
 
 
-def test_row_123_a_stale_listing_hides_nothing(machine: Machine) -> None:
+def test_123_a_stale_listing_hides_nothing(machine: Machine) -> None:
     """It shows the bucket of an hour ago: what was written since stays listed, what was dropped stays absent."""
     tree = machine.tree()
     tree.write(f"{TAGS}/dropped", ONE)
@@ -398,7 +398,7 @@ def test_row_123_a_stale_listing_hides_nothing(machine: Machine) -> None:
         assert sorted(again.repositories(("_tags",))) == [Repo("corp", "other"), APP]
 
 
-def test_row_123_folders_in_another_order(machine: Machine, tmp_path: Path) -> None:
+def test_123_folders_in_another_order(machine: Machine, tmp_path: Path) -> None:
     """Some stores sort folder by folder, and not by whole keys."""
     names = ["a/_tags/1", "a-b/_tags/1", "a/b/_tags/1", "a.b/_tags/1"]
     for name in names:

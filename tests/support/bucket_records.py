@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mirror.errors import StoreError
 from mirror.index.record_memory import SqliteRecordMemory
-from mirror.ports import RecordMemory
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.records import ManifestRecord, TagRecord
+from mirror.ports import RecordMemory, Versioned
 from mirror.store.local.change_files import ChangeFiles
 from mirror.store.local.layout import Layout
 from mirror.store.objects.record_listing import RecordListing
@@ -15,6 +19,32 @@ from mirror.store.records.json_tree_records import TreeRecords
 from mirror.store.records.record_catalog import RecordCatalog
 from mirror.store.records.repository_records import RepositoryRecords
 from tests.support.memory_bucket import MemoryBucket
+
+
+class UnreliableRecords(RecordCatalog):
+    """A catalog whose records cannot be read if the test says so, like `UnreliableCatalog`."""
+
+    def __init__(self, tree: BucketTree) -> None:
+        super().__init__(tree)
+        #: A repository, with a digest or a tag.
+        self.unreadable: set[tuple[Repo, Digest | str]] = set()
+
+    def pointed(self, repo: Repo, tag: str) -> Digest | None:
+        """The digest that a tag points to, even if the record cannot be read."""
+        found = super().tag(repo, tag)
+        return found.record.digest if found else None
+
+    def tag(self, repo: Repo, tag: str) -> Versioned[TagRecord] | None:
+        self._check(repo, tag)
+        return super().tag(repo, tag)
+
+    def manifest(self, repo: Repo, digest: Digest) -> Versioned[ManifestRecord] | None:
+        self._check(repo, digest)
+        return super().manifest(repo, digest)
+
+    def _check(self, repo: Repo, what: Digest | str) -> None:
+        if (repo, what) in self.unreadable:
+            raise StoreError(f"the record of {repo} {what} cannot be read")
 
 
 @dataclass
@@ -44,9 +74,9 @@ class Machine:
             pass
         return listing
 
-    def catalog(self, reads: Reads = Reads.STRICT) -> RecordCatalog:
+    def catalog(self, reads: Reads = Reads.STRICT) -> UnreliableRecords:
         """The catalog in another process."""
-        return RecordCatalog(self.tree(reads, self.another_memory()))
+        return UnreliableRecords(self.tree(reads, self.another_memory()))
 
     def records(self, reads: Reads = Reads.STRICT) -> RepositoryRecords:
         """The records of hosted repositories in another process."""
