@@ -39,16 +39,16 @@ class DigestLocks:
         return f"<DigestLocks {self._purpose}>"
 
     @contextmanager
-    def hold(self, digest: Digest, patience: float) -> Iterator[None]:
-        """Be the only one that works on this blob. Blocks. Raises `BucketUnavailable` if others have the lock for
-        `patience` seconds, `StoreError`.
+    def hold(self, digest: Digest, patience: float) -> Iterator[bool]:
+        """Be the only one that works on this blob; gives whether another one had the lock. Blocks. Raises
+        `BucketUnavailable` if others have it for `patience` seconds, `StoreError`.
         """
         name = f"{self._purpose}-{int(digest.hex[:8], 16) % _FILES:03x}"
-        until, wait = self._clock() + patience, _FIRST_WAIT
+        until, wait = self._clock() + patience, 0.0
         while (lease := self._locks.try_hold_now(name)) is None:
             if self._clock() >= until:
                 raise BucketUnavailable(f"another request stores {digest} at the moment")
+            wait = min(wait * 2, _LAST_WAIT) or _FIRST_WAIT
             self._sleep(wait)
-            wait = min(wait * 2, _LAST_WAIT)
         with lease:
-            yield
+            yield wait > 0

@@ -128,12 +128,13 @@ class HostedObjects:
         """Like `take_in`, but the file stays as it is."""
         path = Path(file)
         content = _Bytes(size, lambda key: self._upload(key, path, size), lambda key: self._is_whole(key, size))
+        found = self._find(digest)
         with suppress(RecordChanged):
-            if present := self._present(self._find(digest), content):
+            if present := self._present(found, content):
                 return present
         # whoever pushes the same blob at the same time, or again because the answer took long, waits for this
-        with self._locks.hold(digest, _PATIENCE):
-            return self._store(digest, content)
+        with self._locks.hold(digest, _PATIENCE) as has_waited:
+            return self._store(digest, content, None if has_waited else found)
 
     def adopt(self, digest: Digest, patience: float | None = None) -> BlobInfo:
         with suppress(BlobUnknown):
@@ -193,16 +194,17 @@ class HostedObjects:
             if len(self._compared) > _MOST_COMPARED:
                 self._compared.popitem(last=False)
 
-    def _store(self, digest: Digest, content: _Bytes) -> BlobInfo:
-        """Let the blob be present. Raises `StoreError`."""
+    def _store(self, digest: Digest, content: _Bytes, found: FoundState | None = None) -> BlobInfo:
+        """Let the blob be present. `found` is its state, if that was read just now. Raises `StoreError`."""
         given_up: list[str] = []
         for _ in range(_TRIES):
-            found = self._find(digest)
+            found = found or self._find(digest)
             with suppress(RecordChanged):
                 info = self._present(found, content) or self._store_anew(found, content, given_up)
                 for key in given_up:
                     self._collected.add(key)
                 return info
+            found = None
         raise _never_still(digest)
 
     def _present(self, found: FoundState, content: _Bytes) -> BlobInfo | None:
@@ -264,10 +266,15 @@ class HostedObjects:
         return Versioned(QueuedBlob(digest, found.state.queued_at), found.version)
 
     def queue(self, record: QueuedBlob) -> Version:
-        found = self._find(record.digest)
+        # mostly what is remembered is true, and costs no read
+        with suppress(RecordChanged, RecordDamaged):
+            return self._queue(self._remembered.find(record.digest), record.queued_at)
+        return self._queue(self._find(record.digest), record.queued_at)
+
+    def _queue(self, found: FoundState, at: float) -> Version:
         if found.is_damaged or found.state.queued_at is not None:
-            raise RecordChanged(f"{record.digest} waits already, or its state is damaged")
-        return self._states.write(found.state.queued(record.queued_at), found.expect)
+            raise RecordChanged(f"{found.state.digest} waits already, or its state is damaged")
+        return self._states.write(found.state.queued(at), found.expect)
 
     def collect(self, digest: Digest, expect: Version) -> int:
         found = self._remembered.find(digest)
