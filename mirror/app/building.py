@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from mirror import __version__, telemetry
@@ -22,7 +23,7 @@ from mirror.app.bucket import make_room_for_waiting
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due, sweep_when_due
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
-from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket
+from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket, until_listed
 from mirror.app.object_storage.redirecting import open_redirects
 from mirror.app.reporting import open_reports
 from mirror.app.repositories import open_repositories
@@ -156,7 +157,9 @@ async def build(
             repositories.shared,
             storage,
             SyncScheduler(admin.sync),
-            ReplicationScheduler(admin.replications),
+            ReplicationScheduler(
+                admin.replications, ready=partial(until_listed, storage) if storage.bucket is not None else None
+            ),
             admin.jobs,
             admin.admin,
             blob_places(config, storage),
@@ -174,7 +177,7 @@ async def build(
                 keep_ledger(config, storage),
                 collect_when_due(config, storage, admin.collector),
                 sweep_when_due(config, storage, now),
-                retain_when_due(config, admin.retention),
+                retain_when_due(config, storage, admin.retention),
                 pulls.run(),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),

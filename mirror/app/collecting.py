@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 from mirror import telemetry
 from mirror.access.audit import AuditLog
+from mirror.app.object_storage.bucket_upkeep import until_listed
 from mirror.app.storage import Storage
 from mirror.collection.bucket_sweep import BucketSweeper
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collector import GarbageCollector
 from mirror.collection.grace_clock import GraceClock
 from mirror.config import Config
-from mirror.errors import StoreError
 from mirror.hosting.parts import HostedParts
 from mirror.intake.tag_history import steady_time
 from mirror.policy.hosted.collection import CollectionRules, RegistryRules
@@ -88,19 +86,10 @@ def open_sweeper(config: Config, storage: Storage, now: Callable[[], float]) -> 
     )
 
 
-async def _until_listed(storage: Storage) -> None:
-    """Returns once it is known what the bucket has, if there is one: nothing can be judged before."""
-    while True:
-        with suppress(StoreError):
-            if await asyncio.to_thread(storage.bucket_is_listed):
-                return
-        await asyncio.sleep(_LOOK_EVERY)
-
-
 async def collect_when_due(config: Config, storage: Storage, collector: GarbageCollector) -> None:
     """Collects every `hosting.collect_every` seconds, if anything is hosted here."""
     if config.hosted and config.hosting.collect_every:
-        await _until_listed(storage)
+        await until_listed(storage)
         await collector.run_when_due(config.hosting.collect_every)
 
 
@@ -108,5 +97,5 @@ async def sweep_when_due(config: Config, storage: Storage, now: Callable[[], flo
     """Sweeps the bucket every `hosting.sweep_every` seconds, if there is one."""
     sweeper = open_sweeper(config, storage, now)
     if sweeper is not None and config.hosting.sweep_every:
-        await _until_listed(storage)
+        await until_listed(storage)
         await sweeper.run_when_due(config.hosting.sweep_every)

@@ -23,6 +23,7 @@ from mirror.replication.rule_run import RuleRun, RunReport
 from mirror.replication.site_target import SiteTarget
 from mirror.replication.target import Target
 from mirror.repository.protocol import Readable
+from mirror.store.objects.record_tree import Reads
 from mirror.values.sizes import parse_size
 
 
@@ -99,7 +100,8 @@ def open_replications(
 
     return Replications(
         map(run_of, config.replication),
-        storage.records("replication"),
+        # looked at every few seconds; nothing is deleted because of them
+        storage.stored.json("replication", Reads.REMEMBERED),
         locks=storage.locks,
         seed=storage.store.id,
         now=now,

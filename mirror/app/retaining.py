@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from mirror.access.audit import AuditLog
 from mirror.app.collecting import grace_clock
+from mirror.app.object_storage.bucket_upkeep import until_listed
 from mirror.app.storage import Storage, pin_rules
 from mirror.config import Config
 from mirror.hosting.links import Links
@@ -71,7 +72,8 @@ def open_retention(
     return Retention(tools, storage.locks, marks, ended=ended)
 
 
-async def retain_when_due(config: Config, retention: Retention) -> None:
+async def retain_when_due(config: Config, storage: Storage, retention: Retention) -> None:
     """Deletes by rules when it is due, if there are rules and a schedule."""
     if (plan := config.hosting.retention.plan) is not None:
+        await until_listed(storage)
         await retention.run_when_due(plan)

@@ -160,7 +160,8 @@ class Storage:
     def bucket_is_listed(self) -> bool:
         """Blocking: False until it is known what a bucket has; True without one. Raises `StoreError`."""
         try:
-            return self.stored.use is None or self.stored.use.memory.is_complete()
+            use = self.stored.use
+            return use is None or (use.owner.is_confirmed and use.memory.is_complete())
         except IndexUnavailable as error:
             raise StoreError(f"what is remembered of the bucket cannot be read: {error}") from error
 

@@ -42,11 +42,15 @@ class ReplicationScheduler(RuleScheduler):
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`jitter` gives a fraction from 0 to 1, by which waits differ between sites."""
+        """`jitter` gives a fraction from 0 to 1, by which waits differ between sites. `ready` returns once it is known
+        what is here; None if that is always known.
+        """
         super().__init__(replications.locks, "replication", sleep)
         self.replications = replications
         self._jitter = jitter
+        self._ready = ready
         self._compared: set[str] = set()
         self._failures: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
@@ -57,6 +61,12 @@ class ReplicationScheduler(RuleScheduler):
     @property
     def _has_rules(self) -> bool:
         return bool(self.replications.runs)
+
+    async def run(self) -> None:
+        """See `RuleScheduler`."""
+        if self._ready is not None and self._has_rules:
+            await self._ready()
+        await super().run()
 
     async def _began(self) -> None:
         telemetry.log.info("replication scheduler started", rules=len(self.replications.runs), worker=os.getpid())

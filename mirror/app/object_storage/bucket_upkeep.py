@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from mirror import telemetry
@@ -31,6 +32,8 @@ _NOTE_EVERY: Final = 2.0
 _RETRY: Final = 5.0
 #: Seconds for which a start waits for the bucket.
 _START: Final = 15.0
+#: Seconds between two looks whether the bucket has been listed.
+_LOOK_FOR_LIST: Final = 2.0
 _KIND: Final = "bucket"
 _LISTING: Final = "listing"
 
@@ -52,6 +55,17 @@ async def confirm_bucket(storage: Storage) -> None:
             telemetry.log.warning("bucket not confirmed yet", reason=str(error))
             return
         raise error
+
+
+async def until_listed(storage: Storage) -> None:
+    """Returns once it is known what the bucket has, if there is one: before that, nothing can be said of all
+    repositories.
+    """
+    while True:
+        with suppress(StoreError):
+            if await asyncio.to_thread(storage.bucket_is_listed):
+                return
+        await asyncio.sleep(_LOOK_FOR_LIST)
 
 
 async def keep_bucket(storage: Storage) -> None:
