@@ -77,6 +77,7 @@ def try_bucket(config: Config) -> list[BucketCheck]:
 def _open(config: Config, url: str) -> ObstoreBucket:
     from mirror.store.cloud.clouds import CloudStores, TimeLimits
     from mirror.store.cloud.obstore_bucket import ObstoreBucket
+    from mirror.store.cloud.plain_body import PlainReader
     from mirror.store.cloud.request_gate import RequestGate
     from mirror.store.cloud.request_sender import RequestSender
 
@@ -90,9 +91,11 @@ def _open(config: Config, url: str) -> ObstoreBucket:
     )
     rate = settings.requests_per_second / config.server.workers or None
     sender = RequestSender(str(address), traits, stores, RequestGate(str(address), rate), at_once=_AT_ONCE)
+    raw = _raw(settings, address, keys) if address.cloud == "s3" and not settings.anonymous else None
     return ObstoreBucket(
         sender,
-        raw=_raw(settings, address, keys) if address.cloud == "s3" and not settings.anonymous else None,
+        raw=raw,
+        plain=PlainReader(raw, stores.times) if raw is not None and _is_plain(settings) else None,
         storage_class=settings.storage_class,
         unsigned=not settings.sign_payload,
         longest_signature=_longest_signature(settings),
@@ -282,6 +285,12 @@ def _raw(settings: BucketSettings, address: BucketAddress, files: KeyFiles | Non
         timeout=settings.timeout,
     )
     return raw
+
+
+def _is_plain(settings: BucketSettings) -> bool:
+    """Whether objects can be read without TLS, a proxy and headers that only the library knows."""
+    bare = settings.customer_key is None and not settings.requester_pays and settings.proxy is None
+    return bare and settings.endpoint is not None and settings.endpoint.startswith("http:")
 
 
 def _region(settings: BucketSettings) -> str | None:

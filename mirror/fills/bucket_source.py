@@ -34,7 +34,7 @@ from mirror.errors import (
 from mirror.fills.sources import BUCKET
 from mirror.graph.blob_in_bucket import object_matches, open_blob
 from mirror.oci.digest import Digest
-from mirror.ports import BlobObject, BlobObjects, Body, ObjectReader
+from mirror.ports import BlobObject, BlobObjects, Body, ObjectReader, SupportsSplice
 
 #: Seconds that the bucket gets to answer for a cached blob, which upstream has as well.
 _PATIENCE: Final = 2.0
@@ -217,6 +217,19 @@ class _PacedBody:
             self.is_awaited = False
         self.received += received
         return received
+
+    def plain_socket(self) -> tuple[int, int] | None:
+        """See `SupportsSplice`."""
+        offered = self._body.plain_socket() if isinstance(self._body, SupportsSplice) else None
+        self.is_awaited = offered is not None
+        return offered
+
+    def advance(self, count: int) -> None:
+        """See `SupportsSplice`."""
+        self.is_awaited = False
+        if isinstance(self._body, SupportsSplice):
+            self._body.advance(count)
+        self.received += count
 
     def abort(self) -> None:
         self._body.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import pickle
@@ -27,7 +28,8 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from mirror.ports import ABSENT, Aborted, Bucket, StoredObject
+from mirror.ports import ABSENT, Aborted, Bucket, StoredObject, SupportsSplice
+from mirror.store.local.pump import pump
 from tests.support.bucket_suite import stored, whole
 from tests.support.certificates import Certificate
 from tests.support.engines.access import BucketAccess
@@ -85,6 +87,18 @@ def direct(tmp_path: Path, access: BucketAccess) -> Iterator[Bucket]:
     folder = tmp_path / "direct"
     folder.mkdir()
     opened = opened_bucket(folder, access)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["plain", "library"])
+def reading(
+    request: pytest.FixtureRequest, tmp_path: Path, access: BucketAccess, proxy: FaultProxy
+) -> Iterator[Bucket]:
+    """By way of the proxy, once so that bodies come from a socket, and once so that obstore reads them."""
+    by_library = {"requester_pays": request.param == "library"}
+    opened = opened_bucket(tmp_path, access.changed(endpoint=proxy.url), **_QUICK, **by_library)
+    opened.write("used", b"", expect=ABSENT)
     yield opened
     opened.close()
 
@@ -253,8 +267,9 @@ def test_keys_that_are_rotated(tmp_path: Path, access: BucketAccess) -> None:
 # ------------------------------------------------------------------------------------------------- large objects
 
 
-def test_a_body_that_breaks_goes_on_from_the_next_byte(bucket: Bucket, proxy: FaultProxy) -> None:
+def test_a_body_that_breaks_goes_on_from_the_next_byte(reading: Bucket, proxy: FaultProxy) -> None:
     """Cut or stalled, and only with the same object."""
+    bucket = reading
     bucket.write("large", _LARGE[:5_000_000])
     for fault in (CutAnswer(2_000_000), StalledAnswer(2_000_000)):
         body = bucket.open("large", 1000)
@@ -276,15 +291,34 @@ def test_a_body_that_breaks_goes_on_from_the_next_byte(bucket: Bucket, proxy: Fa
     ids=["cut", "stalled"],
 )
 def test_a_body_that_breaks_all_the_time(
-    bucket: Bucket, proxy: FaultProxy, fault: CutAnswer | StalledAnswer, error: type[Exception]
+    reading: Bucket, proxy: FaultProxy, fault: CutAnswer | StalledAnswer, error: type[Exception]
 ) -> None:
     """Whoever reads it gets an error that says so, and can go on from the same byte later."""
+    bucket = reading
     bucket.write("large", _LARGE[:5_000_000])
     proxy.cause(fault)
     body = bucket.open("large")
     assert body is not None
     with pytest.raises(error):
         whole(body)
+
+
+def test_a_body_is_spliced(bucket: Bucket, tmp_path: Path) -> None:
+    """The kernel moves it into a file, from the byte on that is asked for."""
+    bucket.write("large", _LARGE[:5_000_000])
+    body = bucket.open("large", 1000)
+    assert isinstance(body, SupportsSplice)
+    hashing = hashlib.sha256(_LARGE[:1000])
+    grown: list[int] = []
+    with (tmp_path / "file").open("wb+") as file:
+        file.write(_LARGE[:1000])
+        file.flush()
+        pump(body, file.fileno(), hashing, start=1000, limit=5_000_000, grown=grown.append)
+        file.seek(0)
+        assert file.read() == _LARGE[:5_000_000]
+    assert hashing.digest() == hashlib.sha256(_LARGE[:5_000_000]).digest()
+    assert body.plain_socket() is None
+    assert grown[-1] == 5_000_000
 
 
 def test_an_upload_that_is_cut_is_repeated_part_by_part(bucket: Bucket, proxy: FaultProxy, tmp_path: Path) -> None:

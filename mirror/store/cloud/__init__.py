@@ -2,6 +2,7 @@
 
 obstore_bucket.py  the bucket
 obstore_body.py    the content of an object, piece by piece
+plain_body.py      the same over plain HTTP, without obstore
 request_sender.py  requests that are repeated, counted and judged
 request_gate.py    whether, and when, a request may be sent
 obstore_errors.py  what a failure of obstore means

@@ -24,10 +24,11 @@ import obstore
 
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BucketUnavailable, RecordChanged, StoreError, UpstreamInvalid
-from mirror.ports import ABSENT, Aborted, BucketHealth, Expected, NotChanged, ObjectInfo, StoredObject, Version
+from mirror.ports import ABSENT, Aborted, Body, BucketHealth, Expected, NotChanged, ObjectInfo, StoredObject, Version
 from mirror.store.cloud.clouds import PART, PARTS
 from mirror.store.cloud.obstore_body import ObstoreBody
 from mirror.store.cloud.obstore_errors import Failure, Kind
+from mirror.store.cloud.plain_body import PlainBody, PlainReader
 from mirror.store.cloud.raw_s3 import RawS3
 from mirror.store.cloud.request_sender import RequestSender
 
@@ -58,12 +59,14 @@ class ObstoreBucket:
         sender: RequestSender,
         *,
         raw: RawS3 | None = None,
+        plain: PlainReader | None = None,
         storage_class: str | None = None,
         unsigned: bool = False,
         longest_signature: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`raw` sends what obstore cannot; None if it is not possible with these credentials. `unsigned`: uploads need
+        """`raw` sends what obstore cannot; None if it is not possible with these credentials. `plain` reads large
+        objects; None: obstore does. `unsigned`: uploads need
         not be signed, if the store checks their checksums. `longest_signature`: seconds for which the credentials can
         sign; None if they cannot.
         """
@@ -71,6 +74,7 @@ class ObstoreBucket:
         self._stores = sender.stores
         self._traits = sender.traits
         self._raw = raw
+        self._plain = plain
         self._storage_class = storage_class
         self._unsigned: bool | None = None if unsigned and raw is not None else False
         self._longest_signature = longest_signature
@@ -114,7 +118,19 @@ class ObstoreBucket:
 
         return self._seen(self._sender.send("read", work, lambda failure, earlier: self._absent("read", failure)))
 
-    def open(self, key: str, start: int = 0) -> ObstoreBody | None:
+    def open(self, key: str, start: int = 0) -> Body | None:
+        if self._plain is None or self._sender.gate.is_down:
+            return self._open(key, start)
+        plain = self._plain
+        answer = self._sender.send("read", lambda: plain.get(key, start))
+        if answer is None:
+            return self._open(key, start)
+        self._seen_at = self._now()
+        version, size = self._traits.version(answer.e_tag, None), answer.size
+        return PlainBody(self._sender.name, key, answer, start, lambda at: self._open(key, at, version, size))
+
+    def _open(self, key: str, start: int, expect: Version | None = None, size: int = 0) -> ObstoreBody | None:
+        """See `open`; with `expect`, None if the object is not in that version, or has not that size."""
         beyond: list[bool] = []
 
         def settle(failure: Failure, earlier: Sequence[Failure]) -> None:
@@ -125,6 +141,8 @@ class ObstoreBucket:
 
         result = self._seen(self._sender.send("read", lambda: self._get(key, start), settle))
         if result is not None:
+            if expect and (self._version(result.meta) != expect or result.meta["size"] != size):
+                return None
             return ObstoreBody(
                 self._sender.name, key, result, start, result.meta["size"], lambda at: self._again(key, at)
             )

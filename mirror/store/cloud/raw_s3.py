@@ -124,6 +124,16 @@ class RawS3:
             raise BucketUnavailable(f"the bucket answers {found.reason}")
         return found
 
+    def request_for(self, key: str, headers: Mapping[str, str]) -> tuple[str, int, bytes]:
+        """The host and port to connect to for a GET of an object, and the request. Raises `BucketUnavailable`."""
+        parts = urlsplit(self._url)
+        path = f"{parts.path}/{quote(self._prefix + key, safe='/~')}"
+        signed = self._signed("GET", parts.netloc, path, "", hashlib.sha256(b"").hexdigest(), headers)
+        # the side that closes first has to remember the connection for a minute
+        lines = [f"GET {path} HTTP/1.1", f"host: {parts.netloc}", "connection: close"]
+        lines += [f"{name}: {value}" for name, value in signed.items()]
+        return parts.hostname or "", parts.port or 80, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
     def ask(self, request: urllib.request.Request) -> bytes:
         """The body of the answer to a request that somebody else has made, sent the same way. Raises `OSError`."""
         with self._opener.open(request, timeout=self._timeout) as answer:
