@@ -157,7 +157,13 @@ def bucket_facts(config: Config, storage: Storage) -> BucketFacts | None:
         except IndexUnavailable:
             return False
 
-    return BucketFacts(config.store.bucket, use.bucket.health, lambda: use.owner.is_overtaken, is_complete)
+    return BucketFacts(
+        config.store.bucket,
+        use.bucket.health,
+        lambda: use.owner.is_overtaken,
+        is_complete,
+        storage.bucket_cache.facts if storage.bucket_cache else lambda: None,
+    )
 
 
 def _make_workers(storage: Storage, repositories: Repositories) -> Workers:

@@ -105,7 +105,7 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
         "failing_workers": None,
     }
     unknown = {"worker": None, "uptime": None, "traffic": None}
-    parts = ("state", "since", "reason", "reads_only", "records_complete")
+    parts = ("state", "since", "reason", "reads_only", "records_complete", "cache")
     bucket = {"address": loaded.store.bucket, **dict.fromkeys(parts)} if loaded.store.bucket is not None else None
     rest = {"hosted": hosted, "bucket": bucket, "index": index, "offline": loaded.offline}
     return {"version": __version__, **unknown, "workers": [], "store": store, **rest}
@@ -120,6 +120,8 @@ def _print_status(status: Mapping[str, Any]) -> None:
     say(f"store:     {_fullness(store['bytes'], store['limit'])} in {store['root']}")
     if bucket := status.get("bucket"):
         say(f"bucket:    {describe_bucket(bucket)}")
+        if cache := bucket["cache"]:
+            say(f"cached:    {_describe_cache(cache)}")
     for usage in status.get("hosted", []):
         full = "not known" if usage["bytes"] is None else format_size(usage["bytes"])
         quota = f" of {format_size(usage['quota'])}" if usage["quota"] is not None else ""
@@ -159,6 +161,15 @@ def _print_status(status: Mapping[str, Any]) -> None:
         table.add_row(flight["repository"] or flight["upstream"], flight["digest"], received, str(flight["followers"]))
     if status["flights"]:
         table.show()
+
+
+def _describe_cache(cache: Mapping[str, Any]) -> str:
+    """What the bucket keeps of cached content, in words."""
+    known = "" if cache["listed_at"] else " as far as known: it is being listed"
+    waiting = f"; {counted(cache['waiting'], 'write')} behind" if cache["waiting"] else ""
+    dropped = f"; {cache['dropped']} dropped" if cache["dropped"] else ""
+    full = format_size(cache["bytes"]) if cache["limit"] is None else _fullness(cache["bytes"], cache["limit"])
+    return f"{full} in the bucket{known}{waiting}{dropped}"
 
 
 def describe_bucket(bucket: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ async def test_the_worker_that_fares_worst_speaks_for_all() -> None:
         "reason": None,
         "reads_only": False,
         "records_complete": True,
+        "cache": None,
     }
     seen = await facts.status([BucketHealth(), DOWN, BucketHealth(throttles=True)])
     assert (seen["state"], seen["since"], seen["reason"]) == ("down", "2023-11-14T22:13:20Z", "connection refused")

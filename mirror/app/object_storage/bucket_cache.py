@@ -7,6 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+from mirror import telemetry
 from mirror.bucket_cache.bucket_purge import BucketPurge
 from mirror.bucket_cache.cache_upkeep import CacheLimits, CacheUpkeep
 from mirror.bucket_cache.cache_uses import CacheUses
@@ -16,12 +17,15 @@ from mirror.bucket_cache.kept_content import KeptContent
 from mirror.bucket_cache.restoring import Restoring
 from mirror.bucket_cache.site_records import SiteRecords
 from mirror.config import Config, routing_table
+from mirror.errors import IndexUnavailable
 from mirror.index.cached_book import CachedBook
 from mirror.oci.digest import Digest
 from mirror.ports import BlobStore, Bucket, Catalog
+from mirror.server.admin.bucket_status import BucketCacheJson
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
 from mirror.values.sizes import parse_size
+from mirror.values.timestamps import moment
 
 #: The lock of the process that keeps the cache in the bucket within its limits.
 UPKEEP_LOCK: Final = "bucketcache"
@@ -35,6 +39,7 @@ class BucketCache:
 
     bucket: Bucket
     book: CachedBook
+    capacity: int | None
     limits: CacheLimits | None
     keeps: Callable[[str], bool]
     uploads: CachedUploads
@@ -58,6 +63,21 @@ class BucketCache:
             now=self.now,
         )
 
+    def facts(self) -> BucketCacheJson | None:
+        """Blocking: what the bucket keeps, for the status; None if the book cannot be read."""
+        try:
+            totals, listed_at = self.book.totals(), self.book.completed_at()
+        except IndexUnavailable:
+            return None
+        return {
+            "blobs": totals.objects,
+            "bytes": totals.bytes,
+            "limit": self.capacity,
+            "listed_at": moment(listed_at) if listed_at is not None else None,
+            "waiting": int(telemetry.measured("mirror_bucket_cache_waiting")),
+            "dropped": int(sum(count for _, count in telemetry.counted("mirror_bucket_cache_dropped"))),
+        }
+
     async def aclose(self, patience: float) -> None:
         """Waits up to `patience` seconds until all is written, and closes everything."""
         await self.restoring.aclose()
@@ -77,7 +97,8 @@ def open_bucket_cache(
     now: Callable[[], float],
 ) -> BucketCache:
     """The cache in this bucket, which the caller closes. Nothing is asked, and no thread started, before it is used."""
-    limits, keeps = _limits(config), kept_registries(config)
+    capacity, keeps = _capacity(config), kept_registries(config)
+    limits = _limits(config, capacity)
     book = CachedBook(layout.cached_book, str(config.store.bucket))
     records = SiteRecords(catalog)
     uploads = CachedUploads(
@@ -95,6 +116,7 @@ def open_bucket_cache(
     return BucketCache(
         bucket,
         book,
+        capacity,
         limits,
         keeps,
         uploads,
@@ -123,9 +145,12 @@ def kept_registries(config: Config) -> Callable[[str], bool]:
     return keeps
 
 
-def _limits(config: Config) -> CacheLimits | None:
-    settings = config.store
-    if settings.bucket_capacity is None:
+def _capacity(config: Config) -> int | None:
+    return None if config.store.bucket_capacity is None else parse_size(config.store.bucket_capacity)
+
+
+def _limits(config: Config, capacity: int | None) -> CacheLimits | None:
+    """The limits have the same distance to the capacity as those of the disk."""
+    if capacity is None:
         return None
-    capacity = parse_size(settings.bucket_capacity)
-    return CacheLimits(int(capacity * settings.high_water), int(capacity * settings.low_water))
+    return CacheLimits(int(capacity * config.store.high_water), int(capacity * config.store.low_water))

@@ -10,12 +10,23 @@ from typing import Annotated, Final, Literal
 from typing_extensions import TypedDict
 
 from mirror.ports import BucketHealth
-from mirror.values.json_types import Timestamp, about
+from mirror.values.json_types import Bytes, Count, Timestamp, about
 from mirror.values.timestamps import moment
 
 BucketState = Literal["ok", "throttled", "refusing", "unfit", "down"]
 #: From best to worst.
 _STATES: Final[tuple[BucketState, ...]] = ("ok", "throttled", "refusing", "unfit", "down")
+
+
+class BucketCacheJson(TypedDict):
+    """The cached content that the bucket keeps."""
+
+    blobs: Annotated[Count, about("Number of cached blobs and manifests in the bucket, as far as this machine knows.")]
+    bytes: Annotated[Bytes, about("Their bytes.")]
+    limit: Annotated[Bytes | None, about("`bucket_capacity`; null: there is none.")]
+    listed_at: Annotated[Timestamp | None, about("When the bucket was last listed; null: not yet.")]
+    waiting: Annotated[Count, about("Blobs and records that wait to be written to the bucket, over all workers.")]
+    dropped: Annotated[Count, about("Those that were not written, since the mirror started.")]
 
 
 class BucketStatusJson(TypedDict):
@@ -36,16 +47,20 @@ class BucketStatusJson(TypedDict):
     records_complete: Annotated[
         bool, about("Whether this machine remembers all records; it lists the bucket until it does.")
     ]
+    cache: Annotated[
+        BucketCacheJson | None, about("Null: the bucket keeps no cached content, or what it keeps is not known now.")
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class BucketFacts:
-    """The bucket of this process. `reads_only` and `records_complete` block briefly, and raise nothing."""
+    """The bucket of this process. `reads_only`, `records_complete` and `cache` block briefly, and raise nothing."""
 
     address: str
     health: Callable[[], BucketHealth]
     reads_only: Callable[[], bool]
     records_complete: Callable[[], bool]
+    cache: Callable[[], BucketCacheJson | None] = lambda: None
 
     async def status(self, others: Sequence[BucketHealth]) -> BucketStatusJson:
         """The status, together with what other workers see."""
@@ -57,6 +72,7 @@ class BucketFacts:
             "reason": worst.reason or None,
             "reads_only": await asyncio.to_thread(self.reads_only),
             "records_complete": await asyncio.to_thread(self.records_complete),
+            "cache": await asyncio.to_thread(self.cache),
         }
 
 

@@ -163,7 +163,8 @@ function behind(bucket) {
   const reason = bucket.reason ? `: ${bucket.reason}` : "";
   const overtaken = bucket.reads_only ? "; another mirror uses it" : "";
   const listed = bucket.records_complete ? "" : "; its records are being listed";
-  return `; the bucket ${bucket.address} ${states[bucket.state]}${reason}${overtaken}${listed}`;
+  const cached = bucket.cache ? `; it has ${bytes(bucket.cache.bytes)} of cached content` : "";
+  return `; the bucket ${bucket.address} ${states[bucket.state]}${reason}${overtaken}${listed}${cached}`;
 }
 
 function showStatus(status) {
