@@ -35,8 +35,10 @@ PARTS: Final = 4
 _PART_TIMEOUT: Final = 120.0
 #: Time that a body may take in all; `read_timeout` ends those that stall.
 _LONGEST_BODY: Final = timedelta(days=7)
-#: Repetitions of a part of an upload, which obstore makes by itself.
-_PART_RETRIES: Final = timedelta(minutes=3)
+#: Repetitions of a part of an upload, which obstore makes by itself, begin within this time: after one stall, not two.
+_PART_RETRIES: Final = timedelta(seconds=90)
+#: A part that is not taken within this time has stalled, in seconds: four of them, at the same time, are 32 MiB.
+_PART_STALLED: Final = 60.0
 #: New credentials are looked for at most so often, in seconds, if the store refuses those in use: at first, and after
 #: that was in vain again and again.
 _RENEWAL: Final = 10.0
@@ -171,12 +173,16 @@ class CloudStores:
     @property
     def upload(self) -> CloudStore:
         """For uploads."""
-        return self._store("upload", timedelta(seconds=_PART_TIMEOUT), max(self.times.read, 60.0), self.retries)
+        return self._upload_store("upload")
 
     @property
     def unsigned_upload(self) -> CloudStore:
         """For uploads that are not signed, but have a checksum."""
-        return self._store("unsigned", timedelta(seconds=_PART_TIMEOUT), max(self.times.read, 60.0), self.retries)
+        return self._upload_store("unsigned")
+
+    def _upload_store(self, purpose: str) -> CloudStore:
+        stalled = max(self.times.read, _PART_STALLED)
+        return self._store(purpose, timedelta(seconds=_PART_TIMEOUT), stalled, self.retries)
 
     def renew(self) -> bool:
         """Drop all connections with their credentials, so that the next use looks for new ones. False if that was done

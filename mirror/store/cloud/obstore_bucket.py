@@ -122,7 +122,7 @@ class ObstoreBucket:
         if self._plain is None or self._sender.gate.is_down:
             return self._open(key, start)
         plain = self._plain
-        answer = self._sender.send("read", lambda: plain.get(key, start))
+        answer = self._sender.attempt("read", lambda: plain.get(key, start))
         if answer is None:
             return self._open(key, start)
         self._seen_at = self._now()
@@ -262,8 +262,16 @@ class ObstoreBucket:
             # an outage ends with a small request, not with the first part of a large one
             self.head(key)
         in_parts = size > PART
-        with self._uploads if in_parts else _unlimited:
-            self._upload(key, file, in_parts, cost=size // PART + 3 if in_parts else 1)
+        if not in_parts:
+            self._upload(key, file, in_parts, cost=1)
+        else:
+            while not self._uploads.acquire(timeout=1.0):
+                if self._sender.gate.is_down:
+                    raise BucketUnavailable(f"{self._sender.name} does not answer")
+            try:
+                self._upload(key, file, in_parts, cost=size // PART + 3)
+            finally:
+                self._uploads.release()
         written = self.head(key)
         if written is None or written.size != size:
             there = "nothing is" if written is None else f"{written.size} bytes are"
@@ -425,14 +433,3 @@ class ObstoreBucket:
 
     def close(self) -> None:
         self._stores.close()
-
-
-class _Unlimited:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-
-_unlimited: Final = _Unlimited()

@@ -87,12 +87,34 @@ class RequestSender:
         deadline = self.now() + self.stores.times.call
         if endless:
             return self._send(operation, work, settle, cost, deadline, endless=True)
-        if not self._calls.enter(self.stores.times.request):
-            raise BucketUnavailable(
-                f"{self.name} is slow: {self.at_once} requests wait for it already", retry_after=1.0
-            )
+        self._enter()
         try:
             return self._send(operation, work, settle, cost, deadline, endless=False)
+        finally:
+            self._calls.leave()
+
+    def attempt(self, operation: str, work: Callable[[], T | None]) -> T | None:
+        """The result of one request. None proves nothing about the store, and is not counted: the caller uses `send`.
+
+        Raises `BucketUnavailable` if the store is down, or too many wait for it.
+        """
+        self._enter()
+        try:
+            ticket = self.gate.enter(self.now() + self.stores.times.call)
+            began = self.now()
+            try:
+                found = work()
+            except BaseException:
+                self.gate.withdraw(ticket)
+                raise
+            if found is None:
+                self.gate.withdraw(ticket)
+                return None
+            self.gate.succeeded(ticket)
+            self._accepted(operation)
+            telemetry.BUCKET_REQUESTS.labels(operation, "ok").inc()
+            telemetry.BUCKET_SECONDS.labels(operation).observe(self.now() - began)
+            return found
         finally:
             self._calls.leave()
 
@@ -122,8 +144,10 @@ class RequestSender:
                     self.fail(operation, failure)
                 return settle(failure, earlier)
             earlier.append(failure)
-            # of an upload, the library has repeated each part already
-            retries = min(1, self.stores.retries) if endless else self.stores.retries
+            retries = self.stores.retries
+            if endless:
+                # of an upload, the library has repeated each part already, and that has taken its time
+                retries = 0 if failure.kind is Kind.TIMEOUT else min(1, retries)
             late = not endless and self.now() >= deadline
             if late or len(earlier) > retries:
                 if failure.kind is Kind.CONFLICT and settle is not None:
@@ -132,6 +156,12 @@ class RequestSender:
             if failure.kind is not Kind.THROTTLED:  # then the gate waits
                 pause = min(_FIRST_PAUSE * 2 ** (len(earlier) - 1), _LONGEST_PAUSE)
                 self.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+
+    def _enter(self) -> None:
+        """Take part in the calls that wait, or raise `BucketUnavailable`."""
+        if not self._calls.enter(self.stores.times.request):
+            reason = f"{self.name} is slow: {self.at_once} requests wait for it already"
+            raise BucketUnavailable(reason, retry_after=1.0)
 
     def _once(
         self, operation: str, work: Callable[[], T], deadline: float, cost: int
