@@ -97,7 +97,7 @@ def _blobs(manifest: Digest) -> list[Digest]:
     return [blob.digest for blob in read_manifest(_MANIFESTS[manifest]).blobs]
 
 
-class _Time:
+class TwoClocks:
     """The wall clock and the steady one. No two readings are the same, as on a real machine."""
 
     def __init__(self) -> None:
@@ -112,11 +112,12 @@ class _Time:
         return self.date + self.steady()
 
 
-class _Worker:
+class Worker:
     """The parts of one process."""
 
-    def __init__(self, disk: _Disk, turns: Turns, time: _Time) -> None:
-        contents = MemoryContents(disk.cache, disk.blobs)
+    def __init__(self, disk: Any, turns: Turns, time: TwoClocks) -> None:
+        """`disk` is a `MemoryDisk`, or has what that has."""
+        contents = disk.contents()
         clocks = TamperProofClock(time.wall, time.steady)
         self.parts = HostedParts(
             taking_turns(contents, turns),
@@ -136,7 +137,9 @@ class _Worker:
         self.clock = GraceClock(time.wall, time.steady, _KEEP)
 
 
-class _Disk:
+class MemoryDisk:
+    """What all processes share."""
+
     def __init__(self) -> None:
         self.cache = UnreliableStore()
         self.catalog = UnreliableCatalog()
@@ -144,6 +147,13 @@ class _Disk:
         self.names = UnreliableStore()
         self.blobs.names = self.names  # type: ignore[misc]  # so that parts of it cannot be read
         self.records = UnreliableHostedRecords(self.catalog)
+
+    def contents(self) -> Any:
+        """Reads the cache and the hosted blobs."""
+        return MemoryContents(self.cache, self.blobs)
+
+    def sweep(self) -> None:
+        """Nothing is ever forgotten."""
 
 
 @dataclass(frozen=True)
@@ -187,20 +197,25 @@ _PASSING: Final = (0.0, 0.0, 40.0, 120.0)
 _ROUNDS: Final = st.lists(st.none() | st.integers(0, 60), max_size=2)
 
 
-class _Hosting(RuleBasedStateMachine):
+class Hosting(RuleBasedStateMachine):
     """Two workers on one disk."""
 
     @initialize(seed=st.integers(0, 1 << 32), dangling=st.booleans())
     def begin(self, seed: int, dangling: bool) -> None:
         """An empty registry."""
-        self.time, self.disk, self.turns = _Time(), _Disk(), Turns(Random(seed))
+        self.time, self.turns = TwoClocks(), Turns(Random(seed))
+        self.disk = self.new_disk()
         self.collecting = CollectionRules(_GRACE, {"corp": RegistryRules(_KEEP, dangling)}, ("docker.io",))
-        self.workers = [_Worker(self.disk, self.turns, self.time) for _ in range(2)]
+        self.workers = [Worker(self.disk, self.turns, self.time) for _ in range(2)]
         #: Manifests that were pushed and not deleted, those that were deleted, and when what can be undeleted was.
         self.live: set[tuple[Repo, Digest]] = set()
         self.dead: set[tuple[Repo, Digest]] = set()
         self.kept: dict[tuple[Repo, Digest], float] = {}
         self.clock_jumped = self.collector_died = False
+
+    def new_disk(self) -> Any:
+        """An empty one."""
+        return MemoryDisk()
 
     # ---------------------------------------------------------------------------------------------- what happens
 
@@ -267,16 +282,17 @@ class _Hosting(RuleBasedStateMachine):
     @rule()
     def a_worker_is_replaced(self) -> None:
         """The next process believes the wall clock."""
-        self.workers[0] = _Worker(self.disk, self.turns, self.time)
+        self.workers[0] = Worker(self.disk, self.turns, self.time)
 
     @rule()
     def everything_unneeded_goes(self) -> None:
         """In the end, whatever was left half done."""
         self.disk_recovers()
-        self.workers[0] = _Worker(self.disk, self.turns, self.time)
+        self.workers[0] = Worker(self.disk, self.turns, self.time)
         for _ in range(10):
             self.time.passed += _KEEP + 1
             self._collect(None)
+        self.disk.sweep()
         self._check()
         disk = self.disk
         needed = {manifest for _, manifest in disk.catalog.linked()}
@@ -327,7 +343,7 @@ class _Hosting(RuleBasedStateMachine):
         else:
             self._push(worker, act)
 
-    def _push(self, worker: _Worker, act: _Act) -> None:
+    def _push(self, worker: Worker, act: _Act) -> None:
         if act.kind != "manifest":
             for blob in _blobs(act.image):
                 if not self._share(worker, act, blob):
@@ -337,7 +353,7 @@ class _Hosting(RuleBasedStateMachine):
             put = ManifestPut(read_manifest(_MANIFESTS[act.image]), act.tag)
             worker.pushing.put(act.repo, _RULES, put, "user:a", may_overwrite=True)
 
-    def _share(self, worker: _Worker, act: _Act, blob: Digest) -> bool:
+    def _share(self, worker: Worker, act: _Act, blob: Digest) -> bool:
         """A mount from the other repository, or a reservation because of it. False: it must be uploaded."""
         other = next(repo for repo in _REPOS if repo != act.repo)
         if act.kind not in ("mount", "reserve"):
@@ -405,12 +421,12 @@ class _Hosting(RuleBasedStateMachine):
             self.everything_unneeded_goes()
 
 
-def _retire(worker: _Worker, act: _Act) -> None:
+def _retire(worker: Worker, act: _Act) -> None:
     """Retention deletes an image with its tags, unless an index names it. Raises `ManifestUnknown` if it stays."""
     _retire_as_seen(worker, act, *_seen(worker, act))
 
 
-def _seen(worker: _Worker, act: _Act) -> tuple[Retirement, set[Digest]]:
+def _seen(worker: Worker, act: _Act) -> tuple[Retirement, set[Digest]]:
     """What retention decides, and what was there then."""
     catalog, tags = worker.parts.catalog, {}
     found = catalog.manifest(act.repo, act.image)
@@ -424,7 +440,7 @@ def _seen(worker: _Worker, act: _Act) -> tuple[Retirement, set[Digest]]:
     return Retirement(tags, {act.image: found.version}), known
 
 
-def _retire_as_seen(worker: _Worker, act: _Act, retirement: Retirement, known: set[Digest]) -> None:
+def _retire_as_seen(worker: Worker, act: _Act, retirement: Retirement, known: set[Digest]) -> None:
     retired = Retired()
     for _ in worker.retiring.steps(act.repo, retirement, known, retired, keep=True):
         pass
@@ -435,7 +451,7 @@ def _retire_as_seen(worker: _Worker, act: _Act, retirement: Retirement, known: s
 def test_in_any_order() -> None:
     """Nothing goes that something needs which stays; what was acknowledged holds; everything else goes in the end."""
     with structlog.testing.capture_logs():
-        run_state_machine_as_test(_Hosting, settings=settings(max_examples=150, stateful_step_count=15))
+        run_state_machine_as_test(Hosting, settings=settings(max_examples=150, stateful_step_count=15))
 
 
 def _collect_without_version(self: MemoryHostedBlobs, digest: Digest, expect: Version) -> int:
@@ -504,7 +520,7 @@ def test_a_fault_is_found(owner: type, name: str, planted: Callable[..., Any], m
     """
     monkeypatch.setattr(owner, name, planted)
     with structlog.testing.capture_logs(), pytest.raises(AssertionError):
-        _push_at_the_last_moments(500)
+        push_at_the_last_moments(500)
 
 
 def _no_look_at_indexes(self: _Work, known: object) -> Iterator[None]:
@@ -538,7 +554,7 @@ def _push_while_it_goes(orders: int) -> None:
     """An image goes by a rule; at the same time it is pushed again, or an index that names it."""
     repo = _REPOS[0]
     for seed in range(orders):
-        machine = _Hosting()
+        machine = Hosting()
         machine.begin(seed=seed, dangling=False)
         machine.at_once(acts=[_Act("push", repo, _REFERRER)], rounds=[], passing=0.0)
         goes, pushed = _Act("delete by rule", repo, _REFERRER), _Act("push", repo, _INDEX if seed % 2 else _REFERRER)
@@ -555,20 +571,20 @@ def _push_while_it_goes(orders: int) -> None:
 def test_no_fault_is_found_at_the_last_moment() -> None:
     """As things are."""
     with structlog.testing.capture_logs():
-        _push_at_the_last_moments(25)
+        push_at_the_last_moments(25)
 
 
-def _push_at_the_last_moments(orders: int) -> None:
+def push_at_the_last_moments(orders: int, hosting: type[Hosting] = Hosting) -> None:
+    """An image comes while what it needs is about to go, in so many orders."""
     for seed in range(orders):
         for rounds_before in range(4):
-            _push_at_the_last_moment(seed, rounds_before)
+            _push_at_the_last_moment(hosting(), seed, rounds_before)
 
 
-def _push_at_the_last_moment(seed: int, rounds_before: int) -> None:
+def _push_at_the_last_moment(machine: Hosting, seed: int, rounds_before: int) -> None:
     """Layers were uploaded, and waited for so many rounds; now their image comes. Later it cannot be read, or its
     record is damaged.
     """
-    machine = _Hosting()
     machine.begin(seed=seed, dangling=False)
     machine.at_once(acts=[_Act("upload", _REPOS[0], _A)], rounds=[], passing=0.0)
     for _ in range(rounds_before):
