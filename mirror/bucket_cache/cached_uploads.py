@@ -48,7 +48,9 @@ _PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 #: Seconds until a name is tried again whose lock another thread has.
 _BUSY: Final = 0.1
-#: Seconds between two looks whether anything waits, for `aclose`.
+#: Seconds after which nobody waits any more for a bucket that takes nothing.
+_GIVE_UP: Final = 10.0
+#: Seconds between two looks whether anything waits.
 _LOOK: Final = 0.02
 
 _Work: TypeAlias = Digest | CachedRecord
@@ -67,10 +69,12 @@ class CachedUploads:
         hold: Callable[[str], AbstractContextManager[object] | None],
         largest: int | None = None,
         most: int = _MOST,
+        give_up: float = _GIVE_UP,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`hold` takes a lock of that name if no thread of any process has it. A blob above `largest` bytes is not
-        kept. `now` is in epoch seconds.
+        kept. Who waits until all is written gives up if the bucket takes nothing for `give_up` seconds. `now` is in
+        epoch seconds.
         """
         self._bucket = bucket
         self._book = book
@@ -79,6 +83,7 @@ class CachedUploads:
         self._hold = hold
         self._largest = largest
         self._most = most
+        self._give_up = give_up
         self._now = now
         #: Threads take from it; None ends one of them.
         self._blobs: SimpleQueue[_Work | None] = SimpleQueue()
@@ -91,6 +96,8 @@ class CachedUploads:
         self._is_full = False
         #: Why the bucket took nothing at the last attempt; None if it did.
         self.trouble: str | None = None
+        #: Since when that is so, by the monotonic clock.
+        self._troubled_at = 0.0
 
     def __repr__(self) -> str:
         return f"<CachedUploads {self.waiting} waiting{', stopping' if self._stopping.is_set() else ''}>"
@@ -129,15 +136,23 @@ class CachedUploads:
             self._threads.append(thread)
             thread.start()
 
-    async def aclose(self, patience: float) -> None:
-        """Wait until all is written, up to `patience` seconds and not for a bucket that does not answer; drop the rest.
-        Nothing can be added any more. Repeatable.
+    async def settle(self, patience: float) -> int:
+        """Wait until all is written, up to `patience` seconds, and not for long for a bucket that takes nothing.
+        Returns how many names still wait.
         """
         ends = time.monotonic() + patience
+        # threads do the work: none of them can set an event of this loop
+        while self.waiting and not self._is_hopeless() and time.monotonic() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK)
+        return self.waiting
+
+    def _is_hopeless(self) -> bool:
+        return self.trouble is not None and time.monotonic() - self._troubled_at >= self._give_up
+
+    async def aclose(self, patience: float) -> None:
+        """Like `settle`; then drop the rest. Nothing can be added any more. Repeatable."""
         try:
-            # threads do the work: none of them can set an event of this loop
-            while self.waiting and self.trouble is None and time.monotonic() < ends:  # noqa: ASYNC110
-                await asyncio.sleep(_LOOK)
+            await self.settle(patience)
         finally:
             self._stopping.set()
             if left := self.waiting:
@@ -192,6 +207,7 @@ class CachedUploads:
     def _failed(self, error: BucketUnavailable) -> None:
         if self.trouble is None:
             telemetry.log.warning("bucket cache waits for bucket", reason=str(error))
+            self._troubled_at = time.monotonic()
         self.trouble = str(error)
 
     def _do(self, work: _Work) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import partial
@@ -141,6 +142,7 @@ class _Import:
                     on_read = begin("checking", sum(plan.contents().values()))
                     await in_thread(lambda stoppable: verify_bytes(layout, plan, stoppable(on_read)))
                     result = await self._import(plan, import_target(self._loaded, storage, hosted), begin)
+                await _written_behind(storage)
             except BundleError as error:
                 raise BundleError(f"{path}: {error}") from error
         return {**_summary(path, plan, result, self._dry_run), **_origin(bundle)}
@@ -170,6 +172,7 @@ class _Import:
                     result = await self._import(
                         plan, import_target(self._loaded, storage, hosted), begin, skip_damaged=True
                     )
+            await _written_behind(storage)
         return _summary(address, plan, result, self._dry_run)
 
     async def _import(
@@ -184,6 +187,18 @@ class _Import:
             return ImportResult()
         on_read = begin("importing", sum(plan.contents().values()))
         return await run_import(plan, site, on_read=on_read, skip_damaged=skip_damaged)
+
+
+async def _written_behind(storage: Any) -> None:
+    """Returns once the bucket has what was imported into cached repositories, if it keeps that. Says so if it does not
+    answer: the images are here.
+    """
+    cache = storage.bucket_cache
+    if cache is not None and (left := await cache.uploads.settle(math.inf)):
+        complain(
+            f"mirror: {counted(left, 'object')} not written to the bucket, which gets them when they are next used: "
+            f"{cache.uploads.trouble}"
+        )
 
 
 def _left_out(bundle: Bundle) -> Collection[Digest]:

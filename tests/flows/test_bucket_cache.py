@@ -13,11 +13,14 @@ import pytest
 
 from mirror.app.storage import make_purge
 from mirror.bucket_cache.cached_keys import blob_key
+from mirror.config import routing_table
 from mirror.errors import StoreError
+from mirror.eviction.cached_copies import CachedCopies
 from mirror.eviction.purge import Purged
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
+from tests.support.bucket_mirror import bucket_opened
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
 from tests.support.memory_bucket import MemoryBucket
@@ -35,11 +38,11 @@ def registry() -> Iterator[FakeRegistry]:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> MemoryBucket:
+def bucket() -> Iterator[MemoryBucket]:
     """That of every mirror of the test."""
     bucket = MemoryBucket()
-    monkeypatch.setattr("mirror.app.storage.open_bucket", lambda *_, **_more: bucket)
-    return bucket
+    with bucket_opened(bucket):
+        yield bucket
 
 
 class Site:
@@ -310,6 +313,31 @@ async def test_a_purge_without_the_bucket_changes_nothing(site: Site, bucket: Me
             await _purge(mirror)
         bucket.down = False
         assert all("hit" in each for each in await _pull(mirror))
+
+
+async def test_content_that_is_erased_is_erased_there_too(site: Site, bucket: MemoryBucket) -> None:
+    """Unless a cached image needs it."""
+    site.registry.add_image(_APP.name, "v1", [_LAYER])
+    digest = site.registry.add_image(_APP.name, "v2", [b"erased"])
+    async with site.mirror() as mirror:
+        for tag in ("v1", "v2"):
+            await _pull(mirror, tag)
+        await _settled(mirror)
+        storage = mirror.app.storage
+        assert storage.bucket_cache is not None
+        storage.catalog.drop_tag(_APP, "v2")
+        storage.catalog.drop_manifest(_APP, digest)
+        copies = CachedCopies(
+            storage.store,
+            storage.catalog,
+            storage.eviction.evictor,
+            routing_table(mirror.config),
+            storage.bucket_cache.purge,
+        )
+        stay = await copies.drop([Digest.of(_LAYER), Digest.of(b"erased")])
+        assert stay == {Digest.of(_LAYER): (_APP,)}
+        assert blob_key(Digest.of(_LAYER)) in bucket.content()
+        assert blob_key(Digest.of(b"erased")) not in bucket.content()
 
 
 async def test_two_workers_write_once(site: Site, bucket: MemoryBucket) -> None:

@@ -60,6 +60,7 @@ class CacheWorld:
             hold=self.locks.try_hold_now,
             largest=1_000_000,
             most=self._most,
+            give_up=0.0,
             now=self.clock,
         )
         self._opened.append(self.uploads)
