@@ -14,7 +14,7 @@ from mirror.hosting.copying import Copying
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.hosted_imports import HostedImports
 from mirror.hosting.links import Links
-from mirror.hosting.parts import HostedParts, PulledParts
+from mirror.hosting.parts import HostedParts, PulledParts, one_by_one
 from mirror.hosting.placing import Placing
 from mirror.hosting.pushing import Pushing
 from mirror.hosting.quotas import Quotas
@@ -147,6 +147,7 @@ def disk_parts(config: Config, storage: Storage) -> HostedParts:
         immutable_tags(config),
         config.hosting.grace,
         open_announcer(config, storage),
+        one_by_one if storage.bucket is None else storage.bucket.at_once,
     )
 
 

@@ -5,10 +5,11 @@ bucket.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from mirror.access.robots import ROBOTS, USES
 from mirror.app.bucket import open_bucket
@@ -37,10 +38,16 @@ from mirror.store.records.repository_records import RepositoryRecords
 from mirror.store.records.routed_tree import RoutedTree
 from mirror.store.records.silent_tree import SilentTree
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 #: JSON records that are in the bucket, if there is one. All others concern this machine.
 BUCKET_KINDS: Final = frozenset(
     {"pins", "freezes", ROBOTS, USES, "retention", "pulls", "collection", "replicated", "replication"}
 )
+
+#: Calls of the bucket at the same time, for whatever needs many records at once. Threads are started when needed.
+_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +71,16 @@ class BucketUse:
     memory: SqliteRecordMemory
     tree: BucketTree
     run: RunLock | None
+    #: For calls that are made at the same time for one request.
+    pool: Executor
+
+    def at_once(self, work: Callable[[T], R], things: Iterable[T]) -> Iterable[R]:
+        """See `AtOnce`."""
+        return self.pool.map(work, things)
 
     def close(self) -> None:
         """Close everything. Repeatable."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
         self.bucket.close()
         self.memory.close()
         if self.run is not None:
@@ -176,7 +190,7 @@ def open_use(
             pass
 
     tree = BucketTree(owned, memory, is_confirmed=lambda: owner.is_confirmed, complete=complete)
-    return BucketUse(owned, owner, memory, tree, run)
+    return BucketUse(owned, owner, memory, tree, run, ThreadPoolExecutor(_AT_ONCE, "records"))
 
 
 def _refuse_left_behind(config: Config, layout: Layout) -> None:
@@ -204,11 +218,11 @@ def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
         )
 
     shown = views(Reads.REMEMBERED, Reads.REMEMBERED, FileTree(layout))
-    # nobody but this mirror freezes tags, so a pull need not ask the bucket whether somebody has
+    # nobody but this mirror pins and freezes, so neither a pull nor a push need ask the bucket whether somebody has
     pulled = views(Reads.LENIENT, Reads.REMEMBERED)
     silent = SilentTree(use.tree.view(Reads.REMEMBERED))
     evicted = RecordCatalog(RoutedTree(hosts, hosted=silent, cached=FileTree(layout)))
-    return StoredRecords(layout, shown, pulled, views(Reads.STRICT, Reads.STRICT), evicted, hosts, use)
+    return StoredRecords(layout, shown, pulled, views(Reads.STRICT, Reads.OWN), evicted, hosts, use)
 
 
 def _json(use: BucketUse, kind: str, reads: Reads) -> TreeRecords:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.ports import SILENCE, Announcer, Catalog, HostedBlobs, HostedRecords, RepairableBlobs
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class AtOnce(Protocol):
+    """Does the same work for several things, if possible at the same time. All calls block."""
+
+    def __call__(self, work: Callable[[T], R], things: Iterable[T]) -> Iterable[R]:
+        """The results, in the order of the things. Raises what the work raises."""
+
+
+def one_by_one(work: Callable[[T], R], things: Iterable[T]) -> Iterable[R]:
+    """`AtOnce` for records on a disk, where waiting is shorter than changing threads."""
+    return map(work, things)
 
 
 class Accounts(Protocol):
@@ -64,6 +80,8 @@ class HostedParts:
     grace: float = 86400.0
     #: Who is informed of changes.
     events: Announcer = SILENCE
+    #: How what concerns many blobs or manifests is looked up.
+    at_once: AtOnce = one_by_one
 
     def now(self) -> float:
         """Returns the time to record, in epoch seconds."""

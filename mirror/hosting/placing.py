@@ -122,17 +122,21 @@ class Placing:
 
     def _keep_links(self, repo: Repo, blobs: Sequence[Descriptor], caller: str) -> list[Digest]:
         """Returns the digests of those that the repository does not have for this caller."""
-        missing: list[Digest] = []
-        for blob in blobs:
+
+        def keep(blob: Descriptor) -> bool:
             try:
                 check_size(blob, self._links.keep(repo, blob.digest, caller).size)
             except BlobUnknown:
-                missing.append(blob.digest)
-        return missing
+                return False
+            return True
+
+        kept = [*self._parts.at_once(keep, blobs)]
+        return [blob.digest for blob, is_kept in zip(blobs, kept, strict=True) if not is_kept]
 
     def require_manifests(self, repo: Repo, digests: Sequence[Digest]) -> None:
         """Raises `ManifestBlobUnknown` if the repository does not have all these manifests."""
-        missing = [digest for digest in digests if not has_manifest(self._parts.catalog, repo, digest)]
+        found = [*self._parts.at_once(lambda digest: has_manifest(self._parts.catalog, repo, digest), digests)]
+        missing = [digest for digest, is_here in zip(digests, found, strict=True) if not is_here]
         if missing:
             raise _unknown(repo, missing)
 

@@ -20,5 +20,6 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HostedWorl
             machine = Machine(tmp_path / "machine")
             machine.list_all()
             world.catalog, world.records = machine.catalog(), machine.records()
+            world.at_once = lambda work, things: world.executor.map(work, things)
             world.grants = Grants(world.index, world.catalog, world.cache)
         yield world

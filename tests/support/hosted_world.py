@@ -12,7 +12,7 @@ from mirror.aio.background import BackgroundTasks
 from mirror.errors import NoRoomForPush, QuotaExceeded, UploadBroken
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.links import Links
-from mirror.hosting.parts import HostedParts
+from mirror.hosting.parts import AtOnce, HostedParts, one_by_one
 from mirror.hosting.placing import Placing
 from mirror.hosting.pushing import Pushing
 from mirror.hosting.rights import Sources
@@ -170,6 +170,7 @@ class HostedWorld:
         self.freezes = MemoryFreezes()
         self.accounts = Limited()
         self.announcer: Announcer = SILENCE
+        self.at_once: AtOnce = one_by_one
         self.immutable = ImmutableTags()
         self.index = MemoryIndex()
         self.grants = Grants(self.index, self.catalog, self.cache)
@@ -203,6 +204,7 @@ class HostedWorld:
             self.immutable,
             86400.0,
             self.announcer,
+            self.at_once,
         )
         links = Links(parts)
         placing = Placing(parts, links)

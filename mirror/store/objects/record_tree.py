@@ -15,6 +15,7 @@ What this machine remembers (`ports/record_memories.py`) saves transfers, and gi
 How much is believed of the memory (`Reads`):
 
     STRICT      nothing: the bucket says what a record is, or StoreError. For whatever changes hosted content.
+    OWN         what this mirror has written, or compared since the start; for what nobody else changes.
     LENIENT     while the bucket cannot be asked: what was compared with it since the start. For pulls.
     REMEMBERED  everything, and the bucket is asked only for what is not known; if it cannot be asked, what a memory
                 that was complete once does not know is absent. For eviction, display, and cached content.
@@ -80,6 +81,7 @@ class Reads(Enum):
     """How much of the memory is believed."""
 
     STRICT = "strict"
+    OWN = "own"
     LENIENT = "lenient"
     REMEMBERED = "remembered"
 
@@ -128,8 +130,8 @@ class BucketTree:
     # ----------------------------------------------------------------------------------------------- single records
 
     def read(self, key: str) -> Versioned[bytes] | None:
-        if self._reads is Reads.REMEMBERED:
-            known, found = self._remembered(key, trusted=False)
+        if self._reads in (Reads.REMEMBERED, Reads.OWN):
+            known, found = self._remembered(key, trusted=self._reads is Reads.OWN)
             if known:
                 return found
         try:
