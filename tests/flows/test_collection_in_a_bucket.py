@@ -19,11 +19,10 @@ from tests.support.push_client import PushClient
 
 LAYER = b"a layer"
 SHARED = b"a layer of two images"
+#: Rounds and sweeps come when the test does them.
+BY_HAND: Final = {"hosting": {"collect_every": "0s", "sweep_every": "0s"}}
 #: Without a grace time, whatever nothing needs goes after a few rounds.
-AT_ONCE: Final = {
-    "hosted": {"keep_deleted": "0s"},
-    "hosting": {"grace": "0s", "collect_every": "0s", "sweep_every": "0s"},
-}
+AT_ONCE: Final = {"hosted": {"keep_deleted": "0s"}, "hosting": {**BY_HAND["hosting"], "grace": "0s"}}
 DAY = 86400.0
 
 
@@ -72,7 +71,7 @@ async def test_what_no_image_needs_goes(tmp_path: Path, bucket: MemoryBucket) ->
         again = await client.push_image("gone", LAYER, SHARED)
         assert again == gone
     wipe(tmp_path)
-    async with bucket_mirror(tmp_path, bucket) as mirror:
+    async with bucket_mirror(tmp_path, bucket, **BY_HAND) as mirror:
         client = PushClient(mirror)
         assert (await client.manifest("kept")).body == kept
         assert (await client.blob(Digest.of(LAYER))).body == LAYER
@@ -80,7 +79,7 @@ async def test_what_no_image_needs_goes(tmp_path: Path, bucket: MemoryBucket) ->
 
 async def test_what_is_erased_goes_at_once(tmp_path: Path, bucket: MemoryBucket) -> None:
     """From the bucket and from the disk; if the bucket does not delete it, the operator is informed."""
-    async with bucket_mirror(tmp_path, bucket) as mirror:
+    async with bucket_mirror(tmp_path, bucket, **BY_HAND) as mirror:
         client, hosted = PushClient(mirror), mirror.app.admin.hosted
         for failing in (False, True):
             await client.push_image("secret", LAYER)
@@ -120,7 +119,7 @@ async def test_120_a_walk_over_a_manifest_whose_object_is_gone(tmp_path: Path, b
 
 async def test_a_sweep_finds_what_is_gone_and_what_was_forgotten(tmp_path: Path, bucket: MemoryBucket) -> None:
     """The admin API, the metrics and the list of damaged blobs show it."""
-    async with bucket_mirror(tmp_path, bucket) as mirror:
+    async with bucket_mirror(tmp_path, bucket, **BY_HAND) as mirror:
         client = PushClient(mirror)
         await client.push_image("v1", LAYER, SHARED)
         [key] = objects_of(bucket, LAYER)
@@ -141,9 +140,9 @@ async def test_a_sweep_finds_what_is_gone_and_what_was_forgotten(tmp_path: Path,
 
 async def test_another_mirror_took_the_bucket_over(tmp_path: Path, bucket: MemoryBucket) -> None:
     """Neither collection nor a sweep judges what it may not know."""
-    async with bucket_mirror(tmp_path / "one", bucket) as first:
+    async with bucket_mirror(tmp_path / "one", bucket, **BY_HAND) as first:
         await PushClient(first).push_image("v1", LAYER)
-        async with bucket_mirror(tmp_path / "two", bucket) as second:
+        async with bucket_mirror(tmp_path / "two", bucket, **BY_HAND) as second:
             with pytest.raises(StoreError):
                 await first.app.admin.hosted.collect()
             with pytest.raises(StoreError):
