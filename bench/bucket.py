@@ -23,6 +23,7 @@ from bench.systems import (
     MIRROR,
     MIRROR_ON_DISK,
     NGINX,
+    NGINX_DEFAULTS,
     NGINX_PASSING,
     REGISTRY,
     Running,
@@ -61,22 +62,21 @@ def _cold(bench: Bench, store: SeaweedFS) -> None:
         push_blobs(mirror.port, _REPOSITORY, [(path, digest)])
     path.unlink()
     key = _key(store, digest)
-    systems: dict[str, tuple[Callable[[], Running], str]] = {
-        NGINX: (lambda: nginx_before(NGINX, bench.directory / NGINX, store.endpoint), f"/{BUCKET}/{key}"),
-        NGINX_PASSING: (
-            lambda: nginx_before(NGINX_PASSING, bench.directory / NGINX_PASSING, store.endpoint),
-            f"/{BUCKET}/{key}",
-        ),
-        MIRROR: (lambda: _start_mirror(bench, store, "cold"), f"/v2/{_REPOSITORY}/blobs/{digest}"),
-    }
+    target = f"/{BUCKET}/{key}"
+
+    def before(name: str) -> tuple[Callable[[], Running], str]:
+        return lambda: nginx_before(name, bench.directory / name, store.endpoint), target
+
+    systems = {name: before(name) for name in (NGINX, NGINX_DEFAULTS, NGINX_PASSING)}
+    systems[MIRROR] = (lambda: _start_mirror(bench, store, "cold"), f"/v2/{_REPOSITORY}/blobs/{digest}")
     # the first pull warms the store, and is not counted
     is_warm = False
     for name in (NGINX_PASSING, *_turns(bench, [*systems])):
         start, target = systems[name]
         with _running(bench, start) as system:
-            before = settled_cpu(bench, system)
+            mark = settled_cpu(bench, system)
             done = download(system.port, target, bench.scale.blob, 1)
-            cpu = settled_cpu(bench, system) - before
+            cpu = settled_cpu(bench, system) - mark
             if is_warm:
                 bench.results.add("bucketcold.rate", name, bench.scale.blob / _MIB / done.seconds)
                 bench.results.add("bucketcold.cpu", name, cpu / (bench.scale.blob / _GIB))

@@ -18,7 +18,16 @@ from bench.origin import Origin
 from bench.process import BenchFailed, say
 from bench.pushing import measure_pushes
 from bench.results import Results
-from bench.systems import COMPARED, MIRROR, MIRROR_ON_DISK, NGINX, NGINX_PASSING, REGISTRY, SYSTEMS
+from bench.systems import (
+    COMPARED,
+    MIRROR,
+    MIRROR_ON_DISK,
+    NGINX,
+    NGINX_DEFAULTS,
+    NGINX_PASSING,
+    REGISTRY,
+    SYSTEMS,
+)
 from bench.table import as_json, as_table
 
 _MIB: Final = 1 << 20
@@ -26,7 +35,7 @@ _GROUPS: Final = [*WARM, *COLD, "push", "bucket"]
 #: What needs an object store is measured only if it is asked for.
 _USUAL: Final = _GROUPS[:-1]
 #: The systems of the figures about the bucket, in the order of the table's columns.
-_WITH_BUCKET: Final = [NGINX, NGINX_PASSING, REGISTRY, MIRROR, MIRROR_ON_DISK]
+_WITH_BUCKET: Final = [NGINX, NGINX_DEFAULTS, NGINX_PASSING, REGISTRY, MIRROR, MIRROR_ON_DISK]
 
 FULL: Final = Scale(
     rounds=5, blob=1024 * _MIB, stampede=200 * _MIB, clients=100, slow=10, load=5, readers=1000, pause=0.4

@@ -101,10 +101,11 @@ server {{
 
 
 def nginx_before(name: str, directory: Path, store: str) -> Running:
-    """nginx before an object store whose objects everybody may read: with a cache, as above, or, as `NGINX_PASSING`,
-    without one.
+    """nginx before an object store whose objects everybody may read: with a cache, as above (`NGINX`, `NGINX_DEFAULTS`),
+    or without one (`NGINX_PASSING`).
     """
-    return _nginx_with(name, _BUFFERS, directory, store, "/", "" if name == NGINX_PASSING else _CACHE)
+    buffers = "" if name == NGINX_DEFAULTS else _BUFFERS
+    return _nginx_with(name, buffers, directory, store, "/", "" if name == NGINX_PASSING else _CACHE)
 
 
 def _registry(directory: Path, upstream: str) -> Running:
