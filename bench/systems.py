@@ -101,8 +101,8 @@ server {{
 
 
 def nginx_before(name: str, directory: Path, store: str) -> Running:
-    """nginx before an object store whose objects everybody may read: with a cache, as above (`NGINX`, `NGINX_DEFAULTS`),
-    or without one (`NGINX_PASSING`).
+    """nginx before an object store whose objects everybody may read: with a cache, as above, or without one as
+    `NGINX_PASSING`.
     """
     buffers = "" if name == NGINX_DEFAULTS else _BUFFERS
     return _nginx_with(name, buffers, directory, store, "/", "" if name == NGINX_PASSING else _CACHE)
