@@ -11,6 +11,7 @@ from mirror.access.audit import AuditLog
 from mirror.aio.caches import shown
 from mirror.app.client_files import ClientFiles
 from mirror.app.collecting import open_collector
+from mirror.app.object_storage.bucket_upkeep import memory_status
 from mirror.app.prefetching import make_jobs, make_sync, open_leases
 from mirror.app.replicating import open_copies, open_replications
 from mirror.app.repositories import Repositories
@@ -19,7 +20,6 @@ from mirror.app.storage import Storage, blob_places, immutable_tags, make_purge,
 from mirror.app.virtual import MemberNames
 from mirror.collection.collector import GarbageCollector
 from mirror.config import Config, redacted_settings
-from mirror.errors import IndexUnavailable
 from mirror.eviction.cached_copies import CachedCopies
 from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.operator_deletions import OperatorDeletions
@@ -30,7 +30,7 @@ from mirror.prefetch.sync import Sync
 from mirror.replication.replications import Replications
 from mirror.retention.retention_schedule import Retention
 from mirror.server.admin.api import Admin, BackgroundWork, ShownSettings
-from mirror.server.admin.bucket_status import BucketFacts
+from mirror.server.admin.bucket_status import BucketFacts, RememberedRecords
 from mirror.server.admin.copy_admin import CopyAdmin
 from mirror.server.admin.event_admin import EventAdmin
 from mirror.server.admin.hosted_admin import HostedAdmin
@@ -151,17 +151,16 @@ def bucket_facts(config: Config, storage: Storage) -> BucketFacts | None:
     if use is None or config.store.bucket is None:
         return None
 
-    def is_complete() -> bool:
-        try:
-            return use.owner.is_confirmed and use.memory.is_complete()
-        except IndexUnavailable:
-            return False
+    def records() -> RememberedRecords:
+        seen = memory_status(storage.layout, use)
+        listing = seen["listing"] or {}
+        return RememberedRecords(seen["id"], bool(seen["complete"]), listing.get("listed"))
 
     return BucketFacts(
         config.store.bucket,
         use.bucket.health,
         lambda: use.owner.is_overtaken,
-        is_complete,
+        records,
         storage.bucket_cache.facts if storage.bucket_cache else lambda: None,
     )
 

@@ -105,7 +105,7 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
         "failing_workers": None,
     }
     unknown = {"worker": None, "uptime": None, "traffic": None}
-    parts = ("state", "since", "reason", "reads_only", "records_complete", "cache")
+    parts = ("state", "since", "reason", "reads_only", "id", "records_complete", "records_listed", "cache")
     bucket = {"address": loaded.store.bucket, **dict.fromkeys(parts)} if loaded.store.bucket is not None else None
     rest = {"hosted": hosted, "bucket": bucket, "index": index, "offline": loaded.offline}
     return {"version": __version__, **unknown, "workers": [], "store": store, **rest}
@@ -185,7 +185,8 @@ def describe_bucket(bucket: Mapping[str, Any]) -> str:
     state = words[bucket["state"]]
     reason = f": {bucket['reason']}" if bucket["reason"] else ""
     overtaken = "; another mirror uses it, this one only reads" if bucket["reads_only"] else ""
-    complete = "" if bucket["records_complete"] in (True, None) else "; its records are being listed"
+    listed = f", {bucket['records_listed']:,} so far" if bucket["records_listed"] else ""
+    complete = "" if bucket["records_complete"] in (True, None) else f"; its records are being listed{listed}"
     return f"{bucket['address']} {state}{reason}{overtaken}{complete}"
 
 

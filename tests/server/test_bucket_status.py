@@ -6,8 +6,9 @@ import pytest
 
 from mirror.cli.status import describe_bucket
 from mirror.ports import BucketHealth
-from mirror.server.admin.bucket_status import BucketFacts, state_of
+from mirror.server.admin.bucket_status import BucketFacts, RememberedRecords, state_of
 
+KNOWN = RememberedRecords("b1", True, 40)
 DOWN = BucketHealth(1_700_000_000.0, reason="connection refused")
 
 
@@ -26,14 +27,16 @@ def test_the_worst_is_shown(health: BucketHealth, state: str) -> None:
 
 
 async def test_the_worker_that_fares_worst_speaks_for_all() -> None:
-    facts = BucketFacts("s3://images", BucketHealth, lambda: False, lambda: True)
+    facts = BucketFacts("s3://images", BucketHealth, lambda: False, lambda: KNOWN)
     assert await facts.status([]) == {
         "address": "s3://images",
         "state": "ok",
         "since": None,
         "reason": None,
         "reads_only": False,
+        "id": "b1",
         "records_complete": True,
+        "records_listed": 40,
         "cache": None,
     }
     seen = await facts.status([BucketHealth(), DOWN, BucketHealth(throttles=True)])
@@ -43,6 +46,7 @@ async def test_the_worker_that_fares_worst_speaks_for_all() -> None:
 
 
 async def test_what_else_is_wrong_is_said() -> None:
-    facts = BucketFacts("s3://images", BucketHealth, lambda: True, lambda: False)
+    facts = BucketFacts("s3://images", BucketHealth, lambda: True, lambda: RememberedRecords("b1", False, 12_000))
     said = describe_bucket(await facts.status([]))
-    assert said == "s3://images answers; another mirror uses it, this one only reads; its records are being listed"
+    assert said.startswith("s3://images answers; another mirror uses it, this one only reads; ")
+    assert said.endswith("; its records are being listed, 12,000 so far")

@@ -44,26 +44,40 @@ class BucketStatusJson(TypedDict):
     since: Annotated[Timestamp | None, about("Since when it does not answer.")]
     reason: Annotated[str | None, about("What is wrong; null: nothing.")]
     reads_only: Annotated[bool, about("Another mirror has taken the bucket over, so that this one writes nothing.")]
+    id: Annotated[str | None, about("Its id, which `mirror.json` in it has; null: it was not read yet.")]
     records_complete: Annotated[
         bool, about("Whether this machine remembers all records; it lists the bucket until it does.")
     ]
+    records_listed: Annotated[Count | None, about("Records that the last listing has seen so far; null: none began.")]
     cache: Annotated[
         BucketCacheJson | None, about("Null: the bucket keeps no cached content, or what it keeps is not known now.")
     ]
 
 
 @dataclass(frozen=True, slots=True)
+class RememberedRecords:
+    """What this machine remembers of the bucket with this `id` (empty: unknown): all records or not, and how many the
+    last listing has seen (None: none began).
+    """
+
+    id: str
+    is_complete: bool
+    listed: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class BucketFacts:
-    """The bucket of this process. `reads_only`, `records_complete` and `cache` block briefly, and raise nothing."""
+    """The bucket of this process. `reads_only`, `records` and `cache` block briefly, and raise nothing."""
 
     address: str
     health: Callable[[], BucketHealth]
     reads_only: Callable[[], bool]
-    records_complete: Callable[[], bool]
+    records: Callable[[], RememberedRecords]
     cache: Callable[[], BucketCacheJson | None] = lambda: None
 
     async def status(self, others: Sequence[BucketHealth]) -> BucketStatusJson:
         """The status, together with what other workers see."""
+        records = await asyncio.to_thread(self.records)
         worst = max((self.health(), *others), key=lambda health: _STATES.index(state_of(health)))
         return {
             "address": self.address,
@@ -71,7 +85,9 @@ class BucketFacts:
             "since": moment(worst.down_since) if worst.down_since is not None else None,
             "reason": worst.reason or None,
             "reads_only": await asyncio.to_thread(self.reads_only),
-            "records_complete": await asyncio.to_thread(self.records_complete),
+            "id": records.id or None,
+            "records_complete": records.is_complete,
+            "records_listed": records.listed,
             "cache": await asyncio.to_thread(self.cache),
         }
 

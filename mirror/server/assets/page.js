@@ -162,7 +162,7 @@ function behind(bucket) {
   };
   const reason = bucket.reason ? `: ${bucket.reason}` : "";
   const overtaken = bucket.reads_only ? "; another mirror uses it" : "";
-  const listed = bucket.records_complete ? "" : "; its records are being listed";
+  const listed = bucket.records_complete ? "" : `; its records are being listed, ${counted(bucket.records_listed ?? 0, "record")} so far`;
   const cached = bucket.cache ? `; it has ${bytes(bucket.cache.bytes)} of cached content` : "";
   return `; the bucket ${bucket.address} ${states[bucket.state]}${reason}${overtaken}${listed}${cached}`;
 }
