@@ -23,7 +23,7 @@ from mirror.app.bucket import make_room_for_waiting
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due, sweep_when_due
 from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
-from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket, until_listed
+from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket, keep_cache, until_listed
 from mirror.app.object_storage.redirecting import open_redirects
 from mirror.app.reporting import open_reports
 from mirror.app.repositories import open_repositories
@@ -170,7 +170,6 @@ async def build(
             if pulls.asked:
                 stack.callback(telemetry.listen(pulls.listen))
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)
-            pinned = storage.eviction.pinned
             for work in (
                 storage.eviction.rounds.run(),
                 run_housekeeping(config, storage),
@@ -186,7 +185,7 @@ async def build(
                 admin.workers.run(),
                 admin.traffic.run(),
                 *((reports.log.run(), reports.deliveries.run()) if reports else ()),
-                *((storage.bucket_cache.upkeep(pinned.digests).run(),) if storage.bucket_cache else ()),
+                *([keep_cache(storage)] if storage.bucket_cache is not None else []),
             ):
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)

@@ -4,8 +4,8 @@
     at start, daily   a flat listing of the bucket ──> the book; records of manifests that are gone ──> deleted
 
 Manifests and the blobs that they name have the same time of use (`CacheUses`), so images go about as a whole, and a
-blob that several images share goes with the one that was used last. What pins and freezes protect stays. If it is not
-known what they protect, nothing is deleted.
+blob that several images share goes with the one that was used last. What pins and freezes protect stays: what they are
+about is brought back to the disk first, if it was lost. If it is not known what they protect, nothing is deleted.
 
 A deletion has no condition. One that is late may hit an object that was put again since: the book then has an object
 that is gone, which the next reader finds out and fetches from upstream.
@@ -56,17 +56,20 @@ class CacheUpkeep:
         limits: CacheLimits | None,
         *,
         protected: Callable[[float], Collection[Digest]],
+        restore: Callable[[], Awaitable[None]],
         try_hold: Callable[[], Awaitable[Lease | None]],
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`limits` is None if there is none. `protected` blocks and returns what pins and freezes protect; it raises
-        `StoreError` if that is not known. `try_hold` takes the lock of this work if no other process has it.
+        `StoreError` if that is not known. `restore` brings back to the disk what tells `protected` what that is; it
+        raises `StoreError`. `try_hold` takes the lock of this work if no other process has it.
         """
         self._bucket = bucket
         self._book = book
         self._limits = limits
         self._protected = protected
+        self._restore = restore
         self._try_hold = try_hold
         self._now = now
         self._sleep = sleep
@@ -155,6 +158,7 @@ class CacheUpkeep:
         totals = await asyncio.to_thread(self._book.totals)
         if totals.bytes <= self._limits.high:
             return
+        await self._restore()
         spared = await asyncio.to_thread(self._protected, self._now())
         excess = totals.bytes - self._limits.low
         while excess > 0:

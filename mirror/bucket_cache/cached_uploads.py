@@ -254,7 +254,9 @@ class CachedUploads:
         with suppress(IndexUnavailable):
             booked = self._book.record(key)
         if content is None:
-            self.delete([key])
+            # a history is never dropped: there is none yet
+            if record.kind is not RecordKind.HISTORY and (booked is not None or not self._is_complete()):
+                self.delete([key])
             return
         mark, now = mark_of(record, content), self._now()
         is_recent = booked is not None and 0 <= now - booked.written_at < _AGAIN

@@ -28,7 +28,7 @@ from mirror.bucket_cache.cached_keys import CachedRecord, RecordKind, parse_reco
 from mirror.bucket_cache.cached_objects import CachedObjects
 from mirror.bucket_cache.site_records import SiteRecords
 from mirror.errors import BlobDamaged, BucketUnavailable
-from mirror.graph.manifests import has_blob
+from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST
 from mirror.oci.reference import Reference, Repo
@@ -105,6 +105,26 @@ class Restoring:
         restored = await self._ask(repo, lambda: self._restore_all(repo), _PATIENCE_FOR_ALL)
         self._whole[repo] = None
         return restored
+
+    async def image(self, repo: Repo, reference: Reference) -> None:
+        """Brings a tag, its manifest, and the manifests below it back, as far as the bucket has them. Raises
+        `StoreError` if that is not known.
+        """
+        if not self._keeps(repo.registry):
+            return
+        if isinstance(reference, Digest):
+            waiting = [reference]
+        else:
+            await self.tag(repo, reference)
+            waiting = [tag.digest] if (tag := await asyncio.to_thread(self._records.tag, repo, reference)) else []
+        seen: set[Digest] = set()
+        while waiting:
+            digest = waiting.pop()
+            seen.add(digest)
+            await self.manifest(repo, digest)
+            manifest = await asyncio.to_thread(manifest_of_bytes, self._store, digest)
+            if manifest is not None:
+                waiting += [child.digest for child in manifest.manifests if child.digest not in seen]
 
     async def aclose(self) -> None:
         """Ends what is under way. Repeatable."""

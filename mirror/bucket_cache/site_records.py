@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from mirror.bucket_cache.cached_keys import CachedRecord, RecordKind
 from mirror.errors import RecordChanged, RecordDamaged
+from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord, TagRecord, read_history, write_history
 from mirror.ports import ABSENT, Catalog
 
@@ -34,6 +35,12 @@ class SiteRecords:
         except RecordDamaged:
             return None
         return found.to_json() if found else None
+
+    def tag(self, repo: Repo, tag: str) -> TagRecord | None:
+        """The record of a tag; None if there is none, or a damaged one."""
+        with suppress(RecordDamaged):
+            return self._catalog.get_tag(repo, tag)
+        return None
 
     def restore(self, record: CachedRecord, content: bytes) -> bool:
         """Write a record from the bucket, unless there is one here. False if the content is not valid."""

@@ -43,6 +43,7 @@ async def test_an_image_goes_behind(world: CacheWorld) -> None:
         CachedRecord.of_tag(REPO, "v1").key,
     }
     assert found[blob_key(Digest.of(b"layer"))] == b"layer"
+    assert world.bucket.calls["delete"] == 0
     assert world.book.totals().objects == 2
     assert world.book.find(Digest.of(b"layer")) == 5
 

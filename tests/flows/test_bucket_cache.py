@@ -20,6 +20,7 @@ from mirror.eviction.purge import Purged
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.image_names import Image
+from mirror.policy.records import Pin
 from tests.support.bucket_mirror import bucket_opened
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror, noise, until
@@ -366,10 +367,30 @@ async def test_the_capacity_of_the_bucket_is_kept(site: Site, registry: FakeRegi
             await _pull(mirror, f"v{number}")
             await _settled(mirror)
             mirror.clock.forward(100_000)
-        await cache.upkeep(mirror.app.storage.eviction.pinned.digests).evict()
+        storage = mirror.app.storage
+        await cache.upkeep(storage.eviction.pinned.digests, storage.pins, storage.freezes).evict()
         assert cache.book.totals().bytes <= 680_000
         layers = [blob_key(Digest.of(noise(300_000, seed=number))) for number in range(4)]
         assert [key in bucket.content() for key in layers] == [False, False, True, True]
+
+
+async def test_a_pinned_image_stays_although_the_disk_has_lost_it(site: Site, bucket: MemoryBucket) -> None:
+    """What it consists of comes from the bucket before anything is deleted there."""
+    for number in range(4):
+        site.registry.add_image(_APP.name, f"v{number}", [noise(300_000, seed=number)])
+    layers = [blob_key(Digest.of(noise(300_000, seed=number))) for number in range(4)]
+    async with site.mirror() as mirror:
+        mirror.app.storage.pins.put(Pin(_APP, "v0", "needed", mirror.clock()))
+        for number in range(4):
+            await _pull(mirror, f"v{number}")
+            await _settled(mirror)
+            mirror.clock.forward(100_000)
+    site.wipe()
+    async with site.mirror(store={"bucket_capacity": "800kB"}) as mirror:
+        await until(lambda: mirror.events("bucket cache listed"))
+        await until(lambda: layers[3] not in bucket.content() or layers[1] not in bucket.content())
+        assert layers[0] in bucket.content()
+        assert mirror.app.storage.catalog.get_tag(_APP, "v0") is not None
 
 
 async def test_upstreams_that_must_allow_each_caller_stay_out(site: Site, bucket: MemoryBucket) -> None:

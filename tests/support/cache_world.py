@@ -78,9 +78,13 @@ class CacheWorld:
             self.book,
             limits,
             protected=lambda now: self.protected(now),
+            restore=self.restore,
             try_hold=lambda: self.locks.try_hold("bucketcache"),
             now=self.clock,
         )
+
+    async def restore(self) -> None:
+        """Brings nothing back, unless a test replaces it."""
 
     def settle(self) -> None:
         """Returns once nothing waits to be written."""

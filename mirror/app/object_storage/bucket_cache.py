@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from mirror.config import Config, routing_table
 from mirror.errors import IndexUnavailable
 from mirror.index.cached_book import CachedBook
 from mirror.oci.digest import Digest
-from mirror.ports import BlobStore, Bucket, Catalog
+from mirror.ports import BlobStore, Bucket, Catalog, Freezes, Pins
 from mirror.server.admin.bucket_status import BucketCacheJson
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
@@ -52,13 +53,23 @@ class BucketCache:
     executor: Executor
     now: Callable[[], float]
 
-    def upkeep(self, protected: Callable[[float], Collection[Digest]]) -> CacheUpkeep:
-        """What keeps the cache within its limits. `protected` returns what pins and freezes protect."""
+    def upkeep(self, protected: Callable[[float], Collection[Digest]], pins: Pins, freezes: Freezes) -> CacheUpkeep:
+        """What keeps the cache within its limits. `protected` returns what pins and freezes protect, as far as the disk
+        has it.
+        """
+
+        async def restore() -> None:
+            for pin in await asyncio.to_thread(lambda: list(pins.all())):
+                await self.restoring.image(pin.repo, pin.reference)
+            for freeze in await asyncio.to_thread(lambda: list(freezes.all())):
+                await self.restoring.image(freeze.repo, freeze.digest)
+
         return CacheUpkeep(
             self.bucket,
             self.book,
             self.limits,
             protected=protected,
+            restore=restore,
             try_hold=lambda: self.locks.try_hold(UPKEEP_LOCK),
             now=self.now,
         )

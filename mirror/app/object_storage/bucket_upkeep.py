@@ -147,3 +147,10 @@ def memory_status(layout: Layout, use: BucketUse) -> Mapping[str, Any]:
     if listing is not None:
         listing.pop("key", None)
     return {"id": use.owner.id, "complete": complete, "ours": ours, "listing": listing}
+
+
+async def keep_cache(storage: Storage) -> None:
+    """Keeps the cache in the bucket within its limits, and the book of it right. One process does this at a time."""
+    cache = storage.bucket_cache
+    if cache is not None:
+        await cache.upkeep(storage.eviction.pinned.digests, storage.pins, storage.freezes).run()
