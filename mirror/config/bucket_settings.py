@@ -27,10 +27,11 @@ def _proxy(secret: SecretStr) -> SecretStr:
 def check_customer_key(text: str) -> None:
     """Raises `ValueError` if this is no key of 256 bits in base64. The message does not quote it."""
     try:
-        size = len(base64.b64decode(text, validate=True))
+        key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        size = 0
-    if size != 32:
+        key = b""
+    # the other spelling of the last bits is refused by the stores
+    if len(key) != 32 or base64.b64encode(key).decode() != text:
         raise ValueError("not 32 bytes in base64 (openssl rand -base64 32)")
 
 

@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _S3 = "s3://images/mirror"
 _AZ = "az://images"
 _GS = "gs://images"
-_KEY = "x" * 43 + "="
+_KEY = "A" * 43 + "="
 
 
 @pytest.fixture(autouse=True)

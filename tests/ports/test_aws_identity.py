@@ -95,7 +95,7 @@ def test_the_order_of_places(services: _Services, tmp_path: Path) -> None:
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_ROLE_ARN": "arn:role",
         "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "web"),
-        "AWS_STS_ENDPOINT": services.url,
+        "AWS_ENDPOINT_URL_STS": services.url,
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{services.url}/pod",
         "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": str(tmp_path / "pod"),
         "AWS_METADATA_ENDPOINT": services.url,

@@ -152,7 +152,7 @@ def _web_identity(environment: Mapping[str, str], region: str) -> WebIdentity | 
     if not role or not file:
         return None
     session = environment.get("AWS_ROLE_SESSION_NAME") or "registry-mirror"
-    url = environment.get("AWS_STS_ENDPOINT") or environment.get("AWS_ENDPOINT_URL_STS") or sts_url(region)
+    url = environment.get("AWS_ENDPOINT_URL_STS") or sts_url(region)
     return WebIdentity(role, Path(file), session, url)
 
 
