@@ -123,6 +123,17 @@ def test_all_states_are_lost(site: ObjectSite, tmp_path: Path) -> None:
     assert len(site.keys()) == 5
 
 
+def test_states_that_a_new_disk_has_not_read(site: ObjectSite, tmp_path: Path) -> None:
+    """They are read several at once, and come in order."""
+    digests = sorted(put(site, str(number).encode()) for number in range(40))
+    other = ObjectSite(tmp_path / "another disk", site.bucket)
+    assert [info.digest for info in other.hosted.blobs(None, 100)] == digests
+    assert [info.digest for info in other.hosted.blobs(digests[9], 5)] == digests[10:15]
+    calls = site.bucket.calls["read"]
+    assert not list(other.hosted.all_queued())
+    assert site.bucket.calls["read"] == calls
+
+
 def test_the_newest_of_several_objects_without_a_state_counts(site: ObjectSite) -> None:
     """The others go with the next sweep."""
     for number in range(3):

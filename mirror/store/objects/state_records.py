@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -22,6 +23,9 @@ from mirror.store.objects.object_keys import (
 )
 
 _PAGE: Final = 500
+#: Records of a page that are read one after the other; of more, so many are read at once.
+_FEW: Final = 8
+_THREADS: Final = 16
 #: Is in the records of queued blobs alone. Most records of a scan need not be parsed.
 _QUEUED: Final = b'"queuedAt"'
 
@@ -95,14 +99,21 @@ class BlobStates:
             begin = after
             while rows := self._tree.scan(folder, begin, _PAGE):
                 begin = rows[-1].key
-                for row in rows:
+                for row, content in zip(rows, self._contents(rows), strict=True):
                     digest = parse_state_key(row.key)
-                    content = self._content(row) if digest else None
                     state = BlobState.from_json(digest, content) if digest and content and having in content else None
                     if state:
                         yield state
                 # other threads want to work, too
                 time.sleep(0)
+
+    def _contents(self, rows: Sequence[RememberedRecord]) -> Iterable[bytes | None]:
+        """The contents of records. After the loss of a disk most of them must be read: then several at once."""
+        unread = sum(row.state is not RecordState.DELETED and row.content is None for row in rows)
+        if unread < _FEW:
+            return map(self._content, rows)
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="states") as pool:
+            return list(pool.map(self._content, rows))
 
     def _content(self, row: RememberedRecord) -> bytes | None:
         """The content of a record; None if it was deleted, or is damaged."""
