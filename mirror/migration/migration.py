@@ -294,7 +294,9 @@ class Migration:
         versions = {each.place.key: _version(each.here or b"") for each in some}
         self._journal.begin(versions)
         changed = self._each(
-            lambda each: self._target.tree.write(each.place.target, each.here or b"", expect=each.expect), some
+            lambda each: self._target.tree.write(each.place.target, each.here or b"", expect=each.expect),
+            some,
+            lambda each: versions[each.place.key],
         )
         self._ask(self._target.tree.flush)
         self._journal.done({key: version for key, version in versions.items() if key not in changed})
@@ -303,20 +305,32 @@ class Migration:
     def _delete(self, some: Sequence[_Compared]) -> None:
         keys = [each.place.key for each in some]
         self._journal.begin(dict.fromkeys(keys, DELETED))
-        changed = self._each(lambda each: self._target.tree.drop(each.place.target, expect=each.expect), some)
+        changed = self._each(
+            lambda each: self._target.tree.drop(each.place.target, expect=each.expect), some, lambda each: None
+        )
         self._ask(self._target.tree.flush)
         self._journal.forget([key for key in keys if key not in changed])
         self._progress.deleted(len(keys) - len(changed))
 
-    def _each(self, change: Callable[[_Compared], object], some: Sequence[_Compared]) -> set[str]:
-        """Change several records. Returns the keys of those that somebody else has changed in the target."""
+    def _each(
+        self,
+        change: Callable[[_Compared], object],
+        some: Sequence[_Compared],
+        wanted: Callable[[_Compared], str | None],
+    ) -> set[str]:
+        """Change several records, to what `wanted` gives. Returns the keys of those that somebody else has changed in
+        the target.
+        """
 
         def attempt(each: _Compared) -> str | None:
             try:
                 self._ask(change, each)
             except RecordChanged:
-                self._progress.conflict(each.place.key, "was changed in the target meanwhile")
-                return each.place.key
+                # a change whose answer was lost has perhaps been made
+                now = self._ask(self._target.tree.read, each.place.target)
+                if (None if now is None else _version(now.record)) != wanted(each):
+                    self._progress.conflict(each.place.key, "was changed in the target meanwhile")
+                    return each.place.key
             return None
 
         return {key for key in in_order(self._objects, attempt, some, ahead=2 * _AT_ONCE) if key is not None}

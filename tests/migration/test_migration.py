@@ -301,6 +301,21 @@ def test_a_bucket_that_does_not_answer_for_a_while_is_waited_for(to_bucket: tupl
     move.expect_same()
 
 
+def test_a_change_whose_answer_was_lost_is_no_conflict(to_bucket: tuple[Move, Machine]) -> None:
+    """Written, or deleted, it finds its own work when it is tried again."""
+    move, machine = to_bucket
+    fill(move.source)
+    machine.bucket.fail("write", 7, done=True)
+    report = move.run()
+    assert report.is_complete, report
+    move.source.delete("v1")
+    machine.bucket.fail("write", 3, done=True)
+    report = move.run()
+    assert report.is_complete, report
+    assert report.records_deleted > 0
+    move.expect_same()
+
+
 @pytest.mark.parametrize("error", [BucketUnavailable("down"), BucketDenied("PutObject is not allowed")])
 def test_a_bucket_that_stays_away_ends_the_pass_and_the_next_goes_on(
     to_bucket: tuple[Move, Machine], error: BucketUnavailable
