@@ -115,6 +115,12 @@ class CachedUploads:
         """Let a record that was written or dropped be so in the bucket as well. Cheap, for the event loop."""
         self._add(record, self._changes)
 
+    def write_now(self, work: Digest | CachedRecord) -> bool:
+        """Blocking: let a blob or record of the disk be in the bucket. False if another thread is at it. Raises
+        `StoreError`.
+        """
+        return self._do(work)
+
     def _add(self, work: _Work, queue: SimpleQueue[_Work | None]) -> None:
         if work in self._waiting or self._stopping.is_set():
             return

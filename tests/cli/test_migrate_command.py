@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from mirror.store.local.layout import Layout
 from mirror.store.local.local_records import local_pins
 from mirror.store.local.locks import FileLocks
 from tests.support.command import Done, mirror
+from tests.support.here import Here
 from tests.support.hosted_here import CORP, HostedHere
 from tests.support.memory_bucket import MemoryBucket
 
@@ -51,6 +53,12 @@ class Migrating:
     def after(self) -> Path:
         """That with the bucket."""
         return self._config("after", f'bucket = "{BUCKET}"', '[bucket]\nregion = "eu-west-1"\n')
+
+    @property
+    def caching(self) -> Path:
+        """That with the bucket, which keeps what is cached, too."""
+        store = f'bucket = "{BUCKET}"\ncache_in_bucket = true'
+        return self._config("caching", store, '[bucket]\nregion = "eu-west-1"\n')
 
     def _config(self, name: str, store: str, more: str) -> Path:
         file = self.folder / f"{name}.toml"
@@ -189,6 +197,37 @@ def test_a_backup_goes_into_a_new_bucket(migrating: Migrating, monkeypatch: pyte
     assert migrating.tags(migrating.after, copy) == ["v1"]
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_is_cached_comes_into_the_bucket_by_itself(migrating: Migrating, moved: bool) -> None:
+    """Before or after the hosted content has moved."""
+    cached = Repo("docker.io", "library/alpine")
+    Here.at(migrating.root).image([b"a cached layer"], repo=cached, tag="3")
+    if moved:
+        migrating.run("--to-bucket", "--final")
+    else:
+        migrating.run("--to-bucket")
+    config = migrating.caching
+    done = mirror("migrate", "--to-bucket", "--cached", "-c", config)
+    assert (done.status, done.out) == (
+        0,
+        "what is cached of 1 repository is in the bucket: 3 blobs, 3 records\n",
+    ), done
+    there = migrating.bucket.content()
+    assert b"a cached layer" in there.values()
+    assert "cached/docker.io/library/alpine/_tags/3" in there
+    assert not [key for key in there if key.startswith("cached/corp/")]
+    again = mirror("migrate", "--to-bucket", "--cached", "-c", config, "--json")
+    assert (again.status, again.json["blobs"]) == (0, 3), again
+
+
+def test_a_mirror_that_only_caches_can_fill_a_new_bucket(migrating: Migrating) -> None:
+    """And then start with it."""
+    shutil.rmtree(migrating.root)
+    Here.at(migrating.root).image([b"a cached layer"], repo=Repo("docker.io", "library/alpine"), tag="3")
+    assert mirror("migrate", "--to-bucket", "--cached", "-c", migrating.caching).status == 0
+    assert migrating.tags(migrating.caching) == []
+
+
 # ----------------------------------------------------------------------------------------------------- refused
 
 
@@ -198,6 +237,8 @@ def test_a_backup_goes_into_a_new_bucket(migrating: Migrating, monkeypatch: pyte
         ([], "give either --to-bucket or --to-disk"),
         (["--to-bucket", "--to-disk"], "give either --to-bucket or --to-disk"),
         (["--to-bucket", "--rate", "fast"], "--rate: not a size"),
+        (["--to-disk", "--cached"], "--cached goes with --to-bucket and --rate alone"),
+        (["--to-bucket", "--cached"], "--cached needs [store] cache_in_bucket = true"),
     ],
 )
 def test_wrong_words(migrating: Migrating, words: list[str], said: str) -> None:

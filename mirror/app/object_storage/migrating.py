@@ -11,13 +11,16 @@ is served by a mirror that starts. A disk that only gets copies of a bucket has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
 from mirror.app.bucket import open_bucket
+from mirror.app.object_storage.bucket_cache import open_bucket_cache
 from mirror.app.stored_records import BUCKET_KINDS, BucketUse, open_use
+from mirror.bucket_cache.cached_copy import CachedCopy
 from mirror.config import Config
 from mirror.errors import ConfigError, MirrorError
 from mirror.index.migration_journal import SqliteMigrationJournal
@@ -31,6 +34,7 @@ from mirror.store.local.blobs import LocalStore
 from mirror.store.local.bucket_note import BucketNote
 from mirror.store.local.file_tree import FileTree
 from mirror.store.local.layout import Layout
+from mirror.store.local.local_records import local_catalog
 from mirror.store.local.locks import FileLocks
 from mirror.store.objects.collected_keys import CollectedKeys
 from mirror.store.objects.digest_locks import DigestLocks
@@ -125,6 +129,36 @@ def open_migration(config: Config, way: MigrationWay, *, final: bool, dry_run: b
             sorted(BUCKET_KINDS),
         )
         yield SiteMigration(way, source, target, journal, options, use, note)
+
+
+@contextmanager
+def open_cached_copy(
+    config: Config, progress: MigrationProgress, *, rate: float | None, wait: Callable[[float], None]
+) -> Iterator[CachedCopy]:
+    """Opens what brings the cached content of the disk into the bucket, whether hosted content is there or not yet.
+    `rate` is in bytes per second; `wait` waits for so many seconds, or raises to stop. Blocking. Raises `StoreError`.
+    """
+    bucket = open_bucket(config)
+    if bucket is None:
+        raise ConfigError(["[store] bucket is not set: give the configuration that names the bucket with --config"])
+    store, limit = LocalStore(Layout(config.store.root)), RateLimit(rate)
+    layout = store.layout
+    with ExitStack() as stack:
+        use = stack.enter_context(closing(open_use(config, layout, store.id, bucket, migrates=True)))
+        if not _is_migrating(use):
+            # a mirror may start with this bucket, also if this is its first use
+            use = open_use(config, layout, store.id, bucket)
+            stack.enter_context(closing(use))
+        use.owner.must_own()
+        catalog = local_catalog(layout)
+        cache = open_bucket_cache(config, use.bucket, layout, store, catalog, FileLocks(layout), now=time.time)
+        stack.enter_context(closing(cache.book))
+
+        def read(count: int) -> None:
+            progress.read(count)
+            wait(limit.take(count))
+
+        yield CachedCopy(cache.uploads, catalog, store, cache.keeps, read=read, wait=wait)
 
 
 def _stop_others(locks: FileLocks, stack: ExitStack) -> None:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import typer
 
 from mirror import config as settings
 from mirror import telemetry
 from mirror.aio.threads import uninterrupted
-from mirror.app.object_storage.migrating import MigrationWay, SiteMigration, open_migration
+from mirror.app.object_storage.migrating import MigrationWay, SiteMigration, open_cached_copy, open_migration
+from mirror.bucket_cache.cached_copy import CachedCopyReport
 from mirror.cli.admin_client import ask_if_running
 from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, progress_bars, say, say_json
 from mirror.cli.store_checks import check_owner
 from mirror.config import values
-from mirror.errors import ConfigError, MirrorError
+from mirror.errors import ConfigError, MirrorError, StoreError
 from mirror.migration.progress import MigrationProgress, MigrationReport
 from mirror.values.durations import format_duration
 from mirror.values.sizes import format_size, parse_size
+
+T = TypeVar("T")
 
 #: Seconds between two looks at the progress, and between two lines about it where there is no terminal.
 _LOOK: Final = 0.5
@@ -39,6 +43,9 @@ def migrate(
     final: Annotated[
         bool,
         typer.Option("--final", help="The last pass, while nothing is pushed or deleted; then the other side counts."),
+    ] = False,
+    cached: Annotated[
+        bool, typer.Option("--cached", help="Instead: copy what is cached into the bucket, for cache_in_bucket.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be done.")] = False,
     overwrite: Annotated[
@@ -59,11 +66,23 @@ def migrate(
     """
     if to_bucket == to_disk:
         raise ConfigError(["migrate: give either --to-bucket or --to-disk"])
+    if cached and (to_disk or final or dry_run or overwrite or allow_damaged):
+        raise ConfigError(["migrate: --cached goes with --to-bucket and --rate alone"])
     limit = None if rate is None else _rate(rate)
     loaded = settings.load(config, {"store": {"root": root}})
+    if cached and not loaded.store.cache_in_bucket:
+        raise ConfigError(["migrate: --cached needs [store] cache_in_bucket = true"])
     telemetry.set_up_logging("error")
     check_owner(loaded)
     way = MigrationWay.TO_BUCKET if to_bucket else MigrationWay.TO_DISK
+    if cached:
+        with audited(loaded, "migrate", way=way.value, cached=True) as about:
+            brought = _copy_cached(loaded, limit, quiet=as_json)
+            about |= {"blobs": brought.blobs, "records": brought.records}
+        say_json(asdict(brought)) if as_json else _print_cached(brought)
+        if brought.unreadable:
+            raise typer.Exit(1)
+        return
     if final and not dry_run:
         _require_still(loaded)
     with audited(loaded, "migrate", dry_run=dry_run, way=way.value, final=final) as about:
@@ -99,6 +118,28 @@ def _require_still(loaded: settings.Config) -> None:
             f"the mirror that runs takes pushes to {', '.join(writable)}: set read_only = true in each [[hosted]] of "
             "its configuration, reload it, and run the final pass again"
         )
+
+
+def _copy_cached(loaded: settings.Config, rate: float | None, *, quiet: bool) -> CachedCopyReport:
+    """Bring what is cached into the bucket."""
+    progress, stopped = MigrationProgress(), threading.Event()
+
+    def wait(seconds: float) -> None:
+        if stopped.wait(seconds) if seconds > 0 else stopped.is_set():
+            raise StoreError("the copy was stopped; run it again to continue")
+
+    with open_cached_copy(loaded, progress, rate=rate, wait=wait) as copy:
+        return asyncio.run(_watched(copy.run, stopped.set, progress, quiet=quiet))
+
+
+def _print_cached(report: CachedCopyReport) -> None:
+    repositories = "1 repository" if report.repositories == 1 else f"{report.repositories} repositories"
+    say(
+        f"what is cached of {repositories} is in the bucket: {counted(report.blobs, 'blob')}, "
+        f"{counted(report.records, 'record')}"
+    )
+    if report.unreadable:
+        complain(f"not copied: {report.unreadable} that cannot be read on the disk; they come from upstream again")
 
 
 class _Run:
@@ -138,9 +179,7 @@ class _Run:
         return report, True
 
 
-async def _watched(
-    work: Callable[[], MigrationReport], stop: Callable[[], None], progress: MigrationProgress, *, quiet: bool
-) -> MigrationReport:
+async def _watched(work: Callable[[], T], stop: Callable[[], None], progress: MigrationProgress, *, quiet: bool) -> T:
     """The result of the work, with its progress until then. If the caller is cancelled, the work stops first."""
     task = asyncio.ensure_future(uninterrupted(asyncio.to_thread(work), stop=stop))
     began_at, said_at = time.monotonic(), time.monotonic()
