@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.support.bucket_site import BucketSite
-from tests.support.engines.fault_proxy import Reset
+from tests.support.engines.fault_proxy import Reset, SlowAnswer
 from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.images import sha256
+from tests.support.mirror_process import holder_of_lock
 from tests.support.process import eventually
 
 LAYER = bytes(range(253)) * 100_000
@@ -39,3 +40,40 @@ def test_pushed_and_pulled_without_a_disk_and_without_a_bucket(tmp_path: Path, s
         moved = site.push("corp/app", "v1", b"another")
         assert site.pull("corp/app", "v1") == moved
         assert json.loads(site.ask("GET", "/v2/corp/app/tags/list").body)["tags"] == ["v1"]
+
+
+def test_a_worker_that_dies_while_it_fills_from_the_bucket(tmp_path: Path, seaweedfs: SeaweedFS) -> None:
+    """The other one goes on at the same byte; clients that were connected to the dead one ask again."""
+    hexadecimal = sha256(LAYER).partition(":")[2]
+    with BucketSite(tmp_path, seaweedfs, workers=2) as site:
+        site.push("corp/app", "v1", LAYER)
+        site.lose_disk()
+        site.proxy.cause(SlowAnswer(2 << 20), where=lambda call: f"/{hexadecimal}." in call.target)
+        ingests = tmp_path / "store" / "ingest"
+
+        def pull(_: int) -> bytes:
+            """As real clients do: again after a broken connection."""
+            return eventually(lambda: _whole(site), "the blob is pulled")
+
+        def filler() -> int | None:
+            files = [file for file in ingests.glob("*") if hexadecimal in file.name and file.stat().st_size > 1 << 20]
+            return next(filter(None, (holder_of_lock(file, site.mirror.worker_pids()) for file in files)), None)
+
+        with ThreadPoolExecutor(6) as clients:
+            pulling = [clients.submit(pull, number) for number in range(6)]
+            site.mirror.kill_worker(eventually(filler, "a worker fills the blob"))
+            eventually(lambda: site.proxy.count("GET", f"/{hexadecimal}.") == 2, "the fill goes on")
+            site.proxy.heal()
+            assert {future.result() for future in pulling} == {LAYER}
+        ranges = [call.headers.get("range") for call in site.proxy.calls if f"/{hexadecimal}." in call.target]
+        begun = [said for said in ranges if said is not None]
+        assert begun
+        assert all(int(said.removeprefix("bytes=").partition("-")[0]) > 1 << 20 for said in begun)
+
+
+def _whole(site: BucketSite) -> bytes | None:
+    try:
+        answer = site.blob("corp/app", LAYER)
+    except OSError:
+        return None
+    return answer.body if answer.status == 200 else None
