@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from mirror.errors import StoreFull
+from mirror.graph.damage import restore_hosted
 from mirror.oci.digest import Digest
 from tests.support.bucket_mirror import bucket_mirror, evict, wipe
 from tests.support.live_mirror import until
@@ -170,3 +173,68 @@ async def test_two_workers_share_what_a_bucket_has(tmp_path: Path, bucket: Memor
         assert (await PushClient(second).manifest("v1")).body == manifest
         moved = await PushClient(second).push_image("v1", b"another layer")
         assert (await PushClient(first).manifest("v1")).body == moved
+
+
+async def test_more_is_hosted_than_the_disk_holds(tmp_path: Path, bucket: MemoryBucket) -> None:
+    """Pushes and pulls go on; the copies stay within the capacity; nothing is lost."""
+    layers = [bytes([number]) * 1_000_000 for number in range(12)]
+    async with bucket_mirror(tmp_path, bucket, store={"capacity": "5MB"}) as mirror:
+        client = PushClient(mirror)
+        space = mirror.app.storage.eviction.space
+        manifests = []
+        for number, layer in enumerate(layers):
+            manifests.append(await client.push_image(f"v{number}", layer))
+            mirror.clock.forward(3600)
+            await space.check()
+        for number, (layer, manifest) in enumerate(zip(layers, manifests, strict=True)):
+            assert (await client.manifest(f"v{number}")).body == manifest
+            assert (await client.blob(Digest.of(layer))).body == layer
+            await mirror.idle()
+            mirror.clock.forward(3600)
+            await space.check()
+            assert (await space.load()).present <= 5_000_000
+        collected = await client.ask("DELETE", f"/v2/corp/app/manifests/{Digest.of(manifests[0])}")
+        assert collected.status == 202
+        assert (await client.manifest("v0")).status == 404
+        assert (await client.manifest("v1")).body == manifests[1]
+
+
+async def test_a_layer_that_the_disk_cannot_take_is_sent_past_it(tmp_path: Path, bucket: MemoryBucket) -> None:
+    """Larger than the capacity: streamed from the bucket to each client, verified all the same."""
+    async with bucket_mirror(tmp_path, bucket, store={"capacity": "1MB"}) as mirror:
+        client = PushClient(mirror)
+        digest = await client.push_blob(LARGE)
+        await mirror.app.storage.eviction.space.check()
+        mirror.app.storage.store.delete(digest)
+        got = await client.blob(digest)
+        assert (got.body, got.cache) == (LARGE, "fwd=bypass")
+        part = await client.blob(digest, Range="bytes=1000-1999")
+        assert (part.status, part.body) == (206, LARGE[1000:2000])
+        [key] = [key for key in bucket.content() if digest.hex in key and key.startswith("hosted/")]
+        bucket.damage(key, LARGE[:-1] + b"\0")
+        assert not (await mirror.ask(f"/v2/corp/app/blobs/{digest}")).whole
+        assert (await client.blob(digest)).status == 404
+
+
+async def test_120_the_last_copy_is_kept_and_repairs_the_bucket(tmp_path: Path, bucket: MemoryBucket) -> None:
+    """What the bucket has lost is not evicted, and is uploaded again."""
+    async with bucket_mirror(tmp_path, bucket) as mirror:
+        client = PushClient(mirror)
+        digest = await client.push_blob(LARGE)
+        await client.push_blob(SMALL)
+        storage = mirror.app.storage
+        assert storage.blobs is not None
+        hosted = storage.blobs.hosted
+        found = hosted.source(digest)
+        assert found is not None
+        bucket.lose(found.key)
+        assert hosted.lost(found, "somebody deleted it")
+        await mirror.rebuilt()
+        mirror.clock.forward(3600)
+        with suppress(StoreFull):
+            await storage.eviction.space.make_room(len(LARGE) + len(SMALL))
+        assert mirror.blob_file(digest).exists()
+        assert (await client.blob(digest)).cache == "hit"
+        assert await asyncio.to_thread(restore_hosted, storage.store, hosted) == 0
+        evict(mirror, LARGE)
+        assert (await client.blob(digest)).body == LARGE

@@ -62,7 +62,7 @@ def test_a_worker_that_dies_while_it_fills_from_the_bucket(tmp_path: Path, seawe
         with ThreadPoolExecutor(6) as clients:
             pulling = [clients.submit(pull, number) for number in range(6)]
             site.mirror.kill_worker(eventually(filler, "a worker fills the blob"))
-            eventually(lambda: site.proxy.count("GET", f"/{hexadecimal}.") == 2, "the fill goes on")
+            eventually(lambda: site.proxy.count("GET", f"/{hexadecimal}.") > 1, "the fill goes on")
             site.proxy.heal()
             assert {future.result() for future in pulling} == {LAYER}
         ranges = [call.headers.get("range") for call in site.proxy.calls if f"/{hexadecimal}." in call.target]
