@@ -40,7 +40,7 @@ from mirror.ports import BlobObject, BlobObjects, Body, ObjectReader, SupportsSp
 _PATIENCE: Final = 2.0
 #: Bytes per second below which the bucket is left for upstream, measured over so many seconds.
 _LOWEST_RATE: Final = 64 << 10
-_WINDOW: Final = 5.0
+_WINDOW: Final = 3.0
 
 
 class BucketReads:
@@ -198,6 +198,8 @@ class _PacedBody:
 
     def __init__(self, body: Body) -> None:
         self._body = body
+        # to compare an object with a protocol takes long, and each piece would
+        self._splices = body if isinstance(body, SupportsSplice) else None
         self.start: int = body.start
         self.size: int | None = body.size
         #: The bytes so far, and whether a thread waits for more.
@@ -220,15 +222,15 @@ class _PacedBody:
 
     def plain_socket(self) -> tuple[int, int] | None:
         """See `SupportsSplice`."""
-        offered = self._body.plain_socket() if isinstance(self._body, SupportsSplice) else None
+        offered = self._splices.plain_socket() if self._splices is not None else None
         self.is_awaited = offered is not None
         return offered
 
     def advance(self, count: int) -> None:
         """See `SupportsSplice`."""
         self.is_awaited = False
-        if isinstance(self._body, SupportsSplice):
-            self._body.advance(count)
+        if self._splices is not None:
+            self._splices.advance(count)
         self.received += count
 
     def abort(self) -> None:
