@@ -10,7 +10,8 @@ import pytest
 
 from mirror.oci.digest import Digest
 from tests.support.bucket_mirror import bucket_mirror
-from tests.support.live_mirror import LiveMirror
+from tests.support.fake_registry import FakeRegistry
+from tests.support.live_mirror import LiveMirror, until
 from tests.support.memory_bucket import MemoryBucket
 from tests.support.push_client import PushClient
 
@@ -108,3 +109,27 @@ async def test_without_the_setting_nobody_is_redirected(tmp_path: Path, bucket: 
         await client.push_blob(LAYER)
         assert (await client.blob(DIGEST)).status == 200
         assert not bucket.calls["sign"]
+
+
+@pytest.mark.parametrize("access", ["shared", "verify"])
+async def test_cached_blobs_are_read_from_the_bucket_unless_callers_are_verified(
+    tmp_path: Path, bucket: MemoryBucket, registry: FakeRegistry, access: str
+) -> None:
+    """Once it is there; a repository without a manifest that names the blob redirects nobody."""
+    registry.add_image("library/app", "v1", [LAYER])
+    upstreams = {"docker.io": {"url": registry.url, "access": access}}
+    store = {"cache_in_bucket": True}
+    async with bucket_mirror(tmp_path, bucket, table=REDIRECTS, upstreams=upstreams, store=store) as mirror:
+        client = PushClient(mirror, "library/app")
+        assert (await client.manifest("v1")).status == 200
+        assert (await client.blob(DIGEST)).body == LAYER
+        await mirror.landed(DIGEST)
+        if access == "shared":
+            kept = mirror.app.storage.bucket_cache
+            assert kept is not None
+            await until(lambda: kept.objects.source(DIGEST) is not None)
+        got = await client.blob(DIGEST)
+        assert got.status == (307 if access == "shared" else 200)
+        if access == "shared":
+            assert bucket.fetch(got.headers["Location"]) == LAYER
+        assert (await PushClient(mirror, "library/other").blob(DIGEST)).status == 404
