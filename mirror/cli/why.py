@@ -115,7 +115,17 @@ def _describe_image(explanation: WhyImage, loaded: settings.Config, now: float) 
         *(f"  {line}" for line in _way(explanation, loaded)),
         "the next pull:",
         *(f"  {line}" for line in explanation.next),
+        *(f"  {line}" for line in _redirects(loaded, hosted=explanation.hosted)),
     ]
+
+
+def _redirects(loaded: settings.Config, *, hosted: bool) -> list[str]:
+    """Who may be sent to the bucket for the blobs of a repository."""
+    rule = loaded.bucket
+    if loaded.store.bucket is None or not rule.redirect_to or not (hosted or loaded.store.cache_in_bucket):
+        return []
+    networks = ", ".join(rule.redirect_to)
+    return [f"for blobs of {rule.redirect_from} or more, clients in {networks} are sent to the bucket, if it has them"]
 
 
 def _way(explanation: WhyImage, loaded: settings.Config) -> Iterable[str]:
@@ -139,7 +149,10 @@ def _describe_blob(explanation: WhyBlob, loaded: settings.Config, now: float) ->
     lines += [f"  part of {name_of(repo, reference)}" for repo, reference in explanation.images]
     if explanation.next:
         lines.append("the next pull:")
-    return [*lines, *(f"  of {repo}: {line}" for repo, line in explanation.next)]
+    lines += [f"  of {repo}: {line}" for repo, line in explanation.next]
+    hosts = settings.routing_table(loaded).hosts_registry
+    hosted = any(hosts(repo.registry) for repo, _ in explanation.next)
+    return [*lines, *(f"  {line}" for line in _redirects(loaded, hosted=hosted) if explanation.next)]
 
 
 def _describe_answers(

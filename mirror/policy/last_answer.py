@@ -106,6 +106,14 @@ _HOSTED: Final = {
     "DELETE": "a client has deleted it",
 }
 _PUSHED: Final = "a client has pushed it"
+#: The same of content that is in a bucket, by how it was answered.
+_FROM_BUCKET: Final = {
+    "miss": "it is hosted here, and came from the bucket, because the disk had no copy",
+    "joined": "it is hosted here, and came from the bucket, on its way for another client already",
+    "bypass": "it is hosted here, and came from the bucket past the disk, which could not take a copy",
+    "described": "it is hosted here, in the bucket; the disk has no copy",
+    "redirected": _BLOB["redirected"],
+}
 
 
 def explain(answer: LastAnswer, *, hosted: bool = False) -> str:
@@ -114,8 +122,8 @@ def explain(answer: LastAnswer, *, hosted: bool = False) -> str:
         return "the client went away, or the mirror was stopping, before there was an answer"
     if answer.status >= 400:
         return _refusal(answer)
-    if hosted and answer.outcome != "redirected":
-        text = _HOSTED.get(answer.method, _PUSHED)
+    if hosted:
+        text = _FROM_BUCKET.get(answer.outcome) or _HOSTED.get(answer.method, _PUSHED)
         return f"{text}; then: {answer.error}" if answer.error else text
     if answer.tag_override in _OVERRIDES:
         return _OVERRIDES[answer.tag_override]

@@ -193,6 +193,8 @@ def test_a_blob() -> None:
     [
         ({}, "hosted here, and was served from the disk"),
         ({"tag_override": "frozen"}, "hosted here"),
+        ({"outcome": "miss", "kind": "blob"}, "came from the bucket"),
+        ({"outcome": "redirected", "kind": "blob", "status": 307}, "was sent to the bucket"),
         ({"method": "PUT", "status": 201}, "a client has pushed it"),
         ({"method": "DELETE", "status": 202}, "a client has deleted it"),
         ({"status": 403, "error": "Denied: x"}, "refused: Denied: x"),
