@@ -17,6 +17,7 @@ from mirror.app.routes import content_lists, route_rule
 from mirror.app.storage import MISSES_LOCK, Storage
 from mirror.app.upstreams import Upstreams
 from mirror.app.virtual import open_virtual
+from mirror.bucket_cache.cached_objects import CertainObjects
 from mirror.config import Config
 from mirror.fills.bucket_source import BucketReads
 from mirror.fills.filler import Filler
@@ -168,6 +169,7 @@ def _cached_blobs(
     if cache is None or reads is None:
         return _CachedBlobs()
     objects, keeps = cache.objects, cache.keeps
+    certain = CertainObjects(objects)
     pulled = CopiedBlobs(
         storage.store,
         objects,
@@ -182,7 +184,7 @@ def _cached_blobs(
     blobs = KeptBlobs(pulled, TieredContents(storage.store, reads.bucket, objects, stored=stored))
     return _CachedBlobs(
         nearer=lambda repo: (lambda digest: reads.cached(objects, digest)) if keeps(repo.registry) else None,
-        objects=lambda repo: objects if keeps(repo.registry) else None,
+        objects=lambda repo: certain if keeps(repo.registry) else None,
         kept=lambda repo: blobs if keeps(repo.registry) else None,
     )
 

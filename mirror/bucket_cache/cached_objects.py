@@ -16,7 +16,8 @@ from mirror.ports import BlobObject, BookedObject, Bucket, ObjectBook
 class CachedObjects:
     """See `mirror.ports.BlobObjects`. May be used from any thread.
 
-    An answer grants nothing: whoever asks knows already that the repository may serve the blob.
+    An answer grants nothing: whoever asks knows already that the repository may serve the blob. An object that the book
+    has may be gone: whoever reads it finds out, and goes on without it.
     """
 
     def __init__(self, bucket: Bucket, book: ObjectBook, *, now: Callable[[], float] = time.time) -> None:
@@ -37,12 +38,18 @@ class CachedObjects:
                 self._book.use({digest: self._now()})
                 return BlobObject(digest, key, size)
             is_complete = self._book.completed_at() is not None
-        found = None if is_complete else self._bucket.head(key)
-        if found is None:
-            return None
+        return None if is_complete else self.certain(digest)
+
+    def certain(self, digest: Digest) -> BlobObject | None:
+        """Like `source`, but asks the bucket in every call. Raises `StoreError`."""
+        key = blob_key(digest)
+        found = self._bucket.head(key)
         with suppress(IndexUnavailable):
-            self._book.put([BookedObject(digest, found.size, self._now())])
-        return BlobObject(digest, key, found.size)
+            if found is None:
+                self._book.drop([digest])
+            else:
+                self._book.put([BookedObject(digest, found.size, self._now())])
+        return None if found is None else BlobObject(digest, key, found.size)
 
     def lost(self, found: BlobObject, reason: str) -> bool:
         """See `BlobObjects`. The object is deleted: the next pull brings the blob again."""
@@ -51,3 +58,15 @@ class CachedObjects:
             self._book.drop([found.digest])
         self._bucket.delete([found.key])
         return True
+
+
+class CertainObjects:
+    """`BlobObjects` for clients that are sent to the bucket, and could not go on without the object."""
+
+    def __init__(self, objects: CachedObjects) -> None:
+        self._objects = objects
+        self.source = objects.certain
+        self.lost = objects.lost
+
+    def __repr__(self) -> str:
+        return f"<CertainObjects {self._objects!r}>"

@@ -15,9 +15,10 @@ repository does not.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from mirror import telemetry
@@ -27,7 +28,7 @@ from mirror.aio.singleflight import SingleFlight
 from mirror.bucket_cache.cached_keys import CachedRecord, RecordKind, parse_record_key, records_prefix
 from mirror.bucket_cache.cached_objects import CachedObjects
 from mirror.bucket_cache.site_records import SiteRecords
-from mirror.errors import BlobDamaged, BucketUnavailable
+from mirror.errors import BlobDamaged, BucketUnavailable, StoreError
 from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST
@@ -41,6 +42,8 @@ _PATIENCE: Final = 2.0
 _PATIENCE_FOR_ALL: Final = 10.0
 #: Seconds after which a client may try again, while the breaker leaves the bucket alone.
 _RETRY_AFTER: Final = 5.0
+#: Records of one repository that are brought back at once.
+_AT_ONCE: Final = 8
 #: Bytes of a record at most.
 _LARGEST_RECORD: Final = 1 << 20
 #: Seconds for which the bucket is not asked again for what it does not have: one pull asks twice.
@@ -73,6 +76,7 @@ class Restoring:
         self._keeps = keeps
         self._breaker = Breaker(clock)
         self._once = SingleFlight()
+        self._closing = threading.Event()
         self._absent: TtlCache[tuple[Repo, Reference], None] = TtlCache(_MOST_ABSENT, _ABSENT_FOR, clock)
         self._whole: LruCache[Repo, None] = LruCache(_MOST_REPOSITORIES, name="restored repositories")
 
@@ -128,6 +132,7 @@ class Restoring:
 
     async def aclose(self) -> None:
         """Ends what is under way. Repeatable."""
+        self._closing.set()
         await self._once.aclose()
 
     async def _restored(self, key: tuple[Repo, Reference], work: Callable[[], bool]) -> bool:
@@ -215,15 +220,22 @@ class Restoring:
         return True
 
     def _restore_all(self, repo: Repo) -> list[Digest]:
-        restored = []
-        for record in self._listed(repo, RecordKind.MANIFEST):
-            here = self._records.content(record) is not None and has_blob(self._store, record.digest)
-            if not here and self._restore_manifest(repo, record.digest):
-                restored.append(record.digest)
-        for record in self._listed(repo, RecordKind.TAG):
-            if self._records.content(record) is None:
-                self._restore_tag(repo, record.name)
-        return restored
+        manifests = self._listed(repo, RecordKind.MANIFEST)
+        tags = [record for record in self._listed(repo, RecordKind.TAG) if self._records.content(record) is None]
+        with ThreadPoolExecutor(_AT_ONCE, "restore") as pool:
+            restored = list(pool.map(self._restore_listed, manifests))
+            list(pool.map(self._restore_listed, tags))
+        return [record.digest for record, is_restored in zip(manifests, restored, strict=True) if is_restored]
+
+    def _restore_listed(self, record: CachedRecord) -> bool:
+        """True if the manifest or tag was missing, and was brought back."""
+        if self._closing.is_set():
+            raise StoreError("the mirror is stopping")
+        if record.kind is RecordKind.TAG:
+            return self._restore_tag(record.repo, record.name)
+        if self._records.content(record) is not None and has_blob(self._store, record.digest):
+            return False
+        return self._restore_manifest(record.repo, record.digest)
 
     def _listed(self, repo: Repo, kind: RecordKind) -> list[CachedRecord]:
         found = (parse_record_key(info.key) for info in self._bucket.list(records_prefix(repo, kind)))

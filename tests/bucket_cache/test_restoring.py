@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from mirror.bucket_cache import restoring
 from mirror.bucket_cache.cached_keys import CachedRecord, blob_key
+from mirror.bucket_cache.cached_objects import CertainObjects
 from mirror.errors import BlobUnknown, BucketUnavailable, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.policy.records import ManifestRecord, Sighting
 from tests.support.cache_world import PRIVATE, REPO, CacheWorld
+from tests.support.process import eventually
 
 
 def _kept(world: CacheWorld) -> Descriptor:
@@ -155,3 +160,33 @@ async def test_a_book_that_is_lost_costs_requests_only(world: CacheWorld) -> Non
     world.bucket.down = True
     with pytest.raises(StoreError):
         world.objects.source(layer)
+
+
+async def test_a_bucket_that_is_slow_is_not_waited_for(world: CacheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says later counts for later."""
+    monkeypatch.setattr(restoring, "_PATIENCE", 0.01)
+    image = _kept(world)
+    world.wipe()
+    may_answer = threading.Event()
+
+    def wait() -> None:
+        assert may_answer.wait(60)
+
+    world.bucket.before("head", wait)
+    with pytest.raises(BucketUnavailable, match="in time"):
+        await world.restoring.manifest(REPO, image.digest)
+    may_answer.set()
+    eventually(lambda: world.here.catalog.get_manifest(REPO, image.digest), "it comes all the same")
+
+
+async def test_whoever_is_sent_to_the_bucket_finds_the_object(world: CacheWorld) -> None:
+    """Clients cannot go on without it, so the book is not believed."""
+    _kept(world)
+    layer = Digest.of(b"layer")
+    certain = CertainObjects(world.objects)
+    assert certain.source(layer) == world.objects.source(layer)
+    world.bucket.lose(blob_key(layer))
+    assert world.objects.source(layer) is not None
+    assert certain.source(layer) is None
+    world.book.end_listing(world.book.begin_listing(), 1.0)
+    assert world.objects.source(layer) is None

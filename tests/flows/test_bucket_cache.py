@@ -188,6 +188,21 @@ async def test_a_mirror_that_is_cut_off_goes_on(site: Site, registry: FakeRegist
     assert _asked(registry) == asked
 
 
+async def test_old_answers_are_served_while_upstream_is_away(site: Site, registry: FakeRegistry) -> None:
+    """The age of a tag is that of its record, which the bucket has kept."""
+    registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+    site.wipe()
+    registry.away()
+    async with site.mirror() as mirror:
+        mirror.clock.forward(7200)
+        manifest = await mirror.ask(f"{_AT}/manifests/v1")
+        assert "Warning" in manifest.headers
+        assert (await mirror.ask(f"{_AT}/blobs/{Digest.of(_LAYER)}")).body == _LAYER
+
+
 async def test_what_is_not_there_is_asked_of_upstream(site: Site, registry: FakeRegistry) -> None:
     """And goes behind."""
     registry.add_image(_APP.name, "v1", [_LAYER])
