@@ -296,3 +296,39 @@ def test_a_damaged_note_is_no_missing_one(root: Path, bucket: MemoryBucket) -> N
     BucketNote(one.layout).drop()
     BucketNote(one.layout).drop()
     one.owner.confirm()
+
+
+def test_a_memory_that_is_lost_while_the_mirror_runs(root: Path, bucket: MemoryBucket) -> None:
+    """The mirror goes on writing, as do its other processes and commands; nothing old is believed."""
+    one, beside = Process(root, bucket), Process(root, bucket)
+    one.tree().write(KEY, ONE)
+    one.list_all()
+    beside.owner.confirm()
+    for suffix in ("", "-wal", "-shm"):
+        one.layout.record_memory.with_name(f"bucket.sqlite{suffix}").unlink(missing_ok=True)
+    command = Process(root, bucket, serves=False)
+    command.tree().write(KEY, TWO)
+    for each in (one, beside):
+        each.tree().write(KEY, ONE)
+        assert each.owner.watch()
+    assert not one.memory.is_complete()
+    assert content_of(one.tree()) == ONE
+
+
+def test_a_mark_of_use_that_is_lost_is_made_anew(root: Path, tmp_path: Path, bucket: MemoryBucket) -> None:
+    """It is no sign of another mirror; a mirror that was overtaken does not make it."""
+    one = Process(root, bucket)
+    one.tree().write(KEY, ONE)
+    before = bucket.content()[LAST_USED]
+    for spoil in (lambda: bucket.lose(LAST_USED), lambda: bucket.write(LAST_USED, b"{")):
+        spoil()
+        assert one.owner.watch()
+        assert bucket.content()[LAST_USED] == before
+    new = Process(tmp_path / "new", bucket)
+    new.owner.confirm()
+    assert not one.owner.watch()
+    bucket.lose(LAST_USED)
+    assert not one.owner.watch()
+    assert LAST_USED not in bucket.content()
+    assert new.owner.watch()
+    assert json.loads(bucket.content()[LAST_USED])["disk"] == new.disk

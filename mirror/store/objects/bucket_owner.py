@@ -135,7 +135,7 @@ class BucketOwner:
         mirror uses the bucket.
         """
         self.confirm()
-        if not self.owns:
+        if not self.owns and not (self._nonce and not self._memory_nonce() and self.watch()):
             raise self._foreign()
 
     def check(self) -> None:
@@ -150,17 +150,26 @@ class BucketOwner:
         self.must_own()
 
     def watch(self) -> bool:
-        """False if another mirror has taken the bucket over; the memory is told so. To be called now and then."""
+        """False if another mirror has taken the bucket over; the memory is told so. To be called now and then. A memory
+        that was lost, and an object that was, are made anew.
+        """
         self.confirm()
         if not self._nonce:
             return False
-        disk, nonce, _ = self._read_last_use()
-        if nonce == self._nonce:
-            return True
-        if self._memory_nonce() == self._nonce:
+        with self._exclusive():
+            remembered = self._memory_nonce()
+            if remembered not in ("", self._nonce):
+                return False
+            disk, nonce, version = self._read_last_use()
+            if not nonce:
+                nonce = self._write_last_use(self._nonce, version)
+            if nonce == self._nonce:
+                if not remembered:
+                    self._remember(self._nonce)
+                return True
             log.warning("bucket taken over by another mirror", disk=disk)
             self._remember(_OVERTAKEN)
-        return False
+            return False
 
     def identity(self) -> Identity | None:
         """What `mirror.json` says; None if there is none."""
@@ -254,7 +263,9 @@ class BucketOwner:
             remembered = ""
         for _ in range(_ATTEMPTS):
             disk, nonce, version = self._read_last_use()
-            if nonce and nonce == remembered and disk == self._disk:
+            if nonce and remembered in (nonce, "") and disk == self._disk:
+                # a memory that was lost remembers nothing that could be wrong
+                self._remember(nonce, identity)
                 self._nonce = nonce
                 return
             overtaken = remembered == _OVERTAKEN and not self._is_first
@@ -267,10 +278,7 @@ class BucketOwner:
             # from here on nothing that is remembered counts, whoever dies when
             self._remember("", identity)
             fresh = secrets.token_hex(8)
-            content = json.dumps({"disk": self._disk, "nonce": fresh}).encode()
-            try:
-                self._bucket.write(LAST_USED, content, expect=version if version else ABSENT)
-            except RecordChanged:
+            if self._write_last_use(fresh, version) != fresh:
                 continue
             if disk and disk != self._disk:
                 log.warning("bucket taken over from another mirror", disk=disk)
@@ -278,6 +286,15 @@ class BucketOwner:
             self._nonce = fresh
             return
         raise BucketUnavailable(f"{LAST_USED} is changed all the time")
+
+    def _write_last_use(self, nonce: str, version: Version | None) -> str:
+        """Returns the nonce; empty if another process was quicker."""
+        content = json.dumps({"disk": self._disk, "nonce": nonce}).encode()
+        try:
+            self._bucket.write(LAST_USED, content, expect=version if version else ABSENT)
+        except RecordChanged:
+            return ""
+        return nonce
 
     def _read_last_use(self) -> tuple[str, str, Version | None]:
         """The disk and nonce of the mirror that uses the bucket, empty if none or not readable, and the version."""
