@@ -23,7 +23,7 @@ The ports, and what implements them (the tests have implementations in memory, i
     record_trees.py  RecordTree  versioned records by path      store/local/file_tree.py   store/objects/record_tree.py
     record_memories.py  RecordMemory  what is known of a bucket  index/record_memory.py
     buckets.py    Bucket         objects of an object store     store/cloud/obstore_bucket.py
-    blob_objects.py  BlobObjects  which of them have blobs      (to come)
+    blob_objects.py  BlobObjects  which of them have blobs      store/objects/hosted_blobs.py, bucket_cache/
     object_books.py  ObjectBook  the bucket's cached blobs      index/cached_book.py
     migrating.py  MigratedBytes  hosted bytes of one side       store/hosted/migrated_files.py
                   MigrationJournal  what a migration wrote      index/migration_journal.py
