@@ -251,6 +251,12 @@ def test_it_needs_the_configuration_with_the_bucket(migrating: Migrating) -> Non
     assert (done.status, "[store] bucket is not set" in done.err) == (2, True), done
 
 
+def test_a_store_that_is_not_there_is_not_made(migrating: Migrating, tmp_path: Path) -> None:
+    done = migrating.run("--to-bucket", "--root", tmp_path / "mistyped")
+    assert (done.status, "there is no store at" in done.err) == (2, True), done
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_a_bucket_that_has_other_things_is_refused(migrating: Migrating) -> None:
     migrating.bucket.write("holiday/photo.jpg", b"...")
     done = migrating.run("--to-bucket")

@@ -16,7 +16,7 @@ import pytest
 from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.images import sha256
 from tests.support.mirror_process import MirrorProcess
-from tests.support.process import run
+from tests.support.process import ProgramFailed, run
 from tests.support.switching_site import Switching
 
 _PAGE: Final = Path(__file__).resolve().parents[2] / "docs/disaster.md"
@@ -170,4 +170,20 @@ def test_one_image_is_taken_from_the_copy(operator: Operator) -> None:
         assert site.ask("GET", f"/v2/corp/app/blobs/{layer}").status != 200
         with MirrorProcess(operator.of_copy()) as other:
             operator.does("one image", **{"127.0.0.1:5002": other.address, "127.0.0.1:5000": site.mirror.address})
+        expect(site, images)
+
+
+def test_a_bucket_without_its_identity_gets_it_back(operator: Operator) -> None:
+    """As the table says: no mirror starts, until it is written with the id that the disk knows."""
+    site = operator.site
+    site.config = site.after
+    with site:
+        images = push(site, "v1")
+        site.stop()
+        site.delete_object("mirror.json")
+        with pytest.raises(ProgramFailed):
+            site.start()
+        known = json.loads((operator.root / "bucket.json").read_text())["id"]
+        site.put_object("mirror.json", json.dumps({"layout": 1, "id": known}).encode())
+        site.start()
         expect(site, images)

@@ -38,10 +38,14 @@ def test_what_neither_side_has_is_forgotten(tmp_path: Path) -> None:
     assert journal.written("pins/") == {"pins/b": Written("1")}
 
 
-def test_another_pair_of_stores_begins_anew(tmp_path: Path) -> None:
+def test_each_pair_of_stores_has_its_own(tmp_path: Path) -> None:
     opened(tmp_path).done({"pins/a": "1"})
-    assert opened(tmp_path, "a c").written("pins/") == {}
-    assert opened(tmp_path).written("pins/") == {}
+    other = opened(tmp_path, "a c")
+    assert other.written("pins/") == {}
+    other.done({"pins/a": "2"})
+    other.forget(["pins/b"])
+    assert opened(tmp_path).written("pins/") == {"pins/a": Written("1")}
+    assert opened(tmp_path, "a c").written("pins/") == {"pins/a": Written("2")}
 
 
 def test_the_file_of_another_version_is_refused_and_a_damaged_one_reported(tmp_path: Path) -> None:

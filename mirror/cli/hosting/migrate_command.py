@@ -20,7 +20,7 @@ from mirror.bucket_cache.cached_copy import CachedCopyReport
 from mirror.cli.admin_client import ask_if_running
 from mirror.cli.audit_command import audited
 from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, progress_bars, say, say_json
-from mirror.cli.store_checks import check_owner
+from mirror.cli.store_checks import check_owner, check_there
 from mirror.config import values
 from mirror.errors import ConfigError, MirrorError, StoreError
 from mirror.migration.progress import MigrationProgress, MigrationReport
@@ -73,6 +73,8 @@ def migrate(
     if cached and not loaded.store.cache_in_bucket:
         raise ConfigError(["migrate: --cached needs [store] cache_in_bucket = true"])
     telemetry.set_up_logging("error")
+    if to_bucket:
+        check_there(loaded)
     check_owner(loaded)
     way = MigrationWay.TO_BUCKET if to_bucket else MigrationWay.TO_DISK
     if cached:
