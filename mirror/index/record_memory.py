@@ -127,6 +127,8 @@ class SqliteRecordMemory:
         self._path = path
         self._settle = settle
         self._steady = steady
+        #: For calls that the event loop waits for: they must not wait for a scan.
+        self._looking = _Connection(path, boot, busy_timeout)
         self._reading = _Connection(path, boot, busy_timeout)
         self._writing = _Connection(path, boot, busy_timeout)
 
@@ -134,7 +136,7 @@ class SqliteRecordMemory:
         return f"<SqliteRecordMemory {self._path}>"
 
     def recall(self, key: str) -> RememberedRecord | None:
-        row = self._reading.run(lambda connection: connection.execute(_RECALL, (key,)).fetchone())
+        row = self._looking.run(lambda connection: connection.execute(_RECALL, (key,)).fetchone())
         return None if row is None else self._record(row)
 
     def scan(self, after: str, before: str, count: int) -> Sequence[RememberedRecord]:
@@ -145,14 +147,14 @@ class SqliteRecordMemory:
         return self._reading.run(lambda connection: list(_folders(connection, after, before, count)))
 
     def is_complete(self) -> bool:
-        epoch, complete = self._reading.run(_epochs)
+        epoch, complete = self._looking.run(_epochs)
         return epoch == complete
 
     def was_complete(self) -> bool:
-        return self._reading.run(_epochs)[1] > 0
+        return self._looking.run(_epochs)[1] > 0
 
     def added(self) -> int:
-        [added] = self._reading.run(lambda connection: connection.execute("SELECT added FROM meta").fetchone())
+        [added] = self._looking.run(lambda connection: connection.execute("SELECT added FROM meta").fetchone())
         return int(added)
 
     def changes(self, folder: str) -> int | None:
@@ -162,7 +164,7 @@ class SqliteRecordMemory:
             # a listing that completes the memory may have brought changes that nothing counted
             return None if epoch != complete else (int(row[0]) if row else 0)
 
-        return self._reading.run(read)
+        return self._looking.run(read)
 
     def note(self, key: str, seen: RememberedRecord | None, version: Version | None, content: bytes | None) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -219,7 +221,7 @@ class SqliteRecordMemory:
         def read(connection: sqlite3.Connection) -> ListingStart:
             return ListingStart(*connection.execute("SELECT stamp, epoch FROM meta").fetchone())
 
-        return self._reading.run(read)
+        return self._looking.run(read)
 
     def compare(self, start: ListingStart, parts: Sequence[ListedPart]) -> int:
         def work(connection: sqlite3.Connection) -> int:
@@ -250,7 +252,7 @@ class SqliteRecordMemory:
         return self._write(work)
 
     def owner(self) -> tuple[str, str]:
-        bucket, nonce = self._reading.run(
+        bucket, nonce = self._looking.run(
             lambda connection: connection.execute("SELECT bucket, nonce FROM meta").fetchone()
         )
         return str(bucket), str(nonce)
@@ -270,6 +272,7 @@ class SqliteRecordMemory:
         self._write(work)
 
     def close(self) -> None:
+        self._looking.close()
         self._reading.close()
         self._writing.close()
 
