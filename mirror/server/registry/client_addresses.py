@@ -13,6 +13,7 @@ class ClientAddresses:
 
     def __init__(self, trusted: Networks | None = None) -> None:
         self._trusted = trusted or Networks()
+        self._trusts = bool(self._trusted)
 
     def __repr__(self) -> str:
         return f"<ClientAddresses {self._trusted!r}>"
@@ -22,7 +23,7 @@ class ClientAddresses:
         unix socket.
         """
         peer = request.remote or UNIX
-        return (self._asks_for(peer, request) or peer) if self._trusted else peer
+        return (self._asks_for(peer, request) or peer) if self._trusts else peer
 
     def known(self, request: web.BaseRequest) -> str | None:
         """The address for decisions; None if a proxy does not say for whom it asks."""
