@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
@@ -15,7 +16,7 @@ from mirror.app.object_storage.cloud_options import (
     longest_signature,
     raw_requests,
 )
-from mirror.config import Config
+from mirror.config import BucketSettings, Config
 from mirror.errors import BucketUnavailable, BucketUnfit, ConfigError
 from mirror.values.bucket_address import parse_bucket
 
@@ -64,7 +65,26 @@ def try_bucket(config: Config) -> list[BucketCheck]:
     from mirror.store.objects.bucket_check import check_bucket
 
     with closing(_open(config, config.store.bucket)) as bucket:
-        return check_bucket(bucket, safety=bucket)
+        fetch = _following(config.bucket) if config.bucket.redirect_to else None
+        return check_bucket(bucket, safety=bucket, fetch=fetch)
+
+
+def _following(settings: BucketSettings) -> Callable[[str], bytes]:
+    """Follows a signed URL as clients do, without the credentials and the proxy of the mirror."""
+    import ssl
+    import urllib.request
+
+    context = ssl.create_default_context()
+    if settings.ca_file is not None:
+        context.load_verify_locations(settings.ca_file)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+
+    def fetch(url: str) -> bytes:
+        with opener.open(url, timeout=settings.timeout) as answer:
+            content: bytes = answer.read()
+        return content
+
+    return fetch
 
 
 def _open(config: Config, url: str) -> ObstoreBucket:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mirror.app.bucket import try_bucket
+from mirror.config import load
 from tests.support.bucket_site import BucketSite
 from tests.support.containerd_process import CRI_NAMESPACE, ContainerdProcess, Cri, write_hosts
 from tests.support.dockerd_process import DockerdProcess
@@ -123,3 +125,9 @@ def test_skopeo_follows(redirecting: Redirecting) -> None:
     [layer] = manifest["layers"]
     assert sha256((target / layer["digest"].removeprefix("sha256:")).read_bytes()) == layer["digest"]
     assert _is_once(redirecting.redirected("skopeo"))
+
+
+def test_the_check_follows_a_signed_url(redirecting: Redirecting) -> None:
+    """`mirror check --online` tries what clients are sent to."""
+    [signed] = [result for result in try_bucket(load(redirecting.site.config)) if result.step == "sign"]
+    assert signed.ok, signed
