@@ -1,8 +1,9 @@
 """Faults: the invariant is looked at in every test, and loops say how often they tried.
 
 Loops are short in ordinary runs. `MIRROR_FAULTS_KILLS`, `MIRROR_FAULTS_CUTS`, `MIRROR_FAULTS_REQUESTS`,
-`MIRROR_FAULTS_RELOADS`, `MIRROR_FAULTS_STOPS`, `MIRROR_FAULTS_NAMES` and `MIRROR_FAULTS_STORMS` make them longer: the
-figures of long runs stand in docs/operations.md. `MIRROR_FAULTS_SEED` is where dice begin.
+`MIRROR_FAULTS_RELOADS`, `MIRROR_FAULTS_STOPS`, `MIRROR_FAULTS_NAMES`, `MIRROR_FAULTS_STORMS` and
+`MIRROR_FAULTS_BUCKET_ROUNDS` make them longer: the figures of long runs stand in docs/operations.md.
+`MIRROR_FAULTS_SEED` is where dice begin.
 """
 
 from __future__ import annotations

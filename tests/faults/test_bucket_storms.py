@@ -1,0 +1,180 @@
+"""Clients push, move tags, delete and pull, and everything unused is collected, while the bucket is killed, cut, slowed
+and throttled, and the mirror loses its disk.
+
+As a soak test of half an hour or so:
+
+    MIRROR_FAULTS_BUCKET_ROUNDS=600 .venv/bin/python -m pytest -n 0 --timeout=0 tests/faults/test_bucket_storms.py
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tests.faults.conftest import APPS, Tally, add_apps
+from tests.support.bucket_site import BucketSite
+from tests.support.engines.fault_proxy import (
+    Answer,
+    CutAnswer,
+    CutRequest,
+    LostAnswer,
+    Reset,
+    Silence,
+    SlowAnswer,
+    StaleListing,
+    StalledAnswer,
+    StoreCall,
+)
+from tests.support.engines.seaweedfs import SeaweedFS
+from tests.support.fake_registry import FakeRegistry
+from tests.support.process import PATIENCE, eventually
+from tests.support.pushers import Pushers
+
+_COLLECTED: Final = """
+    [[hosted]]
+    name = "corp"
+    keep_deleted = "0s"
+    [hosting]
+    grace = "1s"
+    collect_every = "10ms"
+    max_uploads = 100000
+    max_uploads_per_caller = 100000
+    [[access.rule]]
+    effect = "allow"
+    callers = ["*"]
+    actions = ["pull", "push", "overwrite", "delete"]
+"""
+
+#: How many acknowledged changes the clients make between two faults.
+_CHANGES: Final = 15
+
+
+class _Storm:
+    """One mirror before one store, and what happens to both."""
+
+    def __init__(self, site: BucketSite, engine: SeaweedFS, pushers: Pushers, dice: random.Random) -> None:
+        self._site = site
+        self._engine = engine
+        self._pushers = pushers
+        self._dice = dice
+        #: How often each of them happened.
+        self.caused: Counter[str] = Counter()
+        self.pulled = 0
+
+    def one_more(self) -> None:
+        """Something goes wrong while the clients work, and is repaired."""
+        kinds: dict[str, Callable[[], None]] = {
+            "killed": self._kill_the_store,
+            "down": lambda: self._break(lambda: Reset()),
+            "silent": lambda: self._break(lambda: Silence(), few=True),
+            "throttled": lambda: self._break(lambda: Answer(503, "SlowDown", {"Retry-After": "1"})),
+            "failing": lambda: self._break(lambda: Answer(500, "InternalError")),
+            "refused": lambda: self._break(lambda: Answer(403, "ExpiredToken")),
+            "cut answers": lambda: self._break(lambda: CutAnswer(self._dice.randrange(100_000)), some=True),
+            "stalled": lambda: self._break(lambda: StalledAnswer(self._dice.randrange(100_000)), few=True),
+            "cut requests": lambda: self._break(lambda: CutRequest(self._dice.randrange(100_000)), some=True),
+            "lost answers": lambda: self._break(lambda: LostAnswer(), some=True),
+            "slow": lambda: self._break(lambda: SlowAnswer(1_000_000), some=True),
+            "stale listings": self._stale_listings,
+            "mirror killed": self._kill_the_mirror,
+            "disk lost": self._lose_the_disk,
+        }
+        kind = self._dice.choice(list(kinds))
+        kinds[kind]()
+        self.caused[kind] += 1
+
+    def pull_all(self) -> None:
+        """What upstream has, past no fault; the bytes are compared."""
+        for name, tag in APPS:
+            self._site.pull(name, tag)
+            self.pulled += 1
+
+    def _break(self, fault: Callable[[], object], *, some: bool = False, few: bool = False) -> None:
+        """Do this to requests until it has happened a few times; `some`: not to all of them."""
+        share = self._dice.choice((0.1, 0.5)) if some else 1.0
+
+        def where(call: StoreCall) -> bool:
+            return self._dice.random() < share
+
+        before = sum(self._site.proxy.happened.values())
+        self._site.proxy.cause(fault(), where=where)  # type: ignore[arg-type]
+        wanted = 2 if few else self._dice.randrange(3, 30)
+        eventually(lambda: sum(self._site.proxy.happened.values()) >= before + wanted, "it happens", timeout=600)
+        self._site.proxy.heal()
+
+    def _stale_listings(self) -> None:
+        self._site.proxy.cause(
+            StaleListing(self._dice.choice(("_tags", "_manifests", "states/", "repositories/"))),
+            where=lambda call: call.lists,
+        )
+        self._pushers.wait_for(_CHANGES)
+        self._site.proxy.heal()
+
+    def _kill_the_store(self) -> None:
+        self._engine.kill()
+        before = sum(self._pushers.statuses.values())
+        eventually(lambda: sum(self._pushers.statuses.values()) > before + 10, "clients ask", timeout=600)
+        self._engine.start()
+
+    def _kill_the_mirror(self) -> None:
+        self._site.kill()
+        self._site.start()
+
+    def _lose_the_disk(self) -> None:
+        # unfinished uploads go with it, and clients begin them anew
+        self._site.lose_disk(kill=True)
+
+
+def test_113_to_123_a_storm_around_a_bucket(
+    registry: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
+) -> None:
+    """Rows 113 to 123: no byte is wrong, nothing acknowledged is lost, no deletion is undone, and in the end nothing is
+    left of what was deleted.
+    """
+    rounds = times("BUCKET_ROUNDS", 6)
+    seed = int(os.environ.get("MIRROR_FAULTS_SEED", "1"))
+    dice = random.Random(seed)
+    add_apps(registry, (50_000, 120_000))
+    read = 0
+    with (
+        SeaweedFS(tmp_path / "store-engine") as engine,
+        BucketSite(
+            tmp_path,
+            engine,
+            upstreams={"docker.io": registry.url},
+            cache=True,
+            workers=2,
+            more=_COLLECTED,
+            connect_timeout=2,
+            read_timeout=3,
+            timeout=6,
+        ) as site,
+        Pushers(site.mirror.port, seed=seed, tries=20_000) as pushers,
+    ):
+        storm = _Storm(site, engine, pushers, dice)
+        for number in range(rounds):
+            pushers.go()
+            pushers.wait_for(_CHANGES, timeout=600)
+            storm.one_more()
+            pushers.wait_for(_CHANGES, timeout=600)
+            pushers.rest()
+            read += pushers.look()
+            storm.pull_all()
+            assert pushers.wrong == [], f"seed {seed}, round {number}, {dict(storm.caused)}"
+        pushers.delete_all()
+        eventually(lambda: not site.keys("hosted/"), "all bytes are collected", timeout=PATIENCE * 3)
+        collected = site.mirror.metrics()["mirror_collected_blobs_total"]
+    assert read > 0
+    tally(
+        rounds=rounds,
+        changes=pushers.acknowledged.total(),
+        read=read,
+        pulled=storm.pulled,
+        collected=int(collected),
+        **{re.sub(r"\W", "_", kind): count for kind, count in sorted(storm.caused.items())},
+    )
