@@ -26,6 +26,7 @@ from tests.support.memory_bucket import MemoryBucket
 from tests.support.push_client import PushClient, descriptor, hosting_mirror, image
 
 APP = Repo("corp", "app")
+TYPO = Repo("corp", "typo")
 _VIRTUAL = {"name": "all", "members": ["corp", "docker.io"]}
 _CONFIG = """
 [store]
@@ -197,9 +198,11 @@ async def test_commands_read_and_write_the_bucket(tmp_path: Path, bucket: Memory
     """Beside a disk that knows nothing yet, without a server: the same lists, and the same changes."""
     async with bucket_mirror(tmp_path, bucket, virtual=[_VIRTUAL]) as mirror:
         manifest = await PushClient(mirror).push_image("v1", b"one")
+        await PushClient(mirror, "corp/typo").push_blob(b"one")
+        await asyncio.to_thread(mirror.app.storage.hosted.records.drop_link, TYPO, Digest.of(b"one"))
     wipe(tmp_path)
-    async with bucket_mirror(tmp_path, bucket, virtual=[_VIRTUAL]):
-        pass
+    async with bucket_mirror(tmp_path, bucket, virtual=[_VIRTUAL]) as mirror:
+        assert mirror.app.storage.hosted.records.is_taken(TYPO)
     site = CommandSite(tmp_path, _CONFIG)
 
     def run(*words: str) -> str:
@@ -218,6 +221,8 @@ async def test_commands_read_and_write_the_bucket(tmp_path: Path, bucket: Memory
             assert "ci" in run("token", "list")
             run("status")
             run("check")
+            run("release", "corp/typo")
+            assert site.run("release", "corp/app").status != 0
             run("unfreeze", "corp/app:v1")
             run("unpin", "docker.io/library/app:v1")
             run("token", "revoke", "ci")

@@ -1,7 +1,8 @@
 """The records of hosted repositories, beside their tags and manifests in a tree of records.
 
 A name is taken for good once a manifest was there: a tree knows which folders had a record. Before that, links take it
-that are more than reservations, for as long as they are there.
+that are more than reservations, for as long as they are there; in a bucket, a record of its own says that a name is
+taken, and such a link writes it.
 
     release ── are all folders empty? ──┬── yes: the tree forgets that they had records ──> the name is free
                                         └── no ──> the name stays taken
