@@ -133,6 +133,11 @@ def _way(explanation: WhyImage, loaded: settings.Config) -> Iterable[str]:
         yield f"{explanation.repo.registry} is hosted here: images come by pushes and imports, and stay until deleted"
         return
     yield _route(explanation.route, explanation.rule)
+    if loaded.store.cache_in_bucket:
+        from mirror.app.object_storage.bucket_cache import kept_registries
+
+        if kept_registries(loaded)(explanation.repo.registry):
+            yield f"what the disk lacks is looked for in the bucket {loaded.store.bucket} first"
     yield f"upstream {explanation.repo.registry} at {', '.join(_urls(explanation, loaded)) or 'no address (sealed)'}"
 
 

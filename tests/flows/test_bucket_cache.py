@@ -213,7 +213,7 @@ async def test_what_is_not_there_is_asked_of_upstream(site: Site, registry: Fake
         assert "miss" in (await _pull(mirror, "v2"))[0]
 
 
-async def test_the_bucket_is_down_all_the_while(site: Site, bucket: MemoryBucket) -> None:
+async def test_113_the_bucket_is_down_all_the_while(site: Site, bucket: MemoryBucket) -> None:
     """Pulls go on, from upstream and from the disk, and nothing is acknowledged that is not there."""
     site.registry.add_image(_APP.name, "v1", [_LAYER])
     async with site.mirror() as mirror:
@@ -259,7 +259,7 @@ async def test_evicted_content_comes_from_the_bucket(site: Site, registry: FakeR
         assert registry.count("blobs") == asked
 
 
-async def test_wrong_bytes_in_the_bucket_are_never_served_whole(
+async def test_119_wrong_bytes_in_the_bucket_are_never_served_whole(
     site: Site, registry: FakeRegistry, bucket: MemoryBucket
 ) -> None:
     """They come from upstream, and the object goes."""
@@ -278,6 +278,23 @@ async def test_wrong_bytes_in_the_bucket_are_never_served_whole(
         assert answer.body == _LAYER
         await _settled(mirror)
     assert bucket.content()[key] == _LAYER
+
+
+async def test_120_an_object_that_is_gone_comes_from_upstream(
+    site: Site, registry: FakeRegistry, bucket: MemoryBucket
+) -> None:
+    """And is there again afterwards."""
+    registry.add_image(_APP.name, "v1", [_LAYER])
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+        await mirror.app.storage.eviction.evictor.drop([Digest.of(_LAYER)])
+        bucket.lose(blob_key(Digest.of(_LAYER)))
+        asked = registry.count("blobs")
+        await _pull(mirror)
+        assert registry.count("blobs") == asked + 1
+        await _settled(mirror)
+        assert bucket.content()[blob_key(Digest.of(_LAYER))] == _LAYER
 
 
 async def test_a_purged_image_is_gone_from_both(site: Site, bucket: MemoryBucket) -> None:

@@ -88,6 +88,12 @@ def test_an_import_does_not_fail_because_of_the_bucket(
     assert "not written to the bucket, which gets them when they are next used: the bucket does not answer" in done.err
 
 
+def test_why_says_that_the_bucket_is_asked_first(bucket: MemoryBucket, tmp_path: Path) -> None:
+    """`why` describes the disk."""
+    done = command("why", "app:v1", "-c", _settings(tmp_path / "site"))
+    assert "what the disk lacks is looked for in the bucket s3://memory/site first" in done.out, done
+
+
 def test_an_image_that_only_the_bucket_has_is_purged(bucket: MemoryBucket, bundle: Path, tmp_path: Path) -> None:
     """`ls` shows what the disk has; a purge knows both."""
     root = tmp_path / "site"
