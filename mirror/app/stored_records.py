@@ -132,10 +132,11 @@ def open_records(
     """Opens the records. `disk` is the id of the local store. Blocking, and asks no bucket. Raises `StoreError`."""
     if bucket is not None:
         return _in_bucket(config, layout, open_use(config, layout, disk, bucket, serves=serves, migrates=migrates))
-    if config.hosted and not migrates and (noted := BucketNote(layout).read()) is not None:
+    if not migrates and (noted := BucketNote(layout).read()) is not None:
+        # also if nothing is hosted: robots that were revoked and freezes that were lifted would be back
         raise StoreError(
-            f"hosted content of this disk is in the bucket with the id {noted}: set [store] bucket, or run mirror"
-            " migrate --to-disk"
+            f"hosted content of this disk is in the bucket with the id {noted}, with its robots, pins and freezes: set"
+            " [store] bucket, or run mirror migrate --to-disk"
         )
     views = RecordViews(
         local_catalog(layout), local_repository_records(layout), local_pins(layout), local_freezes(layout)
@@ -194,7 +195,9 @@ def open_use(
 
 
 def _refuse_left_behind(config: Config, layout: Layout) -> None:
-    """Raises `StoreError` if this disk has hosted content that is in no bucket."""
+    """Raises `StoreError` if this disk has hosted content, or records of the kinds that a bucket has, that are in no
+    bucket: pins and freezes would protect nothing, and robots could not log in, without a word.
+    """
     tree = FileTree(layout)
     for entry in config.hosted:
         found = next(iter(tree.repositories(("_tags", "_manifests", "_blobs"), entry.name)), None)
@@ -202,6 +205,11 @@ def _refuse_left_behind(config: Config, layout: Layout) -> None:
             raise StoreError(
                 f"hosted content of this disk ({found}) is not in the bucket yet: run mirror migrate --to-bucket"
             )
+    kinds = [kind for kind in sorted(BUCKET_KINDS) if any(name.endswith(".json") for name in tree.names(kind))]
+    if kinds:
+        raise StoreError(
+            f"records of this disk ({', '.join(kinds)}) are not in the bucket yet: run mirror migrate --to-bucket"
+        )
 
 
 def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mirror.app.stored_records import StoredRecords, open_records
+from mirror.app.stored_records import BUCKET_KINDS, StoredRecords, open_records
 from mirror.config import load
 from mirror.errors import BucketUnavailable, StoreError
 from mirror.oci.digest import Digest
@@ -368,3 +368,31 @@ def test_134_a_final_pass_that_dies_at_its_end_is_run_again(
     migrating.expect_refused(migrating.after, "is not finished")
     assert migrating.run(way, "--final").status == 0
     assert migrating.tags(migrating.after if way == "--to-bucket" else migrating.before) == ["v1"]
+
+
+@pytest.mark.parametrize("kind", sorted(BUCKET_KINDS))
+@pytest.mark.parametrize("hosted", ["", '[[hosted]]\nname = "corp"\n'])
+def test_decisions_are_never_left_behind(tmp_path: Path, kind: str, hosted: str) -> None:
+    """Neither on the disk nor in the bucket, whether anything is hosted or not: a robot that was revoked would be
+    back, and a frozen tag would move. A disk without decisions simply starts.
+    """
+
+    def opened(bucket: MemoryBucket | None) -> StoredRecords:
+        records = open_records(config, layout, LocalStore(layout).id, bucket)
+        if records.use is not None:
+            with closing(records.use):
+                records.use.owner.confirm()
+        return records
+
+    file = tmp_path / "mirror.toml"
+    file.write_text(f'[store]\nroot = "{tmp_path}/store"\n[[upstream]]\nname = "docker.io"\nurl = "http://x"\n{hosted}')
+    config, bucket = load(file), MemoryBucket()
+    layout = Layout(config.store.root)
+    opened(None).json(kind).put("key", {"decided": True})
+    with pytest.raises(StoreError, match=rf"\({kind}\) are not in the bucket yet: run mirror migrate --to-bucket"):
+        opened(bucket)
+    assert bucket.content() == {}
+    opened(None).json(kind).drop("key")
+    opened(bucket)
+    with pytest.raises(StoreError, match=r"is in the bucket with the id .* run mirror migrate --to-disk"):
+        opened(None)
