@@ -20,6 +20,7 @@ from mirror.hosting.pushing import Pushing
 from mirror.hosting.quotas import Quotas
 from mirror.hosting.rights import Sources
 from mirror.hosting.sessions import Sessions
+from mirror.hosting.upload_turns import UploadTurns
 from mirror.intake.integrity import Integrity
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.reference import Repo
@@ -102,6 +103,7 @@ def open_hosting(
         sources,
         storage.eviction.space.make_room_for_push,
         shared.executor,
+        UploadTurns() if storage.blobs is not None else None,
     )
     rules = _rules(config)
     copying = Copying(parts, Links(parts), placing, pushing, sources, rules, shared.executor)

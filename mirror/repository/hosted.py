@@ -28,6 +28,7 @@ from mirror.hosting.parts import HostedParts
 from mirror.hosting.pushing import ManifestPut, Pushing
 from mirror.hosting.rights import Sources
 from mirror.hosting.sessions import Sessions
+from mirror.hosting.upload_turns import UploadTurns
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
@@ -52,7 +53,7 @@ class HostedVerbs:
     """What can be done with hosted repositories, by the classes that do it.
 
     `room` makes sure that the disk has room for so many bytes more; it raises `NoRoomForPush`. `executor` runs the
-    threads that write.
+    threads that write. `turns`: of large blobs, if commits upload them to a bucket.
     """
 
     parts: HostedParts
@@ -63,6 +64,7 @@ class HostedVerbs:
     sources: Sources
     room: Callable[[int], Awaitable[None]]
     executor: Executor
+    turns: UploadTurns | None = None
 
 
 class HostedRepository:
@@ -230,7 +232,7 @@ class HostedRepository:
     async def upload(self, session: str, pusher: Pusher) -> Upload:
         """See `Writable`."""
         self._check_writable()
-        verbs = self._verbs
+        verbs, turns = self._verbs, self._verbs.turns
 
         def open_file() -> UploadFile:
             return verbs.sessions.open(session, self.repo, pusher.name)
@@ -245,6 +247,7 @@ class HostedRepository:
             verbs.executor,
             lambda digest: self._counted(digest, pusher),
             open_file,
+            None if turns is None else lambda size: turns.turn(pusher.name, size),
         )
 
     async def _open(self, open_file: Callable[[], UploadFile], offset: Callable[[], int]) -> UploadFile:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Final, TypeVar
 
 from mirror.aio.threads import run_uninterrupted
@@ -69,9 +69,11 @@ class HostedUpload:
         executor: Executor,
         counted: Callable[[Digest], Awaitable[int]],
         reopen: Callable[[], UploadFile],
+        turn: Callable[[int], AbstractAsyncContextManager[None]] | None = None,
     ) -> None:
         """`counted` returns the size of a blob that counts already for every quota; 0 if it counts anew. `reopen` opens
-        the file of the session again after it was closed, or raises `UploadBusy`, `UploadUnknown`.
+        the file of the session again after it was closed, or raises `UploadBusy`, `UploadUnknown`. `turn` lets a blob
+        of so many bytes be committed when it is its turn; None if a commit moves no bytes.
         """
         self._repo = repo
         self._file = file
@@ -83,6 +85,7 @@ class HostedUpload:
         #: Bytes up to which the session may grow whatever the quota: the blob counts already, and has no more.
         self._granted = 0
         self._reopen = reopen
+        self._turn = turn
         #: How many bytes the session had when it was released; None while it is locked.
         self._released_at: int | None = None
         #: True once the session is over, which closes its file.
@@ -210,7 +213,10 @@ class HostedUpload:
     async def commit(self, digest: Digest) -> int:
         """See `Upload.commit`."""
         try:
-            return await self._committed(digest, lambda: self._commit(digest))
+            if self._turn is None:
+                return await self._committed(digest, lambda: self._commit(digest))
+            async with self._turn(self.offset):
+                return await self._committed(digest, lambda: self._commit(digest))
         except StoreFull as error:
             await self._give_up()
             raise NoRoomForPush(f"no room for {digest}: {error}") from error

@@ -130,11 +130,42 @@ def test_throttling_slows_all_down() -> None:
 
 
 def test_a_rate_is_kept() -> None:
-    """Requests beyond it wait, whatever their deadline; an expensive one waits for as many as it is."""
+    """Requests beyond it wait, up to their deadline; so does work of many requests, for what came before it."""
     clock = _Clock()
     gate = _gate(clock, rate=10)
     begin = clock.time
     for _ in range(30):
-        gate.succeeded(gate.enter(clock.time))
+        gate.succeeded(gate.enter(clock.time + 1))
+    assert clock.time - begin == pytest.approx(3.0)
     gate.succeeded(gate.enter(clock.time, cost=20))
-    assert clock.time - begin == pytest.approx(5.0)
+    gate.succeeded(gate.enter(clock.time, cost=20))
+    assert 3.0 + 20 / 10 <= clock.time - begin <= 3.0 + 20 / 5
+
+
+def test_a_large_upload_leaves_half_of_the_rate_to_reads() -> None:
+    """Ten pushes of 10 GiB at 25 requests per second: the next read waits no longer than without them, or twice."""
+    clock = _Clock()
+    gate = _gate(clock, rate=25)
+    for _ in range(10):
+        gate.succeeded(gate.enter(clock.time + 15, cost=1283))
+        before = clock.time
+        gate.succeeded(gate.enter(clock.time + 15))
+        assert clock.time - before <= 2 / 25
+    begin = clock.time
+    for _ in range(100):
+        gate.succeeded(gate.enter(clock.time + 15))
+    assert clock.time - begin <= 100 / 12.5
+
+
+def test_what_would_wait_beyond_its_deadline_for_the_rate_is_refused_at_once() -> None:
+    """And takes nothing of the rate from those that come later."""
+    clock = _Clock()
+    gate = RequestGate("s3://images", 1, now=clock.now, wait=clock.waits.append)
+    for _ in range(5):
+        gate.enter(clock.time + 5)
+    for _ in range(5):
+        with pytest.raises(BucketUnavailable, match="requests_per_second"):
+            gate.enter(clock.time + 5)
+    clock.time += 1
+    gate.enter(clock.time + 5)
+    assert clock.waits == [1, 2, 3, 4, 5, 5]

@@ -6,7 +6,7 @@
 
 While the bucket is down, callers are refused at once. While it throttles (429, or 503 SlowDown), no thread sends a
 request before a common pause is over; each further answer of that kind doubles the pause, each success halves it. In
-addition, requests may be limited to a rate.
+addition, requests may be limited to a rate (`request_rate.py`).
 
 The result of a request that began before the last change between up and down is ignored: fifty threads that fail
 together begin one outage, and only a failed trial doubles the pause.
@@ -21,9 +21,9 @@ from collections.abc import Callable
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.token_bucket import TokenBucket
 from mirror.errors import BucketUnavailable
 from mirror.ports import BucketHealth
+from mirror.store.cloud.request_rate import RequestRate
 
 #: So many requests in a row without an answer, whoever sent them, begin an outage.
 _FAILURES: Final = 3
@@ -51,7 +51,7 @@ class RequestGate:
         self._now = now
         self._wait = wait
         self._lock = threading.Lock()
-        self._tokens = TokenBucket(rate)
+        self._requests = RequestRate(rate)
         self._era = 0
         self._failures = 0
         self._reason = ""
@@ -85,8 +85,9 @@ class RequestGate:
     def enter(self, deadline: float, cost: int = 1) -> int:
         """Wait until a request may be sent; returns a ticket, which the caller hands back with the result.
 
-        `deadline` is by the monotonic clock of this gate; waiting for the rate does not count. `cost`: how many
-        requests it is. Raises `BucketUnavailable` if the bucket is down, or throttles until after the deadline.
+        `deadline` is by the monotonic clock of this gate. `cost`: how many requests it is; work of more than one waits
+        for the rate however long that takes. Raises `BucketUnavailable` if the bucket is down, throttles until after
+        the deadline, or if so many requests wait for the rate.
         """
         while True:
             with self._lock:
@@ -95,13 +96,19 @@ class RequestGate:
                     return self._trial(now)
                 rest = self._rest_until - now
                 if rest <= 0:
-                    pause = self._tokens.take(cost, now)
+                    pause = self._requests.take(now, deadline - now) if cost == 1 else 0.0
+                    if pause is None:
+                        raise BucketUnavailable(f"more requests to {self._name} than bucket.requests_per_second allows")
+                    again = self._requests.take_many(cost, now) if cost > 1 else 0.0
                     ticket = self._era
-                    break
-                if self._rest_until > deadline:
-                    raise BucketUnavailable(f"{self._name} throttles the mirror", retry_after=max(1.0, rest))
-            # not all threads at the same moment
-            self._wait(rest * random.uniform(1.0, 1.5))  # noqa: S311 - no secret
+                    if not again:
+                        break
+                else:
+                    if self._rest_until > deadline:
+                        raise BucketUnavailable(f"{self._name} throttles the mirror", retry_after=max(1.0, rest))
+                    # not all threads at the same moment
+                    again = rest * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
+            self._wait(again)
         if pause:
             self._wait(pause)
         return ticket

@@ -39,11 +39,12 @@ class DigestLocks:
         return f"<DigestLocks {self._purpose}>"
 
     @contextmanager
-    def hold(self, digest: Digest, patience: float) -> Iterator[bool]:
-        """Be the only one that works on this blob; gives whether another one had the lock. Blocks. Raises
-        `BucketUnavailable` if others have it for `patience` seconds, `StoreError`.
+    def hold(self, digest: Digest, patience: float, group: str = "") -> Iterator[bool]:
+        """Be the only one that works on this blob; gives whether another one had the lock. Blobs of different groups
+        (lower-case letters) share no lock. Blocks. Raises `BucketUnavailable` if others have it for `patience` seconds,
+        `StoreError`.
         """
-        name = f"{self._purpose}-{int(digest.hex[:8], 16) % _FILES:03x}"
+        name = f"{self._purpose}{group}-{int(digest.hex[:8], 16) % _FILES:03x}"
         until, wait = self._clock() + patience, 0.0
         while (lease := self._locks.try_hold_now(name)) is None:
             if self._clock() >= until:

@@ -43,6 +43,7 @@ from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, BucketUnavailable, RecordChanged, RecordDamaged, StoreError
 from mirror.oci.digest import Digest
 from mirror.policy.hosted.blob_state import BlobState, Condition, no_blob
+from mirror.policy.hosted.large_blobs import is_large
 from mirror.policy.hosted.sweep_steps import LONGEST_ATTEMPT
 from mirror.policy.hosted_records import QueuedBlob
 from mirror.policy.quarantine_limits import QuarantinedBlob
@@ -57,10 +58,8 @@ from mirror.store.objects.state_records import BlobStates, FoundState, StateView
 
 #: Times that a change is tried again because another process has changed the state meanwhile.
 _TRIES: Final = 100
-#: Seconds for which a push waits while another one stores the same blob, or while others upload.
+#: Seconds for which a push waits while another one stores the same blob.
 _PATIENCE: Final = 60.0
-#: Uploads of one process at the same time; each of them sends several parts at once.
-_MOST_UPLOADS: Final = 16
 #: Objects of small blobs that this process has written or compared lately, and does not read again.
 _MOST_COMPARED: Final = 1000
 
@@ -98,7 +97,6 @@ class HostedObjects:
         self._now = now
         self._clock = clock
         self._adoptions = Adoptions(self._adopt)
-        self._uploading = threading.BoundedSemaphore(_MOST_UPLOADS)
         self._compared: OrderedDict[str, None] = OrderedDict()
         self._comparing = threading.Lock()
 
@@ -133,7 +131,8 @@ class HostedObjects:
             if present := self._present(found, content):
                 return present
         # whoever pushes the same blob at the same time, or again because the answer took long, waits for this
-        with self._locks.hold(digest, _PATIENCE) as has_waited:
+        group = "large" if is_large(size) else ""
+        with self._locks.hold(digest, _PATIENCE, group) as has_waited:
             return self._store(digest, content, None if has_waited else found)
 
     def adopt(self, digest: Digest, patience: float | None = None) -> BlobInfo:
@@ -158,12 +157,7 @@ class HostedObjects:
         return info
 
     def _upload(self, key: str, file: Path, size: int) -> None:
-        if not self._uploading.acquire(timeout=_PATIENCE):
-            raise BucketUnavailable("too many blobs are uploaded to the bucket at the moment")
-        try:
-            self._bucket.upload(key, file, size)
-        finally:
-            self._uploading.release()
+        self._bucket.upload(key, file, size)
         if not self._is_whole(key, size):
             raise StoreError(f"the bucket does not have the {size} bytes that were uploaded")
 
