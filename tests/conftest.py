@@ -22,6 +22,7 @@ from tests.support.engines.fixtures import seaweedfs as seaweedfs
 from tests.support.event_receiver import EventReceiver
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror
+from tests.support.memory_bucket import CALLS_ON_LOOPS
 from tests.support.push_target import PushTarget
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -51,6 +52,14 @@ _PROGRAMS = {
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The loop that the mirror runs on: it differs from the stock one where sockets are concerned."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def no_bucket_on_a_loop() -> Iterator[None]:
+    """A bucket is far away: no event loop may wait for it (docs/decisions/0018)."""
+    CALLS_ON_LOOPS.clear()
+    yield
+    assert not CALLS_ON_LOOPS, "\n".join(CALLS_ON_LOOPS)
 
 
 @pytest.fixture

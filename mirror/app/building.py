@@ -166,7 +166,7 @@ async def build(
         )
         if housework:
             pulls = open_pull_notes(config, storage, now)
-            stack.callback(pulls.flush)
+            stack.push_async_callback(asyncio.to_thread, pulls.flush)
             if pulls.asked:
                 stack.callback(telemetry.listen(pulls.listen))
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)

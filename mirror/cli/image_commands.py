@@ -87,7 +87,8 @@ _ROW = "{:<9} {:>8}  {:<16}  {:<9}  {:<19}  {:<50}  {}"
 async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete: bool) -> None:
     selection = select(pattern, routing_table(loaded))
     async with open_storage(loaded) as storage:
-        async for image in _overview(loaded, storage).images(selection):
+        overview = await asyncio.to_thread(_overview, loaded, storage)
+        async for image in overview.images(selection):
             if incomplete and image.complete:
                 continue
             say_json(image_json(image), indent=None) if as_json else say(_image_row(image))
@@ -133,7 +134,7 @@ def show(
 
 async def _show(loaded: settings.Config, wanted: Image) -> ImageDetail:
     async with open_storage(loaded) as storage:
-        overview = _overview(loaded, storage)
+        overview = await asyncio.to_thread(_overview, loaded, storage)
         cached = await overview.image(wanted.repo, wanted.reference)
         if cached is None:
             raise MirrorError(f"{wanted} is not here")
@@ -250,7 +251,7 @@ async def _verify_images(
     loaded: settings.Config, storage: Storage, images: Sequence[Image], scrub: Scrub, set_total: _SetTotal
 ) -> dict[str, Any]:
     places, catalog = blob_places(loaded, storage), storage.catalog
-    overview = _overview(loaded, storage)
+    overview = await asyncio.to_thread(_overview, loaded, storage)
     looked_up = [(wanted, await overview.image(wanted.repo, wanted.reference)) for wanted in images]
     absent = [str(wanted) for wanted, image in looked_up if image is None]
     if absent:
@@ -347,7 +348,7 @@ def _printer(as_json: bool, images: bool) -> Callable[[list[tuple[Miss, str]]], 
 async def _misses(loaded: settings.Config, write: Callable[[list[tuple[Miss, str]]], None], clear: bool) -> None:
     async with open_storage(loaded) as storage:
         report = LocalMisses(storage.layout)
-        overview = _overview(loaded, storage)
+        overview = await asyncio.to_thread(_overview, loaded, storage)
 
         async def list_them() -> None:
             write([(miss, await _now(overview, miss)) for miss in await asyncio.to_thread(report.read)])

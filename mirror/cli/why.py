@@ -66,8 +66,8 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
     from mirror.store.local.answer_files import read_recent
 
     async with open_storage(loaded) as storage:
-        pinned = pinned_images(storage.pins, pin_rules(loaded), storage.catalog, now)
-        freezes, unread = storage.freezes.look()
+        pinned = await asyncio.to_thread(pinned_images, storage.pins, pin_rules(loaded), storage.catalog, now)
+        freezes, unread = await asyncio.to_thread(storage.freezes.look)
         places = blob_places(loaded, storage)
         explainer = Explainer(
             storage.store,

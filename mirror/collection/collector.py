@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from mirror import telemetry
+from mirror.aio.threads import uninterrupted
 from mirror.collection.bucket_sweep import last_sweep
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collection_round import collection_round
@@ -81,14 +82,13 @@ class GarbageCollector:
         finally:
             if pool is not None:
                 pool.shutdown(wait=False)
-            # not in a thread: a cancelled task cannot wait for one
-            self._end(report)
+            await self._end(report)
         return report
 
-    def _end(self, report: CollectionReport) -> None:
+    async def _end(self, report: CollectionReport) -> None:
         report.ended_at = self._clock.read().later
         try:
-            self._rounds.put(_KEY, report.to_json())
+            await uninterrupted(asyncio.to_thread(self._rounds.put, _KEY, report.to_json()))
         except StoreError as error:
             telemetry.log.warning("collection not recorded", reason=str(error))
         telemetry.COLLECTED.inc(report.blobs)

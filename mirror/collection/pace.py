@@ -56,4 +56,5 @@ async def run_paced(steps: Generator[None], lease: Lease, sleep: Callable[[float
             await sleep(min((time.monotonic() - began) * _PAUSES, _LONGEST_PAUSE))
         return False
     finally:
-        steps.close()
+        # its last steps may block, too
+        await uninterrupted(asyncio.to_thread(steps.close))

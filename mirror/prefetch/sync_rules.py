@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 from typing_extensions import TypedDict
 
 from mirror.aio.singleflight import cancel_and_wait
+from mirror.aio.threads import uninterrupted
 from mirror.errors import StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import Last, Plan, spread
@@ -196,7 +197,7 @@ async def run_noting(
     work: Awaitable[T], note: Callable[[], Awaitable[Any]], meter: ProgressMeter, cancelled: Callable[[], None]
 ) -> T:
     """The result of a run of a rule; until then, `note` is called again and again. If the caller is cancelled, the run
-    is, too, and is waited for; `cancelled` is called then if that was on purpose.
+    is, too, and is waited for; `cancelled`, which blocks, is called then if that was on purpose.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -207,7 +208,7 @@ async def run_noting(
     except asyncio.CancelledError:
         await cancel_and_wait(task)
         if meter.cancelled:
-            cancelled()
+            await uninterrupted(asyncio.to_thread(cancelled))
         raise
     finally:
         await cancel_and_wait(task)

@@ -19,6 +19,7 @@ from hashlib import blake2b
 from typing import Final
 
 from mirror import telemetry
+from mirror.aio.threads import uninterrupted
 from mirror.collection.pace import run_paced
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.oci.reference import Repo
@@ -114,11 +115,11 @@ class Retention:
             has_ended = await run_paced(self._steps(wanted, report), lease, self._sleep)
         except (StoreError, IndexUnavailable):
             report.failures += 1
-            self._end(wanted, report)
+            await self._end(wanted, report)
             raise
         if has_ended:
             report.failures = 0
-            self._end(wanted, report)
+            await self._end(wanted, report)
         return report
 
     def _steps(self, wanted: RoundWanted, report: RetentionReport) -> Generator[None]:
@@ -152,10 +153,10 @@ class Retention:
         if wanted.has is None:
             self._rounds.put(_ROUND, report.to_json())
 
-    def _end(self, wanted: RoundWanted, report: RetentionReport) -> None:
+    async def _end(self, wanted: RoundWanted, report: RetentionReport) -> None:
         report.ended_at = self._now()
         try:
-            self._store(wanted, report)
+            await uninterrupted(asyncio.to_thread(self._store, wanted, report))
         except StoreError as error:
             telemetry.log.warning("retention not recorded", reason=str(error))
         telemetry.notice(

@@ -8,8 +8,10 @@ from typing import Any
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from tests.support.bucket_mirror import bucket_mirror
 from tests.support.eviction_world import until
 from tests.support.live_mirror import Clock
+from tests.support.memory_bucket import MemoryBucket
 from tests.support.push_client import PushClient, hosting_mirror
 
 _DAY = 86400
@@ -105,3 +107,15 @@ async def test_pulls_count_by_tag_by_digest_and_by_head(tmp_path: Path) -> None:
         client = PushClient(mirror)
         assert (await client.manifest("never")).status == 404
         assert [(await client.manifest(tag)).status for tag in ("got", "head", "digest")] == [200, 200, 200]
+
+
+async def test_pulls_are_written_to_a_bucket_when_the_mirror_ends(tmp_path: Path) -> None:
+    """In a thread: the fixture `no_bucket_on_a_loop` sees to that."""
+    rules = {"retention": [{"repositories": ["app"], "delete": [{"tags": ["*"], "not_pulled_within": "10d"}]}]}
+    bucket = MemoryBucket()
+    async with bucket_mirror(tmp_path, bucket, hosted=rules, hosting=_BY_HAND) as mirror:
+        client = PushClient(mirror)
+        await client.push_image("v1", b"content")
+        assert (await client.manifest("v1")).status == 200
+    written = [content for key, content in bucket.content().items() if key.startswith("state/pulls/")]
+    assert any(b'"v1"' in content for content in written)

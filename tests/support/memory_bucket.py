@@ -14,13 +14,20 @@ The next calls of a verb fail as the test says:
     bucket.damage(key, b"…")                  the object has other bytes, of the same version
     bucket.freeze_listings()                  listings show what is there now, whatever happens, until thaw_listings()
     bucket.before("write", act)               `act` is called before the next write, as if by another process
+
+A call made by a thread whose event loop runs would stop everything else there for as long as the bucket takes: it is
+noted in `CALLS_ON_LOOPS`, and fails its test (tests/conftest.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import inspect
+import sys
 import threading
 import time
+import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +48,13 @@ from mirror.ports import ABSENT, Aborted, BucketHealth, Expected, NotChanged, Ob
 #: What `fail` and `before` accept.
 VERBS: Final = ("read", "head", "open", "write", "upload", "delete", "abort_uploads", "list", "sign")
 
+#: Where buckets were called by threads whose event loop ran, since somebody looked last.
+CALLS_ON_LOOPS: Final[list[str]] = []
+
 _HOST: Final = "bucket.invalid"
+#: Marks the code of coroutines and asynchronous generators.
+_RUNS_ON_LOOPS: Final = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_TESTS: Final = f"{Path(__file__).parent.parent}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +307,7 @@ class MemoryBucket:
 
     def _begin(self, verb: str, *keys: str) -> _Fault | None:
         """Count a call. Raises the fault that comes before its work, returns the one that comes after it."""
+        _note_loop(verb)
         with self._lock:
             self.calls[verb] += 1
             self.log.append((verb, keys))
@@ -313,3 +327,16 @@ class MemoryBucket:
     def _end(fault: _Fault | None) -> None:
         if fault is not None:
             raise fault.error
+
+
+def _note_loop(verb: str) -> None:
+    """Note a call that blocks the event loop of its thread. A test that calls blocking code itself may do so."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    frame = sys._getframe(2)
+    while frame.f_back is not None and not frame.f_code.co_flags & _RUNS_ON_LOOPS:
+        frame = frame.f_back
+    if not frame.f_code.co_filename.startswith(_TESTS):
+        CALLS_ON_LOOPS.append(f"{verb} was called on an event loop:\n{''.join(traceback.format_stack(limit=16)[:-2])}")

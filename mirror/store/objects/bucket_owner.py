@@ -18,13 +18,13 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
 from mirror.errors import BucketUnavailable, BucketUnfit, IndexUnavailable, RecordChanged, StoreError
-from mirror.ports import ABSENT, Bucket, NotChanged, RecordMemory, StoredObject, Version
+from mirror.ports import ABSENT, Bucket, NotChanged, ObjectInfo, RecordMemory, StoredObject, Version
 from mirror.store.local.bucket_note import BucketNote
 from mirror.store.objects.record_tree import DELETED_SIZE, NAMES, says_taken
 from mirror.telemetry import log
@@ -341,7 +341,6 @@ class OwnedBucket:
         self.read = _after(owner.confirm, bucket.read)
         self.head = _after(owner.confirm, bucket.head)
         self.open = _after(owner.confirm, bucket.open)
-        self.list = _after(owner.confirm, bucket.list)
         self.sign = _after(owner.confirm, bucket.sign)
         self.write = _after(owner.must_own, bucket.write)
         self.upload = _after(owner.must_own, bucket.upload)
@@ -351,6 +350,11 @@ class OwnedBucket:
 
     def __repr__(self) -> str:
         return f"<OwnedBucket {self._owner!r}>"
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        """See `Bucket.list`. Confirms the bucket when it is first iterated, not before: that is done in a thread."""
+        self._owner.confirm()
+        yield from self._bucket.list(prefix, after=after)
 
     def close(self) -> None:
         """See `Bucket.close`."""
