@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 from mirror import telemetry
 from mirror.bucket_cache.cached_keys import blob_key
@@ -12,18 +13,34 @@ from mirror.errors import IndexUnavailable
 from mirror.oci.digest import Digest
 from mirror.ports import BlobObject, BookedObject, Bucket, ObjectBook
 
+#: The size, in the book, of an object whose bytes are wrong or gone, and which is kept all the same.
+DAMAGED: Final = -1
+
 
 class CachedObjects:
     """See `mirror.ports.BlobObjects`. May be used from any thread.
 
     An answer grants nothing: whoever asks knows already that the repository may serve the blob. An object that the book
     has may be gone: whoever reads it finds out, and goes on without it.
+
+    If some repositories are sealed, an object that was found wrong stays: it may be the only copy, and the way to the
+    mirror may be to blame. The book has it with `DAMAGED` instead of its size, so that the next import or pull of the
+    blob writes it again.
     """
 
-    def __init__(self, bucket: Bucket, book: ObjectBook, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        book: ObjectBook,
+        *,
+        some_sealed: bool = False,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         """`now` is in epoch seconds."""
         self._bucket = bucket
         self._book = book
+        #: True if what is lost may have no other copy.
+        self.some_sealed: Final = some_sealed
         self._now = now
 
     def __repr__(self) -> str:
@@ -52,7 +69,14 @@ class CachedObjects:
         return None if found is None else BlobObject(digest, key, found.size)
 
     def lost(self, found: BlobObject, reason: str) -> bool:
-        """See `BlobObjects`. The object is deleted: the next pull brings the blob again."""
+        """See `BlobObjects`. The object is deleted: the next pull brings the blob again. If some repositories are
+        sealed, it stays, and the operator decides.
+        """
+        if self.some_sealed:
+            telemetry.log.error("cached object of bucket damaged", digest=str(found.digest), reason=reason)
+            with suppress(IndexUnavailable):
+                self._book.put([BookedObject(found.digest, DAMAGED, self._now())])
+            return True
         telemetry.log.warning("cached object of bucket dropped", digest=str(found.digest), reason=reason)
         with suppress(IndexUnavailable):
             self._book.drop([found.digest])

@@ -31,6 +31,7 @@ from typing import Final, TypeAlias
 
 from mirror import telemetry
 from mirror.bucket_cache.cached_keys import CachedRecord, RecordKind, blob_key
+from mirror.bucket_cache.cached_objects import DAMAGED
 from mirror.bucket_cache.site_records import SiteRecords, mark_of
 from mirror.errors import BlobUnknown, BucketUnavailable, IndexUnavailable, StoreError
 from mirror.oci.digest import Digest
@@ -285,7 +286,8 @@ class CachedUploads:
 
     def _booked(self, digest: Digest) -> bool:
         with suppress(IndexUnavailable):
-            return self._book.find(digest) is not None
+            size = self._book.find(digest)
+            return size is not None and size != DAMAGED
         return False
 
     def _is_complete(self) -> bool:

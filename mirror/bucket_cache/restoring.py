@@ -28,7 +28,8 @@ from mirror.aio.singleflight import SingleFlight
 from mirror.bucket_cache.cached_keys import CachedRecord, RecordKind, parse_record_key, records_prefix
 from mirror.bucket_cache.cached_objects import CachedObjects
 from mirror.bucket_cache.site_records import SiteRecords
-from mirror.errors import BlobDamaged, BucketUnavailable, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, BucketUnavailable, StoreError
+from mirror.graph.blob_in_bucket import read_blob
 from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST
@@ -194,17 +195,17 @@ class Restoring:
         return True
 
     def _restore_bytes(self, found: BlobObject) -> bool:
-        """False if the object is gone, or has wrong bytes; then it is dropped."""
+        """False if the object was found gone, or with wrong bytes, twice. Raises `BlobDamaged` instead if a sealed
+        repository may have no other copy.
+        """
         try:
-            stored = self._bucket.read(found.key, LARGEST)
-            if stored is not None and not isinstance(stored, NotChanged):
-                self._store.put(found.digest, stored.content)
-                return True
-        except BlobDamaged as error:
-            self._objects.lost(found, str(error))
-        else:
-            self._objects.lost(found, "it is gone")
-        return False
+            content = read_blob(self._bucket, self._objects, found.digest, LARGEST)
+        except (BlobUnknown, BlobDamaged) as error:
+            if self._objects.some_sealed and isinstance(error, BlobDamaged):
+                raise
+            return False
+        self._store.put(found.digest, content)
+        return True
 
     def _restore_tag(self, repo: Repo, tag: str) -> bool:
         history = CachedRecord.of_history(repo, tag)
@@ -235,7 +236,11 @@ class Restoring:
             return self._restore_tag(record.repo, record.name)
         if self._records.content(record) is not None and has_blob(self._store, record.digest):
             return False
-        return self._restore_manifest(record.repo, record.digest)
+        try:
+            return self._restore_manifest(record.repo, record.digest)
+        except BlobDamaged:
+            # a list without it is better than none; whoever asks for it gets the error
+            return False
 
     def _listed(self, repo: Repo, kind: RecordKind) -> list[CachedRecord]:
         found = (parse_record_key(info.key) for info in self._bucket.list(records_prefix(repo, kind)))

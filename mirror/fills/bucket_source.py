@@ -4,9 +4,10 @@
        ^                                                   └─ gone, or another size ── twice ──> `lost`: out of service
        └──────── once more: another object may have replaced it ──────┘
 
-Hosted content has no other source: a fill waits for the bucket as it waits for an upstream, and an object is called
-wrong only after it was read a second time. Cached content has: the bucket gets one short time to answer, and a rate
-below which it is left; while it does not answer, a breaker leaves it alone.
+Hosted content has no other source: a fill waits for the bucket as it waits for an upstream. Cached content has: the
+bucket gets one short time to answer, and a rate below which it is left; while it does not answer, a breaker leaves it
+alone. Whatever it is, an object is called wrong only after it was read a second time, whole: the first bytes may have
+come from a partial file, from another source, or over a bad way.
 """
 
 from __future__ import annotations
@@ -166,25 +167,27 @@ class BucketSource:
     # ------------------------------------------------------------------------------------------------- wrong bytes
 
     async def accuse(self, reason: str) -> bool:
-        """See `BlobSource`. A hosted blob has no other source: its object is read once more, in case that the network
-        or the disk of this machine was to blame.
+        """See `BlobSource`. The object is read once more, in case that the network or the disk of this machine was to
+        blame. A hosted blob has no other source, and waits for that; for a cached one, it goes on in its thread if it
+        takes long.
         """
         if self._found is None:
             return False
         again, self._accused = self._is_only and not self._accused, True
         loop = asyncio.get_running_loop()
-        try:
-            sound = await loop.run_in_executor(self._reads.executor, self._judge, self._found, reason)
-        except (StoreError, UpstreamError) as error:
-            telemetry.log.error("bucket object cannot be checked", digest=str(self._digest), reason=str(error))
-            return False
-        return again and sound
+        judging = loop.run_in_executor(self._reads.executor, self._judge, self._found, reason)
+        patience = None if self._is_only else self._reads.patience
+        ended, _ = await asyncio.wait({judging}, timeout=patience)
+        return bool(ended) and judging.result() and again
 
     def _judge(self, found: BlobObject, reason: str) -> bool:
-        """True if the object is good after all. Raises `StoreError`, `UpstreamError`."""
-        if self._is_only and object_matches(self._reads.bucket, found):
-            return True
-        self._objects.lost(found, reason)
+        """True if the object is good after all."""
+        try:
+            if object_matches(self._reads.bucket, found):
+                return True
+            self._objects.lost(found, reason)
+        except (StoreError, UpstreamError) as error:
+            telemetry.log.error("bucket object cannot be checked", digest=str(self._digest), reason=str(error))
         return False
 
 

@@ -9,10 +9,11 @@ import pytest
 from mirror.bucket_cache import restoring
 from mirror.bucket_cache.cached_keys import CachedRecord, blob_key
 from mirror.bucket_cache.cached_objects import CertainObjects
-from mirror.errors import BlobUnknown, BucketUnavailable, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, BucketUnavailable, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.policy.records import ManifestRecord, Sighting
+from mirror.ports import Body
 from tests.support.cache_world import PRIVATE, REPO, CacheWorld
 from tests.support.process import eventually
 
@@ -85,6 +86,45 @@ async def test_wrong_bytes_are_dropped_from_the_bucket(world: CacheWorld) -> Non
         world.here.store.stat(image.digest)
     assert blob_key(image.digest) not in world.bucket.content()
     assert world.here.catalog.get_manifest(REPO, image.digest) is None
+
+
+async def test_a_manifest_that_was_read_wrong_once_stays(world: CacheWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read a second time before anything is deleted, and is served."""
+    image = _kept(world)
+    world.wipe()
+    key = blob_key(image.digest)
+    opening, content, wrong = world.bucket.open, world.bucket.content()[key], [True]
+
+    def open_object(key: str, start: int = 0) -> Body | None:
+        world.bucket.damage(key, b"\0" + content[1:] if wrong else content)
+        wrong.clear()
+        return opening(key, start)
+
+    monkeypatch.setattr(world.bucket, "open", open_object)
+    assert await world.restoring.manifest(REPO, image.digest)
+    assert world.bucket.content()[key] == content
+    assert world.here.store.read(image.digest, 10_000) == content
+
+
+async def test_the_only_copy_of_a_sealed_repository_is_kept(world: CacheWorld) -> None:
+    """Although it seems wrong: that is an error, and no "not here". The next import writes it again."""
+    image = _kept(world)
+    key, image_content = blob_key(image.digest), world.here.store.read(image.digest, 10_000)
+    world.some_sealed = True
+    world.wipe()
+    await world.upkeep().tick()
+    world.bucket.damage(key, b"x" * image.size)
+    for _ in range(2):
+        with pytest.raises(BlobDamaged):
+            await world.restoring.manifest(REPO, image.digest)
+    assert world.bucket.content()[key] == b"x" * image.size
+    assert await world.restoring.repository(REPO) == []
+    world.here.store.put(image.digest, image_content)
+    world.uploads.add_blob(image.digest)
+    world.settle()
+    assert world.bucket.content()[key] == image_content
+    world.here.store.delete(image.digest)
+    assert await world.restoring.manifest(REPO, image.digest)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\x00" * 17, b"x" * 2_000_000])

@@ -184,6 +184,30 @@ async def test_119_wrong_bytes_of_cached_content(site: Site) -> None:
     assert site.upstream.starts == [0]
 
 
+async def test_119_cached_content_that_was_read_wrong_once_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way was to blame: the next fill comes from upstream, and the object is as it was."""
+    opening = site.bucket.open
+    wrong = [CONTENT[:-1] + b"\0"]
+
+    def open_object(key: str, start: int = 0) -> Body | None:
+        if not wrong:
+            return opening(key, start)
+        site.bucket.damage(key, wrong.pop())
+        body = opening(key, start)
+        site.bucket.damage(key, CONTENT)
+        return body
+
+    monkeypatch.setattr(site.bucket, "open", open_object)
+    flight = await site.join(site.cached())
+    with pytest.raises(DigestMismatch):
+        await read_to_end(flight)
+    assert flight.successor is not None
+    await flight.successor.over.wait()
+    assert site.store.read(DIGEST, SIZE) == CONTENT
+    assert site.objects.found is not None
+    assert site.upstream.starts == [0]
+
+
 async def test_119_wrong_bytes_of_both(site: Site) -> None:
     """Upstream is not asked again and again."""
     site.bucket.damage(KEY, CONTENT[:-1] + b"\0")

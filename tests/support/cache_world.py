@@ -42,6 +42,8 @@ class CacheWorld:
         self.clock = Clock(1_000_000.0)
         self.bucket = bucket or MemoryBucket(now=self.clock)
         self._most = most
+        #: For `_open`: whether some repositories have no upstream.
+        self.some_sealed = False
         self._executor = ThreadPoolExecutor(4)
         self._opened: list[CachedUploads] = []
         self.protected: Callable[[float], Collection[Digest]] = lambda now: ()
@@ -64,7 +66,7 @@ class CacheWorld:
             now=self.clock,
         )
         self._opened.append(self.uploads)
-        self.objects = CachedObjects(self.bucket, self.book, now=self.clock)
+        self.objects = CachedObjects(self.bucket, self.book, some_sealed=self.some_sealed, now=self.clock)
         self.restoring = Restoring(
             self.bucket, self.objects, self.here.store, records, self._executor, keeps=keeps, clock=self.clock
         )

@@ -121,7 +121,8 @@ def open_bucket_cache(
         largest=limits.low if limits else None,
         now=now,
     )
-    objects = CachedObjects(bucket, book, now=now)
+    some_sealed = config.offline or any(route.offline for route in config.route)
+    objects = CachedObjects(bucket, book, some_sealed=some_sealed, now=now)
     executor = ThreadPoolExecutor(_RESTORING_THREADS, "restore")
     restoring = Restoring(bucket, objects, store, records, executor, keeps=keeps)
     return BucketCache(
