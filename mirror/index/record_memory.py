@@ -22,6 +22,7 @@ import secrets
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +55,7 @@ from mirror.telemetry import log
 T = TypeVar("T")
 
 #: Written to `PRAGMA user_version`. A file of another schema is replaced by a new one.
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 
 _CREATE: Final = """
 BEGIN IMMEDIATE;
@@ -83,11 +84,16 @@ CREATE VIEW known AS
     SELECT key, state, version, content, records.epoch, records.stamp, writers, overlap, until, meta.epoch AS current
     FROM records, meta;
 CREATE INDEX written ON records (key) WHERE writers <> '';
+-- 1: live; 0: unknown. Deleted records, of which a folder may have many, are in no index
+CREATE INDEX live ON records (key) WHERE state = 1;
+CREATE INDEX unknown ON records (key) WHERE state = 0;
+CREATE INDEX doubted ON records (key) WHERE state = 0 AND content IS NOT NULL;
 CREATE TABLE counters (folder TEXT PRIMARY KEY, changes INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 _RECALL: Final = "SELECT * FROM known WHERE key = ?"
 _SCAN: Final = "SELECT * FROM known WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
+_PART: Final = "SELECT * FROM known WHERE key > ? AND key <= ? ORDER BY key LIMIT ?"
 _NEXT: Final = "SELECT key FROM records WHERE key > ? AND key < ? ORDER BY key LIMIT 1"
 _PUT: Final = """
 INSERT INTO records (key, state, version, content, epoch, stamp, writers, overlap, until)
@@ -96,9 +102,18 @@ ON CONFLICT (key) DO UPDATE SET state = excluded.state, version = excluded.versi
     epoch = excluded.epoch, stamp = excluded.stamp, writers = excluded.writers, overlap = excluded.overlap,
     until = excluded.until
 """
-_IN_FOLDER: Final = "SELECT 1 FROM records WHERE key > ? AND key < ? AND state = ? LIMIT 1"
+#: The numbers are those of `RecordState`: a partial index is used only if they stand in the query.
+_STATES_BELOW: Final = """
+SELECT EXISTS (SELECT 1 FROM records INDEXED BY live WHERE key > ?1 AND key < ?2 AND state = 1),
+    EXISTS (SELECT 1 FROM records INDEXED BY unknown WHERE key > ?1 AND key < ?2 AND state = 0)
+"""
 #: A record that is being written was live before if its content is remembered.
-_WAS_LIVE: Final = "SELECT 1 FROM records WHERE key > ? AND key < ? AND (state = ? OR content IS NOT NULL) LIMIT 1"
+_WAS_LIVE: Final = """
+SELECT EXISTS (SELECT 1 FROM records INDEXED BY live WHERE key > ?1 AND key < ?2 AND state = 1)
+    OR EXISTS (
+        SELECT 1 FROM records INDEXED BY doubted WHERE key > ?1 AND key < ?2 AND state = 0 AND content IS NOT NULL
+    )
+"""
 #: Folders whose first record makes a repository one that is listed.
 _LISTED: Final = ("/_tags", "/_manifests")
 #: The folder of all JSON records, whose changes are counted by kind.
@@ -107,6 +122,9 @@ _COUNTED: Final = "state/"
 _LAST: Final = "\U0010ffff"
 #: Bytes. The content of a larger record is not remembered.
 _MOST: Final = 256 << 10
+#: Rows that a listing compares in one transaction, and seconds between two of them: pushes must get a turn.
+_COMPARED_AT_ONCE: Final = 500
+_PAUSE: Final = 0.01
 
 
 class SqliteRecordMemory:
@@ -120,13 +138,16 @@ class SqliteRecordMemory:
         settle: float = 300.0,
         busy_timeout: float = 5.0,
         steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """`boot` names this boot of the machine. `settle`: seconds after which a write that did not say how it ended
-        has certainly arrived, or never will. `steady` gives seconds since the boot, the same in all processes.
+        has certainly arrived, or never will. `steady` gives seconds since the boot, the same in all processes. `pause`
+        lets others write between two transactions of a listing.
         """
         self._path = path
         self._settle = settle
         self._steady = steady
+        self._pause = pause
         #: For calls that the event loop waits for: they must not wait for a scan.
         self._looking = _Connection(path, boot, busy_timeout)
         self._reading = _Connection(path, boot, busy_timeout)
@@ -224,13 +245,20 @@ class SqliteRecordMemory:
         return self._looking.run(read)
 
     def compare(self, start: ListingStart, parts: Sequence[ListedPart]) -> int:
+        waiting, changed = deque(parts), 0
+
         def work(connection: sqlite3.Connection) -> int:
             [epoch] = connection.execute("SELECT epoch FROM meta").fetchone()
             if epoch != start.epoch:
+                waiting.clear()
                 return 0
-            return sum(self._compare(connection, start, part) for part in parts)
+            return self._compare_some(connection, start, waiting)
 
-        return self._write(work)
+        while waiting:
+            changed += self._write(work)
+            if waiting:
+                self._pause(_PAUSE)
+        return changed
 
     def listed_folders(self, after: str, before: str, count: int) -> Sequence[str]:
         def read(connection: sqlite3.Connection) -> list[str]:
@@ -283,11 +311,26 @@ class SqliteRecordMemory:
 
         return self._writing.run(carry_out)
 
-    def _compare(self, connection: sqlite3.Connection, start: ListingStart, part: ListedPart) -> int:
-        rows = {
-            row[0]: row
-            for row in connection.execute("SELECT * FROM known WHERE key > ? AND key <= ?", (part.after, part.upto))
-        }
+    def _compare_some(self, connection: sqlite3.Connection, start: ListingStart, waiting: deque[ListedPart]) -> int:
+        """Compare the first of the parts that wait, and leave the others, or the rest of one, for the next call."""
+        changed, more = 0, _COMPARED_AT_ONCE
+        while waiting and more > 0:
+            part = waiting.popleft()
+            rows = connection.execute(_PART, (part.after, part.upto, more + 1)).fetchall()
+            cuts = [found[more - 1] for found in ([row[0] for row in rows], _keys(part)) if len(found) > more]
+            if cuts:
+                cut = min(cuts)
+                rows = [row for row in rows if row[0] <= cut]
+                rest = [each for each in part.listed if each.key > cut]
+                waiting.appendleft(ListedPart(cut, part.upto, rest))
+                part = ListedPart(part.after, cut, [each for each in part.listed if each.key <= cut])
+            changed += self._compare(connection, start, part, {row[0]: row for row in rows})
+            more -= max(len(rows), len(part.listed), 1)
+        return changed
+
+    def _compare(
+        self, connection: sqlite3.Connection, start: ListingStart, part: ListedPart, rows: dict[str, Any]
+    ) -> int:
         changed, same = 0, []
         for each in part.listed:
             row = rows.pop(each.key, None)
@@ -455,12 +498,17 @@ def _add(
     """Write a row that no write is under way for."""
     folder = key.rpartition("/")[0]
     if state is RecordState.LIVE and folder.endswith(_LISTED):
-        first = connection.execute(_WAS_LIVE, (f"{folder}/", f"{folder}0", RecordState.LIVE.value)).fetchone() is None
-        connection.execute("UPDATE meta SET added = added + ?", (int(first),))
+        [had] = connection.execute(_WAS_LIVE, (f"{folder}/", f"{folder}0")).fetchone()
+        if not had:
+            connection.execute("UPDATE meta SET added = added + 1")
     stamp = _next_stamp(connection)
     [epoch] = connection.execute("SELECT epoch FROM meta").fetchone()
     connection.execute(_PUT, (key, state.value, version, content, epoch, stamp, "", 0, 0))
     _count(connection, key, stamp)
+
+
+def _keys(part: ListedPart) -> list[str]:
+    return [each.key for each in part.listed]
 
 
 def _agrees(row: Any, listed: ListedRecord, epoch: int) -> bool:
@@ -489,9 +537,6 @@ def _folders(connection: sqlite3.Connection, after: str, before: str, count: int
             continue
         folder = key[:ends]
         after = f"{folder}0"  # the character after the slash: behind everything in the folder
-        has = [
-            connection.execute(_IN_FOLDER, (f"{folder}/", after, state.value)).fetchone() is not None
-            for state in (RecordState.LIVE, RecordState.UNKNOWN)
-        ]
-        found.append(RememberedFolder(folder, *has))
+        is_live, is_unknown = connection.execute(_STATES_BELOW, (f"{folder}/", after)).fetchone()
+        found.append(RememberedFolder(folder, bool(is_live), bool(is_unknown)))
     return found

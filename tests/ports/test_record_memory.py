@@ -328,3 +328,71 @@ def test_the_first_record_of_a_repository_is_counted(machine: Machine) -> None:
     assert machine.memory.added() == before + 1
     machine.list(ListedRecord("repositories/corp/b/_tags/1", V1, is_deleted=False), folder="repositories/corp/b/_tags")
     assert machine.memory.added() == before + 2
+
+
+class _Counted:
+    """How much work SQLite does for one writer, in hundreds of its own steps, and its transactions."""
+
+    def __init__(self, memory: SqliteRecordMemory) -> None:
+        self.steps = 0
+        self.begun = 0
+        memory._writing.run(self._watch)
+
+    def _watch(self, connection: sqlite3.Connection) -> None:
+        connection.set_progress_handler(self._step, 100)
+        connection.set_trace_callback(self._trace)
+
+    def _step(self) -> int:
+        self.steps += 1
+        return 0
+
+    def _trace(self, statement: str) -> None:
+        self.begun += statement.startswith("BEGIN")
+
+
+_TAGS = "repositories/corp/app/_tags"
+
+
+def _tags(name: str, count: int, *, deleted: bool = False) -> list[ListedRecord]:
+    return [ListedRecord(f"{_TAGS}/{name}-{at:06}", Version(f"v{at}"), deleted) for at in range(count)]
+
+
+def _steps_of_writes(folder: Path, deleted: int) -> tuple[int, int]:
+    """The work for ten tags, and for a page of a listing, behind so many deleted tags."""
+    folder.mkdir()
+    machine = Machine(folder)
+    machine.list(*_tags("build", deleted, deleted=True))
+    counted = _Counted(machine.memory)
+    for at in range(10):
+        machine.written(key=f"{_TAGS}/release-{at}")
+    writes, counted.steps = counted.steps, 0
+    start = machine.memory.begin_listing()
+    page = _tags("x", 1000)
+    machine.memory.compare(start, [ListedPart(f"{_TAGS}/s", page[-1].key, page)])
+    return writes, counted.steps
+
+
+def test_deleted_tags_do_not_slow_writes_and_listings(tmp_path: Path) -> None:
+    """A tenant that deletes many tags makes nobody's writes to the memory dearer."""
+    alone, among = (_steps_of_writes(tmp_path / str(count), count) for count in (0, 20_000))
+    assert among[0] <= alone[0] + 10
+    assert among[1] <= alone[1] * 1.5 + 100
+    machine = Machine(tmp_path / "20000")
+    assert machine.memory.folders("repositories/", "repositories0", 9) == [RememberedFolder(_TAGS, True, False)]
+
+
+def test_a_listing_lets_others_write(tmp_path: Path) -> None:
+    """Between short transactions: also if all that is remembered of a large folder is no longer listed."""
+    pauses: list[float] = []
+    machine = Machine(tmp_path)
+    machine.memory = SqliteRecordMemory(machine.path, "boot", steady=lambda: machine.now, pause=pauses.append)
+    assert machine.list(*_tags("a", 1300), *_tags("b", 1200)) == 2500
+    counted = _Counted(machine.memory)
+    pauses.clear()
+    assert machine.list(*_tags("b", 1200)) == 1300
+    assert len(pauses) == 4
+    assert counted.begun == len(pauses) + 2
+    assert machine.known(f"{_TAGS}/a-000000")[0] is RecordState.UNKNOWN
+    assert machine.known(f"{_TAGS}/a-001299")[0] is RecordState.UNKNOWN
+    assert machine.known(f"{_TAGS}/b-000000")[0] is RecordState.LIVE
+    assert machine.list(*_tags("b", 1200)) == 0
