@@ -180,7 +180,7 @@ async def build(
                 pulls.run(),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
-                *([keep_bucket(storage)] if storage.bucket is not None else []),
+                *([keep_bucket(storage, repositories.router.forget)] if storage.bucket is not None else []),
                 recent.run(),
                 admin.workers.run(),
                 admin.traffic.run(),

@@ -195,6 +195,9 @@ def _open_router(
     def member(repo: Repo) -> Readable:
         return router.member(repo)
 
+    def refuses(registry: str) -> bool:
+        return storage.bucket is not None and registry in storage.bucket.owner.refused
+
     router = Router(
         upstreams.table,
         [(route.match, route_rule(route, config)) for route in config.route],
@@ -205,6 +208,7 @@ def _open_router(
         virtual=open_virtual(config, storage, shared, hosting, member) if config.virtual else None,
         lists=content_lists(config),
         keys={str(path): read_key(path) for route in config.route for path in route.signed_by},
+        refuses=refuses,
     )
     upstreams.on_given_up(router.forget)
     stack.push_async_callback(router.aclose)

@@ -179,8 +179,7 @@ def open_use(
         disk,
         exclusive,
         [] if migrates else [entry.name for entry in config.upstream],
-        serves=serves,
-        is_first=run is None or run.is_first,
+        run=run.run if run is not None else "",
         migrates=migrates,
     )
     owned = OwnedBucket(bucket, owner)
@@ -190,7 +189,7 @@ def open_use(
         for _ in () if serves else RecordListing(owned, memory).steps():
             pass
 
-    tree = BucketTree(owned, memory, is_confirmed=lambda: owner.is_confirmed, complete=complete)
+    tree = BucketTree(owned, memory, is_confirmed=lambda: owner.is_confirmed, complete=complete, see=owner.seen_again)
     return BucketUse(owned, owner, memory, tree, run, ThreadPoolExecutor(_AT_ONCE, "records"))
 
 

@@ -285,7 +285,7 @@ class SqliteRecordMemory:
         )
         return str(bucket), str(nonce)
 
-    def adopt(self, bucket: str, nonce: str) -> None:
+    def adopt(self, bucket: str, nonce: str, *, keeps: bool = False) -> None:
         def work(connection: sqlite3.Connection) -> None:
             [known] = connection.execute("SELECT bucket FROM meta").fetchone()
             if known != bucket:
@@ -293,8 +293,8 @@ class SqliteRecordMemory:
                 connection.execute("DELETE FROM counters")
                 connection.execute("UPDATE meta SET complete = 0")
             connection.execute(
-                "UPDATE meta SET epoch = epoch + (bucket <> ? OR nonce <> ?), bucket = ?, nonce = ?",
-                (bucket, nonce, bucket, nonce),
+                "UPDATE meta SET epoch = epoch + (bucket <> ? OR (nonce <> ? AND NOT ?)), bucket = ?, nonce = ?",
+                (bucket, nonce, keeps, bucket, nonce),
             )
 
         self._write(work)

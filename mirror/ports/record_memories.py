@@ -142,9 +142,10 @@ class RecordMemory(Protocol):
     def owner(self) -> tuple[str, str]:
         """The id of the bucket, and the nonce that `adopt` noted last; both empty at first."""
 
-    def adopt(self, bucket: str, nonce: str) -> None:
+    def adopt(self, bucket: str, nonce: str, *, keeps: bool = False) -> None:
         """Note whose records are remembered. What is remembered of another bucket is forgotten; of the same one with
-        another nonce, it is no longer trusted and not complete: another mirror has used the bucket.
+        another nonce, it is no longer trusted and not complete: another mirror has used the bucket. `keeps`: nobody
+        has, and the nonce is a new one all the same.
         """
 
     def close(self) -> None:

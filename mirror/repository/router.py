@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mirror.aio.caches import LruCache
-from mirror.errors import NameUnknown
+from mirror.errors import BucketUnfit, NameUnknown
 from mirror.oci.reference import Repo
 from mirror.policy.content_rules import ContentLists, ContentRule
 from mirror.policy.routing import RoutingTable, compile_pattern
@@ -46,10 +46,13 @@ class Router:
         virtual: Callable[[Repo], Readable] | None = None,
         lists: ContentLists | None = None,
         keys: Mapping[str, PublicKey] | None = None,
+        refuses: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """`rules` are (pattern, rule) pairs; the first that matches applies. `hosted` makes the repositories of hosted
-        registries, `virtual` those of virtual ones. `keys` maps the names that rules use.
+        registries, `virtual` those of virtual ones. `keys` maps the names that rules use. `refuses` says of the
+        registry of an upstream that its names are hosted ones in the bucket; after a change, call `forget`.
         """
+        self._refuses = refuses
         self._table = table
         self._rules = [(compile_pattern(pattern), rule) for pattern, rule in rules]
         self._default_rule = default_rule
@@ -121,6 +124,8 @@ class Router:
             return self._hosted(repo)
         if members := self._table.members(repo.registry):
             raise NameUnknown(f"{repo.registry} is virtual: name one of its members ({', '.join(members)})")
+        if self._refuses(repo.registry):
+            raise BucketUnfit(f"{repo.registry} is an upstream, and the bucket has hosted images of it")
         rule = self.rule_for(repo)
         if rule.offline:
             return self._shared.sealed(repo)

@@ -21,7 +21,7 @@ from mirror.store.local.layout import Layout
 from tests.support.bucket_mirror import bucket_mirror, bucket_opened, wipe
 from tests.support.command import CommandSite
 from tests.support.fake_registry import FakeRegistry
-from tests.support.live_mirror import until
+from tests.support.live_mirror import live_mirror, until
 from tests.support.memory_bucket import MemoryBucket
 from tests.support.push_client import PushClient, descriptor, hosting_mirror, image
 
@@ -233,3 +233,51 @@ async def test_commands_read_and_write_the_bucket(tmp_path: Path, bucket: Memory
     assert kinds >= {"pins", "freezes", "robots"}
     assert not kinds & {entry.name for entry in os.scandir(site.root)}
     assert BucketNote(Layout(site.root)).read()
+
+
+async def test_a_hosted_registry_that_became_an_upstream(
+    tmp_path: Path, bucket: MemoryBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its names mean the images that were pushed, and never those of a stranger. If the bucket is down, the disk
+    remembers them; a new disk does not, and stops serving the name when the bucket is back.
+    """
+    monkeypatch.setattr("mirror.app.object_storage.bucket_upkeep._RETRY", 0.01)
+    async with bucket_mirror(tmp_path, bucket) as mirror:
+        await PushClient(mirror).push_image("v1", b"ours")
+    bucket.down = True
+    with FakeRegistry() as registry, bucket_opened(bucket):
+        registry.add_image("app", "v1", [b"a stranger's"])
+        upstreams, store = {"corp": registry.url, "other": registry.url}, {"bucket": "s3://memory/site"}
+        with pytest.raises(BucketUnfit, match="corp is an upstream"):
+            async with live_mirror(tmp_path / "store", upstreams, store=store):
+                pass
+        wipe(tmp_path)
+        async with live_mirror(tmp_path / "store", upstreams, store=store) as mirror:
+            assert (await mirror.ask("/v2/app/manifests/v1?ns=corp")).status != 404
+            bucket.down = False
+            await until(lambda: any("corp is" in one["reason"] for one in mirror.events("bucket records not listed")))
+            for what in ("manifests/v1", "tags/list"):
+                assert (await mirror.ask(f"/v2/app/{what}?ns=corp")).status == 503
+            assert (await mirror.ask("/v2/app/tags/list?ns=other")).status == 200
+
+
+async def test_a_bucket_that_was_made_again(tmp_path: Path, bucket: MemoryBucket) -> None:
+    """The store answers from an empty one: no pull of hosted content is 404, no push is acknowledged, and upstream is
+    not asked under a hosted name, from the first request on.
+    """
+    with FakeRegistry() as registry:
+        registry.add_image("app", "v1", [b"a stranger's"])
+        virtual = {"name": "all", "members": ["corp", "docker.io"]}
+        async with bucket_mirror(tmp_path, bucket, upstreams={"docker.io": registry.url}, virtual=[virtual]) as mirror:
+            client = PushClient(mirror)
+            await client.push_image("v1", b"ours")
+            for key in bucket.content():
+                bucket.lose(key)
+            assert (await client.ask("POST", f"{client.uploads}?digest={Digest.of(b'new')}", body=b"new")).status == 503
+            for name in ("corp/app", "all/app"):
+                for tag in ("v1", "v2"):
+                    assert (await mirror.ask(f"/v2/{name}/manifests/{tag}")).status == 503
+            manifest = image(b"ours")
+            assert (await client.put(manifest, "v2")).status == 503
+            assert registry.count("manifests") == 0
+            assert mirror.events("bucket is another one")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from mirror.errors import BucketUnavailable, BucketUnfit, StoreError
 from mirror.index.record_memory import SqliteRecordMemory
+from mirror.oci.reference import Repo
+from mirror.ports import Bucket
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.bucket_note import BucketNote
 from mirror.store.local.layout import Layout
@@ -27,13 +31,15 @@ class Process:
     def __init__(
         self,
         root: Path,
-        bucket: MemoryBucket,
+        bucket: Bucket,
         *,
         serves: bool = True,
         migrates: bool = False,
         upstreams: Collection[str] = (),
     ) -> None:
         self.layout = Layout(root)
+        #: Its clock, in seconds.
+        self.now = 1000.0
         self.disk = LocalStore(self.layout).id
         self.memory = SqliteRecordMemory(self.layout.record_memory, "boot")
         self.run = RunLock(self.layout, "bucket-run") if serves else None
@@ -44,15 +50,21 @@ class Process:
             self.disk,
             lambda: locked(self.layout, "bucket-owner"),
             upstreams,
-            serves=serves,
-            is_first=self.run is None or self.run.is_first,
+            run=self.run.run if self.run is not None else "",
             migrates=migrates,
+            now=lambda: self.now,
         )
         self.bucket = OwnedBucket(bucket, self.owner)
 
     def tree(self, reads: Reads = Reads.STRICT) -> BucketTree:
         """The records as this process sees them."""
-        return BucketTree(self.bucket, self.memory, reads, is_confirmed=lambda: self.owner.is_confirmed)
+        return BucketTree(
+            self.bucket,
+            self.memory,
+            reads,
+            is_confirmed=lambda: self.owner.is_confirmed,
+            see=self.owner.seen_again,
+        )
 
     def list_all(self) -> None:
         """Complete the memory."""
@@ -332,3 +344,158 @@ def test_a_mark_of_use_that_is_lost_is_made_anew(root: Path, tmp_path: Path, buc
     assert LAST_USED not in bucket.content()
     assert new.owner.watch()
     assert json.loads(bucket.content()[LAST_USED])["disk"] == new.disk
+
+
+class Address:
+    """An address behind which another bucket may appear."""
+
+    def __init__(self, bucket: MemoryBucket) -> None:
+        self.bucket = bucket
+
+    def __getattr__(self, verb: str) -> Any:
+        return lambda *words, **more: getattr(self.bucket, verb)(*words, **more)
+
+
+@pytest.fixture(params=["empty", "foreign"])
+def other(request: pytest.FixtureRequest, tmp_path: Path) -> MemoryBucket:
+    """A bucket that is not the right one: empty, or that of another mirror."""
+    bucket = MemoryBucket()
+    if request.param == "foreign":
+        Process(tmp_path / "foreign", bucket).start()
+    return bucket
+
+
+_NEW, _FREE = Repo("corp", "new"), Repo("corp", "free")
+_CALLS: dict[str, Callable[[BucketTree], object]] = {
+    "replace": lambda tree: tree.write(KEY, TWO),
+    "create": lambda tree: tree.write("repositories/corp/new/_tags/v1", TWO),
+    "drop": lambda tree: tree.drop(KEY),
+    "take": lambda tree: tree.take(_FREE),
+    "had": lambda tree: list(tree.had(_FREE, ("_tags",))),
+    "learn": lambda tree: tree.learn_name(_FREE),
+    "names": lambda tree: list(tree.names("repositories/corp/new/_tags")),
+}
+
+
+@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize("name", _CALLS)
+def test_an_absence_in_another_bucket_is_not_believed(
+    root: Path, bucket: MemoryBucket, other: MemoryBucket, name: str, knows: bool
+) -> None:
+    """A push would be lost, a deletion would not last, and upstream would be asked for a name that seems free: whether
+    the memory knows the records or not, from the first call on, though the bucket was the right one a moment ago.
+    """
+    address = Address(bucket)
+    one = Process(root, cast(Bucket, address))
+    one.tree().write(KEY, ONE)
+    one.tree().take(_NEW)
+    if not knows:
+        for suffix in ("", "-wal", "-shm"):
+            one.layout.record_memory.with_name(f"bucket.sqlite{suffix}").unlink(missing_ok=True)
+    assert one.owner.watch()
+    address.bucket = other
+    with pytest.raises(StoreError):
+        _CALLS[name](one.tree())
+    for _ in range(2):
+        one.now += 60
+        with pytest.raises(BucketUnfit):
+            one.tree(Reads.LENIENT).read(KEY)
+    assert one.tree().name_taken(_NEW) is None
+    for call in (one.owner.watch, one.owner.check, one.list_all):
+        with pytest.raises(BucketUnfit):
+            call()
+    address.bucket = bucket
+    one.now += 60
+    assert content_of(one.tree()) == ONE
+    assert list(one.tree().had(_NEW, ("_tags",))) == ["_tags"]
+    assert list(one.tree().had(_FREE, ("_tags",))) == []
+    assert one.owner.watch()
+
+
+def test_a_pull_of_what_was_there_is_no_absence(root: Path, bucket: MemoryBucket, other: MemoryBucket) -> None:
+    """It is answered by an error from the first call on, and the memory keeps what it knows."""
+    address = Address(bucket)
+    one = Process(root, cast(Bucket, address))
+    one.tree().write(KEY, ONE)
+    assert one.owner.watch()
+    address.bucket = other
+    before = one.memory.recall(KEY)
+    with pytest.raises(BucketUnfit, match="no longer"):
+        one.tree(Reads.LENIENT).read(KEY)
+    assert one.memory.recall(KEY) == before
+    assert LAST_USED not in other.content() or other.content()[LAST_USED] != bucket.content()[LAST_USED]
+
+
+def test_the_identity_is_looked_at_every_few_seconds(root: Path, bucket: MemoryBucket) -> None:
+    """Reads cost no second request, and a version that is still there proves enough."""
+    one = Process(root, bucket)
+    one.owner.confirm()
+    one.tree().write(KEY, ONE)
+    bucket.log.clear()
+    for _ in range(5):
+        assert one.bucket.read("absent", 10) is None
+    assert [keys for verb, keys in bucket.log if IDENTITY in keys] == []
+    one.now += 60
+    for _ in range(5):
+        assert one.bucket.head("absent") is None
+    assert [keys for verb, keys in bucket.log if IDENTITY in keys] == [(IDENTITY,)]
+    one.now += 60
+    for _ in range(5):
+        assert content_of(one.tree()) == ONE
+        assert one.bucket.read("absent", 10) is None
+    assert [keys for verb, keys in bucket.log if IDENTITY in keys] == [(IDENTITY,)]
+
+
+def test_a_memory_from_a_backup_is_not_trusted(root: Path, bucket: MemoryBucket) -> None:
+    """It is of this disk and this boot, and lacks what was revoked and taken since; commands change nothing."""
+    one, robot = Process(root, bucket), "state/robots/x.json"
+    one.tree().write(robot, ONE)
+    one.list_all()
+    one.end()
+    backup = root / "backup"
+    shutil.copy(one.layout.record_memory, backup)
+    command = Process(root, bucket, serves=False)
+    used = bucket.content()[LAST_USED]
+    command.tree().write(KEY, ONE)
+    assert command.memory.is_complete()
+    command.end()
+    assert bucket.content()[LAST_USED] == used
+    later = Process(root, bucket)
+    later.owner.confirm()
+    assert later.memory.is_complete()
+    assert bucket.content()[LAST_USED] != used
+    later.tree().drop(robot)
+    later.end()
+    for serves in (False, True):
+        for suffix in ("-wal", "-shm"):
+            one.layout.record_memory.with_name(f"bucket.sqlite{suffix}").unlink(missing_ok=True)
+        shutil.copy(backup, one.layout.record_memory)
+        again = Process(root, bucket, serves=serves)
+        again.owner.confirm()
+        assert not again.memory.is_complete()
+        assert again.tree().name_taken(APP) is None
+        assert again.tree(Reads.OWN).read(robot) is None
+        again.end()
+
+
+def test_what_the_disk_remembers_of_an_upstream(root: Path, bucket: MemoryBucket) -> None:
+    """While the bucket is down, hosted names refuse the upstream that has taken the name of their registry; the other
+    upstreams do not matter, and a name that was released does not.
+    """
+    one = Process(root, bucket)
+    one.tree().write(KEY, ONE)
+    one.end()
+    bucket.down = True
+    refused = Process(root, bucket, upstreams=["docker.io", "corp"])
+    with pytest.raises(BucketUnfit, match="corp is an upstream, and the bucket has hosted images"):
+        refused.owner.refuse_remembered()
+    assert refused.owner.refused == {"corp"}
+    refused.end()
+    Process(root, bucket, upstreams=["docker.io"]).owner.refuse_remembered()
+    bucket.down = False
+    other = Process(root, bucket)
+    other.tree().drop(KEY)
+    assert other.tree().forget(APP, ("_tags",))
+    other.end()
+    bucket.down = True
+    Process(root, bucket, upstreams=["corp"]).owner.refuse_remembered()

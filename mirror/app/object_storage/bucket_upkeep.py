@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -39,8 +39,8 @@ _LISTING: Final = "listing"
 
 
 async def confirm_bucket(storage: Storage) -> None:
-    """Sees, before a server starts, whether its bucket is the right one; goes on if it does not answer. Raises
-    `BucketUnfit`.
+    """Sees, before a server starts, whether its bucket is the right one; goes on if it does not answer, unless the disk
+    remembers hosted names of an upstream. Raises `BucketUnfit`.
     """
     use = storage.bucket
     if use is None:
@@ -49,10 +49,12 @@ async def confirm_bucket(storage: Storage) -> None:
     done, _ = await asyncio.wait({confirming}, timeout=_START)
     if not done:
         telemetry.log.warning("bucket not confirmed yet", reason=f"no answer within {_START:g} seconds")
+        await asyncio.to_thread(use.owner.refuse_remembered)
         return
     if (error := confirming.exception()) is not None:
         if isinstance(error, BucketUnavailable) and not isinstance(error, BucketUnfit):
             telemetry.log.warning("bucket not confirmed yet", reason=str(error))
+            await asyncio.to_thread(use.owner.refuse_remembered)
             return
         raise error
 
@@ -68,12 +70,14 @@ async def until_listed(storage: Storage) -> None:
         await asyncio.sleep(_LOOK_FOR_LIST)
 
 
-async def keep_bucket(storage: Storage) -> None:
-    """Watches over the bucket for as long as the server runs. All processes confirm it; one of them does the rest."""
+async def keep_bucket(storage: Storage, rerouted: Callable[[], None] = lambda: None) -> None:
+    """Watches over the bucket for as long as the server runs. All processes confirm it; one of them does the rest.
+    `rerouted` is called when other upstreams than before have hosted names in the bucket.
+    """
     use = storage.bucket
     if use is None:
         return
-    lease, due_at, lists_again, reason = None, 0.0, True, ""
+    lease, due_at, lists_again, reason, refused = None, 0.0, True, "", use.owner.refused
     try:
         while True:
             try:
@@ -90,6 +94,8 @@ async def keep_bucket(storage: Storage) -> None:
                     telemetry.BUCKET_MEMORY_COMPLETE.set(await asyncio.to_thread(use.memory.is_complete))
                 pause, reason = _LOOK_EVERY, ""
             except (StoreError, IndexUnavailable) as error:
+                if isinstance(error, BucketUnfit):
+                    telemetry.BUCKET_OURS.set(0)
                 if str(error) != reason:
                     telemetry.log.warning("bucket records not listed", reason=str(error))
                 pause, reason = _RETRY, str(error)
@@ -97,6 +103,9 @@ async def keep_bucket(storage: Storage) -> None:
                 # no error may end this task: the records would stay unlisted
                 telemetry.log.exception("bucket upkeep crashed")
                 pause = _LOOK_EVERY
+            if use.owner.refused != refused:
+                refused = use.owner.refused
+                rerouted()
             await asyncio.sleep(pause)
     finally:
         if lease:

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
@@ -100,14 +101,18 @@ class FileLocks:
 
 
 class RunLock:
-    """Shared by all processes of a server for as long as they live, so that the first of them can be told."""
+    """Shared by all processes of a server for as long as they live. `run` is the same for all of them, and another one
+    at each start of the server.
+    """
 
     def __init__(self, layout: Layout, name: str) -> None:
         self._lease = FileLease(name, _open(layout, name))
         with store_errors("locking"):
-            self.is_first = _try(self._lease)
-            # gives up the exclusive lock, if it was got
+            if _try(self._lease):
+                os.pwrite(self._lease.fileno(), secrets.token_hex(8).encode(), 0)
+            # gives up the exclusive lock, if it was got; another process may get it meanwhile, and the id is its own
             fcntl.flock(self._lease.fileno(), fcntl.LOCK_SH)
+            self.run = os.pread(self._lease.fileno(), 16, 0).decode("ascii", "replace")
 
     def __repr__(self) -> str:
         return f"<RunLock {self._lease!r}>"

@@ -2,15 +2,22 @@
 
     mirror.json      {"layout": 1, "id": "…"}: made by the first mirror that finds the prefix empty
                      "migrating": true: a migration is not finished, and nothing else may use the bucket
-    last-used.json   {"disk": "…", "nonce": "…"}: the mirror that uses the bucket now
+    last-used.json   {"disk": "…", "nonce": "…"}: the run of the mirror that uses the bucket now
 
     a process starts ── confirm ──> the id is that of the disk's note? ── no ──> BucketUnfit, whatever is asked
                                      └── yes ── the nonce is the memory's? ──┬── yes: what is remembered counts
-                                                                             └── no: another mirror was here: a server
-                                     takes the bucket over by compare-and-set, and what is remembered counts no more
+                                                                             └── no: another mirror was here, or the
+                                                              memory is an old copy: what is remembered counts no more
+                                     a server then writes the nonce of its run, by compare-and-set
+
+    confirmed ── mirror.json is gone or another one ──> wrong: BucketUnfit, looked at again every few seconds ── confirm
 
 A mirror that finds another nonce in `last-used.json` was overtaken: it writes nothing any more, believes nothing that
-it remembers, and goes on reading until it ends. The processes of one server share their nonce through the memory.
+it remembers, and goes on reading until it ends. The processes of one run of a server have the same nonce, and each run
+has another, so that a memory that is put back from a backup is not taken for the present one.
+
+The store may answer from another bucket at any time: an address was switched over, a bucket was made again. So answers
+count only while the identity was read a few seconds ago, and `seen_again` reads it once more where much rests on one.
 """
 
 from __future__ import annotations
@@ -18,15 +25,30 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Final, ParamSpec, TypeVar
 
 from mirror.errors import BucketUnavailable, BucketUnfit, IndexUnavailable, RecordChanged, StoreError
-from mirror.ports import ABSENT, Bucket, NotChanged, ObjectInfo, RecordMemory, StoredObject, Version
+from mirror.ports import (
+    ABSENT,
+    Body,
+    Bucket,
+    Expected,
+    NotChanged,
+    ObjectInfo,
+    RecordMemory,
+    RecordState,
+    RememberedRecord,
+    StoredObject,
+    Version,
+)
 from mirror.store.local.bucket_note import BucketNote
+from mirror.store.objects.object_keys import STATES
 from mirror.store.objects.record_tree import DELETED_SIZE, NAMES, says_taken
+from mirror.store.objects.shared_reads import SharedReads
 from mirror.telemetry import log
 
 P = ParamSpec("P")
@@ -38,10 +60,13 @@ IDENTITY: Final = "mirror.json"
 LAST_USED: Final = "last-used.json"
 #: Objects that do not make a prefix one that is in use.
 _PROBES: Final = "probe/"
-#: The nonce of a memory whose mirror was overtaken.
+#: The beginning of the nonce of a memory whose mirror was overtaken; the rest is that of its run.
 _OVERTAKEN: Final = "overtaken"
 _LIMIT: Final = 64 << 10
 _ATTEMPTS: Final = 10
+#: Seconds for which it is believed that the store answers from the right bucket, or that it does not.
+_BELIEVED: Final = 3.0
+_PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +96,14 @@ class BucketOwner:
         exclusive: Callable[[], AbstractContextManager[None]],
         upstreams: Collection[str] = (),
         *,
-        serves: bool,
-        is_first: bool = True,
+        run: str = "",
         migrates: bool = False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`disk` is the id of the local store, `exclusive` a lock of all its processes. A registry of `upstreams` must
-        have no names in the bucket. `serves`: this is a server, which takes the bucket over; a command writes only
-        where the server of the same disk does. `is_first`: no other process of this server was there before.
-        `migrates`: a bucket that is being migrated to may be used.
+        have no names in the bucket. `run` is the id of this run of a server, which takes the bucket over; empty for a
+        command, which writes only where the server of the same disk does. `migrates`: a bucket that is being migrated
+        to may be used. `now` is in seconds.
         """
         self._bucket = bucket
         self._memory = memory
@@ -86,12 +111,21 @@ class BucketOwner:
         self._disk = disk
         self._exclusive = exclusive
         self._upstreams = upstreams
-        self._serves = serves
-        self._is_first = is_first
+        self._run = run
         self._migrates = migrates
+        self._now = now
         self._confirming = threading.Lock()
+        self._seen: SharedReads[None] = SharedReads()
+        #: When the identity was last known to be right.
+        self._seen_at = float("-inf")
+        #: Why the bucket is the wrong one, and until when nobody looks again.
+        self._wrong: tuple[BucketUnfit, float] | None = None
         self._id = ""
+        #: The same, also while the bucket is another one.
+        self._known = ""
         self._nonce = ""
+        #: Upstreams that have names in the bucket: what these mean would depend on the configuration.
+        self.refused: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"<BucketOwner {self._id or 'unconfirmed'}{'' if self._nonce else ', reads only'}>"
@@ -120,10 +154,47 @@ class BucketOwner:
             return
         with self._confirming:
             if not self._id:
-                with self._exclusive():
-                    identity = self._identify()
-                    self._begin_use(identity)
-                self._id = identity
+                if self._wrong is not None and self._now() < self._wrong[1]:
+                    raise self._wrong[0]
+                began = self._now()
+                try:
+                    with self._exclusive():
+                        identity = self._identify()
+                        self._begin_use(identity)
+                except BucketUnfit as error:
+                    if self._known:
+                        self._wrong = error, self._now() + _BELIEVED
+                    raise
+                self._wrong, self.refused = None, frozenset()
+                self._seen_at = began
+                self._known = self._id = identity
+
+    def seen_lately(self) -> None:
+        """Raises `StoreError` unless the identity was right a few seconds ago, or is now. Quick in the first case."""
+        if self._now() - self._seen_at > _BELIEVED:
+            self.seen_again()
+
+    def seen_again(self) -> None:
+        """See that the store answers from the right bucket now: after an answer on which much rests. Callers at the
+        same time share one request. Raises `StoreError`.
+        """
+        self.confirm()
+        self._seen.ask(IDENTITY, self._see)
+
+    def proven(self) -> None:
+        """To be called when the store has shown that it has what was written to the right bucket."""
+        self._seen_at = self._now()
+
+    def _see(self) -> None:
+        began, known = self._now(), self._known
+        found = self._read_identity()
+        if found is None or found[0].id != known:
+            error = BucketUnfit(f"the bucket is no longer the one with the id {known}")
+            if self._id:
+                log.error("bucket is another one", id=known)
+            self._wrong, self._id = (error, self._now() + _BELIEVED), ""
+            raise error
+        self._seen_at = max(self._seen_at, began)
 
     @property
     def owns(self) -> bool:
@@ -142,18 +213,15 @@ class BucketOwner:
         """See in the bucket itself that it is the right one and that no other mirror uses it: to be called before and
         after what must not rest on another bucket.
         """
-        self.confirm()
-        found = self._read_identity()
-        if found is None or found[0].id != self._id:
-            raise BucketUnfit(f"the bucket is no longer the one with the id {self._id}")
         self.watch()
         self.must_own()
 
     def watch(self) -> bool:
         """False if another mirror has taken the bucket over; the memory is told so. To be called now and then. A memory
-        that was lost, and an object that was, are made anew.
+        that was lost, and an object that was, are made anew. Raises `BucketUnfit` if the bucket is no longer the right
+        one.
         """
-        self.confirm()
+        self.seen_again()
         if not self._nonce:
             return False
         with self._exclusive():
@@ -168,7 +236,7 @@ class BucketOwner:
                     self._remember(self._nonce)
                 return True
             log.warning("bucket taken over by another mirror", disk=disk)
-            self._remember(_OVERTAKEN)
+            self._remember(self._overtaken)
             return False
 
     def identity(self) -> Identity | None:
@@ -195,7 +263,8 @@ class BucketOwner:
     # ------------------------------------------------------------------------------------------------------ identity
 
     def _identify(self) -> str:
-        noted = self._note.read()
+        on_disk = self._note.read()
+        noted = on_disk or self._known or None
         found = self._read_identity()
         if found is None:
             found = self._create(noted)
@@ -207,22 +276,57 @@ class BucketOwner:
             )
         if identity.is_migrating and not self._migrates:
             raise BucketUnfit("a migration to or from this bucket is not finished: run mirror migrate again")
-        for registry in self._upstreams:
-            self._refuse_hosted(registry)
-        if noted is None and not self._migrates:
+        if on_disk is None and not self._migrates:
             # a migration notes it when it is finished: until then, the disk is the one that counts
             self._note.write(identity.id)
         return identity.id
 
-    def _refuse_hosted(self, registry: str) -> None:
+    def refuse_remembered(self) -> None:
+        """Raises `BucketUnfit` if the registry of an upstream has a name in the bucket, as far as this disk remembers;
+        asks no bucket.
+        """
+        noted = self._note.read()
+        if noted is None or self._memory_owner()[0] != noted:
+            return
+        for registry in self._upstreams:
+            after, stop = f"{NAMES}/{registry}/", f"{NAMES}/{registry}0"
+            while rows := self._remembered(after, stop):
+                for row in rows:
+                    if row.state in (RecordState.DELETED, RecordState.PERHAPS_DELETED):
+                        continue
+                    # a name of which nothing is certain is rather taken
+                    if row.state is RecordState.UNKNOWN or row.content is None or says_taken(row.content):
+                        raise self._hosted(row.key, registry)
+                after = rows[-1].key
+
+    def _refuse_hosted(self) -> None:
         """Raises `BucketUnfit` if the registry of an upstream has a name in the bucket: what the name means would
         depend on the configuration.
         """
-        for info in self._bucket.list(f"{NAMES}/{registry}/"):
-            found = None if info.size == DELETED_SIZE else self._read(info.key)
-            if found is not None and says_taken(found.content):
-                name = info.key.removeprefix(f"{NAMES}/")
-                raise BucketUnfit(f"{registry} is an upstream, and the bucket has hosted images of it ({name})")
+        for registry in self._upstreams:
+            for info in self._bucket.list(f"{NAMES}/{registry}/"):
+                if info.size != DELETED_SIZE and self._is_taken(info):
+                    raise self._hosted(info.key, registry)
+
+    def _is_taken(self, info: ObjectInfo) -> bool:
+        row = None
+        with suppress(IndexUnavailable):
+            row = self._memory.recall(info.key)
+        if row is not None and row.content is not None and info.version and row.version == info.version:
+            return says_taken(row.content)
+        found = self._read(info.key)
+        return found is not None and says_taken(found.content)
+
+    def _hosted(self, key: str, registry: str) -> BucketUnfit:
+        self.refused |= {registry}
+        name = key.removeprefix(f"{NAMES}/").replace("!", "/")
+        return BucketUnfit(f"{registry} is an upstream, and the bucket has hosted images of it ({name})")
+
+    def _remembered(self, after: str, stop: str) -> Sequence[RememberedRecord]:
+        try:
+            return self._memory.scan(after, stop, _PAGE)
+        except IndexUnavailable as error:
+            raise StoreError(f"it cannot be said what the bucket has: {error}") from error
 
     def _create(self, noted: str | None) -> tuple[Identity, Version]:
         there = next((info.key for info in self._bucket.list("") if not info.key.startswith(_PROBES)), None)
@@ -257,32 +361,41 @@ class BucketOwner:
 
     # ----------------------------------------------------------------------------------------------------------- use
 
+    @property
+    def _overtaken(self) -> str:
+        return f"{_OVERTAKEN} {self._run}"
+
     def _begin_use(self, identity: str) -> None:
         known, remembered = self._memory_owner()
         if known != identity:
             remembered = ""
         for _ in range(_ATTEMPTS):
             disk, nonce, version = self._read_last_use()
-            if nonce and remembered in (nonce, "") and disk == self._disk:
-                # a memory that was lost remembers nothing that could be wrong
+            if not self._run and disk and disk != self._disk:
+                # what an earlier command has listed may be out of date
+                self._remember("", identity)
+                self._remember(self._overtaken, identity)
+                return
+            if self._run and remembered == self._overtaken:
+                return
+            if nonce and disk == self._disk and (nonce == self._run or not self._run):
+                # what is remembered with another nonce counts no more
                 self._remember(nonce, identity)
                 self._nonce = nonce
                 return
-            overtaken = remembered == _OVERTAKEN and not self._is_first
-            if (disk and not self._serves and disk != self._disk) or overtaken:
-                if not self._serves:
-                    # what an earlier command has listed may be out of date
-                    self._remember("", identity)
-                self._remember(_OVERTAKEN, identity)
-                return
-            # from here on nothing that is remembered counts, whoever dies when
-            self._remember("", identity)
-            fresh = secrets.token_hex(8)
+            if self._run:
+                self._refuse_hosted()
+            is_ours = disk == self._disk and nonce == remembered != ""
+            if not is_ours:
+                # from here on nothing that is remembered counts, whoever dies when
+                self._remember("", identity)
+            fresh = self._run or secrets.token_hex(8)
             if self._write_last_use(fresh, version) != fresh:
                 continue
             if disk and disk != self._disk:
                 log.warning("bucket taken over from another mirror", disk=disk)
-            self._remember(fresh, identity)
+            # who dies before this has another nonce than the bucket at the next start
+            self._remember(fresh, identity, keeps=is_ours)
             self._nonce = fresh
             return
         raise BucketUnavailable(f"{LAST_USED} is changed all the time")
@@ -320,29 +433,27 @@ class BucketOwner:
     def _memory_nonce(self) -> str:
         return self._memory_owner()[1]
 
-    def _remember(self, nonce: str, identity: str = "") -> None:
+    def _remember(self, nonce: str, identity: str = "", *, keeps: bool = False) -> None:
         try:
-            self._memory.adopt(identity or self._id, nonce)
+            self._memory.adopt(identity or self._id, nonce, keeps=keeps)
         except IndexUnavailable as error:
             raise StoreError(f"it cannot be noted who uses the bucket: {error}") from error
 
     def _foreign(self) -> BucketUnavailable:
-        if self._serves:
+        if self._run:
             return BucketUnavailable("another mirror uses this bucket now; this one only reads", retry_after=60.0)
         return BucketUnavailable("the bucket is used by the mirror of another disk: run the command there")
 
 
 class OwnedBucket:
-    """A `Bucket` that is used only once it is confirmed, and written to only by the mirror that uses it."""
+    """A `Bucket` that is used only once it is confirmed, and written to only by the mirror that uses it. What the store
+    answers counts only while it answers from the right bucket.
+    """
 
     def __init__(self, bucket: Bucket, owner: BucketOwner) -> None:
         self._bucket = bucket
         self._owner = owner
-        self.read = _after(owner.confirm, bucket.read)
-        self.head = _after(owner.confirm, bucket.head)
-        self.open = _after(owner.confirm, bucket.open)
         self.sign = _after(owner.confirm, bucket.sign)
-        self.write = _after(owner.must_own, bucket.write)
         self.upload = _after(owner.must_own, bucket.upload)
         self.delete = _after(owner.must_own, bucket.delete)
         self.abort_uploads = _after(owner.must_own, bucket.abort_uploads)
@@ -351,10 +462,50 @@ class OwnedBucket:
     def __repr__(self) -> str:
         return f"<OwnedBucket {self._owner!r}>"
 
+    def read(self, key: str, limit: int, *, unless: Version | None = None) -> StoredObject | NotChanged | None:
+        """See `ObjectReader.read`."""
+        self._owner.confirm()
+        found = self._bucket.read(key, limit, unless=unless)
+        if isinstance(found, NotChanged):
+            # another bucket does not have this version
+            self._owner.proven()
+        else:
+            self._owner.seen_lately()
+        return found
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """See `ObjectReader.head`."""
+        self._owner.confirm()
+        found = self._bucket.head(key)
+        self._owner.seen_lately()
+        return found
+
+    def open(self, key: str, start: int = 0) -> Body | None:
+        """See `ObjectReader.open`. The digest says whether the bytes are the right ones."""
+        self._owner.confirm()
+        found = self._bucket.open(key, start)
+        if found is None:
+            self._owner.seen_lately()
+        return found
+
+    def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
+        """See `ObjectWriter.write`."""
+        self._owner.must_own()
+        version = self._bucket.write(key, content, expect=expect)
+        if expect is ABSENT:
+            # it is also absent in an empty bucket, where it would be lost; a record that names it follows each state
+            if not key.startswith(STATES):
+                self._owner.seen_again()
+        elif expect is not None:
+            self._owner.proven()
+        return version
+
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
-        """See `Bucket.list`. Confirms the bucket when it is first iterated, not before: that is done in a thread."""
+        """See `ObjectLister.list`. Confirms the bucket when it is first iterated, not before: a thread does that."""
         self._owner.confirm()
         yield from self._bucket.list(prefix, after=after)
+        # in an empty bucket, the rest would be missing
+        self._owner.seen_again()
 
     def close(self) -> None:
         """See `Bucket.close`."""

@@ -105,15 +105,18 @@ class BucketTree:
         *,
         is_confirmed: Callable[[], bool] = lambda: True,
         complete: Callable[[], None] = lambda: None,
+        see: Callable[[], None] = lambda: None,
     ) -> None:
         """`is_confirmed`: whether it is certain that the memory is that of this bucket; quick. `complete` is called
-        when a complete memory is needed: it may list the bucket, if nobody else does.
+        when a complete memory is needed: it may list the bucket, if nobody else does. `see` makes sure, by a request,
+        that the bucket is the right one now: it raises `StoreError` if not.
         """
         self._bucket = bucket
         self._memory = memory
         self._reads = reads
         self._is_confirmed = is_confirmed
         self._complete = complete
+        self._see = see
         self._shared: SharedReads[_Found] = SharedReads()
         #: By name: the epoch of the memory in which the bucket had no record of it.
         self._free: LruCache[Repo, int] = LruCache(_FREE)
@@ -123,7 +126,14 @@ class BucketTree:
 
     def view(self, reads: Reads) -> BucketTree:
         """The same tree, with another belief in the memory."""
-        tree = BucketTree(self._bucket, self._memory, reads, is_confirmed=self._is_confirmed, complete=self._complete)
+        tree = BucketTree(
+            self._bucket,
+            self._memory,
+            reads,
+            is_confirmed=self._is_confirmed,
+            complete=self._complete,
+            see=self._see,
+        )
         tree._shared, tree._free = self._shared, self._free
         return tree
 
@@ -168,6 +178,9 @@ class BucketTree:
             return
         for _ in range(_ATTEMPTS):
             found = self._ask(key)
+            if found is None:
+                # otherwise the record would be back with the right bucket
+                self._see()
             if found is None or found.record is None:
                 return
             if expect is ABSENT:
@@ -242,6 +255,9 @@ class BucketTree:
                 return found
         else:
             found = Versioned(None if _is_deleted(answer.content) else answer.content, answer.version)
+        if seen is not None and _is_strange(seen, found):
+            # nobody else writes here, and a deletion leaves an object: perhaps this is another bucket
+            self._see()
         if found is not None or seen is not None:
             with suppress(IndexUnavailable):
                 self._memory.note(key, seen, found.version if found else None, found.record if found else None)
@@ -464,10 +480,14 @@ class BucketTree:
         with suppress(IndexUnavailable):
             epoch = self._memory.begin_listing().epoch
         found = _live(self._ask(_name_key(repo)))
+        if found is not None and says_taken(found.record):
+            return True
+        # upstream is asked for a name that is free
+        self._see()
         if found is None and epoch is not None:
             # as long as the memory has no row, no process of this machine has taken it
             self._free[repo] = epoch
-        return found is not None and says_taken(found.record)
+        return False
 
     def _set_name(self, repo: Repo, *, taken: bool) -> None:
         key = _name_key(repo)
@@ -519,6 +539,14 @@ def _takes_name(key: str) -> Repo | None:
         return None
     path, _, below = key.removeprefix(f"{REPOSITORIES}/").partition("/_")
     return repo_from(path) if f"_{below.partition('/')[0]}" in _TAKING else None
+
+
+def _is_strange(seen: RememberedRecord, found: _Found) -> bool:
+    """True if the bucket has something else than what is remembered, and no write of this machine explains it."""
+    if found is None:
+        return True
+    is_known = seen.is_trusted and seen.state is not RecordState.UNKNOWN
+    return is_known and seen.version is not None and seen.version != found.version
 
 
 def _is_deleted(content: bytes) -> bool:

@@ -56,7 +56,11 @@ class RepositoryRecords:
     def put_link(self, repo: Repo, link: BlobLink, *, expect: Expected = None) -> Version:
         if link.state is not LinkState.RESERVED:
             self._tree.take(repo)
-        return self._tree.write(_link(repo, link.digest), link.to_json(), expect=expect)
+        version = self._tree.write(_link(repo, link.digest), link.to_json(), expect=expect)
+        if link.state is not LinkState.RESERVED:
+            # the name may have been released between the two
+            self._tree.take(repo)
+        return version
 
     def drop_link(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
         self._tree.drop(_link(repo, digest), expect=expect)
