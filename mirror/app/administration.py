@@ -112,6 +112,7 @@ def open_administration(
         CachedCopies(
             storage.store,
             storage.catalog,
+            storage.evictable,
             storage.eviction.evictor,
             table,
             storage.bucket_cache.purge if storage.bucket_cache else None,

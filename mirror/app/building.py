@@ -93,7 +93,7 @@ class App:
             # hosted blobs have copies here, which are fetched again when they are asked for
             catalog, hosted = local_catalog(storage.layout), None
         return Scrub(
-            storage.store,
+            storage.evictable,
             catalog,
             hosted=hosted,
             rate=rate,

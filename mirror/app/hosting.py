@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.aio.singleflight import SingleFlight
 from mirror.app.object_storage.bucket_blobs import BucketBlobs
 from mirror.app.reporting import open_announcer
 from mirror.app.storage import Storage, immutable_tags, quota_rules
@@ -78,7 +79,9 @@ def open_hosting(
     if storage.blobs is None:
         integrity, copied = Integrity(storage.contents, shared.caches.once, shared.background), None
     else:
-        integrity, copied = shared.integrity, _open_copied(storage.blobs, shared)
+        # its own calls in flight: those of the cache are about other files
+        integrity = Integrity(storage.blobs.files, SingleFlight(), shared.background)
+        copied = _open_copied(storage.blobs, shared, integrity)
     links = Links(parts, patience=_PATIENCE)
     placing = Placing(parts, Links(parts, patience=_PATIENCE_OF_MANIFESTS))
     deleting = Deleting(parts, links, placing)
@@ -110,16 +113,16 @@ def open_hosting(
     return Hosting(verbs, pulled, HostedMemory(pulled, shared.caches), integrity, shared, rules, copying, copied)
 
 
-def _open_copied(blobs: BucketBlobs, shared: Shared) -> CopiedBlobs:
+def _open_copied(blobs: BucketBlobs, shared: Shared, integrity: Integrity) -> CopiedBlobs:
     reads, intake = shared.bucket_reads, shared.intake
     if reads is None:
         raise TypeError("a bucket that nobody can read")
     return CopiedBlobs(
-        shared.store,
+        blobs.files,
         blobs.pulled,
         reads,
         shared.flights,
-        shared.integrity,
+        integrity,
         touch=intake.touch,
         named=intake.record_copy,
         failed=intake.health.failed,

@@ -117,7 +117,7 @@ async def _sweep(config: Config, storage: Storage) -> None:
         telemetry.log.info("upload sessions expired", sessions=expired.sessions, bytes=expired.bytes)
     # while the bucket is down, nothing can be repaired in it
     with suppress(BucketUnavailable):
-        telemetry.HOSTED_DAMAGED.set(await asyncio.to_thread(restore_hosted, storage.store, storage.hosted.blobs))
+        telemetry.HOSTED_DAMAGED.set(await asyncio.to_thread(restore_hosted, storage.evictable, storage.hosted.blobs))
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
         await asyncio.to_thread(storage.eviction.pinned.digests, time.time())
@@ -128,7 +128,9 @@ async def _compare(config: Config, storage: Storage, comparisons: ReconcileTimer
     try:
         listed = await asyncio.to_thread(storage.bucket_is_listed)
         async with storage.locks.hold("rebuild"):
-            await reconcile(storage.store, storage.stored.evicted, storage.index, places=blob_places(config, storage))
+            await reconcile(
+                storage.evictable, storage.stored.evicted, storage.index, places=blob_places(config, storage)
+            )
         # without a list of the bucket, copies of hosted images were not known as such
         done = listed
     finally:
@@ -198,7 +200,7 @@ async def run_scrubs(config: Config, storage: Storage, scrub: Scrub) -> None:
     await scrub_when_due(
         scrub,
         # objects of a bucket are verified when they are read: to read all of them costs money
-        storage.contents if storage.bucket is None else storage.store,
+        storage.contents if storage.bucket is None else storage.evictable,
         scrub_records(storage.layout),
         every=config.scrub.every,
         since=storage.layout.marker.stat().st_mtime,

@@ -42,6 +42,7 @@ from mirror.policy.hosted.quotas import QuotaRules, RegistryQuota
 from mirror.policy.pins import PinRule
 from mirror.policy.quarantine_limits import QuarantineLimits
 from mirror.ports import (
+    BlobStore,
     Bucket,
     BucketSweep,
     Catalog,
@@ -65,6 +66,7 @@ from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
 from mirror.store.local.purge_notices import PurgeNotices
 from mirror.store.local.recovery import sweep
+from mirror.store.objects.copied_files import CacheBesideCopies
 from mirror.values.sizes import parse_capacity, parse_size
 
 #: Locks between all processes of a store; commands take them, too.
@@ -119,6 +121,11 @@ class LocalDisk:
     stored: StoredRecords
     blobs: BucketBlobs | None = None
 
+    @property
+    def evictable(self) -> BlobStore:
+        """All files that may be evicted: the cache, and with a bucket also the copies of hosted blobs."""
+        return self.blobs.files if self.blobs is not None else self.store
+
     def close(self) -> None:
         """Close what commands leave open: the bucket, if there is one. Repeatable."""
         if self.stored.use is not None:
@@ -147,6 +154,11 @@ class Storage:
     stored: StoredRecords
     blobs: BucketBlobs | None = None
     bucket_cache: BucketCache | None = None
+
+    @property
+    def evictable(self) -> BlobStore:
+        """All files that may be evicted: the cache, and with a bucket also the copies of hosted blobs."""
+        return self.blobs.files if self.blobs is not None else self.store
 
     @property
     def bucket(self) -> BucketUse | None:
@@ -191,7 +203,7 @@ def open_disk(config: Config, bucket: Bucket | None = None, *, serves: bool = Fa
     """
     bucket = bucket or open_bucket(config, probe=serves)
     layout = Layout(config.store.root)
-    store = LocalStore(layout)
+    store = LocalStore(layout) if bucket is None else CacheBesideCopies(layout)
     stored = open_records(config, layout, store.id, bucket, serves=serves)
     ledger = SqliteLedger(layout.ledger, quota_rules(config).scopes)
     outbox = open_outbox(config, layout) if config.events.endpoint else None
@@ -280,7 +292,7 @@ def _make_eviction(
     bucket_cache: BucketCache | None,
 ) -> Eviction:
     settings = config.store
-    layout, store, is_hosted = disk.layout, disk.store, hosted_repositories(config)
+    layout, store, is_hosted = disk.layout, disk.evictable, hosted_repositories(config)
     places, catalog = blob_places(config, disk), disk.stored.evicted
     references = ReferenceReader(store, catalog)
     histories = TagHistories(catalog, freezes)

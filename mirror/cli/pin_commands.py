@@ -71,7 +71,7 @@ def _pin_on_disk(loaded: settings.Config, new: Pin) -> Mapping[str, Any]:
     disk = open_disk(loaded)
     with audited(loaded, "pin", repository=str(new.repo), reference=str(new.reference), reason=new.reason or None):
         disk.pins.put(new)
-    return new_pin_json(new, disk.store, disk.catalog, new.since)
+    return new_pin_json(new, disk.evictable, disk.catalog, new.since)
 
 
 @application.command()
@@ -151,7 +151,7 @@ def _list(loaded: settings.Config, *, state: bool) -> Mapping[str, Any]:
     disk = open_disk(loaded)
     pins, unread = disk.pins.look()
     rules, owners = pin_rules(loaded), UnreadableRecordOwners(disk.catalog)
-    return pins_json(pins, unread, rules, disk.store, disk.catalog, time.time(), owners, state=state)
+    return pins_json(pins, unread, rules, disk.evictable, disk.catalog, time.time(), owners, state=state)
 
 
 def _print_pins(rows: Sequence[Mapping[str, Any]], count: int) -> None:

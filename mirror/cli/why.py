@@ -70,7 +70,7 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
         freezes, unread = await asyncio.to_thread(storage.freezes.look)
         places = blob_places(loaded, storage)
         explainer = Explainer(
-            storage.store,
+            storage.evictable,
             storage.catalog,
             storage.freezes,
             Overview(places, storage.catalog, storage.index, pinned, freezes, unread=unread),

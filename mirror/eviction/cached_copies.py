@@ -23,15 +23,18 @@ class CachedCopies:
         self,
         store: BlobStore,
         catalog: Catalog,
+        files: BlobStore,
         evictor: Evictor,
         table: RoutingTable,
         kept: KeptImages | None = None,
     ) -> None:
-        """`store` is the cache; `table` says which registries are hosted. `kept` is where cached content is kept as
+        """`store` is the cache; `files` are all files that the evictor may drop, the same unless there are copies of
+        hosted blobs beside it. `table` says which registries are hosted. `kept` is where cached content is kept as
         well; None if it is not.
         """
         self._store = store
         self._catalog = catalog
+        self._files = files
         self._evictor = evictor
         self._table = table
         self._kept = kept
@@ -43,12 +46,18 @@ class CachedCopies:
         """Drops these blobs. Returns those that stay, with the cached repositories that need them. Reads every cached
         manifest if one of the blobs is cached. Raises `StoreError`.
         """
-        cached = await asyncio.to_thread(lambda: {digest for digest in digests if has_blob(self._store, digest)})
+        here, cached = await asyncio.to_thread(self._on_disk, digests)
         needed = await asyncio.to_thread(self._needed, cached if self._kept is None else set(digests))
-        await self._evictor.drop(cached - needed.keys())
+        # what a cached image needs stays if the cache has it: a copy of hosted content is of no use to that image
+        await self._evictor.drop(here - (cached & needed.keys()))
         if self._kept is not None:
             await asyncio.to_thread(self._kept.drop_blobs, [digest for digest in digests if digest not in needed])
         return needed
+
+    def _on_disk(self, digests: Collection[Digest]) -> tuple[set[Digest], set[Digest]]:
+        """Blocking: which of these blobs are on the disk, and which in the cache. Raises `StoreError`."""
+        cached = {digest for digest in digests if has_blob(self._store, digest)}
+        return cached | {digest for digest in digests if has_blob(self._files, digest)}, cached
 
     def _needed(self, digests: set[Digest]) -> dict[Digest, tuple[Repo, ...]]:
         """Blocking: the cached repositories whose manifests are or name these blobs."""

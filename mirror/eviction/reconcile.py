@@ -181,7 +181,7 @@ async def _link(
     manifests could not be read.
     """
     repositories = manifests = links = 0
-    reader = _Reader(store, catalog, places.contents)
+    reader = _Reader(places.cache, store, catalog, places.contents)
     async for batch in batches_in_thread(catalog.repositories(), 1):
         repo = batch[0]
         is_hosted = places.is_hosted(repo)
@@ -224,10 +224,12 @@ class _ReadManifest:
 
 class _Reader:
     """Reads manifests for `walk`. Counts the manifests that were `skipped`, and among them those that could not be read
-    (`unread`); `trouble` is the error of the first of these.
+    (`unread`); `trouble` is the error of the first of these. Those of cached repositories are read in the cache, copies
+    of hosted ones anywhere in the store.
     """
 
-    def __init__(self, store: Blobs, catalog: Catalog, contents: Blobs) -> None:
+    def __init__(self, cache: Blobs, store: Blobs, catalog: Catalog, contents: Blobs) -> None:
+        self._cache = cache
         self._store = store
         self._catalog = catalog
         self._contents = contents
@@ -238,18 +240,18 @@ class _Reader:
         """Blocking: reads one manifest. Raises `StoreError`."""
         self.skipped += 1
         try:
-            used_at = self._store.stat(digest).used_at
+            used_at = self._cache.stat(digest).used_at
         except BlobUnknown:
             # evicted: nothing to log
             _forget(self._contents, self._catalog, repo, digest)
             return None
         granted: Mapping[Digest, int] = {}
         try:
-            stored = read_stored(self._store, self._catalog, repo, digest)
+            stored = read_stored(self._cache, self._catalog, repo, digest)
         except RecordDamaged as error:
             # a damaged record grants nothing, but what the manifest names stays as long as the manifest does
             _log_skipped(repo, digest, error)
-            manifest = manifest_of_bytes(self._store, digest)
+            manifest = manifest_of_bytes(self._cache, digest)
         else:
             manifest = stored.manifest if stored else None
             granted = granted_by(stored) if stored else {}

@@ -89,7 +89,8 @@ class Filler:
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`executor` runs the threads that receive: each fill occupies one thread from upstream's headers to its end.
+        """`store` is the store of flights that name no other. `executor` runs the threads that receive: each fill
+        occupies one thread from upstream's headers to its end.
 
         `published` is called with each blob that this process has published, and the flight that brought it. `label`
         returns, for the metrics, the configured upstream that a registry belongs to. A fill waits `patience` seconds,
@@ -182,8 +183,8 @@ class Filler:
             await asyncio.sleep(_LOOK_FOR_PUBLISHED)
             # a stored blob that cannot be opened is no reason to leave an upstream that sends it
             with suppress(BlobUnknown, StoreError):
-                self.store.stat(flight.digest)
-                return await open_verified(self.store, self.executor, flight.digest, flight.size)
+                flight.store.stat(flight.digest)
+                return await open_verified(flight.store, self.executor, flight.digest, flight.size)
 
     async def _download(self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None) -> None:
         """Receives every byte, over as many answers as needed."""
@@ -288,7 +289,7 @@ class Filler:
     async def _is_sending_others(self, flight: Flight) -> bool:
         """True if another process is receiving a blob from this flight's registry. False if the disk cannot tell."""
         with suppress(StoreError):
-            return await self._run(self.store.is_filling, flight.upstream, flight.digest)
+            return await self._run(flight.store.is_filling, flight.upstream, flight.digest)
         return False
 
     async def _copy_from_store(self, flight: Flight, ingest: Ingest, info: BlobInfo, reader: BlobReader) -> None:

@@ -13,7 +13,7 @@ from mirror.errors import MirrorError, StoreError
 from mirror.fills.sources import BlobSources
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import may_send
-from mirror.ports import BlobReader, Ingest
+from mirror.ports import BlobReader, BlobStore, Ingest
 
 #: Followers in one process are woken after so many bytes or seconds: a wake-up for each received buffer would cost more
 #: than the transfer.
@@ -25,10 +25,18 @@ class Flight:
     """The transfer of one blob, as this process sees it."""
 
     def __init__(
-        self, digest: Digest, upstream: str, size: int | None, on_behalf: object, sources: BlobSources
+        self,
+        digest: Digest,
+        upstream: str,
+        size: int | None,
+        on_behalf: object,
+        sources: BlobSources,
+        store: BlobStore,
     ) -> None:
         self.digest = digest
         self.upstream = upstream
+        #: Where the blob is looked for, and put.
+        self.store = store
         #: Where a fill of this process takes the bytes from.
         self.sources = sources
         #: The name of the source that gives them now; empty for the upstream, and while another process fills.

@@ -40,7 +40,7 @@ from mirror.fills.filler import Filler, open_verified
 from mirror.fills.flight import Flight
 from mirror.fills.sources import BlobSources, OnAnswer, Pull
 from mirror.oci.digest import Digest
-from mirror.ports import Ingest
+from mirror.ports import BlobStore, Ingest
 
 #: Seconds between two looks at a file that another process fills: `_LOOK_FIRST` while it grows, otherwise longer, up to
 #: `_LOOK_LAST`.
@@ -85,11 +85,13 @@ class Flights:
         size: int | None = None,
         on_answer: OnAnswer | None = None,
         on_behalf: object = None,
+        store: BlobStore | None = None,
     ) -> Flight:
         """Returns the flight of a digest from `upstream` (the registry's name as clients write it) once upstream's
         headers, or the blob in the store, are there. Begins the flight if there is none.
 
-        `pull` may be `BlobSources`. `size` is the size in bytes that a manifest gives (None: none does). The caller
+        `pull` may be `BlobSources`. `size` is the size in bytes that a manifest gives (None: none does). `store` is
+        where the blob is looked for and put, the same for all flights of a registry; None: the filler's. The caller
         must `leave` the flight. Raises the error that kept the flight from starting: `UpstreamError`, `StoreFull`,
         `StoreError`. If an upstream error ends a flight that was begun on behalf of another repository or caller, a new
         flight is begun on behalf of this one.
@@ -97,7 +99,15 @@ class Flights:
         while True:
             flight = self._flights.get((upstream, digest))
             if flight is None:
-                flight = self._begin(digest, pull, upstream, size, on_answer, on_behalf)
+                flight = Flight(
+                    digest,
+                    upstream,
+                    size,
+                    on_behalf,
+                    BlobSources.of(pull),
+                    self._filler.store if store is None else store,
+                )
+                self._start(flight, on_answer)
             flight.follow()
             try:
                 await asyncio.shield(flight.announced)
@@ -115,13 +125,6 @@ class Flights:
                 raise
             else:
                 return flight
-
-    def _begin(
-        self, digest: Digest, pull: Pull, upstream: str, size: int | None, on_answer: OnAnswer | None, on_behalf: object
-    ) -> Flight:
-        flight = Flight(digest, upstream, size, on_behalf, BlobSources.of(pull))
-        self._start(flight, on_answer)
-        return flight
 
     def _start(self, flight: Flight, on_answer: OnAnswer | None) -> None:
         self._flights[flight.upstream, flight.digest] = flight
@@ -160,7 +163,7 @@ class Flights:
         """Begins the flight that takes the place of one whose bytes were wrong: what its followers have was sent from
         these bytes, so most of them must ask again.
         """
-        again = Flight(failed.digest, failed.upstream, failed.size, failed.on_behalf, sources)
+        again = Flight(failed.digest, failed.upstream, failed.size, failed.on_behalf, sources, failed.store)
         again.caller = failed.caller
         failed.successor = again
         self._start(again, on_answer)
@@ -171,7 +174,7 @@ class Flights:
                 return
             ingest = await run_uninterrupted(
                 self._filler.executor,
-                self._filler.store.ingest,
+                flight.store.ingest,
                 flight.digest,
                 flight.upstream,
                 unwanted=lambda made: made.close(),
@@ -202,7 +205,7 @@ class Flights:
         if flight.announced.done():
             return False
         try:
-            info, reader = await open_verified(self._filler.store, self._filler.executor, flight.digest, flight.size)
+            info, reader = await open_verified(flight.store, self._filler.executor, flight.digest, flight.size)
         except BlobUnknown:
             return False
         flight.announce(lambda: reader)

@@ -53,7 +53,7 @@ class CopiedBlobs:
 
     def __init__(
         self,
-        cache: BlobStore,
+        store: BlobStore,
         objects: BlobObjects,
         reads: BucketReads,
         flights: Flights,
@@ -65,10 +65,11 @@ class CopiedBlobs:
         certain: BlobObjects | None = None,
     ) -> None:
         """`objects` says what the bucket has, by what is remembered while the bucket is down; `certain` says it by the
-        bucket alone. `integrity` checks files of `cache`. `touch` notes that a copy was used, `named` what a manifest
-        names whose copy was read: an image is evicted as a whole. `failed` notes that the disk could not take a copy.
+        bucket alone. `store` has the copies, and `integrity` checks its files. `touch` notes that a copy was used,
+        `named` what a manifest names whose copy was read: an image is evicted as a whole. `failed` notes that the disk
+        could not take a copy.
         """
-        self._cache = cache
+        self._store = store
         self._objects = objects
         self._reads = reads
         self._flights = flights
@@ -81,7 +82,7 @@ class CopiedBlobs:
         self._certain = certain
 
     def __repr__(self) -> str:
-        return f"<CopiedBlobs {self._cache!r}>"
+        return f"<CopiedBlobs {self._store!r}>"
 
     async def content(self, repo: Repo, link: BlobLink) -> BlobContent:
         """Returns the blob of a link that the caller may use. The caller closes it. Raises `BlobUnknown` if its bytes
@@ -101,7 +102,7 @@ class CopiedBlobs:
     async def stat(self, repo: Repo, link: BlobLink) -> BlobStat:
         """Returns the answer to HEAD, which succeeds only if GET would. Raises like `content`."""
         with suppress(BlobUnknown, StoreError):
-            if self._cache.stat(link.digest).size == link.size:
+            if self._store.stat(link.digest).size == link.size:
                 self.touch(link.digest)
                 return BlobStat(link.size, Outcome.HIT, repo.registry)
         if await asyncio.to_thread(self._objects.source, link.digest) is None:
@@ -118,7 +119,7 @@ class CopiedBlobs:
     def has(self, digest: Digest) -> bool:
         """True if the disk has a copy. Fast enough for the event loop."""
         with suppress(StoreError):
-            return has_blob(self._cache, digest)
+            return has_blob(self._store, digest)
         return False
 
     async def _copy(self, link: BlobLink) -> tuple[BlobInfo, BlobReader] | None:
@@ -126,7 +127,7 @@ class CopiedBlobs:
         `StoreError` if the disk cannot be used.
         """
         try:
-            info, reader = self._cache.open(link.digest)
+            info, reader = self._store.open(link.digest)
         except BlobUnreadable:
             await self._integrity.set_aside(link.digest)
             return None
@@ -148,7 +149,12 @@ class CopiedBlobs:
         joined = self._flights.under_way(digest, registry)
         try:
             flight = await self._flights.join(
-                digest, self._sources(digest), upstream=registry, size=link.size, on_behalf=repo
+                digest,
+                self._sources(digest),
+                upstream=registry,
+                size=link.size,
+                on_behalf=repo,
+                store=self._store,
             )
         except StoreError as error:
             return self._past_the_disk(repo, link, error)

@@ -363,6 +363,7 @@ async def test_content_that_is_erased_is_erased_there_too(site: Site, bucket: Me
         copies = CachedCopies(
             storage.store,
             storage.catalog,
+            storage.evictable,
             storage.eviction.evictor,
             routing_table(mirror.config),
             storage.bucket_cache.purge,

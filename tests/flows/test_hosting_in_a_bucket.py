@@ -207,7 +207,7 @@ async def test_a_layer_that_the_disk_cannot_take_is_sent_past_it(tmp_path: Path,
         client = PushClient(mirror)
         digest = await client.push_blob(LARGE)
         await mirror.app.storage.eviction.space.check()
-        mirror.app.storage.store.delete(digest)
+        evict(mirror, LARGE)
         got = await client.blob(digest)
         assert (got.body, got.cache) == (LARGE, "fwd=bypass")
         part = await client.blob(digest, Range="bytes=1000-1999")
@@ -237,6 +237,6 @@ async def test_120_the_last_copy_is_kept_and_repairs_the_bucket(tmp_path: Path, 
             await storage.eviction.space.make_room(len(LARGE) + len(SMALL))
         assert mirror.blob_file(digest).exists()
         assert (await client.blob(digest)).cache == "hit"
-        assert await asyncio.to_thread(restore_hosted, storage.store, hosted) == 0
+        assert await asyncio.to_thread(restore_hosted, storage.evictable, hosted) == 0
         evict(mirror, LARGE)
         assert (await client.blob(digest)).body == LARGE

@@ -16,6 +16,7 @@ import pytest
 
 from mirror.errors import BlobUnknown, BucketUnavailable, RecordChanged, StoreError
 from mirror.graph.damage import restore_hosted
+from mirror.graph.manifests import has_blob
 from mirror.oci.digest import Digest
 from mirror.policy.hosted.blob_state import no_blob
 from mirror.policy.hosted_records import QueuedBlob
@@ -110,10 +111,11 @@ def ignoring(_result: object) -> None:
 def test_a_push_leaves_a_copy_that_eviction_may_drop(site: ObjectSite) -> None:
     """No byte is copied for it, nobody writes to it by mistake, and whoever keeps the index is informed."""
     pushed_to(site)
-    assert site.cache.read(DIGEST, 1000) == CONTENT
-    assert Path(site.layout.blob(DIGEST)).stat().st_mode & 0o777 == 0o400
+    assert site.files.read(DIGEST, 1000) == CONTENT
+    assert not has_blob(site.cache, DIGEST)
+    assert Path(site.files.copies.layout.blob(DIGEST)).stat().st_mode & 0o777 == 0o400
     assert site.added == [BlobInfo(DIGEST, len(CONTENT))]
-    site.cache.delete(DIGEST)
+    site.files.delete(DIGEST)
     assert site.hosted.hosted(DIGEST).size == len(CONTENT)
     assert site.contents.read(DIGEST, 1000) == CONTENT
     assert not list(site.layout.uploads.iterdir())
@@ -123,14 +125,16 @@ def test_a_manifest_leaves_one_copy(site: ObjectSite) -> None:
     """A push puts it twice."""
     site.hosted.put(DIGEST, CONTENT)
     site.hosted.put(DIGEST, CONTENT)
-    assert site.cache.read(DIGEST, 1000) == CONTENT
+    assert site.files.read(DIGEST, 1000) == CONTENT
+    assert not has_blob(site.cache, DIGEST)
     assert site.added == [BlobInfo(DIGEST, len(CONTENT))]
 
 
 def test_a_push_succeeds_without_a_copy(site: ObjectSite) -> None:
     """The bucket has it; the disk need not."""
-    shutil.rmtree(site.layout.blobs)
-    site.layout.blobs.write_text("no folder")
+    folder = site.files.copies.layout.blobs
+    shutil.rmtree(folder)
+    folder.write_text("no folder")
     assert pushed_to(site).size == len(CONTENT)
     assert not site.added
     assert not list(site.layout.uploads.iterdir())
@@ -209,7 +213,7 @@ def test_120_a_push_looks_at_the_object_itself(site: ObjectSite, tmp_path: Path,
     other = ObjectSite(tmp_path / "other", site.bucket)
     if how == "adopt":
         lose(site)
-        assert restore_hosted(site.cache, site.hosted) == 0
+        assert restore_hosted(site.files, site.hosted) == 0
     else:
         RELYING[how](other)
     assert holds(site)
@@ -247,7 +251,7 @@ def test_a_sound_copy_repairs_a_lost_blob(site: ObjectSite) -> None:
     """Before anybody pushes it again."""
     pushed_to(site)
     lose(site)
-    assert restore_hosted(site.cache, site.hosted) == 0
+    assert restore_hosted(site.files, site.hosted) == 0
     assert not site.hosted.damaged()
     assert site.contents.read(DIGEST, 1000) == CONTENT
 

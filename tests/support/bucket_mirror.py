@@ -57,4 +57,4 @@ def wipe(root: Path) -> None:
 def evict(mirror: LiveMirror, *contents: bytes) -> None:
     """Drop copies on the disk, as an eviction does."""
     for content in contents:
-        assert mirror.app.storage.store.delete(Digest.of(content)).size == len(content)
+        assert mirror.app.storage.evictable.delete(Digest.of(content)).size == len(content)

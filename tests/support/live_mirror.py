@@ -40,6 +40,7 @@ from mirror.oci.signed import signed_payload
 from mirror.ports import Upstream
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import RegistryServer
+from mirror.store.local.layout import CopiesLayout
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.scripted import Stall
@@ -193,8 +194,10 @@ class LiveMirror:
         return [line for line in self.log if line["event"] == event]
 
     def blob_file(self, digest: Digest) -> Path:
-        """Where the store keeps a blob."""
-        return Path(self.app.storage.layout.blob(digest))
+        """Where the store keeps a blob: in the cache, or as a copy of a hosted one, if it has a copy."""
+        layout = self.app.storage.layout
+        copy = Path(CopiesLayout(layout.root).blob(digest))
+        return copy if copy.exists() else Path(layout.blob(digest))
 
     async def landed(self, digest: Digest) -> None:
         """Returns once a blob is published and its flight is over in every respect."""

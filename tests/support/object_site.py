@@ -8,11 +8,11 @@ from pathlib import Path
 from mirror.errors import BlobUnknown
 from mirror.index.record_memory import SqliteRecordMemory
 from mirror.oci.digest import Digest
-from mirror.ports import BlobInfo, BlobReader, Bucket, StoredObject
+from mirror.ports import BlobInfo, BlobReader, Blobs, Bucket, StoredObject
 from mirror.store.hosted.upload_files import LocalUploads
-from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.objects.collected_keys import CollectedKeys
+from mirror.store.objects.copied_files import CacheBesideCopies, CopiedFiles
 from mirror.store.objects.digest_locks import DigestLocks
 from mirror.store.objects.hosted_blobs import HostedObjects
 from mirror.store.objects.local_copies import LocalCopies
@@ -42,12 +42,13 @@ class BucketProcess:
     def __init__(
         self, root: Path, bucket: Bucket, *, copies: bool = True, at_once: int = 1000, life: float = 0.0
     ) -> None:
-        self.cache = LocalStore(Layout(root))
+        self.cache = CacheBesideCopies(Layout(root))
+        self.files = CopiedFiles(self.cache)
         self.layout = self.cache.layout
         self.clock = 1_000_000.0
         #: What was copied to the disk.
         self.added: list[BlobInfo] = []
-        self.copies = (LocalCopies if copies else NoCopies)(self.cache, self.added.append)
+        self.copies = (LocalCopies if copies else NoCopies)(self.files, self.added.append)
         self.memory = SqliteRecordMemory(root / "bucket.sqlite", "boot")
         if not self.memory.is_complete():
             for _ in RecordListing(bucket, self.memory).steps():
@@ -67,7 +68,7 @@ class BucketProcess:
             clock=lambda: self.steady,
         )
         self.uploads = LocalUploads(self.layout, self.hosted)
-        self.contents = PlainContents(bucket, self.states, self.cache)
+        self.contents = PlainContents(bucket, self.states, self.files)
 
     def now(self) -> float:
         """The time, in epoch seconds."""
@@ -102,7 +103,7 @@ class ObjectSite(BucketProcess):
 class PlainContents:
     """See `mirror.ports.Blobs`: hosted blobs, from the bucket, and those of a cache."""
 
-    def __init__(self, bucket: Bucket, states: BlobStates, cache: LocalStore) -> None:
+    def __init__(self, bucket: Bucket, states: BlobStates, cache: Blobs) -> None:
         self._bucket = bucket
         self._states = states
         self._cache = cache

@@ -11,6 +11,7 @@ from mirror.graph.tiered_contents import TieredContents
 from mirror.ports import BlobInfo
 from mirror.store.local.blobs import LocalStore
 from mirror.store.objects.collected_keys import CollectedKeys
+from mirror.store.objects.copied_files import CopiedFiles
 from mirror.store.objects.digest_locks import DigestLocks
 from mirror.store.objects.hosted_blobs import HostedObjects, PulledObjects
 from mirror.store.objects.hosted_sweep import HostedSweep
@@ -34,10 +35,12 @@ class AddedCopies:
 
 @dataclass(frozen=True, slots=True)
 class BucketBlobs:
-    """The hosted blobs of a bucket. `pulled` is for pulls: states are remembered while the bucket is down."""
+    """The hosted blobs of a bucket. `files` are what the disk has of them, and the cache. `pulled` is for pulls: states
+    are remembered while the bucket is down.
+    """
 
     use: BucketUse
-    store: LocalStore
+    files: CopiedFiles
     hosted: HostedObjects
     pulled: PulledObjects
     sweep: HostedSweep
@@ -45,25 +48,25 @@ class BucketBlobs:
 
     def contents(self) -> TieredContents:
         """All contents. The bucket is asked for what the disk does not have."""
-        return TieredContents(self.store, self.use.bucket, self.hosted, stored=self.added)
+        return TieredContents(self.files, self.use.bucket, self.hosted, stored=self.added)
 
     def shown(self) -> TieredContents:
         """All contents, for display and export: states are remembered, and nothing that is read stays on the disk."""
         remembered = PulledObjects(BlobStates(self.use.tree.view(Reads.REMEMBERED)), self.hosted)
-        return TieredContents(self.store, self.use.bucket, remembered, stored=self.added, keeps=False)
+        return TieredContents(self.files, self.use.bucket, remembered, stored=self.added, keeps=False)
 
 
 def open_bucket_blobs(use: BucketUse, store: LocalStore, *, life: float = 0.0) -> BucketBlobs:
     """The hosted blobs of this bucket. `life` is how many seconds URLs are valid by which others read objects."""
-    bucket, tree, added = use.bucket, use.tree, AddedCopies()
+    bucket, tree, added, files = use.bucket, use.tree, AddedCopies(), CopiedFiles(store)
     states = StateViews(BlobStates(tree), BlobStates(tree.view(Reads.REMEMBERED)))
     hosted = HostedObjects(
         bucket,
         states,
-        LocalCopies(store, added),
+        LocalCopies(files, added),
         DigestLocks(store.layout, "push"),
         CollectedKeys(bucket, life=life),
     )
     pulled = PulledObjects(BlobStates(tree.view(Reads.LENIENT)), hosted)
     sweep = HostedSweep(bucket, states, hosted.lost, now=time.time)
-    return BucketBlobs(use, store, hosted, pulled, sweep, added)
+    return BucketBlobs(use, files, hosted, pulled, sweep, added)

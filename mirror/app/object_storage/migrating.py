@@ -11,11 +11,13 @@ is served by a mirror that starts. A disk that only gets copies of a bucket has 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from mirror.app.bucket import open_bucket
 from mirror.app.object_storage.bucket_cache import open_bucket_cache
@@ -33,10 +35,11 @@ from mirror.store.hosted.migrated_files import DiskBytes
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.bucket_note import BucketNote
 from mirror.store.local.file_tree import FileTree
-from mirror.store.local.layout import Layout
+from mirror.store.local.layout import CopiesLayout, Layout
 from mirror.store.local.local_records import local_catalog
 from mirror.store.local.locks import FileLocks
 from mirror.store.objects.collected_keys import CollectedKeys
+from mirror.store.objects.copied_files import CopiedFiles
 from mirror.store.objects.digest_locks import DigestLocks
 from mirror.store.objects.hosted_blobs import HostedObjects
 from mirror.store.objects.local_copies import LocalCopies
@@ -67,6 +70,7 @@ class SiteMigration:
     options: MigrationOptions
     _use: BucketUse
     _note: BucketNote
+    _copies: Path
 
     def make_pass(
         self, progress: MigrationProgress, *, rate: float | None, dry_run: bool, overwrite: bool
@@ -92,6 +96,8 @@ class SiteMigration:
         """The target is the one that counts. Repeatable. Raises `StoreError`."""
         if self.way is MigrationWay.TO_DISK:
             self._note.drop()
+            # without a bucket, nothing evicts them
+            shutil.rmtree(self._copies, ignore_errors=True)
             return
         self._note.write(self._use.owner.id)
         self._use.owner.set_migrating(False)
@@ -128,7 +134,7 @@ def open_migration(config: Config, way: MigrationWay, *, final: bool, dry_run: b
             [entry.name for entry in config.upstream],
             sorted(BUCKET_KINDS),
         )
-        yield SiteMigration(way, source, target, journal, options, use, note)
+        yield SiteMigration(way, source, target, journal, options, use, note, CopiesLayout(layout.root).blobs)
 
 
 @contextmanager
@@ -202,7 +208,7 @@ def _bucket_side(layout: Layout, store: LocalStore, use: BucketUse, address: str
     objects = HostedObjects(
         use.bucket,
         states,
-        LocalCopies(store),
+        LocalCopies(CopiedFiles(store)),
         DigestLocks(layout, "push"),
         CollectedKeys(use.bucket),
     )

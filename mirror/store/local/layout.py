@@ -4,6 +4,7 @@
     ├── store.json                       {"layout": 1, "id": "…"}: the id of this tree; an unknown layout is refused
     ├── blobs/
     │   └── <algorithm>/<ab>/<hex>       committed, read-only, named by digest; <ab> is the first two digits
+    ├── copies/<algorithm>/<ab>/<hex>    with a bucket: copies of hosted blobs (see `objects/copied_files.py`)
     ├── ingest/
     │   ├── <registry>-<algorithm>-<hex>        growing, or a partial that waits to be resumed; its filler holds its
     │   │                                       flock; <registry> is a hash of the name of the sending registry
@@ -52,8 +53,8 @@
 A repository name has several parts and may contain the words `tags` and `manifests`, but no part begins with an
 underscore (distribution-spec, "Pulling manifests"), so these folders cannot be confused with a part of a name.
 
-`blobs`, `ingest`, `hosted`, `hosted-damaged`, `quarantine` and `uploads` must be on one filesystem, because blobs get
-their names by renames and hard links.
+`blobs`, `copies`, `ingest`, `hosted`, `hosted-damaged`, `quarantine` and `uploads` must be on one filesystem, because
+blobs get their names by renames and hard links.
 """
 
 from __future__ import annotations
@@ -230,6 +231,23 @@ class Layout:
 
     def changes(self, repo: Repo) -> str:
         return f"{self.repository(repo)}/_changes"
+
+
+class CopiesLayout(Layout):
+    """The same root, whose blobs are the copies of hosted blobs. Growing copies share no file with growing blobs of the
+    cache.
+    """
+
+    @cached_property
+    def blobs(self) -> Path:
+        return self.root / "copies"
+
+    def blob(self, digest: Digest) -> str:
+        return f"{self._root}/copies/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
+    def ingest(self, digest: Digest, registry: str) -> Path:
+        # no registry has a name with a slash
+        return super().ingest(digest, f"copies/{registry}")
 
 
 def state_of(ingest: Path) -> Path:
