@@ -21,11 +21,13 @@ import string
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
+from mirror.aio.bounded_threads import in_thread
 from mirror.aio.caches import LruCache, TtlCache
 from mirror.errors import AccessUnavailable, MirrorError, RecordChanged, StoreError
 from mirror.oci.authorization import CallerCredentials
@@ -209,10 +211,18 @@ def _known(robot: Robot | None) -> _Known | None:
 
 class Robots:
     """Authenticates robots, and says which are still valid; see `mirror.ports.Authenticator` and `Membership`. `now` is
-    in epoch seconds.
+    in epoch seconds. Records are read in `threads` (None: in those of the event loop).
     """
 
-    def __init__(self, records: RobotRecords, uses: Records, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        records: RobotRecords,
+        uses: Records,
+        *,
+        now: Callable[[], float] = time.time,
+        threads: Executor | None = None,
+    ) -> None:
+        self._threads = threads
         self._records = records
         self._uses = uses
         self._now = now
@@ -269,7 +279,7 @@ class Robots:
         if stamp is not None and known is not None and known[0] == stamp:
             return known[1]
         try:
-            record: dict[str, Any] | None = await asyncio.to_thread(self._records.get, identifier)
+            record: dict[str, Any] | None = await in_thread(self._threads, self._records.get, identifier)
         except StoreError as error:
             raise AccessUnavailable("the record of the robot cannot be read") from error
         found = None if record is None else _known(_ROBOT.from_json(record, id=identifier))

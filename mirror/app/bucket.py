@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from mirror import telemetry
+from mirror.aio.bounded_threads import BoundedThreads
 from mirror.app.object_storage.cloud_options import (
     client_options,
     cloud_of,
@@ -27,6 +28,37 @@ if TYPE_CHECKING:
 
 #: Calls of the bucket that wait at the same time in one process; each takes a thread.
 _AT_ONCE: Final = 32
+#: Requests that wait for such a thread; they wait as long as the bucket takes for a few answers.
+_WAITING: Final = 128
+#: Threads in which the records of operators are read, and pushes are worked on.
+_OPERATORS: Final = 16
+_PUSHES: Final = 128
+
+
+class BucketThreads:
+    """The threads of one process in which requests wait for the bucket. Everything else has other threads, and does not
+    notice how slow the bucket is.
+    """
+
+    def __init__(self) -> None:
+        #: For pulls of hosted content, and what else clients ask of the bucket.
+        self.requests: Final = BoundedThreads("bucket", _AT_ONCE, _WAITING, _busy)
+        #: For what decides about pulls of all content: robots and freezes.
+        self.operators: Final = BoundedThreads("operators", _OPERATORS, _WAITING, _busy)
+        #: For pushes.
+        self.pushes: Final = BoundedThreads("push", _PUSHES, _WAITING, _busy)
+
+    def __repr__(self) -> str:
+        return f"<BucketThreads {self.requests!r} {self.operators!r} {self.pushes!r}>"
+
+    def close(self) -> None:
+        """Take no more work. Repeatable."""
+        for each in (self.requests, self.operators, self.pushes):
+            each.shutdown(wait=False, cancel_futures=True)
+
+
+def _busy() -> BucketUnavailable:
+    return BucketUnavailable("the bucket is slow: too many requests wait for it already", retry_after=1.0)
 
 
 def open_bucket(config: Config, *, probe: bool = False) -> ProbedBucket | None:

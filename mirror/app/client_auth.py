@@ -49,7 +49,8 @@ async def open_gate(
     key_file = access.token_key_file or storage.layout.root / "token.key"
     keys = await asyncio.to_thread(read_keys, key_file, create=access.token_key_file is None)
     issued = IssuedTokens(keys, lifetime=access.token_lifetime)
-    robots = Robots(storage.stored.json(ROBOTS, Reads.LENIENT), storage.records(USES), now=now)
+    threads = None if storage.bucket is None else storage.bucket.threads.operators
+    robots = Robots(storage.stored.json(ROBOTS, Reads.LENIENT), storage.records(USES), now=now, threads=threads)
     stack.push_async_callback(robots.aclose)
     tokens = StaticTokens(
         StaticToken(entry.name, entry.token.get_secret_value(), frozenset(entry.groups))

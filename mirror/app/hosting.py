@@ -58,7 +58,7 @@ class Hosting:
             self.memory,
             self.shared.caches,
             self.integrity,
-            self.verbs.executor,
+            self.shared.executor,
             self.copied,
         )
         return HostedRepository(content, self.rules[repo.registry], self.verbs)
@@ -75,7 +75,8 @@ def open_hosting(
     parts = disk_parts(config, storage)
     views = storage.hosted.pulled
     histories = TagHistories(views.catalog, views.freezes, parts.histories.clocks)
-    pulled = PulledParts(storage.contents, views.catalog, views.repositories, histories)
+    pulled = PulledParts(storage.contents, views.catalog, views.repositories, histories, parts.threads)
+    pushing_threads = shared.executor if storage.bucket is None else storage.bucket.threads.pushes
     if storage.blobs is None:
         integrity, copied = Integrity(storage.contents, shared.caches.once, shared.background), None
     else:
@@ -105,11 +106,11 @@ def open_hosting(
         Sessions(storage.hosted.uploads, most=settings.max_uploads, most_per_caller=settings.max_uploads_per_caller),
         sources,
         storage.eviction.space.make_room_for_push,
-        shared.executor,
+        pushing_threads,
         UploadTurns() if storage.blobs is not None else None,
     )
     rules = _rules(config)
-    copying = Copying(parts, Links(parts), placing, pushing, sources, rules, shared.executor)
+    copying = Copying(parts, Links(parts), placing, pushing, sources, rules, pushing_threads)
     return Hosting(verbs, pulled, HostedMemory(pulled, shared.caches), integrity, shared, rules, copying, copied)
 
 
@@ -153,6 +154,7 @@ def disk_parts(config: Config, storage: Storage) -> HostedParts:
         config.hosting.grace,
         open_announcer(config, storage),
         one_by_one if storage.bucket is None else storage.bucket.at_once,
+        None if storage.bucket is None else storage.bucket.threads.requests,
     )
 
 

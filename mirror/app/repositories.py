@@ -95,7 +95,9 @@ def _open_shared(
     caches = Caches(store, catalog, TagWindows(lists), now)
     integrity = Integrity(store, caches.once, background)
     grants = Grants(storage.index, catalog, store)
-    histories = TagHistories(catalog, storage.freezes)
+    histories = TagHistories(
+        catalog, storage.freezes, threads=None if storage.bucket is None else storage.bucket.threads.operators
+    )
     intake = Intake(
         store,
         catalog,
@@ -124,7 +126,9 @@ def _open_shared(
     )
     flights = Flights(filler)
     storage.eviction.protection.add(flights.digests)
-    reads = BucketReads(storage.bucket.bucket, executor) if storage.bucket is not None else None
+    reads = None
+    if storage.bucket is not None:
+        reads = BucketReads(storage.bucket.bucket, executor, opening=storage.bucket.threads.requests)
     cached = _cached_blobs(storage, reads, intake, flights, integrity)
     shared = Shared(
         store=store,

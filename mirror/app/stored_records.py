@@ -4,7 +4,6 @@ bucket.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from mirror.access.robots import ROBOTS, USES
-from mirror.app.bucket import open_bucket
+from mirror.aio.bounded_threads import in_thread
+from mirror.app.bucket import BucketThreads, open_bucket
 from mirror.config import Config, routing_table
 from mirror.errors import BucketUnavailable, StoreError
 from mirror.index.record_memory import SqliteRecordMemory
@@ -73,6 +73,7 @@ class BucketUse:
     run: RunLock | None
     #: For calls that are made at the same time for one request.
     pool: Executor
+    threads: BucketThreads
 
     def at_once(self, work: Callable[[T], R], things: Iterable[T]) -> Iterable[R]:
         """See `AtOnce`."""
@@ -81,6 +82,7 @@ class BucketUse:
     def close(self) -> None:
         """Close everything. Repeatable."""
         self.pool.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
         self.bucket.close()
         self.memory.close()
         if self.run is not None:
@@ -117,7 +119,7 @@ class StoredRecords:
         """Ask the bucket about names of which the memory does not know whether they are taken. Raises `StoreError`."""
         use = self.use
         if use is not None and (unknown := [repo for repo in repos if use.tree.name_taken(repo) is None]):
-            await asyncio.to_thread(lambda: [*map(use.tree.learn_name, unknown)])
+            await in_thread(use.threads.requests, lambda: [*map(use.tree.learn_name, unknown)])
 
     def json(self, kind: str, reads: Reads = Reads.STRICT) -> CheckedRecords:
         """The JSON records of one kind, such as `jobs`."""
@@ -190,7 +192,7 @@ def open_use(
             pass
 
     tree = BucketTree(owned, memory, is_confirmed=lambda: owner.is_confirmed, complete=complete, see=owner.seen_again)
-    return BucketUse(owned, owner, memory, tree, run, ThreadPoolExecutor(_AT_ONCE, "records"))
+    return BucketUse(owned, owner, memory, tree, run, ThreadPoolExecutor(_AT_ONCE, "records"), BucketThreads())
 
 
 def _refuse_left_behind(config: Config, layout: Layout) -> None:

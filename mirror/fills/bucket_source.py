@@ -52,15 +52,18 @@ class BucketReads:
         bucket: ObjectReader,
         executor: Executor,
         *,
+        opening: Executor | None = None,
         patience: float = _PATIENCE,
         window: float = _WINDOW,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`executor` runs the threads that open objects. A cached blob is taken from upstream if the bucket has not
-        answered within `patience` seconds, or is too slow for `window` seconds.
+        """`executor` runs the threads that read objects, `opening` those that open them (None: the same). A cached blob
+        is taken from upstream if the bucket has not answered within `patience` seconds, or is too slow for `window`
+        seconds.
         """
         self.bucket: Final = bucket
         self.executor: Final = executor
+        self.opening: Final = opening or executor
         self.patience: Final = patience
         self.window: Final = window
         self.breaker: Final = Breaker(clock)
@@ -141,7 +144,10 @@ class BucketSource:
     async def _open(self, start: int, patience: float | None = None) -> tuple[BlobObject, Body] | None:
         """Opens the blob's object in a thread. None if there is none. Raises `UpstreamError`."""
         loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(self._reads.executor, self._open_now, start)
+        try:
+            opening = loop.run_in_executor(self._reads.opening, self._open_now, start)
+        except StoreError as error:
+            raise UpstreamUnavailable(str(error), upstream=BUCKET) from error
         ended = False
         try:
             ended = bool((await asyncio.wait({opening}, timeout=patience))[0])

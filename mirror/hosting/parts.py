@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -59,6 +60,8 @@ class PulledParts:
     catalog: Catalog
     records: HostedRecords
     histories: TagHistories
+    #: Where requests read them, if that may mean to wait for a bucket; None: in the threads of the event loop.
+    threads: Executor | None = None
 
     def now(self) -> float:
         """Returns the time to record, in epoch seconds."""
@@ -82,6 +85,8 @@ class HostedParts:
     events: Announcer = SILENCE
     #: How what concerns many blobs or manifests is looked up.
     at_once: AtOnce = one_by_one
+    #: See `PulledParts`.
+    threads: Executor | None = None
 
     def now(self) -> float:
         """Returns the time to record, in epoch seconds."""
@@ -89,7 +94,7 @@ class HostedParts:
 
     def pulled(self) -> PulledParts:
         """The same, for pulls."""
-        return PulledParts(self.contents, self.catalog, self.records, self.histories)
+        return PulledParts(self.contents, self.catalog, self.records, self.histories, self.threads)
 
     def settle(self, repo: Repo) -> None:
         """Blocking: makes all that this process has written durable, and lets every process see that the repository has

@@ -7,11 +7,12 @@ remembered is also forgotten after some seconds: a process may die between a cha
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Hashable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from mirror.aio.bounded_threads import in_thread
 from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.oci.reference import Repo
@@ -44,10 +45,12 @@ class Remembered(Generic[K, T]):
         *,
         most: int,
         weight: Callable[[T], int] | None = None,
+        threads: Executor | None = None,
     ) -> None:
         """`changes` gives the count of a repository, -1 if it cannot be read. `most` is in units of `weight` (None: in
-        records).
+        records). Records are read in `threads` (None: in those of the event loop).
         """
+        self._threads = threads
         self._kind = kind
         self._changes = changes
         self._once = once
@@ -68,8 +71,8 @@ class Remembered(Generic[K, T]):
         if seen is not None and seen.changes == changes and 0 <= now - seen.at < _BELIEVED:
             return seen.record
         if changes < 0:
-            return await asyncio.to_thread(read)
+            return await in_thread(self._threads, read)
         # the key has the count: a read that began before a change must not answer those who ask after it
-        record: T = await self._once.run((self._kind, repo, key, changes), lambda: asyncio.to_thread(read))
+        record: T = await self._once.run((self._kind, repo, key, changes), lambda: in_thread(self._threads, read))
         self._read[repo, key] = _Read(record, changes, now)
         return record

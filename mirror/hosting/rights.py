@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Final
 
 from mirror.aio.batches import batches
+from mirror.aio.bounded_threads import in_thread
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
@@ -121,7 +122,7 @@ class Sources:
     async def size(self, repo: Repo, digest: Digest) -> int | None:
         """Returns the size of a blob that this repository has, in bytes; None if it has not. Raises `StoreError`."""
         if self.hosts(repo):
-            return await asyncio.to_thread(self.size_now, repo, digest)
+            return await in_thread(self._parts.threads, self.size_now, repo, digest)
         granted = await self._grants.size(repo, digest)
         if granted is None:
             return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -69,6 +70,8 @@ class TagHistories:
     catalog: Catalog
     freezes: Freezes
     clocks: TamperProofClock = field(default_factory=lambda: TamperProofClock(time.time))
+    #: Where requests read freezes, if that may mean to wait for a bucket; None: in the threads of the event loop.
+    threads: Executor | None = None
 
     def frozen(self, repo: Repo, tag: str) -> Freeze | None:
         """Returns the freeze of the tag; None if it is not frozen. Raises `StoreError` if that is not certain."""

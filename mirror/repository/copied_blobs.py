@@ -9,11 +9,11 @@ Who asks has the right already: a link of the repository. HEAD downloads nothing
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from mirror.aio.bounded_threads import in_thread
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
@@ -80,6 +80,8 @@ class CopiedBlobs:
         self.named: Final = named
         self._failed = failed
         self._certain = certain
+        #: Where the bucket is asked.
+        self.threads: Final = reads.opening
 
     def __repr__(self) -> str:
         return f"<CopiedBlobs {self._store!r}>"
@@ -105,7 +107,7 @@ class CopiedBlobs:
             if self._store.stat(link.digest).size == link.size:
                 self.touch(link.digest)
                 return BlobStat(link.size, Outcome.HIT, repo.registry)
-        if await asyncio.to_thread(self._objects.source, link.digest) is None:
+        if await in_thread(self._reads.opening, self._objects.source, link.digest) is None:
             raise _lost(repo, link.digest)
         return BlobStat(link.size, Outcome.DESCRIBED, repo.registry)
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from mirror.aio.bounded_threads import in_thread
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import BlobUnknown, QuotaExceeded, UploadBusy, UpstreamError
 from mirror.hosting.deleting import Deleting
@@ -131,7 +132,7 @@ class HostedRepository:
         """Returns the size of a blob that the caller may pull elsewhere here, unless a client has deleted it in this
         repository; None if there is none.
         """
-        if await asyncio.to_thread(self._verbs.links.is_removed, self.repo, digest):
+        if await in_thread(self._verbs.parts.threads, self._verbs.links.is_removed, self.repo, digest):
             return None
         return await self._verbs.sources.find(digest, lambda repo: pusher.may(Action.PULL, repo))
 

@@ -11,11 +11,11 @@ record of a manifest gives the right all the same: its name is the manifest's di
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import Final
 
+from mirror.aio.bounded_threads import in_thread
 from mirror.errors import (
     BlobDamaged,
     BlobUnknown,
@@ -54,19 +54,33 @@ class HostedMemory:
     """What this process remembers of all hosted repositories."""
 
     def __init__(self, parts: PulledParts, caches: Caches) -> None:
-        changes, once, now = parts.records.changes, caches.once, caches.now
+        changes, once, now, threads = parts.records.changes, caches.once, caches.now, parts.threads
         self.links: Remembered[Digest, BlobLink | None] = Remembered(
-            "hosted links", changes, once, now, most=_MOST_RECORDS
+            "hosted links", changes, once, now, most=_MOST_RECORDS, threads=threads
         )
         self.manifests: Remembered[Digest, ManifestRecord | None] = Remembered(
-            "hosted manifests", changes, once, now, most=_MOST_RECORDS
+            "hosted manifests", changes, once, now, most=_MOST_RECORDS, threads=threads
         )
-        self.tags: Remembered[str, CachedTag | None] = Remembered("hosted tags", changes, once, now, most=_MOST_RECORDS)
+        self.tags: Remembered[str, CachedTag | None] = Remembered(
+            "hosted tags", changes, once, now, most=_MOST_RECORDS, threads=threads
+        )
         self.tag_lists: Remembered[str, tuple[str, ...] | None] = Remembered(
-            "hosted tag lists", changes, once, now, most=_MOST_LISTED, weight=lambda tags: 512 + 128 * len(tags or ())
+            "hosted tag lists",
+            changes,
+            once,
+            now,
+            most=_MOST_LISTED,
+            threads=threads,
+            weight=lambda tags: 512 + 128 * len(tags or ()),
         )
         self.referrers: Remembered[Digest, tuple[Descriptor, ...]] = Remembered(
-            "hosted referrers", changes, once, now, most=_MOST_LISTED, weight=lambda found: 512 + 2048 * len(found)
+            "hosted referrers",
+            changes,
+            once,
+            now,
+            most=_MOST_LISTED,
+            threads=threads,
+            weight=lambda found: 512 + 2048 * len(found),
         )
 
     def __repr__(self) -> str:
@@ -148,7 +162,9 @@ class HostedContent:
         manifest = self._caches.manifests.get((self.repo, digest))
         if manifest is None:
             key = "hosted manifest", self.repo, digest
-            manifest = await self._caches.once.run(key, lambda: asyncio.to_thread(self._read_manifest, digest))
+            manifest = await self._caches.once.run(
+                key, lambda: in_thread(self._parts.threads, self._read_manifest, digest)
+            )
             if manifest is not None:
                 self._caches.manifests[self.repo, digest] = manifest
                 if self._copied is not None:
@@ -168,7 +184,7 @@ class HostedContent:
     async def indexes_naming(self, digest: Digest) -> list[Digest]:
         """Returns the indexes of this repository that name this manifest. Raises `StoreError`."""
         parts = self._parts
-        return await asyncio.to_thread(indexes_naming, parts.contents, parts.catalog, self.repo, digest)
+        return await in_thread(parts.threads, indexes_naming, parts.contents, parts.catalog, self.repo, digest)
 
     # --------------------------------------------------------------------------------------------------------- blobs
 
@@ -219,7 +235,9 @@ class HostedContent:
 
     async def blob_object(self, digest: Digest) -> BlobObject | None:
         """See `InBucket`."""
-        return None if self._copied is None else await asyncio.to_thread(self._object, digest, self._copied)
+        return (
+            None if self._copied is None else await in_thread(self._parts.threads, self._object, digest, self._copied)
+        )
 
     def _object(self, digest: Digest, copied: CopiedBlobs) -> BlobObject | None:
         """Blocking. The link is read now: what is remembered of it could outlive a deletion by the life of a URL."""
@@ -238,7 +256,7 @@ class HostedContent:
     async def read(self, digest: Digest, limit: int) -> bytes:
         """Returns the whole content of a small blob. Raises like `blob`, and `BlobDamaged` above `limit` bytes."""
         await self.stat_blob(digest)
-        return await asyncio.to_thread(self._parts.contents.read, digest, limit)
+        return await in_thread(self._parts.threads, self._parts.contents.read, digest, limit)
 
     def has(self, digest: Digest) -> bool:
         """True if the disk has the content, from any repository. Fast enough for the event loop."""

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.aio.bounded_threads import in_thread
 from mirror.aio.memo import MISSING
 from mirror.caller import caller_mark
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, StoreFull, UpstreamNotFound
@@ -52,7 +53,8 @@ class Transfers:
 
     `executor` runs the threads that receive a stream; `received` counts the bytes that upstream has sent in streams.
     `nearer` makes the source of a blob that is asked before its upstream; None if there is none.
-    `objects` says which objects of the bucket have blobs, for clients that are sent there; None if no client is.
+    `objects` says which objects of the bucket have blobs, for clients that are sent there; None if no client is. They
+    are asked in `threads` (None: in those of the event loop).
     """
 
     flights: Flights
@@ -60,6 +62,7 @@ class Transfers:
     received: Callable[[int], None]
     nearer: Callable[[Digest], BlobSource] | None = None
     objects: BlobObjects | None = None
+    threads: Executor | None = None
 
     def sources(self, digest: Digest, pull: Pull, granted: int) -> BlobSources:
         """Returns where a blob comes from: `pull` asks its upstream. A nearer source is asked only if a manifest of the
@@ -149,7 +152,7 @@ class ProxiedBlobs:
         granted = None if objects is None else await self._granted(digest)
         if objects is None or granted is None or granted < 0:
             return None
-        found = await asyncio.to_thread(objects.source, digest)
+        found = await in_thread(self._transfers.threads, objects.source, digest)
         return found if found is not None and found.size in (-1, granted) else None
 
     async def _is_sound(self, info: BlobInfo) -> bool:

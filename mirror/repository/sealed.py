@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mirror import telemetry
+from mirror.aio.bounded_threads import in_thread
 from mirror.errors import BlobDamaged, BlobUnknown, ManifestUnknown, NameUnknown, StoreError
 from mirror.graph.tiered_contents import TieredContents
 from mirror.intake.grants import Grants
@@ -115,9 +116,9 @@ class SealedRepository:
         return fresh
 
     async def _find_tag(self, tag: str) -> CachedTag | None:
-        found = await asyncio.to_thread(self._read_tag, tag)
+        found = await in_thread(self._histories.threads, self._read_tag, tag)
         if found is None and await self._stored.restore_tag(tag):
-            found = await asyncio.to_thread(self._read_tag, tag)
+            found = await in_thread(self._histories.threads, self._read_tag, tag)
         return found
 
     def _read_tag(self, tag: str) -> CachedTag | None:
@@ -171,7 +172,7 @@ class SealedRepository:
         await self.stat_blob(digest)
         if self._kept is None or self.has(digest):
             return await self._stored.read(digest, limit)
-        return await asyncio.to_thread(self._kept.contents.read, digest, limit)
+        return await in_thread(self._kept.pulled.threads, self._kept.contents.read, digest, limit)
 
     async def _granted(self, digest: Digest) -> int:
         """Returns the size with which this repository may serve the blob (-1: unknown). Raises `BlobUnknown`."""

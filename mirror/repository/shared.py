@@ -98,6 +98,7 @@ class Shared:
                 telemetry.UPSTREAM_BYTES.labels(label).inc,
                 self.nearer(repo),
                 self.objects(repo),
+                self.bucket_reads.opening if self.bucket_reads else None,
             ),
             *asking,
             self.integrity,

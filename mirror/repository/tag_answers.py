@@ -23,6 +23,7 @@ from itertools import islice
 from typing import Final
 
 from mirror import telemetry
+from mirror.aio.bounded_threads import in_thread
 from mirror.caller import caller_mark
 from mirror.errors import (
     CredentialsRefused,
@@ -188,7 +189,7 @@ class TagAnswers:
 
     async def _decide(self, tag: str, ask: Callable[[str], Awaitable[CachedTag]]) -> CachedTag:
         """Returns the tag's answer: that of the freeze if there is one, otherwise `ask`'s after the minimum age."""
-        freeze = await asyncio.to_thread(self._histories.frozen, self._repo, tag)
+        freeze = await in_thread(self._histories.threads, self._histories.frozen, self._repo, tag)
         if freeze:
             return CachedTag.frozen(freeze, self._caches.now())
         return await self._aged(tag, await ask(tag))

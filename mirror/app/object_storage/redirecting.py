@@ -24,7 +24,9 @@ def open_redirects(
         return None
     bucket = storage.bucket.bucket
     rule = RedirectRule(Networks(settings.redirect_to), parse_size(settings.redirect_from), settings.redirect_for)
-    return Redirects(rule, addresses, bucket, _by_other_name(config, stack) or bucket)
+    return Redirects(
+        rule, addresses, bucket, _by_other_name(config, stack) or bucket, threads=storage.bucket.threads.requests
+    )
 
 
 def _by_other_name(config: Config, stack: AsyncExitStack) -> ObjectSigner | None:

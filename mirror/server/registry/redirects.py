@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Final
 
 from aiohttp import web
 
 from mirror import telemetry
+from mirror.aio.bounded_threads import in_thread
 from mirror.aio.breaker import Breaker
 from mirror.aio.caches import TtlCache
 from mirror.errors import MirrorError, StoreError
@@ -47,8 +49,12 @@ class Redirects:
         *,
         patience: float = _PATIENCE,
         clock: Callable[[], float] = time.monotonic,
+        threads: Executor | None = None,
     ) -> None:
-        """`bucket` says whether an object is there; `signer` makes the URL by which clients reach the bucket."""
+        """`bucket` says whether an object is there, asked in `threads` (None: in those of the event loop); `signer`
+        makes the URL by which clients reach the bucket.
+        """
+        self._threads = threads
         self._rule = rule
         self._addresses = addresses
         self._bucket = bucket
@@ -107,7 +113,7 @@ class Redirects:
         found = await blobs.blob_object(digest)
         if found is None or (found.size >= 0 and self._rule.of_blob(found.size) is not None):
             return None
-        return await asyncio.to_thread(self._sign, found)
+        return await in_thread(self._threads, self._sign, found)
 
     def _sign(self, found: BlobObject) -> tuple[str, int] | None:
         """Blocking."""
