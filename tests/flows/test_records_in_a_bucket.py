@@ -281,3 +281,30 @@ async def test_a_bucket_that_was_made_again(tmp_path: Path, bucket: MemoryBucket
             assert (await client.put(manifest, "v2")).status == 503
             assert registry.count("manifests") == 0
             assert mirror.events("bucket is another one")
+
+
+async def test_a_freeze_that_cannot_be_read_stops_tags(tmp_path: Path, bucket: MemoryBucket) -> None:
+    """Of upstreams, on a disk that has never seen the bucket. One that has remembers freezes, and serves tags while the
+    bucket is down.
+    """
+    hub, tag = Repo("docker.io", "library/app"), "/v2/library/app/manifests/v1?ns=docker.io"
+    with FakeRegistry() as registry:
+        upstreams = {"docker.io": registry.url}
+        trusted = registry.add_image(hub.name, "v1", [b"trusted"])
+        content = registry.manifest(hub.name, trusted)
+        async with bucket_mirror(tmp_path, bucket, upstreams=upstreams) as mirror:
+            frozen = Freeze(hub, "v1", trusted, OCI_MANIFEST, len(content), "taken over", 1000.0)
+            await asyncio.to_thread(mirror.app.storage.freezes.put, frozen)
+        registry.add_image(hub.name, "v1", [b"a stranger's"])
+        registry.add_image(hub.name, "v2", [b"second"])
+        bucket.down = True
+        async with bucket_mirror(tmp_path, bucket, upstreams=upstreams) as mirror:
+            assert (await mirror.ask(tag)).body == content
+            assert (await mirror.ask(tag.replace("v1", "v2"))).status == 200
+        wipe(tmp_path)
+        async with bucket_mirror(tmp_path, bucket, upstreams=upstreams) as mirror:
+            refused = await mirror.ask(tag)
+            assert (refused.status, "Retry-After" in refused.headers) == (503, True)
+            assert (await mirror.ask(tag.replace("v1", str(trusted)))).body == content
+            bucket.down = False
+            assert (await mirror.ask(tag)).body == content
