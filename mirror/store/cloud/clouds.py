@@ -35,6 +35,8 @@ PARTS: Final = 4
 _PART_TIMEOUT: Final = 120.0
 #: Time that a body may take in all; `read_timeout` ends those that stall.
 _LONGEST_BODY: Final = timedelta(days=7)
+#: Time that a page of a listing, or the deletion of many objects, may take in all, in seconds, if a call may take less.
+_LONGEST_PAGE: Final = 60.0
 #: Repetitions of a part of an upload, which obstore makes by itself, begin within this time: after one stall, not two.
 _PART_RETRIES: Final = timedelta(seconds=90)
 #: A part that is not taken within this time has stalled, in seconds: four of them, at the same time, are 32 MiB.
@@ -139,7 +141,7 @@ class TimeLimits:
 
 @dataclass(slots=True)
 class CloudStores:
-    """The stores of one bucket: for small requests, for bodies and listings, and for uploads.
+    """The stores of one bucket: for small requests, for bodies, for listings, and for uploads.
 
     Only uploads are repeated by obstore itself, part by part: every other repetition is decided where it is known what
     a request did.
@@ -167,8 +169,13 @@ class CloudStores:
 
     @property
     def long(self) -> CloudStore:
-        """For bodies, listings and deletions of many objects."""
+        """For bodies."""
         return self._store("long", _LONGEST_BODY, self.times.read, 0)
+
+    @property
+    def pages(self) -> CloudStore:
+        """For pages of listings, and deletions of many objects: their answers are limited in all."""
+        return self._store("pages", timedelta(seconds=max(self.times.call, _LONGEST_PAGE)), self.times.read, 0)
 
     @property
     def upload(self) -> CloudStore:

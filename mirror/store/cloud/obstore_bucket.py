@@ -364,7 +364,7 @@ class ObstoreBucket:
 
         paths = [self._traits.path(key) for key in keys]
         cost = len(keys) if self._traits.deletes_singly else 1
-        self._sender.send("delete", lambda: self._stores.long.delete(paths), settle, cost=cost)
+        self._sender.send("delete", lambda: self._stores.pages.delete(paths), settle, cost=cost)
         if absent and len(keys) > 1:
             # one of them is absent, which this store counts as an error: nobody knows what became of the others
             for key in keys:
@@ -397,7 +397,7 @@ class ObstoreBucket:
                     begin = position
                     offset = begin if begin and self._traits.lists_after else None
                     pages = iter(
-                        self._stores.long.list(self._traits.path(prefix) or None, offset=offset, chunk_size=_PAGE)
+                        self._stores.pages.list(self._traits.path(prefix) or None, offset=offset, chunk_size=_PAGE)
                     )
                 return next(pages, None)
             except BaseException:

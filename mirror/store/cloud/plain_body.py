@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import struct
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,9 +49,10 @@ class PlainAnswer:
 class PlainReader:
     """Asks for objects of one bucket over plain HTTP. May be used from any thread."""
 
-    def __init__(self, raw: RawS3, times: TimeLimits) -> None:
+    def __init__(self, raw: RawS3, times: TimeLimits, *, now: Callable[[], float] = time.monotonic) -> None:
         self._raw = raw
         self._times = times
+        self._now = now
 
     def __repr__(self) -> str:
         return f"<PlainReader {self._raw!r}>"
@@ -74,10 +76,16 @@ class PlainReader:
         return answer
 
     def _exchange(self, connection: socket.socket, request: bytes, start: int) -> PlainAnswer | None:
+        # a head that comes byte by byte must not occupy a thread for long
+        deadline = self._now() + self._times.request
         connection.settimeout(self._times.read)
         connection.sendall(request)
         received = b""
         while (end := received.find(b"\r\n\r\n")) < 0:
+            left = deadline - self._now()
+            if left <= 0:
+                return None
+            connection.settimeout(min(left, self._times.read))
             piece = connection.recv(_LONGEST_HEAD)
             if not piece or len(received) > _LONGEST_HEAD:
                 return None
