@@ -23,8 +23,8 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, TypeAlias
@@ -95,6 +95,8 @@ class CachedUploads:
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._is_full = False
+        #: Keys of writes that failed, and may arrive late all the same. They wait to be written again.
+        self._unsure: set[str] = set()
         #: Why the bucket took nothing at the last attempt; None if it did.
         self.trouble: str | None = None
         #: Since when that is so, by the monotonic clock.
@@ -232,11 +234,14 @@ class CachedUploads:
     def _write_blob(self, digest: Digest) -> None:
         if self._booked(digest):
             return
+        key = blob_key(digest)
         try:
             info, reader = self._store.open(digest)
         except BlobUnknown:
+            if key in self._unsure:
+                self.delete([key], blobs=[digest])
+                self._unsure.discard(key)
             return
-        key = blob_key(digest)
         with closing(reader):
             if self._largest is not None and info.size > self._largest:
                 return
@@ -245,7 +250,8 @@ class CachedUploads:
                 if not isinstance(reader, SupportsFileno):
                     raise StoreError("the store has no files")
                 # the kernel's name for the open file: its own name may be evicted meanwhile
-                self._bucket.upload(key, Path(f"/proc/self/fd/{reader.fileno()}"), info.size)
+                with self._doubted(key):
+                    self._bucket.upload(key, Path(f"/proc/self/fd/{reader.fileno()}"), info.size)
                 telemetry.BUCKET_CACHE_WRITTEN.inc()
                 telemetry.BUCKET_CACHE_WRITTEN_BYTES.inc(info.size)
         with suppress(IndexUnavailable):
@@ -262,18 +268,29 @@ class CachedUploads:
             booked = self._book.record(key)
         if content is None:
             # a history is never dropped: there is none yet
-            if record.kind is not RecordKind.HISTORY and (booked is not None or not self._is_complete()):
+            if record.kind is not RecordKind.HISTORY and (
+                booked is not None or key in self._unsure or not self._is_complete()
+            ):
                 self.delete([key])
+                self._unsure.discard(key)
             return
         mark, now = mark_of(record, content), self._now()
         is_recent = booked is not None and 0 <= now - booked.written_at < _AGAIN
         if booked and booked.mark == mark and (is_recent or record.kind is not RecordKind.TAG):
             return
-        self._bucket.write(key, content)
+        with self._doubted(key):
+            self._bucket.write(key, content)
         with suppress(IndexUnavailable):
             self._book.put_record(key, BookedRecord(mark, now))
         if self._records.content(record) is None:
             self.delete([key])
+
+    @contextmanager
+    def _doubted(self, key: str) -> Iterator[None]:
+        """A write of this key: if it fails, what is purged before the next attempt must be deleted then."""
+        self._unsure.add(key)
+        yield
+        self._unsure.discard(key)
 
     def delete(self, keys: Sequence[str], *, blobs: Sequence[Digest] = ()) -> None:
         """Blocking: delete objects and records from the bucket, and from the book those that are `blobs`, and the

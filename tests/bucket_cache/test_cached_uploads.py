@@ -10,9 +10,12 @@ from structlog.testing import capture_logs
 
 from mirror import telemetry
 from mirror.bucket_cache.cached_keys import CachedRecord, blob_key, parse_blob_key, parse_record_key
-from mirror.errors import BucketDenied, StoreError
+from mirror.errors import BucketDenied, BucketUnavailable, StoreError
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
+from mirror.policy.records import ManifestRecord
+from mirror.ports import Expected, Version
 from tests.support.cache_world import PRIVATE, REPO, CacheWorld
 from tests.support.process import eventually
 
@@ -109,6 +112,57 @@ async def test_what_the_disk_has_lost_by_its_turn_is_not_written(world: CacheWor
     world.bucket.down = False
     world.settle()
     assert world.bucket.content() == {}
+
+
+async def test_a_write_that_arrives_after_a_purge_is_deleted_again(
+    world: CacheWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It seemed to fail, the purge found nothing in the bucket, and then it was there."""
+    digest = _offer_image(world)
+    world.settle()
+    await world.upkeep().tick()
+    other, late = _blob(world, b"secret"), list[str]()
+    record = ManifestRecord(other, OCI_MANIFEST, 6, 1.0)
+    world.here.catalog.put_manifest(REPO, record)
+    writing, uploading = world.bucket.write, world.bucket.upload
+
+    def purge_here(key: str) -> None:
+        late.append(key)
+        if key == blob_key(other):
+            world.here.store.delete(other)
+            world.purge.drop_blobs([other])
+        else:
+            world.here.catalog.drop_manifest(REPO, other)
+            world.purge.drop_records(REPO, [], [other])
+
+    def write(key: str, content: bytes, *, expect: Expected = None) -> Version:
+        if key in late:
+            return writing(key, content, expect=expect)
+        purge_here(key)
+        writing(key, content)
+        raise BucketUnavailable("no answer in time", retry_after=0.0)
+
+    def upload(key: str, file: Path, size: int) -> None:
+        if key not in late:
+            content = file.read_bytes()
+            purge_here(key)
+            writing(key, content)
+            raise BucketUnavailable("no answer in time", retry_after=0.0)
+        uploading(key, file, size)
+
+    monkeypatch.setattr(world.bucket, "write", write)
+    monkeypatch.setattr(world.bucket, "upload", upload)
+    before = world.bucket.content()
+    with pytest.raises(BucketUnavailable):
+        world.uploads.write_now(other)
+    with pytest.raises(BucketUnavailable):
+        world.uploads.write_now(CachedRecord.of_manifest(REPO, other))
+    assert len(world.bucket.content()) == len(before) + 2
+    # the next attempts
+    assert world.uploads.write_now(other)
+    assert world.uploads.write_now(CachedRecord.of_manifest(REPO, other))
+    assert world.bucket.content() == before
+    assert blob_key(digest) in before
 
 
 async def test_what_is_purged_while_it_is_written_is_deleted_again(world: CacheWorld) -> None:
