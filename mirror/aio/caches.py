@@ -1,16 +1,17 @@
 """Maps of bounded size. Clients and upstreams can invent any number of keys, so the maps that they fill need a limit.
 
 Both kinds are cachetools' and behave like a `dict`; entries may disappear at any time. They are not for several threads
-at once. Caches that have a name are shown to administrators (`shown`).
+at once; `SharedLru` is. Caches that have a name are shown to administrators (`shown`).
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar, overload
+from typing import Final, Generic, Protocol, TypeVar, overload
 from weakref import WeakValueDictionary
 
 import cachetools
@@ -114,3 +115,24 @@ class TtlCache(cachetools.TTLCache[K, V]):
 
     def stats(self) -> CacheStats:
         return CacheStats(len(self), None, int(self.maxsize))
+
+
+class SharedLru(Generic[K, V]):
+    """An `LruCache` of `most` entries for several threads."""
+
+    def __init__(self, most: int) -> None:
+        self._lock = threading.Lock()
+        self._entries: LruCache[K, V] = LruCache(most)
+
+    def __repr__(self) -> str:
+        return f"<SharedLru {len(self._entries)}>"
+
+    def get(self, key: K) -> V | None:
+        """The entry; None if there is none."""
+        with self._lock:
+            return self._entries.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Add or replace an entry."""
+        with self._lock:
+            self._entries[key] = value

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +24,7 @@ from mirror.policy.hosted_records import QueuedBlob
 from mirror.ports import ABSENT, BlobInfo, BlobObject, ObjectInfo, Version
 from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
+from mirror.store.objects.collected_keys import CollectedKeys
 from mirror.store.objects.digest_locks import DigestLocks
 from mirror.store.objects.hosted_blobs import HostedObjects, PulledObjects
 from mirror.store.objects.object_keys import state_key
@@ -573,3 +575,16 @@ def test_deletions_are_sent_together(tmp_path: Path) -> None:
     assert not site.keys("hosted/")
     site.hosted.free_collected()
     assert site.bucket.calls["delete"] == 3
+
+
+def test_an_attempt_grows_old_while_the_machine_sleeps(tmp_path: Path) -> None:
+    site = ObjectSite(tmp_path)
+    locks = DigestLocks(site.layout, "push")
+    hosted = HostedObjects(site.bucket, site.views, site.copies, locks, CollectedKeys(site.bucket, life=0.0))
+    ticks = itertools.count(0, 50_000)
+    with (
+        patch("mirror.store.objects.hosted_blobs.time.clock_gettime", side_effect=lambda clock: next(ticks)) as clock,
+        pytest.raises(BucketUnavailable, match="took too long"),
+    ):
+        hosted.put(DIGEST, CONTENT)
+    assert {call.args for call in clock.call_args_list} == {(time.CLOCK_BOOTTIME,)}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mirror.aio.caches import CacheStats, LruCache, TtlCache, shown
+import threading
+from collections.abc import Callable
+
+from mirror.aio.caches import CacheStats, LruCache, SharedLru, TtlCache, shown
 
 
 def test_the_least_recently_used_entry_goes_first() -> None:
@@ -56,3 +59,37 @@ def test_caches_with_a_name_are_shown_for_as_long_as_they_are_used() -> None:
     assert not any(stats.limit == 7 for stats in shown().values())
     bytes_of.clear()
     assert "test bytes" not in shown()
+
+
+def test_threads_take_turns_at_a_shared_cache() -> None:
+    """No thread comes between the choice of an entry to remove and its removal."""
+    cache: SharedLru[_Slow, int] = SharedLru(1)
+    others: list[bool] = []
+    first = _Slow()
+    cache.put(first, 1)
+
+    def meanwhile() -> None:
+        thread = threading.Thread(target=lambda: others.append(cache._lock.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+
+    first.hashed = meanwhile
+    cache.put(_Slow(), 2)
+    assert others
+    assert not any(others)
+    first.hashed = lambda: None
+    assert cache.get(first) is None
+
+
+class _Slow:
+    """A key whose hash may take a while."""
+
+    def __init__(self) -> None:
+        self.hashed: Callable[[], None] = lambda: None
+
+    def __hash__(self) -> int:
+        self.hashed()
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other

@@ -85,9 +85,11 @@ class HostedObjects:
         collected: CollectedKeys,
         *,
         now: Callable[[], float] = time.time,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
-        """`now` is the time that states record, in epoch seconds; `clock` cannot be set."""
+        """`now` is the time that states record, in epoch seconds; `clock` cannot be set, and goes on while the machine
+        sleeps.
+        """
         self._bucket = bucket
         self._states = states.asked
         self._remembered = states.remembered

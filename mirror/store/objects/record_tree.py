@@ -37,7 +37,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Final, Protocol, TypeAlias
 
-from mirror.aio.caches import LruCache
+from mirror.aio.caches import SharedLru
 from mirror.errors import BucketUnavailable, IndexUnavailable, RecordChanged, RequestError, StoreError
 from mirror.oci.reference import Repo, check_registry
 from mirror.ports import (
@@ -119,7 +119,7 @@ class BucketTree:
         self._see = see
         self._shared: SharedReads[_Found] = SharedReads()
         #: By name: the epoch of the memory in which the bucket had no record of it.
-        self._free: LruCache[Repo, int] = LruCache(_FREE)
+        self._free: SharedLru[Repo, int] = SharedLru(_FREE)
 
     def __repr__(self) -> str:
         return f"<BucketTree {self._reads.value}>"
@@ -486,7 +486,7 @@ class BucketTree:
         self._see()
         if found is None and epoch is not None:
             # as long as the memory has no row, no process of this machine has taken it
-            self._free[repo] = epoch
+            self._free.put(repo, epoch)
         return False
 
     def _set_name(self, repo: Repo, *, taken: bool) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final
 
-from mirror.aio.caches import LruCache
+from mirror.aio.caches import SharedLru
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, ManifestMalformed, read_descriptor
 from mirror.oci.reference import Repo
@@ -40,7 +40,7 @@ class RepositoryRecords:
         self._tree = tree
         self._counter = counter
         #: By repository, with the number of its changes.
-        self._pushed: LruCache[Repo, tuple[int, bool]] = LruCache(_MOST)
+        self._pushed: SharedLru[Repo, tuple[int, bool]] = SharedLru(_MOST)
 
     def __repr__(self) -> str:
         return f"<RepositoryRecords in {self._tree!r}>"
@@ -139,7 +139,7 @@ class RepositoryRecords:
             return remembered[1]
         links = (self.link(repo, digest) for digest in self.linked(repo))
         found = any(link is not None and link.record.state is not LinkState.RESERVED for link in links)
-        self._pushed[repo] = changes, found
+        self._pushed.put(repo, (changes, found))
         return found
 
     def taken(self, registry: str) -> Iterable[Repo]:
