@@ -75,6 +75,19 @@ def test_what_is_as_it_should_be_costs_a_listing(site: ObjectSite) -> None:
     assert site.bucket.calls == {"list": 1, "write": 1, "head": 1, "delete": 1}
 
 
+def test_an_object_that_was_collected_lately_stays(site: ObjectSite) -> None:
+    """Clients may be reading it, by a URL that they were given before. The next sweep deletes it."""
+    put(site)
+    site.bucket.time += 5 * DAY
+    site.hosted.collect(DIGEST, site.hosted.queue(QueuedBlob(DIGEST, 1.0)))
+    site.clock += 3000
+    sweep = HostedSweep(site.bucket, site.views, site.hosted.lost, now=site.now, life=3600)
+    assert [page.deleted for page in sweep.pages("")] == [0]
+    site.clock += 3000
+    assert [page.deleted for page in sweep.pages("")] == [1]
+    assert site.keys() == []
+
+
 def test_the_object_of_a_collected_blob_is_deleted(site: ObjectSite) -> None:
     """A crash has left it."""
     collected(site)

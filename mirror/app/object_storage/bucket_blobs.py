@@ -68,5 +68,5 @@ def open_bucket_blobs(use: BucketUse, store: LocalStore, *, life: float = 0.0) -
         CollectedKeys(bucket, life=life),
     )
     pulled = PulledObjects(BlobStates(tree.view(Reads.LENIENT)), hosted)
-    sweep = HostedSweep(bucket, states, hosted.lost, now=time.time)
+    sweep = HostedSweep(bucket, states, hosted.lost, now=time.time, life=life)
     return BucketBlobs(use, files, hosted, pulled, sweep, added)

@@ -28,11 +28,14 @@ class SweepStep(Enum):
     QUEUE = "queue"
 
 
-def sweep_step(state: BlobState | None, attempt: str, *, is_old: bool) -> SweepStep:
+def sweep_step(state: BlobState | None, attempt: str, *, is_old: bool, changed_lately: bool = False) -> SweepStep:
     """What happens to the object of an attempt. `state` is None if there is none. `is_old` says that the attempt can no
-    longer come to its end.
+    longer come to its end; `changed_lately` that the state may have named the object until a while ago: clients that
+    were sent to it read it to its end.
     """
     # the object that is named stays, also that of a lost blob: it may be all that is left of it
     if not is_old or (state is not None and state.attempt == attempt):
         return SweepStep.KEEP
-    return SweepStep.QUEUE if state is None else SweepStep.DELETE
+    if state is None:
+        return SweepStep.QUEUE
+    return SweepStep.KEEP if changed_lately else SweepStep.DELETE

@@ -7,7 +7,8 @@
                                                         └─ damaged ────────────> marked; a push writes it anew
 
 A listing may be late and is only a proposal. What is deleted has a key that no state will name any more; all else is a
-compare-and-set of a state that was just read. Ages are those that the clock of the store gives.
+compare-and-set of a state that was just read. Ages are those that the clock of the store gives. Where clients are sent
+to the bucket, the object of a state that has just changed stays until the last URL of it is no longer valid.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ class HostedSweep:
         *,
         now: Callable[[], float],
         page: int = _PAGE,
+        life: float = 0.0,
     ) -> None:
         """`lost` takes an object out of service (see `BlobObjects`). `now` is the time that states record, in epoch
-        seconds. A page has `page` blobs.
+        seconds. A page has `page` blobs. `life` is how many seconds URLs are valid by which clients read objects.
         """
+        self._life = life
         self._bucket = bucket
         self._states = states.asked
         self._remembered = states.remembered
@@ -103,10 +106,12 @@ class HostedSweep:
             self._states.mark_lost(digest)
             page.lost += 1
             return
+        # clients may still follow a URL of the object that the state named before
+        changed_lately = self._now() - found.state.since < self._life
         # the newest first: of several objects without a state, it counts
         for attempt, info in sorted(objects.items(), key=lambda item: item[1].changed_at, reverse=True):
             state = None if found.expect is ABSENT else found.state
-            step = sweep_step(state, attempt, is_old=info.changed_at < before)
+            step = sweep_step(state, attempt, is_old=info.changed_at < before, changed_lately=changed_lately)
             if step is SweepStep.DELETE:
                 old.append(info.key)
                 page.deleted += 1
