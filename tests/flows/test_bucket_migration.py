@@ -49,6 +49,11 @@ class Clients:
         assert self.failed == []
 
 
+def copies(site: Switching) -> list[Path]:
+    """The copies of hosted blobs on the disk."""
+    return [path for path in (site.before.parent / "store" / "copies").rglob("*") if path.is_file()]
+
+
 @pytest.fixture
 def site(tmp_path: Path, seaweedfs: SeaweedFS) -> Switching:
     """Not started."""
@@ -85,7 +90,9 @@ def test_134_images_move_into_a_bucket_and_back_while_the_mirror_serves(site: Sw
         site.passed("--to-disk")
         images["v1"] = site.push("corp/app", "v1", b"moved in the bucket")
         site.set_read_only(True)
+        assert copies(site)
         assert "the disk counts now" in site.passed("--to-disk", "--final")
+        assert not copies(site)
         site.stop()
 
         site.config = site.before

@@ -11,20 +11,18 @@ is served by a mirror that starts. A disk that only gets copies of a bucket has 
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from mirror.app.bucket import open_bucket
 from mirror.app.object_storage.bucket_cache import open_bucket_cache
 from mirror.app.stored_records import BUCKET_KINDS, BucketUse, open_use
 from mirror.bucket_cache.cached_copy import CachedCopy
 from mirror.config import Config
-from mirror.errors import ConfigError, MirrorError
+from mirror.errors import ConfigError, MirrorError, StoreError
 from mirror.index.migration_journal import SqliteMigrationJournal
 from mirror.migration.migration import Migration, MigrationOptions
 from mirror.migration.progress import MigrationProgress
@@ -35,7 +33,7 @@ from mirror.store.hosted.migrated_files import DiskBytes
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.bucket_note import BucketNote
 from mirror.store.local.file_tree import FileTree
-from mirror.store.local.layout import CopiesLayout, Layout
+from mirror.store.local.layout import Layout
 from mirror.store.local.local_records import local_catalog
 from mirror.store.local.locks import FileLocks
 from mirror.store.objects.collected_keys import CollectedKeys
@@ -70,7 +68,7 @@ class SiteMigration:
     options: MigrationOptions
     _use: BucketUse
     _note: BucketNote
-    _copies: Path
+    _copies: LocalStore
 
     def make_pass(
         self, progress: MigrationProgress, *, rate: float | None, dry_run: bool, overwrite: bool
@@ -96,8 +94,10 @@ class SiteMigration:
         """The target is the one that counts. Repeatable. Raises `StoreError`."""
         if self.way is MigrationWay.TO_DISK:
             self._note.drop()
-            # without a bucket, nothing evicts them
-            shutil.rmtree(self._copies, ignore_errors=True)
+            # without a bucket, nothing evicts them; the mirror may still run, so their folders stay
+            with suppress(StoreError):
+                for info in self._copies.walk():
+                    self._copies.delete(info.digest)
             return
         self._note.write(self._use.owner.id)
         self._use.owner.set_migrating(False)
@@ -134,7 +134,7 @@ def open_migration(config: Config, way: MigrationWay, *, final: bool, dry_run: b
             [entry.name for entry in config.upstream],
             sorted(BUCKET_KINDS),
         )
-        yield SiteMigration(way, source, target, journal, options, use, note, CopiesLayout(layout.root).blobs)
+        yield SiteMigration(way, source, target, journal, options, use, note, CopiedFiles(store).copies)
 
 
 @contextmanager
