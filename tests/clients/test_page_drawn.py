@@ -114,7 +114,7 @@ def _quiet() -> dict[str, Any]:
         "eviction": {"dry_run": True, "blobs": 0, "bytes": 0, "more": 0, "images": []},
         "hosted": {"repositories": [], "next": None},
         "deleted": {"deleted": [], "more": 0},
-        "collection": {"last": None},
+        "collection": {"last": None, "sweep": None},
         "damaged": {"damaged": [], "more": 0},
         "events": {"endpoints": [], "events": []},
         "replication": {"rules": []},
@@ -266,7 +266,7 @@ def _hosted_things(text: str) -> dict[str, Any]:
     return {
         "hosted": {"repositories": [repository], "next": "more"},
         "deleted": {"deleted": [deletion], "more": 2},
-        "collection": {"last": {**round_, "waiting": [{**waiting, "why": text}]}},
+        "collection": {"last": {**round_, "waiting": [{**waiting, "why": text}]}, "sweep": None},
         "damaged": {"damaged": [damaged], "more": 1},
         "events": {"endpoints": [endpoint], "events": [{**event, "error": text}]},
         "replication": {"rules": [replication]},

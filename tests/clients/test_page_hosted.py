@@ -82,6 +82,8 @@ def test_a_tag_is_deleted_and_undeleted_after_a_question(mirror: MirrorProcess, 
     for leave in ("no", "Escape"):
         button.focus()
         page.keyboard.press("Enter")
+        # the texts of the last question are still in the dialog while it is hidden
+        expect(page.locator("#question")).to_be_visible(timeout=_MS)
         expect(page.locator("#question-title")).to_have_text("Delete corp/team/app:latest?", timeout=_MS)
         expect(page.locator("#question-lines")).to_contain_text("The tag goes; its image stays")
         expect(page.locator("#question-lines")).to_contain_text("It can be undeleted until")

@@ -8,13 +8,16 @@ As a soak test of half an hour or so:
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from tests.faults.conftest import APPS, Tally, add_apps
 from tests.support.bucket_site import BucketSite
@@ -130,11 +133,20 @@ class _Storm:
         self._site.lose_disk(kill=True)
 
 
+def _counted(site: BucketSite) -> Iterator[str]:
+    """The keys of states that name an object."""
+    for key in site.keys("states/"):
+        content = b"" if key.startswith("states/lost/") else site.object(key)
+        if content and json.loads(content)["condition"] != "gone":
+            yield key
+
+
+@pytest.mark.timeout(1500)
 def test_113_to_123_a_storm_around_a_bucket(
     registry: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
 ) -> None:
     """Rows 113 to 123: no byte is wrong, nothing acknowledged is lost, no deletion is undone, and in the end nothing is
-    left of what was deleted.
+    left of what was deleted but objects that no state names: what a crash has left waits a day for the sweep.
     """
     rounds = times("BUCKET_ROUNDS", 6)
     seed = int(os.environ.get("MIRROR_FAULTS_SEED", "1"))
@@ -167,7 +179,7 @@ def test_113_to_123_a_storm_around_a_bucket(
             storm.pull_all()
             assert pushers.wrong == [], f"seed {seed}, round {number}, {dict(storm.caused)}"
         pushers.delete_all()
-        eventually(lambda: not site.keys("hosted/"), "all bytes are collected", timeout=PATIENCE * 3)
+        eventually(lambda: not list(_counted(site)), "all bytes are collected", timeout=PATIENCE * 3)
         collected = site.mirror.metrics()["mirror_collected_blobs_total"]
     assert read > 0
     tally(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mirror import telemetry
 from mirror.bucket_cache.bucket_purge import BucketPurge
@@ -22,11 +22,14 @@ from mirror.errors import IndexUnavailable
 from mirror.index.cached_book import CachedBook
 from mirror.oci.digest import Digest
 from mirror.ports import BlobStore, Bucket, Catalog, Freezes, Pins
-from mirror.server.admin.bucket_status import BucketCacheJson
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
 from mirror.values.sizes import parse_size
 from mirror.values.timestamps import moment
+
+if TYPE_CHECKING:
+    # commands need no server
+    from mirror.server.admin.bucket_status import BucketCacheJson
 
 #: The lock of the process that keeps the cache in the bucket within its limits.
 UPKEEP_LOCK: Final = "bucketcache"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -105,7 +105,7 @@ class BlobStates:
                     if state:
                         yield state
                 # other threads want to work, too
-                time.sleep(0)
+                os.sched_yield()
 
     def _contents(self, rows: Sequence[RememberedRecord]) -> Iterable[bytes | None]:
         """The contents of records. After the loss of a disk most of them must be read: then several at once."""
