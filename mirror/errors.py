@@ -337,7 +337,13 @@ class BucketUnavailable(StoreError):
 
 
 class BucketDenied(BucketUnavailable):
-    """The object store refuses the credentials, or they lack a permission; the message names it."""
+    """The object store refuses the credentials, or they lack a permission; the message says which.
+    `wrong_credentials`: no permission would help.
+    """
+
+    def __init__(self, message: str, *, wrong_credentials: bool = False) -> None:
+        super().__init__(message)
+        self.wrong_credentials = wrong_credentials
 
 
 class BucketUnfit(BucketUnavailable):

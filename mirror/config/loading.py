@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -31,6 +31,13 @@ from mirror.config.settings import (
 )
 from mirror.errors import ConfigError
 from mirror.upstream.credentials.secret_files import secret_in
+
+#: A setting, and how mistakes end that say it is missing.
+_IF_MISSING: Final = (
+    ("store.bucket", "there is no bucket: set store.bucket"),
+    ("store.bucket", "needs store.bucket"),
+    ("bucket.endpoint", "for another store, set endpoint"),
+)
 
 
 def load(path: Path | None, overrides: dict[str, Any] | None = None, *, without_htpasswd: bool = False) -> Config:
@@ -55,12 +62,21 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None, *, without_
             config, more = _override(config, section, present)
             mistakes += more
     config, more = _with_secrets(config)
-    mistakes += [*more, *cross_check(config)]
+    mistakes += more
+    mistakes += [mistake for mistake in cross_check(config) if not _follows(mistake, mistakes)]
     if without_htpasswd and config.access.htpasswd is not None and not config.access.htpasswd.exists():
         mistakes = [mistake for mistake in mistakes if not mistake.startswith("access.htpasswd: ")]
     if mistakes:
         raise ConfigError(mistakes)
     return config
+
+
+def _follows(mistake: str, others: Sequence[str]) -> bool:
+    """True if a setting seems to be missing only because its value is not valid, which is reported already."""
+    return any(
+        mistake.endswith(end) and any(other.startswith(f"{setting}: ") for other in others)
+        for setting, end in _IF_MISSING
+    )
 
 
 class _Environment(EnvSettingsSource):

@@ -195,7 +195,7 @@ def url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an http or https URL")
     if parts.username or parts.password:
-        raise ValueError("contains a user or password; use username and password_file")
+        raise ValueError("contains a user or password; give them in settings of their own")
     if parts.query or parts.fragment:
         raise ValueError("contains a query or fragment")
     try:

@@ -309,3 +309,11 @@ def test_the_examples_are_good(tmp_path: Path, bucket: str, left_out: str) -> No
     file = tmp_path / "mirror.toml"
     file.write_text(f'[store]\nbucket = "{bucket}"\n[bucket]\n{settings}\n')
     assert len(load(file).bucket.model_fields_set) > 10
+
+
+def test_settings_that_seem_to_be_missing_because_they_are_wrong(tmp_path: Path) -> None:
+    """Only what is wrong is reported, not each setting that needs it."""
+    [mistake] = _mistakes(tmp_path, "s4://images", {"cache_in_bucket": True}, region="x", access_key="a")
+    assert mistake.startswith("store.bucket: 's4://images' is no bucket")
+    [mistake] = _mistakes(tmp_path, _S3, endpoint="store.example", access_key="a", secret_key="b")
+    assert mistake.startswith("bucket.endpoint: not an http")

@@ -181,6 +181,14 @@ class TestChecks:
         assert "permission" in check.advice
         assert self.by_step(checks)["write"]
 
+    def test_wrong_keys(self) -> None:
+        """The advice is about the keys: no permission helps."""
+        bucket = MemoryBucket()
+        bucket.fail("list", 100, error=BucketDenied("the store does not know the access key", wrong_credentials=True))
+        [check] = [check for check in check_bucket(bucket) if not check.ok]
+        assert "correct the credentials" in check.advice
+        assert "permission" not in check.advice
+
     def test_a_reader(self) -> None:
         """What needs an object is not tried, and no success is claimed for it."""
         bucket = MemoryBucket()

@@ -13,7 +13,7 @@ from obstore import exceptions
 
 from mirror.store.cloud.clouds import AZURE, GOOGLE, S3
 from mirror.store.cloud.key_files import KeyFiles, S3Keys
-from mirror.store.cloud.obstore_errors import Kind, failure_of
+from mirror.store.cloud.obstore_errors import Kind, denied, failure_of
 from mirror.store.cloud.request_sender import _Calls
 
 _DUMP = "\n\nDebug source:\nGeneric {\n  uri: http://store/k?X-Amz-Signature=secret,\n  kind: %s, %s\n}"
@@ -123,6 +123,24 @@ def test_what_failures_mean(error: Exception, kind: Kind, reason: str) -> None:
     assert failure.reason.startswith(reason), failure.reason
     assert "secret" not in failure.reason
     assert "\n" not in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "permission", "wrong", "says"),
+    [
+        ("403 AccessDenied", "s3:PutObject", False, "it takes s3:PutObject"),
+        ("403 SignatureDoesNotMatch", "s3:PutObject", True, "the secret key does not belong to the access key"),
+        ("403 RequestTimeTooSkewed", "s3:PutObject", True, "clock"),
+        ("403 AccessDenied", "", False, "the credentials are wrong, or may not do that"),
+    ],
+)
+def test_what_refusals_are_about(reason: str, permission: str, wrong: bool, says: str) -> None:
+    """No permission is named where the credentials themselves are wrong."""
+    error = denied("b refuses to write", reason, permission)
+    assert str(error).startswith(f"b refuses to write ({reason}): ")
+    assert says in str(error)
+    assert error.wrong_credentials is wrong
+    assert not wrong or "PutObject" not in str(error)
 
 
 def test_a_request_that_was_never_sent_is_not_in_doubt() -> None:

@@ -13,6 +13,8 @@ from typing import Final
 
 from obstore import exceptions
 
+from mirror.errors import BucketDenied
+
 
 class Kind(Enum):
     """What the caller can do about it."""
@@ -45,6 +47,29 @@ class Failure:
     kind: Kind
     reason: str
     sent: bool = True
+
+
+#: Codes of S3, Azure and Google that are about the credentials themselves, and what is wrong with these. Any other
+#: refusal is about what they may do.
+_CREDENTIALS: Final = {
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key",
+    "InvalidAccessKeyId": "the store does not know the access key",
+    "ExpiredToken": "the temporary credentials have expired",
+    "InvalidToken": "the session token is not valid",
+    "TokenRefreshRequired": "the temporary credentials have expired",
+    "RequestTimeTooSkewed": "the clock of this machine, or that of the store, is wrong",
+    "AuthenticationFailed": "the store does not accept the key or token",
+    "there are no credentials": "set them in [bucket], or give the machine an identity",
+}
+
+
+def denied(what: str, reason: str, permission: str) -> BucketDenied:
+    """The error for a refusal: `what` was refused, for the store's `reason`, and would need `permission` (empty: not
+    known which). The message says whether the credentials are wrong, or lack that permission.
+    """
+    wrong = next((words for code, words in _CREDENTIALS.items() if code in reason), "")
+    needed = f"it takes {permission}" if permission else "the credentials are wrong, or may not do that"
+    return BucketDenied(f"{what} ({reason}): {wrong or needed}", wrong_credentials=bool(wrong))
 
 
 _STATUS: Final = re.compile(r"status code: (\d{3})([ \w-]*)")

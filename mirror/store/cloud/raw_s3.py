@@ -20,8 +20,9 @@ from http.client import HTTPException
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from mirror.errors import BucketDenied, BucketUnavailable
+from mirror.errors import BucketUnavailable
 from mirror.store.cloud.key_files import S3Keys
+from mirror.store.cloud.obstore_errors import denied
 from mirror.store.cloud.s3_xml import text_of
 
 #: No answer is read beyond so many bytes: a page of a listing has at most 1,000 entries.
@@ -170,10 +171,8 @@ class RawS3:
     def _page(self, prefix: str, markers: Mapping[str, str]) -> str | None:
         answer = self.call("GET", "", {"uploads": "", "prefix": self._prefix + prefix, **markers})
         if answer.status in (401, 403):
-            raise BucketDenied(
-                f"the bucket refuses to list unfinished uploads ({answer.reason}): "
-                "it takes s3:ListBucketMultipartUploads"
-            )
+            what = "the bucket refuses to list unfinished uploads"
+            raise denied(what, answer.reason, "s3:ListBucketMultipartUploads")
         text = answer.content.decode(errors="replace")
         return text if answer.status == 200 and "ListMultipartUploadsResult" in text else None
 
@@ -181,9 +180,7 @@ class RawS3:
         """Abort an upload; one that is gone is no error. Raises `BucketUnavailable`, `BucketDenied`."""
         answer = self.call("DELETE", upload.key, {"uploadId": upload.upload_id})
         if answer.status not in (200, 204, 404):
-            raise BucketDenied(
-                f"the bucket refuses to abort an upload ({answer.reason}): it takes s3:AbortMultipartUpload"
-            )
+            raise denied("the bucket refuses to abort an upload", answer.reason, "s3:AbortMultipartUpload")
 
     def refuses_wrong_checksum(self, key: str) -> bool:
         """Whether the store refuses bytes that do not match their CRC64NVME, if nothing else protects them. Leaves an

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, TypeVar
 
 from mirror import telemetry
-from mirror.errors import BucketDenied, BucketUnavailable, MirrorError
+from mirror.errors import BucketUnavailable, MirrorError
 from mirror.ports import BucketHealth
 from mirror.store.cloud.clouds import CloudStores, CloudTraits
-from mirror.store.cloud.obstore_errors import ANSWERS, PASSING, Failure, Kind, failure_of
+from mirror.store.cloud.obstore_errors import ANSWERS, PASSING, Failure, Kind, denied, failure_of
 from mirror.store.cloud.request_gate import RequestGate
 
 T = TypeVar("T")
@@ -202,18 +202,18 @@ class RequestSender:
     def fail(self, operation: str, failure: Failure) -> NoReturn:
         """Raise the error for a failure that ends a call."""
         if failure.kind is Kind.DENIED:
-            needed = self.traits.permissions.get(operation, "")
-            message = f"{self.name} refuses to {operation} ({failure.reason})" + (
-                f": it takes {needed}" if needed else ""
-            )
+            permission = self.traits.permissions.get(operation, "")
+            error = denied(f"{self.name} refuses to {operation}", failure.reason, permission)
             with self._lock:
                 begins = operation not in self._refused
-                self._refused[operation] = message
+                self._refused[operation] = str(error)
             if begins:
-                telemetry.log.error("bucket refuses", bucket=self.name, operation=operation, reason=message)
-            raise BucketDenied(message)
+                telemetry.log.error("bucket refuses", bucket=self.name, operation=operation, reason=str(error))
+            raise error
         if failure.kind is Kind.NO_BUCKET:
-            raise BucketUnavailable(f"{self.name} does not exist ({failure.reason})")
+            raise BucketUnavailable(
+                f"{self.name} does not exist ({failure.reason}): create the bucket, or correct store.bucket"
+            )
         if failure.kind is Kind.THROTTLED:
             raise BucketUnavailable(f"{self.name} throttles the mirror ({failure.reason})")
         raise BucketUnavailable(f"{self.name} failed to {operation}: {failure.reason}")

@@ -89,6 +89,8 @@ def _advice(error: Exception) -> str:
     if isinstance(error, BucketUnfit):
         return "hosted content needs a store that keeps the conditions of writes: this one, or this version, does not"
     if isinstance(error, BucketDenied):
+        if error.wrong_credentials:
+            return "correct the credentials: the keys in [bucket] or in their files, or the identity of the machine"
         return "give these credentials the permission that is named, for all objects below the prefix"
     if isinstance(error, BucketUnavailable | UpstreamError):
         return "check bucket.endpoint, region, network, proxy and, with a private certificate authority, ca_file"
