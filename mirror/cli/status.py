@@ -178,7 +178,7 @@ def describe_bucket(bucket: Mapping[str, Any]) -> str:
         "ok": "answers",
         "throttled": "asks for fewer requests",
         "refusing": "refuses the mirror",
-        "unfit": "cannot have hosted content",
+        "unfit": "is not fit for hosted content",
         "down": f"does not answer since {bucket['since']}",
         None: "not asked, because no mirror runs",
     }
@@ -186,7 +186,9 @@ def describe_bucket(bucket: Mapping[str, Any]) -> str:
     reason = f": {bucket['reason']}" if bucket["reason"] else ""
     overtaken = "; another mirror uses it, this one only reads" if bucket["reads_only"] else ""
     listed = f", {bucket['records_listed']:,} so far" if bucket["records_listed"] else ""
-    complete = "" if bucket["records_complete"] in (True, None) else f"; its records are being listed{listed}"
+    # a mirror that was overtaken lists nothing any more
+    is_listed = bucket["records_complete"] in (True, None) or bucket["reads_only"]
+    complete = "" if is_listed else f"; its records are being listed{listed}"
     return f"{bucket['address']} {state}{reason}{overtaken}{complete}"
 
 

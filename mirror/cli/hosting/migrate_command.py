@@ -99,7 +99,9 @@ def migrate(
         done = {"way": way.value, "dry_run": dry_run, "finished": is_finished, "complete": report.is_complete}
         say_json({**done, **asdict(report)})
     else:
-        _print(report, way, dry_run=dry_run, final=final, is_finished=is_finished)
+        # the bucket goes on to count beside a copy in another folder
+        is_copy = to_disk and root is not None
+        _print(report, way, dry_run=dry_run, final=final, is_finished=is_finished, is_copy=is_copy)
     if not (is_finished if final and not dry_run else report.is_complete):
         raise typer.Exit(1)
 
@@ -218,7 +220,9 @@ def _line(progress: MigrationProgress, seconds: float) -> str:
     return f"{format_size(done)} of {format_size(max(done, progress.all_bytes))}, {_records(progress)}{left}"
 
 
-def _print(report: MigrationReport, way: MigrationWay, *, dry_run: bool, final: bool, is_finished: bool) -> None:
+def _print(
+    report: MigrationReport, way: MigrationWay, *, dry_run: bool, final: bool, is_finished: bool, is_copy: bool
+) -> None:
     would = "would be " if dry_run else ""
     repositories = "1 repository" if report.repositories == 1 else f"{report.repositories} repositories"
     say(
@@ -237,13 +241,13 @@ def _print(report: MigrationReport, way: MigrationWay, *, dry_run: bool, final: 
         say(_FINISHED[way])
     elif final and not dry_run:
         complain("not finished: the source still counts")
-    elif report.is_complete and not dry_run:
+    elif report.is_complete and not dry_run and not is_copy:
         say("once hosted registries are read-only, run it again with --final")
 
 
 _FINISHED: Final = {
-    MigrationWay.TO_BUCKET: "finished: the bucket counts now; restart the mirror with [store] bucket",
-    MigrationWay.TO_DISK: "finished: the disk counts now; restart the mirror without [store] bucket",
+    MigrationWay.TO_BUCKET: "finished: the bucket counts now; restart the mirror with [store] bucket, and without read_only",
+    MigrationWay.TO_DISK: "finished: the disk counts now; restart the mirror without [store] bucket and read_only",
 }
 
 
