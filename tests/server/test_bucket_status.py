@@ -46,7 +46,12 @@ async def test_the_worker_that_fares_worst_speaks_for_all() -> None:
 
 
 async def test_what_else_is_wrong_is_said() -> None:
-    facts = BucketFacts("s3://images", BucketHealth, lambda: True, lambda: RememberedRecords("b1", False, 12_000))
-    said = describe_bucket(await facts.status([]))
-    assert said.startswith("s3://images answers; another mirror uses it, this one only reads; ")
-    assert said.endswith("; its records are being listed, 12,000 so far")
+    def facts(*, reads_only: bool) -> BucketFacts:
+        known = RememberedRecords("b1", False, 12_000)
+        return BucketFacts("s3://images", BucketHealth, lambda: reads_only, lambda: known)
+
+    said = describe_bucket(await facts(reads_only=False).status([]))
+    assert said == "s3://images answers; its records are being listed, 12,000 so far"
+    # a mirror that was overtaken lists nothing any more
+    said = describe_bucket(await facts(reads_only=True).status([]))
+    assert said == "s3://images answers; another mirror uses it, this one only reads"
