@@ -134,7 +134,7 @@ def test_there_and_back(migrating: Migrating) -> None:
     last = migrating.run("--to-bucket", "--final")
     assert (last.status, last.out.splitlines()[-1]) == (
         0,
-        "finished: the bucket counts now; restart the mirror with [store] bucket, and without read_only",
+        "finished: the bucket counts now; restart the mirror with [store] bucket and without read_only",
     ), last
     assert migrating.tags(migrating.after) == ["v1", "v2"]
     migrating.expect_refused(migrating.before, "hosted content of this disk is in the bucket")

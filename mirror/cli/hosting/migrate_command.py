@@ -246,8 +246,12 @@ def _print(
 
 
 _FINISHED: Final = {
-    MigrationWay.TO_BUCKET: "finished: the bucket counts now; restart the mirror with [store] bucket, and without read_only",
-    MigrationWay.TO_DISK: "finished: the disk counts now; restart the mirror without [store] bucket and read_only",
+    MigrationWay.TO_BUCKET: (
+        "finished: the bucket counts now; restart the mirror with [store] bucket and without read_only"
+    ),
+    MigrationWay.TO_DISK: (
+        "finished: the disk counts now; restart the mirror without [store] bucket and without read_only"
+    ),
 }
 
 
