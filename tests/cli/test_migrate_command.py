@@ -381,7 +381,8 @@ def test_decisions_are_never_left_behind(tmp_path: Path, kind: str, hosted: str)
         records = open_records(config, layout, LocalStore(layout).id, bucket)
         if records.use is not None:
             with closing(records.use):
-                records.use.owner.confirm()
+                # as a command does that writes
+                records.use.owner.must_own()
         return records
 
     file = tmp_path / "mirror.toml"

@@ -253,6 +253,17 @@ def test_a_command_writes_only_where_the_server_does(root: Path, tmp_path: Path,
     assert server.owner.watch()
 
 
+def test_a_command_that_only_reads_leaves_the_disk_as_it_is(root: Path, bucket: MemoryBucket) -> None:
+    """`mirror check` of a configuration to come: the mirror that runs without the bucket goes on. A command that writes
+    into the bucket notes it on the disk before.
+    """
+    command = Process(root, bucket, serves=False)
+    assert command.tree().read(KEY) is None
+    assert BucketNote(command.layout).read() is None
+    command.tree().write(KEY, ONE)
+    assert BucketNote(command.layout).read() == command.owner.id != ""
+
+
 def test_a_round_sees_that_the_bucket_was_exchanged(root: Path, bucket: MemoryBucket) -> None:
     """What it would delete rests on records that are not those of this bucket."""
     one = Process(root, bucket)

@@ -124,6 +124,8 @@ class BucketOwner:
         #: The same, also while the bucket is another one.
         self._known = ""
         self._nonce = ""
+        #: True if the disk is to note the bucket's id before the first write.
+        self._claims = False
         #: Upstreams that have names in the bucket: what these mean would depend on the configuration.
         self.refused: frozenset[str] = frozenset()
 
@@ -208,6 +210,8 @@ class BucketOwner:
         self.confirm()
         if not self.owns and not (self._nonce and not self._memory_nonce() and self.watch()):
             raise self._foreign()
+        if self._claims:
+            self._claim(self._id)
 
     def check(self) -> None:
         """See in the bucket itself that it is the right one and that no other mirror uses it: to be called before and
@@ -276,10 +280,16 @@ class BucketOwner:
             )
         if identity.is_migrating and not self._migrates:
             raise BucketUnfit("a migration to or from this bucket is not finished: run mirror migrate again")
-        if on_disk is None and not self._migrates:
-            # a migration notes it when it is finished: until then, the disk is the one that counts
-            self._note.write(identity.id)
+        # a migration notes it when it is finished, a command when it writes: until then the disk counts
+        self._claims = on_disk is None and not self._migrates
+        if self._claims and self._run:
+            self._claim(identity.id)
         return identity.id
+
+    def _claim(self, identity: str) -> None:
+        """Note on the disk that its hosted content is in this bucket from now on."""
+        self._note.write(identity)
+        self._claims = False
 
     def refuse_remembered(self) -> None:
         """Raises `BucketUnfit` if the registry of an upstream has a name in the bucket, as far as this disk remembers;
