@@ -15,30 +15,20 @@ listing, or the book has objects that are gone, which the next reader finds out.
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from mirror.errors import IndexUnavailable, RequestError
+from mirror.errors import RequestError
 from mirror.index.sqlite_file import (
     CurrentConnection,
-    connect,
-    file_lock,
-    inode_of,
-    is_busy,
-    is_damaged,
-    renew,
-    satisfies,
-    set_aside,
-    transaction,
+    SharedConnection,
+    current_file,
+    present_inode,
 )
 from mirror.oci.digest import Digest
 from mirror.ports import BookedObject, BookedRecord, BookTotals
 from mirror.telemetry import log
-
-T = TypeVar("T")
 
 #: Written to `PRAGMA user_version`. A file of another schema is replaced by a new one.
 SCHEMA: Final = 1
@@ -91,56 +81,61 @@ class CachedBook:
         seconds for other processes.
         """
         self._path = path
-        self._using = threading.Lock()
-        self._current = CurrentConnection(path, busy_timeout, lambda: _prepare(path, bucket, busy_timeout), _begin)
-        self._closed = False
+        self._file = SharedConnection(
+            CurrentConnection(path, busy_timeout, lambda: _prepare(path, bucket, busy_timeout), _begin),
+            path,
+            "the book of the bucket's cache",
+            lambda: log.warning("book of bucket cache damaged", path=str(path)),
+        )
 
     def __repr__(self) -> str:
         return f"<CachedBook {self._path}>"
 
     def find(self, digest: Digest) -> int | None:
-        row = self._run(
+        row = self._file.run(
             lambda file: file.execute("SELECT size FROM objects WHERE digest = ?", (str(digest),)).fetchone()
         )
         return int(row[0]) if row else None
 
     def put(self, objects: Sequence[BookedObject]) -> None:
         rows = [(str(each.digest), each.size, each.used_at) for each in objects]
-        self._write(lambda file: file.executemany(_PUT_NOW, rows))
+        self._file.write(lambda file: file.executemany(_PUT_NOW, rows))
 
     def use(self, seen: Mapping[Digest, float]) -> None:
         rows = [(at, str(digest), at - _DAY) for digest, at in seen.items()]
-        self._write(lambda file: file.executemany("UPDATE objects SET used = ? WHERE digest = ? AND used < ?", rows))
+        self._file.write(
+            lambda file: file.executemany("UPDATE objects SET used = ? WHERE digest = ? AND used < ?", rows)
+        )
 
     def drop(self, digests: Iterable[Digest]) -> None:
         rows = [(str(digest),) for digest in digests]
-        self._write(lambda file: file.executemany("DELETE FROM objects WHERE digest = ?", rows))
+        self._file.write(lambda file: file.executemany("DELETE FROM objects WHERE digest = ?", rows))
 
     def coldest(self, count: int) -> Sequence[BookedObject]:
         query = "SELECT digest, size, used FROM objects ORDER BY used, digest LIMIT ?"
-        rows = self._run(lambda file: file.execute(query, (count,)).fetchall())
+        rows = self._file.run(lambda file: file.execute(query, (count,)).fetchall())
         return [BookedObject(digest, int(size), float(used)) for text, size, used in rows if (digest := _digest(text))]
 
     def totals(self) -> BookTotals:
-        objects, size = self._run(lambda file: file.execute("SELECT objects, bytes FROM state").fetchone())
+        objects, size = self._file.run(lambda file: file.execute("SELECT objects, bytes FROM state").fetchone())
         return BookTotals(int(objects), int(size))
 
     def record(self, key: str) -> BookedRecord | None:
         query = "SELECT mark, written FROM records WHERE key = ?"
-        row = self._run(lambda file: file.execute(query, (key,)).fetchone())
+        row = self._file.run(lambda file: file.execute(query, (key,)).fetchone())
         return BookedRecord(str(row[0]), float(row[1])) if row else None
 
     def put_record(self, key: str, record: BookedRecord) -> None:
-        self._write(lambda file: file.execute(_PUT_RECORD, (key, record.mark, record.written_at)))
+        self._file.write(lambda file: file.execute(_PUT_RECORD, (key, record.mark, record.written_at)))
 
     def drop_records(self, keys: Iterable[str]) -> None:
         rows = [(key,) for key in keys]
-        self._write(lambda file: file.executemany("DELETE FROM records WHERE key = ?", rows))
+        self._file.write(lambda file: file.executemany("DELETE FROM records WHERE key = ?", rows))
 
     # ------------------------------------------------------------------------------------------------ listings
 
     def completed_at(self) -> float | None:
-        [at] = self._run(lambda file: file.execute("SELECT completed_at FROM state").fetchone())
+        [at] = self._file.run(lambda file: file.execute("SELECT completed_at FROM state").fetchone())
         return None if at is None else float(at)
 
     def begin_listing(self) -> int:
@@ -148,7 +143,7 @@ class CachedBook:
             file.execute("UPDATE state SET listing = listing + 1")
             return int(file.execute("SELECT listing FROM state").fetchone()[0])
 
-        return self._write(begin)
+        return self._file.write(begin)
 
     def listed(self, number: int, objects: Sequence[BookedObject], records: Sequence[str]) -> None:
         rows = [(str(each.digest), each.size, each.used_at, number) for each in objects]
@@ -158,7 +153,7 @@ class CachedBook:
             file.executemany(_PUT_LISTED, rows)
             file.executemany("UPDATE records SET seen = ? WHERE key = ?", keys)
 
-        self._write(enter)
+        self._file.write(enter)
 
     def end_listing(self, number: int, at: float) -> None:
         def end(file: sqlite3.Connection) -> None:
@@ -166,41 +161,11 @@ class CachedBook:
             file.execute("DELETE FROM records WHERE seen < ?", (number,))
             file.execute("UPDATE state SET completed_at = ?", (at,))
 
-        self._write(end)
+        self._file.write(end)
 
     def close(self) -> None:
         """Close the file for good. Repeatable."""
-        with self._using:
-            self._closed = True
-            self._current.close()
-
-    # ------------------------------------------------------------------------------------------------ the file
-
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def in_transaction(file: sqlite3.Connection) -> T:
-            with transaction(file):
-                return work(file)
-
-        return self._run(in_transaction)
-
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        with self._using:
-            try:
-                if self._closed:
-                    raise IndexUnavailable("the book of the bucket's cache is closed")
-                return work(self._current.open())
-            except (sqlite3.Error, OSError, OverflowError, ValueError, TypeError) as error:
-                self._failed(error)
-                raise IndexUnavailable(f"the book of the bucket's cache failed: {error}") from error
-
-    def _failed(self, error: Exception) -> None:
-        inode = self._current.inode
-        if not is_busy(error):
-            self._current.close()
-        if is_damaged(error) and inode is not None:
-            log.warning("book of bucket cache damaged", path=str(self._path))
-            with suppress(OSError):
-                renew(self._path, inode, keep=True)
+        self._file.close()
 
 
 def _begin(connection: sqlite3.Connection) -> None:
@@ -212,27 +177,16 @@ def _prepare(path: Path, bucket: str, busy_timeout: float) -> int:
     """Make sure that the file exists, has this schema and is about this bucket; returns its inode. Raises `OSError`,
     `sqlite3.Error`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path):
-        if not satisfies(path, busy_timeout, lambda connection: _is_current(connection, bucket)):
-            set_aside(path, keep=False)
-            with connect(path, busy_timeout) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.executescript(_CREATE)
-                connection.execute("INSERT INTO state (bucket) VALUES (?)", (bucket,))
-                connection.execute(f"PRAGMA user_version = {SCHEMA}")
-                connection.execute("COMMIT")
-        inode = inode_of(path)
-        if inode is None:
-            raise FileNotFoundError(path)
-        return inode
 
+    def create(connection: sqlite3.Connection) -> None:
+        connection.executescript(_CREATE)
+        connection.execute("INSERT INTO state (bucket) VALUES (?)", (bucket,))
 
-def _is_current(connection: sqlite3.Connection, bucket: str) -> bool:
-    return bool(
-        connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
-        and connection.execute("SELECT bucket FROM state").fetchall() == [(bucket,)]
-    )
+    def is_current(connection: sqlite3.Connection) -> bool:
+        return connection.execute("SELECT bucket FROM state").fetchall() == [(bucket,)]
+
+    with current_file(path, busy_timeout, SCHEMA, is_current, create, keep=False):
+        return present_inode(path)
 
 
 def _digest(text: object) -> Digest | None:

@@ -22,23 +22,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from mirror.errors import IndexUnavailable, RequestError
 from mirror.index.sqlite_file import (
     CurrentConnection,
-    connect,
-    file_lock,
-    inode_of,
-    is_busy,
-    is_damaged,
-    renew,
-    satisfies,
-    set_aside,
+    SharedConnection,
+    current_file,
+    present_inode,
     transaction,
 )
 from mirror.index.write_queue import QueuedWrite, WriteQueue
@@ -46,8 +39,6 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, read_repo
 from mirror.policy.hosted.quotas import Overrun, ScopePatterns, overrun
 from mirror.telemetry import log
-
-T = TypeVar("T")
 
 #: Written to `PRAGMA user_version`. A file of another schema is replaced by a new one.
 SCHEMA: Final = 1
@@ -125,8 +116,8 @@ class SqliteLedger:
         """`scopes` are for a file that is made now. A write waits up to `busy_timeout` seconds for other processes."""
         self._path = path
         self._scopes = scopes
-        self._reading = _Connection(path, scopes, busy_timeout)
-        self._writing = _Connection(path, scopes, busy_timeout)
+        self._reading = _connection(path, scopes, busy_timeout)
+        self._writing = _connection(path, scopes, busy_timeout)
         self._missed = False
         self._queue = WriteQueue(self._carry_out, lambda: IndexUnavailable("the transaction was interrupted"))
 
@@ -211,91 +202,36 @@ class SqliteLedger:
         return results
 
 
-class _Connection:
-    """A connection for any thread, which sets a damaged file aside."""
-
-    def __init__(self, path: Path, scopes: ScopePatterns, busy_timeout: float) -> None:
-        self._path = path
-        self._using = threading.Lock()
-        self._current = CurrentConnection(path, busy_timeout, lambda: _prepare(path, scopes, busy_timeout), _begin)
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<_Connection {'closed' if self._closed else self._current}>"
-
-    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Returns the result of the work. A damaged file is set aside. Raises `IndexUnavailable`."""
-        with self._using:
-            try:
-                return work(self._open())
-            except (sqlite3.Error, OSError, OverflowError, ValueError, TypeError, AttributeError) as error:
-                self._failed(error)
-                raise IndexUnavailable(f"the ledger failed: {error}") from error
-
-    def renew(self, *, keep: bool) -> None:
-        """Set the file that is open aside, or delete it unless `keep`. Raises `IndexUnavailable`."""
-        with self._using:
-            inode = self._current.inode
-            self._current.close()
-            try:
-                if inode is not None:
-                    renew(self._path, inode, keep=keep)
-            except OSError as error:
-                raise IndexUnavailable(f"the ledger failed: {error}") from error
-
-    def close(self) -> None:
-        """Close the file for good. Repeatable."""
-        with self._using:
-            self._closed = True
-            self._current.close()
-
-    def _open(self) -> sqlite3.Connection:
-        if self._closed:
-            raise IndexUnavailable("the ledger is closed")
-        return self._current.open()
-
-    def _failed(self, error: Exception) -> None:
-        inode = self._current.inode
-        if not is_busy(error):
-            self._current.close()
-        if is_damaged(error) and inode is not None:
-            log.warning("ledger damaged", path=str(self._path))
-            with suppress(OSError):
-                renew(self._path, inode, keep=True)
-
-
 def _begin(connection: sqlite3.Connection) -> None:
     # NORMAL syncs only at checkpoints: a power cut may lose the latest changes, but does not damage the file
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute(_CACHE)
 
 
+def _connection(path: Path, scopes: ScopePatterns, busy_timeout: float) -> SharedConnection:
+    return SharedConnection(
+        CurrentConnection(path, busy_timeout, lambda: _prepare(path, scopes, busy_timeout), _begin),
+        path,
+        "the ledger",
+        lambda: log.warning("ledger damaged", path=str(path)),
+    )
+
+
 def _prepare(path: Path, scopes: ScopePatterns, busy_timeout: float) -> int:
     """Make sure that the file exists and has this schema; returns its inode. Raises `OSError`, `sqlite3.Error`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path):
-        if not satisfies(path, busy_timeout, _is_current):
-            set_aside(path)
-            with connect(path, busy_timeout) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.executescript(_CREATE)
-                connection.execute("INSERT INTO state VALUES (1, 0, ?)", (json.dumps(dict(scopes.patterns)),))
-                connection.execute(f"PRAGMA user_version = {SCHEMA}")
-                connection.execute("COMMIT")
-        inode = inode_of(path)
-        if inode is None:
-            raise FileNotFoundError(path)
-        return inode
+
+    def create(connection: sqlite3.Connection) -> None:
+        connection.executescript(_CREATE)
+        connection.execute("INSERT INTO state VALUES (1, 0, ?)", (json.dumps(dict(scopes.patterns)),))
+
+    with current_file(path, busy_timeout, SCHEMA, _is_current, create):
+        return present_inode(path)
 
 
 def _is_current(connection: sqlite3.Connection) -> bool:
     try:
-        return bool(
-            connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
-            and connection.execute("SELECT count(*) FROM state").fetchone() == (1,)
-            and _patterns(connection)
-        )
-    except (ValueError, TypeError, AttributeError):
+        return connection.execute("SELECT count(*) FROM state").fetchone() == (1,) and bool(_patterns(connection))
+    except (ValueError, TypeError):
         # the patterns are no JSON, or none of ours
         return False
 
@@ -347,8 +283,12 @@ def _state(connection: sqlite3.Connection) -> Any:
 
 
 def _patterns(connection: sqlite3.Connection) -> ScopePatterns:
-    """The scopes for which the file counts. Raises `ValueError`, `TypeError`, `AttributeError` if they are garbage."""
+    """The scopes for which the file counts. Raises `ValueError`, `TypeError` if they are garbage."""
     listed = json.loads(_state(connection)[2])
+    if not isinstance(listed, dict) or not all(
+        isinstance(each, str) for patterns in listed.values() for each in patterns
+    ):
+        raise TypeError("the scopes are not patterns by registry")
     return ScopePatterns({registry: tuple(patterns) for registry, patterns in listed.items()})
 
 

@@ -20,25 +20,18 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from mirror.errors import IndexUnavailable
 from mirror.index.sqlite_file import (
     CurrentConnection,
+    SharedConnection,
     connect,
-    file_lock,
-    inode_of,
-    is_busy,
-    is_damaged,
-    renew,
-    satisfies,
-    set_aside,
+    current_file,
+    present_inode,
     transaction,
 )
 from mirror.ports import (
@@ -51,8 +44,6 @@ from mirror.ports import (
     Version,
 )
 from mirror.telemetry import log
-
-T = TypeVar("T")
 
 #: Written to `PRAGMA user_version`. A file of another schema is replaced by a new one.
 SCHEMA: Final = 2
@@ -149,9 +140,9 @@ class SqliteRecordMemory:
         self._steady = steady
         self._pause = pause
         #: For calls that the event loop waits for: they must not wait for a scan.
-        self._looking = _Connection(path, boot, busy_timeout)
-        self._reading = _Connection(path, boot, busy_timeout)
-        self._writing = _Connection(path, boot, busy_timeout)
+        self._looking = _connection(path, boot, busy_timeout)
+        self._reading = _connection(path, boot, busy_timeout)
+        self._writing = _connection(path, boot, busy_timeout)
 
     def __repr__(self) -> str:
         return f"<SqliteRecordMemory {self._path}>"
@@ -201,7 +192,7 @@ class SqliteRecordMemory:
                 return
             self._put(connection, key, version, content)
 
-        self._write(work)
+        self._writing.write(work)
 
     def begin(self, key: str) -> str:
         token = secrets.token_hex(8)
@@ -213,7 +204,7 @@ class SqliteRecordMemory:
             until = self._steady() + self._settle
             self._mark(connection, row, key, f"{others} {token}".strip(), overlap, until)
 
-        self._write(work)
+        self._writing.write(work)
         return token
 
     def end(self, key: str, token: str, version: Version, content: bytes | None) -> None:
@@ -227,7 +218,7 @@ class SqliteRecordMemory:
                 others = [each for each in tokens if each != token]
                 self._mark(connection, row, key, " ".join(others), 1 if others else 0, row[8] if row is not None else 0)
 
-        self._write(work)
+        self._writing.write(work)
 
     def fail(self, key: str, token: str) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -236,7 +227,7 @@ class SqliteRecordMemory:
                 others = [each for each in tokens if each != token]
                 self._mark(connection, row, key, " ".join(others), row[7] if others else 0, row[8])
 
-        self._write(work)
+        self._writing.write(work)
 
     def begin_listing(self) -> ListingStart:
         def read(connection: sqlite3.Connection) -> ListingStart:
@@ -255,7 +246,7 @@ class SqliteRecordMemory:
             return self._compare_some(connection, start, waiting)
 
         while waiting:
-            changed += self._write(work)
+            changed += self._writing.write(work)
             if waiting:
                 self._pause(_PAUSE)
         return changed
@@ -277,7 +268,7 @@ class SqliteRecordMemory:
             connection.execute("UPDATE meta SET complete = epoch WHERE epoch = ?", (start.epoch,))
             return bool(connection.execute("SELECT epoch = ? FROM meta", (start.epoch,)).fetchone()[0])
 
-        return self._write(work)
+        return self._writing.write(work)
 
     def owner(self) -> tuple[str, str]:
         bucket, nonce = self._looking.run(
@@ -297,19 +288,12 @@ class SqliteRecordMemory:
                 (bucket, nonce, keeps, bucket, nonce),
             )
 
-        self._write(work)
+        self._writing.write(work)
 
     def close(self) -> None:
         self._looking.close()
         self._reading.close()
         self._writing.close()
-
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def carry_out(connection: sqlite3.Connection) -> T:
-            with transaction(connection):
-                return work(connection)
-
-        return self._writing.run(carry_out)
 
     def _compare_some(self, connection: sqlite3.Connection, start: ListingStart, waiting: deque[ListedPart]) -> int:
         """Compare the first of the parts that wait, and leave the others, or the rest of one, for the next call."""
@@ -396,84 +380,41 @@ class SqliteRecordMemory:
         )
 
 
-class _Connection:
-    """A connection for any thread, which sets a damaged file aside."""
-
-    def __init__(self, path: Path, boot: str, busy_timeout: float) -> None:
-        self._path = path
-        self._using = threading.Lock()
-        self._current = CurrentConnection(path, busy_timeout, lambda: _prepare(path, boot, busy_timeout), _begin)
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<_Connection {'closed' if self._closed else self._current}>"
-
-    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Returns the result of the work. A damaged file is set aside. Raises `IndexUnavailable`."""
-        with self._using:
-            try:
-                return work(self._open())
-            except (sqlite3.Error, OSError, OverflowError, ValueError, TypeError) as error:
-                self._failed(error)
-                raise IndexUnavailable(f"the memory of the bucket's records failed: {error}") from error
-
-    def close(self) -> None:
-        """Close the file for good. Repeatable."""
-        with self._using:
-            self._closed = True
-            self._current.close()
-
-    def _open(self) -> sqlite3.Connection:
-        if self._closed:
-            raise IndexUnavailable("the memory of the bucket's records is closed")
-        return self._current.open()
-
-    def _failed(self, error: Exception) -> None:
-        inode = self._current.inode
-        if not is_busy(error):
-            self._current.close()
-        if is_damaged(error) and inode is not None:
-            log.warning("memory of records damaged", path=str(self._path))
-            with suppress(OSError):
-                renew(self._path, inode, keep=True)
-
-
 def _begin(connection: sqlite3.Connection) -> None:
     # NORMAL syncs only at checkpoints: after a power cut no row is trusted
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA cache_size = -16000")
 
 
+def _connection(path: Path, boot: str, busy_timeout: float) -> SharedConnection:
+    return SharedConnection(
+        CurrentConnection(path, busy_timeout, lambda: _prepare(path, boot, busy_timeout), _begin),
+        path,
+        "the memory of the bucket's records",
+        lambda: log.warning("memory of records damaged", path=str(path)),
+    )
+
+
 def _prepare(path: Path, boot: str, busy_timeout: float) -> int:
     """Make sure that the file exists, has this schema, and belongs to this boot; returns its inode. Raises `OSError`,
     `sqlite3.Error`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path):
-        if not satisfies(path, busy_timeout, _is_current):
-            set_aside(path, keep=path.exists())
-            with connect(path, busy_timeout) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.executescript(_CREATE)
-                # stamps of another file must not look like those of this one
-                connection.execute("INSERT INTO meta VALUES (1, 0, ?, 0, ?, '', '')", (secrets.randbits(48), boot))
-                connection.execute(f"PRAGMA user_version = {SCHEMA}")
-                connection.execute("COMMIT")
+
+    def create(connection: sqlite3.Connection) -> None:
+        connection.executescript(_CREATE)
+        # stamps of another file must not look like those of this one
+        connection.execute("INSERT INTO meta VALUES (1, 0, ?, 0, ?, '', '')", (secrets.randbits(48), boot))
+
+    with current_file(path, busy_timeout, SCHEMA, _is_current, create):
         with connect(path, busy_timeout) as connection, transaction(connection):
             if connection.execute("SELECT boot FROM meta").fetchone() != (boot,):
                 connection.execute("UPDATE meta SET epoch = epoch + 1, boot = ?", (boot,))
                 connection.execute("UPDATE records SET writers = '', overlap = 0 WHERE writers <> ''")
-        inode = inode_of(path)
-        if inode is None:
-            raise FileNotFoundError(path)
-        return inode
+        return present_inode(path)
 
 
 def _is_current(connection: sqlite3.Connection) -> bool:
-    return bool(
-        connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
-        and connection.execute("SELECT count(*) FROM meta").fetchone() == (1,)
-    )
+    return bool(connection.execute("SELECT count(*) FROM meta").fetchone() == (1,))
 
 
 def _epochs(connection: sqlite3.Connection) -> tuple[int, int]:

@@ -9,10 +9,15 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+from mirror.errors import IndexUnavailable
+
+T = TypeVar("T")
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -119,6 +124,105 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
+
+
+class SharedConnection:
+    """A connection for any thread. A damaged file is set aside, and the next call begins a new one."""
+
+    def __init__(self, current: CurrentConnection, path: Path, what: str, damaged: Callable[[], None]) -> None:
+        """`what` names the file in errors; `damaged` is called before a damaged file is set aside."""
+        self._path = path
+        self._what = what
+        self._damaged = damaged
+        self._using = threading.Lock()
+        self._current = current
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<SharedConnection of {self._what}, {'closed' if self._closed else self._current}>"
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Returns the result of the work. Raises `IndexUnavailable`."""
+        with self._using:
+            if self._closed:
+                raise IndexUnavailable(f"{self._what} is closed")
+            try:
+                return work(self._current.open())
+            except (sqlite3.Error, OSError, OverflowError, ValueError, TypeError) as error:
+                self._failed(error)
+                raise IndexUnavailable(f"{self._what} failed: {error}") from error
+
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Like `run`, in a transaction."""
+
+        def in_transaction(connection: sqlite3.Connection) -> T:
+            with transaction(connection):
+                return work(connection)
+
+        return self.run(in_transaction)
+
+    def renew(self, *, keep: bool) -> None:
+        """Set the file that is open aside, or delete it unless `keep`. Raises `IndexUnavailable`."""
+        with self._using:
+            inode = self._current.inode
+            self._current.close()
+            try:
+                if inode is not None:
+                    renew(self._path, inode, keep=keep)
+            except OSError as error:
+                raise IndexUnavailable(f"{self._what} failed: {error}") from error
+
+    def close(self) -> None:
+        """Close the file for good. Repeatable."""
+        with self._using:
+            self._closed = True
+            self._current.close()
+
+    def _failed(self, error: Exception) -> None:
+        inode = self._current.inode
+        if not is_busy(error):
+            self._current.close()
+        if is_damaged(error) and inode is not None:
+            self._damaged()
+            with suppress(OSError):
+                renew(self._path, inode, keep=True)
+
+
+@contextmanager
+def current_file(
+    path: Path,
+    busy_timeout: float,
+    schema: int,
+    is_current: Callable[[sqlite3.Connection], bool],
+    create: Callable[[sqlite3.Connection], None],
+    *,
+    keep: bool = True,
+) -> Iterator[None]:
+    """Hold the lock of a file that has this schema and passes `is_current`. Any other one is set aside, or deleted
+    unless `keep`, and made anew: `create` begins a transaction and makes the tables. Raises `OSError`, `sqlite3.Error`.
+    """
+
+    def passes(connection: sqlite3.Connection) -> bool:
+        return connection.execute("PRAGMA user_version").fetchone() == (schema,) and is_current(connection)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(path):
+        if not satisfies(path, busy_timeout, passes):
+            set_aside(path, keep=keep)
+            with connect(path, busy_timeout) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                create(connection)
+                connection.execute(f"PRAGMA user_version = {schema}")
+                connection.execute("COMMIT")
+        yield
+
+
+def present_inode(path: Path) -> int:
+    """The inode of a file that was just looked at. Raises `FileNotFoundError`."""
+    inode = inode_of(path)
+    if inode is None:
+        raise FileNotFoundError(path)
+    return inode
 
 
 def satisfies(path: Path, busy_timeout: float, check: Callable[[sqlite3.Connection], bool]) -> bool:
