@@ -18,15 +18,12 @@ from mirror import telemetry
 from mirror.aio.threads import uninterrupted
 from mirror.collection.grace_clock import GraceClock
 from mirror.collection.sweep_report import SweepReport
-from mirror.errors import IndexUnavailable, StoreError
+from mirror.collection.when_due import run_when_due, seconds_left
 from mirror.ports import BucketSweep, Lease, Locks, Records, SweptPage
 
 #: The lock of the process that sweeps.
 _LOCK: Final = "sweep"
 _KEY: Final = "sweep"
-#: Seconds between two attempts if another process sweeps, or if a sweep failed.
-_TRY_AGAIN: Final = 60.0
-_LOOK_EVERY: Final = 60.0
 
 
 class BucketSweeper:
@@ -118,28 +115,20 @@ class BucketSweeper:
 
     async def run_when_due(self, every: float) -> None:
         """Does a sweep `every` seconds after the end of the last one. Runs until cancelled."""
-        while True:
-            try:
-                wait = self._wait(await asyncio.to_thread(self.last), every)
-                if wait <= 0 and await self.run() is None:
-                    wait = _TRY_AGAIN
-            except (StoreError, IndexUnavailable) as error:
-                telemetry.log.warning("sweep failed", reason=str(error))
-                wait = _TRY_AGAIN
-            except Exception:
-                # no error may end this task: nothing would be found any more
-                telemetry.log.exception("sweep crashed")
-                wait = _TRY_AGAIN
-            # not all the time at once: another process may do the next sweep
-            await self._sleep(min(max(wait, 0.0), _LOOK_EVERY))
+        await run_when_due(
+            lambda: self._wait(every),
+            self.run,
+            failed=lambda reason: telemetry.log.warning("sweep failed", reason=reason),
+            crashed=lambda: telemetry.log.exception("sweep crashed"),
+            sleep=self._sleep,
+        )
 
-    def _wait(self, last: SweepReport | None, every: float) -> float:
+    def _wait(self, every: float) -> float:
+        last = self.last()
         if last is None or last.ended_at is None:
             return 0.0
         show_sweep(last)
-        passed = self._clock.read().earlier - last.ended_at
-        # a sweep in the future was dated by a wrong clock
-        return 0.0 if passed < 0 else every - passed
+        return seconds_left(self._clock, last.ended_at, every)
 
 
 def last_sweep(sweeps: Records) -> SweepReport | None:

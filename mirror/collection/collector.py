@@ -20,7 +20,8 @@ from mirror.collection.collection_round import collection_round
 from mirror.collection.grace_clock import GraceClock
 from mirror.collection.pace import run_paced
 from mirror.collection.sweep_report import SweepReport
-from mirror.errors import IndexUnavailable, StoreError
+from mirror.collection.when_due import run_when_due, seconds_left
+from mirror.errors import StoreError
 from mirror.hosting.parts import HostedParts
 from mirror.policy.hosted.collection import CollectionRules
 from mirror.ports import Lease, Locks, Records
@@ -28,9 +29,6 @@ from mirror.ports import Lease, Locks, Records
 #: The lock of the process that collects.
 _LOCK: Final = "collect"
 _KEY: Final = "last"
-#: Seconds between two attempts if another process collects, or if a round failed.
-_TRY_AGAIN: Final = 60.0
-_LOOK_EVERY: Final = 60.0
 
 
 class GarbageCollector:
@@ -118,29 +116,20 @@ class GarbageCollector:
 
     async def run_when_due(self, every: float) -> None:
         """Does a round `every` seconds after the end of the last one. Runs until cancelled."""
-        while True:
-            try:
-                last = await asyncio.to_thread(self.last)
-                wait = self._wait(last, every)
-                if wait <= 0 and await self.run() is None:
-                    wait = _TRY_AGAIN
-            except (StoreError, IndexUnavailable) as error:
-                telemetry.log.warning("collection failed", reason=str(error))
-                wait = _TRY_AGAIN
-            except Exception:
-                # no error may end this task: nothing would be collected any more
-                telemetry.log.exception("collection crashed")
-                wait = _TRY_AGAIN
-            # not all the time at once: another process may do the next round
-            await self._sleep(min(max(wait, 0.0), _LOOK_EVERY))
+        await run_when_due(
+            lambda: self._wait(every),
+            self.run,
+            failed=lambda reason: telemetry.log.warning("collection failed", reason=reason),
+            crashed=lambda: telemetry.log.exception("collection crashed"),
+            sleep=self._sleep,
+        )
 
-    def _wait(self, last: CollectionReport | None, every: float) -> float:
+    def _wait(self, every: float) -> float:
+        last = self.last()
         if last is None or last.more:
             return 0.0
         show_collection(last)
-        passed = self._clock.read().earlier - (last.ended_at or last.begun_at)
-        # a round in the future was dated by a wrong clock
-        return 0.0 if passed < 0 else every - passed
+        return seconds_left(self._clock, last.ended_at or last.begun_at, every)
 
 
 def last_round(rounds: Records) -> CollectionReport | None:

@@ -1,0 +1,51 @@
+"""Does a round of work again and again, some time after the end of the last one of any process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from mirror.collection.grace_clock import GraceClock
+from mirror.errors import IndexUnavailable, StoreError
+
+#: Seconds between two attempts if another process does the work, or if it failed.
+_TRY_AGAIN: Final = 60.0
+_LOOK_EVERY: Final = 60.0
+
+
+def seconds_left(clock: GraceClock, ended_at: float, every: float) -> float:
+    """Returns the seconds until a round is due that comes `every` seconds after the last one, which ended at `ended_at`
+    (epoch seconds).
+    """
+    passed = clock.read().earlier - ended_at
+    # a round in the future was dated by a wrong clock
+    return 0.0 if passed < 0 else every - passed
+
+
+async def run_when_due(
+    wait: Callable[[], float],
+    run: Callable[[], Awaitable[object | None]],
+    *,
+    failed: Callable[[str], object],
+    crashed: Callable[[], object],
+    sleep: Callable[[float], Awaitable[None]],
+) -> None:
+    """Does the rounds that are due, until it is cancelled. `wait` blocks: it returns the seconds until the next round.
+    `run` returns None if another process is at it. `failed` is called with the reason if the store or the index fails,
+    `crashed` while any other error is handled.
+    """
+    while True:
+        try:
+            seconds = await asyncio.to_thread(wait)
+            if seconds <= 0 and await run() is None:
+                seconds = _TRY_AGAIN
+        except (StoreError, IndexUnavailable) as error:
+            failed(str(error))
+            seconds = _TRY_AGAIN
+        except Exception:
+            # no error may end the task: no round would be done any more
+            crashed()
+            seconds = _TRY_AGAIN
+        # not all the time at once: another process may do the next round
+        await sleep(min(max(seconds, 0.0), _LOOK_EVERY))
