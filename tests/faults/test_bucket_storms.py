@@ -36,22 +36,7 @@ from tests.support.engines.fault_proxy import (
 from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.fake_registry import FakeRegistry
 from tests.support.process import PATIENCE, eventually
-from tests.support.pushers import Pushers
-
-_COLLECTED: Final = """
-    [[hosted]]
-    name = "corp"
-    keep_deleted = "0s"
-    [hosting]
-    grace = "1s"
-    collect_every = "10ms"
-    max_uploads = 100000
-    max_uploads_per_caller = 100000
-    [[access.rule]]
-    effect = "allow"
-    callers = ["*"]
-    actions = ["pull", "push", "overwrite", "delete"]
-"""
+from tests.support.pushers import Pushers, open_to_pushers
 
 #: How many acknowledged changes the clients make between two faults.
 _CHANGES: Final = 15
@@ -161,7 +146,7 @@ def test_113_to_123_a_storm_around_a_bucket(
             upstreams={"docker.io": registry.url},
             cache=True,
             workers=2,
-            more=_COLLECTED,
+            more=open_to_pushers(),
             connect_timeout=2,
             read_timeout=3,
             timeout=6,

@@ -7,29 +7,13 @@ import http.client
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from tests.faults.conftest import Tally
 from tests.support.images import sha256
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import PATIENCE, eventually
-from tests.support.pushers import Pushers
-
-_HOSTED: Final = """
-    [[hosted]]
-    name = "corp"
-    keep_deleted = "0s"
-    [hosting]
-    grace = "1s"
-    collect_every = "10ms"
-    max_uploads = 100000
-    max_uploads_per_caller = 100000
-    [[access.rule]]
-    effect = "allow"
-    callers = ["*"]
-    actions = ["pull", "push", "overwrite", "delete"]
-"""
+from tests.support.pushers import Pushers, open_to_pushers
 
 
 def _hosted(root: Path) -> list[str]:
@@ -44,7 +28,7 @@ def test_95_97_a_storm_of_pushes_while_everything_is_collected(
     """
     rounds = times("STORMS", 3)
     seed = int(os.environ.get("MIRROR_FAULTS_SEED", "1"))
-    config = write_config(tmp_path, {}, workers=2, more=_HOSTED)
+    config = write_config(tmp_path, {}, workers=2, more=open_to_pushers())
     root, read = tmp_path / "store", 0
     with MirrorProcess(config) as mirror, Pushers(mirror.port, seed=seed) as pushers:
         for _ in range(rounds):
@@ -66,7 +50,7 @@ def test_99_a_blob_is_deleted_and_collected_while_a_client_reads_it(tmp_path: Pa
     """The answer that is under way ends with the right bytes; the next one is 404."""
     layer = noise(48 << 20, seed=99)
     digest, name = sha256(layer), "/v2/corp/app"
-    config = write_config(tmp_path, {}, workers=1, more=_HOSTED.replace('grace = "1s"', 'grace = "0s"'))
+    config = write_config(tmp_path, {}, workers=1, more=open_to_pushers(grace="0s"))
     with MirrorProcess(config) as mirror:
         client = http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)
         reader = http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)

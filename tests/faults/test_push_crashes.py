@@ -27,28 +27,13 @@ from tests.support.ext4 import Ext4, refusal
 from tests.support.forked_workers import ForkedWorkers
 from tests.support.mirror_process import write_config
 from tests.support.process import eventually
-from tests.support.pushers import Pushers
+from tests.support.pushers import Pushers, open_to_pushers
 from tests.support.step_client import StepClient
 
-#: Whoever asks may do everything. Uploads that a fault has interrupted stay open for the rest of the test.
-_HOSTED: Final = """
-    [[hosted]]
-    name = "corp"
-    keep_deleted = "{keep_deleted}"
-    [hosting]
-    grace = "{grace}"
-    collect_every = "{collect_every}"
-    max_uploads = 100000
-    max_uploads_per_caller = 100000
-    [[access.rule]]
-    effect = "allow"
-    callers = ["*"]
-    actions = ["pull", "push", "overwrite", "delete"]
-"""
 #: Nothing is collected during a test.
-_GRACE: Final = _HOSTED.format(keep_deleted="7d", grace="1d", collect_every="1h")
+_GRACE: Final = open_to_pushers(keep_deleted="7d", grace="1d", collect_every="1h")
 #: Whatever is not named goes at once.
-_NO_GRACE: Final = _HOSTED.format(keep_deleted="0s", grace="1s", collect_every="1s")
+_NO_GRACE: Final = open_to_pushers(collect_every="1s")
 
 
 def _first_seed() -> int:

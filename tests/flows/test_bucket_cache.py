@@ -109,6 +109,13 @@ async def _settled(mirror: LiveMirror) -> None:
     await until(lambda: not cache.uploads.waiting)
 
 
+async def _fill_bucket(site: Site) -> None:
+    """A mirror pulls the image, and writes what it has to the bucket."""
+    async with site.mirror() as mirror:
+        await _pull(mirror)
+        await _settled(mirror)
+
+
 async def _pull(mirror: LiveMirror, tag: str = "v1") -> list[str]:
     """Pulls an image as clients do; returns how each part was answered."""
     manifest = await mirror.ask(f"{_AT}/manifests/{tag}")
@@ -150,9 +157,7 @@ async def test_a_sealed_mirror_serves_from_the_bucket_what_its_disk_has_lost(sit
 async def test_a_blob_alone_is_granted_by_a_manifest_that_the_bucket_has(site: Site) -> None:
     """Clients that have the manifest ask for a layer only; another repository gets nothing."""
     site.registry.add_image(_APP.name, "v1", [_LAYER])
-    async with site.mirror() as mirror:
-        await _pull(mirror)
-        await _settled(mirror)
+    await _fill_bucket(site)
     site.wipe()
     async with site.mirror(offline=True) as mirror:
         layer = Digest.of(_LAYER)
@@ -178,9 +183,7 @@ async def test_referrers_come_back(site: Site) -> None:
 async def test_a_mirror_that_is_cut_off_goes_on(site: Site, registry: FakeRegistry) -> None:
     """Its tags are as fresh as before; nothing is asked of an upstream for blobs and manifests."""
     registry.add_image(_APP.name, "v1", [_LAYER])
-    async with site.mirror() as mirror:
-        await _pull(mirror)
-        await _settled(mirror)
+    await _fill_bucket(site)
     site.wipe()
     asked = _asked(registry)
     async with site.mirror() as mirror:
@@ -191,9 +194,7 @@ async def test_a_mirror_that_is_cut_off_goes_on(site: Site, registry: FakeRegist
 async def test_old_answers_are_served_while_upstream_is_away(site: Site, registry: FakeRegistry) -> None:
     """The age of a tag is that of its record, which the bucket has kept."""
     registry.add_image(_APP.name, "v1", [_LAYER])
-    async with site.mirror() as mirror:
-        await _pull(mirror)
-        await _settled(mirror)
+    await _fill_bucket(site)
     site.wipe()
     registry.away()
     async with site.mirror() as mirror:
@@ -233,9 +234,7 @@ async def test_113_the_bucket_is_down_all_the_while(site: Site, bucket: MemoryBu
 async def test_hits_touch_no_bucket(site: Site, bucket: MemoryBucket) -> None:
     """Neither of memory nor of the disk."""
     site.registry.add_image(_APP.name, "v1", [_LAYER])
-    async with site.mirror() as mirror:
-        await _pull(mirror)
-        await _settled(mirror)
+    await _fill_bucket(site)
     async with site.mirror() as mirror:
         await _settled(mirror)
         await until(lambda: ("list", ("cached/",)) in bucket.log)
@@ -264,9 +263,7 @@ async def test_119_wrong_bytes_in_the_bucket_are_never_served_whole(
 ) -> None:
     """They come from upstream, and the object goes."""
     registry.add_image(_APP.name, "v1", [_LAYER])
-    async with site.mirror() as mirror:
-        await _pull(mirror)
-        await _settled(mirror)
+    await _fill_bucket(site)
     site.wipe()
     key = blob_key(Digest.of(_LAYER))
     bucket.damage(key, b"x" * len(_LAYER))

@@ -39,6 +39,26 @@ _SIZES: Final = (37, 4_000, 30_000, 70_000, 70_001, 150_000, 300_000, 300_001)
 _LAYERS: Final = [noise(size, seed=700 + number) for number, size in enumerate(_SIZES)]
 
 
+def open_to_pushers(*, keep_deleted: str = "0s", grace: str = "1s", collect_every: str = "10ms") -> str:
+    """The settings of a mirror that `Pushers` push to: everybody may do everything, and uploads that a fault has
+    interrupted stay open for the rest of the test. By default, what is not named goes at once.
+    """
+    return f"""
+    [[hosted]]
+    name = "corp"
+    keep_deleted = "{keep_deleted}"
+    [hosting]
+    grace = "{grace}"
+    collect_every = "{collect_every}"
+    max_uploads = 100000
+    max_uploads_per_caller = 100000
+    [[access.rule]]
+    effect = "allow"
+    callers = ["*"]
+    actions = ["pull", "push", "overwrite", "delete"]
+"""
+
+
 class _Resting(Exception):
     """No answer came, and the client has to rest now."""
 
