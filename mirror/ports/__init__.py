@@ -28,6 +28,8 @@ The ports, and what implements them (the tests have implementations in memory, i
     migrating.py  MigratedBytes  hosted bytes of one side       store/hosted/migrated_files.py
                   MigrationJournal  what a migration wrote      index/migration_journal.py
     locking.py    Locks          locks between processes        store/local/locks.py
+    peers.py      Members, Notices, PeerBlobs  the other replicas of a cluster
+    journals.py   RecordJournals  what other replicas changed
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
                   SortedTags     tag lists, sorted on disk      index/sorted_tags.py
     remotes.py    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py
@@ -63,9 +65,11 @@ from mirror.ports.content import *
 from mirror.ports.eventing import *
 from mirror.ports.hosting import *
 from mirror.ports.indexes import *
+from mirror.ports.journals import *
 from mirror.ports.locking import *
 from mirror.ports.migrating import *
 from mirror.ports.object_books import *
+from mirror.ports.peers import *
 from mirror.ports.record_memories import *
 from mirror.ports.record_trees import *
 from mirror.ports.recording import *
