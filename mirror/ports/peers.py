@@ -66,8 +66,8 @@ class PeerBlobs(Protocol):
         """Opens a blob at a member from the offset `start` on; entering the context waits for the head of the answer.
 
         `size` is the size of the whole blob if the caller knows it: then the member answers at once, and before its
-        own source has. `hops` says how many replicas have passed the request on. Raises `UpstreamNotFound` if the member
-        may not give it or does not have it, `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`.
+        own source has. `hops` says how many replicas have passed the request on. Raises `UpstreamNotFound` if the
+        member may not give it or does not have it, `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`.
         """
 
     async def offset(self, member: str, repo: Repo, digest: Digest) -> int | None:
