@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from tests.faults.conftest import Tally
-from tests.support.bucket_site import HOSTED, BucketSite, Said
+from tests.support.bucket_site import HOSTED, BucketSite
 from tests.support.engines.fault_proxy import (
     Answer,
     CutAnswer,
@@ -38,6 +38,7 @@ from tests.support.faketime import FakeTime
 from tests.support.images import sha256
 from tests.support.live_mirror import noise
 from tests.support.process import eventually
+from tests.support.site_client import Said
 
 #: Bounds that a test can wait for; a busy machine needs most of them for what is well.
 _SHORT: Final[dict[str, Any]] = {"connect_timeout": 2, "read_timeout": 3, "timeout": 5, "retries": 1}

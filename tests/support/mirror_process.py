@@ -1,6 +1,7 @@
 """The mirror as users run it: a process of its own with workers, asked over its listener and read through its log.
 
 MirrorProcess(config) ── listening ──> serving ── stop()  SIGTERM: drains, exit code 0
+                                              ├── freeze(), thaw()  SIGSTOP and SIGCONT to all
                                               ├── kill_worker(pid)  SIGKILL to one worker
                                               └── kill()  SIGKILL to all
 """
@@ -209,6 +210,17 @@ class MirrorProcess:
         """SIGKILL to one worker."""
         assert pid in self.worker_pids(), f"{pid} is no worker of this mirror"
         os.kill(pid, signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """SIGSTOP to it and every worker: its connections stay, and nothing answers."""
+        # the parent first, or it would notice that its workers say nothing
+        for pid in [self.pid, *_descendants(self.pid)]:
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """After `freeze`."""
+        for pid in [*_descendants(self.pid), self.pid]:
+            os.kill(pid, signal.SIGCONT)
 
     # --------------------------------------------------------------------------------------------- its end
 

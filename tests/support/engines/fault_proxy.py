@@ -183,6 +183,18 @@ class FaultProxy(Relay):
             self._healed.set()
             self._healed = threading.Event()
 
+    def lead_to(self, host: str, port: int) -> None:
+        """Requests on connections that begin from now on go to this server."""
+        self._server = (host, port)
+
+    def disconnect(self) -> None:
+        """Break every connection that is open now, in the middle of whatever passes."""
+        with self._lock:
+            broken = list(self._open)
+        for one in broken:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
     def count(self, method: str, part: str = "") -> int:
         """How many requests with this method had `part` in their target."""
         with self._lock:
@@ -250,7 +262,8 @@ class FaultProxy(Relay):
                     answers = server.makefile("rb")
                 try:
                     server.sendall(head)
-                    _send(server, _faulty_request(body, fault))
+                    chunked = headers.get("transfer-encoding") == "chunked"
+                    _send(server, _faulty_request(body, fault), chunked=chunked)
                 except _Broken:
                     server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                     raise
