@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,6 +24,17 @@ class Members(Protocol):
 
     def is_up(self, member: str) -> bool:
         """False while this process leaves a member alone because it did not answer. Quick."""
+
+    def answered(self, member: str, seconds: float) -> None:
+        """Note that a member has answered, `seconds` after it was asked. May be called from any thread."""
+
+    def failed(self, member: str, reason: str) -> None:
+        """Note that a member could not be reached, or did not answer in time: it is left alone for a while. May be
+        called from any thread.
+        """
+
+    def usual(self, member: str) -> float | None:
+        """The seconds within which nine of ten of its last answers came; None if too few have. Quick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +68,39 @@ class Notices(Protocol):
         """Send it behind, and forget it if that fails. May be called from any thread. Raises nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class PeerProgress:
+    """How far a member is with a cached blob: as many bytes from the start as `offset` says may be read there now.
+    `source` is the member from which it gets the rest itself; empty if that is none.
+    """
+
+    offset: int
+    source: str = ""
+
+
 class PeerBlobs(Protocol):
-    """The cached blobs of another replica."""
+    """The cached blobs of other replicas. Every failure that another source may not have is an `UpstreamError`."""
 
     def open(
-        self, member: str, repo: Repo, digest: Digest, start: int, *, size: int | None, hops: int
+        self,
+        member: str,
+        repo: Repo,
+        digest: Digest,
+        start: int,
+        *,
+        size: int | None,
+        hops: int,
+        heard: Callable[[], None],
     ) -> AbstractAsyncContextManager[Body]:
-        """Opens a blob at a member from the offset `start` on; entering the context waits for the head of the answer.
+        """Opens a blob at a member from the offset `start` on. Entering the context waits for the first byte, however
+        long that takes; `heard` is called on the event loop before that, when the head of the answer has come.
 
-        `size` is the size of the whole blob if the caller knows it: then the member answers at once, and before its
-        own source has. `hops` says how many replicas have passed the request on. Raises `UpstreamNotFound` if the
-        member may not give it or does not have it, `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`.
+        `size` is the size of the whole blob if the caller knows it: then the member sends the head at once, before its
+        own source has answered. `hops` counts the replicas that wait for the answer. Raises `UpstreamNotFound` if the
+        member does not have the blob, or may not give it; `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`.
         """
 
-    async def offset(self, member: str, repo: Repo, digest: Digest) -> int | None:
-        """How many bytes of a blob the member has now; None if it fetches none and has none. Raises like `open`."""
+    async def progress(self, member: str, repo: Repo, digest: Digest) -> PeerProgress | None:
+        """How far a member is with a blob; None if it neither has the blob nor fetches it. Raises like `open`. The
+        caller limits the time.
+        """
