@@ -2,11 +2,13 @@
 
 settings.py        every setting, with its default and its meaning
 bucket_settings.py those of the bucket
+cluster_settings.py those of a cluster of replicas
 section.py         what all tables of the file have in common
 values.py          checks of single values
 loading.py         from file and environment to checked settings
 checks.py          checks of several settings together, and of the files that they name
 bucket_checks.py   those of the bucket
+cluster_checks.py  those of a cluster of replicas
 event_checks.py    those of the endpoints that are sent events
 redacted.py        the settings without secrets, for display
 routing_table.py   the routing table that follows from them
@@ -24,6 +26,7 @@ Only `app/` and `cli/` import this package: the modules below them take ordinary
 from mirror.config.access_policy import access_policy, named_claims
 from mirror.config.bucket_settings import BucketSettings
 from mirror.config.checks import hints
+from mirror.config.cluster_settings import ClusterSettings
 from mirror.config.loading import load
 from mirror.config.redacted import redacted_settings
 from mirror.config.routing_table import routing_table
@@ -48,6 +51,7 @@ from mirror.config.virtual_rules import virtual_rules
 __all__ = [
     "PUBLIC",
     "BucketSettings",
+    "ClusterSettings",
     "Config",
     "HostedSettings",
     "IssuerSettings",

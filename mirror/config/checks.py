@@ -14,6 +14,7 @@ from mirror.access.own_tokens import check_keys
 from mirror.config import values
 from mirror.config.access_policy import access_policy, wrong_issuers
 from mirror.config.bucket_checks import bucket_hints, check_bucket
+from mirror.config.cluster_checks import check_cluster, cluster_hints
 from mirror.config.event_checks import check_events, event_hints
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
@@ -87,7 +88,11 @@ def cross_check(config: Config) -> list[str]:
         why = _not_public(config.default_registry)
         mistakes.append(f"default_registry: {config.default_registry} is no upstream, hosted or virtual registry{why}")
     mistakes += [*_check_virtual(config), *_check_syncs(config), *_check_replications(config)]
-    mistakes += [*check_events(config.events.endpoint), *check_bucket(config.store, config.bucket)]
+    mistakes += [
+        *check_events(config.events.endpoint),
+        *check_bucket(config.store, config.bucket),
+        *check_cluster(config),
+    ]
     if url := config.index.url.get_secret_value():
         # imported here: every command reads the configuration, and few configurations need the Redis library
         from mirror.index.redis_address import parse_redis_url
@@ -120,6 +125,7 @@ def hints(config: Config) -> list[str]:
         *_about_virtual(config),
         *event_hints(config, _may_be_about),
         *bucket_hints(config.store, config.bucket),
+        *cluster_hints(config),
         *_replication_hints(config),
     ]
 

@@ -37,6 +37,8 @@ _IF_MISSING: Final = (
     ("store.bucket", "there is no bucket: set store.bucket"),
     ("store.bucket", "needs store.bucket"),
     ("bucket.endpoint", "for another store, set endpoint"),
+    ("cluster.members", "there is no cluster: set cluster.members"),
+    ("cluster.address", "must be set: the address of this replica, as the other replicas reach it"),
 )
 
 
@@ -74,7 +76,7 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None, *, without_
 def _follows(mistake: str, others: Sequence[str]) -> bool:
     """True if a setting seems to be missing only because its value is not valid, which is reported already."""
     return any(
-        mistake.endswith(end) and any(other.startswith(f"{setting}: ") for other in others)
+        mistake.endswith(end) and any(other.startswith((f"{setting}: ", f"{setting}[")) for other in others)
         for setting, end in _IF_MISSING
     )
 

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from mirror.config import values
 from mirror.config.bucket_settings import BucketSettings
+from mirror.config.cluster_settings import ClusterSettings
 from mirror.config.section import Section
 from mirror.config.values import Seconds
 from mirror.errors import RequestError
@@ -569,6 +570,12 @@ class HostingSettings(Section):
         "1KB",
         description="A request whose body arrives more slowly than this many bytes per second is ended; 0: never.",
     )
+    tag_freshness: Seconds = Field(
+        0.0,
+        le=3600,
+        description="In a cluster: how long ago a replica may have looked at the bucket, for pulls of hosted tags and "
+        "manifests; 0: it looks each time.",
+    )
     retention: RetentionTimesSettings = RetentionTimesSettings.model_validate({})
 
 
@@ -1025,6 +1032,7 @@ class Config(BaseSettings):
     store: StoreSettings = Field(default_factory=lambda: StoreSettings.model_validate({}))
     bucket: BucketSettings = BucketSettings.model_validate({})
     index: IndexSettings = IndexSettings.model_validate({})
+    cluster: ClusterSettings = ClusterSettings.model_validate({})
     scrub: ScrubSettings = ScrubSettings.model_validate({})
     log: LogSettings = LogSettings.model_validate({})
     trace: TraceSettings = TraceSettings.model_validate({})

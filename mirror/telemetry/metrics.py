@@ -109,6 +109,23 @@ BUCKET_NOT_REDIRECTED: Final = Counter(
     "Requests that were served from here instead, because the bucket could not be asked in time, or no URL be signed",
 )
 
+PEERS: Final = Gauge("mirror_peers", "Other replicas of the cluster that are known", multiprocess_mode="livemax")
+PEERS_DOWN: Final = Gauge(
+    "mirror_peers_down", "Of these, how many are left alone because they did not answer", multiprocess_mode="livemax"
+)
+PEER_REQUESTS: Final = Counter(
+    "mirror_peer_requests", "Requests to other replicas, by verb and result", ["verb", "result"]
+)
+PEER_SECONDS: Final = Histogram(
+    "mirror_peer_seconds", "Time until another replica has begun to answer, by verb", ["verb"], buckets=_TIMES
+)
+PEER_ANSWERS: Final = Counter(
+    "mirror_peer_answers", "Answered requests of other replicas, by verb and status", ["verb", "status"]
+)
+PEER_REFUSED: Final = Counter(
+    "mirror_peer_refused", "Requests to the internal listener that were refused, by reason", ["reason"]
+)
+
 FLIGHTS: Final = Gauge("mirror_flights", "Downloads of blobs in progress", multiprocess_mode="livesum")
 FOLLOWERS: Final = Gauge(
     "mirror_followers", "Clients that read a blob while it is downloaded", multiprocess_mode="livesum"

@@ -128,7 +128,7 @@ def test_the_example_configuration_is_good(tmp_path: Path) -> None:
     assert load(ROOT / "config/mirror.toml").server.workers == 2
     text = (ROOT / "config/mirror.toml").read_text()
     # examples of whole tables are commented out together with their headings; those in `[bucket]` exclude each other
-    paragraphs = [one for one in text.split("\n\n") if not re.search(r"^#\[(\[|bucket\])", one, re.MULTILINE)]
+    paragraphs = [one for one in text.split("\n\n") if not re.search(r"^#\[(\[|bucket\]|cluster\])", one, re.MULTILINE)]
     lines = [
         line[1:] if (found := re.match(r"#(\w+) = ", line)) and found[1] not in _ALONE else line
         for line in "\n\n".join(paragraphs).splitlines()

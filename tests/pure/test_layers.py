@@ -20,11 +20,13 @@ _MOST_FILES: Final = 20
 _ROOMS: Final = frozenset(
     {
         "policy/clients",
+        "policy/cluster",
         "policy/events",
         "policy/hosted",
         "policy/upstream",
         "policy/virtual",
         "server/admin",
+        "server/peers",
         "server/registry",
         "store/hosted",
         "store/local",
@@ -36,7 +38,17 @@ _ROOMS: Final = frozenset(
     }
 )
 #: What every room may import.
-_BELOW_ALL: Final = {"errors", "oci", "policy", "policy/events", "policy/hosted", "ports", "telemetry", "aio"}
+_BELOW_ALL: Final = {
+    "errors",
+    "oci",
+    "policy",
+    "policy/cluster",
+    "policy/events",
+    "policy/hosted",
+    "ports",
+    "telemetry",
+    "aio",
+}
 #: What each room, or file at the top of the package, may import of the package; itself is allowed.
 _MAY_IMPORT: Final = {
     # leaves
@@ -51,6 +63,7 @@ _MAY_IMPORT: Final = {
     "policy/hosted": {"errors", "oci", "policy", "values"},
     "policy/events": {"errors", "oci", "policy", "values"},
     "policy/clients": {"errors", "oci"},
+    "policy/cluster": {"errors", "oci"},
     "policy/upstream": {"errors", "oci"},
     "ports": {"oci", "policy", "policy/events", "policy/hosted"},
     "policy/virtual": {"errors", "oci", "policy"},
@@ -67,6 +80,7 @@ _MAY_IMPORT: Final = {
     "access": _BELOW_ALL | {"values"},
     "upstream/http": _BELOW_ALL | {"policy/upstream"},
     "upstream/credentials": _BELOW_ALL | {"policy/upstream", "caller", "upstream/http"},
+    "peers": _BELOW_ALL | {"policy/upstream", "upstream/http"},
     "upstream": _BELOW_ALL | {"policy/upstream", "caller", "upstream/http", "upstream/credentials"},
     # what the product does
     "graph": _BELOW_ALL | {"values"},
@@ -98,6 +112,7 @@ _MAY_IMPORT: Final = {
     "bundles": _BELOW_ALL | {"values", "graph", "fills", "intake"},
     # HTTP in front of it
     "server": {"telemetry", "server/registry"},
+    "server/peers": _BELOW_ALL | {"peers", "server/registry"},
     "server/registry": _BELOW_ALL
     | {"access", "caller", "inspect", "policy/clients", "policy/virtual", "repository", "trust", "virtual"},
     "server/admin": _BELOW_ALL
@@ -121,7 +136,7 @@ _MAY_IMPORT: Final = {
 
 #: Libraries that only some parts may know.
 _ONLY_IN: Final = {
-    "aiohttp": {"server", "upstream", "access", "process"},
+    "aiohttp": {"server", "upstream", "access", "peers", "process"},
     "aiohttp.web": {"server", "process"},
     "aiocache": {"aio"},
     "aiosqlite": {"index"},

@@ -1,0 +1,94 @@
+"""The members of the cluster by a DNS name whose addresses they are, as a headless service of Kubernetes has it.
+
+look up ──┬─ addresses ──────────> these are the members
+          └─ none, error, late ──> the last answer counts; each new reason is logged once
+pause, or a request of a replica that is no member yet ──> look up
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from mirror import telemetry
+from mirror.peers.members import ClusterMembers
+from mirror.policy.cluster.member_addresses import MemberAddress
+
+_PAUSE: Final = 5.0
+#: Seconds until a lookup counts as failed.
+_PATIENCE: Final = 3.0
+#: Seconds between two lookups for the sake of replicas that are not known.
+_LEAST: Final = 1.0
+
+
+async def addresses_of(host: str) -> Sequence[str]:
+    """The IP addresses of a name. Raises `OSError`."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+class MemberLookup:
+    """Keeps the members up to date with a name."""
+
+    def __init__(
+        self,
+        name: MemberAddress,
+        members: ClusterMembers,
+        *,
+        resolve: Callable[[str], Awaitable[Sequence[str]]] = addresses_of,
+        pause: float = _PAUSE,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`resolve` gives the IP addresses of a name and raises `OSError`; `pause` is in seconds."""
+        self._name = name
+        self._members = members
+        self._resolve = resolve
+        self._pause = pause
+        self._now = now
+        self._looked = -_LEAST
+        self._reason = ""
+        self._turn = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<MemberLookup {self._name}>"
+
+    async def run(self) -> None:
+        """Look up until cancelled."""
+        while True:
+            await self.look_up()
+            await asyncio.sleep(self._pause)
+
+    async def doubt(self) -> None:
+        """Look up now, unless that was done within the last second."""
+        if self._now() - self._looked >= _LEAST:
+            await self.look_up()
+
+    async def look_up(self) -> None:
+        """Ask once. Raises nothing: if it fails, the last answer counts."""
+        async with self._turn:
+            self._looked = self._now()
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    found = await self._resolve(self._name.host)
+            except (OSError, TimeoutError, UnicodeError) as error:
+                self._failed(str(error) or "no answer")
+                return
+            if not found:
+                self._failed("no address")
+                return
+            self._reason = ""
+            before = self._members.all()
+            self._members.replace(self._name.at(found))
+            if (members := self._members.all()) != before:
+                telemetry.log.info("members changed", members=list(members))
+
+    def _failed(self, reason: str) -> None:
+        if reason != self._reason:
+            self._reason = reason
+            telemetry.log.warning(
+                "members not looked up", name=str(self._name), reason=reason, members=list(self._members.all())
+            )
