@@ -14,7 +14,7 @@ from typing import Final
 
 from bench.client import download
 from bench.load import get_rate
-from bench.measure import Bench, settled_cpu
+from bench.measure import Bench, add_hash, settled_cpu, touch_for
 from bench.process import BenchFailed
 from bench.push_client import push_blobs
 from bench.pushing import AT_ONCE, random_file
@@ -74,6 +74,8 @@ def _cold(bench: Bench, store: SeaweedFS) -> None:
 
     systems = {name: before(name) for name in (NGINX, NGINX_DEFAULTS, NGINX_PASSING)}
     systems[MIRROR] = (lambda: _start_mirror(bench, store, "cold"), hosted)
+    for _ in range(bench.scale.rounds):
+        add_hash(bench, "bucketcold.hash")
     # the first pull warms the store, and is not counted
     for number, name in enumerate((NGINX_PASSING, *_turns(bench, [*systems]))):
         start, (large, small) = systems[name]
@@ -81,6 +83,7 @@ def _cold(bench: Bench, store: SeaweedFS) -> None:
             for _ in range(_WARMING):
                 download(system.port, small, _SMALL, 1)
             mark = settled_cpu(bench, system)
+            touch_for(bench.scale.blob)
             done = download(system.port, large, bench.scale.blob, 1)
             cpu = settled_cpu(bench, system) - mark
             if number:
@@ -119,6 +122,7 @@ def _pushes(bench: Bench, store: SeaweedFS) -> None:
             for key, files in (("bucketpush1", [large]), ("bucketpush16", parts)):
                 size = sum(path.stat().st_size for path, _ in files)
                 before = settled_cpu(bench, system)
+                touch_for(size)
                 done = push_blobs(system.port, _REPOSITORY, files)
                 bench.results.add(f"{key}.rate", system.name, size / _MIB / done.seconds)
                 bench.results.add(f"{key}.cpu", system.name, (settled_cpu(bench, system) - before) / (size / _GIB))

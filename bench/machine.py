@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
 import platform
 import re
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Final
 
 from bench.process import program
+
+_PAGE: Final = 4096
+_STEP: Final = 64 << 20
+#: Bytes that a hashing thread reads at a time; about what the mirror's own does.
+_CHUNK: Final = 1 << 20
+
+
+def touch_memory(size: int) -> None:
+    """Write to `size` bytes of memory that nobody uses, and give them back; at most to most of what is free: what the
+    kernel remembers of files is to stay.
+
+    To be called directly before each measurement of a system that will write much. A hypervisor may take free pages
+    from a guest after about two seconds (free page reporting), and the first write to such a page costs more, because
+    the hypervisor has to find another one: about 1 s of the processor for each GiB, which counts as that of whoever
+    writes. A system that starts slowly would pay for it, and one that starts at once would not.
+    """
+    rest = min(size, os.sysconf("SC_AVPHYS_PAGES") * _PAGE * 3 // 4)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, max(rest, _PAGE), flags=flags) as memory:
+        for start in range(0, rest - _PAGE, _STEP):
+            end = min(start + _STEP, rest)
+            memory[start:end:_PAGE] = b"x" * len(range(start, end, _PAGE))
+
+
+def hash_alone(path: Path) -> float:
+    """Seconds of the processor that one thread takes to read a file from the page cache and hash it with SHA-256."""
+    _hash(path)  # brings it into the page cache
+    before = time.thread_time()
+    _hash(path)
+    return time.thread_time() - before
+
+
+def _hash(path: Path) -> None:
+    hasher, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
 
 
 def filesystem(path: Path) -> str:

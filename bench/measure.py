@@ -14,10 +14,11 @@ from bench.check import check_image, pull_small
 from bench.client import Stalled, download
 from bench.content import Image
 from bench.load import get_rate, head_rate
+from bench.machine import hash_alone, touch_memory
 from bench.origin import Origin
 from bench.process import cpu_seconds, memory, settle
 from bench.results import Results
-from bench.systems import SYSTEMS, Running
+from bench.systems import MIRROR, SYSTEMS, Running
 
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
@@ -149,11 +150,32 @@ def measure_warm(bench: Bench, groups: Sequence[str]) -> None:
 # ------------------------------------------------------------------------------------------------------------ cold
 
 
+#: Bytes of memory that are touched before each cold measurement, as a multiple of the blob: the file that the system
+#: writes, the buffers of the sockets and what the kernel keeps free.
+_TOUCHED: Final = 2.5
+
+
+def touch_for(size: int) -> None:
+    """Touch the memory that a system will need to take in `size` bytes; see `touch_memory`."""
+    touch_memory(int(_TOUCHED * size))
+
+
+def add_hash(bench: Bench, key: str) -> None:
+    """Measure what hashing the blob alone costs: beside it, a system that does not hash can be compared with one that
+    does.
+    """
+    layer = bench.origin.files / bench.blob.layer_path.lstrip("/")
+    bench.results.add(key, MIRROR, hash_alone(layer) / (bench.blob.size / _GIB))
+
+
 def _cold(bench: Bench) -> None:
+    for _ in range(bench.scale.rounds):
+        add_hash(bench, "cold.hash")
     for name in bench.turns():
         with bench.running(name, bench.origin.fast) as system:
             pull_small(system.port, bench.blob)
             before, mark = settled_cpu(bench, system), bench.origin.mark()
+            touch_for(bench.blob.size)
             done = download(system.port, bench.blob.layer_path, bench.blob.size, 1)
             bench.results.add("cold.rate", name, bench.blob.size / _MIB / done.seconds)
             bench.results.add("cold.cpu", name, (settled_cpu(bench, system) - before) / (bench.blob.size / _GIB))
@@ -175,6 +197,7 @@ def _crowd(bench: Bench, key: str, upstream: str) -> None:
         with bench.running(name, upstream) as system:
             pull_small(system.port, image)
             before, mark = settled_cpu(bench, system), bench.origin.mark()
+            touch_for(image.size)
             done = download(system.port, image.layer_path, image.size, bench.scale.clients)
             cpu = settled_cpu(bench, system) - before
             bench.results.add(f"{key}.seconds", name, done.seconds)

@@ -35,10 +35,11 @@ http {{
 
 
 class Origin:
-    """A registry of files; `fast` and `slow` are its addresses; `rate` is bytes a second of a slow connection."""
+    """A registry of `files`; `fast` and `slow` are its addresses; `rate` is bytes a second of a slow connection."""
 
     def __init__(self, directory: Path, files: Path, images: Sequence[Image], rate: int) -> None:
         directory.mkdir()
+        self.files = files
         self._log = directory / "access.log"
         self._log.touch()
         ports = free_port(), free_port()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.content import MANIFEST_TYPE
-from bench.measure import Bench, settled_cpu
+from bench.measure import Bench, settled_cpu, touch_for
 from bench.process import BenchFailed
 from bench.push_client import mount, push_blobs, push_images
 from bench.systems import HOSTS, MIRROR, REGISTRY, Running
@@ -64,6 +64,7 @@ def _hosting(bench: Bench, name: str) -> Iterator[Running]:
 def _blobs(bench: Bench, system: Running, key: str, files: list[tuple[Path, str]]) -> None:
     size = sum(path.stat().st_size for path, _ in files)
     before = settled_cpu(bench, system)
+    touch_for(size)
     done = push_blobs(system.port, "corp/bench/blobs", files)
     bench.results.add(f"{key}.rate", system.name, size / _MIB / done.seconds)
     bench.results.add(f"{key}.cpu", system.name, (settled_cpu(bench, system) - before) / (size / _GIB))
