@@ -11,6 +11,9 @@
 A client knows of each tag and manifest what it may be: one state after an answer, two while an answer is missing. What
 a client or `look` has once seen must stay. Layers are shared by all clients.
 
+With the ports of several replicas, each request goes to any of them, and clients rest only once what they do is
+acknowledged: what one replica did without an answer, another need not know of yet.
+
 Between a simulated power cut and the end of the worker, the worker still reads what is in the kernel's memory and will
 be lost. So `lose()` comes before such a cut: what is only seen from then on proves nothing. Acknowledgements count.
 """
@@ -23,6 +26,7 @@ import json
 import random
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final
@@ -86,27 +90,34 @@ class _Repository:
 
 
 class Pushers:
-    """`registry` is the hosted registry. With `blobs_stay`, nothing is collected meanwhile: each blob must stay."""
+    """`ports` are those of one mirror, or of several replicas. `registry` is the hosted registry. With `blobs_stay`,
+    nothing is collected meanwhile: each blob must stay.
+    """
 
     def __init__(
         self,
-        port: int,
+        ports: int | Sequence[int],
         *,
         registry: str = "corp",
         clients: int = 4,
         seed: int = 0,
         blobs_stay: bool = False,
         tries: int = 2000,
+        patience: float = 60.0,
     ) -> None:
-        """`tries`: how often a client asks for one thing before it takes the mirror for broken."""
-        self.port = port
+        """`tries`: how often a client asks for one thing before it takes the mirror for broken; `patience` is how many
+        seconds it waits for bytes of an answer.
+        """
+        self.ports = [ports] if isinstance(ports, int) else list(ports)
         self.tries = tries
+        self.patience = patience
         self._blobs_stay = blobs_stay
         self._repositories = [_Repository(f"{registry}/team-{number}/app") for number in range(clients)]
         self._changing = threading.Condition()
         self._going = self._leaving = False
         self._busy = 0
         self._losing = False
+        self._finishing = False
         #: Never set before the end: what a client waits on between two tries.
         self.pause = threading.Event()
         #: Kinds of acknowledged changes, and statuses of all answers (0: none).
@@ -125,6 +136,7 @@ class Pushers:
         with self._changing:
             self._going = True
             self._losing = False
+            self._finishing = False
             self._changing.notify_all()
 
     def lose(self) -> None:
@@ -132,10 +144,11 @@ class Pushers:
         self._losing = True
 
     def rest(self) -> None:
-        """Returns once no client has a request under way."""
+        """Returns once no client has a request under way; with several replicas, once what they do is acknowledged."""
         with self._changing:
             self._going = False
-            assert self._changing.wait_for(lambda: not self._busy, 120), "a client hangs"
+            self._finishing = len(self.ports) > 1
+            assert self._changing.wait_for(lambda: not self._busy, 600 if self._finishing else 120), "a client hangs"
 
     def wait_for(self, more: int, *, timeout: float = 120.0) -> None:
         """Until so many more changes were acknowledged."""
@@ -164,7 +177,7 @@ class Pushers:
     # ---------------------------------------------------------------------------------------------- a client
 
     def _run(self, repository: _Repository, chance: random.Random) -> None:
-        connection = _Connection(self)
+        connection = _Connection(self, random.Random(chance.random()) if len(self.ports) > 1 else None)
         while True:
             with self._changing:
                 self._changing.wait_for(lambda: self._going or self._leaving)
@@ -434,13 +447,14 @@ class Pushers:
 
 
 class _Connection:
-    """One client's, made anew whenever it breaks."""
+    """One client's: to each port one that is made anew whenever it breaks. `chance` chooses the port of a request."""
 
-    def __init__(self, pushers: Pushers, *, insisting: bool = False) -> None:
+    def __init__(self, pushers: Pushers, chance: random.Random | None = None, *, insisting: bool = False) -> None:
         """`insisting`: also while the clients rest."""
         self._pushers = pushers
+        self._chance = chance or random.Random(0)
         self._insisting = insisting
-        self._connection: http.client.HTTPConnection | None = None
+        self._connections: dict[int, http.client.HTTPConnection] = {}
 
     def insist(
         self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
@@ -460,25 +474,28 @@ class _Connection:
         self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, Any, bytes]:
         """Ask once; status 0 if no whole answer came. Raises `_Resting`."""
-        if not (self._insisting or self._pushers._going):
+        if not (self._insisting or self._pushers._going or self._pushers._finishing):
             raise _Resting
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection("127.0.0.1", self._pushers.port, timeout=60)
+        port = self._chance.choice(self._pushers.ports)
+        connection = self._connections.get(port)
+        if connection is None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=self._pushers.patience)
+            self._connections[port] = connection
         try:
-            self._connection.request(method, target, body, headers or {})
-            answer = self._connection.getresponse()
+            connection.request(method, target, body, headers or {})
+            answer = connection.getresponse()
             status, said, content = answer.status, answer.headers, answer.read()
         except (OSError, http.client.HTTPException):
-            self.close()
+            self._connections.pop(port).close()
             status, said, content = 0, http.client.HTTPMessage(), b""
         with self._pushers._changing:
             self._pushers.statuses[status] += 1
         return status, said, content
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
 
 
 def _descriptor(media_type: str, content: bytes) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import itertools
 import json
 import random
 import threading
@@ -29,11 +30,13 @@ class _GivenUp(Exception):
 
 
 class Stubborn:
-    """`images` are repositories and tags. `pause` in seconds lies between two tries; `keep` reuses connections."""
+    """`ports` are those of one mirror, or of several replicas: each connection goes to the next of them. `images` are
+    repositories and tags. `pause` in seconds lies between two tries; `keep` reuses connections.
+    """
 
     def __init__(
         self,
-        port: int,
+        ports: int | Sequence[int],
         images: Sequence[tuple[str, str]],
         *,
         clients: int = 4,
@@ -43,7 +46,7 @@ class Stubborn:
         seed: int = 0,
         timeout: float = 30.0,
     ) -> None:
-        self._port = port
+        self._ports = itertools.cycle([ports] if isinstance(ports, int) else list(ports))
         self._images = list(images)
         self._tries = tries
         self._pause = pause
@@ -76,7 +79,7 @@ class Stubborn:
             assert not thread.is_alive(), "a client hangs"
 
     def _run(self, chance: random.Random) -> None:
-        connection = self._connect()
+        connection = http.client.HTTPConnection("127.0.0.1", timeout=self._timeout)
         while not self._leaving.is_set():
             name, tag = chance.choice(self._images)
             try:
@@ -90,9 +93,6 @@ class Stubborn:
                     self.pulled += 1
                     self._counting.notify_all()
         connection.close()
-
-    def _connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=self._timeout)
 
     def _pull(self, connection: http.client.HTTPConnection, chance: random.Random, name: str, tag: str) -> None:
         digest, body = self._get(connection, f"/v2/{name}/manifests/{tag}")
@@ -152,6 +152,9 @@ class Stubborn:
     ) -> tuple[int, Any, bytes, bool]:
         """Status (0: no answer), headers, the received part of the body, and whether that is the whole body."""
         status, said, body, whole = 0, None, b"", False
+        if connection.sock is None:
+            # it connects when it is asked next
+            connection.port = next(self._ports)
         try:
             connection.request("GET", target, headers=headers)
             answer = connection.getresponse()
