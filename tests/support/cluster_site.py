@@ -35,6 +35,7 @@ from typing import Any, Final, Self
 
 from tests.support.bucket_site import HOSTED
 from tests.support.byte_proxy import ByteProxy
+from tests.support.command import Done, mirror
 from tests.support.engines.fault_proxy import FaultProxy, Reset
 from tests.support.engines.ports import with_free_ports
 from tests.support.engines.s3_engine import S3Engine
@@ -62,7 +63,8 @@ class Replica(SiteClient):
         self.bucket = bucket
         self.redis = redis
         self.peers = FaultProxy("http://127.0.0.1:0")
-        self.environment: dict[str, str] = {}
+        #: Whom it takes for members, if that is not all of them; read at its next start.
+        self.members: Sequence[str] | None = None
         self._configured = configured
         self._mirror: MirrorProcess | None = None
         self._frozen = False
@@ -112,7 +114,17 @@ class Replica(SiteClient):
         assert self._mirror is None, f"{self!r} runs already"
         self.port, self.internal_port = ports
         self.peers.lead_to("127.0.0.1", self.internal_port)
-        self._mirror = MirrorProcess(self._configured(self), "--listen", f"127.0.0.1:{self.port}", env=self.environment)
+        self._mirror = MirrorProcess(self._configured(self), "--listen", f"127.0.0.1:{self.port}")
+
+    def command(self, *words: str) -> Done:
+        """Run `mirror words…` beside it, to its end; it must succeed."""
+        done = self.try_command(*words)
+        assert done.status == 0, done
+        return done
+
+    def try_command(self, *words: str) -> Done:
+        """Run `mirror words…` beside it, to its end."""
+        return mirror(*words, "--config", self.config)
 
     def stop(self) -> None:
         """As an operator does; its log has to be clean."""
@@ -222,7 +234,6 @@ class ClusterSite(SiteClient):
         tag_ttl: str = "5m",
         more: str | None = None,
         cluster: Mapping[str, Any] | None = None,
-        env: Mapping[str, str] | None = None,
         **bucket: Any,
     ) -> None:
         self._folder = folder
@@ -235,7 +246,6 @@ class ClusterSite(SiteClient):
         self._tag_ttl = tag_ttl
         self._more = (HOSTED if engine is not None else "") if more is None else more
         self._cluster = dict(cluster or {})
-        self._env = dict(env or {})
         self._settings = bucket
         self._stack = ExitStack()
         self._turns = itertools.count()
@@ -259,7 +269,7 @@ class ClusterSite(SiteClient):
 
     def _configure(self, replica: Replica) -> Path:
         settings = {
-            "members": [one.member for one in self.replicas],
+            "members": list(replica.members or [one.member for one in self.replicas]),
             "address": replica.member,
             "listen": f"127.0.0.1:{replica.internal_port}",
             "secret_file": str(self._secret),
@@ -272,7 +282,6 @@ class ClusterSite(SiteClient):
             access = self._engine.access.below(self.prefix).changed(**changed)
             store = f"bucket = {json.dumps(access.url)}\ncache_in_bucket = {json.dumps(self._cache)}"
             lines.append(access.table())
-        replica.environment = {"MIRROR__ACCESS__TOKEN_KEY_FILE": str(self._token_key), **self._env}
         return write_config(
             replica.folder,
             self._upstreams,
@@ -281,8 +290,14 @@ class ClusterSite(SiteClient):
             index_timeout=self._index_timeout,
             tag_ttl=self._tag_ttl,
             store=store,
-            more="\n".join([self._more, *lines]),
+            more="\n".join([self._with_token_key(self._more), *lines]),
         )
+
+    def _with_token_key(self, more: str) -> str:
+        """All replicas accept each other's tokens."""
+        line = f"token_key_file = {json.dumps(str(self._token_key))}"
+        known, count = re.subn(r"(?m)^\s*\[access\]\s*$", f"[access]\n{line}", more)
+        return known if count else f"[access]\n{line}\n{more}"
 
     # ---------------------------------------------------------------------------------------- its replicas
 

@@ -102,6 +102,10 @@ class Crowd:
             elif time.monotonic() - quiet_since > timeout:
                 raise AssertionError(f"nothing received for {timeout:g} s before {what}: {self.clients}")
 
+    def begin(self) -> None:
+        """Receive until every client has a part of the body."""
+        self.run(lambda: all(client.received for client in self.clients), "bytes for every client")
+
     def finish(self) -> None:
         """Receive until every client has ended."""
         self.run(
