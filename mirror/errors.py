@@ -23,8 +23,9 @@
     │   ├── BlobDamaged                                the file does not match its digest
     │   ├── BlobUnreadable                             the disk cannot read the file
     │   ├── RecordDamaged                              the record of a tag or manifest is not valid
-    │   └── BucketUnavailable → BucketDenied · BucketUnfit    the bucket does not answer; it refuses the mirror; it
-    │                                                  breaks the promises that hosted content needs
+    │   ├── BucketUnavailable → BucketDenied · BucketUnfit    the bucket does not answer; it refuses the mirror; it
+    │   │                                              breaks the promises that hosted content needs
+    │   └── LeaseLost                                  another replica may do this work by now
     ├── AccessUnavailable        the caller cannot be identified now: a token issuer does not answer
     ├── BundleError              a bundle, or another registry's data, cannot be imported or written
     ├── IndexUnavailable         the index did not answer in time; the disk still can
@@ -355,6 +356,13 @@ class BucketUnfit(BucketUnavailable):
         super().__init__(reason, retry_after=60.0)
 
 
+class LeaseLost(StoreError):
+    """Another replica may do this work by now; this one writes no more of it. Nothing is wrong: the other goes on."""
+
+    def __init__(self, lease: str) -> None:
+        super().__init__(f"another replica has the lease {lease}, or may have it")
+
+
 class StoreFull(StoreError):
     """No space, no inodes, a quota, or nothing that may be evicted. Clients get the content from upstream."""
 
@@ -483,6 +491,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     BucketUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     BucketDenied: ErrorAnswer(503, "UNAVAILABLE"),
     BucketUnfit: ErrorAnswer(503, "UNAVAILABLE"),
+    LeaseLost: ErrorAnswer(503, "UNAVAILABLE"),
     BundleError: ErrorAnswer(400, "UNSUPPORTED"),
     IndexUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     AccessUnavailable: ErrorAnswer(503, "UNAVAILABLE"),

@@ -27,7 +27,7 @@ The ports, and what implements them (the tests have implementations in memory, i
     object_books.py  ObjectBook  the bucket's cached blobs      index/cached_book.py
     migrating.py  MigratedBytes  hosted bytes of one side       store/hosted/migrated_files.py
                   MigrationJournal  what a migration wrote      index/migration_journal.py
-    locking.py    Locks          locks between processes        store/local/locks.py
+    locking.py    Locks          locks between processes        store/local/locks.py    leases/bucket_leases.py
     peers.py      Members, Notices, PeerBlobs  the other replicas of a cluster
     journals.py   RecordJournals  what other replicas changed
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py

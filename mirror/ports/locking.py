@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Protocol
 
+from mirror.ports.recording import Records
+
 
 class Lease(Protocol):
     """A lock that its caller has. It ends with `release`, with the process, or, if its server is far away, when it can
@@ -20,6 +22,11 @@ class Lease(Protocol):
     def lost(self) -> asyncio.Event:
         """Set once another process may have the lock although this lease was not released. Never set by a lock of the
         kernel.
+        """
+
+    def fence(self, records: Records) -> Records:
+        """The same records, to be written by whoever has this lock. If it may be lost unnoticed, a write raises
+        `LeaseLost` once it is, and a late one is replaced by the next holder's.
         """
 
     def release(self) -> None:
@@ -45,3 +52,6 @@ class Locks(Protocol):
 
     async def try_hold(self, name: str) -> Lease | None:
         """Take the lock if it is free now; None if it is not."""
+
+    async def is_held(self, name: str) -> bool:
+        """Whether anybody has the lock."""

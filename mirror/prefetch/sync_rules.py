@@ -151,13 +151,7 @@ class RecordedRule(Protocol):
 
 async def is_running(rule: RecordedRule, record: RuleRecord, locks: Locks) -> bool:
     """True if the record has a run without an end, and a process has the rule's lock. Raises `StoreError`."""
-    if not record.last.interrupted:
-        return False
-    lock = await locks.try_hold(rule.lock)
-    if lock is None:
-        return True
-    lock.release()
-    return False
+    return record.last.interrupted and await locks.is_held(rule.lock)
 
 
 class RuleRecords:

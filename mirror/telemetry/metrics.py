@@ -300,6 +300,10 @@ SWEPT_OBJECTS: Final = Counter("mirror_swept_objects", "Objects of hosted blobs 
 SWEEP_DELETED: Final = Counter(
     "mirror_sweep_deleted_objects", "Objects that sweeps have deleted because nothing needs them"
 )
+LEASES_LOST: Final = Counter("mirror_leases_lost", "Leases that this replica lost while it did the work")
+LEASES_TAKEN_OVER: Final = Counter(
+    "mirror_leases_taken_over", "Leases that this replica took because their holder did not renew them"
+)
 SWEEP_LOST: Final = Counter("mirror_sweep_lost_blobs", "Hosted blobs that sweeps have not found in the bucket")
 SWEEP_COMPLETE: Final = Gauge(
     "mirror_sweep_last_complete_timestamp_seconds",

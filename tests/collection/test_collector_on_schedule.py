@@ -14,6 +14,7 @@ from mirror.collection.collector import GarbageCollector
 from mirror.collection.grace_clock import GraceClock
 from mirror.collection.marks import Marks
 from mirror.oci.digest import Digest
+from mirror.ports import Records
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
@@ -28,6 +29,9 @@ class _Lease:
     def __init__(self) -> None:
         self.lost = asyncio.Event()
         self.released = False
+
+    def fence(self, records: Records) -> Records:
+        return records
 
     def release(self) -> None:
         self.released = True
@@ -48,6 +52,9 @@ class _Leases:
 
     async def try_hold(self, name: str) -> _Lease:
         return self.lease
+
+    async def is_held(self, name: str) -> bool:
+        return False
 
 
 class _Enough(Exception):

@@ -77,6 +77,7 @@ _MAY_IMPORT: Final = {
     "store/cloud": _BELOW_ALL,
     "store/objects": _BELOW_ALL | {"values", "store/local", "store/records"},
     "index": _BELOW_ALL,
+    "leases": _BELOW_ALL,
     "access": _BELOW_ALL | {"values"},
     "upstream/http": _BELOW_ALL | {"policy/upstream"},
     "upstream/credentials": _BELOW_ALL | {"policy/upstream", "caller", "upstream/http"},

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Final
 
+from mirror.ports import Records
 from mirror.store.local.durable import store_errors
 from mirror.store.local.layout import Layout
 
@@ -38,6 +39,10 @@ class FileLease:
     def fileno(self) -> int:
         """The descriptor of the lock file."""
         return self._descriptor
+
+    def fence(self, records: Records) -> Records:
+        """The records themselves: this lock ends with its process."""
+        return records
 
     def release(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -92,6 +97,13 @@ class FileLocks:
             raise
         lease.release()
         return None
+
+    async def is_held(self, name: str) -> bool:
+        lease = self.try_hold_now(name)
+        if lease is None:
+            return True
+        lease.release()
+        return False
 
     def _file(self, name: str) -> str:
         if _PLAIN.fullmatch(name):
