@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import re
 import socket
 import tempfile
@@ -20,10 +21,12 @@ from prometheus_client.metrics import MetricWrapperBase
 from redis.exceptions import AuthenticationError
 
 from mirror import telemetry
-from mirror.config import Config, hints, load
+from mirror.config import hints
 from mirror.values.sizes import parse_capacity, parse_size
+from tests.support import helm
 from tests.support.kustomize import Object, only, render
 from tests.support.nginx import in_http, nginx
+from tests.support.pod_files import configuration, mirror_container
 from tests.support.process import PATIENCE, ProgramProcess
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -33,22 +36,62 @@ _FOLDERS: Final = (
     "hosted",
     "hosted-app",
     "bucket",
+    "cluster",
     "replicas",
     "replicas-front",
     "monitoring",
     "nodes",
     "nodes-undo",
 )
-_ACCOUNTS: Final = "/etc/mirror-accounts/"
+#: The chart with its defaults, with as little as possible, and with everything that can be added.
+_CHARTS: Final[dict[str, dict[str, Any]]] = {
+    "chart": {},
+    "chart, the least": {
+        "autoscaling": {"enabled": False},
+        "replicas": 5,
+        "ingress": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+        "redis": {"mode": "none"},
+    },
+    "chart, the most": {
+        "image": f"registry.example.com/mirror@sha256:{'0' * 64}",
+        "imagePullSecrets": [{"name": "mirror-image"}],
+        "env": {"MIRROR__STORE__BUCKET": "s3://others/mirror", "MIRROR__SERVER__WORKERS": "4"},
+        "autoscaling": {"minReplicas": 4, "maxReplicas": 1000000, "cpu": 60},
+        "resources": {"limits": {"memory": "4Gi"}, "requests": {"cpu": "2", "memory": "1Gi"}},
+        "serviceAccount": {"annotations": {"example.com/account": "true"}},
+        "podLabels": {"example.com/pod": "true"},
+        "podAnnotations": {"example.com/pod": "1"},
+        "nodeSelector": {"example.com/disk": "fast"},
+        "tolerations": [{"key": "example.com/disk", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "priorityClassName": "platform",
+        "volumes": [{"name": "hub", "emptyDir": {}}],
+        "volumeMounts": [{"name": "hub", "mountPath": "/etc/mirror-hub"}],
+        "ingress": {"className": "", "host": "images.example.com", "annotations": {"example.com/ingress": "yes"}},
+        "networkPolicy": {
+            "from": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
+            "egress": [{"to": [{"ipBlock": {"cidr": "10.2.0.0/16"}}], "ports": [{"protocol": "TCP", "port": 26379}]}],
+        },
+        "redis": {"mode": "external"},
+    },
+}
 _NGINX_INGRESS: Final = "nginx.ingress.kubernetes.io"
 #: Kinds that Kubernetes itself does not know; their shape is looked at here.
 _OPERATOR: Final = {"ServiceMonitor", "PrometheusRule"}
 
 
-@pytest.fixture(scope="module", params=_FOLDERS)
+def rendered(name: str) -> list[Object]:
+    """The objects that a folder renders to, or the chart with some values."""
+    if name in _CHARTS:
+        return helm.render(_ROOT / "k8s/chart", _CHARTS[name])
+    return render(_ROOT / "k8s" / name)
+
+
+@pytest.fixture(scope="module", params=[*_FOLDERS, *_CHARTS])
 def objects(request: pytest.FixtureRequest) -> list[Object]:
-    """The objects that a folder renders to."""
-    return render(_ROOT / "k8s" / request.param)
+    """Of each folder, and of the chart with some values."""
+    return rendered(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +181,8 @@ def test_every_reference_leads_somewhere(objects: list[Object]) -> None:
                     assert re.search(f"secret (generic|tls) {volume['secret']['secretName']}", page)
                 if "persistentVolumeClaim" in volume:
                     assert volume["persistentVolumeClaim"]["claimName"] in claims
+            volumes = [volume["name"] for volume in spec["volumes"]]
+            assert len(volumes) == len(set(volumes))
             mounted = {mount["name"] for mount in spec["containers"][0].get("volumeMounts", [])}
             templates = {claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", [])}
             assert mounted == {volume["name"] for volume in spec["volumes"]} | templates
@@ -182,38 +227,28 @@ def test_every_container_is_confined(objects: list[Object]) -> None:
 # ------------------------------------------------------------------------------------------------- the mirror
 
 
-def configuration(objects: list[Object], directory: Path) -> Config:
-    """The configuration of an overlay's pods; its secrets are in `directory`."""
-    text = only(objects, "ConfigMap", "mirror-config")["data"]["mirror.toml"]
-    (directory / "url").write_text("redis://:secret@mirror-redis:6379/0\n")
-    (directory / "htpasswd").write_text("")
-    file = directory / "mirror.toml"
-    file.write_text(text.replace("/run/secrets/redis/", f"{directory}/").replace(_ACCOUNTS, f"{directory}/"))
-    return load(file)
-
-
-@pytest.mark.parametrize("overlay", ["single", "hosted", "replicas"])
+@pytest.mark.parametrize("overlay", ["single", "hosted", "bucket", "replicas", "cluster", *_CHARTS])
 def test_the_configuration_is_good_and_fits_the_pod(overlay: str, tmp_path: Path) -> None:
-    """`mirror check` accepts it; port, store and the time for draining are those that the pod is made for."""
-    objects = render(_ROOT / "k8s" / overlay)
+    """`mirror check` accepts it, without a hint; ports, store and the time for draining are those that the pod is made
+    for.
+    """
+    objects = rendered(overlay)
     config = configuration(objects, tmp_path)
-    spec = only(objects, "StatefulSet", "mirror")["spec"]["template"]["spec"]
-    [container] = spec["containers"]
-    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert config.server.listen == [f"0.0.0.0:{container['ports'][0]['containerPort']}"]
+    assert hints(config) == []
+    pod = mirror_container(objects)
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["volumeMounts"]}
+    ports = {port["name"]: port["containerPort"] for port in pod["ports"]}
+    assert config.server.listen == [f"0.0.0.0:{ports['http']}"]
     assert str(config.store.root) == mounts["store"]
-    assert container["args"][-1] == f"{mounts['config']}/mirror.toml"
-    assert config.index.url.get_secret_value() == (
-        "redis://:secret@mirror-redis:6379/0" if overlay == "replicas" else ""
-    )
-    before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["args"][-1] == f"{mounts['config']}/mirror.toml"
+    assert config.index.url.get_secret_value() == ("redis://:secret@mirror-redis:6379/0" if "redis" in mounts else "")
+    before = int(pod["lifecycle"]["preStop"]["exec"]["command"][1])
+    drain = config.server.drain_timeout + (config.cluster.drain if config.cluster.has_members else 0)
     # beyond the drain the parent waits ten seconds for its workers
-    assert spec["terminationGracePeriodSeconds"] > before + config.server.drain_timeout + 10
-    assert (container["startupProbe"]["httpGet"]["path"], container["livenessProbe"]["httpGet"]["path"]) == (
-        "/livez",
-        "/livez",
-    )
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    [(_, spec)] = [one for one in pods(objects) if one[0] == "mirror"]
+    assert spec["terminationGracePeriodSeconds"] > before + drain + 10
+    assert (pod["startupProbe"]["httpGet"]["path"], pod["livenessProbe"]["httpGet"]["path"]) == ("/livez", "/livez")
+    assert pod["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
 def test_what_is_hosted_is_not_lost(hosted: list[Object], tmp_path: Path) -> None:
@@ -271,6 +306,75 @@ def test_a_mirror_with_a_bucket_has_no_volume(tmp_path: Path) -> None:
     }
     before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] > before + config.server.drain_timeout + 10
+
+
+def test_replicas_over_a_bucket_find_and_replace_each_other(tmp_path: Path) -> None:
+    """By the name of a service that has their ports, also of pods that are not ready; a new pod is ready before an old
+    one ends; the autoscaler, and nobody else, decides how many there are.
+    """
+    objects = render(_ROOT / "k8s/cluster")
+    config = configuration(objects, tmp_path)
+    spec = only(objects, "Deployment", "mirror")["spec"]
+    ports = {port["name"]: port["containerPort"] for port in mirror_container(objects)["ports"]}
+    service = only(objects, "Service", "mirror-internal")["spec"]
+    assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+    assert config.cluster.members == [f"dns+http://mirror-internal:{service['ports'][0]['port']}"]
+    assert config.cluster.address == f"http://10.0.0.1:{ports['internal']}"
+    assert config.cluster.listen == f"0.0.0.0:{ports[service['ports'][0]['targetPort']]}"
+    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    scaler = only(objects, "HorizontalPodAutoscaler", "mirror")["spec"]
+    assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "mirror"}
+    assert scaler["maxReplicas"] > scaler["minReplicas"] >= 3
+    assert "replicas" not in spec
+    spread = spec["template"]["spec"]["topologySpreadConstraints"]
+    assert {one["topologyKey"] for one in spread} == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    assert only(objects, "PodDisruptionBudget", "mirror")["spec"]["maxUnavailable"] == 1
+
+
+def test_only_replicas_reach_an_internal_listener() -> None:
+    """No policy lets anybody but the mirror's pods reach its port, and no service but the headless one has it."""
+    for objects in (render(_ROOT / "k8s/cluster"), helm.render(_ROOT / "k8s/chart", {})):
+        allowed = [
+            (rule["from"], port["port"])
+            for one in objects
+            if one["kind"] == "NetworkPolicy" and one["metadata"]["name"].removeprefix("mirror") in ("", "-internal")
+            for rule in one["spec"]["ingress"]
+            for port in rule["ports"]
+        ]
+        mirrors = [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "mirror"}}}]
+        assert [peers for peers, port in allowed if port == 5001] == [mirrors]
+        assert [port for _, port in allowed] == [5000, 5001] or [port for _, port in allowed] == [5001, 5000]
+        reached = {
+            one["metadata"]["name"]
+            for one in objects
+            if one["kind"] == "Service"
+            for port in one["spec"]["ports"]
+            if port["targetPort"] in ("internal", 5001)
+        }
+        assert reached == {"mirror-internal"}
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
+@pytest.mark.parametrize("overlay", ["bucket", "cluster"])
+def test_a_cloud_gives_pods_an_identity(overlay: str, cloud: str, tmp_path: Path) -> None:
+    """Its component annotates the service account, and opens no more of the metadata service than that cloud needs."""
+    place = os.path.relpath(_ROOT / "k8s", tmp_path.resolve())
+    lines = ["kind: Kustomization", f"resources: [{place}/{overlay}]", f"components: [{place}/clouds/{cloud}]"]
+    (tmp_path / "kustomization.yaml").write_text("\n".join(lines))
+    objects = render(tmp_path)
+    for one in objects:
+        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+    [(name, _)] = only(objects, "ServiceAccount", "mirror")["metadata"]["annotations"].items()
+    assert name.startswith({"aws": "eks.amazonaws.com/", "gcp": "iam.gke.io/", "azure": "azure.workload"}[cloud])
+    labels = only(objects, "Deployment", "mirror")["spec"]["template"]["metadata"]["labels"]
+    assert (labels.get("azure.workload.identity/use") == "true") == (cloud == "azure")
+    metadata = [
+        peer["ipBlock"]["cidr"]
+        for rule in only(objects, "NetworkPolicy", "mirror")["spec"]["egress"]
+        for peer in rule.get("to", [])
+        if peer["ipBlock"]["cidr"].startswith("169.254.")
+    ]
+    assert metadata == (["169.254.169.254/32", "169.254.169.252/32"] if cloud == "gcp" else [])
 
 
 def test_an_app_is_pulled_with_the_secret_that_the_page_makes(hosted: list[Object]) -> None:

@@ -21,6 +21,8 @@ def render(folder: Path) -> list[Object]:
 
 
 def only(objects: list[Object], kind: str, name: str) -> Object:
-    """The one object of this kind and name."""
-    [found] = [one for one in objects if one["kind"] == kind and one["metadata"]["name"].startswith(name)]
-    return found
+    """The one object of this kind and name; if there is none, the one whose name begins so."""
+    names = {one["metadata"]["name"]: one for one in objects if one["kind"] == kind}
+    if name not in names:
+        [name] = [other for other in names if other.startswith(name)]
+    return names[name]
