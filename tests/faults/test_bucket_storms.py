@@ -8,12 +8,11 @@ As a soak test of half an hour or so:
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,18 +20,7 @@ import pytest
 
 from tests.faults.conftest import APPS, Tally, add_apps
 from tests.support.bucket_site import BucketSite
-from tests.support.engines.fault_proxy import (
-    Answer,
-    CutAnswer,
-    CutRequest,
-    LostAnswer,
-    Reset,
-    Silence,
-    SlowAnswer,
-    StaleListing,
-    StalledAnswer,
-    StoreCall,
-)
+from tests.support.bucket_troubles import BucketTroubles
 from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.fake_registry import FakeRegistry
 from tests.support.process import PATIENCE, eventually
@@ -50,6 +38,7 @@ class _Storm:
         self._engine = engine
         self._pushers = pushers
         self._dice = dice
+        self._troubles = BucketTroubles([site.proxy], dice, lambda: pushers.wait_for(_CHANGES))
         #: How often each of them happened.
         self.caused: Counter[str] = Counter()
         self.pulled = 0
@@ -57,18 +46,8 @@ class _Storm:
     def one_more(self) -> None:
         """Something goes wrong while the clients work, and is repaired."""
         kinds: dict[str, Callable[[], None]] = {
+            **self._troubles.kinds,
             "killed": self._kill_the_store,
-            "down": lambda: self._break(lambda: Reset()),
-            "silent": lambda: self._break(lambda: Silence(), few=True),
-            "throttled": lambda: self._break(lambda: Answer(503, "SlowDown", {"Retry-After": "1"})),
-            "failing": lambda: self._break(lambda: Answer(500, "InternalError")),
-            "refused": lambda: self._break(lambda: Answer(403, "ExpiredToken")),
-            "cut answers": lambda: self._break(lambda: CutAnswer(self._dice.randrange(100_000)), some=True),
-            "stalled": lambda: self._break(lambda: StalledAnswer(self._dice.randrange(100_000)), few=True),
-            "cut requests": lambda: self._break(lambda: CutRequest(self._dice.randrange(100_000)), some=True),
-            "lost answers": lambda: self._break(lambda: LostAnswer(), some=True),
-            "slow": lambda: self._break(lambda: SlowAnswer(1_000_000), some=True),
-            "stale listings": self._stale_listings,
             "mirror killed": self._kill_the_mirror,
             "disk lost": self._lose_the_disk,
         }
@@ -81,27 +60,6 @@ class _Storm:
         for name, tag in APPS:
             self._site.pull(name, tag)
             self.pulled += 1
-
-    def _break(self, fault: Callable[[], object], *, some: bool = False, few: bool = False) -> None:
-        """Do this to requests until it has happened a few times; `some`: not to all of them."""
-        share = self._dice.choice((0.1, 0.5)) if some else 1.0
-
-        def where(call: StoreCall) -> bool:
-            return self._dice.random() < share
-
-        before = sum(self._site.proxy.happened.values())
-        self._site.proxy.cause(fault(), where=where)  # type: ignore[arg-type]
-        wanted = 2 if few else self._dice.randrange(3, 30)
-        eventually(lambda: sum(self._site.proxy.happened.values()) >= before + wanted, "it happens", timeout=600)
-        self._site.proxy.heal()
-
-    def _stale_listings(self) -> None:
-        self._site.proxy.cause(
-            StaleListing(self._dice.choice(("_tags", "_manifests", "states/", "repositories/"))),
-            where=lambda call: call.lists,
-        )
-        self._pushers.wait_for(_CHANGES)
-        self._site.proxy.heal()
 
     def _kill_the_store(self) -> None:
         self._engine.kill()
@@ -116,14 +74,6 @@ class _Storm:
     def _lose_the_disk(self) -> None:
         # unfinished uploads go with it, and clients begin them anew
         self._site.lose_disk(kill=True)
-
-
-def _counted(site: BucketSite) -> Iterator[str]:
-    """The keys of states that name an object."""
-    for key in site.keys("states/"):
-        content = b"" if key.startswith("states/lost/") else site.object(key)
-        if content and json.loads(content)["condition"] != "gone":
-            yield key
 
 
 @pytest.mark.timeout(1500)
@@ -164,7 +114,7 @@ def test_113_to_123_a_storm_around_a_bucket(
             storm.pull_all()
             assert pushers.wrong == [], f"seed {seed}, round {number}, {dict(storm.caused)}"
         pushers.delete_all()
-        eventually(lambda: not list(_counted(site)), "all bytes are collected", timeout=PATIENCE * 3)
+        eventually(lambda: not list(site.counted()), "all bytes are collected", timeout=PATIENCE * 3)
         collected = site.mirror.metrics()["mirror_collected_blobs_total"]
     assert read > 0
     tally(

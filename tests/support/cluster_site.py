@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from tests.support.bucket_site import HOSTED
 from tests.support.byte_proxy import ByteProxy
@@ -43,9 +43,6 @@ from tests.support.ingress import Ingress, tls_ingress
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.site_bucket import SiteBucket
 from tests.support.site_client import SiteClient
-
-#: How a replica addresses Redis: the URL of `[index]`, in which `{address}` is where it reaches the server.
-REDIS: Final = "redis://{address}/0"
 
 
 class Replica(SiteClient):
@@ -214,7 +211,7 @@ class Replica(SiteClient):
 
 class ClusterSite(SiteClient):
     """`engine` is the store of the bucket, below a prefix of its own; None: the replicas have their disks alone, and
-    host nothing. `redis` is the address of a server that all share, and `redis_url` how they address it.
+    host nothing. `redis` is the address of a server that all share, each through a proxy; `index` is the URL of others.
 
     `cluster` are further settings of `[cluster]`, `bucket` those of `[bucket]`, `more` is TOML.
     """
@@ -229,7 +226,7 @@ class ClusterSite(SiteClient):
         upstreams: Mapping[str, str] | None = None,
         cache: bool = False,
         redis: str | tuple[str, int] | None = None,
-        redis_url: str = REDIS,
+        index: str = "",
         index_timeout: str = "5s",
         tag_ttl: str = "5m",
         more: str | None = None,
@@ -241,7 +238,7 @@ class ClusterSite(SiteClient):
         self._workers = workers
         self._upstreams = dict(upstreams or {})
         self._cache = cache
-        self._redis_url = redis_url
+        self._index = index
         self._index_timeout = index_timeout
         self._tag_ttl = tag_ttl
         self._more = (HOSTED if engine is not None else "") if more is None else more
@@ -286,7 +283,7 @@ class ClusterSite(SiteClient):
             replica.folder,
             self._upstreams,
             workers=self._workers,
-            index="" if replica.redis is None else self._redis_url.format(address=replica.redis.address),
+            index=self._index if replica.redis is None else f"redis://{replica.redis.address}/0",
             index_timeout=self._index_timeout,
             tag_ttl=self._tag_ttl,
             store=store,

@@ -108,7 +108,8 @@ class Pushers:
         """`tries`: how often a client asks for one thing before it takes the mirror for broken; `patience` is how many
         seconds it waits for bytes of an answer.
         """
-        self.ports = [ports] if isinstance(ports, int) else list(ports)
+        self._all_ports = [ports] if isinstance(ports, int) else list(ports)
+        self.ports = self._all_ports
         self.tries = tries
         self.patience = patience
         self._blobs_stay = blobs_stay
@@ -139,6 +140,10 @@ class Pushers:
             self._finishing = False
             self._changing.notify_all()
 
+    def avoid(self, port: int | None) -> None:
+        """From now on no request begins at this port, as at a replica that an ingress found ill; None: at each."""
+        self.ports = [each for each in self._all_ports if each != port]
+
     def lose(self) -> None:
         """To be called right before the power is cut: until `go`, clients believe only what is acknowledged."""
         self._losing = True
@@ -147,7 +152,7 @@ class Pushers:
         """Returns once no client has a request under way; with several replicas, once what they do is acknowledged."""
         with self._changing:
             self._going = False
-            self._finishing = len(self.ports) > 1
+            self._finishing = len(self._all_ports) > 1
             assert self._changing.wait_for(lambda: not self._busy, 600 if self._finishing else 120), "a client hangs"
 
     def wait_for(self, more: int, *, timeout: float = 120.0) -> None:
@@ -463,7 +468,8 @@ class _Connection:
         tries = 0
         while True:
             answer = self.ask(method, target, body, headers)
-            if answer[0] and answer[0] < 500:
+            # a replica that does not reach the bucket warns that others may know better
+            if answer[0] and answer[0] < 500 and "Warning" not in answer[1]:
                 return answer
             tries += 1
             if tries > self._pushers.tries:

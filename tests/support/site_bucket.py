@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from urllib.parse import quote, unquote
 
 from tests.support.engines.s3_engine import BUCKET, S3Engine
@@ -29,6 +31,13 @@ class SiteBucket:
                 break
             token = f"&continuation-token={quote(more[1], '')}"
         return [key for key in (each.partition("/")[2] for each in found) if part in key]
+
+    def counted(self) -> Iterator[str]:
+        """The keys of the states of hosted blobs that name an object."""
+        for key in self.keys("states/"):
+            content = b"" if key.startswith("states/lost/") else self.object(key)
+            if content and json.loads(content)["condition"] != "gone":
+                yield key
 
     def object(self, key: str) -> bytes | None:
         """Its bytes; `key` as `keys` gives it."""
