@@ -55,8 +55,8 @@ def test_its_labels_are_declared() -> None:
         assert used <= _SCRAPED.union(*(labels[name] for name in metrics)), expression
 
 
-def test_every_metric_of_hosting_is_shown() -> None:
-    """What pushes, copies and events are counted by has a panel: whoever declares one more adds it."""
+def test_every_metric_of_hosting_and_of_replicas_is_shown() -> None:
+    """What pushes, copies, events and replicas are counted by has a panel: whoever declares one more adds it."""
     shown = {
         re.sub(r"_(total|bucket)$", "", name) for expression in _expressions() for name in _NAME.findall(expression)
     }
@@ -72,6 +72,8 @@ def test_every_metric_of_hosting_is_shown() -> None:
         "retention",
         "backup",
         "events",
+        "peer",
+        "leases",
     )
     declared = {one._name for one in vars(telemetry).values() if isinstance(one, MetricWrapperBase)}
     hosting = {name for name in declared if name.removeprefix("mirror_").startswith(groups)}
