@@ -33,9 +33,10 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.fills.sources import BUCKET
+from mirror.fills.watched_body import WatchedBody
 from mirror.graph.blob_in_bucket import object_matches, open_blob
 from mirror.oci.digest import Digest
-from mirror.ports import BlobObject, BlobObjects, Body, ObjectReader, SupportsSplice
+from mirror.ports import BlobObject, BlobObjects, Body, ObjectReader
 
 #: Seconds that the bucket gets to answer for a cached blob, which upstream has as well.
 _PATIENCE: Final = 2.0
@@ -114,9 +115,9 @@ class BucketSource:
             if self._is_only:
                 yield body
             else:
-                paced = _PacedBody(body)
-                async with _watched(paced, self._reads.window):
-                    yield paced
+                watched = WatchedBody(body, BUCKET)
+                async with _paced(watched, self._reads.window):
+                    yield watched
         finally:
             # frees the connection if the body was not read to its end
             body.abort()
@@ -202,52 +203,8 @@ def _abort_unwanted(opening: asyncio.Future[tuple[BlobObject, Body] | None]) -> 
         opened[1].abort()
 
 
-class _PacedBody:
-    """A body that can be asked how fast it is. See `Body`."""
-
-    def __init__(self, body: Body) -> None:
-        self._body = body
-        # to compare an object with a protocol takes long, and each piece would
-        self._splices = body if isinstance(body, SupportsSplice) else None
-        self.start: int = body.start
-        self.size: int | None = body.size
-        #: The bytes so far, and whether a thread waits for more.
-        self.received = 0
-        self.is_awaited = False
-        self.is_too_slow = False
-
-    def readinto(self, buffer: memoryview) -> int:
-        self.is_awaited = True
-        try:
-            received = self._body.readinto(buffer)
-        except UpstreamError as error:
-            if self.is_too_slow:
-                raise UpstreamTimeout("too slow", upstream=BUCKET) from error
-            raise
-        finally:
-            self.is_awaited = False
-        self.received += received
-        return received
-
-    def plain_socket(self) -> tuple[int, int] | None:
-        """See `SupportsSplice`."""
-        offered = self._splices.plain_socket() if self._splices is not None else None
-        self.is_awaited = offered is not None
-        return offered
-
-    def advance(self, count: int) -> None:
-        """See `SupportsSplice`."""
-        self.is_awaited = False
-        if self._splices is not None:
-            self._splices.advance(count)
-        self.received += count
-
-    def abort(self) -> None:
-        self._body.abort()
-
-
 @asynccontextmanager
-async def _watched(body: _PacedBody, window: float) -> AsyncIterator[None]:
+async def _paced(body: WatchedBody, window: float) -> AsyncIterator[None]:
     """Aborts the body if it gives too few bytes while a thread waits for them."""
     watching = asyncio.create_task(_watch(body, window))
     try:
@@ -256,10 +213,9 @@ async def _watched(body: _PacedBody, window: float) -> AsyncIterator[None]:
         watching.cancel()
 
 
-async def _watch(body: _PacedBody, window: float) -> None:
+async def _watch(body: WatchedBody, window: float) -> None:
     before = -1
     while not (body.is_awaited and before >= 0 and body.received - before < _LOWEST_RATE * window):
         before = body.received if body.is_awaited else -1
         await asyncio.sleep(window)
-    body.is_too_slow = True
-    body.abort()
+    body.leave("too slow")

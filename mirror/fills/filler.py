@@ -40,7 +40,7 @@ from mirror.errors import (
 )
 from mirror.fills.flight import NOTICE_BYTES, Flight
 from mirror.fills.outages import Outages
-from mirror.fills.sources import OnAnswer, SourceLeft
+from mirror.fills.sources import OnAnswer, SourceLeft, count_received
 from mirror.graph.damage import hashes_to
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import Tries, next_try
@@ -249,7 +249,7 @@ class Filler:
 
     def _count_received(self, flight: Flight, received: int) -> None:
         if flight.source:
-            telemetry.BUCKET_BLOB_BYTES.inc(received)
+            count_received(flight.source, received)
         else:
             telemetry.UPSTREAM_BYTES.labels(self._label(flight.upstream)).inc(received)
 

@@ -1,4 +1,5 @@
-"""Where the bytes of one blob come from: nearer sources, such as a bucket, and last what the blob is waited for.
+"""Where the bytes of one blob come from: nearer sources (a bucket, other replicas), and last what the blob is waited
+for.
 
     nearer ── absent, down, slow ──────────────────> the next source                      as if it had not been asked
        ├───── breaks off, stalls, another size ────> the next source, from the same byte  `SourceLeft`
@@ -6,8 +7,8 @@
                                                      which begins at once, does without it
 
 A nearer source is asked once, and nobody waits for it. For the last one, the fill waits and tries again by its own
-rules (`filler.py`). That a nearer source has a blob gives nobody a right to it: it is a source only for repositories
-one of whose manifests names the blob.
+rules (`filler.py`). That a bucket has a blob gives nobody a right to it: it is a source only for repositories one of
+whose manifests names the blob. Another replica answers by the rights of the same repository, as upstream does.
 """
 
 from __future__ import annotations
@@ -26,8 +27,17 @@ Pull: TypeAlias = Callable[[int], AbstractAsyncContextManager[Body]]
 #: Called when upstream has answered for the blob in a repository, with its size in bytes (None: unknown).
 OnAnswer: TypeAlias = Callable[[int | None], Awaitable[None]]
 
-#: The name of a bucket as a source.
+#: The names of a bucket and of another replica as sources.
 BUCKET: Final = "bucket"
+PEER: Final = "peer"
+
+_BYTES: Final = {BUCKET: telemetry.BUCKET_BLOB_BYTES, PEER: telemetry.PEER_BLOB_BYTES}
+_LEFT: Final = {BUCKET: telemetry.BUCKET_LEFT, PEER: telemetry.PEER_LEFT}
+
+
+def count_received(source: str, count: int) -> None:
+    """Counts the bytes that a nearer source, `BUCKET` or `PEER`, has given."""
+    _BYTES[source].inc(count)
 
 
 class SourceLeft(UpstreamUnavailable):
@@ -39,7 +49,7 @@ class BlobSource(Protocol):
 
     @property
     def name(self) -> str:
-        """For people and metrics: `BUCKET`; empty for an upstream, which has the name of its registry."""
+        """For people and metrics: `BUCKET`, `PEER`; empty for an upstream, which has the name of its registry."""
 
     @property
     def gave(self) -> bool:
@@ -123,7 +133,7 @@ class BlobSources:
     def _leave(self, source: BlobSource, error: UpstreamError | StoreError) -> None:
         self._next += 1
         if not isinstance(error, UpstreamNotFound):
-            telemetry.BUCKET_LEFT.labels(type(error).__name__).inc()
+            _LEFT[source.name].labels(type(error).__name__).inc()
 
     async def accuse(self, reason: str) -> BlobSources | None:
         """All bytes are here and do not match the digest. Returns the sources for another try; None if no other source
@@ -131,8 +141,12 @@ class BlobSources:
         """
         if not any(source.gave for source in self._all):
             return None
-        # the last one may have given the rest, or nothing yet; a nearer one that gave nothing does not have it
-        again = [
-            source for source in self._all if (await source.accuse(reason) if source.gave else source is self._all[-1])
-        ]
+        again: list[BlobSource] = []
+        for position, source in enumerate(self._all):
+            if source.gave:
+                if await source.accuse(reason):
+                    again.append(source)
+            # the last one may have given the rest; a nearer one that was asked and gave nothing does not have the blob
+            elif position > self._next or source is self._all[-1]:
+                again.append(source)
         return BlobSources(*again) if again else None

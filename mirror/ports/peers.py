@@ -25,8 +25,10 @@ class Members(Protocol):
     def is_up(self, member: str) -> bool:
         """False while this process leaves a member alone because it did not answer. Quick."""
 
-    def answered(self, member: str, seconds: float) -> None:
-        """Note that a member has answered, `seconds` after it was asked. May be called from any thread."""
+    def answered(self, member: str, seconds: float | None = None) -> None:
+        """Note that a member has answered, `seconds` after it was asked (None: it had to wait for others before). May
+        be called from any thread.
+        """
 
     def failed(self, member: str, reason: str) -> None:
         """Note that a member could not be reached, or did not answer in time: it is left alone for a while. May be

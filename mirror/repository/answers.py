@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
 
-from mirror import telemetry
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import BlobDamaged, DigestMismatch, StoreError, UpstreamInvalid
 from mirror.fills.flight import Flight
-from mirror.fills.sources import BlobSources, SourceLeft
+from mirror.fills.sources import BlobSources, SourceLeft, count_received
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
 from mirror.oci.span import Span
@@ -228,7 +227,7 @@ class UpstreamStream:
 
     def _count(self, sources: BlobSources, received: int) -> None:
         if sources.name:
-            telemetry.BUCKET_BLOB_BYTES.inc(received)
+            count_received(sources.name, received)
         else:
             self._received(received)
 

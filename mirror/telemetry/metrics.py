@@ -102,6 +102,13 @@ BUCKET_LEFT: Final = Counter(
     "mirror_bucket_left", "Cached blobs for which the bucket was left for the upstream, by name of the error", ["error"]
 )
 
+PEER_BLOB_BYTES: Final = Counter("mirror_peer_blob_bytes", "Bytes of blobs received from other replicas, stored or not")
+PEER_SENT_BYTES: Final = Counter("mirror_peer_sent_bytes", "Bytes of blobs sent to other replicas")
+PEER_LEFT: Final = Counter(
+    "mirror_peer_left", "Blobs for which a replica was left for the next source, by name of the error", ["error"]
+)
+PEER_WRONG: Final = Counter("mirror_peer_wrong_blobs", "Blobs of which another replica gave wrong bytes")
+
 BUCKET_REDIRECTS: Final = Counter("mirror_bucket_redirects", "Clients that were sent to the bucket for a blob")
 BUCKET_REDIRECTED_BYTES: Final = Counter("mirror_bucket_redirected_bytes", "Bytes that they asked for")
 BUCKET_NOT_REDIRECTED: Final = Counter(

@@ -1,0 +1,268 @@
+"""Another replica as a source of cached blobs.
+
+    open ── head ── first byte ──> the body is read ── to its end
+      │       │         │                │
+      └───────┴─────────┴────────────────┴── no sign for a while ──> "how far are you?"
+                                                 │
+              no answer; it waits for us ────────┤──> left at once: the next source, from the same byte
+              twice: it is ahead of us, or lost ─┤──> left
+              it waits as well (slow upstream) ──┘──> waited for, as for the upstream itself
+
+Before the head, "a while" is twice what nine of ten answers of that member take; afterwards it is a second. The owner
+sends the bytes of its growing file, but the last ones only when it has verified the whole. A member that has sent all
+bytes of another blob is wrong, and is not asked for that blob again for some time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from mirror import telemetry
+from mirror.aio.caches import TtlCache
+from mirror.aio.singleflight import cancel_and_wait
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from mirror.fills.sources import PEER
+from mirror.fills.watched_body import WatchedBody
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.policy.cluster.ownership import MOST_HOPS, to_ask
+from mirror.ports import Body, Members, PeerBlobs, PeerProgress
+
+#: Seconds without a byte after which a member is asked how far it is.
+_STALL: Final = 1.0
+#: Seconds until the head of an answer is missed: at least, at most, and while nothing is known of the member. Less
+#: would cost a second download whenever a machine is busy for a moment.
+_HEDGE_LEAST: Final = 0.2
+_HEDGE_MOST: Final = 2.0
+_HEDGE_UNKNOWN: Final = 1.0
+#: The least seconds that a member gets to say how far it is.
+_ALIVE: Final = 0.5
+#: Looks in a row at which a member has what it does not send, or nothing, until it is left.
+_MOST_MISSED: Final = 2
+#: Seconds for which a member is not asked for a blob of which it gave wrong bytes, and the most of these memories.
+_ACCUSED: Final = 600.0
+_MOST_ACCUSED: Final = 10_000
+
+
+class PeerReads:
+    """How the flights of one process read blobs from other replicas."""
+
+    def __init__(
+        self,
+        peers: PeerBlobs,
+        members: Members,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`sleep` and `clock` count seconds."""
+        self.peers: Final = peers
+        self.members: Final = members
+        self.sleep: Final = sleep
+        self.clock: Final = clock
+        self._accused: TtlCache[tuple[str, Digest], bool] = TtlCache(
+            _MOST_ACCUSED, _ACCUSED, clock, name="wrong blobs of peers"
+        )
+
+    def __repr__(self) -> str:
+        return f"<PeerReads {len(self.members.all())} members, {len(self._accused)} wrong blobs>"
+
+    def sources(
+        self, repo: Repo, digest: Digest, size: int | None, *, hops: int = 0, besides: Collection[str] = ()
+    ) -> list[PeerSource]:
+        """The members to ask for a blob before its upstream, in this order. `size` is the size of the blob in bytes if
+        a manifest of the repository says it. `hops` counts the replicas that wait for this one, and `besides` are
+        members that are not asked.
+        """
+        if hops >= MOST_HOPS:
+            return []
+        members = self.members
+
+        def may_ask(member: str) -> bool:
+            return member not in besides and members.is_up(member) and (member, digest) not in self._accused
+
+        asked = to_ask(members.own, repo.registry, digest, members.all(), may_ask)
+        return [PeerSource(self, member, repo, digest, size, hops + 1) for member in asked]
+
+    def hedge(self, member: str) -> float:
+        """The seconds after which the head of a member's answer is missed."""
+        usual = self.members.usual(member)
+        return _HEDGE_UNKNOWN if usual is None else min(max(2 * usual, _HEDGE_LEAST), _HEDGE_MOST)
+
+    def accuse(self, member: str, digest: Digest) -> None:
+        """Leave a member alone for this blob for some time."""
+        self._accused[member, digest] = True
+
+
+class PeerSource:
+    """`BlobSource` of one blob at one member. Not for two flights."""
+
+    name: Final = PEER
+
+    def __init__(self, reads: PeerReads, member: str, repo: Repo, digest: Digest, size: int | None, hops: int) -> None:
+        self._reads = reads
+        self.member = member
+        self.repo = repo
+        self.digest = digest
+        self.size = size
+        self._hops = hops
+        self.gave = False
+
+    def __repr__(self) -> str:
+        return f"<PeerSource {self.member} {self.digest}>"
+
+    @asynccontextmanager
+    async def pull(self, start: int) -> AsyncIterator[Body]:
+        """See `BlobSource`. Returns with the first byte: what fails before it is as if nobody had been asked."""
+        watch = _Watch(self._reads, self, start)
+        watching = asyncio.create_task(watch.run(), name=f"watch of {self.member}")
+        try:
+            async with AsyncExitStack() as stack:
+                opened = await self._open(stack, watch, start)
+                body = watch.body = WatchedBody(opened, PEER)
+                self.gave = True
+                yield body
+        finally:
+            await cancel_and_wait(watching)
+
+    async def _open(self, stack: AsyncExitStack, watch: _Watch, start: int) -> Body:
+        opening = self._reads.peers.open(
+            self.member, self.repo, self.digest, start, size=self.size, hops=self._hops, heard=watch.heard
+        )
+        try:
+            async with asyncio.timeout(None) as waiting:
+                watch.give_up = lambda: waiting.reschedule(asyncio.get_running_loop().time())
+                with telemetry.client_span("peer blob", mirror__peer=self.member, mirror__digest=str(self.digest)):
+                    return await stack.enter_async_context(opening)
+        except TimeoutError as error:
+            if not waiting.expired():
+                raise
+            raise UpstreamTimeout(f"{self.member} {watch.reason}", upstream=PEER) from error
+        except UpstreamError as error:
+            # a member that answers with an error is up; one that does not accept our requests is of no use
+            if not watch.was_heard and (_is_silent(error) or isinstance(error, UpstreamInvalid)):
+                self._reads.members.failed(self.member, str(error))
+            raise
+        finally:
+            watch.give_up = None
+
+    async def accuse(self, reason: str) -> bool:
+        """See `BlobSource`. The bytes that came before from somewhere else may have been the wrong ones: the member is
+        left alone for this blob only.
+        """
+        self._reads.accuse(self.member, self.digest)
+        telemetry.PEER_WRONG.inc()
+        telemetry.log.error("peer gave wrong bytes", peer=self.member, digest=str(self.digest), reason=reason)
+        return False
+
+
+class _Watch:
+    """Looks after one pull, and ends it if the member does not."""
+
+    def __init__(self, reads: PeerReads, source: PeerSource, start: int) -> None:
+        self._reads = reads
+        self._source = source
+        self._start = start
+        self._began = reads.clock()
+        self.was_heard = False
+        #: Set once bytes come.
+        self.body: WatchedBody | None = None
+        #: Ends the wait for the first byte; None when nobody waits.
+        self.give_up: Callable[[], None] | None = None
+        #: Why the member was left.
+        self.reason = ""
+
+    def heard(self) -> None:
+        """The head of the answer is here."""
+        if not self.was_heard:
+            self.was_heard = True
+            # without the size, the member waits for its own source first
+            seconds = None if self._source.size is None else self._reads.clock() - self._began
+            self._reads.members.answered(self._source.member, seconds)
+
+    async def run(self) -> None:
+        """Returns when the member was left, if ever."""
+        pause, missed = self._reads.hedge(self._source.member), 0
+        while True:
+            before = self._signs()
+            await self._reads.sleep(pause)
+            pause = _STALL
+            if self._signs() != before or not self._is_awaited():
+                missed = 0
+                continue
+            reason, is_certain = await self._ask()
+            missed = missed + 1 if reason else 0
+            if self._signs() == before and self._is_awaited() and (is_certain or missed == _MOST_MISSED):
+                self._leave(reason)
+                return
+
+    def _signs(self) -> tuple[bool, int]:
+        return self.was_heard, self.body.received if self.body else -1
+
+    def _is_awaited(self) -> bool:
+        return self.body.is_awaited if self.body else self.give_up is not None
+
+    def _leave(self, reason: str) -> None:
+        self.reason = reason
+        telemetry.log.warning("peer left", peer=self._source.member, digest=str(self._source.digest), reason=reason)
+        if self.body:
+            self.body.leave(f"{self._source.member} {reason}")
+        elif self.give_up:
+            self.give_up()
+
+    async def _ask(self) -> tuple[str, bool]:
+        """Why the member should be left (empty: it should not), and whether that is certain already."""
+        reads, source = self._reads, self._source
+        try:
+            progress = await self._progress(source.member)
+        except UpstreamError as error:
+            reads.members.failed(source.member, str(error))
+            return "does not answer", True
+        reads.members.answered(source.member)
+        if progress is None:
+            return "does not fetch the blob any more", False
+        if progress.source and await self._waits_for_us(progress.source):
+            return "waits for this replica", True
+        if source.size is not None and not self.was_heard:
+            return "is there, and does not answer", False
+        there = self._start + (self.body.received if self.body else 0)
+        if progress.offset > there:
+            return f"has {progress.offset} bytes, and sends none after {there}", False
+        return "", False
+
+    async def _progress(self, member: str) -> PeerProgress | None:
+        """Raises `UpstreamError`, also if the member does not answer soon."""
+        patience = max(self._reads.hedge(member), _ALIVE)
+        try:
+            async with asyncio.timeout(patience):
+                return await self._reads.peers.progress(member, self._source.repo, self._source.digest)
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"no answer within {patience:g} s", upstream=PEER) from error
+
+    async def _waits_for_us(self, member: str) -> bool:
+        """True if a chain of members that wait one for the other, beginning with this one, comes back to this replica:
+        that can be only if they do not see the same members.
+        """
+        own = self._reads.members.own
+        for _ in range(MOST_HOPS):
+            if member == own:
+                return True
+            # only members are asked, whatever a peer says
+            if member not in self._reads.members.all():
+                return False
+            try:
+                progress = await self._progress(member)
+            except UpstreamError:
+                return False
+            if progress is None or not progress.source:
+                return False
+            member = progress.source
+        return member == own
+
+
+def _is_silent(error: UpstreamError) -> bool:
+    return isinstance(error, UpstreamUnavailable) and error.status is None

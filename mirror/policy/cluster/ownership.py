@@ -1,0 +1,46 @@
+"""Which replica fetches a cached blob for all, by rendezvous hashing: each member has a weight for each blob, and the
+member with the highest one is the blob's owner. A member that joins or leaves changes the owner of its own share alone.
+
+    members, highest weight first     owner ── second ── third ── …
+    whom a replica asks               only members before itself, so that nobody waits for somebody who waits for it
+
+Replicas that see the same members agree about all of this without a word. If they do not, two of them may ask each
+other; `may_ask` and the watch of a source (`fills/peer_source.py`) end that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from mirror.oci.digest import Digest
+
+#: The most replicas that may wait for one answer, one for the other.
+MOST_HOPS: Final = 2
+#: The most members that are asked for one blob, one after the other.
+MOST_ASKED: Final = 2
+
+
+def by_weight(registry: str, digest: Digest, members: Iterable[str]) -> list[str]:
+    """The members in the order in which they fetch the blob of a registry: the first is its owner."""
+    return sorted(set(members), key=lambda member: (_weight(member, registry, digest), member), reverse=True)
+
+
+def to_ask(
+    own: str, registry: str, digest: Digest, members: Collection[str], may_ask: Callable[[str], bool]
+) -> list[str]:
+    """The members that the replica `own` asks for a blob, in this order, before it asks its upstream itself: those
+    before itself that `may_ask` does not leave out. Empty if it is the owner, or all before it are left out.
+    """
+    asked: list[str] = []
+    for member in by_weight(registry, digest, {*members, own}):
+        if member == own or len(asked) == MOST_ASKED:
+            break
+        if may_ask(member):
+            asked.append(member)
+    return asked
+
+
+def _weight(member: str, registry: str, digest: Digest) -> bytes:
+    return hashlib.blake2b(f"{member}\n{registry}\n{digest}".encode(), digest_size=16).digest()
