@@ -38,8 +38,9 @@ from mirror.caller import caller_mark
 from mirror.errors import BlobUnknown, MirrorError, StoreError, UpstreamError
 from mirror.fills.filler import Filler, open_verified
 from mirror.fills.flight import Flight
-from mirror.fills.sources import BlobSources, OnAnswer, Pull
+from mirror.fills.sources import BlobSource, BlobSources, OnAnswer, Pull
 from mirror.oci.digest import Digest
+from mirror.policy.send_limit import may_send
 from mirror.ports import BlobStore, Ingest
 
 #: Seconds between two looks at a file that another process fills: `_LOOK_FIRST` while it grows, otherwise longer, up to
@@ -75,6 +76,24 @@ class Flights:
     def under_way(self, digest: Digest, upstream: str) -> bool:
         """True if this process has a flight of the digest from that registry."""
         return (upstream, digest) in self._flights
+
+    def source_of(self, digest: Digest, upstream: str) -> BlobSource | None:
+        """Returns the nearer source that this process's flight of the digest has opened, or opens; None if there is no
+        such flight, or it is the registry's upstream.
+        """
+        flight = self._flights.get((upstream, digest))
+        source = flight.sources.current if flight else None
+        return source if source is not None and source.name else None
+
+    async def offset(self, digest: Digest, upstream: str) -> int | None:
+        """Returns how many bytes may be sent of a blob that this process or another one fetches; None if none does.
+        Raises `StoreError`.
+        """
+        flight = self._flights.get((upstream, digest))
+        if flight is not None:
+            return flight.sendable
+        grown = await run_uninterrupted(self._filler.executor, self._filler.store.filling, digest, upstream)
+        return None if grown is None else may_send(grown.offset, grown.size, verified=grown.verified)
 
     async def join(
         self,

@@ -2,15 +2,16 @@
 
     open ── head ── first byte ──> the body is read ── to its end
       │       │         │                │
-      └───────┴─────────┴────────────────┴── no sign for a while ──> "how far are you?"
+      └───────┴─────────┴────────────────┴── no sign for a while ──> "how far are you?", on a new connection
                                                  │
-              no answer; it waits for us ────────┤──> left at once: the next source, from the same byte
-              twice: it is ahead of us, or lost ─┤──> left
-              it waits as well (slow upstream) ──┘──> waited for, as for the upstream itself
+              no answer ─────────────────────────┤──> left at once: the next source, from the same byte
+              twice: it has what it does not ────┤──> left
+              send, or does not fetch it         │
+              it waits as well (slow upstream) ──┘──> waited for, as for the upstream itself, within reason
 
-Before the head, "a while" is twice what nine of ten answers of that member take; afterwards it is a second. The owner
-sends the bytes of its growing file, but the last ones only when it has verified the whole. A member that has sent all
-bytes of another blob is wrong, and is not asked for that blob again for some time.
+Before the head, "a while" is twice what nine of ten answers of that member take; afterwards it is a second. The member
+sends the bytes of its growing file, but the last ones only when it has verified the whole. If all the bytes here are
+those of another blob, every member that gave some is not asked for that blob again for some time.
 """
 
 from __future__ import annotations
@@ -24,25 +25,26 @@ from typing import Final
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
 from mirror.aio.singleflight import cancel_and_wait
-from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamTimeout, UpstreamUnavailable
 from mirror.fills.sources import PEER
 from mirror.fills.watched_body import WatchedBody
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.ownership import MOST_HOPS, to_ask
-from mirror.ports import Body, Members, PeerBlobs, PeerProgress
+from mirror.ports import Body, Liveness, Members, PeerBlobs
 
 #: Seconds without a byte after which a member is asked how far it is.
 _STALL: Final = 1.0
-#: Seconds until the head of an answer is missed: at least, at most, and while nothing is known of the member. Less
-#: would cost a second download whenever a machine is busy for a moment.
-_HEDGE_LEAST: Final = 0.2
-_HEDGE_MOST: Final = 2.0
-_HEDGE_UNKNOWN: Final = 1.0
+#: Seconds until the head of an answer is missed: at least, at most, and while nothing is known of the member. It is
+#: then only asked whether it is alive, so a machine that is busy for a moment causes no second download.
+_MISSED_LEAST: Final = 0.1
+_MISSED_MOST: Final = 2.0
+_MISSED_UNKNOWN: Final = 1.0
 #: The least seconds that a member gets to say how far it is.
-_ALIVE: Final = 0.5
-#: Looks in a row at which a member has what it does not send, or nothing, until it is left.
-_MOST_MISSED: Final = 2
+_ALIVE: Final = 1.0
+#: Looks in a row at which a member has what it does not send, or nothing, until it is left; and at which it only waits.
+_MOST_IDLE: Final = 2
+_MOST_PATIENT: Final = 30
 #: Seconds for which a member is not asked for a blob of which it gave wrong bytes, and the most of these memories.
 _ACCUSED: Final = 600.0
 _MOST_ACCUSED: Final = 10_000
@@ -55,21 +57,23 @@ class PeerReads:
         self,
         peers: PeerBlobs,
         members: Members,
+        liveness: Liveness,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`sleep` and `clock` count seconds."""
         self.peers: Final = peers
-        self.members: Final = members
+        self.liveness: Final = liveness
         self.sleep: Final = sleep
         self.clock: Final = clock
+        self._members = members
         self._accused: TtlCache[tuple[str, Digest], bool] = TtlCache(
             _MOST_ACCUSED, _ACCUSED, clock, name="wrong blobs of peers"
         )
 
     def __repr__(self) -> str:
-        return f"<PeerReads {len(self.members.all())} members, {len(self._accused)} wrong blobs>"
+        return f"<PeerReads {len(self._members.all())} members, {len(self._accused)} wrong blobs>"
 
     def sources(
         self, repo: Repo, digest: Digest, size: int | None, *, hops: int = 0, besides: Collection[str] = ()
@@ -80,18 +84,17 @@ class PeerReads:
         """
         if hops >= MOST_HOPS:
             return []
-        members = self.members
+        members = self._members
+        return [
+            PeerSource(self, member, repo, digest, size, hops + 1)
+            for member in to_ask(members.own, repo.registry, digest, members.all(), members.is_up)
+            if member not in besides and (member, digest) not in self._accused
+        ]
 
-        def may_ask(member: str) -> bool:
-            return member not in besides and members.is_up(member) and (member, digest) not in self._accused
-
-        asked = to_ask(members.own, repo.registry, digest, members.all(), may_ask)
-        return [PeerSource(self, member, repo, digest, size, hops + 1) for member in asked]
-
-    def hedge(self, member: str) -> float:
+    def missed_after(self, member: str) -> float:
         """The seconds after which the head of a member's answer is missed."""
-        usual = self.members.usual(member)
-        return _HEDGE_UNKNOWN if usual is None else min(max(2 * usual, _HEDGE_LEAST), _HEDGE_MOST)
+        usual = self.liveness.first_byte(member)
+        return _MISSED_UNKNOWN if usual is None else min(max(2 * usual, _MISSED_LEAST), _MISSED_MOST)
 
     def accuse(self, member: str, digest: Digest) -> None:
         """Leave a member alone for this blob for some time."""
@@ -106,6 +109,8 @@ class PeerSource:
     def __init__(self, reads: PeerReads, member: str, repo: Repo, digest: Digest, size: int | None, hops: int) -> None:
         self._reads = reads
         self.member = member
+        #: The id of the replica there, once it has answered.
+        self.replica = ""
         self.repo = repo
         self.digest = digest
         self.size = size
@@ -118,15 +123,19 @@ class PeerSource:
     @asynccontextmanager
     async def pull(self, start: int) -> AsyncIterator[Body]:
         """See `BlobSource`. Returns with the first byte: what fails before it is as if nobody had been asked."""
-        watch = _Watch(self._reads, self, start)
+        ticket = self._reads.liveness.admit(self.member)
+        if ticket is None:
+            # nobody is asked, and nothing is counted as left
+            raise UpstreamNotFound(f"{self.member} did not answer lately", upstream=PEER)
+        watch = _Watch(self._reads, self, ticket, start)
         watching = asyncio.create_task(watch.run(), name=f"watch of {self.member}")
         try:
             async with AsyncExitStack() as stack:
-                opened = await self._open(stack, watch, start)
-                body = watch.body = WatchedBody(opened, PEER)
+                body = watch.body = WatchedBody(await self._open(stack, watch, start), PEER)
                 self.gave = True
                 yield body
         finally:
+            watch.end()
             await cancel_and_wait(watching)
 
     async def _open(self, stack: AsyncExitStack, watch: _Watch, start: int) -> Body:
@@ -143,15 +152,13 @@ class PeerSource:
                 raise
             raise UpstreamTimeout(f"{self.member} {watch.reason}", upstream=PEER) from error
         except UpstreamError as error:
-            # a member that answers with an error is up; one that does not accept our requests is of no use
-            if not watch.was_heard and (_is_silent(error) or isinstance(error, UpstreamInvalid)):
-                self._reads.members.failed(self.member, str(error))
+            watch.refused(error)
             raise
         finally:
             watch.give_up = None
 
     async def accuse(self, reason: str) -> bool:
-        """See `BlobSource`. The bytes that came before from somewhere else may have been the wrong ones: the member is
+        """See `BlobSource`. Bytes that came before, from somewhere else, may have been the wrong ones: the member is
         left alone for this blob only.
         """
         self._reads.accuse(self.member, self.digest)
@@ -161,14 +168,15 @@ class PeerSource:
 
 
 class _Watch:
-    """Looks after one pull, and ends it if the member does not."""
+    """Looks after one pull, and ends it if the member does not. It hands the ticket of the call back."""
 
-    def __init__(self, reads: PeerReads, source: PeerSource, start: int) -> None:
+    def __init__(self, reads: PeerReads, source: PeerSource, ticket: int, start: int) -> None:
         self._reads = reads
         self._source = source
         self._start = start
         self._began = reads.clock()
-        self.was_heard = False
+        self._ticket: int | None = ticket
+        self._was_heard = False
         #: Set once bytes come.
         self.body: WatchedBody | None = None
         #: Ends the wait for the first byte; None when nobody waits.
@@ -176,35 +184,78 @@ class _Watch:
         #: Why the member was left.
         self.reason = ""
 
-    def heard(self) -> None:
-        """The head of the answer is here."""
-        if not self.was_heard:
-            self.was_heard = True
+    def heard(self, replica: str) -> None:
+        """The head of the answer is here, and came from this replica."""
+        self._source.replica = replica
+        if not self._was_heard:
+            self._was_heard = True
             # without the size, the member waits for its own source first
-            seconds = None if self._source.size is None else self._reads.clock() - self._began
-            self._reads.members.answered(self._source.member, seconds)
+            self._is_there(None if self._source.size is None else self._reads.clock() - self._began)
+
+    def refused(self, error: UpstreamError) -> None:
+        """Nothing was opened: the member is down, says no, or does not accept our requests."""
+        if isinstance(error, UpstreamInvalid) or (isinstance(error, UpstreamUnavailable) and error.status is None):
+            self._is_silent(str(error))
+        else:
+            self._is_there()
+
+    def end(self) -> None:
+        """The pull is over."""
+        if (ticket := self._take_ticket()) is not None:
+            self._reads.liveness.withdraw(self._source.member, ticket)
 
     async def run(self) -> None:
         """Returns when the member was left, if ever."""
-        pause, missed = self._reads.hedge(self._source.member), 0
+        pause, idle, patient = self._reads.missed_after(self._source.member), 0, 0
         while True:
             before = self._signs()
             await self._reads.sleep(pause)
             pause = _STALL
             if self._signs() != before or not self._is_awaited():
-                missed = 0
+                idle = patient = 0
                 continue
-            reason, is_certain = await self._ask()
-            missed = missed + 1 if reason else 0
-            if self._signs() == before and self._is_awaited() and (is_certain or missed == _MOST_MISSED):
-                self._leave(reason)
+            silent = ""
+            try:
+                reason = await self._ask()
+            except UpstreamError as error:
+                reason = silent = f"does not answer: {error}"
+            idle, patient = (idle + 1, patient) if reason else (0, patient + 1)
+            is_over = silent or idle == _MOST_IDLE or patient == _MOST_PATIENT
+            if is_over and self._signs() == before and self._is_awaited():
+                if silent:
+                    self._is_silent(silent)
+                self._leave(reason or "has had nothing to send for too long")
                 return
 
     def _signs(self) -> tuple[bool, int]:
-        return self.was_heard, self.body.received if self.body else -1
+        return self._was_heard, self.body.received if self.body else -1
 
     def _is_awaited(self) -> bool:
         return self.body.is_awaited if self.body else self.give_up is not None
+
+    async def _ask(self) -> str:
+        """Why the member is of no use now; empty if it waits for its own source. Raises `UpstreamError` if it does not
+        answer.
+        """
+        source = self._source
+        patience = max(self._reads.missed_after(source.member), _ALIVE)
+        asking = asyncio.create_task(self._reads.peers.offset(source.member, source.repo, source.digest))
+        timing = asyncio.ensure_future(self._reads.sleep(patience))
+        try:
+            await asyncio.wait({asking, timing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timing.cancel()
+            if not asking.done():
+                await cancel_and_wait(asking)
+        if asking.cancelled():
+            raise UpstreamTimeout(f"nothing within {patience:g} s", upstream=PEER)
+        offset = asking.result()
+        if offset is None:
+            return "does not fetch the blob"
+        if source.size is not None and not self._was_heard:
+            return "is there, and does not answer"
+        here = self._start + (self.body.received if self.body else 0)
+        return f"has {offset} bytes, and sends none after {here}" if offset > here else ""
 
     def _leave(self, reason: str) -> None:
         self.reason = reason
@@ -214,55 +265,19 @@ class _Watch:
         elif self.give_up:
             self.give_up()
 
-    async def _ask(self) -> tuple[str, bool]:
-        """Why the member should be left (empty: it should not), and whether that is certain already."""
-        reads, source = self._reads, self._source
-        try:
-            progress = await self._progress(source.member)
-        except UpstreamError as error:
-            reads.members.failed(source.member, str(error))
-            return "does not answer", True
-        reads.members.answered(source.member)
-        if progress is None:
-            return "does not fetch the blob any more", False
-        if progress.source and await self._waits_for_us(progress.source):
-            return "waits for this replica", True
-        if source.size is not None and not self.was_heard:
-            return "is there, and does not answer", False
-        there = self._start + (self.body.received if self.body else 0)
-        if progress.offset > there:
-            return f"has {progress.offset} bytes, and sends none after {there}", False
-        return "", False
+    def _is_there(self, seconds: float | None = None) -> None:
+        if (ticket := self._take_ticket()) is not None:
+            self._reads.liveness.answered(self._source.member, ticket, seconds)
 
-    async def _progress(self, member: str) -> PeerProgress | None:
-        """Raises `UpstreamError`, also if the member does not answer soon."""
-        patience = max(self._reads.hedge(member), _ALIVE)
-        try:
-            async with asyncio.timeout(patience):
-                return await self._reads.peers.progress(member, self._source.repo, self._source.digest)
-        except TimeoutError as error:
-            raise UpstreamTimeout(f"no answer within {patience:g} s", upstream=PEER) from error
+    def _is_silent(self, reason: str) -> None:
+        # a member that has answered and falls silent later needs a ticket of its own
+        liveness, member = self._reads.liveness, self._source.member
+        ticket = self._take_ticket()
+        if ticket is None:
+            ticket = liveness.admit(member)
+        if ticket is not None:
+            liveness.failed(member, ticket, reason)
 
-    async def _waits_for_us(self, member: str) -> bool:
-        """True if a chain of members that wait one for the other, beginning with this one, comes back to this replica:
-        that can be only if they do not see the same members.
-        """
-        own = self._reads.members.own
-        for _ in range(MOST_HOPS):
-            if member == own:
-                return True
-            # only members are asked, whatever a peer says
-            if member not in self._reads.members.all():
-                return False
-            try:
-                progress = await self._progress(member)
-            except UpstreamError:
-                return False
-            if progress is None or not progress.source:
-                return False
-            member = progress.source
-        return member == own
-
-
-def _is_silent(error: UpstreamError) -> bool:
-    return isinstance(error, UpstreamUnavailable) and error.status is None
+    def _take_ticket(self) -> int | None:
+        ticket, self._ticket = self._ticket, None
+        return ticket

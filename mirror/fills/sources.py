@@ -99,7 +99,12 @@ class BlobSources:
     @property
     def name(self) -> str:
         """The name of the source that was opened last, or would be opened first; empty for an upstream."""
-        return self._all[self._next].name
+        return self.current.name
+
+    @property
+    def current(self) -> BlobSource:
+        """The source that was opened last, or is opened next."""
+        return self._all[self._next]
 
     def __call__(self, start: int) -> AbstractAsyncContextManager[Body]:
         """Opens the first source that has the blob. Raises `SourceLeft` if a nearer one breaks off, and all that the

@@ -49,6 +49,15 @@ class SupportsReadOnce(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How far a growing blob is: `offset` bytes of `size` (None: not known yet)."""
+
+    offset: int
+    size: int | None
+    verified: bool
+
+
 class Ingest(Protocol):
     """A growing blob that one registry sends, as seen by this process.
 
@@ -169,6 +178,11 @@ class BlobIngester(Protocol):
 
         Bytes that another registry sends for the same digest are visible only after they are verified and published
         under the final name. Raises `StoreFull`, `StoreError`.
+        """
+
+    def filling(self, digest: Digest, registry: str) -> Growth | None:
+        """How far the growing blob is that `registry` sends; None if no process fills it. Blocks. Raises
+        `StoreError`.
         """
 
     def is_filling(self, registry: str, besides: Digest) -> bool:

@@ -25,18 +25,29 @@ class Members(Protocol):
     def is_up(self, member: str) -> bool:
         """False while this process leaves a member alone because it did not answer. Quick."""
 
-    def answered(self, member: str, seconds: float | None = None) -> None:
-        """Note that a member has answered, `seconds` after it was asked (None: it had to wait for others before). May
-        be called from any thread.
+
+class Liveness(Protocol):
+    """Which members answer, as this process has seen it. May be asked from any thread; nothing here takes long.
+
+    A member that does not answer is left alone for a while; then one call is let through.
+    """
+
+    def admit(self, member: str) -> int | None:
+        """A ticket for one call, to be handed back to `answered`, `failed` or `withdraw`; None: leave it alone."""
+
+    def answered(self, member: str, ticket: int, seconds: float | None = None) -> None:
+        """The member has answered, whatever it said, so many seconds after it was asked (None: it had to wait for
+        others before).
         """
 
-    def failed(self, member: str, reason: str) -> None:
-        """Note that a member could not be reached, or did not answer in time: it is left alone for a while. May be
-        called from any thread.
-        """
+    def failed(self, member: str, ticket: int, reason: str) -> None:
+        """The member could not be reached, or has not answered in time."""
 
-    def usual(self, member: str) -> float | None:
-        """The seconds within which nine of ten of its last answers came; None if too few have. Quick."""
+    def withdraw(self, member: str, ticket: int) -> None:
+        """The caller gave the call up, which says nothing about the member."""
+
+    def first_byte(self, member: str) -> float | None:
+        """The seconds within which nine of ten of its last answers came; None if there were none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +81,6 @@ class Notices(Protocol):
         """Send it behind, and forget it if that fails. May be called from any thread. Raises nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeerProgress:
-    """How far a member is with a cached blob: as many bytes from the start as `offset` says may be read there now.
-    `source` is the member from which it gets the rest itself; empty if that is none.
-    """
-
-    offset: int
-    source: str = ""
-
-
 class PeerBlobs(Protocol):
     """The cached blobs of other replicas. Every failure that another source may not have is an `UpstreamError`."""
 
@@ -92,17 +93,18 @@ class PeerBlobs(Protocol):
         *,
         size: int | None,
         hops: int,
-        heard: Callable[[], None],
+        heard: Callable[[str], None],
     ) -> AbstractAsyncContextManager[Body]:
         """Opens a blob at a member from the offset `start` on. Entering the context waits for the first byte, however
-        long that takes; `heard` is called on the event loop before that, when the head of the answer has come.
+        long that takes; `heard` is called on the event loop before that, when the head of the answer has come, with the
+        id of the replica that answers.
 
         `size` is the size of the whole blob if the caller knows it: then the member sends the head at once, before its
         own source has answered. `hops` counts the replicas that wait for the answer. Raises `UpstreamNotFound` if the
         member does not have the blob, or may not give it; `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`.
         """
 
-    async def progress(self, member: str, repo: Repo, digest: Digest) -> PeerProgress | None:
-        """How far a member is with a blob; None if it neither has the blob nor fetches it. Raises like `open`. The
-        caller limits the time.
+    async def offset(self, member: str, repo: Repo, digest: Digest) -> int | None:
+        """How many bytes of a blob, from its start, the member would send now, asked on a new connection; None if it
+        neither has the blob nor fetches it. Raises like `open`. The caller limits the time.
         """

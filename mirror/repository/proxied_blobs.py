@@ -10,7 +10,7 @@ A blob is served, from the store or from its flight, only if this repository has
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,7 +52,8 @@ class Transfers:
     one client.
 
     `executor` runs the threads that receive a stream; `received` counts the bytes that upstream has sent in streams.
-    `nearer` makes the source of a blob that is asked before its upstream; None if there is none.
+    `nearer` makes the source of a blob that is asked before its upstream; None if there is none. `peers` makes those
+    that are asked after it, given the blob's size in bytes if a manifest says it.
     `objects` says which objects of the bucket have blobs, for clients that are sent there; None if no client is. They
     are asked in `threads` (None: in those of the event loop).
     """
@@ -61,16 +62,20 @@ class Transfers:
     executor: Executor
     received: Callable[[int], None]
     nearer: Callable[[Digest], BlobSource] | None = None
+    peers: Callable[[Digest, int | None], Sequence[BlobSource]] | None = None
     objects: BlobObjects | None = None
     threads: Executor | None = None
 
     def sources(self, digest: Digest, pull: Pull, granted: int) -> BlobSources:
         """Returns where a blob comes from: `pull` asks its upstream. A nearer source is asked only if a manifest of the
-        repository names the blob, with its size (`granted` >= 0): otherwise an answer of upstream is the right to it.
+        repository names the blob, with its size (`granted` >= 0): otherwise an answer of upstream is the right to it,
+        or that of another replica, which has asked upstream for the same repository.
         """
-        if self.nearer is None or granted < 0:
-            return BlobSources.of(pull)
-        return BlobSources(self.nearer(digest), FromUpstream(pull))
+        is_named = granted >= 0
+        nearer = [self.nearer(digest)] if self.nearer is not None and is_named else []
+        if self.peers is not None:
+            nearer += self.peers(digest, granted if is_named else None)
+        return BlobSources(*nearer, FromUpstream(pull)) if nearer else BlobSources.of(pull)
 
 
 class ProxiedBlobs:
@@ -230,6 +235,18 @@ class ProxiedBlobs:
                 await self._intake.put_embedded(digest, content)
                 return self._stored.has(digest)
         return False
+
+    def waits_for(self, digest: Digest) -> BlobSource | None:
+        """Returns the source that gives this process the blob now; None if there is none, or it is the upstream."""
+        return self._flights.source_of(digest, self._upstream.name)
+
+    async def offset(self, digest: Digest) -> int | None:
+        """Returns how many bytes of the blob could be sent now, whichever process fetches it; None if none does and it
+        is not here. Raises `StoreError`.
+        """
+        with suppress(BlobUnknown):
+            return self._store.stat(digest).size
+        return await self._flights.offset(digest, self._upstream.name)
 
     def is_fetching(self, digest: Digest) -> bool:
         """True if this process is fetching the blob, for any repository of this registry."""

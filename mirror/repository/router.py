@@ -5,7 +5,7 @@ virtual one, which stands for several of these.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from mirror.aio.caches import LruCache
@@ -19,6 +19,7 @@ from mirror.repository.guarded import GuardedHosted, GuardedProxy, GuardedReposi
 from mirror.repository.hosted import HostedRepository
 from mirror.repository.protocol import Readable
 from mirror.repository.proxied import ProxiedRepository
+from mirror.repository.proxied_blobs import ProxiedBlobs
 from mirror.repository.sealed import SealedRepository
 from mirror.repository.shared import Shared
 from mirror.trust.cosign import PublicKey
@@ -118,6 +119,19 @@ class Router:
         if repository is None:
             repository = self._made[repo] = self._make(repo)
         return repository
+
+    def for_peer(self, repo: Repo, *, hops: int, besides: Collection[str]) -> ProxiedBlobs | None:
+        """Returns the cached blobs of a repository as another replica may have them, which asks for a client whose
+        rights it has checked, by the same rules; None if none are given. `hops` replicas wait for them, and the members
+        `besides` are not asked for any.
+        """
+        found = self._table.registry(repo.registry)
+        if found is None or found[0] != repo.registry or found[1].hosted or found[1].members:
+            return None
+        if self._refuses(repo.registry) or self.rule_for(repo).offline or self._shared.peers(repo) is None:
+            return None
+        stored = self._shared.stored(repo)
+        return self._shared.blobs(stored, self._upstream_for(repo.registry), hops=hops, besides=besides)
 
     def _make(self, repo: Repo) -> ProxiedRepository | SealedRepository | HostedRepository:
         if self._hosted is not None and self._table.hosts_registry(repo.registry):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 
 from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
 from mirror.fills.bucket_source import BucketReads
 from mirror.fills.flights import Flights
+from mirror.fills.peer_source import PeerReads
 from mirror.fills.read_ahead import ReadAhead
 from mirror.fills.sources import BlobSource
 from mirror.intake.grants import Grants
@@ -39,7 +41,8 @@ class Shared:
     `executor` runs the threads that receive blobs. `label` returns the configured upstream that a registry belongs to,
     as a label of metrics: names that only match a wildcard must not become labels. `nearer` returns what makes sources
     of a repository's blobs that are asked before its upstream; None if there are none. `objects` returns which objects
-    of the bucket have a repository's blobs; None if no client is sent there. `bucket_reads` reads blobs from the
+    of the bucket have a repository's blobs; None if no client is sent there. `peers` returns how a repository's blobs
+    are read from other replicas; None if they are not, and not given to them. `bucket_reads` reads blobs from the
     bucket; None if there is no bucket. `restores` brings back what the disk has lost, and `kept` has blobs that sealed
     repositories lack; None if nothing does.
     """
@@ -61,6 +64,7 @@ class Shared:
     bucket_reads: BucketReads | None = None
     nearer: Callable[[Repo], Callable[[Digest], BlobSource] | None] = lambda _: None
     objects: Callable[[Repo], BlobObjects | None] = lambda _: None
+    peers: Callable[[Repo], PeerReads | None] = lambda _: None
     restores: Restores | None = None
     kept: Callable[[Repo], KeptBlobs | None] = lambda _: None
 
@@ -88,25 +92,37 @@ class Shared:
         asking = self.caches, self.questions
         tags = TagAnswers(repo, upstream, rule, self.histories, *asking, self.intake, label, stored.restore_tag)
         manifests = ProxiedManifests(stored, upstream, tags, self.grants, *asking, self.integrity, self.intake)
-        blobs = ProxiedBlobs(
+        blobs = self.blobs(stored, upstream)
+        pages = TagPages(repo, upstream, *asking, self.intake)
+        ahead = self.ahead if rule.prefetch else None
+        return ProxiedRepository(stored, upstream, manifests, blobs, pages, *asking, self.intake, ahead)
+
+    def blobs(
+        self, stored: StoredRepository, upstream: Upstream, *, hops: int = 0, besides: Collection[str] = ()
+    ) -> ProxiedBlobs:
+        """Makes the blobs of a repository of an upstream. `hops` replicas wait for them, and the members `besides` are
+        not asked for any.
+        """
+        repo = stored.repo
+        reads = self.peers(repo)
+        return ProxiedBlobs(
             stored,
             upstream,
             self.grants,
             Transfers(
                 self.flights,
                 self.executor,
-                telemetry.UPSTREAM_BYTES.labels(label).inc,
+                telemetry.UPSTREAM_BYTES.labels(self.label(repo.registry)).inc,
                 self.nearer(repo),
+                None if reads is None else partial(reads.sources, repo, hops=hops, besides=besides),
                 self.objects(repo),
                 self.bucket_reads.opening if self.bucket_reads else None,
             ),
-            *asking,
+            self.caches,
+            self.questions,
             self.integrity,
             self.intake,
         )
-        pages = TagPages(repo, upstream, *asking, self.intake)
-        ahead = self.ahead if rule.prefetch else None
-        return ProxiedRepository(stored, upstream, manifests, blobs, pages, *asking, self.intake, ahead)
 
     async def aclose(self) -> None:
         """Ends all fetching, cancels shared work, and waits for pending writes to index and disk. Repeatable."""

@@ -86,7 +86,7 @@ _MAY_IMPORT: Final = {
     # what the product does
     "graph": _BELOW_ALL | {"values"},
     "trust": _BELOW_ALL,
-    "fills": _BELOW_ALL | {"graph", "caller"},
+    "fills": _BELOW_ALL | {"graph", "caller", "policy/cluster"},
     "intake": _BELOW_ALL | {"graph"},
     "bucket_cache": _BELOW_ALL | {"graph"},
     "eviction": _BELOW_ALL | {"values", "graph", "intake"},

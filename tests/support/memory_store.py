@@ -20,7 +20,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import ABSENT, BlobInfo, BlobReader, Body, Deleted, Expected, Version, Versioned
+from mirror.ports import ABSENT, BlobInfo, BlobReader, Body, Deleted, Expected, Growth, Version, Versioned
 
 T = TypeVar("T")
 
@@ -115,6 +115,15 @@ class MemoryStore:
                 whole = max(len(blob.content), (blob.size or 0) if blob.filler else 0)
                 sizes[digest] = sizes.get(digest, 0) + whole
             return sizes
+
+    def filling(self, digest: Digest, registry: str) -> Growth | None:
+        with self.changed:
+            blob = self._growing.get((registry, digest))
+            if blob is None or blob.filler is None:
+                return None
+            if not blob.announced:
+                return Growth(0, None, verified=False)
+            return Growth(len(blob.content), blob.size, blob.verified)
 
     def is_filling(self, registry: str, besides: Digest) -> bool:
         with self.changed:

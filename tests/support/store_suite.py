@@ -15,7 +15,7 @@ import pytest
 
 from mirror.errors import BlobDamaged, BlobUnknown, UpstreamUnavailable
 from mirror.oci.digest import HEX_LENGTHS, Digest
-from mirror.ports import BlobInfo, BlobStore, Deleted, Ingest
+from mirror.ports import BlobInfo, BlobStore, Deleted, Growth, Ingest
 
 CONTENT = bytes(range(256)) * 3000
 DIGEST = Digest.of(CONTENT)
@@ -553,6 +553,19 @@ class StoreSuite:
         assert not another.is_filling("quay.io", other)
         ingest.close()
         assert not another.is_filling(REGISTRY, other)
+
+    def test_how_far_a_growing_blob_is(self, store: BlobStore, another: BlobStore) -> None:
+        """Other processes see it while somebody fills it, and not afterwards."""
+        assert another.filling(DIGEST, REGISTRY) is None
+        begun = store.ingest(DIGEST, REGISTRY)
+        assert begun.try_lock()
+        assert another.filling(DIGEST, REGISTRY) == Growth(0, None, verified=False)
+        begun.close()
+        ingest = filled(store, CONTENT, upto=1000)
+        assert another.filling(DIGEST, REGISTRY) == Growth(1000, len(CONTENT), verified=False)
+        assert another.filling(DIGEST, "quay.io") is None
+        ingest.close()
+        assert another.filling(DIGEST, REGISTRY) is None
 
     def test_registries_meet_under_the_final_name(self, store: BlobStore, another: BlobStore) -> None:
         """The first to be verified is published; the second is as welcome, and neither leaves anything behind."""

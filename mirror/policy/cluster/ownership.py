@@ -4,8 +4,8 @@ member with the highest one is the blob's owner. A member that joins or leaves c
     members, highest weight first     owner ── second ── third ── …
     whom a replica asks               only members before itself, so that nobody waits for somebody who waits for it
 
-Replicas that see the same members agree about all of this without a word. If they do not, two of them may ask each
-other; `may_ask` and the watch of a source (`fills/peer_source.py`) end that.
+The weights do not depend on who else is a member. So replicas that see different members may ask different ones, and
+one more of them may ask upstream; but they never wait for one another in a circle.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ def by_weight(registry: str, digest: Digest, members: Iterable[str]) -> list[str
 
 
 def to_ask(
-    own: str, registry: str, digest: Digest, members: Collection[str], may_ask: Callable[[str], bool]
+    own: str, registry: str, digest: Digest, members: Collection[str], is_up: Callable[[str], bool]
 ) -> list[str]:
-    """The members that the replica `own` asks for a blob, in this order, before it asks its upstream itself: those
-    before itself that `may_ask` does not leave out. Empty if it is the owner, or all before it are left out.
+    """The members that the replica `own` asks for a blob, in this order, before it asks its upstream: those before
+    itself. Empty if it is the owner. Members that are not up stay in the list, for whoever finds out whether they are
+    back, and do not count for `MOST_ASKED`.
     """
     asked: list[str] = []
+    up = 0
     for member in by_weight(registry, digest, {*members, own}):
-        if member == own or len(asked) == MOST_ASKED:
+        if member == own or up == MOST_ASKED:
             break
-        if may_ask(member):
-            asked.append(member)
+        asked.append(member)
+        up += is_up(member)
     return asked
 
 

@@ -38,7 +38,7 @@ from typing import Final
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine_limits import QuarantinedBlob
-from mirror.ports import BlobInfo, BlobReader, Body, Deleted, SupportsFileno
+from mirror.ports import BlobInfo, BlobReader, Body, Deleted, Growth, SupportsFileno
 from mirror.store.local import quarantine
 from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
@@ -195,6 +195,21 @@ class LocalStore:
                     sizes[digest] = sizes.get(digest, 0) + whole
         return sizes
 
+    def filling(self, digest: Digest, registry: str) -> Growth | None:
+        path = self.layout.ingest(digest, registry)
+        with store_errors(f"looking at the partial of {digest}"):
+            try:
+                if not is_locked(str(path)):
+                    return None
+                # in this order, as in `LocalIngest.refresh`
+                state = _state_at(path)
+                file = path.lstat()
+            except FileNotFoundError:
+                return None
+        if state is None or state.inode != file.st_ino or state.boot != boot_id():
+            return Growth(0, None, verified=False)
+        return Growth(file.st_size, state.size, state.verified)
+
     def is_filling(self, registry: str, besides: Digest) -> bool:
         own = self.layout.ingest(besides, registry).name
         of_registry = own.partition("-")[0]
@@ -331,15 +346,20 @@ def _open_quietly(path: str) -> int:
 
 def _expected(ingest: Path) -> int:
     """The expected size of a growing blob in bytes; 0 if its state file does not give one."""
+    state = _state_at(ingest)
+    return (state.size or 0) if state else 0
+
+
+def _state_at(ingest: Path) -> GrowthState | None:
+    """What the state file of a growing blob says; None if it says nothing."""
     try:
         descriptor = os.open(state_of(ingest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return 0
+        return None
     try:
-        state = read_state(descriptor)
+        return read_state(descriptor)
     finally:
         os.close(descriptor)
-    return (state.size or 0) if state else 0
 
 
 def _folders(folder: Path) -> list[os.DirEntry[str]]:

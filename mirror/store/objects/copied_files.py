@@ -23,7 +23,7 @@ from contextlib import suppress
 from mirror.errors import BlobUnknown, StoreError
 from mirror.oci.digest import Digest
 from mirror.policy.quarantine_limits import QuarantinedBlob
-from mirror.ports import BlobInfo, BlobReader, Deleted
+from mirror.ports import BlobInfo, BlobReader, Deleted, Growth
 from mirror.store.local.blobs import LocalIngest, LocalReader, LocalStore, read_file
 from mirror.store.local.layout import CopiesLayout, Layout
 
@@ -109,6 +109,9 @@ class CopiedFiles:
 
     def ingest(self, digest: Digest, registry: str) -> LocalIngest:
         return self.copies.ingest(digest, registry)
+
+    def filling(self, digest: Digest, registry: str) -> Growth | None:
+        return self.copies.filling(digest, registry)
 
     def is_filling(self, registry: str, besides: Digest) -> bool:
         return self.copies.is_filling(registry, besides)
