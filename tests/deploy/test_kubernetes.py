@@ -333,7 +333,7 @@ def test_replicas_over_a_bucket_find_and_replace_each_other(tmp_path: Path) -> N
 
 def test_only_replicas_reach_an_internal_listener() -> None:
     """No policy lets anybody but the mirror's pods reach its port, and no service but the headless one has it."""
-    for objects in (render(_ROOT / "k8s/cluster"), helm.render(_ROOT / "k8s/chart", {})):
+    for objects in map(rendered, ("cluster", "replicas", "replicas-front", "chart")):
         allowed = [
             (rule["from"], port["port"])
             for one in objects
@@ -392,7 +392,7 @@ def test_an_app_is_pulled_with_the_secret_that_the_page_makes(hosted: list[Objec
     assert spec["containers"][0]["image"].startswith(f"{host}/corp/team-a/")
 
 
-def test_several_replicas_share_nothing_but_redis(replicas: list[Object]) -> None:
+def test_several_replicas_have_a_disk_each(replicas: list[Object]) -> None:
     """Each has a claim of its own; they are spread over nodes and zones, and go one at a time."""
     spec = only(replicas, "StatefulSet", "mirror")["spec"]
     assert spec["replicas"] > 1
