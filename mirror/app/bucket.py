@@ -74,7 +74,7 @@ def open_bucket(config: Config, *, probe: bool = False) -> ProbedBucket | None:
     # imported here: without a bucket, the library costs memory and time for nothing
     from mirror.store.objects.bucket_probe import ProbedBucket
 
-    bucket = ProbedBucket(_open(config, config.store.bucket))
+    bucket = ProbedBucket(_open(config, config.store.bucket, quiet=not probe))
     if probe:
         _probe(bucket)
     return bucket
@@ -96,7 +96,7 @@ def try_bucket(config: Config) -> list[BucketCheck]:
         return []
     from mirror.store.objects.bucket_check import check_bucket
 
-    with closing(_open(config, config.store.bucket)) as bucket:
+    with closing(_open(config, config.store.bucket, quiet=True)) as bucket:
         fetch = _following(config.bucket) if config.bucket.redirect_to else None
         return check_bucket(bucket, safety=bucket, fetch=fetch)
 
@@ -119,7 +119,8 @@ def _following(settings: BucketSettings) -> Callable[[str], bytes]:
     return fetch
 
 
-def _open(config: Config, url: str) -> ObstoreBucket:
+def _open(config: Config, url: str, *, quiet: bool) -> ObstoreBucket:
+    """`quiet`, for commands: who is refused or gets no answer says so, and the log need not."""
     from mirror.store.cloud.clouds import CloudStores, TimeLimits
     from mirror.store.cloud.obstore_bucket import ObstoreBucket
     from mirror.store.cloud.plain_body import PlainReader
@@ -135,7 +136,8 @@ def _open(config: Config, url: str) -> ObstoreBucket:
         client_options(settings),
     )
     rate = settings.requests_per_second / config.server.workers or None
-    sender = RequestSender(str(address), traits, stores, RequestGate(str(address), rate), at_once=_AT_ONCE)
+    gate = RequestGate(str(address), rate, quiet=quiet)
+    sender = RequestSender(str(address), traits, stores, gate, at_once=_AT_ONCE, quiet=quiet)
     raw = raw_requests(settings, address, keys) if address.cloud == "s3" and not settings.anonymous else None
     return ObstoreBucket(
         sender,

@@ -7,9 +7,10 @@ so that a scrape of any worker returns the sum of all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import REGISTRY as _REGISTRY
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,6 +20,31 @@ from mirror.telemetry.worker_files import WorkerCounters, summing
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _TIMES: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class _GaugeIfSet(Gauge):
+    """A gauge that is absent until it is set: of a mirror that has no bucket, a 0 would say that the bucket is down.
+
+    The library has no public way to this. tests/ports/test_worker_files.py checks that it works as it is used here.
+    """
+
+    _is_set = False
+    _first = threading.Lock()
+
+    def _metric_init(self) -> None:
+        """Postponed, because it makes the sample."""
+
+    def set(self, value: float) -> None:
+        """See `Gauge.set`."""
+        with self._first:
+            if not self._is_set:
+                super()._metric_init()
+                self._is_set = True
+        super().set(value)
+
+    def _child_samples(self) -> Iterable[Any]:
+        return super()._child_samples() if self._is_set else ()
+
 
 REQUESTS: Final = Counter(
     "mirror_requests", "Answered requests, by kind of resource, status and cache outcome", ["kind", "status", "cache"]
@@ -73,18 +99,18 @@ ENDPOINT_FAILURES: Final = Counter(
     "Calls that failed at one of several endpoints of an upstream, by kind of error",
     ["upstream", "endpoint", "error"],
 )
-BUCKET_UP: Final = Gauge(
+BUCKET_UP: Final = _GaugeIfSet(
     "mirror_bucket_up", "1 while the bucket answers, 0 while it does not", multiprocess_mode="livemin"
 )
-BUCKET_OURS: Final = Gauge(
+BUCKET_OURS: Final = _GaugeIfSet(
     "mirror_bucket_ours", "1 while no other mirror has taken the bucket over", multiprocess_mode="livemax"
 )
-BUCKET_MEMORY_COMPLETE: Final = Gauge(
+BUCKET_MEMORY_COMPLETE: Final = _GaugeIfSet(
     "mirror_bucket_memory_complete",
     "1 if all records of the bucket are known by name; 0 while they are being listed",
     multiprocess_mode="livemax",
 )
-BUCKET_RECORDS: Final = Gauge(
+BUCKET_RECORDS: Final = _GaugeIfSet(
     "mirror_bucket_listed_records", "Records that the last listing of the bucket has seen", multiprocess_mode="livemax"
 )
 BUCKET_REQUESTS: Final = Counter(
@@ -213,7 +239,7 @@ EVENTS_OLDEST: Final = Gauge(
     ["endpoint"],
     multiprocess_mode="livemostrecent",
 )
-BUCKET_CACHE_WAITING: Final = Gauge(
+BUCKET_CACHE_WAITING: Final = _GaugeIfSet(
     "mirror_bucket_cache_waiting",
     "Cached blobs and records that wait to be written to the bucket",
     multiprocess_mode="livesum",
@@ -232,10 +258,10 @@ BUCKET_CACHE_EVICTED: Final = Counter(
     "mirror_bucket_cache_evicted_blobs", "Cached blobs deleted from the bucket because of its capacity"
 )
 BUCKET_CACHE_EVICTED_BYTES: Final = Counter("mirror_bucket_cache_evicted_bytes", "Bytes of these blobs")
-BUCKET_CACHE_OBJECTS: Final = Gauge(
+BUCKET_CACHE_OBJECTS: Final = _GaugeIfSet(
     "mirror_bucket_cache_blobs", "Cached blobs in the bucket", multiprocess_mode="mostrecent"
 )
-BUCKET_CACHE_BYTES: Final = Gauge(
+BUCKET_CACHE_BYTES: Final = _GaugeIfSet(
     "mirror_bucket_cache_bytes", "Bytes of cached blobs in the bucket", multiprocess_mode="mostrecent"
 )
 STORE_FAILING: Final = Gauge(
@@ -312,17 +338,17 @@ LEASES_TAKEN_OVER: Final = Counter(
     "mirror_leases_taken_over", "Leases that this replica took because their holder did not renew them"
 )
 SWEEP_LOST: Final = Counter("mirror_sweep_lost_blobs", "Hosted blobs that sweeps have not found in the bucket")
-SWEEP_COMPLETE: Final = Gauge(
+SWEEP_COMPLETE: Final = _GaugeIfSet(
     "mirror_sweep_last_complete_timestamp_seconds",
     "When the last sweep of the bucket ended, in epoch seconds",
     multiprocess_mode="mostrecent",
 )
-BUCKET_HOSTED_OBJECTS: Final = Gauge(
+BUCKET_HOSTED_OBJECTS: Final = _GaugeIfSet(
     "mirror_bucket_hosted_objects",
     "Objects of hosted blobs in the bucket, at the last sweep",
     multiprocess_mode="mostrecent",
 )
-BUCKET_HOSTED_BYTES: Final = Gauge(
+BUCKET_HOSTED_BYTES: Final = _GaugeIfSet(
     "mirror_bucket_hosted_bytes", "Bytes of these objects", multiprocess_mode="mostrecent"
 )
 INDEX_FAILURES: Final = Counter("mirror_index_failures", "Operations that the index did not answer in time")

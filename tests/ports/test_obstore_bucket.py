@@ -181,6 +181,39 @@ def test_a_bucket_that_is_down_is_left_alone_and_comes_back(bucket: Bucket, prox
     assert stored(bucket, "key") == b"1"
 
 
+def test_a_bucket_that_was_deleted_is_down_until_it_is_there_again(bucket: Bucket, proxy: FaultProxy) -> None:
+    """The first answer that says so begins the outage; one that may be about the object alone does not end it."""
+    bucket.write("key", b"1")
+    proxy.cause(Answer(404, "NoSuchBucket"))
+    with pytest.raises(BucketUnavailable, match="the bucket does not exist"):
+        bucket.read("key", 10)
+    health = bucket.health()
+    assert health.down_since is not None
+    assert "404 NoSuchBucket" in health.reason
+    proxy.heal()
+    proxy.cause(Answer(404, ""))
+
+    before = len(proxy.calls)
+
+    def asked() -> bool:
+        with pytest.raises(BucketUnavailable):
+            bucket.head("absent")
+        return len(proxy.calls) > before
+
+    eventually(asked, "one request is let through")
+    assert bucket.health().down_since is not None
+    proxy.heal()
+
+    def answers() -> bool:
+        try:
+            return bucket.read("absent", 10) is None
+        except BucketUnavailable:
+            return False
+
+    eventually(answers, "the bucket is there again")
+    assert bucket.health().down_since is None
+
+
 def test_an_upload_during_an_outage_is_a_small_request_first(bucket: Bucket, proxy: FaultProxy, tmp_path: Path) -> None:
     """Nobody sends a large file to find out whether somebody listens."""
     file = tmp_path / "file"

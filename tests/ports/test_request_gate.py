@@ -49,6 +49,20 @@ def test_failures_in_a_row_begin_an_outage() -> None:
     assert "s3://images" not in refused.value.public
 
 
+def test_a_store_without_the_bucket_is_down_at_once() -> None:
+    """One such answer is enough, and any other success ends it."""
+    clock = _Clock()
+    gate = _gate(clock)
+    gate.failed(gate.enter(clock.time), "the bucket does not exist", misses=True)
+    assert gate.is_down
+    assert gate.misses_bucket
+    assert gate.health().reason == "the bucket does not exist"
+    clock.time += 1
+    gate.succeeded(gate.enter(clock.time))
+    assert not gate.is_down
+    assert not gate.misses_bucket
+
+
 def test_one_trial_after_each_pause() -> None:
     """The pause is doubled by each trial that fails, up to half a minute, and the first success ends the outage."""
     clock = _Clock()

@@ -96,6 +96,23 @@ def test_what_real_processes_leave(tmp_path: Path) -> None:
     assert added == {f"{name.rpartition('_')[0]}_ended.db" for name in left if not name.startswith("gauge_live")}
 
 
+def test_a_gauge_of_the_bucket_is_absent_until_it_is_set(tmp_path: Path) -> None:
+    """A mirror without a bucket does not say that its bucket is down, with one worker or with several."""
+    script = (
+        "from mirror import telemetry\n"
+        "def shown(): return b'\\nmirror_bucket_up' in telemetry.render_metrics()\n"
+        "before = shown()\n"
+        "telemetry.BUCKET_UP.set(0)\n"
+        "telemetry.BUCKET_UP.set(1)\n"
+        "assert b'\\nmirror_bucket_up 1.0' in telemetry.render_metrics(), telemetry.render_metrics()\n"
+        "print(before)\n"
+    )
+    alone = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    for environment in (alone, {**alone, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}):
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.stdout == "False\n", done.stderr
+
+
 def test_nothing_is_added_while_somebody_sums(tmp_path: Path) -> None:
     """It is put off, and nobody waits; those who sum do not hinder each other."""
     _left(tmp_path, "counter", 7, {"n_total": (7, 0.0)})

@@ -188,7 +188,7 @@ class ObstoreBucket:
         """
         if failure.kind is not Kind.ABSENT:
             self._sender.fail(operation, failure)
-        if self._now() - self._seen_at > _KNOWN:
+        if self._now() - self._seen_at > _KNOWN or self._sender.gate.misses_bucket:
             self._sender.send("list", lambda: next(iter(self._stores.quick.list(_NOTHING)), None), self._no_listing)
             self._seen_at = self._now()
 

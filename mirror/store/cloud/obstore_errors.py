@@ -34,8 +34,8 @@ class Kind(Enum):
     INVALID = "invalid"
 
 
-#: An answer of the store, of whatever content: it is up.
-ANSWERS: Final = frozenset(Kind) - {Kind.THROTTLED, Kind.TIMEOUT, Kind.UNAVAILABLE}
+#: An answer of the store, of whatever content: it is up, and has the bucket.
+ANSWERS: Final = frozenset(Kind) - {Kind.THROTTLED, Kind.TIMEOUT, Kind.UNAVAILABLE, Kind.NO_BUCKET}
 #: Failures after which the same request may succeed.
 PASSING: Final = frozenset({Kind.THROTTLED, Kind.TIMEOUT, Kind.UNAVAILABLE, Kind.CONFLICT})
 
@@ -47,6 +47,11 @@ class Failure:
     kind: Kind
     reason: str
     sent: bool = True
+
+    @property
+    def names_object(self) -> bool:
+        """True if the answer says that the object is absent, and so that the bucket is there."""
+        return self.reason.endswith(("NoSuchKey", "BlobNotFound"))
 
 
 #: Codes of S3, Azure and Google that are about the credentials themselves, and what is wrong with these. Any other

@@ -4,9 +4,10 @@
                                    ^                                                   │
                                    └──────────── failure: twice the pause ─────────────┘
 
-While the bucket is down, callers are refused at once. While it throttles (429, or 503 SlowDown), no thread sends a
-request before a common pause is over; each further answer of that kind doubles the pause, each success halves it. In
-addition, requests may be limited to a rate (`request_rate.py`).
+While the bucket is down, callers are refused at once. A store that answers without having the bucket is down after one
+such answer. While it throttles (429, or 503 SlowDown), no thread sends a request before a common pause is over; each
+further answer of that kind doubles the pause, each success halves it. In addition, requests may be limited to a rate
+(`request_rate.py`).
 
 The result of a request that began before the last change between up and down is ignored: fifty threads that fail
 together begin one outage, and only a failed trial doubles the pause.
@@ -43,11 +44,15 @@ class RequestGate:
         name: str,
         rate: float | None = None,
         *,
+        quiet: bool = False,
         now: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`name` is that of the bucket, for the log; `rate` is a number of requests per second."""
+        """`name` is that of the bucket, for the log; `rate` is a number of requests per second. `quiet`: the log has
+        nothing about it, because whoever sends the requests says how they end.
+        """
         self._name = name
+        self._quiet = quiet
         self._now = now
         self._wait = wait
         self._lock = threading.Lock()
@@ -58,6 +63,8 @@ class RequestGate:
         self._down_since: float | None = None
         #: The same in epoch seconds.
         self._down_at = 0.0
+        #: The store answers, and does not have the bucket.
+        self._misses = False
         self._try_at = 0.0
         self._trying = False
         self._pause = _FIRST_PAUSE
@@ -74,6 +81,11 @@ class RequestGate:
     def is_down(self) -> bool:
         """True during an outage."""
         return self._down_since is not None
+
+    @property
+    def misses_bucket(self) -> bool:
+        """True during an outage in which the store answers, and does not have the bucket."""
+        return self._misses
 
     def health(self) -> BucketHealth:
         """See `Bucket.health`."""
@@ -130,27 +142,28 @@ class RequestGate:
             self._rest = max(_FIRST_REST, self._rest / 2)
             relieved = self._throttled and self._rest == _FIRST_REST and self._now() >= self._rest_until
             self._throttled = self._throttled and not relieved
-            since, self._down_since = self._down_since, None
+            since, self._down_since, self._misses = self._down_since, None, False
             if since is not None:
                 self._trying, self._pause = False, _FIRST_PAUSE
                 self._era += 1
                 lasted = self._now() - since
         if since is not None:
             telemetry.BUCKET_UP.set(1)
+        if since is not None and not self._quiet:
             telemetry.log.info("bucket answers again", bucket=self._name, after=round(lasted, 1))
-        if relieved:
+        if relieved and not self._quiet:
             telemetry.log.info("bucket no longer throttles", bucket=self._name)
 
-    def failed(self, ticket: int, reason: str) -> None:
-        """Note that the store gave no usable answer."""
+    def failed(self, ticket: int, reason: str, *, misses: bool = False) -> None:
+        """Note that the store gave no usable answer; `misses`: one that says that it does not have the bucket."""
         with self._lock:
             if ticket != self._era:
                 return
             now = self._now()
-            self._reason = reason
+            self._reason, self._misses = reason, misses
             self._failures += 1
             begins = self._down_since is None
-            if begins and self._failures < _FAILURES:
+            if begins and self._failures < _FAILURES and not misses:
                 return
             if begins:
                 self._down_since, self._down_at = now, time.time()
@@ -161,6 +174,7 @@ class RequestGate:
             self._era += 1
         if begins:
             telemetry.BUCKET_UP.set(0)
+        if begins and not self._quiet:
             telemetry.log.error("bucket does not answer", bucket=self._name, reason=reason, retry_in=self._pause)
 
     def throttled(self, ticket: int) -> None:
@@ -176,7 +190,7 @@ class RequestGate:
             begins, self._throttled = not self._throttled, True
             self._rest_until = now + self._rest
             self._rest = min(self._rest * 2, _LONGEST_REST)
-        if begins:
+        if begins and not self._quiet:
             telemetry.log.warning("bucket throttles", bucket=self._name)
 
     def withdraw(self, ticket: int) -> None:

@@ -52,7 +52,7 @@ class RequestSender:
     """Sends the requests of one bucket; `name` is the bucket's. May be used from any thread.
 
     `at_once`: how many threads may be in calls at the same time, uploads aside. Others wait for a while, and are then
-    refused: a slow bucket must not take all threads from those who need it not.
+    refused: a slow bucket must not take all threads from those who need it not. `quiet`: see `RequestGate`.
     """
 
     name: str
@@ -62,6 +62,7 @@ class RequestSender:
     now: Callable[[], float] = time.monotonic
     wait: Callable[[float], None] = time.sleep
     at_once: int = 32
+    quiet: bool = False
     _calls: _Calls = field(init=False, repr=False)
     _refused: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -194,6 +195,11 @@ class RequestSender:
     def _note(self, ticket: int, failure: Failure) -> None:
         if failure.kind is Kind.THROTTLED:
             self.gate.throttled(ticket)
+        elif failure.kind is Kind.NO_BUCKET:
+            self.gate.failed(ticket, _no_bucket(failure), misses=True)
+        elif failure.kind is Kind.ABSENT and self.gate.misses_bucket and not failure.names_object:
+            # the answer to a HEAD does not say whether the object or the bucket is absent
+            self.gate.failed(ticket, _no_bucket(failure), misses=True)
         elif failure.kind in ANSWERS:
             self.gate.succeeded(ticket)
         else:
@@ -207,13 +213,11 @@ class RequestSender:
             with self._lock:
                 begins = operation not in self._refused
                 self._refused[operation] = str(error)
-            if begins:
+            if begins and not self.quiet:
                 telemetry.log.error("bucket refuses", bucket=self.name, operation=operation, reason=str(error))
             raise error
         if failure.kind is Kind.NO_BUCKET:
-            raise BucketUnavailable(
-                f"{self.name} does not exist ({failure.reason}): create the bucket, or correct store.bucket"
-            )
+            raise BucketUnavailable(f"{self.name}: {_no_bucket(failure)}")
         if failure.kind is Kind.THROTTLED:
             raise BucketUnavailable(f"{self.name} throttles the mirror ({failure.reason})")
         raise BucketUnavailable(f"{self.name} failed to {operation}: {failure.reason}")
@@ -230,5 +234,9 @@ class RequestSender:
             with self._lock:
                 ends = operation in self._refused
                 self._refused.pop(operation, None)
-            if ends:
+            if ends and not self.quiet:
                 telemetry.log.info("bucket no longer refuses", bucket=self.name, operation=operation)
+
+
+def _no_bucket(failure: Failure) -> str:
+    return f"the bucket does not exist ({failure.reason}): create it, or correct store.bucket"
