@@ -39,7 +39,7 @@ server {{
 
 @dataclass(frozen=True, slots=True)
 class Ingress:
-    """`address` is `localhost:port`, to be reached by https; `certificate` is the one that it shows."""
+    """`address` is `127.0.0.1:port`, to be reached by https; `certificate` is the one that it shows."""
 
     address: str
     certificate: Certificate
@@ -64,4 +64,4 @@ def tls_ingress(folder: Path, ports: Sequence[int]) -> Iterator[Ingress]:
         return in_http(directory, text)
 
     with nginx(configure):
-        yield Ingress(f"localhost:{port}", certificate)
+        yield Ingress(f"127.0.0.1:{port}", certificate)
