@@ -21,21 +21,25 @@ from bench.results import Results
 from bench.systems import (
     COMPARED,
     MIRROR,
+    MIRROR_1S,
     MIRROR_ON_DISK,
     NGINX,
     NGINX_DEFAULTS,
     NGINX_PASSING,
+    ONE_MIRROR,
     REGISTRY,
     SYSTEMS,
 )
 from bench.table import as_json, as_table
 
 _MIB: Final = 1 << 20
-_GROUPS: Final = [*WARM, *COLD, "push", "bucket"]
+_GROUPS: Final = [*WARM, *COLD, "push", "bucket", "replicas"]
 #: What needs an object store is measured only if it is asked for.
-_USUAL: Final = _GROUPS[:-1]
+_USUAL: Final = _GROUPS[:-2]
 #: The systems of the figures about the bucket, in the order of the table's columns.
 _WITH_BUCKET: Final = [NGINX, NGINX_DEFAULTS, NGINX_PASSING, REGISTRY, MIRROR, MIRROR_ON_DISK]
+#: Those of the figures about replicas.
+_REPLICAS: Final = [ONE_MIRROR, MIRROR, MIRROR_1S, MIRROR_ON_DISK]
 
 FULL: Final = Scale(
     rounds=5, blob=1024 * _MIB, stampede=200 * _MIB, clients=100, slow=10, load=5, readers=1000, pause=0.4
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    systems = _WITH_BUCKET if options.only == ["bucket"] else options.systems
+    systems = {"bucket": _WITH_BUCKET, "replicas": _REPLICAS}.get(",".join(options.only), options.systems)
     print(as_table(results, systems, machine))
     if options.json:
         options.json.write_text(json.dumps(as_json(results, machine), indent=1, ensure_ascii=False) + "\n")
@@ -117,6 +121,10 @@ def _measure(
                 from bench.bucket import measure_bucket
 
                 measure_bucket(bench)
+            if "replicas" in only:
+                from bench.replicas import measure_replicas
+
+                measure_replicas(bench)
         finally:
             origin.stop()
         return results, machine

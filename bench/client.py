@@ -4,8 +4,10 @@ It lets the kernel throw the bytes of bodies away (recv with MSG_TRUNC, tcp(7)),
 the machine from the server beside it. Lengths are checked, contents are not: `check.py` does that, outside of
 every measurement.
 
-    python -m bench.client PORT PATH SIZE CONNECTIONS REPEAT    prints a `Download` as JSON
+    python -m bench.client PORTS PATHS SIZE CONNECTIONS REPEAT  prints a `Download` as JSON
     python -m bench.client PORT PATH SIZE CONNECTIONS stall     prints a line when all have stalled, ends with stdin
+
+PORTS and PATHS are separated by commas: each connection takes the next of both.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,10 +43,15 @@ class Download:
 
 def download(port: int, path: str, size: int, connections: int, repeat: int = 1) -> Download:
     """Every connection gets `path` `repeat` times, one after the other. Raises `BenchFailed`."""
-    argv = _argv(port, path, size, connections, str(repeat))
+    return download_all([port], [path], size, connections, repeat)
+
+
+def download_all(ports: Sequence[int], paths: Sequence[str], size: int, connections: int, repeat: int = 1) -> Download:
+    """Likewise, each connection from the next of these ports, and the next of these paths, all of the same size."""
+    argv = _argv(",".join(map(str, ports)), ",".join(paths), size, connections, str(repeat))
     done = subprocess.run(argv, cwd=_ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise BenchFailed(f"download of {path} from port {port}: {done.stderr[-1000:]}")
+        raise BenchFailed(f"download of {paths[0]} from ports {ports}: {done.stderr[-1000:]}")
     answer = json.loads(done.stdout)
     return Download(answer["seconds"], tuple(answer["first"]))
 
@@ -52,7 +60,7 @@ class Stalled:
     """Readers that asked for a blob, read a little and stopped; they hang up at the end of the `with` block."""
 
     def __init__(self, port: int, path: str, size: int, connections: int) -> None:
-        argv = _argv(port, path, size, connections, "stall")
+        argv = _argv(str(port), path, size, connections, "stall")
         self._process = subprocess.Popen(argv, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __enter__(self) -> None:
@@ -70,8 +78,8 @@ def request(path: str, method: str = "GET") -> bytes:
     return f"{method} {path} HTTP/1.1\r\nHost: bench\r\nAccept: {MANIFEST_TYPE}, */*\r\n\r\n".encode()
 
 
-def _argv(port: int, path: str, size: int, connections: int, mode: str) -> list[str]:
-    return [sys.executable, "-m", "bench.client", str(port), path, str(size), str(connections), mode]
+def _argv(ports: str, paths: str, size: int, connections: int, mode: str) -> list[str]:
+    return [sys.executable, "-m", "bench.client", ports, paths, str(size), str(connections), mode]
 
 
 class _Transfer:
@@ -131,8 +139,10 @@ def _judge(head: bytes, size: int) -> None:
         raise BenchFailed(f"not the answer expected: {head!r}")
 
 
-def _run(port: int, path: str, size: int, connections: int, repeat: int) -> Download:
-    transfers = [_Transfer(port, path, size, repeat) for _ in range(connections)]
+def _run(ports: Sequence[int], paths: Sequence[str], size: int, connections: int, repeat: int) -> Download:
+    transfers = [
+        _Transfer(ports[number % len(ports)], paths[number % len(paths)], size, repeat) for number in range(connections)
+    ]
     nothing = mmap.mmap(-1, _MOST)
     poll = select.epoll()
     by_fd = {transfer.fileno(): transfer for transfer in transfers}
@@ -168,11 +178,11 @@ def _stall(port: int, path: str, connections: int) -> None:
 
 
 def _main() -> None:
-    port, path, size, connections, mode = sys.argv[1:]
+    ports, paths, size, connections, mode = sys.argv[1:]
     if mode == "stall":
-        _stall(int(port), path, int(connections))
+        _stall(int(ports), paths, int(connections))
         return
-    done = _run(int(port), path, int(size), int(connections), int(mode))
+    done = _run([int(port) for port in ports.split(",")], paths.split(","), int(size), int(connections), int(mode))
     print(json.dumps({"seconds": done.seconds, "first": done.first}))
 
 

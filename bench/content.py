@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -53,10 +54,23 @@ def make_image(root: Path, repository: str, size: int) -> Image:
     config = _write(
         blobs, json.dumps({"architecture": "amd64", "os": "linux", "name": repository}).encode().ljust(1024)
     )
-    content = _manifest(config, layer, size)
+    content = _manifest(config, [layer], size)
     digest = _write(manifests, content)
     (manifests / "latest").write_bytes(content)
     return Image(repository, digest, config, layer, size)
+
+
+def make_layers(root: Path, repository: str, size: int, count: int) -> list[str]:
+    """Write so many layers of `size` random bytes each, and an image of them under the tag `latest`; returns the
+    request paths of the layers.
+    """
+    blobs, manifests = (root / "v2" / repository / kind for kind in ("blobs", "manifests"))
+    blobs.mkdir(parents=True)
+    manifests.mkdir()
+    digests = [_write_layer(blobs, size) for _ in range(count)]
+    config = _write(blobs, json.dumps({"architecture": "amd64", "os": "linux"}).encode().ljust(1024))
+    (manifests / "latest").write_bytes(_manifest(config, digests, size))
+    return [f"/v2/{repository}/blobs/{digest}" for digest in digests]
 
 
 def _write(folder: Path, content: bytes) -> str:
@@ -83,12 +97,13 @@ def _write_layer(folder: Path, size: int) -> str:
     return digest
 
 
-def _manifest(config: str, layer: str, size: int) -> bytes:
+def _manifest(config: str, layers: Sequence[str], size: int) -> bytes:
+    kind = "application/vnd.oci.image.layer.v1.tar"
     document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
         "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": 1024},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": size}],
+        "layers": [{"mediaType": kind, "digest": layer, "size": size} for layer in layers],
         "annotations": {"filler": ""},
     }
     document["annotations"] = {"filler": "x" * (MANIFEST_SIZE - len(json.dumps(document)))}

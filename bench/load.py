@@ -27,7 +27,7 @@ end
 
 def get_rate(port: int, path: str, seconds: int, directory: Path) -> tuple[float, int]:
     """GET requests a second by wrk (2 threads, 64 connections), and how many there were. Raises `BenchFailed`."""
-    script = directory / "get.lua"
+    script = directory / f"get-{port}.lua"
     script.write_text(_SCRIPT % MANIFEST_TYPE)
     argv = [
         program("wrk"),

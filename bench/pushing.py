@@ -74,7 +74,7 @@ def _images(bench: Bench, system: Running, folder: Path) -> None:
     lines = folder / "images"
     # the system's first images are not counted: code is compiled, connections are made
     for count, measured in ((16, False), (_SMALL, True)):
-        lines.write_text("\n".join(json.dumps(_image(number)) for number in range(count)) + "\n")
+        lines.write_text("\n".join(json.dumps(small_image(number)) for number in range(count)) + "\n")
         before = settled_cpu(bench, system)
         done = push_images(system.port, lines)
         if measured:
@@ -110,7 +110,7 @@ def random_file(path: Path, size: int) -> tuple[Path, str]:
     return path, f"sha256:{hasher.hexdigest()}"
 
 
-def _image(number: int) -> dict[str, str]:
+def small_image(number: int) -> dict[str, str]:
     """An image that no other run has pushed: a config, one layer and the manifest, as text."""
     layer = os.urandom(_LAYER // 2).hex()
     config = json.dumps({"architecture": "amd64", "os": "linux", "name": os.urandom(16).hex()}).ljust(1024)

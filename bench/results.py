@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from bench.systems import MIRROR, MIRROR_ON_DISK, NGINX, REGISTRY
+from bench.systems import MIRROR, MIRROR_ON_DISK, NGINX, ONE_MIRROR, REGISTRY
 
-Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push", "bucket"]
+Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push", "bucket", "replicas"]
 
 
 def quantile(values: Sequence[float], part: float) -> float:
@@ -95,6 +95,20 @@ FIGURES: Final[Sequence[Figure]] = (
     Figure("bucketpush16.cpu", "bucket", "— their CPU", "s/GiB", (_at_most(1.0, REGISTRY),)),
     Figure("bucketdigest.rate", "bucket", "cached manifest by digest", "req/s", (_at_least(0.95, MIRROR_ON_DISK),)),
     Figure("bucketdigest.cpu", "bucket", "— its CPU", "µs/req", (_at_most(1.05, MIRROR_ON_DISK),)),
+    Figure("crowd.seconds", "replicas", "200 clients, one cold blob", "s"),
+    Figure("crowd.first", "replicas", "— first byte, median", "ms", (_at_most(1.5, ONE_MIRROR),)),
+    Figure("crowd.worst", "replicas", "— first byte, worst", "ms"),
+    Figure("crowd.upstream", "replicas", "— upstream bytes", "× blob", (_at_most(1.0),)),
+    Figure("blobs16.rate", "replicas", "16 cold blobs at once", "MiB/s"),
+    Figure("blobs16.cpu", "replicas", "— their CPU", "s/GiB"),
+    Figure("blobs16.upstream", "replicas", "— upstream bytes", "× blobs", (_at_most(1.0),)),
+    Figure("hop.rate", "replicas", "a blob from another replica, or from upstream", "MiB/s"),
+    Figure("hop.cpu", "replicas", "— its CPU", "s/GiB"),
+    Figure("hop.first", "replicas", "— first byte", "ms"),
+    Figure("hits.rate", "replicas", "manifest by digest, at all replicas", "req/s"),
+    Figure("hits.cpu", "replicas", "— its CPU", "µs/req"),
+    Figure("hostedtag.rate", "replicas", "hosted manifest by tag", "req/s"),
+    Figure("hostedtag.cpu", "replicas", "— its CPU", "µs/req"),
     Figure("stalled.memory", "stalled", "memory of a stalled reader", "KiB", (_at_most(32),)),
 )
 

@@ -22,6 +22,9 @@ MIRROR: Final = "mirror"
 #: In the comparisons with an object store: nginx that stores nothing, and a mirror without a bucket.
 NGINX_PASSING: Final = "nginx-passing"
 MIRROR_ON_DISK: Final = "mirror-on-disk"
+#: In the comparisons of replicas `MIRROR` is three of them; a single one, and three whose tags may be a second old.
+ONE_MIRROR: Final = "one-mirror"
+MIRROR_1S: Final = "mirror-1s"
 
 #: Worker processes of nginx and of the mirror; distribution takes as many threads as there are cores.
 WORKERS: Final = 2
