@@ -30,6 +30,7 @@ from mirror.app.repositories import open_repositories
 from mirror.app.retaining import open_pull_notes, retain_when_due
 from mirror.app.storage import Storage, blob_places, open_storage
 from mirror.config import Config, TraceSettings
+from mirror.errors import StoreError
 from mirror.eviction.scrub import HostedNaming, Scrub
 from mirror.graph.blob_places import BlobPlaces
 from mirror.heartbeat import Heartbeat
@@ -79,6 +80,13 @@ class App:
     def sync(self) -> Sync:
         """The sync rules."""
         return self.scheduler.sync
+
+    def has_uploads(self) -> bool:
+        """Blocking: True if upload sessions are open on this disk; False if that cannot be read."""
+        try:
+            return bool(self.storage.hosted.uploads.sessions())
+        except StoreError:
+            return False
 
     def scrub(self, *, rate: float | None, repair: bool = True, read: Callable[[int], None] = lambda _: None) -> Scrub:
         """Returns a scrub that hashes blobs at no more than `rate` bytes per second; None: as fast as it can.

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mirror import telemetry
 from mirror.app.bucket import open_bucket
@@ -68,6 +69,9 @@ from mirror.store.local.purge_notices import PurgeNotices
 from mirror.store.local.recovery import sweep
 from mirror.store.objects.copied_files import CacheBesideCopies
 from mirror.values.sizes import parse_capacity, parse_size
+
+if TYPE_CHECKING:
+    from mirror.app.clustering import Cluster
 
 #: Locks between all processes of a store; commands take them, too.
 MISSES_LOCK = "misses"
@@ -138,7 +142,7 @@ class Storage:
 
     `store` is the cache. `contents` finds blobs of the cache and hosted ones. `catalog`, `pins` and `freezes` are for
     display, eviction and cached content. `bucket_cache` keeps what is cached in the bucket as well; None if nothing
-    does.
+    does. `cluster` are the other replicas; None if there are none.
     """
 
     layout: Layout
@@ -154,6 +158,7 @@ class Storage:
     stored: StoredRecords
     blobs: BucketBlobs | None = None
     bucket_cache: BucketCache | None = None
+    cluster: Cluster | None = None
 
     @property
     def evictable(self) -> BlobStore:
@@ -249,6 +254,12 @@ async def open_storage(
     Raises `StoreError`, `ConfigError`.
     """
     async with AsyncExitStack() as stack:
+        cluster = None
+        if config.cluster.has_members:
+            # imported here: a mirror without replicas does not even load it
+            from mirror.app.clustering import open_cluster
+
+            cluster = await open_cluster(config, stack)
         disk = await asyncio.to_thread(open_disk, config, bucket, serves=serves)
         stack.callback(disk.close)
         stack.callback(disk.hosted.ledger.close)
@@ -279,6 +290,7 @@ async def open_storage(
             disk.stored,
             disk.blobs,
             bucket_cache,
+            cluster,
         )
 
 

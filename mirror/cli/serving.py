@@ -18,7 +18,7 @@ from mirror.cli.base import ConfigFile, JsonOption, application, complain, count
 from mirror.cli.store_checks import describe_unread, store_owner
 from mirror.errors import ConfigError, StoreError
 from mirror.heartbeat import Heartbeat, Heartbeats
-from mirror.process.listeners import AdminListener, connect_unix, open_admin, open_listeners
+from mirror.process.listeners import AdminListener, InternalListener, connect_unix, open_admin, open_listeners
 
 
 @application.command()
@@ -37,11 +37,8 @@ def serve(
     telemetry.set_up_logging(loaded.log.level)
 
     def plan(now: settings.Config) -> WorkerPlan:
-        tls, drain, blocked = (
-            now.server.tls_certificate is not None,
-            now.server.drain_timeout,
-            now.server.blocked_timeout,
-        )
+        tls, blocked = now.server.tls_certificate is not None, now.server.blocked_timeout
+        drain = now.server.drain_timeout + (now.cluster.drain if now.cluster.has_members else 0)
         if config is None:
             return WorkerPlan([], drain, tls, blocked=blocked)
         copy = _in_memory(config.read_bytes())
@@ -53,6 +50,7 @@ def serve(
         for name, was, wanted in (
             ("server.listen", loaded.server.listen, now.server.listen),
             ("server.workers", loaded.server.workers, now.server.workers),
+            ("cluster.listen", _internal_address(loaded), _internal_address(now)),
             ("admin.listen", (loaded.admin_address, loaded.admin_tcp), (now.admin_address, now.admin_tcp)),
         ):
             if was != wanted:
@@ -70,7 +68,24 @@ def serve(
     count = loaded.server.workers
     opened = [open_listeners(address, count) for address in loaded.server.listen]
     by_worker = [[sockets[number] for sockets in opened] for number in range(count)]
-    asyncio.run(supervise(plan(loaded), by_worker, reread=reread, admin=_open_admin(loaded, count)))
+    internal = _open_internal(loaded, count)
+    admin = _open_admin(loaded, count)
+    asyncio.run(supervise(plan(loaded), by_worker, reread=reread, admin=admin, internal=internal))
+
+
+def _internal_address(loaded: settings.Config) -> str | None:
+    """Where the listener for other replicas is; None if there are none."""
+    return loaded.cluster.listen if loaded.cluster.has_members else None
+
+
+def _open_internal(loaded: settings.Config, workers: int) -> InternalListener | None:
+    """The listener for other replicas; None if there are none. Raises `ConfigError`."""
+    if (address := _internal_address(loaded)) is None:
+        return None
+    # imported here: a mirror without replicas does not even load it
+    from mirror.peers.used_nonces import UsedNonces
+
+    return InternalListener(open_listeners(address, workers, setting="cluster.listen"), UsedNonces.made().descriptor)
 
 
 def _in_memory(content: bytes) -> int:
@@ -121,6 +136,8 @@ def worker(
     beats: Annotated[int, typer.Option()],
     slot: Annotated[int, typer.Option()],
     admin: Annotated[str, typer.Option()] = "",
+    internal: Annotated[int | None, typer.Option()] = None,
+    nonces: Annotated[int | None, typer.Option()] = None,
     after_blocked: Annotated[bool, typer.Option("--after-blocked")] = False,
     config: ConfigFile = None,
 ) -> None:
@@ -139,7 +156,10 @@ def worker(
     listeners = [socket.socket(fileno=int(number)) for number in sockets.split(",")]
     admin_listeners = [socket.socket(fileno=int(number)) for number in filter(None, admin.split(","))]
     pulse = Heartbeat(Heartbeats(beats), slot)
-    run_worker(loaded, listeners, ready=report_ready, parent=parent, admin=admin_listeners, pulse=pulse)
+    peers = None
+    if internal is not None and nonces is not None:
+        peers = InternalListener([socket.socket(fileno=internal)], nonces)
+    run_worker(loaded, listeners, ready=report_ready, parent=parent, admin=admin_listeners, pulse=pulse, internal=peers)
 
 
 @application.command()

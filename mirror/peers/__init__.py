@@ -4,6 +4,10 @@ members.py       who they are
 member_lookup.py by a DNS name
 peer_health.py   which of them answer
 secret_file.py   the secret that all share
+peer_signer.py   signs requests to them, and judges their answers
+peer_client.py   small requests to them
+peer_notices.py  informs them of what has changed here; notice_text.py is how that is written
+used_nonces.py   the requests of theirs that were taken
 
 What they ask of this replica is answered in `mirror/server/peers`; how requests are signed is in
 `mirror/policy/cluster/peer_signatures.py`.

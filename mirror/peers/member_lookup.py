@@ -11,6 +11,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from mirror import telemetry
@@ -52,6 +53,7 @@ class MemberLookup:
         self._looked = -_LEAST
         self._reason = ""
         self._turn = asyncio.Lock()
+        self._first = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<MemberLookup {self._name}>"
@@ -60,7 +62,14 @@ class MemberLookup:
         """Look up until cancelled."""
         while True:
             await self.look_up()
+            self._first.set()
             await asyncio.sleep(self._pause)
+
+    async def first(self, patience: float) -> None:
+        """Returns once the name was looked up, or failed, for the first time, or after so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._first.wait()
 
     async def doubt(self) -> None:
         """Look up now, unless that was done within the last second."""

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from mirror.peers.peer_health import PeerHealth
+from mirror import telemetry
+from mirror.peers.peer_health import PeerHealth, PeerState
 
 #: Seconds for which a replica that has left may still ask.
 _LEAVING: Final = 600.0
@@ -32,9 +33,15 @@ class ClusterMembers:
         self._now = now
         self._left: dict[str, float] = {}
         self._all = tuple(sorted({own, *members}))
+        telemetry.PEERS.set(len(self.peers()))
 
     def __repr__(self) -> str:
         return f"<ClusterMembers {self._own} of {len(self._all)}>"
+
+    @property
+    def health(self) -> PeerHealth:
+        """Which of them answer."""
+        return self._health
 
     @property
     def own(self) -> str:
@@ -58,6 +65,10 @@ class ClusterMembers:
         """False while this process leaves a member alone because it did not answer."""
         return self._health.is_up(member)
 
+    def state(self, member: str) -> PeerState:
+        """What this process knows of a member."""
+        return self._health.state(member)
+
     def replace(self, members: Iterable[str]) -> None:
         """What a lookup has found; this replica is a member in any case. Not from two threads at once."""
         now, all_now = self._now(), tuple(sorted({self._own, *members}))
@@ -65,3 +76,5 @@ class ClusterMembers:
         left = {member: at for member, at in (self._left | gone).items() if at > now - _LEAVING}
         self._left = {member: at for member, at in left.items() if member not in all_now}
         self._all = all_now
+        self._health.forget_others(self.known())
+        telemetry.PEERS.set(len(self.peers()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -114,10 +114,10 @@ class PeerHealth:
             peer = self._of(member)
             return PeerState(not peer.breaker.is_open, peer.since, peer.reason, peer.version, first)
 
-    def forget(self, members: set[str]) -> None:
+    def forget_others(self, members: Collection[str]) -> None:
         """Drop what is known of others than these members."""
         with self._lock:
-            for member in self._peers.keys() - members:
+            for member in self._peers.keys() - set(members):
                 del self._peers[member]
         self._count()
 

@@ -21,15 +21,17 @@ from mirror.errors import ConfigError
 _BACKLOG = 4096
 
 
-def open_listeners(listen: str, workers: int) -> list[socket.socket]:
-    """One socket for each worker; for a unix path, all workers share one. Raises `ConfigError` naming the address."""
+def open_listeners(listen: str, workers: int, *, setting: str = "server.listen") -> list[socket.socket]:
+    """One socket for each worker; for a unix path, all workers share one. Raises `ConfigError` naming the address and
+    the setting that has it.
+    """
     try:
         if listen.startswith("unix:"):
             return [_unix(listen.removeprefix("unix:"))] * workers
         host, _, port = listen.rpartition(":")
         return _tcp(host.strip("[]"), int(port), workers)
     except OSError as error:
-        raise ConfigError([f"server.listen: {listen}: {error.strerror or error}"]) from error
+        raise ConfigError([f"{setting}: {listen}: {error.strerror or error}"]) from error
 
 
 def _tcp(host: str, port: int, workers: int) -> list[socket.socket]:
@@ -82,6 +84,16 @@ def _unix(path: str) -> socket.socket:
         made.close()
         raise
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class InternalListener:
+    """The listener for other replicas: a socket for each worker, and the descriptor of the memory in which all workers
+    remember the requests that they have taken.
+    """
+
+    sockets: list[socket.socket]
+    nonces: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from pathlib import Path
 from mirror import telemetry
 from mirror.errors import ConfigError, MirrorError
 from mirror.heartbeat import Heartbeats
-from mirror.process.listeners import AdminListener, address_of
+from mirror.process.listeners import AdminListener, InternalListener, address_of
 from mirror.process.systemd import Systemd
 from mirror.telemetry.worker_files import add_ended
 
@@ -83,14 +83,16 @@ async def supervise(
     *,
     reread: Callable[[], WorkerPlan],
     admin: Sequence[AdminListener] = (),
+    internal: InternalListener | None = None,
 ) -> None:
     """Run one worker for each element of `listeners`, which holds the sockets of that worker, until SIGTERM or SIGINT.
 
-    `admin` are the listeners of the admin API, each with a socket for each worker. `reread` makes a new plan at SIGHUP
+    `admin` are the listeners of the admin API, each with a socket for each worker; `internal` is the listener for other
+    replicas. `reread` makes a new plan at SIGHUP
     and raises `ConfigError` with every mistake. Raises `ConfigError`, or `MirrorError` if a worker cannot start.
     """
     with _metrics_folder() as metrics:
-        await _Supervisor(plan, listeners, reread, metrics, admin).run()
+        await _Supervisor(plan, listeners, reread, metrics, admin, internal).run()
 
 
 @contextmanager
@@ -152,8 +154,10 @@ class _Supervisor:
         reread: Callable[[], WorkerPlan],
         metrics: str,
         admin: Sequence[AdminListener],
+        internal: InternalListener | None,
     ) -> None:
         self._admin = admin
+        self._internal = internal
         self._plan = plan
         self._listeners = listeners
         self._reread = reread
@@ -216,6 +220,8 @@ class _Supervisor:
             )
         for admin in self._admin:
             telemetry.log.info("admin listening", address=admin.address)
+        if self._internal is not None:
+            telemetry.log.info("internal listening", address=address_of(self._internal.sockets[0]))
 
     # ------------------------------------------------------------------------------------------- one slot
 
@@ -259,6 +265,10 @@ class _Supervisor:
             admin = [listener.sockets[slot].fileno() for listener in self._admin]
             descriptors += admin
             command += ["--admin", ",".join(map(str, admin))]
+        if self._internal is not None:
+            internal = self._internal.sockets[slot].fileno()
+            descriptors += [internal, self._internal.nonces]
+            command += ["--internal", str(internal), "--nonces", str(self._internal.nonces)]
         command += ["--beats", str(self._beats.descriptor), "--slot", str(slot)]
         if after_blocked:
             # the new worker counts the killed one, because this process has no metrics
@@ -391,7 +401,8 @@ class _Supervisor:
 
     async def _end(self) -> None:
         """Stop listening, then ask every worker to drain, then kill those that do not end in time."""
-        for sockets in (*self._listeners, *(admin.sockets for admin in self._admin)):
+        internal = [self._internal.sockets] if self._internal is not None else []
+        for sockets in (*self._listeners, *(admin.sockets for admin in self._admin), *internal):
             for listener in sockets:
                 listener.close()
         await asyncio.gather(*(_drain(worker) for worker in tuple(self._workers)), *self._retiring)

@@ -18,6 +18,7 @@ import resource
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,16 +32,20 @@ from aiohttp import web
 from mirror import telemetry
 from mirror.access.certificate import validity
 from mirror.aio.singleflight import cancel_and_wait
-from mirror.app.building import build
+from mirror.app.building import App, build
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
 from mirror.heartbeat import Heartbeat
-from mirror.process.listeners import address_of, is_local
+from mirror.process.listeners import InternalListener, address_of, is_local
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import RegistryServer
 
 #: Seconds between the last accepted connection and the first one that is closed.
 _MOMENT = 0.2
+#: Seconds between two looks whether upload sessions are open.
+_LOOK = 0.25
+#: Connections that one other replica may have to this worker.
+_MOST_OF_A_PEER = 256
 #: The handler behind a listener: `RegistryHandler`, `Admin`.
 Answers: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -53,17 +58,18 @@ def run_worker(
     parent: int | None = None,
     admin: Sequence[socket.socket] = (),
     pulse: Heartbeat | None = None,
+    internal: InternalListener | None = None,
 ) -> None:
     """Serve until a signal or the parent's end; SIGUSR2 writes the stacks of all threads to standard error.
 
     `ready` is called once requests are answered; `parent` is a descriptor that reports end-of-file when the parent
-    process is gone; `admin` are the listeners of the admin API; `pulse` is the worker's heartbeat cell. Raises
-    `StoreError`, `ConfigError`.
+    process is gone; `admin` are the listeners of the admin API; `pulse` is the worker's heartbeat cell; `internal` is
+    this worker's part of the listener for other replicas. Raises `StoreError`, `ConfigError`.
     """
     _raise_descriptor_limit()
     # written in C: it works even while the interpreter stands still
     faulthandler.register(signal.SIGUSR2, all_threads=True)
-    uvloop.run(_serve(config, listeners, ready, parent, admin, pulse))
+    uvloop.run(_serve(config, listeners, ready, parent, admin, pulse, internal))
 
 
 def _raise_descriptor_limit() -> None:
@@ -84,6 +90,7 @@ async def _serve(
     parent: int | None,
     admin: Sequence[socket.socket],
     pulse: Heartbeat | None,
+    internal: InternalListener | None = None,
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -106,6 +113,9 @@ async def _serve(
         await admin_runner.setup()
         # loopback needs no TLS: no other machine can read it
         sites += [_Site(admin_runner, listener, None if is_local(listener) else tls) for listener in admin]
+        peers = None
+        if internal is not None and app.storage.cluster is not None:
+            peers = await _Peers.open(config, app, internal)
         for site in sites:
             await site.start()
         working = [asyncio.create_task(work) for work in (app.scheduler.run(), app.replication.run(), app.jobs.run())]
@@ -127,7 +137,52 @@ async def _serve(
         # lets answers under way finish, and closes idle connections
         await admin_runner.cleanup()
         await runner.cleanup()
+        if peers is not None:
+            await peers.drain(app)
     telemetry.log.info("stopped", worker=os.getpid())
+
+
+class _Peers:
+    """The listener for other replicas. After SIGTERM it goes on for as long as upload sessions of this replica are
+    open, at most `cluster.drain` seconds: their clients come by way of other replicas then.
+    """
+
+    def __init__(self, runner: _Runner, site: _Site, drain: float) -> None:
+        self._runner = runner
+        self._site = site
+        self._drain = drain
+
+    def __repr__(self) -> str:
+        return f"<_Peers {self._site.name}>"
+
+    @classmethod
+    async def open(cls, config: Config, app: App, internal: InternalListener) -> _Peers:
+        """Begins to listen. Raises `ConfigError`."""
+        # imported here: a mirror without replicas does not even load it
+        from mirror.app.clustering import server_tls
+        from mirror.peers.used_nonces import UsedNonces
+
+        cluster, settings = app.storage.cluster, config.server
+        if cluster is None:
+            raise TypeError("a listener for replicas without a cluster")
+        limiter = ConnectionLimiter(
+            head=settings.request_head_timeout, stall=settings.client_stall_timeout, most=_MOST_OF_A_PEER
+        )
+        runner = _Runner(cluster.front(UsedNonces(internal.nonces)), settings, limiter)
+        await runner.setup()
+        site = _Site(runner, internal.sockets[0], server_tls(config.cluster))
+        await site.start()
+        return cls(runner, site, config.cluster.drain)
+
+    async def drain(self, app: App) -> None:
+        """Returns once nothing is left to be answered."""
+        end = time.monotonic() + self._drain
+        # sessions are files, which other workers open and end
+        while time.monotonic() < end and await asyncio.to_thread(app.has_uploads):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK)
+        await self._site.stop()
+        self._runner.dismiss()
+        await self._runner.cleanup()
 
 
 class _Runner(web.BaseRunner):

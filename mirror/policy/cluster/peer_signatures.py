@@ -30,7 +30,6 @@ WINDOW: Final = 60.0
 SIGNED_HEADERS: Final = (
     "content-length",
     "content-range",
-    "content-type",
     "docker-content-digest",
     "docker-upload-uuid",
     "location",
@@ -143,8 +142,8 @@ def verify_answer(secret: bytes, status: int, nonce: str, headers: Mapping[str, 
     """Raises `PeerRefused` if an answer is not that of the replica that was asked. `secret` and `nonce` are those of
     the request; `headers` are those of the answer, with names of any case.
     """
-    given = _lower(headers).get(ANSWER_HEADER.lower(), "")
-    if not hmac.compare_digest(sign_answer(secret, status, nonce, headers), given.lower()):
+    given = _lower(headers).get(ANSWER_HEADER.lower(), "").encode("utf-8", "surrogateescape")
+    if not hmac.compare_digest(sign_answer(secret, status, nonce, headers).encode(), given):
         raise PeerRefused("answer", f"the answer ({status}) is not signed by a replica of this cluster")
 
 
