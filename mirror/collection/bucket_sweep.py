@@ -65,7 +65,8 @@ class BucketSweeper:
             return await self._run(lease)
 
     async def _run(self, lease: Lease) -> SweepReport:
-        last = await asyncio.to_thread(self.last)
+        sweeps = lease.fence(self._sweeps)
+        last = await asyncio.to_thread(last_sweep, sweeps)
         report = last if last and last.ended_at is None else SweepReport(self._clock.read().later)
         if report.after:
             telemetry.log.info("sweep goes on", after=report.after)
@@ -74,9 +75,9 @@ class BucketSweeper:
             while not lease.lost.is_set():
                 page = await uninterrupted(asyncio.to_thread(self._next, pages))
                 if page is None:
-                    await uninterrupted(asyncio.to_thread(self._end, report))
+                    await uninterrupted(asyncio.to_thread(self._end, report, sweeps))
                     break
-                await uninterrupted(asyncio.to_thread(self._note, report, page))
+                await uninterrupted(asyncio.to_thread(self._note, report, page, sweeps))
                 await self._sleep(page.objects / self._rate)
         finally:
             pages.close()
@@ -86,17 +87,17 @@ class BucketSweeper:
         self._check()
         return next(pages, None)
 
-    def _note(self, report: SweepReport, page: SweptPage) -> None:
+    def _note(self, report: SweepReport, page: SweptPage, sweeps: Records) -> None:
         report.add(page)
         telemetry.SWEPT_OBJECTS.inc(page.objects)
         telemetry.SWEEP_DELETED.inc(page.deleted)
         telemetry.SWEEP_LOST.inc(page.lost)
-        self._sweeps.put(_KEY, report.to_json())
+        sweeps.put(_KEY, report.to_json())
 
-    def _end(self, report: SweepReport) -> None:
+    def _end(self, report: SweepReport, sweeps: Records) -> None:
         leftovers = self._sweep.leftovers()
         report.end(self._clock.read().later, leftovers)
-        self._sweeps.put(_KEY, report.to_json())
+        sweeps.put(_KEY, report.to_json())
         show_sweep(report)
         telemetry.log.info(
             "sweep ended",

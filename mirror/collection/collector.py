@@ -46,9 +46,11 @@ class GarbageCollector:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         threads: int = 0,
         check: Callable[[], None] = lambda: None,
+        prepare: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`rounds` has the report of the last round. `ended` is called with each report of this process. `threads` wait
         for a store which is far away (0: it is near), and `check` raises `StoreError` if it is perhaps not ours.
+        `prepare` is awaited before each round if others write there, too; it raises `StoreError`.
         """
         self._parts = parts
         self._rules = rules
@@ -59,6 +61,7 @@ class GarbageCollector:
         self._sleep = sleep
         self._threads = threads
         self._check = check
+        self._prepare = prepare
 
     def __repr__(self) -> str:
         return f"<GarbageCollector {sorted(self._rules.registries)}>"
@@ -72,6 +75,8 @@ class GarbageCollector:
             return await self._round(lease)
 
     async def _round(self, lease: Lease) -> CollectionReport:
+        if self._prepare is not None:
+            await self._prepare()
         report = CollectionReport(self._clock.read().later)
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="collection") if self._threads else None
         steps = collection_round(self._parts, self._rules, self._clock.read, report, pool=pool, check=self._check)
@@ -80,13 +85,13 @@ class GarbageCollector:
         finally:
             if pool is not None:
                 pool.shutdown(wait=False)
-            await self._end(report)
+            await self._end(report, lease.fence(self._rounds))
         return report
 
-    async def _end(self, report: CollectionReport) -> None:
+    async def _end(self, report: CollectionReport, rounds: Records) -> None:
         report.ended_at = self._clock.read().later
         try:
-            await uninterrupted(asyncio.to_thread(self._rounds.put, _KEY, report.to_json()))
+            await uninterrupted(asyncio.to_thread(rounds.put, _KEY, report.to_json()))
         except StoreError as error:
             telemetry.log.warning("collection not recorded", reason=str(error))
         telemetry.COLLECTED.inc(report.blobs)

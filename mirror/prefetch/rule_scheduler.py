@@ -43,6 +43,10 @@ class RuleScheduler(ABC):
             while self._has_rules:
                 pause = _LOOK_EVERY
                 try:
+                    if lock is not None and lock.lost.is_set():
+                        # each run has a lock of its own, and finds out whether it was lost
+                        lock.release()
+                        lock = None
                     if lock is None:
                         lock = await self._try_lock()
                     if lock is not None:

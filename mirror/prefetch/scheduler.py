@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import MirrorError
+from mirror.errors import LeaseLost, MirrorError
+from mirror.ports import Lease
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.rule_scheduler import AFTER_ERROR, RuleScheduler
 from mirror.prefetch.sync import Sync
@@ -20,6 +21,8 @@ from mirror.prefetch.sync_rules import SyncRule
 
 #: The longest wait, in seconds, until a lease that another replica has is requested again.
 _ASK_AGAIN: Final = 60.0
+#: The longest pause, in seconds, between two looks at a record that other replicas write, too.
+_LOOK_AGAIN: Final = 60.0
 #: How many rules run at once.
 _AT_ONCE: Final = 2
 
@@ -31,6 +34,8 @@ class SyncScheduler(RuleScheduler):
         super().__init__(sync.locks, "sync", sleep)
         self.sync = sync
         self._not_before: dict[str, float] = {}
+        #: When the record of a rule that other replicas run as well is read again.
+        self._looks_at: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<SyncScheduler of {len(self.sync.rules)} rules, running {sorted(self._running)}>"
@@ -42,7 +47,7 @@ class SyncScheduler(RuleScheduler):
     async def _began(self) -> None:
         telemetry.log.info("sync scheduler started", rules=len(self.sync.rules), worker=os.getpid())
         for rule in self.sync.rules.values():
-            succeeded = (await asyncio.to_thread(self.sync.records.get, rule)).succeeded
+            succeeded = (await asyncio.to_thread(self.sync.records_of(rule).get, rule)).succeeded
             if succeeded is not None:
                 telemetry.SYNC_SUCCESS.labels(rule.name).set(succeeded)
 
@@ -57,12 +62,21 @@ class SyncScheduler(RuleScheduler):
         for rule in self.sync.rules.values():
             if len(self._running) >= _AT_ONCE:
                 return
-            if not rule.sealed and rule.name not in self._running and await asyncio.to_thread(self._is_due, rule):
+            if not rule.sealed and rule.name not in self._running and await asyncio.to_thread(self._may_be_due, rule):
                 await self._start(rule)
 
+    def _may_be_due(self, rule: SyncRule) -> bool:
+        """Blocking: like `_is_due`; the records of other replicas are not read all the time."""
+        now = self.sync.now()
+        if not self.sync.is_shared(rule) or not now < self._looks_at.get(rule.name, 0.0) <= now + _LOOK_AGAIN:
+            return self._is_due(rule)
+        return False
+
     def _is_due(self, rule: SyncRule) -> bool:
-        due = self.sync.due(rule, self.sync.records.get_or_create(rule))
-        return self.sync.now() >= max(due, self._not_before.get(rule.name, due))
+        due = self.sync.due(rule, self.sync.records_of(rule).get_or_create(rule))
+        now = self.sync.now()
+        self._looks_at[rule.name] = min(max(due, now), now + _LOOK_AGAIN)
+        return now >= max(due, self._not_before.get(rule.name, due))
 
     async def _start(self, rule: SyncRule) -> None:
         lock = await self.sync.locks.try_hold(rule.lock)
@@ -77,11 +91,13 @@ class SyncScheduler(RuleScheduler):
         if not begins:
             lock.release()
             return
-        self._run_task(rule.name, lock, self._run(rule))
+        self._run_task(rule.name, lock, self._run(rule, lock))
 
-    async def _run(self, rule: SyncRule) -> None:
+    async def _run(self, rule: SyncRule, lock: Lease) -> None:
         try:
-            await self.sync.run_locked(rule, ProgressMeter(), by="schedule")
+            await self.sync.run_locked(rule, ProgressMeter(), lock, by="schedule")
+        except LeaseLost as lost:
+            telemetry.log.warning("sync left to another replica", rule=rule.name, reason=str(lost))
         except MirrorError as error:
             telemetry.log.error("sync record cannot be written", rule=rule.name, reason=str(error))
             self._not_before[rule.name] = self.sync.now() + AFTER_ERROR
@@ -104,6 +120,6 @@ class SyncScheduler(RuleScheduler):
         the other replica is gone by then.
         """
         telemetry.log.info("sync done by another replica", rule=rule.name)
-        now, records = self.sync.now(), self.sync.records
+        now, records = self.sync.now(), self.sync.records_of(rule)
         done = replace(records.get(rule), start=now, end=now, ok=True, failures=0, by="another replica", result={})
         records.put(rule, done)

@@ -18,10 +18,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mirror import telemetry
-from mirror.errors import AlreadyRunning, RuleUnknown
+from mirror.errors import AlreadyRunning, LeaseLost, RuleUnknown
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import next_run, period_end
-from mirror.ports import Locks, Records
+from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.run_leases import Leases, RunLeases
@@ -44,12 +44,15 @@ class Sync:
         leases: Leases | None = None,
         seed: str = "",
         now: Callable[[], float] = time.time,
+        shared: Records | None = None,
     ) -> None:
         """`locks` are shared by all processes on one store. `seed` spreads rules that are due at the same time; it must
-        be the same after a restart.
+        be the same after a restart. `shared` are the records of all replicas, for the rules that one of them runs for
+        all; None if each replica has records of its own.
         """
         self.rules: Final = {rule.name: rule for rule in rules}
-        self.records: Final = RuleRecords(records, now)
+        self._records = RuleRecords(records, now)
+        self._shared = RuleRecords(shared, now) if shared is not None else None
         self.leases: Final = RunLeases(leases)
         self.locks: Final = locks
         self.now: Final = now
@@ -67,12 +70,20 @@ class Sync:
             raise RuleUnknown(f"no sync rule {name[:80]!r} ({known})")
         return rule
 
+    def records_of(self, rule: SyncRule) -> RuleRecords:
+        """Where the last run of a rule is recorded."""
+        return self._records if self._shared is None or rule.every_replica else self._shared
+
+    def is_shared(self, rule: SyncRule) -> bool:
+        """Whether a rule's runs are recorded for all replicas, which another one may change."""
+        return self._shared is not None and not rule.every_replica
+
     async def status(self) -> list[SyncRuleJson]:
         """Every rule with its last result and the time of its next run, as JSON. Raises `StoreError`."""
         return [await self._status(rule) for rule in self.rules.values()]
 
     async def _status(self, rule: SyncRule) -> SyncRuleJson:
-        record = await asyncio.to_thread(self.records.get, rule)
+        record = await asyncio.to_thread(self.records_of(rule).get, rule)
         running = await is_running(rule, record, self.locks)
         return {
             "name": rule.name,
@@ -96,7 +107,7 @@ class Sync:
     async def busy(self, name: str) -> bool:
         """True if the rule is running, in any process. Raises `RuleUnknown`, `StoreError`."""
         rule = self.rule(name)
-        return await is_running(rule, await asyncio.to_thread(self.records.get, rule), self.locks)
+        return await is_running(rule, await asyncio.to_thread(self.records_of(rule).get, rule), self.locks)
 
     def due(self, rule: SyncRule, record: RuleRecord) -> float:
         """When the rule is due next, in epoch seconds; a time in the past means at once."""
@@ -111,7 +122,7 @@ class Sync:
         if lock is None:
             raise AlreadyRunning(f"{name} is being synced already")
         with lock:
-            return await self.run_locked(rule, meter, by=by)
+            return await self.run_locked(rule, meter, lock, by=by)
 
     async def job(self, arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
         """The work of jobs of the kind `sync`: `run_rule` for the rule that the argument `rule` names."""
@@ -119,27 +130,32 @@ class Sync:
         first = first_failure(ended.result)
         return Ended(ended.ok, {**ended.result, **({} if first is None else {"first_failure": first})})
 
-    async def run_locked(self, rule: SyncRule, meter: ProgressMeter, *, by: str) -> Ended:
-        """Run the rule, and keep its record up to date. The caller has the rule's lock. Raises `StoreError`."""
-        record = await asyncio.to_thread(self.records.get, rule)
+    async def run_locked(self, rule: SyncRule, meter: ProgressMeter, lock: Lease, *, by: str) -> Ended:
+        """Run the rule, whose lock the caller has, and keep its record up to date. Raises `StoreError`; `LeaseLost` if
+        another replica may run it by now.
+        """
+        records = self.records_of(rule).under(lock)
+        record = await asyncio.to_thread(records.get, rule)
         record = replace(record, start=self.now(), end=None, by=by, worker=os.getpid(), progress=None)
-        await asyncio.to_thread(self.records.put, rule, record)
+        await asyncio.to_thread(records.put, rule, record)
         telemetry.log.info("sync started", rule=rule.name, by=by)
         renewed = time.monotonic()
 
         async def note() -> None:
             nonlocal renewed
-            await self.records.note_progress(rule, record, meter)
+            if lock.lost.is_set():
+                raise LeaseLost(rule.lock)
+            await records.note_progress(rule, record, meter)
             renewed = await self.leases.renew(rule, renewed)
 
         work = run_sync(self._source_for, rule, meter)
-        ended = await run_noting(work, note, meter, lambda: self._finish(rule, record, None))
-        await asyncio.to_thread(self._finish, rule, record, ended)
+        ended = await run_noting(work, note, meter, lambda: self._finish(rule, record, None, records))
+        await asyncio.to_thread(self._finish, rule, record, ended, records)
         done_for = period_end(rule.plan, record.start or 0.0) - self.now() if ended.ok else 0.0
         await self.leases.settle(rule, done_for)
         return ended
 
-    def _finish(self, rule: SyncRule, record: RuleRecord, ended: Ended | None) -> None:
+    def _finish(self, rule: SyncRule, record: RuleRecord, ended: Ended | None, records: RuleRecords) -> None:
         """Blocking: record, log and count how the run ended; `ended` is None if it was cancelled on purpose."""
         now = self.now()
         record = replace(record, end=now, ok=False, result={"error": "cancelled"})
@@ -157,4 +173,4 @@ class Sync:
         if failed := (record.result or {}).get("failures"):
             fields["failures"], fields["first_failure"] = len(failed), failed[0]
         log("sync ended", rule=rule.name, result=result, seconds=round(now - (record.start or now), 1), **fields)
-        self.records.put(rule, record)
+        records.put(rule, record)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 
@@ -13,10 +12,10 @@ from typing_extensions import TypedDict
 
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.aio.threads import uninterrupted
-from mirror.errors import StoreError
+from mirror.errors import LeaseLost, StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import Last, Plan, spread
-from mirror.ports import Locks, Records
+from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.progress import ProgressJson, ProgressMeter
 from mirror.values.json_form import JsonForm
 from mirror.values.json_types import Count, Timestamp, about
@@ -161,6 +160,10 @@ class RuleRecords:
         self._records = records
         self._now = now
 
+    def under(self, lease: Lease) -> RuleRecords:
+        """The same records, for the run that has this lock."""
+        return RuleRecords(lease.fence(self._records), self._now)
+
     def get(self, rule: RecordedRule) -> RuleRecord:
         """The rule's record; a new one, known since now, if there is none that is valid and about the same content."""
         return self._read(rule) or RuleRecord(rule.what, self._now())
@@ -178,9 +181,12 @@ class RuleRecords:
         self._records.put(rule.name, _RECORD.to_json(record))
 
     async def note_progress(self, rule: RecordedRule, record: RuleRecord, meter: ProgressMeter) -> None:
-        """Write the rule's record with the progress of its run, if it can be written."""
-        with suppress(StoreError):
+        """Write the rule's record with the progress of its run, if it can be written. Raises `LeaseLost`."""
+        try:
             await asyncio.to_thread(self.put, rule, replace(record, progress=meter.to_json()))
+        except StoreError as error:
+            if isinstance(error, LeaseLost):
+                raise
 
     def _read(self, rule: RecordedRule) -> RuleRecord | None:
         record = _RECORD.from_json(self._records.get(rule.name))

@@ -18,7 +18,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted.replication_steps import LastSeen, TagRules
 from mirror.policy.routing import compile_pattern
 from mirror.policy.schedule import Plan, spread
-from mirror.ports import Records
+from mirror.ports import Lease, Records
 from mirror.prefetch.progress import ProgressJson
 from mirror.prefetch.sync_rules import RunState
 from mirror.values.json_types import Count, Timestamp, about
@@ -118,6 +118,10 @@ class SeenRecords:
 
     def __repr__(self) -> str:
         return f"<SeenRecords {self._records!r}>"
+
+    def under(self, lease: Lease) -> SeenRecords:
+        """The same records, for the run that has this lock."""
+        return SeenRecords(lease.fence(self._records))
 
     def get(self, rule: ReplicationRule, repo: Repo) -> SeenTags:
         """What is known; nothing if there is no record, or if it is about another target."""

@@ -20,7 +20,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import MirrorError
+from mirror.errors import LeaseLost, MirrorError
+from mirror.ports import Lease
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.rule_scheduler import AFTER_ERROR, RuleScheduler
 from mirror.replication.replications import Replications
@@ -69,6 +70,8 @@ class ReplicationScheduler(RuleScheduler):
         await super().run()
 
     async def _began(self) -> None:
+        # what an earlier holder of the lock has compared, and what it wrote late, is compared again
+        self._compared.clear()
         telemetry.log.info("replication scheduler started", rules=len(self.replications.runs), worker=os.getpid())
         await asyncio.to_thread(self._show_successes)
 
@@ -116,13 +119,16 @@ class ReplicationScheduler(RuleScheduler):
         lock = await self.replications.locks.try_hold(run.rule.lock)
         if lock is None:
             return  # it runs already: by hand, or as a job
-        self._run_task(run.rule.name, lock, self._run(run, wanted))
+        self._run_task(run.rule.name, lock, self._run(run, wanted, lock))
 
-    async def _run(self, run: RuleRun, wanted: RunWanted) -> None:
+    async def _run(self, run: RuleRun, wanted: RunWanted, lock: Lease) -> None:
         name = run.rule.name
         by = "schedule" if wanted.full else "push"
         try:
-            report = await self.replications.run_locked(run, ProgressMeter(), wanted, by=by)
+            report = await self.replications.run_locked(run, ProgressMeter(), wanted, lock, by=by)
+        except LeaseLost as lost:
+            telemetry.log.warning("replication left to another replica", rule=name, reason=str(lost))
+            return
         except MirrorError as error:
             telemetry.log.error("replication record cannot be written", rule=name, reason=str(error))
             self._not_before[name] = self.replications.now() + AFTER_ERROR

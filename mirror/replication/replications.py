@@ -20,7 +20,7 @@ from typing import Any, Final
 from mirror import telemetry
 from mirror.errors import AlreadyRunning, RuleUnknown
 from mirror.policy.schedule import next_run
-from mirror.ports import Locks, Records
+from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, is_running, run_noting
@@ -108,7 +108,7 @@ class Replications:
         if lock is None:
             raise AlreadyRunning(f"{name} is running already")
         with lock:
-            return await self.run_locked(run, meter, wanted, by=by)
+            return await self.run_locked(run, meter, wanted, lock, by=by)
 
     async def job(self, arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
         """The work of jobs of the kind `replicate`: a full comparison by the rule that the argument `rule` names."""
@@ -116,29 +116,39 @@ class Replications:
         first = {} if report.ok or report.error else {"first_failure": report.failures[0]}
         return Ended(report.ok, {**report.to_json(), **first})
 
-    async def run_locked(self, run: RuleRun, meter: ProgressMeter, wanted: RunWanted, *, by: str) -> RunReport:
-        """Run a rule, and keep its record up to date. The caller has the rule's lock. Raises `StoreError`."""
-        rule = run.rule
+    async def run_locked(
+        self, run: RuleRun, meter: ProgressMeter, wanted: RunWanted, lock: Lease, *, by: str
+    ) -> RunReport:
+        """Run a rule, whose lock the caller has, and keep its record up to date. Raises `StoreError`; `LeaseLost` if
+        another replica may run it by now.
+        """
+        rule, records = run.rule, self.records.under(lock)
         if rule.sealed:
             return RunReport(error=f"{rule.to} is sealed: it is never contacted")
         if wanted.dry_run:
-            return await run.run(wanted, meter)
-        before = await asyncio.to_thread(self.records.get, rule)
+            return await run.run(wanted, meter, lock)
+        before = await asyncio.to_thread(records.get, rule)
         record = replace(before, start=self.now(), end=None, by=by, worker=os.getpid(), progress=None)
         if wanted.full:
-            await asyncio.to_thread(self.records.put, rule, record)
+            await asyncio.to_thread(records.put, rule, record)
             telemetry.log.info("replication started", rule=rule.name, by=by)
         report = await run_noting(
-            run.run(wanted, meter),
-            lambda: self.records.note_progress(rule, record, meter),
+            run.run(wanted, meter, lock),
+            lambda: records.note_progress(rule, record, meter),
             meter,
-            lambda: self.records.put(rule, replace(record, end=self.now(), result={"error": "cancelled"})),
+            lambda: records.put(rule, replace(record, end=self.now(), result={"error": "cancelled"})),
         )
-        await asyncio.to_thread(self._finish, rule, before, record, report, wanted)
+        await asyncio.to_thread(self._finish, rule, before, record, report, wanted, records)
         return report
 
     def _finish(
-        self, rule: ReplicationRule, before: RuleRecord, record: RuleRecord, report: RunReport, wanted: RunWanted
+        self,
+        rule: ReplicationRule,
+        before: RuleRecord,
+        record: RuleRecord,
+        report: RunReport,
+        wanted: RunWanted,
+        records: RuleRecords,
     ) -> None:
         """Blocking: record, log and count how a run ended."""
         now, result = self.now(), "ok" if report.ok else "failed"
@@ -163,9 +173,9 @@ class Replications:
             # the next full comparison is due by the last one, not by this look at changes
             ended = replace(before, by=record.by)
         else:
-            self.records.put(rule, replace(before, ok=True, failures=0, succeeded=succeeded))
+            records.put(rule, replace(before, ok=True, failures=0, succeeded=succeeded))
             return
         result_of = report.to_json()
-        self.records.put(
+        records.put(
             rule, replace(ended, ok=report.ok, failures=failures, succeeded=succeeded, result=result_of, progress=None)
         )

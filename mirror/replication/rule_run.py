@@ -19,6 +19,7 @@ from mirror import telemetry
 from mirror.errors import (
     CredentialsRefused,
     Denied,
+    LeaseLost,
     MirrorError,
     NameInvalid,
     StoreError,
@@ -39,7 +40,7 @@ from mirror.policy.hosted.replication_steps import (
     target_name,
 )
 from mirror.policy.image_names import Image, name_of
-from mirror.ports import Blobs, Writer
+from mirror.ports import Blobs, Lease, Writer
 from mirror.prefetch.progress import ProgressMeter
 from mirror.replication.compared_content import ComparedContent, RepositoryListing
 from mirror.replication.here import HereRecords
@@ -160,14 +161,16 @@ class RuleRun:
         count = self._here.changes(repo)
         return count < 0 or self.changes.get(repo) != count
 
-    async def run(self, wanted: RunWanted, meter: ProgressMeter) -> RunReport:
-        """Do a run. Raises nothing but cancellation."""
-        report = RunReport()
+    async def run(self, wanted: RunWanted, meter: ProgressMeter, lock: Lease) -> RunReport:
+        """Do a run, as long as the caller has the rule's lock. Raises nothing but cancellation, and `LeaseLost`."""
+        report, seen = RunReport(), self._seen.under(lock)
         try:
             repos = wanted.repos if wanted.repos is not None else await asyncio.to_thread(self.repositories)
             meter.expect(len(repos))
             for repo in repos:
-                await self._compare(repo, wanted, report, meter)
+                await self._compare(repo, wanted, report, _Progress(meter, lock, seen))
+        except LeaseLost:
+            raise
         except UpstreamThrottled as error:
             report.error, report.retry_after = str(error), error.retry_after
         except (MirrorError, OSError) as error:
@@ -177,7 +180,7 @@ class RuleRun:
             report.error = f"unexpected: {type(error).__name__}"
         return report
 
-    async def _compare(self, repo: Repo, wanted: RunWanted, report: RunReport, meter: ProgressMeter) -> None:
+    async def _compare(self, repo: Repo, wanted: RunWanted, report: RunReport, progress: _Progress) -> None:
         """Compare one repository. Raises `UpstreamError` if the other registry does not answer at all, `StoreError`."""
         # read before the records: what changes from here on is seen by the next run
         count = await asyncio.to_thread(self._here.changes, repo)
@@ -186,17 +189,18 @@ class RuleRun:
         except NameInvalid as error:
             report.failures.append(str(error))
             return
-        seen = await asyncio.to_thread(self._seen.get, self.rule, repo)
+        progress.check()
+        seen = await asyncio.to_thread(progress.seen.get, self.rule, repo)
         content = self._content.setdefault(repo, ComparedContent())
         tags = await asyncio.to_thread(lambda: sorted(self._here.tags(repo)))
         listing, touched = await asyncio.to_thread(self._look, repo, tags, content)
-        comparing = _Comparing(self, repo, name, seen, wanted, report, meter, content, touched)
+        comparing = _Comparing(self, repo, name, seen, wanted, report, progress, content, touched)
         failed = len(report.failures)
         try:
             await comparing.run(tags)
         finally:
             if not wanted.dry_run and comparing.unwritten:
-                await self.write(repo, seen)
+                await self.write(repo, seen, progress.seen)
         report.repositories += 1
         if not wanted.dry_run:
             # what failed is compared again
@@ -215,16 +219,18 @@ class RuleRun:
             # all tags are read then, and the one that cannot be read is reported
             return None, None
 
-    def target(self, repo: Repo, name: str, source: Readable, seen: SeenTags) -> RegistryTarget:
-        """The repository of this name in the other registry. Raises `RequestError`."""
+    def target(
+        self, repo: Repo, name: str, source: Readable, seen: SeenTags, check: Callable[[], None]
+    ) -> RegistryTarget:
+        """The repository of this name in the other registry; `check` is called before each change there. Raises
+        `RequestError`.
+        """
 
         def may_move(tag: str, there: Digest, to: Digest) -> bool:
             return self.rule.tags.may_move(to, there, seen.tags.get(tag))
 
         writer = self._writer_for(self.rule.to)
-        return RegistryTarget(
-            writer, name, source, self._contents, self._known, lambda: None, may_move, self._limit.take
-        )
+        return RegistryTarget(writer, name, source, self._contents, self._known, check, may_move, self._limit.take)
 
     def source(self, repo: Repo) -> Readable:
         """The repository as clients see it."""
@@ -238,9 +244,23 @@ class RuleRun:
         """See `HereRecords`."""
         return await asyncio.to_thread(self._here.deletion, repo, tag, last.digest)
 
-    async def write(self, repo: Repo, seen: SeenTags) -> None:
+    async def write(self, repo: Repo, seen: SeenTags, records: SeenRecords) -> None:
         """Record what is known of a repository."""
-        await asyncio.to_thread(self._seen.put, self.rule, repo, seen)
+        await asyncio.to_thread(records.put, self.rule, repo, seen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """What one run has besides its rule: what shows its progress, its lock, and the records to be written under it."""
+
+    meter: ProgressMeter
+    lock: Lease
+    seen: SeenRecords
+
+    def check(self) -> None:
+        """To be called before each change of the other registry, which knows of no lock. Raises `LeaseLost`."""
+        if self.lock.lost.is_set():
+            raise LeaseLost("replication")
 
 
 @dataclass(slots=True)
@@ -253,7 +273,7 @@ class _Comparing:
     seen: SeenTags
     wanted: RunWanted
     report: RunReport
-    meter: ProgressMeter
+    progress: _Progress
     content: ComparedContent
     #: The digests to which something was added since the last comparison; None: not known.
     touched: frozenset[int] | None
@@ -264,14 +284,14 @@ class _Comparing:
         """Compare all tags."""
         rule = self.run_of.rule
         source = self.run_of.source(self.repo)
-        target = self.run_of.target(self.repo, self.name, source, self.seen)
+        target = self.run_of.target(self.repo, self.name, source, self.seen, self.progress.check)
         all_here = set(tags)
         here = sorted(tag for tag in all_here if rule.tags.covers(tag))
         gone = sorted(tag for tag in self.seen.tags if tag not in all_here)
         for tag in (*here, *gone):
             try:
                 await self._tag(tag, source, target)
-            except (UpstreamUnavailable, UpstreamThrottled, CredentialsRefused):
+            except (UpstreamUnavailable, UpstreamThrottled, CredentialsRefused, LeaseLost):
                 raise
             except UpstreamDenied as error:
                 # no right in the whole repository
@@ -283,7 +303,7 @@ class _Comparing:
                 self.report.failures.append(f"{name_of(self.repo, tag)}: {error}")
                 telemetry.COPIES.labels("failed").inc()
             if self.unwritten >= _WRITTEN_EVERY and not self.wanted.dry_run:
-                await self.run_of.write(self.repo, self.seen)
+                await self.run_of.write(self.repo, self.seen, self.progress.seen)
                 self.unwritten = 0
         await self._delete_all(target)
 
@@ -341,6 +361,7 @@ class _Comparing:
             self.report.held_back += len(self.deletions)
             return
         for tag in self.deletions:
+            self.progress.check()
             try:
                 done = self.wanted.dry_run or await target.writer.delete_tag(self.name, tag)
             except UpstreamDenied as error:
@@ -365,7 +386,7 @@ class _Comparing:
         step: Step,
     ) -> None:
         image = Image(self.repo, tag)
-        giver = ImageGiver(target, lambda progress: self.meter.note(image, progress))
+        giver = ImageGiver(target, lambda progress: self.progress.meter.note(image, progress))
         copied = await giver.give(tree, tag, there)
         self.report.bytes += copied.bytes
         telemetry.COPIED_BYTES.inc(copied.bytes)

@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final
 
 from mirror import telemetry
 from mirror.aio.threads import uninterrupted
 from mirror.collection.pace import run_paced
-from mirror.errors import IndexUnavailable, StoreError
+from mirror.errors import IndexUnavailable, LeaseLost, StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import Last, Plan, next_run
 from mirror.ports import Lease, Locks, Records
@@ -31,6 +31,7 @@ from mirror.retention.repository_retention import (
     RetentionTools,
     repositories,
 )
+from mirror.retention.retention_marks import RetentionMarks
 from mirror.retention.retention_report import RetentionReport
 
 #: Who asks for rounds that are due.
@@ -111,20 +112,21 @@ class Retention:
             return await self._round(lease, RoundWanted(SCHEDULE), report)
 
     async def _round(self, lease: Lease, wanted: RoundWanted, report: RetentionReport) -> RetentionReport:
+        rounds = lease.fence(self._rounds)
         try:
-            has_ended = await run_paced(self._steps(wanted, report), lease, self._sleep)
+            has_ended = await run_paced(self._steps(wanted, report, rounds), lease, self._sleep)
         except (StoreError, IndexUnavailable):
             report.failures += 1
-            await self._end(wanted, report)
+            await self._end(wanted, report, rounds)
             raise
         if has_ended:
             report.failures = 0
-            await self._end(wanted, report)
+            await self._end(wanted, report, rounds)
         return report
 
-    def _steps(self, wanted: RoundWanted, report: RetentionReport) -> Generator[None]:
-        tools = self._tools
-        self._store(wanted, report)
+    def _steps(self, wanted: RoundWanted, report: RetentionReport, rounds: Records) -> Generator[None]:
+        tools = replace(self._tools, marks=RetentionMarks(rounds))
+        self._store(wanted, report, rounds)
         stored = time.monotonic()
         protected = tools.protected.look()
         yield
@@ -134,6 +136,8 @@ class Retention:
             before = report.tags, report.manifests
             try:
                 yield from RepositoryRetention(tools, repo, policies).steps(protected, report)
+            except LeaseLost:
+                raise
             except StoreError as error:
                 telemetry.log.warning("repository not judged", repository=str(repo), reason=str(error))
                 report.note_unread(str(repo), str(error))
@@ -144,19 +148,19 @@ class Retention:
             report.repositories += 1
             report.after = str(repo)
             if before != (report.tags, report.manifests) or time.monotonic() - stored >= _STORE_EVERY:
-                self._store(wanted, report)
+                self._store(wanted, report, rounds)
                 stored = time.monotonic()
             yield
         report.complete = True
 
-    def _store(self, wanted: RoundWanted, report: RetentionReport) -> None:
+    def _store(self, wanted: RoundWanted, report: RetentionReport, rounds: Records) -> None:
         if wanted.has is None:
-            self._rounds.put(_ROUND, report.to_json())
+            rounds.put(_ROUND, report.to_json())
 
-    async def _end(self, wanted: RoundWanted, report: RetentionReport) -> None:
+    async def _end(self, wanted: RoundWanted, report: RetentionReport, rounds: Records) -> None:
         report.ended_at = self._now()
         try:
-            await uninterrupted(asyncio.to_thread(self._store, wanted, report))
+            await uninterrupted(asyncio.to_thread(self._store, wanted, report, rounds))
         except StoreError as error:
             telemetry.log.warning("retention not recorded", reason=str(error))
         telemetry.notice(
