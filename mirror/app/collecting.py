@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from mirror import telemetry
 from mirror.access.audit import AuditLog
-from mirror.app.object_storage.bucket_upkeep import until_listed
+from mirror.app.object_storage.bucket_upkeep import list_records, until_listed
 from mirror.app.storage import Storage
 from mirror.collection.bucket_sweep import BucketSweeper
 from mirror.collection.collection_report import CollectionReport
@@ -63,13 +64,20 @@ def open_collector(
     return GarbageCollector(
         parts,
         rules,
-        storage.locks,
+        storage.work,
         storage.records("collection"),
         clock,
         ended=ended,
         threads=0 if storage.bucket is None else _THREADS,
         check=storage.check_bucket,
+        prepare=None if storage.leasing is None else partial(_list_anew, storage),
     )
+
+
+async def _list_anew(storage: Storage) -> None:
+    """Learns what other replicas have written: what names a blob must be known before the blob may go."""
+    if storage.bucket is not None:
+        await list_records(storage.layout, storage.bucket)
 
 
 def open_sweeper(config: Config, storage: Storage, now: Callable[[], float]) -> BucketSweeper | None:
@@ -78,7 +86,7 @@ def open_sweeper(config: Config, storage: Storage, now: Callable[[], float]) -> 
         return None
     return BucketSweeper(
         storage.hosted.sweep,
-        storage.locks,
+        storage.work,
         storage.records("collection"),
         grace_clock(config, now),
         rate=config.hosting.sweep_rate,

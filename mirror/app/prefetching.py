@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 
 from mirror.app.routes import route_of
 from mirror.app.storage import Storage
+from mirror.app.stored_records import SYNC_RUNS
 from mirror.config import Config, SyncSettings, routing_table
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
@@ -49,10 +50,11 @@ def make_sync(
         [_sync_rule(rule, table, config) for rule in config.sync],
         source_for,
         storage.records("sync"),
-        locks=storage.locks,
+        locks=storage.work,
         leases=leases,
-        seed=storage.store.id,
+        seed=storage.store.id if storage.leasing is None else config.cluster.name,
         now=now,
+        shared=None if storage.leasing is None else storage.records(SYNC_RUNS),
     )
 
 
@@ -71,12 +73,13 @@ def _sync_rule(settings: SyncSettings, table: RoutingTable, config: Config) -> S
 
 
 def open_leases(config: Config, storage: Storage, stack: AsyncExitStack) -> Leases | None:
-    """The leases by which replicas with a common Redis agree which of them runs a rule; None without Redis or rules.
+    """The leases by which replicas with a common Redis agree which of them runs a rule; None without Redis or rules,
+    and in a cluster that has a bucket, which has the leases then.
 
     No request waits for a lease, so the time-out may be longer than that of the index. `stack` closes the connections.
     """
     url = config.index.url.get_secret_value()
-    if not url or not config.sync:
+    if not url or not config.sync or storage.leasing is not None:
         return None
     from mirror.index.leases import RedisLeases
     from mirror.index.redis_address import parse_redis_url

@@ -102,7 +102,7 @@ def open_replications(
         map(run_of, config.replication),
         # looked at every few seconds; nothing is deleted because of them
         storage.stored.json("replication", Reads.REMEMBERED),
-        locks=storage.locks,
+        locks=storage.work,
         seed=storage.store.id,
         now=now,
         ended=ended,

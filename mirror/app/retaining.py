@@ -69,7 +69,7 @@ def open_retention(
             counted = {"tags": report.tags, "manifests": report.manifests, "complete": report.complete}
             audit.record(caller="mirror", action="retention", status=200, **counted)
 
-    return Retention(tools, storage.locks, marks, ended=ended)
+    return Retention(tools, storage.work, marks, ended=ended)
 
 
 async def retain_when_due(config: Config, storage: Storage, retention: Retention) -> None:

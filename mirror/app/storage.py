@@ -54,6 +54,7 @@ from mirror.ports import (
     HostedBlobs,
     HostedRecords,
     LinkLedger,
+    Locks,
     Pins,
     RepairableBlobs,
     Uploads,
@@ -72,6 +73,7 @@ from mirror.values.sizes import parse_capacity, parse_size
 
 if TYPE_CHECKING:
     from mirror.app.clustering import Cluster
+    from mirror.app.object_storage.leasing import LeaseClocks, Leasing
 
 #: Locks between all processes of a store; commands take them, too.
 MISSES_LOCK = "misses"
@@ -159,11 +161,17 @@ class Storage:
     blobs: BucketBlobs | None = None
     bucket_cache: BucketCache | None = None
     cluster: Cluster | None = None
+    leasing: Leasing | None = None
 
     @property
     def evictable(self) -> BlobStore:
         """All files that may be evicted: the cache, and with a bucket also the copies of hosted blobs."""
         return self.blobs.files if self.blobs is not None else self.store
+
+    @property
+    def work(self) -> Locks:
+        """The locks of work that is done once for all replicas of a cluster; otherwise those of this machine."""
+        return self.locks if self.leasing is None else self.leasing.locks
 
     @property
     def bucket(self) -> BucketUse | None:
@@ -248,10 +256,11 @@ async def open_storage(
     bucket: Bucket | None = None,
     serves: bool = False,
     now: Callable[[], float] = time.time,
+    clocks: LeaseClocks | None = None,
 ) -> AsyncIterator[Storage]:
     """Opens disk and index, and closes them at the end. `serves`: for a server, and not for a command: a server takes
-    only a few seconds at the end to write what waits for the bucket. `now` is the clock of eviction, in epoch seconds.
-    Raises `StoreError`, `ConfigError`.
+    only a few seconds at the end to write what waits for the bucket. `now` is the clock of eviction, in epoch seconds;
+    `clocks` are those of leases. Raises `StoreError`, `ConfigError`.
     """
     async with AsyncExitStack() as stack:
         cluster = None
@@ -276,6 +285,12 @@ async def open_storage(
         eviction = _make_eviction(config, disk, freezes, index, locks, now, bucket_cache)
         if disk.blobs is not None:
             disk.blobs.added.listener = eviction.write_behind.stored
+        leasing = None
+        if disk.stored.use is not None and config.cluster.has_members:
+            from mirror.app.object_storage.leasing import open_leasing
+
+            leasing = open_leasing(config, disk.stored.use.bucket, locks, now=now, clocks=clocks)
+            stack.push_async_callback(leasing.leases.aclose)
         yield Storage(
             layout,
             store,
@@ -291,6 +306,7 @@ async def open_storage(
             disk.blobs,
             bucket_cache,
             cluster,
+            leasing,
         )
 
 

@@ -41,9 +41,11 @@ from mirror.store.records.silent_tree import SilentTree
 T = TypeVar("T")
 R = TypeVar("R")
 
+#: The records of sync rules that one replica of a cluster runs for all.
+SYNC_RUNS: Final = "sync-runs"
 #: JSON records that are in the bucket, if there is one. All others concern this machine.
 BUCKET_KINDS: Final = frozenset(
-    {"pins", "freezes", ROBOTS, USES, "retention", "pulls", "collection", "replicated", "replication"}
+    {"pins", "freezes", ROBOTS, USES, "retention", "pulls", "collection", "replicated", "replication", SYNC_RUNS}
 )
 
 #: Calls of the bucket at the same time, for whatever needs many records at once. Threads are started when needed.

@@ -24,10 +24,10 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Protocol
 
@@ -48,6 +48,11 @@ _THREADS: Final = 4
 #: Seconds for which `aclose` waits until leases are released.
 _PATIENCE: Final = 5.0
 _FIRST_WAIT: Final = 0.002
+
+
+def steady_seconds() -> float:
+    """Seconds of a clock that cannot be set and goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +223,13 @@ class BucketLeases:
         holder: str,
         *,
         times: LeaseTimes | None = None,
-        clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        clock: Callable[[], float] = steady_seconds,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """`holder` names this replica, for people. `clock` must not stop while the machine sleeps; `now` is in epoch
-        seconds, for people.
+        seconds, for people. `check` blocks, and raises `StoreError` if this replica should not do such work now.
         """
         self.bucket: Final = bucket
         self.times: Final = times or LeaseTimes()
@@ -231,6 +237,7 @@ class BucketLeases:
         self._holder = holder
         self._now = now
         self._sleep = sleep
+        self._check = check
         self._pool = ThreadPoolExecutor(_THREADS, "leases")
         self._held: dict[str, BucketLease] = {}
         self._seen: dict[str, _Seen] = {}
@@ -292,6 +299,7 @@ class BucketLeases:
         seen = self._look(name)
         if isinstance(seen, _Seen) and not self._is_abandoned(seen):
             return None
+        self._check()
         nonce, began, since = secrets.token_hex(8), self.clock(), self._now()
         expect = seen.version if isinstance(seen, _Seen) else seen
         try:
@@ -379,17 +387,18 @@ class BucketLeases:
 class LeaseBoard:
     """Who has which lease, for people. All calls block."""
 
-    def __init__(self, bucket: ObjectReader, names: Sequence[str]) -> None:
-        """`names` are those of the leases that are shown."""
+    def __init__(self, bucket: ObjectReader, work: Mapping[str, str]) -> None:
+        """`work` are the leases that are shown, and what people call their work."""
         self._bucket = bucket
-        self._names = tuple(names)
+        self._work = dict(work)
 
     def __repr__(self) -> str:
-        return f"<LeaseBoard {', '.join(self._names)}>"
+        return f"<LeaseBoard {', '.join(self._work)}>"
 
     def states(self) -> Sequence[LeaseState]:
         """The leases that a replica has, or had when it was lost. Raises `StoreError`."""
-        return [state for name in self._names if (state := self._state(name)) is not None and state.holder]
+        found = [(work, self._state(name)) for name, work in self._work.items()]
+        return [replace(state, name=work) for work, state in found if state is not None and state.holder]
 
     def _state(self, name: str) -> LeaseState | None:
         found = self._bucket.read(key_of(name), _LIMIT)

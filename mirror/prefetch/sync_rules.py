@@ -54,7 +54,7 @@ class SyncRule:
     @property
     def lock(self) -> str:
         """The name of the lock that a run of this rule holds, among the processes of one store."""
-        return f"sync-{hashlib.blake2b(self.name.encode(), digest_size=8).hexdigest()}"
+        return sync_lock(self.name)
 
     @property
     def lease(self) -> str:
@@ -64,6 +64,11 @@ class SyncRule:
     def jitter(self, seed: str) -> float:
         """A fraction from 0 to 1, always the same for this rule and seed."""
         return spread(f"{seed} {self.name}")
+
+
+def sync_lock(name: str) -> str:
+    """The lock of the sync rule of this name."""
+    return f"sync-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 #: The state of a rule's last run; `sealed` if it cannot run.

@@ -61,11 +61,16 @@ class ReplicationRule:
     @property
     def lock(self) -> str:
         """The name of the lock that a run of this rule holds."""
-        return f"replication-{hashlib.blake2b(self.name.encode(), digest_size=8).hexdigest()}"
+        return replication_lock(self.name)
 
     def jitter(self, seed: str) -> float:
         """A fraction from 0 to 1, always the same for this rule and seed."""
         return spread(f"{seed} {self.name}")
+
+
+def replication_lock(name: str) -> str:
+    """The lock of the replication rule of this name."""
+    return f"replication-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 class ReplicationRuleJson(TypedDict):

@@ -333,6 +333,11 @@ SWEPT_OBJECTS: Final = Counter("mirror_swept_objects", "Objects of hosted blobs 
 SWEEP_DELETED: Final = Counter(
     "mirror_sweep_deleted_objects", "Objects that sweeps have deleted because nothing needs them"
 )
+BUCKET_CLOCK_OFFSET: Final = Gauge(
+    "mirror_bucket_clock_offset_seconds",
+    "By how much the clock of this replica is ahead of the bucket's",
+    multiprocess_mode="mostrecent",
+)
 LEASES_LOST: Final = Counter("mirror_leases_lost", "Leases that this replica lost while it did the work")
 LEASES_TAKEN_OVER: Final = Counter(
     "mirror_leases_taken_over", "Leases that this replica took because their holder did not renew them"

@@ -128,9 +128,9 @@ async def test_the_lease_of_a_dead_replica_is_taken_after_twenty_seconds(
     with capture_logs() as logs:
         await second.take()
     assert [(each["event"], each["lease"], each["holder"]) for each in logs] == [("lease taken over", "sweep", "first")]
-    assert [(state.name, state.holder, state.since) for state in LeaseBoard(bucket, ["sweep", "x"]).states()] == [
-        ("sweep", "second", 5000.0)
-    ]
+    assert [
+        (state.name, state.holder, state.since) for state in LeaseBoard(bucket, {"sweep": "a sweep", "x": "y"}).states()
+    ] == [("a sweep", "second", 5000.0)]
 
 
 async def test_a_lease_that_is_renewed_stays(replica: Callable[[str], _Replica]) -> None:
@@ -214,7 +214,7 @@ async def test_a_released_lease_is_free_at_once(replica: Callable[[str], _Replic
     lease = await first.take()
     lease.release()
     await first.leases.aclose()
-    assert LeaseBoard(bucket, ["sweep"]).states() == []
+    assert LeaseBoard(bucket, {"sweep": ""}).states() == []
     await second.take()
 
 
