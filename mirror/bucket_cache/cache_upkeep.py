@@ -7,6 +7,8 @@ Manifests and the blobs that they name have the same time of use (`CacheUses`), 
 blob that several images share goes with the one that was used last. What pins and freezes protect stays: what they are
 about is brought back to the disk first, if it was lost. If it is not known what they protect, nothing is deleted.
 
+In a cluster, each replica keeps its own book right, and one of them, under a lease, deletes for all.
+
 A deletion has no condition. One that is late may hit an object that was put again since: the book then has an object
 that is gone, which the next reader finds out and fetches from upstream.
 """
@@ -29,6 +31,8 @@ from mirror.ports import BookedObject, Bucket, Lease, ObjectBook, ObjectInfo
 #: Seconds between two rounds, and between two listings.
 _EVERY: Final = 60.0
 _LIST_EVERY: Final = 86400.0
+#: The same if other replicas write to the bucket as well.
+_LIST_EVERY_BESIDES_OTHERS: Final = 3600.0
 #: Seconds after which a failed listing is tried again.
 _LIST_AGAIN: Final = 600.0
 #: Objects that are listed, or deleted, at a time.
@@ -58,12 +62,14 @@ class CacheUpkeep:
         protected: Callable[[float], Collection[Digest]],
         restore: Callable[[], Awaitable[None]],
         try_hold: Callable[[], Awaitable[Lease | None]],
+        evicts: Callable[[], Awaitable[Lease | None]] | None = None,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`limits` is None if there is none. `protected` blocks and returns what pins and freezes protect; it raises
         `StoreError` if that is not known. `restore` brings back to the disk what tells `protected` what that is; it
-        raises `StoreError`. `try_hold` takes the lock of this work if no other process has it.
+        raises `StoreError`. `try_hold` takes the lock of this work if no other process of this
+        machine has it. In a cluster, `evicts` takes that of the replica which deletes; None: there is no other replica.
         """
         self._bucket = bucket
         self._book = book
@@ -71,6 +77,8 @@ class CacheUpkeep:
         self._protected = protected
         self._restore = restore
         self._try_hold = try_hold
+        self._evicts = evicts
+        self._evicting: Lease | None = None
         self._now = now
         self._sleep = sleep
         self._list_at = float("-inf")
@@ -98,20 +106,34 @@ class CacheUpkeep:
                     telemetry.log.exception("upkeep of bucket cache crashed")
                 await self._sleep(_EVERY)
         finally:
-            if lease is not None:
-                lease.release()
+            for held in (self._evicting, lease):
+                if held is not None:
+                    held.release()
 
     async def tick(self) -> None:
         """Does one round. Raises `StoreError`, `IndexUnavailable`."""
         completed = await asyncio.to_thread(self._book.completed_at)
         now = self._now()
-        if now >= self._list_at and (completed is None or not 0 <= now - completed < _LIST_EVERY):
+        every = _LIST_EVERY if self._evicts is None else _LIST_EVERY_BESIDES_OTHERS
+        if now >= self._list_at and (completed is None or not 0 <= now - completed < every):
             self._list_at = now + _LIST_AGAIN
             await self.list_all()
-        await self.evict()
+        if await self._may_evict():
+            await self.evict()
         totals = await asyncio.to_thread(self._book.totals)
         telemetry.BUCKET_CACHE_OBJECTS.set(totals.objects)
         telemetry.BUCKET_CACHE_BYTES.set(totals.bytes)
+
+    async def _may_evict(self) -> bool:
+        """Whether this process, of all replicas, is the one that deletes. Raises `StoreError`."""
+        if self._evicts is None:
+            return True
+        if self._evicting is not None and self._evicting.lost.is_set():
+            self._evicting.release()
+            self._evicting = None
+        if self._evicting is None:
+            self._evicting = await self._evicts()
+        return self._evicting is not None
 
     async def list_all(self) -> None:
         """Lists the bucket's cache, and corrects the book. Raises `StoreError`, `IndexUnavailable`."""
@@ -166,6 +188,8 @@ class CacheUpkeep:
             victims = _enough([each for each in coldest if each.digest not in spared], excess)
             if not victims:
                 telemetry.log.warning("bucket cache full", reason="pins and freezes protect the rest", bytes=excess)
+                return
+            if self._evicting is not None and self._evicting.lost.is_set():
                 return
             await asyncio.to_thread(self._delete, victims)
             excess -= sum(each.size for each in victims)

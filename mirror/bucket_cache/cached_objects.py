@@ -34,27 +34,31 @@ class CachedObjects:
         book: ObjectBook,
         *,
         some_sealed: bool = False,
+        others_write: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`now` is in epoch seconds."""
+        """`others_write`: the book does not know all that is there, because other replicas write, too. `now` is in
+        epoch seconds.
+        """
         self._bucket = bucket
         self._book = book
         #: True if what is lost may have no other copy.
         self.some_sealed: Final = some_sealed
+        self._others_write = others_write
         self._now = now
 
     def __repr__(self) -> str:
         return f"<CachedObjects {self._bucket!r}>"
 
     def source(self, digest: Digest) -> BlobObject | None:
-        """See `BlobObjects`. Counts as a use. The bucket is asked only while the book is not complete."""
+        """See `BlobObjects`. Counts as a use. The bucket is asked only if the book may not be complete."""
         key, is_complete = blob_key(digest), False
         with suppress(IndexUnavailable):
             size = self._book.find(digest)
             if size is not None:
                 self._book.use({digest: self._now()})
                 return BlobObject(digest, key, size)
-            is_complete = self._book.completed_at() is not None
+            is_complete = not self._others_write and self._book.completed_at() is not None
         return None if is_complete else self.certain(digest)
 
     def certain(self, digest: Digest) -> BlobObject | None:

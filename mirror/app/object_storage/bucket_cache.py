@@ -21,7 +21,7 @@ from mirror.config import Config, routing_table
 from mirror.errors import IndexUnavailable
 from mirror.index.cached_book import CachedBook
 from mirror.oci.digest import Digest
-from mirror.ports import BlobStore, Bucket, Catalog, Freezes, Pins
+from mirror.ports import BlobStore, Bucket, Catalog, Freezes, Locks, Pins
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
 from mirror.values.sizes import parse_size
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: The lock of the process that keeps the cache in the bucket within its limits.
 UPKEEP_LOCK: Final = "bucketcache"
+#: In a cluster, the lock of the process of a replica that keeps its book right.
+_BOOK_LOCK: Final = "bucketbook"
 #: Threads that wait for the bucket on behalf of misses.
 _RESTORING_THREADS: Final = 4
 
@@ -56,9 +58,15 @@ class BucketCache:
     executor: Executor
     now: Callable[[], float]
 
-    def upkeep(self, protected: Callable[[float], Collection[Digest]], pins: Pins, freezes: Freezes) -> CacheUpkeep:
+    def upkeep(
+        self,
+        protected: Callable[[float], Collection[Digest]],
+        pins: Pins,
+        freezes: Freezes,
+        work: Locks | None = None,
+    ) -> CacheUpkeep:
         """What keeps the cache within its limits. `protected` returns what pins and freezes protect, as far as the disk
-        has it.
+        has it. `work` are the locks of all replicas, if there are others.
         """
 
         async def restore() -> None:
@@ -73,7 +81,8 @@ class BucketCache:
             self.limits,
             protected=protected,
             restore=restore,
-            try_hold=lambda: self.locks.try_hold(UPKEEP_LOCK),
+            try_hold=lambda: self.locks.try_hold(_BOOK_LOCK if work is not None else UPKEEP_LOCK),
+            evicts=None if work is None else lambda: work.try_hold(UPKEEP_LOCK),
             now=self.now,
         )
 
@@ -125,7 +134,8 @@ def open_bucket_cache(
         now=now,
     )
     some_sealed = config.offline or any(route.offline for route in config.route)
-    objects = CachedObjects(bucket, book, some_sealed=some_sealed, now=now)
+    others = config.cluster.has_members
+    objects = CachedObjects(bucket, book, some_sealed=some_sealed, others_write=others, now=now)
     executor = ThreadPoolExecutor(_RESTORING_THREADS, "restore")
     restoring = Restoring(bucket, objects, store, records, executor, keeps=keeps)
     return BucketCache(

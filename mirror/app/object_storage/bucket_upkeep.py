@@ -162,4 +162,5 @@ async def keep_cache(storage: Storage) -> None:
     """Keeps the cache in the bucket within its limits, and the book of it right. One process does this at a time."""
     cache = storage.bucket_cache
     if cache is not None:
-        await cache.upkeep(storage.eviction.pinned.digests, storage.pins, storage.freezes).run()
+        work = None if storage.leasing is None else storage.work
+        await cache.upkeep(storage.eviction.pinned.digests, storage.pins, storage.freezes, work).run()
