@@ -62,10 +62,8 @@ def test_57_a_thousand_clients_over_several_workers(registry: FakeRegistry, tmp_
     registry.add_image("library/app", "v1", [content])
     gate = Stall()
     registry.fail("blobs", stall(gate, after=half))
-    config = write_config(tmp_path, {"docker.io": registry.url}, workers=4)
-    url = f'url = "{registry.url}"'
     # upstream says nothing until everybody is there, however long that takes
-    config.write_text(config.read_text().replace(url, f'{url}\nread_timeout = "1h"'))
+    config = write_config(tmp_path, {"docker.io": registry.url}, workers=4, upstream='read_timeout = "1h"')
     with (
         _descriptors(2048),
         MirrorProcess(config) as mirror,

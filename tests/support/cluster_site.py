@@ -213,7 +213,8 @@ class ClusterSite(SiteClient):
     """`engine` is the store of the bucket, below a prefix of its own; None: the replicas have their disks alone, and
     host nothing. `redis` is the address of a server that all share, each through a proxy; `index` is the URL of others.
 
-    `cluster` are further settings of `[cluster]`, `bucket` those of `[bucket]`, `more` is TOML.
+    `cluster` are further settings of `[cluster]`, `bucket` those of `[bucket]`, `upstream` lines of each
+    `[[upstream]]`, and `more` is TOML.
     """
 
     def __init__(
@@ -224,6 +225,7 @@ class ClusterSite(SiteClient):
         replicas: int = 3,
         workers: int = 1,
         upstreams: Mapping[str, str] | None = None,
+        upstream: str = "",
         cache: bool = False,
         redis: str | tuple[str, int] | None = None,
         index: str = "",
@@ -237,6 +239,7 @@ class ClusterSite(SiteClient):
         self._engine = engine
         self._workers = workers
         self._upstreams = dict(upstreams or {})
+        self._upstream = upstream
         self._cache = cache
         self._index = index
         self._index_timeout = index_timeout
@@ -287,6 +290,7 @@ class ClusterSite(SiteClient):
             index_timeout=self._index_timeout,
             tag_ttl=self._tag_ttl,
             store=store,
+            upstream=self._upstream,
             more="\n".join([self._with_token_key(self._more), *lines]),
         )
 

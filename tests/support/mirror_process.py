@@ -40,10 +40,11 @@ def write_config(
     index_timeout: str = "5s",
     tag_ttl: str = "5m",
     store: str = "",
+    upstream: str = "",
     more: str = "",
 ) -> Path:
     """A configuration in `directory`, its store beside it; `upstreams` are root URLs by name. `store` are further lines
-    of `[store]`, and `more` is TOML to add.
+    of `[store]`, `upstream` those of each `[[upstream]]`, and `more` is TOML to add.
 
     Redis gets 5 seconds for each answer, because a busy machine can make it slow. A test that lets Redis hang sets a
     shorter `index_timeout`.
@@ -61,7 +62,7 @@ def write_config(
         f"timeout = {json.dumps(index_timeout)}",
     ]
     for name, url in upstreams.items():
-        text += ["[[upstream]]", f'name = "{name}"', f'url = "{url}"']
+        text += ["[[upstream]]", f'name = "{name}"', f'url = "{url}"', upstream]
     for name in upstreams:
         text += ["[[route]]", f'match = "{name}/**"', f'tag_ttl = "{tag_ttl}"']
     file = directory / "mirror.toml"
