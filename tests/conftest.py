@@ -24,6 +24,7 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import LiveMirror, live_mirror
 from tests.support.memory_bucket import CALLS_ON_LOOPS
 from tests.support.push_target import PushTarget
+from tests.support.redis_sets import ClusterSet, SentinelSet
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell that starts a run in the background has SIGINT ignored, and the programs that are tested inherit that
@@ -60,6 +61,34 @@ def no_bucket_on_a_loop() -> Iterator[None]:
     CALLS_ON_LOOPS.clear()
     yield
     assert not CALLS_ON_LOOPS, "\n".join(CALLS_ON_LOOPS)
+
+
+@pytest.fixture(scope="session")
+def sentinel_set() -> Iterator[SentinelSet]:
+    """One of this test process, started for the first test that wants it: `redis_sentinels` is for tests."""
+    with SentinelSet() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster_set() -> Iterator[ClusterSet]:
+    """One of this test process, started for the first test that wants it: `redis_cluster` is for tests."""
+    with ClusterSet() as running:
+        yield running
+
+
+@pytest.fixture
+def redis_sentinels(sentinel_set: SentinelSet) -> SentinelSet:
+    """A Redis with Sentinels, whole and empty."""
+    sentinel_set.heal()
+    return sentinel_set
+
+
+@pytest.fixture
+def redis_cluster(cluster_set: ClusterSet) -> ClusterSet:
+    """A Redis Cluster, whole and empty."""
+    cluster_set.heal()
+    return cluster_set
 
 
 @pytest.fixture

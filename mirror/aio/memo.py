@@ -22,16 +22,17 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-import redis.asyncio
 from aiocache import RedisCache, SimpleMemoryCache
 from aiocache.serializers import NullSerializer, StringSerializer
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import ConnectionPool
 
 from mirror.aio.caches import CacheStats, show
 from mirror.aio.singleflight import SingleFlight
 
 T = TypeVar("T")
+
+#: The hash tag of all keys in Redis: they have one slot, and so one server, in a Cluster as well.
+MEMO_TAG: Final = "mirror:memo"
 
 #: The result of `get` for an unknown key; None is a value like any other.
 MISSING: Final = object()
@@ -40,21 +41,12 @@ _BUDGET: Final = 0.1
 _RETRY_AFTER: Final = 1.0
 
 
-def redis_cache(url: str, *, budget: float = _BUDGET, connections: int = 8) -> RedisCache:
-    """aiocache's Redis for a `redis://`, `rediss://` or `unix://` URL; connects at first use.
+def redis_cache(pool: ConnectionPool) -> RedisCache:
+    """aiocache's Redis on these connections, which it connects at first use and `Memo` closes.
 
-    `budget`, in seconds, limits the wait for a free connection; `Memo` limits the wait for an answer. redis-py's own
-    retries are off: its ten retries make a dead Redis cost seconds. Raises `ValueError` for another URL.
+    aiocache knows one server; the connections find the one that has the keys, also in a Cluster. They must not have
+    time-outs of their own, which can swallow a cancellation: `Memo` keeps the budget.
     """
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=budget,
-        # redis-py's own time-outs can swallow a cancellation (see `index/redis_address.py`); `Memo` keeps the budget
-        socket_timeout=None,
-        socket_connect_timeout=None,
-        retry=Retry(NoBackoff(), 0),
-    )
     # aiocache would build a pool from host and port alone, which leaves out unix sockets, users and TLS settings
     return RedisCache(
         serializer=StringSerializer(), timeout=None, connection_pool_class=lambda **_: pool, endpoint="", port=0
@@ -70,7 +62,7 @@ class Memo:
 
     def __init__(
         self,
-        prefix: str = "mirror:memo:1",
+        prefix: str = f"{{{MEMO_TAG}}}:1",
         *,
         shared: RedisCache | None = None,
         most_entries: int = 10_000,

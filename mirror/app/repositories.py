@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror.aio.background import BackgroundTasks
-from mirror.aio.memo import Memo, redis_cache
+from mirror.aio.memo import MEMO_TAG, Memo, redis_cache
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.app.hosting import Hosting, open_hosting
 from mirror.app.routes import content_lists, route_rule
@@ -51,6 +51,8 @@ from mirror.values.sizes import parse_size
 
 #: An upper bound: threads are started when they are needed. Each fill uses one while it receives.
 _FILLING_THREADS: Final = 256
+#: Connections of one worker to Redis for answers that the replicas share.
+_MEMO_CONNECTIONS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,11 @@ def _open_misses(storage: Storage, stack: AsyncExitStack, now: Callable[[], floa
 
 
 def _open_memo(config: Config, now: Callable[[], float]) -> Memo:
-    url = config.index.url.get_secret_value()
-    shared = redis_cache(url, budget=config.index.timeout) if url else None
-    return Memo(shared=shared, budget=config.index.timeout, now=now)
+    url, budget = config.index.url.get_secret_value(), config.index.timeout
+    if not url:
+        return Memo(budget=budget, now=now)
+    from mirror.index.redis_address import parse_redis_url
+    from mirror.index.redis_primary import RedisPool
+
+    pool = RedisPool(parse_redis_url(url), MEMO_TAG, connections=_MEMO_CONNECTIONS, budget=budget)
+    return Memo(shared=redis_cache(pool), budget=budget, now=now)

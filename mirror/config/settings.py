@@ -133,7 +133,9 @@ class IndexSettings(Section):
     """`[index]`"""
 
     url: SecretStr = Field(
-        SecretStr(""), description="redis://, rediss:// or unix:// URL; empty: an embedded index beside the blobs."
+        SecretStr(""),
+        description="URL of a Redis: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; empty: an "
+        "embedded index beside the blobs.",
     )
     url_file: Path | None = Field(None, description="File that contains the URL.")
     timeout: Seconds = Field(

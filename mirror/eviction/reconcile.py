@@ -121,6 +121,7 @@ async def reconcile(
     """
     telemetry.log.info("reconcile started")
     call = _Patient(sleep)
+    token = await call(index.begin_rebuild)
     before = (await call(index.usage)).blobs
     blobs = total = 0
     async for batch in batches_in_thread(store.walk(), _BATCH):
@@ -131,7 +132,7 @@ async def reconcile(
     after = (await call(index.usage)).blobs
     dropped = await _drop_strays(store, index, call) if after > blobs else 0
     repositories, read, links, skipped = await _link(store, catalog, index, places or BlobPlaces.only(store), call)
-    await call(partial(index.set_marker, MARK))
+    await call(partial(index.set_marker, MARK, token))
     result = Reconciled(blobs, total, max(0, after - before), dropped, repositories, read, links, skipped)
     telemetry.log.info("reconcile ended", **{name: getattr(result, name) for name in Reconciled.__slots__})
     return result

@@ -278,7 +278,11 @@ class EmbeddedIndex:
         rows = await self._read("SELECT max(mark) FROM marker")
         return str(rows[0][0]) if rows and rows[0][0] is not None else None
 
-    async def set_marker(self, mark: str) -> None:
+    async def begin_rebuild(self) -> str:
+        """Nothing is noted: a file that is replaced is seen by all who use it."""
+        return ""
+
+    async def set_marker(self, mark: str, token: str = "") -> None:
         """Set the mark; a rebuild does this as its last step."""
         await self._write("INSERT OR REPLACE INTO marker (rowid, mark) VALUES (1, ?)", mark)
 

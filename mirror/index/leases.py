@@ -4,8 +4,9 @@
                          ├── give_back() ──> free
                          └── not renewed: it expires ──> free
 
-Each lease is one key, `mirror:<schema>:lease:<hash of its name>`, the same for all replicas. Its value gives the owner
-and whether the work is done. A lease is advisory: a replica that cannot reach Redis works without it.
+Each lease is one key, `{mirror:lease}:<hash of its name>`, the same for all replicas. Its value gives the owner and
+whether the work is done. A lease is advisory: a replica that cannot reach Redis works without it, and a fail-over may
+lose a lease that was given. Then two replicas do the same work, which does no harm.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import math
 from typing import Final
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import MovedError, ReadOnlyError, RedisError
 
 from mirror.errors import IndexUnavailable
-from mirror.index.redis import SCHEMA
 from mirror.index.redis_address import RedisAddress
+from mirror.index.redis_primary import RedisPool
+from mirror.index.redis_scripts import run
 from mirror.policy.schedule import OtherLease
 
 # Returns false if the lease is now ours, else the value of the key and its remaining time in milliseconds.
@@ -34,6 +36,8 @@ _GIVE_BACK: Final = """
 local value = redis.call('GET', KEYS[1])
 if value and string.sub(value, 2) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
+#: The hash tag of all leases.
+_TAG: Final = "mirror:lease"
 _RUNS: Final = "-"
 _DONE: Final = "+"
 
@@ -45,7 +49,7 @@ class RedisLeases:
         """`owner` is unique to a replica and stays the same over restarts; `budget` is in seconds for each call."""
         self._owner = owner
         self._budget = budget
-        self._client = Redis(connection_pool=address.pool(connections=2, budget=budget))
+        self._client = Redis(connection_pool=RedisPool(address, _TAG, connections=2, budget=budget))
 
     async def take(self, name: str, seconds: float, *, done: bool = False) -> OtherLease | None:
         """Take or renew the lease for `seconds` from now; `done` marks its work as done.
@@ -71,10 +75,14 @@ class RedisLeases:
         await self._client.aclose(close_connection_pool=True)
 
     async def _call(self, script: str, name: str, *arguments: str | int) -> object:
-        key = f"mirror:{SCHEMA}:lease:{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+        key = f"{{{_TAG}}}:{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
         try:
             async with asyncio.timeout(self._budget):
-                answer: object = await self._client.register_script(script)(keys=[key], args=list(arguments))
+                try:
+                    answer: object = await run(self._client, script, [key], arguments)
+                except (MovedError, ReadOnlyError):
+                    # it was not carried out; the connection goes to another server now, if there is one
+                    answer = await run(self._client, script, [key], arguments)
         except (RedisError, OSError, TimeoutError) as error:
             raise IndexUnavailable(f"Redis failed to lease: {type(error).__name__}") from error
         return answer

@@ -11,6 +11,7 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from mirror.errors import IndexUnavailable
 from mirror.index.redis_address import RedisAddress, no_connection
+from mirror.index.redis_primary import RedisPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ async def probe_redis(address: RedisAddress, *, patience: float = 5.0) -> RedisH
 
     Raises `IndexUnavailable` if Redis fails or does not answer in time; its message contains no secret.
     """
-    client: Redis = Redis(connection_pool=address.pool(connections=1, budget=patience))
+    client: Redis = Redis(connection_pool=RedisPool(address, "mirror:check", connections=1, budget=patience))
     try:
         async with asyncio.timeout(patience):
             info = await client.info()
@@ -49,5 +50,4 @@ async def probe_redis(address: RedisAddress, *, patience: float = 5.0) -> RedisH
         why = "user name or password is missing or wrong" if refused else no_connection(error)
         raise IndexUnavailable(f"{address}: {why or type(error).__name__}") from error
     finally:
-        await client.aclose()
-        await client.connection_pool.disconnect()
+        await client.aclose(close_connection_pool=True)

@@ -1,6 +1,7 @@
-"""A `ContentIndex` in Redis, shared by workers and replicas. Needs Redis 7 or Valkey; no Sentinel, no Cluster.
+"""A `ContentIndex` in Redis, shared by workers and replicas. Needs Redis 7 or Valkey: one server, Sentinel or Cluster.
 
-Every key has the prefix `mirror:<schema>:<store id>:`, because replicas with their own disks may share one Redis:
+Every key has the prefix `{mirror:<schema>:<store id>}:`, because replicas with their own disks may share one Redis. The
+braces make it the hash tag: all keys of a store have one slot, and so one server, in a Cluster as well.
 
     loose     sorted set   digest by time of last use, of blobs that no recorded manifest references
     root      sorted set   likewise, of manifests that no other references: the least-recently-used order of images
@@ -10,13 +11,17 @@ Every key has the prefix `mirror:<schema>:<store id>:`, because replicas with th
     parents   hash         digest to the number of recorded manifests that reference it, even if it has no record itself
     indexes   hash         manifest to the recorded indexes that reference it, separated by spaces
     bytes     counter      the sum of `sizes`
-    marker    string       the mark of the last complete rebuild
+    marker    string       the mark of the last complete rebuild, and the server to which it was written
+    rebuild   string       the token of the rebuild that runs
     repos     set          names of the repositories that have links, so that `clear` finds them
     links:<registry>/<name>  hash  digest to bytes
 
 Every operation is a Lua script on a batch. Redis runs a script atomically, so the counters stay exact with any number
 of writers. If a key has the wrong type, or the counters do not agree (say, after Redis evicted keys), all records
 and the marker are deleted, and the mirror rebuilds them from the disk. A single value that does not parse is skipped.
+
+A fail-over may lose what Redis had acknowledged, without any error: the old primary may have been cut off. Therefore
+the mark counts only at the server to which it was written, and a rebuild sets it only if its token is still there.
 
 An operation never waits long for Redis: each batch has a time budget. A failure of Redis is not retried; the breaker
 then keeps all callers away from Redis for a while. Replies that only refuse a write (`-OOM`) do not open the breaker,
@@ -27,26 +32,40 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from mirror.aio.batches import batches
 from mirror.aio.breaker import Breaker
 from mirror.errors import IndexUnavailable, MirrorError
 from mirror.index import redis_scripts as scripts
-from mirror.index.redis_address import RedisAddress, no_connection
+from mirror.index.redis_address import RedisAddress, no_connection, place_text
+from mirror.index.redis_primary import NotPrimary, PrimaryUnknown, RedisPool
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, read_repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.telemetry import BREAKER, INDEX_FAILURES, log
 
 #: Part of every key. Records of another schema are neither found nor changed.
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 
 #: Records per script: 1 to 2 ms of Redis' single thread, so that the budget suffices on a busy machine too.
 _BATCH: Final = 100
@@ -54,8 +73,9 @@ _BATCH: Final = 100
 _PER_SCRIPT: Final = 10
 #: Records per page of `least_recently_used` and `digests`.
 _PAGE: Final = 1000
-#: Repositories that `holders` looks at: some milliseconds.
+#: Repositories that `holders` looks at, some milliseconds; and how many of them in one script.
 _MOST_LOOKED_AT: Final = 5000
+_LOOKED_AT: Final = 500
 
 
 class Keys:
@@ -64,14 +84,16 @@ class Keys:
     #: In the order in which the scripts unpack them.
     NAMES: Final = (
         *("loose", "root", "named", "sizes", "names", "parents", "indexes"),
-        *("bytes", "marker", "repos"),
+        *("bytes", "marker", "rebuild", "repos"),
     )
 
     def __init__(self, store_id: str) -> None:
         """`store_id` has 1 to 128 letters, digits, `.`, `_` and `-`; each store has its own. Raises `ValueError`."""
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", store_id):
             raise ValueError(f"a store id has 1 to 128 letters, digits, '.', '_' and '-': {store_id[:160]!r}")
-        self._prefix = f"mirror:{SCHEMA}:{store_id}:"
+        #: The hash tag of all of them.
+        self.tag: Final = f"mirror:{SCHEMA}:{store_id}"
+        self._prefix = f"{{{self.tag}}}:"
         self.fixed: Final = tuple(self._prefix + name for name in self.NAMES)
 
     def links(self, repo: str) -> str:
@@ -97,7 +119,7 @@ class RedisIndex:
         self._budget = budget
         self._breaker = Breaker(now)
         self._shown_open = False
-        self._pool = address.pool(connections=connections, budget=budget)
+        self._pool = RedisPool(address, self._keys.tag, connections=connections, budget=budget)
         self._client = Redis(connection_pool=self._pool)
         self._closed = False
 
@@ -201,20 +223,43 @@ class RedisIndex:
 
     async def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
         """Up to `most` repositories that a blob is linked to, of some thousand that are looked at."""
-        names = await self._run(scripts.HOLDERS, [str(digest), most, self._keys.links(""), _MOST_LOOKED_AT])
-        return [repo for name in names if (repo := read_repo(_text(name))) is not None]
+        found: list[Repo] = []
+        for names in batches(map(_text, await self._run(scripts.REPOS, [_MOST_LOOKED_AT])), _LOOKED_AT):
+            have = await self._call(scripts.WHO_LINKS, [*map(self._keys.links, names)], [str(digest)])
+            found += (repo for number in have if (repo := read_repo(names[number - 1])) is not None)
+            if len(found) >= most:
+                break
+        return found[:most]
 
     async def marker(self) -> str | None:
-        """The mark of the last complete rebuild; None if there is none.
+        """The mark of the last complete rebuild; None if there is none, or if there was a fail-over since.
 
         Inconsistent records are deleted together with the mark, and the result is None.
         """
-        mark = await self._run(scripts.MARKER)
+        mark = await self._run(scripts.MARKER, [await self._server()])
         return _text(mark) if mark is not None else None
 
-    async def set_marker(self, mark: str) -> None:
+    async def begin_rebuild(self) -> str:
+        """Leave a token that a loss of the records takes away."""
+        token = f"{secrets.token_hex(8)}{await self._server()}"
+        await self._run(scripts.BEGIN_REBUILD, [token])
+        return token
+
+    async def set_marker(self, mark: str, token: str = "") -> None:
         """Set the mark; a rebuild does this as its last step."""
-        await self._run(scripts.SET_MARKER, [mark])
+        server = await self._server()
+        if (token and not token.endswith(server)) or not await self._run(scripts.SET_MARKER, [mark, server, token]):
+            raise IndexUnavailable("Redis was emptied or failed over during the rebuild of the index")
+
+    async def _server(self) -> str:
+        """The server that has the keys, as it is written to marks; empty if it cannot change."""
+        primary = self._pool.primary
+        if primary is None:
+            return ""
+        if primary.place is None:
+            # any call finds it, within the budget
+            await self._run(scripts.USAGE)
+        return f"@{place_text(primary.place)}" if primary.place else "@"
 
     async def clear(self) -> None:
         """Drop everything of this store. The marker goes first, so that an interrupted call leads to a rebuild."""
@@ -247,7 +292,13 @@ class RedisIndex:
             raise IndexUnavailable("Redis has failed and is left alone for a while")
         try:
             async with asyncio.timeout(self._budget):
-                answer = await self._client.register_script(script)(keys=list(keys), args=list(arguments))
+                try:
+                    answer = await scripts.run(self._client, script, keys, arguments)
+                except (MovedError, ReadOnlyError):
+                    if self._pool.primary is None:
+                        raise
+                    # it was not carried out, and where it must go is known, or found, now
+                    answer = await scripts.run(self._client, script, keys, arguments)
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(ticket, error)
             if isinstance(error, ReadOnlyError):
@@ -310,8 +361,24 @@ def _explain(error: Exception) -> str:
         return "Redis refused the user name or password"
     if isinstance(error, OutOfMemoryError) or "OOM " in str(error):
         return "Redis is out of memory (maxmemory)"
+    if isinstance(error, (PrimaryUnknown, NotPrimary)):
+        return str(error)
+    if "NOREPLICAS" in str(error):
+        return "Redis has too few replicas to take writes (min-replicas-to-write)"
     if isinstance(error, ReadOnlyError):
         return "Redis is a read-only replica"
+    if isinstance(error, MovedError):
+        return "Redis is a Cluster: index.url must begin with redis+cluster:// or rediss+cluster://"
+    if isinstance(error, (AskError, TryAgainError)):
+        return "the Redis Cluster is moving the mirror's keys to another node"
+    if isinstance(error, ClusterDownError):
+        return "the Redis Cluster is down"
+    if isinstance(error, BusyLoadingError):
+        return "Redis is loading its data"
+    if isinstance(error, NoPermissionError) or "ACL failure" in str(error):
+        return f"the user of Redis lacks a right{_lacking(str(error))}: see docs/redis.md"
+    if "unknown command" in str(error):
+        return "this is no Redis server with scripts; for Sentinels, index.url must begin with redis+sentinel://"
     if "compiling script" in str(error) or "Unexpected engine" in str(error):
         return "Redis is too old: 7.0 or later is needed"
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
@@ -319,6 +386,12 @@ def _explain(error: Exception) -> str:
     if why := no_connection(error):
         return f"no connection to Redis: {why}"
     return f"Redis failed: {type(error).__name__}"
+
+
+def _lacking(text: str) -> str:
+    """The command in what Redis says about a missing right, if it names one; keys and users are left out."""
+    found = re.search(r"run the '([a-z|-]{1,40})' command", text)
+    return f" (the command {found[1]})" if found else ""
 
 
 def _text(raw: object) -> str:

@@ -1,11 +1,36 @@
-"""The operations of the index in Redis, as Lua scripts. `redis.py` describes the keys; each script gets all of them."""
+"""The operations of the index in Redis, as Lua scripts. `redis.py` describes the keys; each script gets all that it
+uses, as a Cluster demands.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+
+async def run(client: Redis, script: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+    """Run a script that the server may not know yet. A server that does not know it has not begun it. Raises
+    `RedisError`, `OSError`.
+    """
+    try:
+        return await client.evalsha(_name(script), len(keys), *keys, *arguments)
+    except NoScriptError:
+        return await client.eval(script, len(keys), *keys, *arguments)
+
+
+@cache
+def _name(script: str) -> str:
+    """As Redis names scripts: no secret is in it."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
 
 _LOCALS: Final = """
-local loose, root, named, sizes, names, parents, indexes, bytes, marker, repos, links = unpack(KEYS)
+local loose, root, named, sizes, names, parents, indexes, bytes, marker, rebuild, repos, links = unpack(KEYS)
 """
 # A blob is in exactly one of the three sorted sets; `parents` and `names` alone determine which one.
 _ROLES: Final = (
@@ -179,20 +204,21 @@ LINKED: Final = (
 return redis.call('HGET', links, ARGV[1])
 """
 )
-# The keys of other repositories' links are made here, which is possible because Cluster is refused.
-HOLDERS: Final = (
+REPOS: Final = (
     _LOCALS
     + """
+return redis.call('SRANDMEMBER', repos, ARGV[1])
+"""
+)
+# KEYS: the links of some repositories. Returns the numbers of those that have the blob.
+WHO_LINKS: Final = """
 local found = {}
-for _, repo in ipairs(redis.call('SRANDMEMBER', repos, ARGV[4])) do
-    if redis.call('HEXISTS', ARGV[3] .. repo, ARGV[1]) == 1 then
-        found[#found + 1] = repo
-        if #found >= tonumber(ARGV[2]) then break end
-    end
+for number, links in ipairs(KEYS) do
+    -- a key of another type has no links
+    if redis.pcall('HEXISTS', links, ARGV[1]) == 1 then found[#found + 1] = number end
 end
 return found
 """
-)
 UNLINK: Final = (
     _LOCALS
     + """
@@ -200,8 +226,11 @@ redis.call('HDEL', links, unpack(ARGV, 2))
 if redis.call('EXISTS', links) == 0 then redis.call('SREM', repos, ARGV[1]) end
 """
 )
-_FORGET_RECORDS: Final = "redis.call('UNLINK', marker, loose, root, named, sizes, names, parents, indexes, bytes)\n"
-# A rebuild only adds records, so inconsistent records must be deleted before it.
+_FORGET_RECORDS: Final = (
+    "redis.call('UNLINK', marker, rebuild, loose, root, named, sizes, names, parents, indexes, bytes)\n"
+)
+# A rebuild only adds records, so inconsistent records must be deleted before it. After a fail-over nothing is
+# inconsistent, but something may be missing. ARGV: the server.
 MARKER: Final = (
     _LOCALS
     + f"""
@@ -212,16 +241,34 @@ if blobs == redis.call('ZCARD', loose) + roots + children
     and redis.call('HLEN', names) >= roots
     and redis.call('HLEN', parents) >= children
 then
-    return redis.call('GET', marker)
+    local mark = redis.call('GET', marker)
+    if mark and ARGV[1] ~= '' then
+        if string.sub(mark, -#ARGV[1]) ~= ARGV[1] then
+            redis.call('UNLINK', marker)
+            return false
+        end
+        return string.sub(mark, 1, -#ARGV[1] - 1)
+    end
+    return mark
 end
 {_FORGET_RECORDS}
 return false
 """
 )
+BEGIN_REBUILD: Final = (
+    _LOCALS
+    + """
+redis.call('SET', rebuild, ARGV[1])
+"""
+)
+# ARGV: the mark, the server, and the token of the rebuild, if it is one.
 SET_MARKER: Final = (
     _LOCALS
     + """
-redis.call('SET', marker, ARGV[1])
+if ARGV[3] ~= '' and redis.call('GET', rebuild) ~= ARGV[3] then return 0 end
+redis.call('SET', marker, ARGV[1] .. ARGV[2])
+redis.call('UNLINK', rebuild)
+return 1
 """
 )
 MEND: Final = (

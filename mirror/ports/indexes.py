@@ -70,8 +70,13 @@ class ContentIndex(Protocol):
     async def marker(self) -> str | None:
         """The mark set at the end of the last complete rebuild; None if the index was lost since."""
 
-    async def set_marker(self, mark: str) -> None:
-        """Set the mark. A rebuild does so last, so that an interrupted rebuild is recognised."""
+    async def begin_rebuild(self) -> str:
+        """Note that a rebuild begins. Returns a token for `set_marker`."""
+
+    async def set_marker(self, mark: str, token: str = "") -> None:
+        """Set the mark. A rebuild does so last, so that an interrupted rebuild is recognised; with its token it raises
+        `IndexUnavailable` if the index may have lost since what the rebuild has put there.
+        """
 
     async def clear(self) -> None:
         """Remove all records of this store. Records of other stores in a shared Redis stay."""

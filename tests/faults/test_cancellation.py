@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from mirror.aio.memo import MISSING, Memo, redis_cache
+from mirror.aio.memo import MISSING, Memo
 from mirror.errors import MirrorError
 from mirror.index.embedded import EmbeddedIndex
 from mirror.oci.challenge import Challenge, Scope
@@ -304,7 +304,7 @@ async def test_63_answers_shared_through_redis(inside: str, tally: Tally) -> Non
     """Row 63: after a cancellation in the middle of a call to Redis, no caller gets the answer to another call."""
     with RedisServer() as redis:
         # a busy machine may take longer than the budget; Redis would then be left alone, and nothing be cancelled in it
-        memo = Memo(shared=redis_cache(redis.url), budget=PATIENCE)
+        memo = Memo(shared=redis.cache(), budget=PATIENCE)
         number = 0
 
         async def one_share() -> None:
@@ -322,7 +322,7 @@ async def test_63_answers_shared_through_redis(inside: str, tally: Tally) -> Non
             with suppress(asyncio.CancelledError):
                 await asyncio.create_task(one_share())
             # another process asks: nothing of this one's own memory answers
-            other = Memo(shared=redis_cache(redis.url), budget=PATIENCE)
+            other = Memo(shared=redis.cache(), budget=PATIENCE)
             for n in (number - 1, number):
                 assert await other.get(f"key {n}") in (n, MISSING)
             await other.aclose()

@@ -10,8 +10,10 @@ import pytest
 
 from mirror.errors import IndexUnavailable
 from mirror.index.leases import RedisLeases
+from mirror.index.redis_address import RedisAddress
 from mirror.prefetch.run_leases import Leases
 from tests.support.redis_server import RedisServer
+from tests.support.redis_sets import RedisSet
 
 #: In seconds; far beyond what a busy machine needs.
 _PATIENT = 60.0
@@ -24,18 +26,25 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(params=["redis_server", "redis_sentinels", "redis_cluster"])
+def address(request: pytest.FixtureRequest) -> RedisAddress:
+    """Of an empty Redis of each kind."""
+    redis: RedisServer | RedisSet = request.getfixturevalue(request.param)
+    return redis.address if isinstance(redis, RedisServer) else redis.address()
+
+
 @asynccontextmanager
-async def _of(server: RedisServer, owner: str, *, budget: float = _PATIENT) -> AsyncIterator[Leases]:
-    leases = RedisLeases(server.address, owner=owner, budget=budget)
+async def _of(address: RedisAddress, owner: str, *, budget: float = _PATIENT) -> AsyncIterator[Leases]:
+    leases = RedisLeases(address, owner=owner, budget=budget)
     try:
         yield leases
     finally:
         await leases.aclose()
 
 
-async def test_one_of_many_has_it(redis_server: RedisServer) -> None:
+async def test_one_of_many_has_it(address: RedisAddress) -> None:
     """However many ask at the same time."""
-    async with _of(redis_server, "a") as a, _of(redis_server, "b") as b, _of(redis_server, "c") as c:
+    async with _of(address, "a") as a, _of(address, "b") as b, _of(address, "c") as c:
         answers = await asyncio.gather(*(one.take("run", 120) for one in (a, b, c) for _ in range(1)))
         assert answers.count(None) == 1
         [first, second] = [answer for answer in answers if answer]
@@ -44,9 +53,9 @@ async def test_one_of_many_has_it(redis_server: RedisServer) -> None:
         assert await a.take("another", 120) is None
 
 
-async def test_the_life_of_a_lease(redis_server: RedisServer) -> None:
+async def test_the_life_of_a_lease(address: RedisAddress) -> None:
     """Taken, taken again by the same owner, done, and given back by its owner alone."""
-    async with _of(redis_server, "a") as a, _of(redis_server, "b") as b:
+    async with _of(address, "a") as a, _of(address, "b") as b:
         assert await a.take("run", 120) is None
         await b.give_back("run")
         assert (await b.take("run", 120)) is not None
@@ -61,18 +70,18 @@ async def test_the_life_of_a_lease(redis_server: RedisServer) -> None:
         assert await b.take("run", 120) is None
 
 
-async def test_a_lease_ends_by_itself(redis_server: RedisServer) -> None:
+async def test_a_lease_ends_by_itself(address: RedisAddress) -> None:
     """A replica that died does not keep it."""
-    async with _of(redis_server, "a") as a, _of(redis_server, "b") as b:
+    async with _of(address, "a") as a, _of(address, "b") as b:
         assert await a.take("run", 0.001) is None
         async with asyncio.timeout(_PATIENT):
             while await b.take("run", 120) is not None:
                 pass
 
 
-async def test_owners_are_compared_whole(redis_server: RedisServer) -> None:
+async def test_owners_are_compared_whole(address: RedisAddress) -> None:
     """One whose name begins another's is another."""
-    async with _of(redis_server, "ab") as ab, _of(redis_server, "a") as a, _of(redis_server, "") as nobody:
+    async with _of(address, "ab") as ab, _of(address, "a") as a, _of(address, "") as nobody:
         assert await ab.take("run", 120) is None
         assert await a.take("run", 120)
         assert await nobody.take("run", 120)
@@ -80,7 +89,7 @@ async def test_owners_are_compared_whole(redis_server: RedisServer) -> None:
 
 async def test_without_redis(redis_server: RedisServer) -> None:
     """It raises within its budget: dead, silent, or with something else under the key; and works again afterwards."""
-    async with _of(redis_server, "a", budget=0.2) as leases:
+    async with _of(redis_server.address, "a", budget=0.2) as leases:
         redis_server.kill()
         with pytest.raises(IndexUnavailable):
             await leases.take("run", 120)

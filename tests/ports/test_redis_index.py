@@ -12,7 +12,7 @@ import structlog
 
 from mirror.errors import ConfigError, IndexUnavailable
 from mirror.index.redis import Keys, RedisIndex
-from mirror.index.redis_address import RedisAddress, parse_redis_url
+from mirror.index.redis_address import RedisAddress, RedisKind, RedisLogin, RedisTls, parse_redis_url
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, Usage
 from mirror.ports import ContentIndex
@@ -143,7 +143,7 @@ async def test_a_closed_port() -> None:
     port = server.sockets[0].getsockname()[1]
     server.close()
     await server.wait_closed()
-    async with connected(RedisAddress(host="127.0.0.1", port=port)) as index:
+    async with connected(RedisAddress((("127.0.0.1", port),))) as index:
         with pytest.raises(IndexUnavailable, match="no connection to Redis: Connection refused"):
             await index.usage()
 
@@ -241,7 +241,7 @@ async def test_a_read_only_replica_is_bypassed(redis_server: RedisServer) -> Non
 async def test_a_wrong_password_is_told_without_it(redis_server: RedisServer) -> None:
     """Row 52: wrong, missing or right: the message is clear, and no secret is in message, cause, `repr` or log."""
     redis_server.restart("--requirepass", "right-s3cret")
-    wrong = RedisAddress(socket=str(redis_server.socket), password="wrong-s3cret")
+    wrong = RedisAddress(socket=str(redis_server.socket), login=RedisLogin(password="wrong-s3cret"))
     for address in (wrong, redis_server.address):
         with structlog.testing.capture_logs() as logged:
             async with connected(address) as index:
@@ -249,7 +249,9 @@ async def test_a_wrong_password_is_told_without_it(redis_server: RedisServer) ->
                     await index.usage()
         assert len(logged) == 1
         assert "s3cret" not in f"{logged}{caught.value!r}{caught.value.__cause__!r}{address!r}{address}"
-    async with connected(RedisAddress(socket=str(redis_server.socket), password="right-s3cret")) as index:
+    async with connected(
+        RedisAddress(socket=str(redis_server.socket), login=RedisLogin(password="right-s3cret"))
+    ) as index:
         assert await index.usage() == Usage(0, 0)
 
 
@@ -284,7 +286,7 @@ async def test_keys_of_a_wrong_type_are_a_loss(
     assert await index.linked(REPO, digest(1)) == 10
     if (name, kind) == ("marker", "string"):
         assert await index.marker() == "junk"
-    elif name not in ("repos", "links"):
+    elif name not in ("rebuild", "repos", "links"):
         assert await index.marker() is None
     await index.put(records)
     await index.record_references(told)
@@ -359,18 +361,41 @@ async def test_closed_is_unavailable(index: RedisIndex) -> None:
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("redis://cache", RedisAddress(host="cache")),
-        ("redis://cache:6380/2\n", RedisAddress(host="cache", port=6380, db=2)),
-        ("REDIS://[::1]:1/?db=3", RedisAddress(host="::1", port=1, db=3)),
-        ("redis://me:p%40ss%2F@h", RedisAddress(host="h", username="me", password="p@ss/")),
-        ("redis://:p@h/", RedisAddress(host="h", password="p")),
-        ("rediss://h?ssl_ca_certs=/ca.pem", RedisAddress(host="h", tls=True, ca_file="/ca.pem")),
+        ("redis://cache", RedisAddress((("cache", 6379),))),
+        ("redis://cache:6380/2\n", RedisAddress((("cache", 6380),), db=2)),
+        ("REDIS://[::1]:1/?db=3", RedisAddress((("::1", 1),), db=3)),
+        ("redis://me:p%40ss%2F@h", RedisAddress((("h", 6379),), login=RedisLogin("me", "p@ss/"))),
+        ("redis://:p@h/", RedisAddress((("h", 6379),), login=RedisLogin(None, "p"))),
+        ("rediss://h?ssl_ca_certs=/ca.pem", RedisAddress((("h", 6379),), tls=RedisTls("/ca.pem"))),
         (
             "rediss://h/1?ssl_certfile=/c&ssl_keyfile=/k",
-            RedisAddress(host="h", db=1, tls=True, cert_file="/c", key_file="/k"),
+            RedisAddress((("h", 6379),), db=1, tls=RedisTls(None, "/c", "/k")),
         ),
         ("unix:///run/redis.sock", RedisAddress(socket="/run/redis.sock")),
-        ("unix://me:p@/run/redis.sock?db=4", RedisAddress(socket="/run/redis.sock", db=4, username="me", password="p")),
+        (
+            "unix://me:p@/run/redis.sock?db=4",
+            RedisAddress(socket="/run/redis.sock", db=4, login=RedisLogin("me", "p")),
+        ),
+        (
+            "redis+sentinel://me:p@a:1,[::1],a:1/my-master/2?sentinel_username=it",
+            RedisAddress(
+                (("a", 1), ("::1", 26379)),
+                kind=RedisKind.SENTINEL,
+                service="my-master",
+                db=2,
+                login=RedisLogin("me", "p"),
+                sentinel_login=RedisLogin("it"),
+            ),
+        ),
+        (
+            "rediss+sentinel://h/s?ssl_ca_certs=/ca.pem",
+            RedisAddress((("h", 26379),), kind=RedisKind.SENTINEL, service="s", tls=RedisTls("/ca.pem")),
+        ),
+        (
+            "redis+cluster://:p@a,b:7/",
+            RedisAddress((("a", 6379), ("b", 7)), kind=RedisKind.CLUSTER, login=RedisLogin(None, "p")),
+        ),
+        ("rediss+cluster://a/0", RedisAddress((("a", 6379),), kind=RedisKind.CLUSTER, tls=RedisTls())),
     ],
 )
 def test_addresses_are_read(url: str, address: RedisAddress) -> None:
@@ -385,11 +410,22 @@ def test_addresses_are_read(url: str, address: RedisAddress) -> None:
         ("s3cret", "must begin with"),
         ("http://:s3cret@h", "must begin with"),
         ("s3cret://h", "must begin with"),
-        ("redis+sentinel://:s3cret@h:26379/mymaster/0", "Sentinel and Cluster are not supported"),
-        ("sentinel://h", "Sentinel and Cluster are not supported"),
-        ("redis-cluster://h", "Sentinel and Cluster are not supported"),
-        ("rediss+cluster://h", "Sentinel and Cluster are not supported"),
-        ("redis://:s3cret@h1:1,h2:2", "host or port cannot be read"),
+        ("sentinel://h", "write redis+sentinel://"),
+        ("redis-cluster://h", "write redis+sentinel://"),
+        ("rediss+clusters://h", "write redis+sentinel://"),
+        ("redis+other://h", "must begin with"),
+        ("redis+sentinel://:s3cret@h:26379", "name of the service is missing"),
+        ("redis+sentinel://:s3cret@h:26379/s%20t", "name of the service is missing"),
+        ("redis+sentinel://:s3cret@/s", "host is missing"),
+        ("redis+sentinel://:s3cret@h/s/x", "database is not a number"),
+        ("redis+sentinel://h/s?sentinel_password=s3cret", "its query may only have db, sentinel_username"),
+        ("redis+sentinel://h/s?sentinel_password_file=/nowhere", "sentinel_password_file cannot be read: No such file"),
+        ("redis+cluster://:s3cret@a,b/1", "a Cluster has database 0 only"),
+        ("redis+cluster://a?db=0", "its query must be empty"),
+        ("redis+cluster://a,b:s3cret", "host or port cannot be read"),
+        ("redis+cluster://a,::1:6379", "host or port cannot be read"),
+        ("redis+cluster://", "host is missing"),
+        ("redis://:s3cret@h1:1,h2:2", "several hosts"),
         ("redis://:s3cret@h1,h2:2", "several hosts"),
         ("redis://", "host is missing"),
         ("redis://:s3cret@", "host is missing"),

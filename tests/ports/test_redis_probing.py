@@ -6,7 +6,7 @@ import pytest
 
 from mirror.errors import IndexUnavailable
 from mirror.index.probing import probe_redis
-from mirror.index.redis_address import RedisAddress
+from mirror.index.redis_address import RedisAddress, RedisLogin
 from tests.support.redis_server import RedisServer
 
 
@@ -23,7 +23,7 @@ async def test_a_redis_that_wants_a_password() -> None:
     """The wrong one is told without showing it."""
     with RedisServer("--requirepass", "right") as server:
         for password in ("s3cret", None):
-            address = RedisAddress(socket=str(server.socket), password=password)
+            address = RedisAddress(socket=str(server.socket), login=RedisLogin(password=password))
             with pytest.raises(IndexUnavailable, match="password is missing or wrong") as caught:
                 await probe_redis(address)
             assert "s3cret" not in str(caught.value)

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mirror.aio.memo import Memo, redis_cache
+from mirror.aio.memo import Memo
 from mirror.errors import (
     ConfigError,
     UpstreamDenied,
@@ -160,7 +160,7 @@ async def test_an_identity_token_is_posted(build: Build) -> None:
 async def test_tokens_stay_in_this_process(build: Build, clock: Clock) -> None:
     """Whatever else the memo shares through Redis: nothing of tokens and challenges gets there."""
     with RedisServer() as server, FakeRegistry(tokens=True) as registry:
-        memo = Memo(shared=redis_cache(server.url, budget=20), budget=20, now=clock)
+        memo = Memo(shared=server.cache(budget=20), budget=20, now=clock)
         tokens = build(registry.url, memo=memo)
         await tokens.learn(bearer(f"{registry.url}/token"), APP)
         old = await tokens.authorization(APP)

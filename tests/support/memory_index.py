@@ -124,7 +124,11 @@ class MemoryIndex:
         """The mark of the last complete rebuild; None if there is none."""
         return self._marker
 
-    async def set_marker(self, mark: str) -> None:
+    async def begin_rebuild(self) -> str:
+        """Nothing is ever lost here."""
+        return ""
+
+    async def set_marker(self, mark: str, token: str = "") -> None:
         """Set the mark; a rebuild does this as its last step."""
         self._marker = mark
 

@@ -16,13 +16,19 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from aiocache import RedisCache
+
+from mirror.aio.memo import MEMO_TAG, redis_cache
 from mirror.index.redis_address import RedisAddress
+from mirror.index.redis_primary import RedisPool
 
 
 class RedisServer:
-    """Started by `start` or as a context; `arguments` are redis-server's own, as on its command line."""
+    """Started by `start` or as a context; `arguments` are redis-server's own, as on its command line. `configuration`
+    is the text of a file that it may rewrite.
+    """
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, configuration: str = "") -> None:
         found = shutil.which("redis-server")
         assert found, "redis-server is not installed, and these tests need a real one"
         self._program = found
@@ -30,6 +36,8 @@ class RedisServer:
         # not pytest's directory: the path of a unix socket has at most 107 bytes
         self._directory = Path(tempfile.mkdtemp(prefix="redis-"))
         self._process: subprocess.Popen[bytes] | None = None
+        self._file = self._directory / "redis.conf"
+        self._file.write_text(configuration)
         self.socket = self._directory / "redis.sock"
 
     @property
@@ -42,6 +50,10 @@ class RedisServer:
         """The same as a value."""
         return RedisAddress(socket=str(self.socket))
 
+    def cache(self, *, budget: float = 0.1) -> RedisCache:
+        """For a `Memo`, which closes it."""
+        return redis_cache(RedisPool(self.address, MEMO_TAG, connections=8, budget=budget))
+
     def start(self, *arguments: str) -> None:
         """Returns once it answers. `arguments` come after those of the constructor."""
         assert self._process is None, "it runs already"
@@ -49,6 +61,7 @@ class RedisServer:
         self._process = subprocess.Popen(
             [
                 self._program,
+                str(self._file),
                 *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self._directory)),
                 *("--save", "", "--appendonly", "no", "--daemonize", "no", "--loglevel", "warning"),
                 *self._arguments,
@@ -79,6 +92,11 @@ class RedisServer:
             for word in encoded:
                 connection.sendall(b"$%d\r\n%s\r\n" % (len(word), word))
             return connection.recv(65536)
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process, be it paused."""
+        return self._process is not None
 
     def pause(self) -> None:
         """It neither answers nor dies."""
