@@ -137,7 +137,7 @@ def open_hosted_imports(config: Config, storage: Storage, caller: str) -> Hosted
     links = Links(parts)
     placing = Placing(parts, links)
     pushing = Pushing(parts, placing, Deleting(parts, links, placing))
-    return HostedImports(parts, links, pushing, _rules(config), caller)
+    return HostedImports(parts, links, pushing, storage.hosted.uploads, _rules(config), caller)
 
 
 def disk_parts(config: Config, storage: Storage) -> HostedParts:

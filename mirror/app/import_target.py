@@ -6,7 +6,8 @@ import time
 
 from mirror.app.routes import age_rule
 from mirror.app.storage import Storage
-from mirror.bundles.importing import HostedTarget, ImportTarget, IndexBatch
+from mirror.bundles.blob_import import HostedTarget
+from mirror.bundles.importing import ImportTarget, IndexBatch
 from mirror.config import Config
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake

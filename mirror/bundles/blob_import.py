@@ -3,15 +3,18 @@
     absent ── the lock is free ──> filled from the source, from where an earlier fill stopped ──> written
            └─ another process fills it: waits, and looks again ──> here
 
-A running mirror may fill the same blobs at the same time: the store's lock decides which process fills a blob.
+A running mirror may fill the same blobs at the same time: the store's lock decides which process fills a blob. A blob
+for a hosted repository is received like the upload of a push instead, so that the cache does not have it:
+
+    absent ── received whole, verified ──> hosted, and linked to no repository yet
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from mirror.aio.threads import uninterrupted
 from mirror.bundles.import_plan import ImportSource, size_here
@@ -19,7 +22,9 @@ from mirror.bundles.layout_source import OnRead
 from mirror.errors import BlobDamaged, BundleError, StoreError
 from mirror.graph.damage import set_aside
 from mirror.oci.digest import Digest
-from mirror.ports import BlobStore, Ingest
+from mirror.oci.manifest import Manifest
+from mirror.oci.reference import Repo
+from mirror.ports import BlobStore, Body, Ingest
 
 #: Seconds between two looks at a blob that another process fills, and seconds that such a blob may stop growing.
 _LOOK: Final = 0.05
@@ -42,21 +47,46 @@ class ImportedBlobs:
         return self.written.get(digest, self.here.get(digest))
 
 
-class BlobImport:
-    """The blobs of one import."""
+class HostedTarget(Protocol):
+    """How images come into hosted repositories. All calls block, and raise `StoreError`."""
 
-    def __init__(self, store: BlobStore, result: ImportedBlobs, on_read: OnRead, skip_damaged: bool) -> None:
-        """Adds to `result`. `on_read` also counts bytes that need not be read because they are here already. With
-        `skip_damaged`, a blob that is wrong or unreadable in the source is noted and left out.
+    def is_hosted(self, repo: Repo) -> bool:
+        """True if the repository is hosted here."""
+
+    def size(self, digest: Digest) -> int | None:
+        """The size of a blob in bytes, hosted or cached; None if it is certainly absent."""
+
+    def receive(self, digest: Digest, body: Body) -> None:
+        """Make a hosted blob of a body, which no repository has yet. Durable on return. Raises what the body raises,
+        `BlobDamaged` if the bytes do not match the digest, `StoreFull`.
         """
-        self._store = store
-        self._result = result
+
+    def put(self, digest: Digest, content: bytes) -> None:
+        """Like `receive`, for small content. Durable once an image is taken in."""
+
+    def take(
+        self, repo: Repo, blobs: Sequence[Digest], manifests: Sequence[Manifest], tag: str | None
+    ) -> Digest | None:
+        """Link blobs that are here, and store manifests, children first; the tag points to the last. Returns what the
+        tag pointed to before, if that was something else. All is durable on return. Raises `RequestError` with the
+        reason if the image is refused.
+        """
+
+
+class ImportProgress:
+    """What the blobs of one import have in common: the result, the bytes that were read, and that it was stopped."""
+
+    def __init__(self, result: ImportedBlobs, on_read: OnRead, skip_damaged: bool) -> None:
+        """`on_read` also counts bytes that need not be read because they are here already. With `skip_damaged`, a blob
+        that is wrong or unreadable in the source is noted and left out.
+        """
+        self.result = result
         self._on_read = on_read
         self._skip_damaged = skip_damaged
         self._stopped = False
 
     def __repr__(self) -> str:
-        return f"<BlobImport {len(self._result.written)} written, {len(self._result.here)} here>"
+        return f"<ImportProgress {len(self.result.written)} written, {len(self.result.here)} here>"
 
     def count(self, count: int) -> None:
         """Count bytes. May be called from any thread. Raises `BundleError` if the import was stopped."""
@@ -64,11 +94,44 @@ class BlobImport:
             raise BundleError("stopped")
         self._on_read(count)
 
+    async def bring(self, digest: Digest, size: int, fill: Callable[[], Awaitable[bool]]) -> None:
+        """Note the result of `fill`, which writes a blob of `size` bytes, or returns False if it was here. Raises
+        `BundleError`, `StoreError`.
+        """
+        try:
+            is_written = await fill()
+        except (BlobDamaged, BundleError) as error:
+            if self._stopped or not self._skip_damaged:
+                raise BundleError(f"importing {digest}: {error}") from error
+            self.result.damaged[digest] = str(error)
+        else:
+            (self.result.written if is_written else self.result.here)[digest] = size
+
+    async def in_thread(self, work: Callable[..., bool], *arguments: object) -> bool:
+        """Run blocking work in a thread. If cancelled, stop the work and wait for its end, because it uses open files
+        that belong to this import.
+        """
+        return await uninterrupted(asyncio.to_thread(work, *arguments), stop=self._stop)
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+
+class BlobImport:
+    """The blobs of the images of cached repositories."""
+
+    def __init__(self, store: BlobStore, progress: ImportProgress) -> None:
+        self._store = store
+        self._progress = progress
+        self._added: set[Digest] = set()
+
+    def __repr__(self) -> str:
+        return f"<BlobImport {len(self._added)} looked at>"
+
     async def add(self, source: ImportSource, digest: Digest) -> None:
         """Bring a blob into the store, unless the source does not have it. Raises `BundleError`, `StoreError`."""
-        done = self._result
-        size = source.size(digest)
-        if digest in done.written or digest in done.here or digest in done.damaged:
+        progress, size = self._progress, source.size(digest)
+        if digest in self._added or digest in progress.result.damaged:
             return
         here = await asyncio.to_thread(size_here, self._store, digest)
         if here is not None and size not in (None, here):
@@ -76,28 +139,24 @@ class BlobImport:
             await asyncio.to_thread(set_aside, self._store, digest)
             here = await asyncio.to_thread(size_here, self._store, digest)
         if here is not None:
-            done.here[digest] = here
-            self.count(size or 0)
+            progress.result.here[digest] = here
+            progress.count(size or 0)
         elif size is not None:
-            await self._add_absent(source, digest, size)
+            await progress.bring(digest, size, lambda: self._fill(source, digest, size))
+        else:
+            # another source of the import may have it
+            return
+        self._added.add(digest)
 
     def put_embedded(self, digest: Digest, content: bytes) -> None:
         """Blocking: store a blob whose bytes are in its manifest. Raises `StoreError`."""
-        if digest in self._result.written or digest in self._result.here:
+        if digest in self._added:
             return
-        done = self._result.written if size_here(self._store, digest) is None else self._result.here
+        result = self._progress.result
+        done = result.written if size_here(self._store, digest) is None else result.here
         self._store.put(digest, content)
         done[digest] = len(content)
-
-    async def _add_absent(self, source: ImportSource, digest: Digest, size: int) -> None:
-        try:
-            is_written = await self._fill(source, digest, size)
-        except (BlobDamaged, BundleError) as error:
-            if self._stopped or not self._skip_damaged:
-                raise BundleError(f"importing {digest}: {error}") from error
-            self._result.damaged[digest] = str(error)
-        else:
-            (self._result.written if is_written else self._result.here)[digest] = size
+        self._added.add(digest)
 
     async def _fill(self, source: ImportSource, digest: Digest, size: int) -> bool:
         """Get the blob into the store. False if another process stored it meanwhile."""
@@ -107,7 +166,7 @@ class BlobImport:
             ingest = await asyncio.to_thread(self._store.ingest, digest, "")
             try:
                 if ingest.try_lock():
-                    return await self._in_thread(self._fill_locked, ingest, source, digest, size)
+                    return await self._progress.in_thread(self._fill_locked, ingest, source, digest, size)
                 offset = ingest.offset
             finally:
                 ingest.close()
@@ -130,7 +189,7 @@ class BlobImport:
         if start > size:
             ingest.restart()
             start = 0
-        self.count(start)
+        self._progress.count(start)
         try:
             try:
                 self._receive(ingest, source, digest, start)
@@ -147,16 +206,52 @@ class BlobImport:
         return True
 
     def _receive(self, ingest: Ingest, source: ImportSource, digest: Digest, start: int) -> None:
-        with source.body(digest, start, self.count) as body:
+        with source.body(digest, start, self._progress.count) as body:
             ingest.expect(body.size)
             ingest.fill(body, lambda: None)
         ingest.verify()
 
-    async def _in_thread(self, work: Callable[..., bool], *arguments: object) -> bool:
-        """Run blocking work in a thread. If cancelled, stop the work and wait for its end, because it uses open files
-        that belong to this import.
-        """
-        return await uninterrupted(asyncio.to_thread(work, *arguments), stop=self._stop)
 
-    def _stop(self) -> None:
-        self._stopped = True
+class HostedBlobImport:
+    """The blobs of the images of hosted repositories. They get no name in the cache: there, whoever knows a digest and
+    controls an upstream repository could have them served.
+    """
+
+    def __init__(self, hosted: HostedTarget, progress: ImportProgress) -> None:
+        self._hosted = hosted
+        self._progress = progress
+        self._added: set[Digest] = set()
+
+    def __repr__(self) -> str:
+        return f"<HostedBlobImport {len(self._added)} looked at>"
+
+    async def add(self, source: ImportSource, digest: Digest) -> None:
+        """Make a blob a hosted one, unless the source does not have it. Raises `BundleError`, `StoreError`."""
+        progress, size = self._progress, source.size(digest)
+        if digest in self._added or digest in progress.result.damaged:
+            return
+        here = await asyncio.to_thread(self._hosted.size, digest)
+        if here is not None and size in (None, here):
+            progress.result.here[digest] = here
+            progress.count(size or 0)
+        elif size is not None:
+            # a blob here that has another size is damaged, and replaced
+            await progress.bring(digest, size, lambda: progress.in_thread(self._receive, source, digest))
+        else:
+            return
+        self._added.add(digest)
+
+    def put_embedded(self, digest: Digest, content: bytes) -> None:
+        """Blocking: store a blob whose bytes are in its manifest. Raises `StoreError`."""
+        if digest in self._added:
+            return
+        result = self._progress.result
+        done = result.written if self._hosted.size(digest) is None else result.here
+        self._hosted.put(digest, content)
+        done[digest] = len(content)
+        self._added.add(digest)
+
+    def _receive(self, source: ImportSource, digest: Digest) -> bool:
+        with source.body(digest, 0, self._progress.count) as body:
+            self._hosted.receive(digest, body)
+        return True

@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from mirror.aio.threads import uninterrupted
-from mirror.bundles.blob_import import BlobImport, ImportedBlobs
+from mirror.bundles.blob_import import BlobImport, HostedBlobImport, HostedTarget, ImportedBlobs, ImportProgress
 from mirror.bundles.import_plan import ImportPlan, PlannedImage, parse_manifest, size_here
 from mirror.bundles.inventory import ListedImage
 from mirror.bundles.layout_source import OnRead
@@ -76,21 +75,6 @@ class IndexBatch:
             await self._index.record_references(references)
         except IndexUnavailable:
             self.complete = False
-
-
-class HostedTarget(Protocol):
-    """How images come into hosted repositories. All calls block, and raise `StoreError`."""
-
-    def is_hosted(self, repo: Repo) -> bool:
-        """True if the repository is hosted here."""
-
-    def take(
-        self, repo: Repo, blobs: Sequence[Digest], manifests: Sequence[Manifest], tag: str | None
-    ) -> Digest | None:
-        """Links blobs that are in the store, and stores manifests, children first; the tag points to the last. Returns
-        what the tag pointed to before, if that was something else. All is durable on return. Raises `RequestError` with
-        the reason if the image is refused.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +140,9 @@ class _Import:
         self.result = ImportResult()
         self._plan = plan
         self._target = target
-        self._blobs = BlobImport(target.store, self.result, on_read, skip_damaged)
+        self._progress = ImportProgress(self.result, on_read, skip_damaged)
+        self._cached = BlobImport(target.store, self._progress)
+        self._hosted = HostedBlobImport(target.hosted, self._progress) if target.hosted is not None else None
 
     async def reserve(self) -> ReservedSpace:
         """Reserve room for everything at once, so that the import's last blobs do not evict its first ones."""
@@ -170,17 +156,32 @@ class _Import:
             raise StoreFull(f"no room for the {format_size(needed)} to import: {error}") from error
 
     def _needed(self) -> tuple[int, list[Digest]]:
-        """Blocking: the number of bytes to write, and the digests that are here already, including blobs that the
+        """Blocking: the number of bytes to write, and the digests that the cache has already, including blobs that the
         bundle left out.
         """
-        needed, here = 0, []
-        contents = self._plan.contents()
-        for digest in contents.keys() | {digest for planned in self._plan.images for digest in planned.blobs}:
-            if size_here(self._target.store, digest) is None:
-                needed += contents.get(digest, 0)
-            else:
+        needed, here, contents = 0, [], self._plan.contents()
+        hosted, cached = self._digests(hosted=True), self._digests(hosted=False)
+        for digest in hosted | cached:
+            if size_here(self._target.store, digest) is not None:
                 here.append(digest)
+                continue
+            places = [digest in cached, digest in hosted and not self._has(digest)]
+            needed += contents.get(digest, 0) * sum(places)
         return needed, here
+
+    def _digests(self, *, hosted: bool) -> set[Digest]:
+        """The manifests and blobs of the images of hosted repositories, or of the others."""
+        images = [planned for planned in self._plan.images if (self._hosted_for(planned) is not None) is hosted]
+        manifests = {manifest.digest for planned in images for manifest in planned.manifests}
+        return manifests | {digest for planned in images for digest in planned.blobs}
+
+    def _has(self, digest: Digest) -> bool:
+        return self._target.hosted is not None and self._target.hosted.size(digest) is not None
+
+    def _hosted_for(self, planned: PlannedImage) -> HostedTarget | None:
+        """What takes the image into its repository, if that is hosted here."""
+        hosted = self._target.hosted
+        return hosted if hosted is not None and hosted.is_hosted(planned.image.repo) else None
 
     def _naming(self, here: frozenset[Digest]) -> list[Digest]:
         """Blocking: the other manifests that name these blobs. The eviction drops a blob together with an image that
@@ -191,13 +192,14 @@ class _Import:
 
     async def image(self, planned: PlannedImage) -> None:
         """Import one image: blobs, manifests with their records, the index, and the tag last."""
+        hosted = self._hosted_for(planned)
+        blobs = self._hosted if hosted is not None and self._hosted is not None else self._cached
         for digest in planned.blobs:
             if digest in planned.embedded and planned.source.size(digest) is None:
-                await asyncio.to_thread(self._blobs.put_embedded, digest, planned.embedded[digest])
+                await asyncio.to_thread(blobs.put_embedded, digest, planned.embedded[digest])
             else:
-                await self._blobs.add(planned.source, digest)
-        hosted = self._target.hosted
-        if hosted is not None and hosted.is_hosted(planned.image.repo):
+                await blobs.add(planned.source, digest)
+        if hosted is not None:
             await self._host(planned, hosted)
             self.result.images.append(planned.image.name)
             return
@@ -211,12 +213,7 @@ class _Import:
         self.result.images.append(planned.image.name)
 
     async def _host(self, planned: PlannedImage, hosted: HostedTarget) -> None:
-        """Import one image into a hosted repository. Its blobs stay in the cache as well, until they are evicted."""
-        for digest in planned.blobs:
-            size = self.result.size(digest)
-            if size is not None:
-                await self._target.intake.record_blob(BlobInfo(digest, size))
-        await self._target.index.write()
+        """Import one image, whose blobs are hosted, into a hosted repository."""
         manifests = []
         for descriptor in planned.manifests:
             content = planned.source.manifest(descriptor.digest)
@@ -224,7 +221,7 @@ class _Import:
                 raise BundleError(f"{descriptor.digest} is no longer in the source")
             manifests.append(parse_manifest(content, descriptor))
             self.result.written[descriptor.digest] = len(content)
-            self._blobs.count(len(content))
+            self._progress.count(len(content))
         image, blobs = planned.image, sorted(planned.proven)
         try:
             before = await uninterrupted(asyncio.to_thread(hosted.take, image.repo, blobs, manifests, image.tag))
@@ -259,7 +256,7 @@ class _Import:
             self.result.written[digest] = len(content)
         elif digest not in self.result.written:
             self.result.here[digest] = len(content)
-        self._blobs.count(len(content))
+        self._progress.count(len(content))
         return stored
 
     async def _record(self, planned: PlannedImage, stored: Sequence[StoredManifest]) -> None:

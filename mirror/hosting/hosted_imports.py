@@ -1,10 +1,12 @@
-"""Imports into hosted repositories: the same order as a push, with bytes that are in the cache already."""
+"""Imports into hosted repositories: the same order as a push, and the same way of the bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Final
 
-from mirror.errors import BlobUnknown, RecordDamaged
+from mirror.errors import BlobUnknown, RecordDamaged, StoreError
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.pushing import ManifestPut, Pushing
@@ -13,21 +15,31 @@ from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.hosted_records import LinkState
+from mirror.ports import Body, Uploads
 
 #: An imported index may name platforms that the other site never pulled.
 _SPARSE = HostedRules(sparse_indexes=True)
+#: Whose the upload sessions of imports are: no client's.
+_OWNER: Final = "import"
 
 
 class HostedImports:
     """Takes images into hosted repositories. All calls block, and raise `StoreError`."""
 
     def __init__(
-        self, parts: HostedParts, links: Links, pushing: Pushing, rules: Mapping[str, HostedRules], caller: str
+        self,
+        parts: HostedParts,
+        links: Links,
+        pushing: Pushing,
+        uploads: Uploads,
+        rules: Mapping[str, HostedRules],
+        caller: str,
     ) -> None:
         """`rules` are those of each hosted registry. `caller` is whom records and messages name."""
         self._parts = parts
         self._links = links
         self._pushing = pushing
+        self._uploads = uploads
         self._rules = rules
         self._caller = caller
 
@@ -49,6 +61,34 @@ class HostedImports:
         except RecordDamaged:
             return False
         return link is not None and link.state is LinkState.LINKED
+
+    def size(self, digest: Digest) -> int | None:
+        """The size of a blob in bytes, hosted or cached; None if it is certainly absent."""
+        try:
+            return self._parts.contents.stat(digest).size
+        except BlobUnknown:
+            return None
+
+    def receive(self, digest: Digest, body: Body) -> None:
+        """Make a hosted blob of a body, like that of an upload; no repository has a link to it yet. Durable on return.
+        Raises what the body raises, `BlobDamaged` if the bytes do not match, `StoreFull`.
+        """
+        upload = self._uploads.open(self._uploads.begin(_OWNER))
+        if upload is None:
+            raise StoreError("the upload session of an import has vanished")
+        try:
+            upload.fill(body, lambda _: None)
+            upload.publish(digest)
+        except BaseException:
+            with suppress(StoreError):
+                upload.discard()
+            raise
+        finally:
+            upload.close()
+
+    def put(self, digest: Digest, content: bytes) -> None:
+        """Like `receive`, for small content. Durable once an image is taken in."""
+        self._parts.blobs.put(digest, content)
 
     def take(
         self, repo: Repo, blobs: Sequence[Digest], manifests: Sequence[Manifest], tag: str | None

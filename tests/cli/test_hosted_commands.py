@@ -196,8 +196,6 @@ def test_a_hosted_image_goes_into_a_bundle(tmp_path: Path) -> None:
     assert link
     assert link.record.state is LinkState.LINKED
     # of the new image, the bundle has only what the other site lacks
-    for info in list(other.here.store.walk()):
-        other.here.store.delete(info.digest)
     inventory = tmp_path / "inventory.json"
     inventory.write_bytes(Inventory((), {Digest.of(b"only here"): len(b"only here")}).to_bytes())
     hosted.image([b"only here", b"newer"], tag="v1")
@@ -207,6 +205,33 @@ def test_a_hosted_image_goes_into_a_bundle(tmp_path: Path) -> None:
     assert usage["bytes"] > len(b"only here")
     assert "hosted:    corp has " in other.run("status")
     assert list(other.json("import", bundle)["moved"]) == ["corp/own:v1"]
+
+
+def test_what_is_imported_for_a_hosted_repository_is_not_in_the_cache(tmp_path: Path) -> None:
+    """There, an upstream could name its digest and have it served. What a cached image has as well is in both places."""
+    site = _Site(tmp_path)
+    hosted = HostedHere(tmp_path / "store")
+    hosted.repo = Repo("corp", "own")
+    hosted.image([b"only hosted", b"in both"], tag="v1")
+    site.here.image([b"in both", b"only cached"], tag="v2")
+    bundle = tmp_path / "bundle.tar"
+    site.json("export", "corp/own:v1", "library/app:v2", "-o", str(bundle))
+    (tmp_path / "other").mkdir()
+    other = _Site(tmp_path / "other")
+    assert sorted(other.json("import", str(bundle))["images"]) == ["corp/own:v1", "docker.io/library/app:v2"]
+    there, layout = HostedHere(tmp_path / "other/store"), Layout(tmp_path / "other/store")
+    cached = {info.digest for info in other.here.store.walk()}
+    for content, is_cached, is_hosted in (
+        (b"only hosted", False, True),
+        (b"in both", True, True),
+        (b"only cached", True, False),
+    ):
+        assert (Digest.of(content) in cached) is is_cached, content
+        assert there.is_here(content) is is_hosted, content
+    root = there.catalog.get_tag(hosted.repo, "v1")
+    assert root
+    assert root.digest not in cached
+    assert [*Path(layout.uploads).iterdir()] == []
 
 
 @pytest.mark.parametrize(

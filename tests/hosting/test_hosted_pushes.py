@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from mirror.bundles.layout_source import FileBody
 from mirror.errors import (
+    BlobDamaged,
     BlobReferenced,
     BlobUnknown,
     Denied,
@@ -129,10 +133,31 @@ async def test_a_tag_moves_only_for_callers_who_may_overwrite(world: HostedWorld
     assert (await repository.manifest("1")).digest == first.digest
 
 
+def test_an_import_receives_like_an_upload(world: HostedWorld, tmp_path: Path) -> None:
+    """What does not match its digest leaves no blob, and no session."""
+    verbs, content = world.verbs(), b"imported"
+    imports = HostedImports(verbs.parts, verbs.links, verbs.pushing, world.uploads, {"corp": HostedRules()}, "import")
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+
+        def body() -> FileBody:
+            return FileBody(file.fileno(), 0, len(content))
+
+        with pytest.raises(BlobDamaged):
+            imports.receive(Digest.of(b"other"), body())
+        assert imports.size(Digest.of(b"other")) is None
+        imports.receive(Digest.of(content), body())
+    assert imports.size(Digest.of(content)) == len(content)
+    assert verbs.parts.blobs.hosted(Digest.of(content)).size == len(content)
+    assert list(world.uploads.sessions()) == []
+    with pytest.raises(BlobUnknown):
+        world.cache.stat(Digest.of(content))
+
+
 async def test_an_import_needs_all_blobs_but_not_all_platforms(world: HostedWorld) -> None:
     """Blobs that came with it are linked; one that is missing refuses the image."""
     verbs = world.verbs()
-    imports = HostedImports(verbs.parts, verbs.links, verbs.pushing, {"corp": HostedRules()}, "import")
+    imports = HostedImports(verbs.parts, verbs.links, verbs.pushing, world.uploads, {"corp": HostedRules()}, "import")
     for content in (b"{}", b"layer"):
         world.cache.put(Digest.of(content), content)
     whole, lacking = image(b"{}", b"layer"), image(b"{}", b"absent")

@@ -130,7 +130,7 @@ async def test_a_rule_covers_tags_that_are_older(world: HostedWorld, here: Hoste
 async def test_an_import_moves_no_tag(world: HostedWorld, here: HostedRepository) -> None:
     """Nothing of it is written; the same image passes."""
     verbs = world.verbs()
-    imports = HostedImports(verbs.parts, verbs.links, verbs.pushing, {"corp": HostedRules()}, "import")
+    imports = HostedImports(verbs.parts, verbs.links, verbs.pushing, world.uploads, {"corp": HostedRules()}, "import")
     changed, same = read_manifest(CHANGED, OCI_MANIFEST), read_manifest(IMAGE, OCI_MANIFEST)
     with pytest.raises(TagImmutable):
         imports.take(TEAM, [], [changed], "v1")
