@@ -208,7 +208,7 @@ def test_a_hosted_image_goes_into_a_bundle(tmp_path: Path) -> None:
 
 
 def test_what_is_imported_for_a_hosted_repository_is_not_in_the_cache(tmp_path: Path) -> None:
-    """There, an upstream could name its digest and have it served. What a cached image has as well is in both places."""
+    """There, an upstream could name its digest and have it served. What a cached image needs is in both places."""
     site = _Site(tmp_path)
     hosted = HostedHere(tmp_path / "store")
     hosted.repo = Repo("corp", "own")
