@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import runpy
 from collections.abc import Callable
@@ -142,6 +143,30 @@ def test_a_configuration_of_ones_own_stays_as_it_is() -> None:
     """Byte for byte, also what looks like a template, and without a last line break."""
     text = "# {{ .Values.image }} \u2192 \"'\n\n[server]\n\tworkers = 2"
     assert mirror_toml(helm.render(_CHART, {"config": text})).rstrip("\n") == text
+
+
+def test_a_redis_of_ones_own_is_the_same_in_both(tmp_path: Path) -> None:
+    """`external` in the chart, `redis-client` in the overlay."""
+    _write_kustomization(tmp_path, "redis-client")
+    assert _alike(helm.render(_CHART, {"redis": {"mode": "external"}})) == _alike(render(tmp_path.resolve()))
+
+
+def test_no_redis_is_the_same_in_both(tmp_path: Path) -> None:
+    """`none` in the chart, no component in the overlay."""
+    _write_kustomization(tmp_path, None)
+    assert _alike(helm.render(_CHART, {"redis": {"mode": "none"}})) == _alike(render(tmp_path.resolve()))
+
+
+def _write_kustomization(folder: Path, instead_of_redis: str | None) -> None:
+    """The overlay with another component in the place of `../redis`, or none."""
+    text = (_K8S / "cluster/kustomization.yaml").read_text()
+    assert "  - ../redis\n" in text
+    text = text.replace("  - ../redis\n", f"  - ../{instead_of_redis}\n" if instead_of_redis else "")
+    place = os.path.relpath(_K8S, folder.resolve())
+    (folder / "kustomization.yaml").write_text(text.replace("- ../", f"- {place}/"))
+    for file in (_K8S / "cluster").iterdir():
+        if file.name != "kustomization.yaml":
+            (folder / file.name).write_bytes(file.read_bytes())
 
 
 @pytest.mark.parametrize("mode", ["deploy", "external", "none"])

@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from mirror.config import Config, hints, load
+from mirror.index.redis_address import parse_redis_url
 from mirror.leases.bucket_clock import TOLERANCE
 from mirror.leases.bucket_leases import LeaseTimes
 from mirror.policy.cluster.peer_signatures import WINDOW
@@ -51,3 +52,10 @@ def test_its_numbers_are_those_of_the_code() -> None:
         f"without it after {config.index.timeout * 1000:g} ms",
     ):
         assert said in text, said
+
+
+def test_the_address_of_a_redis_is_one() -> None:
+    """That of docs/cluster.md for Sentinels."""
+    page = (Path(__file__).resolve().parents[2] / "docs/cluster.md").read_text()
+    [url] = re.findall(r"url='(redis\+sentinel://[^']+)'", page)
+    assert parse_redis_url(url)
