@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from mirror import __version__
 from mirror.access.audit import AuditLog
@@ -35,15 +37,20 @@ from mirror.server.admin.copy_admin import CopyAdmin
 from mirror.server.admin.event_admin import EventAdmin
 from mirror.server.admin.hosted_admin import HostedAdmin
 from mirror.server.admin.image_admin import ImageAdmin
-from mirror.server.admin.mirror_status import HostedFacts, MirrorStatus
+from mirror.server.admin.mirror_status import ClusterFacts, HostedFacts, MirrorStatus
 from mirror.server.admin.repository_list import RepositoryList
 from mirror.server.admin.retention_admin import RetentionAdmin
 from mirror.server.admin.traffic_log import TrafficLog
-from mirror.server.admin.worker_status import Workers
+from mirror.server.admin.worker_status import PeerStatus, ReplicaWork, Workers
 from mirror.server.registry.access_control import AccessControl
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.purge_notices import PurgeNotices
 from mirror.store.local.status_board import StatusBoard
+
+if TYPE_CHECKING:
+    from mirror.app.clustering import Cluster
+    from mirror.eviction.cluster_purge import ClusterPurge
+    from mirror.eviction.purge import Purge
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,8 @@ class Administration:
     collector: GarbageCollector
     replications: Replications
     retention: Retention
+    #: The purge that other replicas carry out, too; None if there are none.
+    cluster_purge: ClusterPurge | None = None
 
 
 def open_administration(
@@ -76,7 +85,12 @@ def open_administration(
     replications = open_replications(config, storage, repositories, audit, now)
     kinds = {"prefetch": prefetching(router.guarded, parse), "sync": sync.job, "replicate": replications.job}
     jobs = make_jobs(storage, kinds, now=now)
-    workers = _make_workers(storage, repositories)
+    notices = PurgeNotices(JsonRecords(storage.layout, "purges"))
+    workers = _make_workers(storage, repositories, notices)
+    purge = make_purge(config, storage, repositories.shared.caches.forget)
+    cluster_purge = None
+    if storage.cluster is not None:
+        cluster_purge = _in_all_replicas(storage, storage.cluster, purge, workers, notices)
     traffic = TrafficLog(storage.records("traffic"), locks=storage.locks)
     images = ImageAdmin(
         blob_places(config, storage),
@@ -86,7 +100,7 @@ def open_administration(
         storage.index,
         storage.eviction.evictor,
         storage.eviction.space,
-        make_purge(config, storage, repositories.shared.caches.forget),
+        cluster_purge or purge,
         rules=StayRules(pin_rules(config), immutable_tags(config)),
         table=table,
     )
@@ -104,6 +118,7 @@ def open_administration(
         version=__version__,
         offline=config.offline,
         caches=shown,
+        cluster=ClusterFacts(config.cluster.name, config.cluster.address) if storage.cluster is not None else None,
     )
     collector = open_collector(config, storage, verbs.parts, now, audit)
     retention = open_retention(config, storage, verbs.parts, now, audit)
@@ -143,7 +158,19 @@ def open_administration(
         access=gate if config.access.has_admins else None,
         audit=audit,
     )
-    return Administration(admin, sync, jobs, workers, traffic, collector, replications, retention)
+    return Administration(admin, sync, jobs, workers, traffic, collector, replications, retention, cluster_purge)
+
+
+def _in_all_replicas(
+    storage: Storage, cluster: Cluster, purge: Purge, workers: Workers, notices: PurgeNotices
+) -> ClusterPurge:
+    # imported here: a mirror without replicas does not even load it
+    from mirror.app.clusters.cluster_purges import all_have_seen, in_all_replicas
+
+    everywhere = partial(all_have_seen, notices.here, workers.have_heeded)
+    made = in_all_replicas(storage, cluster, purge, everywhere)
+    cluster.effects.add(made.effect)
+    return made
 
 
 def bucket_facts(config: Config, storage: Storage) -> BucketFacts | None:
@@ -166,13 +193,18 @@ def bucket_facts(config: Config, storage: Storage) -> BucketFacts | None:
     )
 
 
-def _make_workers(storage: Storage, repositories: Repositories) -> Workers:
-    purges = PurgeNotices(JsonRecords(storage.layout, "purges"))
-
+def _make_workers(storage: Storage, repositories: Repositories, purges: PurgeNotices) -> Workers:
     def look() -> None:
         for purge in purges.new():
             repositories.shared.caches.forget(purge.repo, purge.tags, purge.digests)
 
     board = StatusBoard(storage.layout, storage.locks)
     health = storage.bucket.bucket.health if storage.bucket is not None else lambda: None
-    return Workers(board, repositories.shared.flights, repositories.upstreams.states, bucket=health, look=look)
+    replica = ReplicaWork(partial(_peers, storage.cluster), purges.seen) if storage.cluster is not None else None
+    states = repositories.upstreams.states
+    return Workers(board, repositories.shared.flights, states, bucket=health, look=look, replica=replica)
+
+
+def _peers(cluster: Cluster) -> list[PeerStatus]:
+    members = cluster.members
+    return [PeerStatus(peer, *astuple(members.state(peer))) for peer in members.peers()]

@@ -193,6 +193,7 @@ async def build(
                 admin.workers.run(),
                 admin.traffic.run(),
                 *((reports.log.run(), reports.deliveries.run()) if reports else ()),
+                *([admin.cluster_purge.run(partial(storage.locks.try_hold, "purges"))] if admin.cluster_purge else []),
                 *([keep_cache(storage)] if storage.bucket_cache is not None else []),
             ):
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))

@@ -15,7 +15,18 @@ from mirror import __version__
 from mirror import config as settings
 from mirror.cli.admin_client import ask, ask_if_running, target_of
 from mirror.cli.audit_command import audited
-from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, counted, load, parse_images, say, say_json
+from mirror.cli.base import (
+    ConfigFile,
+    JsonOption,
+    TextTable,
+    application,
+    complain,
+    counted,
+    load,
+    parse_images,
+    say,
+    say_json,
+)
 from mirror.cli.store_checks import check_owner, check_there
 from mirror.errors import BucketUnavailable
 from mirror.graph.references import names_of
@@ -107,7 +118,9 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     unknown = {"worker": None, "uptime": None, "traffic": None}
     parts = ("state", "since", "reason", "reads_only", "id", "records_complete", "records_listed", "cache")
     bucket = {"address": loaded.store.bucket, **dict.fromkeys(parts)} if loaded.store.bucket is not None else None
-    rest = {"hosted": hosted, "bucket": bucket, "index": index, "offline": loaded.offline}
+    cluster = loaded.cluster
+    members = {"name": cluster.name, "address": cluster.address, "members": []} if cluster.has_members else None
+    rest = {"hosted": hosted, "bucket": bucket, "cluster": members, "index": index, "offline": loaded.offline}
     return {"version": __version__, **unknown, "workers": [], "store": store, **rest}
 
 
@@ -122,6 +135,7 @@ def _print_status(status: Mapping[str, Any]) -> None:
         say(f"bucket:    {describe_bucket(bucket)}")
         if cache := bucket["cache"]:
             say(f"cached:    {_describe_cache(cache)}")
+    _print_cluster(status.get("cluster"))
     for usage in status.get("hosted", []):
         full = "not known" if usage["bytes"] is None else format_size(usage["bytes"])
         quota = f" of {format_size(usage['quota'])}" if usage["quota"] is not None else ""
@@ -226,6 +240,21 @@ def _print_upstream(upstream: Mapping[str, Any]) -> None:
         say(f"budget:    {name} allows {budget['remaining']} more of {budget['limit']} pulls")
 
 
+def _print_cluster(cluster: Mapping[str, Any] | None) -> None:
+    """The other replicas that do not answer, or how many there are."""
+    if cluster is None:
+        return
+    members = cluster["members"]
+    up = sum(member["up"] for member in members)
+    say(f"cluster:   {cluster['name']}, {up} of {counted(len(members), 'other replica')} answering")
+    for member in members:
+        if not member["up"]:
+            say(f"           {member['address']}: down since {member['since'] or 'the start'}: {member['reason']}")
+    versions = {member["version"] for member in members if member["version"]} - {__version__}
+    if versions:
+        say(f"           other versions run there: {', '.join(sorted(versions))}")
+
+
 def _fullness(size: int | None, limit: int | None) -> str:
     if size is None or limit is None:
         return "being counted"
@@ -247,10 +276,14 @@ def purge(
         purged = asyncio.run(_purge(loaded, wanted))
     if as_json:
         say_json(purged)
-        return
-    say(f"{purged['image']}: purged, {counted(purged['blobs'], 'blob')}, {format_size(purged['bytes'])}")
-    if not purged["manifests"]:
-        say("its content stays, because another tag points to the same image")
+    else:
+        say(f"{purged['image']}: purged, {counted(purged['blobs'], 'blob')}, {format_size(purged['bytes'])}")
+        if not purged["manifests"] and purged["tags"]:
+            say("its content stays, because another tag points to the same image")
+    # an older mirror that is running does not say it
+    if unconfirmed := purged.get("unconfirmed"):
+        complain(f"mirror: not confirmed, and done once they are back, by {', '.join(unconfirmed)}")
+        raise typer.Exit(1)
 
 
 async def _purge(loaded: settings.Config, wanted: Image) -> Mapping[str, Any]:
@@ -258,7 +291,13 @@ async def _purge(loaded: settings.Config, wanted: Image) -> Mapping[str, Any]:
 
     with audited(loaded, "purge", repository=str(wanted.repo), reference=str(wanted.reference)) as about:
         async with open_storage(loaded) as storage:
-            purged = await make_purge(loaded, storage)(wanted)
+            purge = make_purge(loaded, storage)
+            if storage.cluster is not None:
+                from mirror.app.clusters.cluster_purges import in_all_replicas
+
+                purged = await in_all_replicas(storage, storage.cluster, purge)(wanted)
+            else:
+                purged = await purge(wanted)
         about["bytes"] = purged.bytes
     return purged_json(purged)
 

@@ -51,7 +51,9 @@ from mirror.ports import BlobStore, Catalog, ContentIndex, Freezes, Pins
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What was dropped: tags, links of manifests, and the number of blobs and their bytes."""
+    """What was dropped: tags, links of manifests, and the number of blobs and their bytes. `unconfirmed` are other
+    replicas that have not dropped it yet.
+    """
 
     image: str
     repo: Repo
@@ -59,6 +61,7 @@ class Purged:
     manifests: tuple[Digest, ...]
     blobs: int
     bytes: int
+    unconfirmed: tuple[str, ...] = ()
 
 
 #: For each manifest of each repository: the candidates that it is or names.

@@ -150,6 +150,7 @@ class PurgedJson(TypedDict):
     manifests: Annotated[list[str], about("Digests of the manifests that the repository no longer has.")]
     blobs: Annotated[Count, about("Number of files removed, manifests among them.")]
     bytes: Bytes
+    unconfirmed: Annotated[list[str], about("Other replicas of the cluster that have not removed it yet.")]
 
 
 def purged_json(purged: Purged) -> PurgedJson:
@@ -160,6 +161,7 @@ def purged_json(purged: Purged) -> PurgedJson:
         "manifests": [str(digest) for digest in purged.manifests],
         "blobs": purged.blobs,
         "bytes": purged.bytes,
+        "unconfirmed": list(purged.unconfirmed),
     }
 
 

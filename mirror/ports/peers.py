@@ -74,8 +74,10 @@ class Notice:
 class Notices(Protocol):
     """Informs the other replicas."""
 
-    async def send(self, notice: Notice, *, patience: float) -> Sequence[str]:
-        """Returns the members in which the notice has not taken effect within `patience` seconds. Raises nothing."""
+    async def send(self, notice: Notice, *, patience: float, to: Sequence[str] | None = None) -> Sequence[str]:
+        """Returns the members in which the notice has not taken effect within `patience` seconds, of those in `to`, or
+        of all others. Raises nothing.
+        """
 
     def hint(self, notice: Notice) -> None:
         """Send it behind, and forget it if that fails. May be called from any thread. Raises nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Final
@@ -15,7 +15,7 @@ from mirror.aio.costly_cache import CostlyCache
 from mirror.errors import BodyInvalid, ImageHosted, ManifestUnknown, PinUnknown, RequestError, StoreFull
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import pinned_images
-from mirror.eviction.purge import Purge
+from mirror.eviction.purge import Purged
 from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.eviction.space import Space
 from mirror.graph.blob_places import BlobPlaces
@@ -82,7 +82,7 @@ class ImageAdmin:
         index: ContentIndex,
         evictor: Evictor,
         space: Space,
-        purge: Purge,
+        purge: Callable[[Image], Awaitable[Purged]],
         *,
         rules: StayRules,
         table: RoutingTable,

@@ -19,7 +19,7 @@ from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.server.admin.bucket_status import BucketFacts, BucketStatusJson
 from mirror.server.admin.traffic_log import HistoryJson, TrafficJson, TrafficLog, total, traffic_json
-from mirror.server.admin.worker_status import FlightJson, UpstreamJson, WorkerJson, Workers
+from mirror.server.admin.worker_status import FlightJson, PeerJson, UpstreamJson, WorkerJson, Workers
 from mirror.values.json_types import Bytes, Count, Seconds, about
 
 #: Seconds that the status waits until the size of the store is counted.
@@ -56,6 +56,22 @@ def usage_json(usage: Iterable[ScopeUsage]) -> list[HostedUsageJson]:
     return [{"scope": each.scope, "bytes": each.used, "quota": each.limit} for each in usage]
 
 
+class ClusterStatusJson(TypedDict):
+    """The cluster of which this mirror is a replica."""
+
+    name: str
+    address: Annotated[str, about("This replica's own, as the others reach it.")]
+    members: Annotated[list[PeerJson], about("The other replicas, by address, as this one sees them.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """The name of the cluster, and the address of this replica."""
+
+    name: str
+    address: str
+
+
 class StatusJson(TypedDict):
     """The state of the mirror."""
 
@@ -66,6 +82,7 @@ class StatusJson(TypedDict):
     store: StoreStatusJson
     hosted: list[HostedUsageJson]
     bucket: Annotated[BucketStatusJson | None, about("Null: there is none.")]
+    cluster: Annotated[ClusterStatusJson | None, about("Null: this mirror is no replica.")]
     index: IndexStatusJson
     flights: Annotated[Count, about("Number of downloads in progress, over all workers.")]
     traffic: Annotated[TrafficJson, about("Since the mirror started.")]
@@ -124,6 +141,7 @@ class MirrorStatus:
         version: str,
         offline: bool,
         caches: Callable[[], Mapping[str, CacheStats]],
+        cluster: ClusterFacts | None = None,
     ) -> None:
         self._root = root
         self._space = space
@@ -134,6 +152,7 @@ class MirrorStatus:
         self.version = version
         self._offline = offline
         self._caches = caches
+        self._cluster = cluster
 
     async def status(self) -> StatusJson:
         """The state of the mirror. Raises `StoreError`."""
@@ -153,11 +172,17 @@ class MirrorStatus:
             },
             "hosted": usage_json(await self._hosted.quotas.usage()),
             "bucket": await bucket.status(await self._workers.buckets()) if (bucket := self._hosted.bucket) else None,
+            "cluster": await self._cluster_status(),
             "index": {"error": self._write_behind.trouble},
             "flights": len(await self._workers.flights()),
             "traffic": traffic_json(await asyncio.to_thread(total)),
             "offline": self._offline,
         }
+
+    async def _cluster_status(self) -> ClusterStatusJson | None:
+        if (cluster := self._cluster) is None:
+            return None
+        return {"name": cluster.name, "address": cluster.address, "members": await self._workers.peers()}
 
     async def history(self) -> HistoryJson:
         """The traffic of the last day. Raises `StoreError`."""

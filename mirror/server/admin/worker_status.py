@@ -97,14 +97,43 @@ class UpstreamStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """Another replica as one worker sees it. `since` is in epoch seconds, None if the worker has not asked it;
+    `first_byte` are the seconds within which nine of ten of its answers began, None if there were none.
+    """
+
+    address: str
+    up: bool
+    since: float | None
+    reason: str
+    version: str
+    first_byte: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaWork:
+    """What a worker publishes as a part of a replica: how it sees the others, and the notices of purges it has heeded;
+    `every` is how often it looks, in seconds.
+    """
+
+    peers: Callable[[], Sequence[PeerStatus]]
+    purges: Callable[[], Sequence[str]]
+    every: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker, by its process id; `started` is in epoch seconds."""
+    """One worker, by its process id; `started` is in epoch seconds. In a cluster, `peers` is how it sees the other
+    replicas, and `purges` are the notices of purges that it has heeded.
+    """
 
     worker: int
     started: float
     flights: Sequence[FlightJson]
     upstreams: Sequence[UpstreamStatus]
     bucket: BucketHealth | None = None
+    peers: Sequence[PeerStatus] = ()
+    purges: Sequence[str] = ()
 
 
 _STATUS: Final = TypeAdapter(WorkerStatus)
@@ -126,6 +155,17 @@ class CredentialsFailureJson(TypedDict):
     provider: str
     reason: str
     since: Timestamp | None
+
+
+class PeerJson(TypedDict):
+    """Another replica of the cluster."""
+
+    address: str
+    up: Annotated[bool, about("False: a worker leaves it alone, because it did not answer.")]
+    since: Annotated[Timestamp | None, about("Since when it is up, or not; null: it was not asked yet.")]
+    reason: Annotated[str | None, about("Why it is not up.")]
+    version: Annotated[str | None, about("The version of its program; null: not known yet.")]
+    first_byte: Annotated[Seconds | None, about("Nine of ten answers began within this time; null: there were none.")]
 
 
 class EndpointJson(TypedDict):
@@ -189,12 +229,16 @@ class Workers:
         *,
         bucket: Callable[[], BucketHealth | None] = lambda: None,
         look: Callable[[], None] = lambda: None,
+        replica: ReplicaWork | None = None,
     ) -> None:
+        """`replica` is what a worker of a cluster publishes besides; None without other replicas."""
         self._board = board
         self._flights = flights
         self._upstreams = upstreams
         self._bucket = bucket
         self._look = look
+        self._replica = replica
+        self._every = replica.every if replica is not None else _EVERY
         self._started = time.time()
         self._published: WorkerStatus | None = None
 
@@ -213,14 +257,14 @@ class Workers:
             await asyncio.to_thread(self._board.open)
             while True:
                 try:
-                    await self._publish()
                     await asyncio.to_thread(self._look)
+                    await self._publish()
                     failed = False
                 except StoreError as error:
                     if not failed:
                         telemetry.log.warning("worker status cannot be written", reason=str(error))
                     failed = True
-                await asyncio.sleep(_EVERY)
+                await asyncio.sleep(self._every)
         finally:
             self._board.close()
 
@@ -244,7 +288,16 @@ class Workers:
             }
             for flight in list(self._flights.active())[:_MOST]
         ]
-        return WorkerStatus(os.getpid(), self._started, flights, self._upstreams(), self._bucket())
+        replica = self._replica
+        return WorkerStatus(
+            os.getpid(),
+            self._started,
+            flights,
+            self._upstreams(),
+            self._bucket(),
+            replica.peers() if replica is not None else (),
+            replica.purges() if replica is not None else (),
+        )
 
     async def _all(self) -> list[WorkerStatus]:
         every = [self._own()]
@@ -276,6 +329,19 @@ class Workers:
                 known["filling"] = known["filling"] or flight["filling"]
         return list(merged.values())
 
+    async def peers(self) -> list[PeerJson]:
+        """The other replicas, by address: the worst that any worker has seen of each. Raises `StoreError`."""
+        merged: dict[str, PeerStatus] = {}
+        for peer in (peer for status in await self._all() for peer in status.peers):
+            known = merged.get(peer.address)
+            merged[peer.address] = peer if known is None else _merged_peer(known, peer)
+        return [_peer_json(merged[address]) for address in sorted(merged)]
+
+    async def have_heeded(self, purges: Iterable[str]) -> bool:
+        """True if every worker has heeded these notices of purges. Raises `StoreError`."""
+        wanted = set(purges)
+        return all(wanted <= set(status.purges) for status in await self._all())
+
     async def buckets(self) -> list[BucketHealth]:
         """How the bucket has answered each worker. Raises `StoreError`."""
         return [status.bucket for status in await self._all() if status.bucket is not None]
@@ -294,6 +360,23 @@ class Workers:
 
 def _uptime(started: float) -> float:
     return round(max(0.0, time.time() - started), 1)
+
+
+def _merged_peer(one: PeerStatus, other: PeerStatus) -> PeerStatus:
+    worst = min(one, other, key=lambda peer: (peer.since is None, peer.up, -(peer.since or 0.0)))
+    times = [peer.first_byte for peer in (one, other) if peer.first_byte is not None]
+    return replace(worst, version=one.version or other.version, first_byte=max(times, default=None))
+
+
+def _peer_json(peer: PeerStatus) -> PeerJson:
+    return {
+        "address": peer.address,
+        "up": peer.up,
+        "since": moment(peer.since) if peer.since is not None else None,
+        "reason": peer.reason or None,
+        "version": peer.version or None,
+        "first_byte": round(peer.first_byte, 3) if peer.first_byte is not None else None,
+    }
 
 
 def _merged(one: UpstreamStatus, other: UpstreamStatus) -> UpstreamStatus:

@@ -46,6 +46,14 @@ class PurgeNotices:
         with suppress(StoreError):  # then `new` returns older notices too, and only costs answers from memory
             self._seen = {record["key"] for record in records.all()}
 
+    def seen(self) -> list[str]:
+        """The notices that this process knows: it answers with nothing of theirs from memory any more."""
+        return sorted(self._seen)
+
+    def here(self) -> list[str]:
+        """The notices that are here now. Raises `StoreError`."""
+        return sorted(record["key"] for record in self._records.all())
+
     def publish(self, repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
         """Write a notice that these tags and digests of a repository were purged; drops notices that are too old."""
         for record in self._records.all():

@@ -1,0 +1,1 @@
+"""What a replica of a cluster does with the others, put together."""

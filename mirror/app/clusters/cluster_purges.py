@@ -1,0 +1,52 @@
+"""Builds the purge of a replica, which all other replicas carry out as well."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from mirror.app.clustering import Cluster
+from mirror.app.storage import Storage
+from mirror.errors import StoreError
+from mirror.eviction.cluster_purge import ClusterPurge
+from mirror.eviction.purge import Purge
+from mirror.store.local.json_records import JsonRecords
+from mirror.store.objects.purge_orders import BucketPurgeOrders
+
+#: Seconds between two looks at what the workers have seen, and until one counts as standing still.
+_LOOK: Final = 0.05
+_PATIENCE: Final = 5.0
+
+
+async def _nowhere() -> None:
+    """A command: the workers that run read the notices on the disk within a second."""
+
+
+def in_all_replicas(
+    storage: Storage,
+    cluster: Cluster,
+    purge: Purge,
+    everywhere: Callable[[], Awaitable[None]] = _nowhere,
+) -> ClusterPurge:
+    """A purge that all replicas carry out. `everywhere` returns once no worker of this one answers with what was
+    purged.
+    """
+    use, own = storage.bucket, JsonRecords(storage.layout, "purge-orders")
+    orders = own if use is None else BucketPurgeOrders(use.bucket)
+    done = JsonRecords(storage.layout, "purges-done")
+    return ClusterPurge(purge, everywhere, cluster.notices, orders, done, is_shared=use is not None)
+
+
+async def all_have_seen(here: Callable[[], list[str]], have: Callable[[list[str]], Awaitable[bool]]) -> None:
+    """Returns once every worker of this replica has heeded the notices that are `here` now, on its disk; `have` says
+    whether they have. Raises `StoreError` if one of them stands still.
+    """
+    notices = await asyncio.to_thread(here)
+    end = time.monotonic() + _PATIENCE
+    # workers are processes, which show on the disk what they have seen
+    while not await have(notices):
+        if time.monotonic() > end:
+            raise StoreError("a worker has not heeded a purge: it stands still")
+        await asyncio.sleep(_LOOK)
