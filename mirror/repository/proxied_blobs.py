@@ -21,6 +21,7 @@ from mirror.aio.memo import MISSING
 from mirror.caller import caller_mark
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, StoreFull, UpstreamNotFound
 from mirror.fills.flights import Flights
+from mirror.fills.peer_source import PeerSource
 from mirror.fills.sources import BlobSource, BlobSources, FromUpstream, Pull
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
@@ -236,9 +237,10 @@ class ProxiedBlobs:
                 return self._stored.has(digest)
         return False
 
-    def waits_for(self, digest: Digest) -> BlobSource | None:
-        """Returns the source that gives this process the blob now; None if there is none, or it is the upstream."""
-        return self._flights.source_of(digest, self._upstream.name)
+    def waits_for(self, digest: Digest) -> str:
+        """Returns the member from which this process gets the blob now; empty if there is none."""
+        source = self._flights.source_of(digest, self._upstream.name)
+        return source.member if isinstance(source, PeerSource) else ""
 
     async def offset(self, digest: Digest) -> int | None:
         """Returns how many bytes of the blob could be sent now, whichever process fetches it; None if none does and it

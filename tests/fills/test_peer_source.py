@@ -21,12 +21,13 @@ from mirror.fills.flight import Flight
 from mirror.fills.peer_source import PeerReads
 from mirror.fills.sources import BlobSources, FromUpstream
 from mirror.oci.reference import Repo
+from mirror.peers.members import ClusterMembers
 from mirror.peers.peer_health import PeerHealth
 from mirror.policy.cluster.ownership import by_weight
 from tests.support.following import read_to_end
 from tests.support.hangar import CONTENT, DIGEST, HALF, SIZE, GatedUpstream, Hangar, reached
 from tests.support.memory_store import MemoryStore
-from tests.support.scripted_peers import FixedMembers, ScriptedPeers
+from tests.support.scripted_peers import ScriptedPeers
 from tests.support.stepped_time import SteppedTime
 
 _REPO = Repo("docker.io", "library/app")
@@ -41,8 +42,8 @@ class Site:
         self.time = SteppedTime()
         self.peers = ScriptedPeers()
         self.health = PeerHealth(now=self.time)
-        self.members = FixedMembers(_OWN, _OWNER, _SECOND, is_up=self.health.is_up)
-        self.reads = PeerReads(self.peers, self.members, self.health, sleep=self.time.sleep, clock=self.time)
+        self.members = ClusterMembers(_OWN, [_OWNER, _SECOND], self.health)
+        self.reads = PeerReads(self.peers, self.members, sleep=self.time.sleep, clock=self.time)
         self.upstream = GatedUpstream(is_open=True)
         self.store = MemoryStore()
         self.hangar = Hangar(self.store, executor)
@@ -109,12 +110,12 @@ async def test_125_a_peer_that_is_down_costs_one_try(site: Site) -> None:
     assert site.asked == [(_OWNER, 0), (_SECOND, 0)]
     await site.fetch()
     assert site.asked[2:] == [(_SECOND, 0)]
-    assert not site.health.is_up(_OWNER)
+    assert not site.members.is_up(_OWNER)
     site.time.now += 1.5
     site.owner.refusal = None
     await site.fetch()
     assert site.asked[3:] == [(_OWNER, 0)]
-    assert site.health.is_up(_OWNER)
+    assert site.members.is_up(_OWNER)
     assert site.upstream.starts == []
 
 
@@ -132,7 +133,7 @@ async def test_125_a_peer_that_says_no_is_left_for_the_next(site: Site, refusal:
     assert (await site.fetch()).source == ""
     assert site.asked == [(_OWNER, 0), (_SECOND, 0)]
     assert site.upstream.starts == [0]
-    assert site.health.is_up(_OWNER) is is_up
+    assert site.members.is_up(_OWNER) is is_up
 
 
 async def test_125_a_peer_that_hangs_is_left_when_it_does_not_say_how_far_it_is(site: Site) -> None:
@@ -150,7 +151,7 @@ async def test_125_a_peer_that_hangs_is_left_when_it_does_not_say_how_far_it_is(
     assert site.asked == [(_OWNER, 0), (_SECOND, 0)]
     await flight.over.wait()
     site.store.delete(DIGEST)
-    assert not site.health.is_up(_OWNER)
+    assert not site.members.is_up(_OWNER)
     await site.fetch()
     assert site.asked[2:] == [(_SECOND, 0)]
     assert site.upstream.starts == []
@@ -206,7 +207,7 @@ async def test_125_a_peer_that_has_the_bytes_and_sends_none_is_left(site: Site, 
     assert site.asked == [(_OWNER, 0), (_SECOND, HALF)]
     assert site.owner.looks == 2
     # the peer itself is well
-    assert site.health.is_up(_OWNER)
+    assert site.members.is_up(_OWNER)
 
 
 async def test_a_busy_peer_is_given_time(site: Site) -> None:
@@ -232,7 +233,7 @@ async def test_without_a_size_the_owner_s_upstream_is_waited_for(site: Site) -> 
     assert await read_to_end(await task) == CONTENT
     assert site.asked == [(_OWNER, 0)]
     # such a time says nothing about the peer
-    assert site.health.first_byte(_OWNER) is None
+    assert site.members.usual(_OWNER) is None
 
 
 async def test_125_a_body_that_breaks_goes_on_at_the_next_source(site: Site) -> None:
@@ -264,7 +265,7 @@ async def test_125_a_peer_that_lies_is_not_asked_for_that_blob_again(site: Site)
     assert site.upstream.starts == []
     await site.fetch()
     assert site.asked[2:] == [(_SECOND, 0)]
-    assert site.health.is_up(_OWNER)
+    assert site.members.is_up(_OWNER)
     site.owner.content.content = CONTENT
     site.time.now += 601.0
     await site.fetch()
@@ -282,4 +283,4 @@ async def test_nothing_is_left_of_an_ended_pull(site: Site) -> None:
     await site.hangar.flights.aclose()
     await asyncio.gather(task, return_exceptions=True)
     assert site.time.sleeping == 0
-    assert site.health.is_up(_OWNER)
+    assert site.members.is_up(_OWNER)

@@ -1,9 +1,9 @@
-"""Other replicas that do what a test says: `PeerBlobs`, and the `Members` of a cluster."""
+"""Other replicas that do what a test says: `PeerBlobs`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -61,14 +61,14 @@ class ScriptedPeers:
         *,
         size: int | None,
         hops: int,
-        heard: Callable[[str], None],
+        heard: Callable[[], None],
     ) -> AsyncIterator[Body]:
         self.asked.append(PeerAsked(member, repo, digest, start, size, hops))
         peer = self[member]
         if peer.refusal:
             raise peer.refusal
         await peer.head.wait()
-        heard(f"id of {member}")
+        heard()
         await peer.first.wait()
         async with peer.content.pull(start) as body:
             yield body
@@ -80,18 +80,3 @@ class ScriptedPeers:
             await asyncio.Event().wait()
             raise AssertionError("cancelled before")
         return peer.says()
-
-
-class FixedMembers:
-    """See `Members`; a test changes who they are."""
-
-    def __init__(self, own: str, *others: str, is_up: Callable[[str], bool] = lambda _: True) -> None:
-        self.own = own
-        self.members = [own, *others]
-        self._is_up = is_up
-
-    def all(self) -> Sequence[str]:
-        return sorted(self.members)
-
-    def is_up(self, member: str) -> bool:
-        return self._is_up(member)

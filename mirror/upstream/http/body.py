@@ -161,6 +161,24 @@ class HttpBody:
         self._count(count, self._clock() - began)
         return count or self._end()
 
+    def await_first(self) -> None:
+        """Block until there are bytes to read, or the body has ended; none is taken. To be called before `readinto`.
+        Raises like `readinto`.
+        """
+        if self._ended or self._remaining == 0:
+            return
+        connection = self._enter()
+        try:
+            there = connection.stream.peek(1)
+        except (TimeoutError, BlockingIOError) as error:
+            raise UpstreamTimeout(f"no bytes for {connection.read_timeout:g} s", upstream=self.upstream) from error
+        except (OSError, ValueError) as error:
+            raise self._broken(describe(error)) from error
+        finally:
+            self._leave()
+        if not there and (self._chunked or self._remaining):
+            raise self._broken("the connection was closed")
+
     def plain_socket(self) -> tuple[int, int] | None:
         """The socket's descriptor and how many bytes of the body are left to read from it; None if it cannot be used.
 

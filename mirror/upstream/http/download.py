@@ -97,11 +97,11 @@ class Cancel:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._wire: Connection | None = None
+        self._wire: Connection | HttpBody | None = None
         self._over = threading.Event()
 
-    def on(self, wire: Connection | None) -> None:
-        """Set the connection in use from now on (None: none). Raises `EOFError` if `now` was called already."""
+    def on(self, wire: Connection | HttpBody | None) -> None:
+        """Set what is read from now on (None: nothing). Raises `EOFError` if `now` was called already."""
         with self._lock:
             self._wire = wire
             if self._over.is_set() and wire is not None:
@@ -111,8 +111,10 @@ class Cancel:
         """End the exchange: a blocked read fails soon."""
         with self._lock:
             self._over.set()
-            if self._wire is not None:
+            if isinstance(self._wire, Connection):
                 self._wire.shut_down()
+            elif self._wire is not None:
+                self._wire.abort()
 
     def pause(self, seconds: float) -> None:
         """Wait in the thread of the exchange. Raises `EOFError` if it is ended meanwhile."""
@@ -124,7 +126,7 @@ class Transfer:
     """Blob exchanges with one endpoint and with the hosts to which it redirects.
 
     `hosts` are the hosts that asked to be left alone. `clock` counts seconds. At most `most_idle` connections wait for
-    another request, for at most `longest_idle` seconds.
+    another request, for at most `longest_idle` seconds. Without `follows`, a redirect is the answer.
     """
 
     def __init__(
@@ -135,9 +137,11 @@ class Transfer:
         clock: Callable[[], float] = time.monotonic,
         most_idle: int = 8,
         longest_idle: float = 20.0,
+        follows: bool = True,
     ) -> None:
         self._endpoint = endpoint
         self._upstream = endpoint.name
+        self._follows = follows
         self._hosts = hosts or ThrottledHosts(endpoint.name, clock)
         self._clock = clock
         self._idle = IdleConnections(most_idle, longest_idle, clock)
@@ -193,7 +197,7 @@ class Transfer:
                 url = parse_url(text)
                 while True:
                     head = self._exchange(url, headers, cancel)
-                    if head.status not in REDIRECTS:
+                    if head.status not in REDIRECTS or not self._follows:
                         return self._answer(head, url, start)
                     self._leave(head, url)
                     entered = self._endpoint.bounds.next_hop(url, head.fields.get("Location"), hops)
@@ -258,7 +262,7 @@ class Transfer:
                 )  # anew: what TCP has left may be too short for TLS
                 tls = self._endpoint.identity_for(url) or self._endpoint.tls.context
                 try:
-                    connection = tls.wrap_socket(connection, server_hostname=url.host)
+                    connection = tls.wrap_socket(connection, server_hostname=self._endpoint.tls.name or url.host)
                 except BaseException:
                     connection.close()
                     raise

@@ -1,0 +1,162 @@
+"""Cached blobs of other replicas, by blocking HTTP/1.1 in threads, as blobs of upstreams come.
+
+    open ── signed request ── head, signed by the member ── first byte ──> a body, whose socket the kernel may splice
+    offset ── HEAD of the same blob, on another connection ──> how far the member is
+
+Every request has a connection of its own: one that was kept might belong to a process that has been replaced, and a
+request that was signed is never sent twice. Who waits how long is for the caller to decide (`fills/peer_source.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from typing import Final
+
+from mirror.aio.threads import run_uninterrupted
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamTimeout, UpstreamUnavailable
+from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
+from mirror.peers.peer_client import CONNECT, PeerClient, PeerSilent
+from mirror.peers.peer_signer import PeerSigner, SignedCall
+from mirror.policy.cluster.blob_requests import GRANTED, HOPS, OFFSET, SIZE, blob_target
+from mirror.policy.cluster.peer_signatures import PeerRefused
+from mirror.ports import Body
+from mirror.upstream.http.body import HttpBody
+from mirror.upstream.http.download import CONTENT, Answer, Cancel, Transfer
+from mirror.upstream.http.transport import Endpoint, Timeouts, Tls
+
+#: Seconds after which a head, or the next byte, is not waited for in any case.
+_HEAD: Final = 120.0
+_READ: Final = 120.0
+#: The name of a member in errors and metrics: addresses of replicas are nobody else's business.
+_NAME: Final = "peer"
+_VERB: Final = "blob"
+
+
+class HttpPeerBlobs:
+    """Implements `PeerBlobs`."""
+
+    def __init__(
+        self,
+        signer: PeerSigner,
+        client: PeerClient,
+        executor: Executor,
+        *,
+        tls: ssl.SSLContext | None = None,
+        tls_name: str | None = None,
+    ) -> None:
+        """`executor` runs the threads that receive blobs. `tls` shows the certificate of this replica, and `tls_name`
+        is the name in those of the others; None for plain http.
+        """
+        self._signer = signer
+        self._client = client
+        self._executor = executor
+        self._tls = Tls() if tls is None else Tls(verify=tls, name=tls_name)
+        self._transfers: dict[str, Transfer] = {}
+
+    def __repr__(self) -> str:
+        return f"<HttpPeerBlobs {self._signer!r}>"
+
+    @asynccontextmanager
+    async def open(
+        self,
+        member: str,
+        repo: Repo,
+        digest: Digest,
+        start: int,
+        *,
+        size: int | None,
+        hops: int,
+        heard: Callable[[], None],
+    ) -> AsyncIterator[Body]:
+        """See `PeerBlobs`. Leaving the context closes the body; no thread may still read it."""
+        loop, cancel = asyncio.get_running_loop(), Cancel()
+
+        def get() -> HttpBody:
+            answer, signed = self._get(member, blob_target(repo, digest), start, size, hops, cancel)
+            body = _body_of(answer, signed, size)
+            try:
+                loop.call_soon_threadsafe(heard)
+                cancel.on(body)
+                body.await_first()
+            except BaseException:
+                body.close()
+                raise
+            finally:
+                cancel.on(None)
+            return body
+
+        body = await run_uninterrupted(self._executor, get, stop=cancel.now, unwanted=HttpBody.close)
+        try:
+            yield body
+        finally:
+            body.close()
+
+    def _get(
+        self, member: str, target: str, start: int, size: int | None, hops: int, cancel: Cancel
+    ) -> tuple[Answer, SignedCall]:
+        headers = {HOPS: str(hops)}
+        if size is not None:
+            headers[SIZE] = str(size)
+        ranges = {"Range": f"bytes={start}-"} if start else {}
+        signed = self._signer.sign(member, "GET", target, {**headers, **ranges})
+        headers["Authorization"] = signed.authorization
+        return self._transfer(member).get(f"{member}{target}", headers, start=start, attempts=1, cancel=cancel), signed
+
+    def _transfer(self, member: str) -> Transfer:
+        transfer = self._transfers.get(member)
+        if transfer is None:
+            # nothing else limits the rate: the watch of the source asks how far the member is
+            times = Timeouts(connect=CONNECT, answer=_HEAD, read=_READ, lowest_rate=0.0)
+            endpoint = Endpoint(_NAME, member, internal=True, tls=self._tls, timeouts=times)
+            transfer = self._transfers[member] = Transfer(endpoint, most_idle=0, follows=False)
+        return transfer
+
+    async def offset(self, member: str, repo: Repo, digest: Digest) -> int | None:
+        """See `PeerBlobs`."""
+        try:
+            answer = await self._client.call(member, _VERB, "HEAD", blob_target(repo, digest), {HOPS: "1"})
+        except PeerSilent as error:
+            raise UpstreamTimeout(str(error), upstream=_NAME) from error
+        except PeerRefused as error:
+            raise UpstreamInvalid(str(error), upstream=_NAME) from error
+        if answer.status == 404:
+            return None
+        there = answer.headers.get(OFFSET.lower(), "")
+        if answer.status != 200 or not there.isdecimal():
+            raise _refusal(answer.status, "it does not say how far it is")
+        return int(there)
+
+
+def _body_of(answer: Answer, signed: SignedCall, size: int | None) -> HttpBody:
+    """The body of an answer of the member that was asked. Raises `UpstreamError`."""
+    body = answer.body
+    try:
+        if answer.status not in CONTENT or not isinstance(body, HttpBody):
+            text = answer.content[:200].decode("ascii", "replace").strip()
+            raise _refusal(answer.status, text if text.isprintable() else "")
+        try:
+            signed.check(answer.status, answer.fields)
+        except PeerRefused as error:
+            raise UpstreamInvalid(str(error), upstream=_NAME, status=answer.status) from error
+        if size is None and answer.fields.get(GRANTED) != "yes":
+            raise UpstreamInvalid("the member does not say that the repository may have it", upstream=_NAME)
+        if size is not None and body.size != size:
+            raise UpstreamInvalid(f"the member has {body.size} bytes of a blob of {size}", upstream=_NAME)
+    except BaseException:
+        if body is not None:
+            body.close()
+        raise
+    return body
+
+
+def _refusal(status: int, text: str) -> UpstreamError:
+    message = f"the member answers {status}{f': {text}' if text else ''}"
+    if status == 404:
+        return UpstreamNotFound(message, upstream=_NAME, status=status)
+    kind = UpstreamUnavailable if status >= 500 else UpstreamInvalid
+    return kind(message, upstream=_NAME, status=status)
