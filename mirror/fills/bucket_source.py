@@ -85,6 +85,7 @@ class BucketSource:
     """`BlobSource` of one blob. Not for two flights."""
 
     name: Final = BUCKET
+    member: Final = ""
 
     def __init__(self, reads: BucketReads, objects: BlobObjects, digest: Digest, *, is_only: bool) -> None:
         self._reads = reads

@@ -64,7 +64,7 @@ class PeerReads:
         """`sleep` and `clock` count seconds."""
         self.peers: Final = peers
         self.members: Final = members
-        self.sleep: Final = sleep
+        self.sleep = sleep
         self.clock: Final = clock
         self._accused: TtlCache[tuple[str, Digest], bool] = TtlCache(
             _MOST_ACCUSED, _ACCUSED, clock, name="wrong blobs of peers"

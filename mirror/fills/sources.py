@@ -52,6 +52,10 @@ class BlobSource(Protocol):
         """For people and metrics: `BUCKET`, `PEER`; empty for an upstream, which has the name of its registry."""
 
     @property
+    def member(self) -> str:
+        """The address of the replica that it is; empty for any other source."""
+
+    @property
     def gave(self) -> bool:
         """True if it can be to blame for wrong bytes, because it has given some."""
 
@@ -70,6 +74,7 @@ class FromUpstream:
     """The upstream of a blob, as a source. Its registry answers for wrong bytes: nothing is remembered of them here."""
 
     name: Final = ""
+    member: Final = ""
     gave: Final = False
 
     def __init__(self, pull: Pull) -> None:

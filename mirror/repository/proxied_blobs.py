@@ -21,7 +21,6 @@ from mirror.aio.memo import MISSING
 from mirror.caller import caller_mark
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, StoreFull, UpstreamNotFound
 from mirror.fills.flights import Flights
-from mirror.fills.peer_source import PeerSource
 from mirror.fills.sources import BlobSource, BlobSources, FromUpstream, Pull
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
@@ -240,7 +239,7 @@ class ProxiedBlobs:
     def waits_for(self, digest: Digest) -> str:
         """Returns the member from which this process gets the blob now; empty if there is none."""
         source = self._flights.source_of(digest, self._upstream.name)
-        return source.member if isinstance(source, PeerSource) else ""
+        return source.member if source is not None else ""
 
     async def offset(self, digest: Digest) -> int | None:
         """Returns how many bytes of the blob could be sent now, whichever process fetches it; None if none does and it

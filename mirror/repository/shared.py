@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
 from mirror.fills.bucket_source import BucketReads
 from mirror.fills.flights import Flights
-from mirror.fills.peer_source import PeerReads
 from mirror.fills.read_ahead import ReadAhead
 from mirror.fills.sources import BlobSource
 from mirror.intake.grants import Grants
@@ -32,6 +32,10 @@ from mirror.repository.sealed import KeptBlobs, SealedRepository
 from mirror.repository.stored import Restores, StoredRepository
 from mirror.repository.tag_answers import TagAnswers
 from mirror.repository.tag_pages import TagPages
+
+if TYPE_CHECKING:
+    # a mirror without replicas does not even load it
+    from mirror.fills.peer_source import PeerReads
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,271 @@
+"""One replica asks another for cached blobs: what is sent, when, and to whom; and what is not believed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
+from mirror.oci.reference import Repo
+from mirror.peers.peer_blobs import HttpPeerBlobs
+from mirror.peers.peer_client import PeerClient
+from mirror.peers.peer_health import PeerHealth
+from mirror.peers.peer_signer import PeerSigner
+from mirror.ports import Body, SupportsSplice
+from tests.support.certificates import Certificate
+from tests.support.hangar import CONTENT, DIGEST, HALF, SIZE, reached
+from tests.support.peer_site import ASKING, REPO, PeerSite
+from tests.support.scripted import Close, Scripted, Step, reply
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[PeerSite]:
+    """Listening."""
+    with ThreadPoolExecutor(16) as executor:
+        async with PeerSite(tmp_path, executor).open() as made:
+            yield made
+
+
+async def _read(site: PeerSite, start: int = 0, size: int | None = SIZE) -> bytes:
+    async with site.blobs.open(site.member, REPO, DIGEST, start, size=size, hops=1, heard=lambda: None) as body:
+        received = await asyncio.to_thread(_all_of, body)
+        return received[start - body.start :]
+
+
+def _all_of(body: Body) -> bytes:
+    received, buffer = b"", memoryview(bytearray(1 << 16))
+    while count := body.readinto(buffer):
+        received += buffer[:count]
+    return received
+
+
+@pytest.mark.parametrize("start", [0, 1, HALF, SIZE - 1])
+@pytest.mark.parametrize("size", [SIZE, None])
+async def test_a_blob_or_the_rest_of_it(site: PeerSite, start: int, size: int | None) -> None:
+    """With its size known or not, also once it is in the store."""
+    assert await _read(site, start, size) == CONTENT[start:]
+    assert await _read(site, start, size) == CONTENT[start:]
+    assert len(site.upstream.starts) == 1
+    assert site.given.found[0] == (1, (ASKING,))
+
+
+async def test_a_blob_of_which_upstream_does_not_say_the_size(site: PeerSite) -> None:
+    """It is sent in chunks, and whole, since no part of it can be named."""
+    site.upstream.says = None
+    assert await _read(site, 5, None) == CONTENT[5:]
+
+
+async def test_the_kernel_moves_the_bytes(site: PeerSite) -> None:
+    """After those that came with the head, as from an upstream without TLS."""
+    async with site.blobs.open(site.member, REPO, DIGEST, 0, size=SIZE, hops=1, heard=lambda: None) as body:
+        buffer = memoryview(bytearray(1 << 16))
+        assert isinstance(body, SupportsSplice)
+        first = await asyncio.to_thread(body.readinto, buffer)
+        offered = await asyncio.to_thread(body.plain_socket)
+        while offered is None:
+            first += await asyncio.to_thread(body.readinto, buffer)
+            offered = await asyncio.to_thread(body.plain_socket)
+        assert offered[1] == SIZE - first
+
+
+async def test_with_the_size_the_head_comes_before_upstream_answers(site: PeerSite) -> None:
+    """So the other replica waits for a process, not for a registry; the first byte is that of the blob."""
+    answer, heard = asyncio.Event(), asyncio.Event()
+    site.before = answer.wait
+    task = asyncio.create_task(_opened(site, heard, SIZE))
+    async with asyncio.timeout(30):
+        await heard.wait()
+    assert not task.done()
+    answer.set()
+    assert await task == CONTENT
+
+
+async def test_without_the_size_the_head_is_upstream_s(site: PeerSite) -> None:
+    """It says that the repository may have the blob, which nobody knows before."""
+    answer, heard = asyncio.Event(), asyncio.Event()
+    asked = asyncio.Event()
+
+    async def before() -> None:
+        asked.set()
+        await answer.wait()
+
+    site.before = before
+    task = asyncio.create_task(_opened(site, heard, None))
+    async with asyncio.timeout(30):
+        await asked.wait()
+    assert not heard.is_set()
+    assert await site.blobs.offset(site.member, REPO, DIGEST) == 0
+    answer.set()
+    assert await task == CONTENT
+    assert heard.is_set()
+
+
+async def _opened(site: PeerSite, heard: asyncio.Event, size: int | None) -> bytes:
+    async with site.blobs.open(site.member, REPO, DIGEST, 0, size=size, hops=1, heard=heard.set) as body:
+        return await asyncio.to_thread(_all_of, body)
+
+
+async def test_bytes_come_while_the_blob_grows(site: PeerSite) -> None:
+    """And the member says how far it is: the last bytes are held back until the whole is verified."""
+    site.upstream.gate.clear()
+    assert await site.blobs.offset(site.member, REPO, DIGEST) is None
+    async with site.blobs.open(site.member, REPO, DIGEST, 0, size=SIZE, hops=1, heard=lambda: None) as body:
+        first = await asyncio.to_thread(_up_to, body, HALF)
+        assert first == CONTENT[:HALF]
+        assert await site.blobs.offset(site.member, REPO, DIGEST) == HALF
+        site.upstream.gate.set()
+        assert first + await asyncio.to_thread(_all_of, body) == CONTENT
+    assert await site.blobs.offset(site.member, REPO, DIGEST) == SIZE
+
+
+def _up_to(body: Body, stop: int) -> bytes:
+    received, buffer = b"", memoryview(bytearray(1 << 16))
+    while len(received) < stop:
+        received += buffer[: body.readinto(buffer)]
+    return received
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+async def test_an_upstream_that_does_not_have_it(site: PeerSite, size: int | None) -> None:
+    """404 without the size; with it, the head has left already, and no byte follows."""
+    site.upstream.refusals = [UpstreamNotFound("no such blob", upstream="docker.io", status=404)]
+    with pytest.raises(UpstreamError) as caught:
+        await _read(site, size=size)
+    assert isinstance(caught.value, UpstreamNotFound) == (size is None)
+
+
+async def test_an_upstream_that_is_down(site: PeerSite) -> None:
+    """The member's trouble is not a missing blob."""
+    site.upstream.refusals = [UpstreamUnavailable("no answer", upstream="docker.io")] * 99
+    with pytest.raises(UpstreamUnavailable) as caught:
+        await _read(site, size=None)
+    assert caught.value.status is not None
+
+
+async def test_wrong_bytes_of_upstream_are_not_passed_on_whole(site: PeerSite) -> None:
+    """The member verifies before it sends the last bytes; whoever asked can go on elsewhere."""
+    site.upstream.content = CONTENT[:-1] + b"!"
+    with pytest.raises(UpstreamUnavailable, match="broke off"):
+        await _read(site)
+
+
+async def test_a_size_that_differs(site: PeerSite) -> None:
+    """A manifest may be wrong; nothing is sent then."""
+    with pytest.raises(UpstreamUnavailable):
+        await _read(site, size=SIZE + 1)
+    with pytest.raises(UpstreamInvalid):
+        await _read(site, start=SIZE, size=SIZE)
+
+
+async def test_repositories_that_are_not_shared(site: PeerSite) -> None:
+    """As if there were no such blob."""
+    other = Repo("quay.io", "team/app")
+    with pytest.raises(UpstreamNotFound):
+        async with site.blobs.open(site.member, other, DIGEST, 0, size=SIZE, hops=1, heard=lambda: None):
+            raise AssertionError("opened")
+    assert await site.blobs.offset(site.member, other, DIGEST) is None
+
+
+async def test_126_who_would_wait_for_itself_is_told(site: PeerSite) -> None:
+    """Row 126: with more than two replicas in a row, or when the member waits for the one that asks, it says 508."""
+    with pytest.raises(UpstreamUnavailable) as caught:
+        async with site.blobs.open(site.member, REPO, DIGEST, 0, size=SIZE, hops=3, heard=lambda: None):
+            raise AssertionError("opened")
+    assert caught.value.status == 508
+    site.given.waiting_for = ASKING
+    with pytest.raises(UpstreamUnavailable) as caught:
+        await _read(site)
+    assert caught.value.status == 508
+    assert site.upstream.starts == []
+
+
+@pytest.mark.parametrize("size", [SIZE, None])
+async def test_who_gives_up_leaves_nothing_behind(site: PeerSite, size: int | None) -> None:
+    """Neither a thread nor a connection: before the head, and before the first byte."""
+    never, heard = asyncio.Event(), asyncio.Event()
+    site.before = never.wait
+    before = _connections()
+    task = asyncio.create_task(_opened(site, heard, size))
+    await reached(heard.is_set if size else lambda: bool(site.given.found))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await reached(lambda: _connections() <= before)
+    never.set()
+
+
+def _connections() -> int:
+    """The sockets that this process has."""
+    there = 0
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            there += os.readlink(f"/proc/self/fd/{number}").startswith("socket:")
+    return there
+
+
+async def test_a_connection_that_breaks(site: PeerSite) -> None:
+    """In the middle: what came is good, and the error says where it ended."""
+    site.upstream.gate.clear()
+    site.upstream.troubles = [UpstreamUnavailable("reset", upstream="docker.io")] * 99
+    async with site.blobs.open(site.member, REPO, DIGEST, 0, size=SIZE, hops=1, heard=lambda: None) as body:
+        assert await asyncio.to_thread(_up_to, body, HALF) == CONTENT[:HALF]
+        site.upstream.gate.set()
+        with pytest.raises(UpstreamUnavailable, match=f"at byte {HALF}"):
+            await asyncio.to_thread(_all_of, body)
+
+
+async def test_over_tls(tmp_path: Path) -> None:
+    """Both sides show a certificate of the same authority, with one name for all replicas."""
+    certificate = Certificate(tmp_path / "tls", names="DNS:mirror")
+    server, client = certificate.server(), certificate.client()
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_verify_locations(certificate.certificate)
+    client.load_cert_chain(certificate.certificate, certificate.key)
+    with ThreadPoolExecutor(16) as executor:
+        async with PeerSite(tmp_path, executor).open(server_tls=server, tls=client, name="mirror") as site:
+            assert await _read(site) == CONTENT
+            assert await _read(site, HALF, None) == CONTENT[HALF:]
+            assert await site.blobs.offset(site.member, REPO, DIGEST) == SIZE
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(200, CONTENT),
+        reply(200, CONTENT, headers={"Mirror-Granted": "yes", "Mirror-Answer-MAC": "0" * 64}),
+        reply(307, b"", headers={"Location": "http://127.0.0.1:1/elsewhere"}),
+        reply(204, b""),
+    ],
+    ids=["unsigned", "signed wrongly", "redirect", "no content"],
+)
+@pytest.mark.parametrize("size", [SIZE, None])
+async def test_125_whoever_else_answers_is_not_believed(site: PeerSite, answer: list[Step], size: int | None) -> None:
+    """Row 125: only a replica of the cluster can answer for a member."""
+    with Scripted() as other:
+        other.on(f"/peer/v1/blob/{REPO}/{DIGEST}", *answer, Close())
+        with pytest.raises(UpstreamInvalid):
+            async with site.blobs.open(other.url, REPO, DIGEST, 0, size=size, hops=1, heard=lambda: None):
+                raise AssertionError("opened")
+        assert len(other.requests) == 1
+
+
+async def test_125_a_member_that_is_down(site: PeerSite) -> None:
+    """Row 125: no connection, and no answer about how far it is."""
+    async with AsyncExitStack() as stack:
+        signer = PeerSigner("test", ASKING, site.secrets)
+        client = PeerClient(signer, PeerHealth())
+        stack.push_async_callback(client.aclose)
+        blobs = HttpPeerBlobs(signer, client, site.executor)
+        with pytest.raises(UpstreamUnavailable) as caught:
+            async with blobs.open(ASKING, REPO, DIGEST, 0, size=SIZE, hops=1, heard=lambda: None):
+                raise AssertionError("opened")
+        assert caught.value.status is None
+        with pytest.raises(UpstreamUnavailable):
+            await blobs.offset(ASKING, REPO, DIGEST)
