@@ -146,16 +146,24 @@ async def build(
         announcer = repositories.hosting.verbs.parts.events
         reports = await stack.enter_async_context(open_reports(config, storage, announcer, now))
         readiness = Readiness()
+        sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
+        stack.callback(sending.shutdown, wait=False, cancel_futures=True)
+        sender = Sender(sending, stall=config.server.client_stall_timeout)
+        if storage.cluster is not None:
+            # imported here: a mirror without replicas does not even load it
+            from mirror.app.cluster.blob_exchange import answer_blobs
+
+            answer_blobs(storage.cluster, repositories.router, sender)
         front = _open_front(
             config,
             repositories.router,
+            sender,
             _pages(config, readiness, pulse),
             gate,
             audit,
             recent,
             addresses,
             open_redirects(config, storage, addresses, stack),
-            stack,
         )
         admin = open_administration(config, storage, repositories, gate, audit, stack, now)
         app = App(
@@ -205,19 +213,17 @@ async def build(
 def _open_front(
     config: Config,
     router: Router,
+    sender: Sender,
     pages: dict[str, Page],
     gate: AccessControl | None,
     audit: AuditLog | None,
     recent: RecentAnswers,
     addresses: ClientAddresses,
     redirects: Redirects | None,
-    stack: AsyncExitStack,
 ) -> RegistryHandler:
-    sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
-    stack.callback(sending.shutdown, wait=False, cancel_futures=True)
     return RegistryHandler(
         router,
-        Sender(sending, stall=config.server.client_stall_timeout),
+        sender,
         pages,
         log_requests=config.server.access_log,
         access=gate,

@@ -44,10 +44,11 @@ class Cluster:
     signer: PeerSigner
     client: PeerClient
     notices: PeerNotices
+    health: PeerHealth
     client_tls: ssl.SSLContext | None = None
     lookup: MemberLookup | None = None
-    effects: NoticeEffects = field(default_factory=NoticeEffects)
-    verbs: dict[str, PeerVerb] = field(default_factory=dict)
+    effects: NoticeEffects = field(default_factory=NoticeEffects, init=False)
+    verbs: dict[str, PeerVerb] = field(default_factory=dict, init=False)
 
     def add(self, verb: PeerVerb) -> None:
         """Answer a verb."""
@@ -90,7 +91,7 @@ async def open_cluster(config: Config, stack: AsyncExitStack) -> Cluster:
     stack.push_async_callback(client.aclose)
     notices = PeerNotices(members, client)
     stack.push_async_callback(notices.aclose)
-    return Cluster(settings, members, secrets, signer, client, notices, tls, lookup)
+    return Cluster(settings, members, secrets, signer, client, notices, health, tls, lookup)
 
 
 def _client_tls(settings: ClusterSettings) -> ssl.SSLContext:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mirror.aio.background import BackgroundTasks
 from mirror.aio.memo import MEMO_TAG, Memo, redis_cache
@@ -48,6 +48,9 @@ from mirror.repository.tag_windows import TagWindows
 from mirror.store.local.miss_file import LocalMisses
 from mirror.trust.cosign import read_key
 from mirror.values.sizes import parse_size
+
+if TYPE_CHECKING:
+    from mirror.fills.peer_source import PeerReads
 
 #: An upper bound: threads are started when they are needed. Each fill uses one while it receives.
 _FILLING_THREADS: Final = 256
@@ -150,11 +153,22 @@ def _open_shared(
         bucket_reads=reads,
         nearer=cached.nearer,
         objects=cached.objects,
+        peers=_peers(config, storage, executor),
         restores=cache.restoring if cache else None,
         kept=cached.kept,
     )
     stack.push_async_callback(shared.aclose)
     return shared
+
+
+def _peers(config: Config, storage: Storage, executor: Executor) -> Callable[[Repo], PeerReads | None]:
+    """See `Shared.peers`."""
+    if storage.cluster is None:
+        return lambda _: None
+    # imported here: a mirror without replicas does not even load it
+    from mirror.app.cluster.blob_exchange import open_exchange
+
+    return open_exchange(config, storage.cluster, executor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,13 +25,13 @@ from typing import Final
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
 from mirror.aio.singleflight import cancel_and_wait
-from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamTimeout, UpstreamUnavailable
 from mirror.fills.sources import PEER
 from mirror.fills.watched_body import WatchedBody
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.ownership import MOST_HOPS, to_ask
-from mirror.ports import Body, Members, PeerBlobs
+from mirror.ports import Body, Liveness, Members, PeerBlobs
 
 #: Seconds without a byte after which a member is asked how far it is.
 _STALL: Final = 1.0
@@ -57,21 +57,23 @@ class PeerReads:
         self,
         peers: PeerBlobs,
         members: Members,
+        liveness: Liveness,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`sleep` and `clock` count seconds."""
         self.peers: Final = peers
-        self.members: Final = members
+        self.liveness: Final = liveness
         self.sleep = sleep
         self.clock: Final = clock
+        self._members = members
         self._accused: TtlCache[tuple[str, Digest], bool] = TtlCache(
             _MOST_ACCUSED, _ACCUSED, clock, name="wrong blobs of peers"
         )
 
     def __repr__(self) -> str:
-        return f"<PeerReads {len(self.members.all())} members, {len(self._accused)} wrong blobs>"
+        return f"<PeerReads {len(self._members.all())} members, {len(self._accused)} wrong blobs>"
 
     def sources(
         self, repo: Repo, digest: Digest, size: int | None, *, hops: int = 0, besides: Collection[str] = ()
@@ -82,17 +84,16 @@ class PeerReads:
         """
         if hops >= MOST_HOPS:
             return []
-        members = self.members
-
-        def may_ask(member: str) -> bool:
-            return member not in besides and (member, digest) not in self._accused and members.is_up(member)
-
-        asked = to_ask(members.own, repo.registry, digest, members.all(), may_ask)
-        return [PeerSource(self, member, repo, digest, size, hops + 1) for member in asked]
+        members = self._members
+        return [
+            PeerSource(self, member, repo, digest, size, hops + 1)
+            for member in to_ask(members.own, repo.registry, digest, members.all(), members.is_up)
+            if member not in besides and (member, digest) not in self._accused
+        ]
 
     def missed_after(self, member: str) -> float:
         """The seconds after which the head of a member's answer is missed."""
-        usual = self.members.usual(member)
+        usual = self.liveness.first_byte(member)
         return _MISSED_UNKNOWN if usual is None else min(max(2 * usual, _MISSED_LEAST), _MISSED_MOST)
 
     def accuse(self, member: str, digest: Digest) -> None:
@@ -120,7 +121,11 @@ class PeerSource:
     @asynccontextmanager
     async def pull(self, start: int) -> AsyncIterator[Body]:
         """See `BlobSource`. Returns with the first byte: what fails before it is as if nobody had been asked."""
-        watch = _Watch(self._reads, self, start)
+        ticket = self._reads.liveness.admit(self.member)
+        if ticket is None:
+            # nobody is asked, and nothing is counted as left
+            raise UpstreamNotFound(f"{self.member} did not answer lately", upstream=PEER)
+        watch = _Watch(self._reads, self, ticket, start)
         watching = asyncio.create_task(watch.run(), name=f"watch of {self.member}")
         try:
             async with AsyncExitStack() as stack:
@@ -128,6 +133,7 @@ class PeerSource:
                 self.gave = True
                 yield body
         finally:
+            watch.end()
             await cancel_and_wait(watching)
 
     async def _open(self, stack: AsyncExitStack, watch: _Watch, start: int) -> Body:
@@ -160,13 +166,14 @@ class PeerSource:
 
 
 class _Watch:
-    """Looks after one pull, and ends it if the member does not."""
+    """Looks after one pull, and ends it if the member does not. It hands the ticket of the call back."""
 
-    def __init__(self, reads: PeerReads, source: PeerSource, start: int) -> None:
+    def __init__(self, reads: PeerReads, source: PeerSource, ticket: int, start: int) -> None:
         self._reads = reads
         self._source = source
         self._start = start
         self._began = reads.clock()
+        self._ticket: int | None = ticket
         self._was_heard = False
         #: Set once bytes come.
         self.body: WatchedBody | None = None
@@ -180,15 +187,19 @@ class _Watch:
         if not self._was_heard:
             self._was_heard = True
             # without the size, the member waits for its own source first
-            seconds = None if self._source.size is None else self._reads.clock() - self._began
-            self._reads.members.answered(self._source.member, seconds)
+            self._is_there(None if self._source.size is None else self._reads.clock() - self._began)
 
     def refused(self, error: UpstreamError) -> None:
         """Nothing was opened: the member is down, says no, or does not accept our requests."""
         if isinstance(error, UpstreamInvalid) or (isinstance(error, UpstreamUnavailable) and error.status is None):
-            self._reads.members.failed(self._source.member, str(error))
+            self._is_silent(str(error))
         else:
-            self._reads.members.answered(self._source.member)
+            self._is_there()
+
+    def end(self) -> None:
+        """The pull is over."""
+        if (ticket := self._take_ticket()) is not None:
+            self._reads.liveness.withdraw(self._source.member, ticket)
 
     async def run(self) -> None:
         """Returns when the member was left, if ever."""
@@ -209,7 +220,7 @@ class _Watch:
             is_over = silent or idle == _MOST_IDLE or patient == _MOST_PATIENT
             if is_over and self._signs() == before and self._is_awaited():
                 if silent:
-                    self._reads.members.failed(self._source.member, silent)
+                    self._is_silent(silent)
                 self._leave(reason or "has had nothing to send for too long")
                 return
 
@@ -250,3 +261,20 @@ class _Watch:
             self.body.leave(f"{self._source.member} {reason}")
         elif self.give_up:
             self.give_up()
+
+    def _is_there(self, seconds: float | None = None) -> None:
+        if (ticket := self._take_ticket()) is not None:
+            self._reads.liveness.answered(self._source.member, ticket, seconds)
+
+    def _is_silent(self, reason: str) -> None:
+        # a member that has answered, and falls silent later, needs a ticket of its own
+        liveness, member = self._reads.liveness, self._source.member
+        ticket = self._take_ticket()
+        if ticket is None:
+            ticket = liveness.admit(member)
+        if ticket is not None:
+            liveness.failed(member, ticket, reason)
+
+    def _take_ticket(self) -> int | None:
+        ticket, self._ticket = self._ticket, None
+        return ticket

@@ -23,22 +23,31 @@ class Members(Protocol):
         """The addresses of all members, also of this replica, sorted. Quick: what was last known."""
 
     def is_up(self, member: str) -> bool:
-        """False while this process leaves a member alone because it did not answer. Once its pause is over, one caller
-        gets True, and should ask it. Quick.
+        """False while this process leaves a member alone because it did not answer. Quick."""
+
+
+class Liveness(Protocol):
+    """Which members answer, as this process has seen it. May be asked from any thread; nothing here takes long.
+
+    A member that does not answer is left alone for a while; then one call is let through.
+    """
+
+    def admit(self, member: str) -> int | None:
+        """A ticket for one call, to be handed back to `answered`, `failed` or `withdraw`; None: leave it alone."""
+
+    def answered(self, member: str, ticket: int, seconds: float | None = None) -> None:
+        """The member has answered, whatever it said, so many seconds after it was asked (None: it had to wait for
+        others before).
         """
 
-    def answered(self, member: str, seconds: float | None = None) -> None:
-        """Note that a member has answered, whatever it said, so many seconds after it was asked (None: it had to wait
-        for others before). May be called from any thread.
-        """
+    def failed(self, member: str, ticket: int, reason: str) -> None:
+        """The member could not be reached, or has not answered in time."""
 
-    def failed(self, member: str, reason: str) -> None:
-        """Note that a member could not be reached, or did not answer in time: it is left alone for a while. May be
-        called from any thread.
-        """
+    def withdraw(self, member: str, ticket: int) -> None:
+        """The caller gave the call up, which says nothing about the member."""
 
-    def usual(self, member: str) -> float | None:
-        """The seconds within which nine of ten of its last answers came; None if too few have. Quick."""
+    def first_byte(self, member: str) -> float | None:
+        """The seconds within which nine of ten of its last answers came; None if there were none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class Site:
         self.peers = ScriptedPeers()
         self.health = PeerHealth(now=self.time)
         self.members = ClusterMembers(_OWN, [_OWNER, _SECOND], self.health)
-        self.reads = PeerReads(self.peers, self.members, sleep=self.time.sleep, clock=self.time)
+        self.reads = PeerReads(self.peers, self.members, self.health, sleep=self.time.sleep, clock=self.time)
         self.upstream = GatedUpstream(is_open=True)
         self.store = MemoryStore()
         self.hangar = Hangar(self.store, executor)
@@ -233,7 +233,7 @@ async def test_without_a_size_the_owner_s_upstream_is_waited_for(site: Site) -> 
     assert await read_to_end(await task) == CONTENT
     assert site.asked == [(_OWNER, 0)]
     # such a time says nothing about the peer
-    assert site.members.usual(_OWNER) is None
+    assert site.health.first_byte(_OWNER) is None
 
 
 async def test_125_a_body_that_breaks_goes_on_at_the_next_source(site: Site) -> None:

@@ -113,7 +113,7 @@ _MAY_IMPORT: Final = {
     "bundles": _BELOW_ALL | {"values", "graph", "fills", "intake"},
     # HTTP in front of it
     "server": {"telemetry", "server/registry"},
-    "server/peers": _BELOW_ALL | {"peers", "server/registry"},
+    "server/peers": _BELOW_ALL | {"peers", "repository", "server/registry"},
     "server/registry": _BELOW_ALL
     | {"access", "caller", "inspect", "policy/clients", "policy/virtual", "repository", "trust", "virtual"},
     "server/admin": _BELOW_ALL

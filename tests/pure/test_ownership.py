@@ -41,12 +41,12 @@ def test_the_owner_asks_nobody_and_the_others_ask_those_before() -> None:
             assert to_ask(own, "docker.io", digest, _MEMBERS, lambda _: True) == order[: min(place, MOST_ASKED)]
 
 
-def test_members_that_are_down_are_left_out() -> None:
-    """The next ones are asked instead, and upstream if there are none."""
+def test_members_that_are_down_do_not_count() -> None:
+    """They stay in the list for whoever finds out whether they are back."""
     digest = _DIGESTS[0]
-    first, second, third, _, last = by_weight("docker.io", digest, _MEMBERS)
-    assert to_ask(last, "docker.io", digest, _MEMBERS, lambda member: member != first) == [second, third]
-    assert to_ask(last, "docker.io", digest, _MEMBERS, lambda _: False) == []
+    first, second, third, fourth, last = by_weight("docker.io", digest, _MEMBERS)
+    assert to_ask(last, "docker.io", digest, _MEMBERS, lambda member: member != first) == [first, second, third]
+    assert to_ask(last, "docker.io", digest, _MEMBERS, lambda _: False) == [first, second, third, fourth]
 
 
 def test_126_two_views_make_no_circle() -> None:

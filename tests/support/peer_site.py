@@ -24,6 +24,7 @@ from mirror.peers.peer_signer import PeerSigner
 from mirror.peers.secret_file import ClusterSecrets
 from mirror.peers.used_nonces import UsedNonces
 from mirror.policy.send_limit import may_send
+from mirror.ports import Body
 from mirror.repository.answers import BlobContent, GrowingContent, Outcome, no_stream
 from mirror.server.peers.blobs import PeerBlobAnswers
 from mirror.server.peers.peer_front import PeerFront
@@ -90,7 +91,7 @@ class PeerSite:
         self.blobs: HttpPeerBlobs
 
     @asynccontextmanager
-    async def _pull(self, start: int) -> AsyncIterator[GatedUpstream]:
+    async def _pull(self, start: int) -> AsyncIterator[Body]:
         if self.before:
             await self.before()
         async with self.upstream.pull(start) as body:

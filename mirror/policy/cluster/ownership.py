@@ -28,17 +28,19 @@ def by_weight(registry: str, digest: Digest, members: Iterable[str]) -> list[str
 
 
 def to_ask(
-    own: str, registry: str, digest: Digest, members: Collection[str], may_ask: Callable[[str], bool]
+    own: str, registry: str, digest: Digest, members: Collection[str], is_up: Callable[[str], bool]
 ) -> list[str]:
     """The members that the replica `own` asks for a blob, in this order, before it asks its upstream: those before
-    itself, without those that may not be asked. Empty if it is the owner.
+    itself. Empty if it is the owner. Members that are not up stay in the list, for whoever finds out whether they are
+    back, and do not count for `MOST_ASKED`.
     """
     asked: list[str] = []
+    up = 0
     for member in by_weight(registry, digest, {*members, own}):
-        if member == own or len(asked) == MOST_ASKED:
+        if member == own or up == MOST_ASKED:
             break
-        if may_ask(member):
-            asked.append(member)
+        asked.append(member)
+        up += is_up(member)
     return asked
 
 

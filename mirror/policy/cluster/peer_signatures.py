@@ -34,6 +34,7 @@ SIGNED_HEADERS: Final = (
     "docker-upload-uuid",
     "location",
     "mirror-content-digest",
+    "mirror-granted",
     "mirror-hops",
     "mirror-identity",
     "mirror-offset",

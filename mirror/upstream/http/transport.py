@@ -33,8 +33,8 @@ class Tls:
     """TLS with one upstream and the hosts to which it redirects.
 
     `verify` is the context to use, or says whether to check certificates at all. `identity` is a context with our
-    client certificate, which is shown to the upstream itself and to no host to which it redirects. `name` is the name in
-    the certificate of the other side; None: that of its host.
+    client certificate, which is shown to the upstream itself and to no host to which it redirects. `name` is the name
+    in the certificate of the other side; None: that of its host.
     """
 
     verify: bool | ssl.SSLContext = True

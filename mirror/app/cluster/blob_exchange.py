@@ -17,12 +17,12 @@ from mirror.server.registry.sending import Sender
 
 def open_exchange(config: Config, cluster: Cluster, executor: Executor) -> Callable[[Repo], PeerReads | None]:
     """Returns how the blobs of a repository are read from other replicas; None if its upstream checks each caller's
-    credentials: they never leave this replica, so its blobs are neither asked for nor given. `executor` runs the threads
-    that receive blobs.
+    credentials: they never leave this replica, so its blobs are neither asked for nor given. `executor` runs the
+    threads that receive blobs.
     """
     tls_name = config.cluster.tls_name if cluster.client_tls is not None else None
     blobs = HttpPeerBlobs(cluster.signer, cluster.client, executor, tls=cluster.client_tls, tls_name=tls_name)
-    reads = PeerReads(blobs, cluster.members)
+    reads = PeerReads(blobs, cluster.members, cluster.health)
     table = routing_table(config)
     apart = frozenset(upstream.name for upstream in config.upstream if upstream.access == "verify")
 

@@ -1,0 +1,1 @@
+"""What only a replica of a cluster opens (`clustering.py` opens the cluster itself)."""
