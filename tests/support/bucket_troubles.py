@@ -64,7 +64,8 @@ class BucketTroubles:
         def happened() -> int:
             return sum(sum(proxy.happened.values()) for proxy in drawn)
 
-        wanted = happened() + (2 if few else self._dice.randrange(3, 30))
+        # while nothing passes, a mirror asks every half minute only
+        wanted = happened() + (2 if few else self._dice.randrange(3, 30 if some else 8))
         for proxy in drawn:
             proxy.cause(fault(), where=where)
         eventually(lambda: happened() >= wanted, "it happens", timeout=_PATIENCE)
