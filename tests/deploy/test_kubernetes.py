@@ -326,8 +326,12 @@ def test_replicas_over_a_bucket_find_and_replace_each_other(tmp_path: Path) -> N
     assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "mirror"}
     assert scaler["maxReplicas"] > scaler["minReplicas"] >= 3
     assert "replicas" not in spec
-    spread = spec["template"]["spec"]["topologySpreadConstraints"]
-    assert {one["topologyKey"] for one in spread} == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    pod = spec["template"]["spec"]
+    spread = {one["topologyKey"] for one in pod["topologySpreadConstraints"]}
+    assert spread == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    [disk] = [volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if volume["name"] == "store"]
+    volume = int(disk.removesuffix("Gi")) << 30
+    assert parse_capacity(config.store.capacity).of(volume) < 0.9 * volume
     assert only(objects, "PodDisruptionBudget", "mirror")["spec"]["maxUnavailable"] == 1
 
 
