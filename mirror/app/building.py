@@ -200,9 +200,10 @@ async def build(
                 recent.run(),
                 admin.workers.run(),
                 admin.traffic.run(),
-                *((reports.log.run(), reports.deliveries.run()) if reports else ()),
                 *([admin.cluster_purge.run(partial(storage.locks.try_hold, "purges"))] if admin.cluster_purge else []),
+                *((reports.run(),) if reports else ()),
                 *([keep_cache(storage)] if storage.bucket_cache is not None else []),
+                *([storage.leasing.keep_clock()] if storage.leasing is not None else []),
             ):
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)

@@ -6,9 +6,9 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirror import __version__, telemetry
 from mirror.app.storage import Storage
@@ -22,8 +22,12 @@ from mirror.events.seen_changes import look
 from mirror.policy.events.noticed import event_of
 from mirror.policy.events.subscriptions import Subscription, Subscriptions
 from mirror.ports import SILENCE, Announcer
+from mirror.store.local.locks import RunLock
 from mirror.upstream.http.event_posts import EventAddress, EventPosts
 from mirror.upstream.http.proxies import DIRECT, Proxies
+
+if TYPE_CHECKING:
+    from mirror.events.adoption import EventAdoption
 
 
 def subscriptions(config: Config) -> Subscriptions:
@@ -51,12 +55,22 @@ def open_announcer(config: Config, storage: Storage) -> Announcer:
 class Reports:
     """What a server does about events. `log` notes those that report no change of a hosted repository."""
 
-    def __init__(self, log: EventLog, deliveries: EventDeliveries) -> None:
+    def __init__(self, log: EventLog, deliveries: EventDeliveries, adoption: EventAdoption | None = None) -> None:
+        """`adoption` takes the events of other replicas that are gone; None if there are none."""
         self.log = log
         self.deliveries = deliveries
+        self.adoption = adoption
 
     def __repr__(self) -> str:
         return f"<Reports {self.deliveries!r}>"
+
+    async def run(self) -> None:
+        """Notes, delivers and adopts until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.log.run())
+            tasks.create_task(self.deliveries.run())
+            if self.adoption is not None:
+                tasks.create_task(self.adoption.run())
 
 
 @asynccontextmanager
@@ -74,9 +88,10 @@ async def open_reports(
     delivery = Delivery(outbox, sender, settings.source, settings.keep, now, random.random, secrets_of(config))
     deliveries = EventDeliveries([each.name for each in settings.endpoint], announcer, delivery, storage.locks)
     outbox.wake(deliveries.wake)
+    adoption, run = _open_adoption(storage, announcer)
     end = telemetry.listen(_Listener(log, settings.sample_pulls))
     try:
-        yield Reports(log, deliveries)
+        yield Reports(log, deliveries, adoption)
     finally:
         end()
         await sender.aclose()
@@ -84,6 +99,33 @@ async def open_reports(
             await asyncio.to_thread(log.flush)
         except StoreError as error:
             telemetry.log.warning("events not written", reason=str(error))
+        if adoption is not None and run is not None:
+            await asyncio.to_thread(_hand_over, adoption, run)
+
+
+def _open_adoption(storage: Storage, announcer: OutboxAnnouncer) -> tuple[EventAdoption | None, RunLock | None]:
+    """What adopts the events of replicas that are gone, and the lock of all processes of this one; None without other
+    replicas.
+    """
+    if storage.leasing is None or storage.bucket is None:
+        return None, None
+    # imported here, so that it is loaded by replicas alone
+    from mirror.app.object_storage.leasing import ADOPTION
+    from mirror.events.adoption import EventAdoption
+    from mirror.events.bucket_outbox import BucketOutbox
+
+    if not isinstance(announcer.outbox, BucketOutbox):
+        return None, None
+    adoption = EventAdoption(announcer.outbox, announcer, storage.bucket.bucket, storage.work, lease=ADOPTION)
+    return adoption, RunLock(storage.layout, "event-run")
+
+
+def _hand_over(adoption: EventAdoption, run: RunLock) -> None:
+    """Blocking: the last process of a replica that ends leaves what waits to the others."""
+    with suppress(StoreError):
+        if run.is_last():
+            adoption.end()
+    run.close()
 
 
 class _Listener:

@@ -219,12 +219,18 @@ def open_disk(config: Config, bucket: Bucket | None = None, *, serves: bool = Fa
     store = LocalStore(layout) if bucket is None else CacheBesideCopies(layout)
     stored = open_records(config, layout, store.id, bucket, serves=serves)
     ledger = SqliteLedger(layout.ledger, quota_rules(config).scopes)
-    outbox = open_outbox(config, layout) if config.events.endpoint else None
+    local = open_outbox(config, layout) if config.events.endpoint else None
+    outbox: EventStore | None = local
     shown, records = stored.shown, (stored.strict, stored.pulled)
     if stored.use is None:
         names = HostedNames(layout)
         hosted = HostedDisk(names, LocalUploads(layout, names), *records, ledger, outbox)
         return LocalDisk(layout, store, shown.catalog, shown.pins, shown.freezes, hosted, LocalContents(layout), stored)
+    if local is not None and config.cluster.has_members:
+        # imported here, so that it is loaded by replicas alone
+        from mirror.events.bucket_outbox import BucketOutbox
+
+        outbox = BucketOutbox(local, stored.use.bucket)
     # a client that was sent to the bucket may read there for a while
     life = config.bucket.redirect_for if config.bucket.redirect_to else 0.0
     blobs = open_bucket_blobs(stored.use, store, life=life)

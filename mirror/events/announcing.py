@@ -105,8 +105,24 @@ class OutboxAnnouncer:
             events = events_of(change, self._look(change, written))
         self._confirm(prepared, order, events)
 
+    def look_at(self, prepared: PreparedChange, lost: str = "") -> tuple[str, Sequence[Outgoing]]:
+        """What the records show of a change that another replica has prepared: the order of a turn, and its events.
+        `lost` says why that cannot be told, and is reported then. Raises `StoreError` if it cannot be told now.
+        """
+        change = None if lost else HostedChange.from_json(prepared.claim)
+        with self.outbox.turn(prepared.key) as order:
+            if change is None:
+                why = lost or "its description is damaged"
+                events: Sequence[Event] = [Event(LOST, prepared.key, prepared.key, {"count": 1, "reason": why})]
+            else:
+                events = events_of(change, self._look(change, None))
+        return order, self._outgoing(prepared, order, events)
+
     def _confirm(self, prepared: PreparedChange, order: str, events: Sequence[Event]) -> None:
         """Lets those events wait that anybody wants. Their ids are the same however often this is called."""
+        self.outbox.confirm(prepared, order, self._outgoing(prepared, order, events))
+
+    def _outgoing(self, prepared: PreparedChange, order: str, events: Sequence[Event]) -> Sequence[Outgoing]:
         at = self._now()
         outgoing = []
         for number, event in enumerate(events):
@@ -114,7 +130,7 @@ class OutboxAnnouncer:
                 own = f"{prepared.id}-{number}"
                 body = cloud_event(event, id=own, source=self._source, at=at, sequence=f"{order}.{number:03d}")
                 outgoing.append(Outgoing(own, event.type, event.key, body, at, endpoints))
-        self.outbox.confirm(prepared, order, outgoing)
+        return outgoing
 
     # ------------------------------------------------------------------------------------------------------ orphans
 

@@ -119,6 +119,9 @@ SELECT * FROM listed WHERE (?1 IS NULL OR endpoint = ?1) AND (?2 IS NULL OR dead
 ORDER BY number, endpoint LIMIT ?3
 """
 _NEXT_KEY: Final = "SELECT min(key) FROM waiting WHERE endpoint = ? AND dead = 0 AND key > ?"
+_HOLDS: Final = """
+SELECT 1 FROM events JOIN waiting USING (number) WHERE id >= ? AND id < ? AND dead = 0 LIMIT 1
+"""
 _DELIVERED: Final = """
 DELETE FROM waiting WHERE endpoint = ? AND number = ? AND ? = (SELECT id FROM events WHERE number = waiting.number)
 """
@@ -335,6 +338,22 @@ class SqliteOutbox:
             if name not in left and not name.startswith(".") and not self._is_alive(name):
                 with suppress(OSError):
                     (self._folder / "writers" / name).unlink()
+
+    def epoch(self) -> str:
+        """The name of this file, which no other file has. Raises `StoreError`."""
+        return self._look(_epoch)
+
+    def holds(self, change: str) -> bool:
+        """Whether the change of this id is prepared here, or an event of it waits. Raises `StoreError`."""
+
+        def look(connection: sqlite3.Connection) -> bool:
+            number = _number_in(connection, PreparedChange(change, "", ""))
+            if connection.execute("SELECT 1 FROM prepared WHERE number = ?", (number,)).fetchone():
+                return True
+            # `.` follows `-` among the characters
+            return connection.execute(_HOLDS, (f"{change}-", f"{change}.")).fetchone() is not None
+
+        return self._look(look)
 
     # ---------------------------------------------------------------------------------------------------- deliveries
 

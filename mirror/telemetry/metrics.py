@@ -338,6 +338,9 @@ BUCKET_CLOCK_OFFSET: Final = Gauge(
     "By how much the clock of this replica is ahead of the bucket's",
     multiprocess_mode="mostrecent",
 )
+EVENTS_ADOPTED: Final = Counter(
+    "mirror_events_adopted_changes", "Changes whose events this replica took over from a replica that is gone"
+)
 LEASES_LOST: Final = Counter("mirror_leases_lost", "Leases that this replica lost while it did the work")
 LEASES_TAKEN_OVER: Final = Counter(
     "mirror_leases_taken_over", "Leases that this replica took because their holder did not renew them"

@@ -129,6 +129,12 @@ class RunLock:
     def __repr__(self) -> str:
         return f"<RunLock {self._lease!r}>"
 
+    def is_last(self) -> bool:
+        """Whether no other process of the server lives. To be asked at the end: a process that begins meanwhile may be
+        overlooked. Raises `StoreError`.
+        """
+        return _try(self._lease)
+
     def close(self) -> None:
         """Repeatable."""
         self._lease.release()
