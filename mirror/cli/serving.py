@@ -6,6 +6,8 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,7 +168,10 @@ def worker(
 def check(
     config: ConfigFile = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Also contact each registry, and try all that is needed of the bucket.")
+        bool,
+        typer.Option(
+            "--online", help="Also contact each registry and replica, and try all that is needed of the bucket."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -175,10 +180,12 @@ def check(
 
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
-    if online and loaded.offline and loaded.store.bucket is None:
+    others = online and loaded.cluster.has_members
+    if online and loaded.offline and loaded.store.bucket is None and not others:
         raise ConfigError(["--online: the mirror is sealed (offline), so no registry may be contacted"])
     results = asyncio.run(_ask_registries(loaded)) if online and not loaded.offline else []
     tried = try_bucket(loaded) if online else []
+    members = asyncio.run(_ask_members(loaded)) if others else []
     try:
         unread = describe_unread(loaded)
     except StoreError as error:
@@ -188,6 +195,7 @@ def check(
     if as_json:
         summary = {"upstreams": len(loaded.upstream), "store": str(loaded.store.root)}
         asked = {"online": [asdict(result) for result in results], "bucket": [asdict(each) for each in tried]}
+        asked |= {"members": [asdict(member) for member in members]} if loaded.cluster.has_members else {}
         say_json({**summary, **(asked if online else {})})
     else:
         sealed = " (none is contacted)" if loaded.offline else ""
@@ -204,10 +212,14 @@ def check(
             say(f"{'ok    ' if each.ok else 'FAILED'} {loaded.store.bucket}: {each.step}: {each.detail}")
             if each.advice:
                 say(f"       {each.advice}")
+        for member in members:
+            say(f"{'ok    ' if member.ok else 'FAILED'} replica {member.member}: {member.detail}")
+            if member.advice:
+                say(f"       {member.advice}")
     for warning in [*settings.hints(loaded), *unread, *_check_certificate(loaded)]:
         # not a failure: units and scripts run this check before they start the mirror, which must still serve
         complain(f"mirror: {warning}")
-    if not all(result.ok for result in [*results, *tried]):
+    if not all(result.ok for result in [*results, *tried, *members]):
         raise typer.Exit(1)
 
 
@@ -231,6 +243,15 @@ def _check_certificate(loaded: settings.Config) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"server.tls_certificate: {file}: {error}"]
     return [f"server.tls_certificate {finding.text}: {finding.advice}"] if finding.advice else []
+
+
+async def _ask_members(loaded: settings.Config) -> Sequence[Any]:
+    from mirror.app.clustering import open_cluster
+    from mirror.peers.member_check import check_members
+
+    async with AsyncExitStack() as stack:
+        cluster = await open_cluster(loaded, stack)
+        return await check_members(cluster.members, cluster.client)
 
 
 async def _ask_registries(loaded: settings.Config) -> list[Any]:
