@@ -20,7 +20,7 @@ import secrets
 import string
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -221,8 +221,13 @@ class Robots:
         *,
         now: Callable[[], float] = time.time,
         threads: Executor | None = None,
+        look: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
+        """`look` is awaited before anything is believed that is remembered of records; None if nobody else writes them.
+        It raises `StoreError`.
+        """
         self._threads = threads
+        self._look = look
         self._records = records
         self._uses = uses
         self._now = now
@@ -274,6 +279,11 @@ class Robots:
         """The robot of this id; None if there is none, or its record is not valid. Raises `AccessUnavailable` if the
         record cannot be read now.
         """
+        if self._look is not None:
+            try:
+                await self._look()
+            except StoreError as error:
+                raise AccessUnavailable("the record of the robot cannot be read") from error
         stamp = self._records.changed()
         known = self._read.get(identifier)
         if stamp is not None and known is not None and known[0] == stamp:

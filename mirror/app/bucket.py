@@ -47,13 +47,15 @@ class BucketThreads:
         self.operators: Final = BoundedThreads("operators", _OPERATORS, _WAITING, _busy)
         #: For pushes.
         self.pushes: Final = BoundedThreads("push", _PUSHES, _WAITING, _busy)
+        #: For looks at what other replicas have changed.
+        self.looks: Final = BoundedThreads("looks", _OPERATORS, _WAITING, _busy)
 
     def __repr__(self) -> str:
         return f"<BucketThreads {self.requests!r} {self.operators!r} {self.pushes!r}>"
 
     def close(self) -> None:
         """Take no more work. Repeatable."""
-        for each in (self.requests, self.operators, self.pushes):
+        for each in (self.requests, self.operators, self.pushes, self.looks):
             each.shutdown(wait=False, cancel_futures=True)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from typing import Final
 
 from mirror.access import oidc as issuer_of
 from mirror.access.audit import AuditLog
@@ -19,7 +20,9 @@ from mirror.access.static_tokens import StaticToken, StaticTokens
 from mirror.app.repositories import Repositories
 from mirror.app.storage import Storage
 from mirror.config import Config, IssuerSettings, access_policy, named_claims, virtual_rules
+from mirror.hosting.journal_looks import JournalLooks
 from mirror.policy.access_rules import AuthMethod
+from mirror.policy.cluster.journal_names import OPERATORS
 from mirror.ports import Authenticator, Membership
 from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.client_addresses import ClientAddresses
@@ -28,6 +31,17 @@ from mirror.trust.upstream_access import Verifier
 
 #: Passwords checked at once. Each check takes a tenth of a second of a core, so guessing must not use all cores.
 _CHECKING_THREADS = 2
+#: Seconds after which a robot that was revoked at another replica is refused here, at most.
+_ROBOTS_AGE: Final = 1.0
+
+
+def _open_look(config: Config, storage: Storage) -> Callable[[], Awaitable[bool]] | None:
+    """What is awaited in a cluster before a robot is believed; None otherwise."""
+    use = storage.bucket
+    if use is None or use.journals is None:
+        return None
+    looks = JournalLooks(use.journals, use.threads.looks, max(config.hosting.tag_freshness, _ROBOTS_AGE))
+    return lambda: looks.look(OPERATORS)
 
 
 async def open_gate(
@@ -50,7 +64,13 @@ async def open_gate(
     keys = await asyncio.to_thread(read_keys, key_file, create=access.token_key_file is None)
     issued = IssuedTokens(keys, lifetime=access.token_lifetime)
     threads = None if storage.bucket is None else storage.bucket.threads.operators
-    robots = Robots(storage.stored.json(ROBOTS, Reads.LENIENT), storage.records(USES), now=now, threads=threads)
+    robots = Robots(
+        storage.stored.json(ROBOTS, Reads.LENIENT),
+        storage.records(USES),
+        now=now,
+        threads=threads,
+        look=_open_look(config, storage),
+    )
     stack.push_async_callback(robots.aclose)
     tokens = StaticTokens(
         StaticToken(entry.name, entry.token.get_secret_value(), frozenset(entry.groups))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,7 @@ from mirror.config import Config, HostedSettings
 from mirror.hosting.copying import Copying
 from mirror.hosting.deleting import Deleting
 from mirror.hosting.hosted_imports import HostedImports
+from mirror.hosting.journal_looks import JournalLooks
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts, PulledParts, one_by_one
 from mirror.hosting.placing import Placing
@@ -25,6 +26,7 @@ from mirror.hosting.upload_turns import UploadTurns
 from mirror.intake.integrity import Integrity
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.reference import Repo
+from mirror.policy.cluster.journal_names import of_repo
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.repository.copied_blobs import CopiedBlobs
 from mirror.repository.hosted import HostedRepository, HostedVerbs
@@ -75,7 +77,8 @@ def open_hosting(
     parts = disk_parts(config, storage)
     views = storage.hosted.pulled
     histories = TagHistories(views.catalog, views.freezes, parts.histories.clocks)
-    pulled = PulledParts(storage.contents, views.catalog, views.repositories, histories, parts.threads)
+    look = _open_look(config, storage)
+    pulled = PulledParts(storage.contents, views.catalog, views.repositories, histories, parts.threads, look)
     pushing_threads = shared.executor if storage.bucket is None else storage.bucket.threads.pushes
     if storage.blobs is None:
         integrity, copied = Integrity(storage.contents, shared.caches.once, shared.background), None
@@ -112,6 +115,15 @@ def open_hosting(
     rules = _rules(config)
     copying = Copying(parts, Links(parts), placing, pushing, sources, rules, pushing_threads)
     return Hosting(verbs, pulled, HostedMemory(pulled, shared.caches), integrity, shared, rules, copying, copied)
+
+
+def _open_look(config: Config, storage: Storage) -> Callable[[Repo], Awaitable[bool]] | None:
+    """What pulls await in a cluster; None otherwise."""
+    use = storage.bucket
+    if use is None or use.journals is None:
+        return None
+    looks = JournalLooks(use.journals, use.threads.looks, config.hosting.tag_freshness)
+    return lambda repo: looks.look(of_repo(repo))
 
 
 def _open_copied(blobs: BucketBlobs, shared: Shared, integrity: Integrity) -> CopiedBlobs:

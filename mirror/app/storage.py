@@ -277,6 +277,8 @@ async def open_storage(
             cluster = await open_cluster(config, stack)
         disk = await asyncio.to_thread(open_disk, config, bucket, serves=serves)
         stack.callback(disk.close)
+        if disk.stored.use is not None and disk.stored.use.journals is not None:
+            stack.push_async_callback(asyncio.to_thread, disk.stored.use.journals.close)
         stack.callback(disk.hosted.ledger.close)
         if disk.hosted.outbox is not None:
             stack.callback(disk.hosted.outbox.close)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from mirror.access.robots import ROBOTS, USES
 from mirror.aio.bounded_threads import in_thread
@@ -17,6 +17,7 @@ from mirror.config import Config, routing_table
 from mirror.errors import BucketUnavailable, StoreError
 from mirror.index.record_memory import SqliteRecordMemory
 from mirror.oci.reference import Repo
+from mirror.policy.cluster.journal_names import of_kind
 from mirror.ports import Bucket, Catalog, CheckedRecords, Freezes, HostedRecords, Pins, RecordTree
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.bucket_note import BucketNote
@@ -37,6 +38,9 @@ from mirror.store.records.record_catalog import RecordCatalog
 from mirror.store.records.repository_records import RepositoryRecords
 from mirror.store.records.routed_tree import RoutedTree
 from mirror.store.records.silent_tree import SilentTree
+
+if TYPE_CHECKING:
+    from mirror.store.objects.record_journals import BucketJournals
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -76,6 +80,8 @@ class BucketUse:
     #: For calls that are made at the same time for one request.
     pool: Executor
     threads: BucketThreads
+    #: What other replicas of a cluster change; None if this mirror is none.
+    journals: BucketJournals | None = None
 
     def at_once(self, work: Callable[[T], R], things: Iterable[T]) -> Iterable[R]:
         """See `AtOnce`."""
@@ -85,6 +91,8 @@ class BucketUse:
         """Close everything. Repeatable."""
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.threads.close()
+        if self.journals is not None:
+            self.journals.close()
         self.bucket.close()
         self.memory.close()
         if self.run is not None:
@@ -120,7 +128,7 @@ class StoredRecords:
     async def learn_names(self, repos: Sequence[Repo]) -> None:
         """Ask the bucket about names of which the memory does not know whether they are taken. Raises `StoreError`."""
         use = self.use
-        if use is not None and (unknown := [repo for repo in repos if use.tree.name_taken(repo) is None]):
+        if use is not None and (unknown := [repo for repo in repos if use.tree.must_learn(repo)]):
             await in_thread(use.threads.requests, lambda: [*map(use.tree.learn_name, unknown)])
 
     def json(self, kind: str, reads: Reads = Reads.STRICT) -> CheckedRecords:
@@ -176,6 +184,7 @@ def open_use(
         _refuse_left_behind(config, layout)
     memory = SqliteRecordMemory(layout.record_memory, boot_id().hex())
     run = RunLock(layout, "bucket-run") if serves else None
+    cluster = config.cluster.name if config.cluster.has_members else ""
     owner = BucketOwner(
         bucket,
         memory,
@@ -185,16 +194,43 @@ def open_use(
         [] if migrates else [entry.name for entry in config.upstream],
         run=run.run if run is not None else "",
         migrates=migrates,
+        cluster=cluster,
     )
     owned = OwnedBucket(bucket, owner)
+    journals = _open_journals(config, layout, disk, owned) if cluster else None
 
     def complete() -> None:
         # a server does it in the background
         for _ in () if serves else RecordListing(owned, memory).steps():
             pass
 
-    tree = BucketTree(owned, memory, is_confirmed=lambda: owner.is_confirmed, complete=complete, see=owner.seen_again)
-    return BucketUse(owned, owner, memory, tree, run, ThreadPoolExecutor(_AT_ONCE, "records"), BucketThreads())
+    tree = BucketTree(
+        owned,
+        memory,
+        is_confirmed=lambda: owner.is_confirmed,
+        complete=complete,
+        see=owner.seen_again,
+        journals=journals,
+    )
+    pool = ThreadPoolExecutor(_AT_ONCE, "records")
+    return BucketUse(owned, owner, memory, tree, run, pool, BucketThreads(), journals)
+
+
+def _open_journals(config: Config, layout: Layout, disk: str, bucket: OwnedBucket) -> BucketJournals:
+    # imported here: a mirror without replicas does not even load them
+    from mirror.index.journal_memory import SqliteJournalMemory
+    from mirror.store.objects.record_journals import BucketJournals
+
+    # who has a copy of this disk is another replica, unless it runs on this machine
+    replica, boot = f"{disk[:16]}-{boot_id().hex()[:8]}", boot_id().hex()
+    return BucketJournals(
+        bucket,
+        SqliteJournalMemory(layout.record_memory, boot, replica),
+        replica,
+        ChangeFiles(layout).note_change,
+        freshness=config.hosting.tag_freshness,
+        stale=config.hosting.stale_while_bucket_down,
+    )
 
 
 def _refuse_left_behind(config: Config, layout: Layout) -> None:
@@ -229,8 +265,9 @@ def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
         )
 
     shown = views(Reads.REMEMBERED, Reads.REMEMBERED, FileTree(layout))
-    # nobody but this mirror pins and freezes, so neither a pull nor a push need ask the bucket whether somebody has
-    pulled = views(Reads.LENIENT, Reads.REMEMBERED)
+    # nobody but this mirror pins and freezes, so neither a pull nor a push need ask the bucket whether somebody has;
+    # in a cluster, a journal says it
+    pulled = views(Reads.LENIENT, Reads.REMEMBERED if use.journals is None else Reads.LENIENT)
     silent = SilentTree(use.tree.view(Reads.REMEMBERED))
     evicted = RecordCatalog(RoutedTree(hosts, hosted=silent, cached=FileTree(layout)))
     return StoredRecords(layout, shown, pulled, views(Reads.STRICT, Reads.OWN), evicted, hosts, use)
@@ -238,6 +275,8 @@ def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
 
 def _json(use: BucketUse, kind: str, reads: Reads) -> TreeRecords:
     def changes(folder: str) -> int | None:
+        if use.journals is not None and not use.journals.is_quiet(of_kind(kind)):
+            return None
         return use.memory.changes(folder) if use.owner.is_confirmed else None
 
     return TreeRecords(use.tree.view(reads), kind, changes)

@@ -578,6 +578,11 @@ class HostingSettings(Section):
         description="In a cluster: how long ago a replica may have looked at the bucket, for pulls of hosted tags and "
         "manifests; 0: it looks each time.",
     )
+    stale_while_bucket_down: Seconds = Field(
+        3600.0,
+        description="In a cluster, while the bucket does not answer: how long a replica answers pulls of hosted "
+        "content with what it saw last.",
+    )
     retention: RetentionTimesSettings = RetentionTimesSettings.model_validate({})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -62,6 +62,8 @@ class PulledParts:
     histories: TagHistories
     #: Where requests read them, if that may mean to wait for a bucket; None: in the threads of the event loop.
     threads: Executor | None = None
+    #: In a cluster, awaited before anything is read: False if what is remembered of the repository does not count.
+    look: Callable[[Repo], Awaitable[bool]] | None = None
 
     def now(self) -> float:
         """Returns the time to record, in epoch seconds."""

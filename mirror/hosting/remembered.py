@@ -3,6 +3,9 @@
 Each change of a repository raises a counter, for every process. A record is remembered with the count that was read
 before the record. So a deletion is seen by the next request, in whichever worker, and costs a hit one `stat`. What is
 remembered is also forgotten after some seconds: a process may die between a change and the count.
+
+In a cluster other replicas change repositories, too: whoever asks has looked at the journal before, which raises the
+counter, or says that nothing counts that is remembered now.
 """
 
 from __future__ import annotations
@@ -62,10 +65,12 @@ class Remembered(Generic[K, T]):
     def __repr__(self) -> str:
         return f"<Remembered {self._kind} {len(self._read)}>"
 
-    async def get(self, repo: Repo, key: K, read: Callable[[], T]) -> T:
-        """Returns the record, from memory if it is still true. `read` blocks; it is called in a thread. Raises what
-        `read` raises.
+    async def get(self, repo: Repo, key: K, read: Callable[[], T], *, counts: bool = True) -> T:
+        """Returns the record, from memory if it is still true. `read` blocks; it is called in a thread. `counts`: False
+        if another replica changes the repository. Raises what `read` raises.
         """
+        if not counts:
+            return await in_thread(self._threads, read)
         changes, now = self._changes(repo), self._now()
         seen = self._read.get((repo, key))
         if seen is not None and seen.changes == changes and 0 <= now - seen.at < _BELIEVED:

@@ -13,7 +13,9 @@ nothing (it died, or its write may arrive late) stops counting after some minute
 nothing changed it since the read began: so a slow read never hides a later write.
 
 `epoch` is raised by whatever makes all rows doubtful: another boot of the machine, because a power cut may have lost
-the latest changes of this file; another mirror that used the bucket. Rows of an earlier epoch are not trusted.
+the latest changes of this file; another mirror that used the bucket. Rows of an earlier epoch are not trusted. Nor are
+those of the epoch -1, which other replicas may have changed (`journal_memory.py`): they are trusted again once they are
+read, and not because a listing shows the same version.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import secrets
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,6 +95,14 @@ ON CONFLICT (key) DO UPDATE SET state = excluded.state, version = excluded.versi
     epoch = excluded.epoch, stamp = excluded.stamp, writers = excluded.writers, overlap = excluded.overlap,
     until = excluded.until
 """
+#: What others have written meanwhile. Version and content stay: a conditional read may confirm them.
+_DOUBT: Final = """
+INSERT INTO records (key, state, version, content, epoch, stamp, writers, overlap, until)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET state = excluded.state, epoch = excluded.epoch, stamp = excluded.stamp,
+    overlap = writers <> ''
+"""
+_DISTRUST: Final = "UPDATE records SET epoch = -1, stamp = ?, overlap = writers <> '' WHERE"
 #: The numbers are those of `RecordState`: a partial index is used only if they stand in the query.
 _STATES_BELOW: Final = """
 SELECT EXISTS (SELECT 1 FROM records INDEXED BY live WHERE key > ?1 AND key < ?2 AND state = 1),
@@ -140,9 +150,9 @@ class SqliteRecordMemory:
         self._steady = steady
         self._pause = pause
         #: For calls that the event loop waits for: they must not wait for a scan.
-        self._looking = _connection(path, boot, busy_timeout)
-        self._reading = _connection(path, boot, busy_timeout)
-        self._writing = _connection(path, boot, busy_timeout)
+        self._looking = memory_connection(path, boot, busy_timeout)
+        self._reading = memory_connection(path, boot, busy_timeout)
+        self._writing = memory_connection(path, boot, busy_timeout)
 
     def __repr__(self) -> str:
         return f"<SqliteRecordMemory {self._path}>"
@@ -191,6 +201,13 @@ class SqliteRecordMemory:
                     _count(connection, key, _next_stamp(connection))
                 return
             self._put(connection, key, version, content)
+
+        self._writing.write(work)
+
+    def expect(self, key: str) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            if connection.execute(_RECALL, (key,)).fetchone() is None:
+                _add(connection, key, RecordState.PERHAPS_DELETED, None, None)
 
         self._writing.write(work)
 
@@ -334,7 +351,7 @@ class SqliteRecordMemory:
                 changed += 1
         # most rows are as they were, and cost no write
         connection.executemany(
-            "UPDATE records SET epoch = ? WHERE key = ? AND epoch <> ?",
+            "UPDATE records SET epoch = ? WHERE key = ? AND epoch <> ? AND epoch <> -1",
             ((start.epoch, key, start.epoch) for key in same),
         )
         return changed
@@ -380,15 +397,53 @@ class SqliteRecordMemory:
         )
 
 
+def doubt_records(connection: sqlite3.Connection, keys: Iterable[str]) -> None:
+    """Make rows unknown, in the transaction of the caller. A write of this machine that is under way does not make its
+    row known again.
+    """
+    [epoch] = connection.execute("SELECT epoch FROM meta").fetchone()
+    for key in keys:
+        stamp = _next_stamp(connection)
+        values = (key, RecordState.UNKNOWN.value, None, None, epoch, stamp, "", 0, 0)
+        connection.execute(_DOUBT, values)
+        _count(connection, key, stamp)
+
+
+def distrust_records(connection: sqlite3.Connection, ranges: Iterable[tuple[str, str]], keys: Iterable[str]) -> None:
+    """Trust none of these rows any more, and none between two keys, in the transaction of the caller. Versions and
+    contents stay.
+    """
+    stamp = _next_stamp(connection)
+    for after, before in ranges:
+        connection.execute(f"{_DISTRUST} key > ? AND key < ?", (stamp, after, before))
+        if after.startswith(_COUNTED):
+            connection.execute("INSERT OR REPLACE INTO counters VALUES (?, ?)", (after.rpartition("/")[0], stamp))
+    for key in keys:
+        connection.execute(f"{_DISTRUST} key = ?", (stamp, key))
+
+
 def _begin(connection: sqlite3.Connection) -> None:
     # NORMAL syncs only at checkpoints: after a power cut no row is trusted
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA cache_size = -16000")
 
 
-def _connection(path: Path, boot: str, busy_timeout: float) -> SharedConnection:
+def memory_connection(
+    path: Path,
+    boot: str,
+    busy_timeout: float,
+    begin: Callable[[sqlite3.Connection], None] = lambda connection: None,
+) -> SharedConnection:
+    """A connection to the file of a memory, which is made if need be. `begin` is called with each connection that was
+    opened.
+    """
+
+    def both(connection: sqlite3.Connection) -> None:
+        _begin(connection)
+        begin(connection)
+
     return SharedConnection(
-        CurrentConnection(path, busy_timeout, lambda: _prepare(path, boot, busy_timeout), _begin),
+        CurrentConnection(path, busy_timeout, lambda: _prepare(path, boot, busy_timeout), both),
         path,
         "the memory of the bucket's records",
         lambda: log.warning("memory of records damaged", path=str(path)),

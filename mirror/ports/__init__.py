@@ -29,7 +29,8 @@ The ports, and what implements them (the tests have implementations in memory, i
                   MigrationJournal  what a migration wrote      index/migration_journal.py
     locking.py    Locks          locks between processes        store/local/locks.py    leases/bucket_leases.py
     peers.py      Members, Notices, PeerBlobs  the other replicas of a cluster
-    journals.py   RecordJournals  what other replicas changed
+    journals.py   RecordJournals  what other replicas changed     store/objects/record_journals.py
+                  JournalMemory   what is known of that          index/journal_memory.py
     indexes.py    ContentIndex   sizes, last use, names, links  index/embedded.py   index/redis.py
                   SortedTags     tag lists, sorted on disk      index/sorted_tags.py
     remotes.py    Upstream       one remote registry            upstream/registry.py    upstream/endpoints.py

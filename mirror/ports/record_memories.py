@@ -93,6 +93,11 @@ class RecordMemory(Protocol):
         `version` None: there is no object; `content` None: the record is deleted.
         """
 
+    def expect(self, key: str) -> None:
+        """Note that nothing is known of a record, if nothing is remembered of it: so that `note` notes nothing if it is
+        doubted meanwhile.
+        """
+
     def begin(self, key: str) -> str:
         """Note that a write is about to begin. Returns the token of this write."""
 

@@ -42,9 +42,9 @@ class RecordTree(Protocol):
         registry. `had`: also those that had one.
         """
 
-    def take(self, repo: Repo) -> None:
+    def take(self, repo: Repo, *, again: bool = False) -> None:
         """Let the repository have had a record, durable on return; repeatable. To be called before it gets a link that
-        is more than a reservation. Trees that see this by the link itself do nothing.
+        is more than a reservation, and `again` after that. Trees that see this by the link itself do nothing.
         """
 
     def had(self, repo: Repo, folders: Sequence[str]) -> Iterable[str]:

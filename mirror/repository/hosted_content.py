@@ -121,9 +121,11 @@ class HostedContent:
 
     async def manifest(self, reference: Reference) -> ManifestAnswer:
         """Returns an answer with the manifest itself. Raises `ManifestUnknown`, `StoreError`."""
-        tag = None if isinstance(reference, Digest) else await self._tag(reference)
+        # one look for both records
+        counts = self._parts.look is None or await self._parts.look(self.repo)
+        tag = None if isinstance(reference, Digest) else await self._tag(reference, counts=counts)
         digest = reference if isinstance(reference, Digest) else tag.record.digest if tag else None
-        manifest = await self._manifest(digest) if digest else None
+        manifest = await self._manifest(digest, counts=counts) if digest else None
         if manifest is None:
             joint = "@" if isinstance(reference, Digest) else ":"
             raise ManifestUnknown(f"{self.repo}{joint}{reference} does not exist")
@@ -137,14 +139,15 @@ class HostedContent:
         """True if the tag points to a manifest that has a record here, also if its bytes are damaged or missing. Raises
         `StoreError`.
         """
-        found = await self._tag(tag)
-        return found is not None and await self._record(found.record.digest) is not None
+        counts = self._parts.look is None or await self._parts.look(self.repo)
+        found = await self._tag(tag, counts=counts)
+        return found is not None and await self._record(found.record.digest, counts=counts) is not None
 
-    async def _record(self, digest: Digest) -> ManifestRecord | None:
-        return await self._memory.manifests.get(self.repo, digest, lambda: self._read_record(digest))
+    async def _record(self, digest: Digest, *, counts: bool) -> ManifestRecord | None:
+        return await self._memory.manifests.get(self.repo, digest, lambda: self._read_record(digest), counts=counts)
 
-    async def _tag(self, tag: str) -> CachedTag | None:
-        return await self._memory.tags.get(self.repo, tag, lambda: self._read_tag(tag))
+    async def _tag(self, tag: str, *, counts: bool) -> CachedTag | None:
+        return await self._memory.tags.get(self.repo, tag, lambda: self._read_tag(tag), counts=counts)
 
     def _read_tag(self, tag: str) -> CachedTag | None:
         """Blocking: returns what a tag answers; None if it is absent. A freeze overrides the record. Raises
@@ -156,8 +159,8 @@ class HostedContent:
         record = self._parts.catalog.get_tag(self.repo, tag)
         return CachedTag(record, Outcome.HIT, now, now) if record else None
 
-    async def _manifest(self, digest: Digest) -> Manifest | None:
-        if await self._record(digest) is None:
+    async def _manifest(self, digest: Digest, *, counts: bool) -> Manifest | None:
+        if await self._record(digest, counts=counts) is None:
             return None
         manifest = self._caches.manifests.get((self.repo, digest))
         if manifest is None:
@@ -200,7 +203,8 @@ class HostedContent:
 
     async def link(self, digest: Digest) -> BlobLink | None:
         """Returns the repository's link to a blob, whatever its state; None if it has none."""
-        return await self._memory.links.get(self.repo, digest, lambda: self._read_link(digest))
+        counts = self._parts.look is None or await self._parts.look(self.repo)
+        return await self._memory.links.get(self.repo, digest, lambda: self._read_link(digest), counts=counts)
 
     def _read_link(self, digest: Digest) -> BlobLink | None:
         found = self._parts.records.link(self.repo, digest)
@@ -274,7 +278,8 @@ class HostedContent:
 
     async def tags(self, last: str, count: int) -> Listing:
         """Returns up to `count` tags after `last`. Raises `NameUnknown` if the repository has nothing."""
-        tags = await self._memory.tag_lists.get(self.repo, "", self._read_tags)
+        counts = self._parts.look is None or await self._parts.look(self.repo)
+        tags = await self._memory.tag_lists.get(self.repo, "", self._read_tags, counts=counts)
         if tags is None:
             raise NameUnknown(f"{self.repo} does not exist")
         return Listing.page(tags, last, count, Outcome.HIT, self.repo.registry)
@@ -310,7 +315,8 @@ class HostedContent:
 
     async def referrers(self, digest: Digest) -> Listing:
         """Returns descriptors of the referrers of a manifest, which may be absent. Raises `StoreError`."""
-        found = await self._memory.referrers.get(self.repo, digest, lambda: self._read_referrers(digest))
+        counts = self._parts.look is None or await self._parts.look(self.repo)
+        found = await self._memory.referrers.get(self.repo, digest, lambda: self._read_referrers(digest), counts=counts)
         return Listing(found, Outcome.HIT, self.repo.registry)
 
     def _read_referrers(self, subject: Digest) -> tuple[Descriptor, ...]:

@@ -510,3 +510,92 @@ def test_what_the_disk_remembers_of_an_upstream(root: Path, bucket: MemoryBucket
     other.end()
     bucket.down = True
     Process(root, bucket, upstreams=["corp"]).owner.refuse_remembered()
+
+
+class Replica(Process):
+    """A process of a replica of a cluster."""
+
+    def __init__(self, root: Path, bucket: Bucket, *, cluster: str = "mirror", serves: bool = True) -> None:
+        super().__init__(root, bucket, serves=serves)
+        self.owner = BucketOwner(
+            bucket,
+            self.memory,
+            BucketNote(self.layout),
+            self.disk,
+            lambda: locked(self.layout, "bucket-owner"),
+            run=self.run.run if self.run is not None else "",
+            cluster=cluster,
+            now=lambda: self.now,
+        )
+        self.bucket = OwnedBucket(bucket, self.owner)
+
+
+def test_the_replicas_of_a_cluster_do_not_overtake_each_other(tmp_path: Path, bucket: MemoryBucket) -> None:
+    """They have one nonce, also after a restart, which leaves what is remembered of use; a command writes as well."""
+    one, two = Replica(tmp_path / "one", bucket), Replica(tmp_path / "two", bucket)
+    for each in (one, two, one):
+        each.start()
+        each.tree().write(KEY, ONE)
+        assert each.owner.watch()
+    said = json.loads(bucket.content()[LAST_USED])
+    assert said == {"cluster": "mirror", "nonce": one.memory.owner()[1]}
+    one.end()
+    again = Replica(tmp_path / "one", bucket)
+    again.owner.confirm()
+    assert again.memory.is_complete()
+    command = Replica(tmp_path / "two", bucket, serves=False)
+    command.tree().write(KEY, TWO)
+    for each in (again, two, command):
+        assert each.owner.watch()
+        assert not each.owner.is_overtaken
+
+
+@pytest.mark.parametrize("other", ["mirror", "another cluster"])
+def test_a_cluster_and_another_mirror_overtake_each_other(tmp_path: Path, bucket: MemoryBucket, other: str) -> None:
+    """As two mirrors do: the one that is overtaken only reads, and believes nothing that it remembers."""
+    one, two = Replica(tmp_path / "one", bucket), Replica(tmp_path / "two", bucket)
+    for each in (one, two):
+        each.start()
+        each.tree().write(KEY, ONE)
+    single: Process = (
+        Process(tmp_path / "3", bucket) if other == "mirror" else Replica(tmp_path / "3", bucket, cluster="test")
+    )
+    single.start()
+    single.tree().write(KEY, TWO)
+    for each in (one, two):
+        assert not each.owner.watch()
+        assert each.owner.is_overtaken
+        with pytest.raises(BucketUnavailable, match="another mirror"):
+            each.tree().write(KEY, ONE)
+        assert not each.memory.is_complete()
+        each.end()
+    back = Replica(tmp_path / "one", bucket)
+    back.start()
+    back.tree().write(KEY, ONE)
+    assert not single.owner.watch()
+    assert json.loads(bucket.content()[LAST_USED])["cluster"] == "mirror"
+
+
+def test_a_command_without_a_cluster_does_not_write_into_the_bucket_of_one(
+    tmp_path: Path, bucket: MemoryBucket
+) -> None:
+    """It would not say in journals what it changes."""
+    one = Replica(tmp_path / "one", bucket)
+    one.start()
+    one.end()
+    command = Process(tmp_path / "one", bucket, serves=False)
+    with pytest.raises(BucketUnavailable, match="or by a cluster"):
+        command.tree().write(KEY, ONE)
+
+
+def test_replicas_agree_when_the_note_of_who_uses_the_bucket_is_lost(tmp_path: Path, bucket: MemoryBucket) -> None:
+    """Whichever looks first makes it anew."""
+    one, two = Replica(tmp_path / "one", bucket), Replica(tmp_path / "two", bucket)
+    for each in (one, two):
+        each.start()
+    bucket.lose(LAST_USED)
+    late = Replica(tmp_path / "three", bucket)
+    late.start()
+    for each in (one, two, late):
+        assert each.owner.watch()
+        each.tree().write(KEY, ONE)

@@ -65,7 +65,7 @@ _MAY_IMPORT: Final = {
     "policy/clients": {"errors", "oci"},
     "policy/cluster": {"errors", "oci"},
     "policy/upstream": {"errors", "oci"},
-    "ports": {"oci", "policy", "policy/events", "policy/hosted"},
+    "ports": {"oci", "policy", "policy/cluster", "policy/events", "policy/hosted"},
     "policy/virtual": {"errors", "oci", "policy"},
     # whom work is done for: what asks upstream and what keeps callers apart read it
     "caller": {"oci"},

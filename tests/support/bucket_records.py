@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mirror.errors import StoreError
+from mirror.index.journal_memory import SqliteJournalMemory
 from mirror.index.record_memory import SqliteRecordMemory
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -13,6 +14,7 @@ from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.ports import RecordMemory, Versioned
 from mirror.store.local.change_files import ChangeFiles
 from mirror.store.local.layout import Layout
+from mirror.store.objects.record_journals import BucketJournals
 from mirror.store.objects.record_listing import RecordListing
 from mirror.store.objects.record_tree import BucketTree, Reads
 from mirror.store.records.json_tree_records import TreeRecords
@@ -49,15 +51,46 @@ class UnreliableRecords(RecordCatalog):
 
 @dataclass
 class Machine:
-    """A machine with a local disk, whose records are in the bucket. `steady` is its clock, in seconds."""
+    """A machine with a local disk, whose records are in the bucket. `steady` is its clock, in seconds. One with a
+    `replica` is that replica of a cluster.
+    """
 
     root: Path
     bucket: MemoryBucket = field(default_factory=MemoryBucket)
     boot: str = "boot 1"
     steady: float = 1000.0
+    replica: str = ""
 
     def __post_init__(self) -> None:
         self.memory = self.another_memory()
+        #: Repositories that others have changed, as this machine has noticed.
+        self.changed: list[Repo] = []
+
+    def journals(self, *, freshness: float = 0.0) -> BucketJournals | None:
+        """The journals as another process of a replica sees them; None if this machine is none. Entries end when the
+        test says so: `settle`.
+        """
+        if not self.replica:
+            return None
+        path, clock = self.root / "bucket.sqlite", lambda: self.steady
+        memory = SqliteJournalMemory(path, self.boot, self.replica, steady=clock)
+        return BucketJournals(
+            self.bucket,
+            memory,
+            self.replica,
+            self.changed.append,
+            freshness=freshness,
+            ends=False,
+            steady=clock,
+            pause=lambda _: None,
+        )
+
+    def settle(self) -> None:
+        """Let the replica name what it has written, some seconds later."""
+        self.steady += 3.0
+        journals = self.journals()
+        assert journals
+        assert journals.settle_all()
 
     def another_memory(self) -> SqliteRecordMemory:
         """The same memory in another process."""
@@ -65,7 +98,7 @@ class Machine:
 
     def tree(self, reads: Reads = Reads.STRICT, memory: RecordMemory | None = None) -> BucketTree:
         """The records of the bucket, as one process sees them."""
-        return BucketTree(self.bucket, memory or self.memory, reads)
+        return BucketTree(self.bucket, memory or self.memory, reads, journals=self.journals())
 
     def list_all(self) -> RecordListing:
         """Complete the memory by a listing."""

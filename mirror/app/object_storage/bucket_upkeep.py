@@ -114,6 +114,7 @@ async def keep_bucket(storage: Storage, rerouted: Callable[[], None] = lambda: N
 
 async def list_records(layout: Layout, use: BucketUse) -> RecordListing:
     """Lists the records of the bucket once, and notes the progress for all processes. Raises `StoreError`."""
+    begun = await asyncio.to_thread(use.tree.begin_names)
     listing, progress = RecordListing(use.bucket, use.memory), JsonRecords(layout, _KIND)
     steps, begun_at, noted_at = listing.steps(), time.time(), 0.0
     telemetry.log.info("bucket records being listed")
@@ -127,6 +128,8 @@ async def list_records(layout: Layout, use: BucketUse) -> RecordListing:
             noted_at = time.monotonic()
             await asyncio.to_thread(progress.put, _LISTING, _progress(listing, begun_at, None))
     telemetry.BUCKET_RECORDS.set(listing.listed)
+    if listing.is_complete:
+        await asyncio.to_thread(use.tree.end_names, begun)
     await asyncio.to_thread(progress.put, _LISTING, _progress(listing, begun_at, time.time()))
     telemetry.log.info(
         "bucket records listed",

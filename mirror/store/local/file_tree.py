@@ -96,7 +96,7 @@ class FileTree:
                     yield repo
             below[:] = [name for name in below if not name.startswith("_")]
 
-    def take(self, repo: Repo) -> None:
+    def take(self, repo: Repo, *, again: bool = False) -> None:
         """Nothing to do: the folders say it."""
 
     def had(self, repo: Repo, folders: Sequence[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
     mirror.json      {"layout": 1, "id": "…"}: made by the first mirror that finds the prefix empty
                      "migrating": true: a migration is not finished, and nothing else may use the bucket
     last-used.json   {"disk": "…", "nonce": "…"}: the run of the mirror that uses the bucket now
+                     {"cluster": "…", "nonce": "…"}: the cluster that does, whose replicas have all the same nonce
 
     a process starts ── confirm ──> the id is that of the disk's note? ── no ──> BucketUnfit, whatever is asked
                                      └── yes ── the nonce is the memory's? ──┬── yes: what is remembered counts
@@ -14,7 +15,8 @@
 
 A mirror that finds another nonce in `last-used.json` was overtaken: it writes nothing any more, believes nothing that
 it remembers, and goes on reading until it ends. The processes of one run of a server have the same nonce, and each run
-has another, so that a memory that is put back from a backup is not taken for the present one.
+has another, so that a memory that is put back from a backup is not taken for the present one. The replicas of a cluster
+do not overtake each other; what they remember is judged by journals (`record_journals.py`).
 
 The store may answer from another bucket at any time: an address was switched over, a bucket was made again. So answers
 count only while the identity was read a few seconds ago, and `seen_again` reads it once more where much rests on one.
@@ -62,6 +64,8 @@ LAST_USED: Final = "last-used.json"
 _PROBES: Final = "probe/"
 #: The beginning of the nonce of a memory whose mirror was overtaken; the rest is that of its run.
 _OVERTAKEN: Final = "overtaken"
+#: The beginning of who uses a bucket, if that is a cluster.
+_CLUSTER: Final = "cluster "
 _LIMIT: Final = 64 << 10
 _ATTEMPTS: Final = 10
 #: Seconds for which it is believed that the store answers from the right bucket, or that it does not.
@@ -98,17 +102,20 @@ class BucketOwner:
         *,
         run: str = "",
         migrates: bool = False,
+        cluster: str = "",
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`disk` is the id of the local store, `exclusive` a lock of all its processes. A registry of `upstreams` must
         have no names in the bucket. `run` is the id of this run of a server, which takes the bucket over; empty for a
         command, which writes only where the server of the same disk does. `migrates`: a bucket that is being migrated
-        to may be used. `now` is in seconds.
+        to may be used. `cluster` is the name of the cluster of which this mirror is a replica. `now` is in seconds.
         """
         self._bucket = bucket
         self._memory = memory
         self._note = note
-        self._disk = disk
+        #: Who uses the bucket if this mirror does.
+        self._user = f"{_CLUSTER}{cluster}" if cluster else disk
+        self._in_cluster = bool(cluster)
         self._exclusive = exclusive
         self._upstreams = upstreams
         self._run = run
@@ -146,7 +153,7 @@ class BucketOwner:
     def is_overtaken(self) -> bool:
         """True if another mirror is known to use the bucket. Quick."""
         try:
-            return self.is_confirmed and (not self._nonce or self._memory_nonce() != self._nonce)
+            return self.is_confirmed and not self.owns
         except StoreError:
             return False
 
@@ -201,7 +208,11 @@ class BucketOwner:
     @property
     def owns(self) -> bool:
         """True if this process may write to the bucket, as far as it knows. Raises `StoreError`."""
-        return bool(self._nonce) and self._memory_nonce() == self._nonce
+        if not self._nonce:
+            return False
+        nonce = self._memory_nonce()
+        # another process of this replica may have found a new nonce
+        return nonce == self._nonce or (self._in_cluster and nonce != "" and not nonce.startswith(_OVERTAKEN))
 
     def must_own(self) -> None:
         """To be called before each write. Quick once the bucket is confirmed. Raises `BucketUnavailable` if another
@@ -230,16 +241,22 @@ class BucketOwner:
             return False
         with self._exclusive():
             remembered = self._memory_nonce()
-            if remembered not in ("", self._nonce):
+            if remembered != "" and not self.owns:
                 return False
-            disk, nonce, version = self._read_last_use()
+            user, nonce, version = self._read_last_use()
             if not nonce:
                 nonce = self._write_last_use(self._nonce, version)
+                user = self._user
+            if self._in_cluster and user == self._user and nonce not in ("", self._nonce):
+                # another replica has found that the object was lost, or knows no earlier one
+                self._remember(nonce)
+                self._nonce = nonce
+                return True
             if nonce == self._nonce:
                 if not remembered:
                     self._remember(self._nonce)
                 return True
-            log.warning("bucket taken over by another mirror", disk=disk)
+            log.warning("bucket taken over by another mirror", disk=user)
             self._remember(self._overtaken)
             return False
 
@@ -380,30 +397,32 @@ class BucketOwner:
         if known != identity:
             remembered = ""
         for _ in range(_ATTEMPTS):
-            disk, nonce, version = self._read_last_use()
-            if not self._run and disk and disk != self._disk:
+            user, nonce, version = self._read_last_use()
+            if not self._run and user and user != self._user:
                 # what an earlier command has listed may be out of date
                 self._remember("", identity)
                 self._remember(self._overtaken, identity)
                 return
             if self._run and remembered == self._overtaken:
                 return
-            if nonce and disk == self._disk and (nonce == self._run or not self._run):
+            if nonce and user == self._user and (self._in_cluster or nonce == self._run or not self._run):
+                if self._in_cluster and self._run:
+                    self._refuse_hosted()
                 # what is remembered with another nonce counts no more
                 self._remember(nonce, identity)
                 self._nonce = nonce
                 return
             if self._run:
                 self._refuse_hosted()
-            is_ours = disk == self._disk and nonce == remembered != ""
+            is_ours = user == self._user and nonce == remembered != ""
             if not is_ours:
                 # from here on nothing that is remembered counts, whoever dies when
                 self._remember("", identity)
-            fresh = self._run or secrets.token_hex(8)
+            fresh = secrets.token_hex(8) if self._in_cluster else self._run or secrets.token_hex(8)
             if self._write_last_use(fresh, version) != fresh:
                 continue
-            if disk and disk != self._disk:
-                log.warning("bucket taken over from another mirror", disk=disk)
+            if user and user != self._user:
+                log.warning("bucket taken over from another mirror", disk=user)
             # who dies before this has another nonce than the bucket at the next start
             self._remember(fresh, identity, keeps=is_ours)
             self._nonce = fresh
@@ -412,7 +431,8 @@ class BucketOwner:
 
     def _write_last_use(self, nonce: str, version: Version | None) -> str:
         """Returns the nonce; empty if another process was quicker."""
-        content = json.dumps({"disk": self._disk, "nonce": nonce}).encode()
+        user = {"cluster": self._user.removeprefix(_CLUSTER)} if self._in_cluster else {"disk": self._user}
+        content = json.dumps({**user, "nonce": nonce}).encode()
         try:
             self._bucket.write(LAST_USED, content, expect=version if version else ABSENT)
         except RecordChanged:
@@ -420,13 +440,16 @@ class BucketOwner:
         return nonce
 
     def _read_last_use(self) -> tuple[str, str, Version | None]:
-        """The disk and nonce of the mirror that uses the bucket, empty if none or not readable, and the version."""
+        """Who uses the bucket, a mirror by its disk or a cluster, and the nonce, both empty if nobody or not readable;
+        and the version.
+        """
         found = self._read(LAST_USED)
         if found is None:
             return "", "", None
         try:
             said = json.loads(found.content)
-            return str(said["disk"]), str(said["nonce"]), found.version
+            user = f"{_CLUSTER}{said['cluster']}" if "cluster" in said else str(said["disk"])
+            return user, str(said["nonce"]), found.version
         except (ValueError, KeyError, TypeError, RecursionError):
             return "", "", found.version
 
@@ -452,7 +475,9 @@ class BucketOwner:
     def _foreign(self) -> BucketUnavailable:
         if self._run:
             return BucketUnavailable("another mirror uses this bucket now; this one only reads", retry_after=60.0)
-        return BucketUnavailable("the bucket is used by the mirror of another disk: run the command there")
+        return BucketUnavailable(
+            "the bucket is used by the mirror of another disk, or by a cluster: run the command there"
+        )
 
 
 class OwnedBucket:

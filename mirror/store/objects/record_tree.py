@@ -20,6 +20,12 @@ How much is believed of the memory (`Reads`):
     REMEMBERED  everything, and the bucket is asked only for what is not known; if it cannot be asked, what a memory
                 that was complete once does not know is absent. For eviction, display, and cached content.
 
+In a cluster other replicas write, too, and `record_journals.py` says what they have changed. Each write is then made
+with an entry in a journal. OWN and LENIENT believe what the journal leaves true, after a look at it that is young
+enough; while another replica writes, they ask the bucket. Names are complete only as far as the journal says so;
+otherwise the folder is listed. So is it before a name is released; and who takes a name looks in the bucket whether it
+still has it.
+
 A name is taken by a record of its own, `names/<registry>/<name>`, with `!` for each `/` of the name:
 
     no record ── take ──> taken ── forget: free, a look for records, taken again if there are any ──> free ── take ──> …
@@ -32,18 +38,22 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from enum import Enum
-from typing import Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from mirror.aio.caches import SharedLru
 from mirror.errors import BucketUnavailable, IndexUnavailable, RecordChanged, RequestError, StoreError
 from mirror.oci.reference import Repo, check_registry
+from mirror.policy.cluster import journal_names
 from mirror.ports import (
     ABSENT,
     Absent,
     Expected,
+    ListedPart,
+    ListedRecord,
     NotChanged,
     ObjectLister,
     ObjectReader,
@@ -56,7 +66,10 @@ from mirror.ports import (
     Versioned,
 )
 from mirror.store.objects.shared_reads import SharedReads
-from mirror.store.records.record_keys import REPOSITORIES, repo_from, repository
+from mirror.store.records.record_keys import LISTED, REPOSITORIES, repo_from, repository
+
+if TYPE_CHECKING:
+    from mirror.store.objects.record_journals import BucketJournals
 
 #: The folder of the names that repositories have taken.
 NAMES: Final = "names"
@@ -71,6 +84,8 @@ _TAKING: Final = frozenset({"_tags", "_manifests", "_referrers", "_deleted", "_d
 #: Records of one folder that are read to give a list of names. More of them are being changed only if a lot goes wrong.
 _MOST_READS: Final = 1000
 _PAGE: Final = 500
+#: Seconds that a pull may last, from its look at a journal to its last read of a record.
+_ONE_PULL: Final = 1.0
 #: A write that expects nothing is tried so often while others change the same record.
 _ATTEMPTS: Final = 100
 #: Names that were found free while the memory was not complete.
@@ -106,10 +121,12 @@ class BucketTree:
         is_confirmed: Callable[[], bool] = lambda: True,
         complete: Callable[[], None] = lambda: None,
         see: Callable[[], None] = lambda: None,
+        journals: BucketJournals | None = None,
     ) -> None:
         """`is_confirmed`: whether it is certain that the memory is that of this bucket; quick. `complete` is called
         when a complete memory is needed: it may list the bucket, if nobody else does. `see` makes sure, by a request,
-        that the bucket is the right one now: it raises `StoreError` if not.
+        that the bucket is the right one now: it raises `StoreError` if not. `journals`: what other replicas change;
+        None if there are none.
         """
         self._bucket = bucket
         self._memory = memory
@@ -117,9 +134,10 @@ class BucketTree:
         self._is_confirmed = is_confirmed
         self._complete = complete
         self._see = see
+        self.journals: Final = journals
         self._shared: SharedReads[_Found] = SharedReads()
-        #: By name: the epoch of the memory in which the bucket had no record of it.
-        self._free: SharedLru[Repo, int] = SharedLru(_FREE)
+        #: By name: the epoch of the memory in which the bucket had no record of it, and when that was.
+        self._free: SharedLru[Repo, tuple[int, float]] = SharedLru(_FREE)
 
     def __repr__(self) -> str:
         return f"<BucketTree {self._reads.value}>"
@@ -133,6 +151,7 @@ class BucketTree:
             is_confirmed=self._is_confirmed,
             complete=self._complete,
             see=self._see,
+            journals=self.journals,
         )
         tree._shared, tree._free = self._shared, self._free
         return tree
@@ -140,7 +159,11 @@ class BucketTree:
     # ----------------------------------------------------------------------------------------------- single records
 
     def read(self, key: str) -> Versioned[bytes] | None:
-        if self._reads in (Reads.REMEMBERED, Reads.OWN):
+        if self.journals is not None and self._reads in (Reads.OWN, Reads.LENIENT):
+            known, found = self._by_journal(key, self.journals)
+            if known:
+                return found
+        elif self._reads in (Reads.REMEMBERED, Reads.OWN):
             known, found = self._remembered(key, trusted=self._reads is Reads.OWN)
             if known:
                 return found
@@ -153,6 +176,24 @@ class BucketTree:
             if self._reads is not Reads.LENIENT or not known:
                 raise
             return found
+
+    def _by_journal(self, key: str, journals: BucketJournals) -> tuple[bool, Versioned[bytes] | None]:
+        """Whether what is remembered of a record is true by its journal, and what that is. Raises `StoreError`."""
+        name = journal_names.of_key(key)
+        if name is None:
+            return False, None
+        is_lenient = self._reads is Reads.LENIENT
+        # pulls look at the journal before they read, and this read may be a part of one
+        age = journals.freshness + (_ONE_PULL if is_lenient and journal_names.repo_path(name) else 0.0)
+        try:
+            counts = journals.look(name, age, patient=not is_lenient)
+        except BucketUnavailable:
+            known, found = self._remembered(key, trusted=True)
+            if not is_lenient or not known:
+                raise
+            journals.must_be_believed(journals.position(name))
+            return known, found
+        return self._remembered(key, trusted=True) if counts else (False, None)
 
     def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
         """See `RecordTree.write`; durable on return. Raises `ValueError` if the content is empty, or begins with a
@@ -168,7 +209,7 @@ class BucketTree:
         version = self._replace(key, content, expect)
         if repo is not None:
             # the name may have been released between the two
-            self.take(repo)
+            self.take(repo, again=True)
         return version
 
     def drop(self, key: str, *, expect: Expected = None) -> None:
@@ -222,6 +263,10 @@ class BucketTree:
 
     def _send(self, key: str, content: bytes, expect: Version | Absent) -> Version:
         """One conditional write, with the memory informed before and after. Raises `RecordChanged`, `StoreError`."""
+        with nullcontext() if self.journals is None else self.journals.writing(key):
+            return self._send_alone(key, content, expect)
+
+    def _send_alone(self, key: str, content: bytes, expect: Version | Absent) -> Version:
         try:
             token = self._memory.begin(key)
         except IndexUnavailable as error:
@@ -244,9 +289,16 @@ class BucketTree:
 
     def _ask_alone(self, key: str) -> _Found:
         seen = self._recall(key)
+        if seen is None and self.journals is not None:
+            seen = self._expect(key)
         is_whole = seen is not None and (seen.content is not None or seen.state is RecordState.DELETED)
         unless = seen.version if seen is not None and is_whole else None
-        answer = self._bucket.read(key, MOST_BYTES, unless=unless)
+        try:
+            answer = self._bucket.read(key, MOST_BYTES, unless=unless)
+        except BaseException:
+            if seen is not None and seen.state is RecordState.PERHAPS_DELETED and seen.version is None:
+                self._note(key, seen, None)
+            raise
         if answer is None:
             found: _Found = None
         elif isinstance(answer, NotChanged):
@@ -255,13 +307,22 @@ class BucketTree:
                 return found
         else:
             found = Versioned(None if _is_deleted(answer.content) else answer.content, answer.version)
-        if seen is not None and _is_strange(seen, found):
+        if seen is not None and _is_strange(seen, found, others_write=self.journals is not None):
             # nobody else writes here, and a deletion leaves an object: perhaps this is another bucket
             self._see()
         if found is not None or seen is not None:
-            with suppress(IndexUnavailable):
-                self._memory.note(key, seen, found.version if found else None, found.record if found else None)
+            self._note(key, seen, found)
         return found
+
+    def _note(self, key: str, seen: RememberedRecord | None, found: _Found) -> None:
+        with suppress(IndexUnavailable):
+            self._memory.note(key, seen, found.version if found else None, found.record if found else None)
+
+    def _expect(self, key: str) -> RememberedRecord | None:
+        """A row for a record of which nothing is remembered: only a row can be doubted while the record is read."""
+        with suppress(IndexUnavailable):
+            self._memory.expect(key)
+        return self._recall(key)
 
     def _recall(self, key: str) -> RememberedRecord | None:
         with suppress(IndexUnavailable):
@@ -275,7 +336,7 @@ class BucketTree:
         except IndexUnavailable:
             return False, None
         if row is None:
-            return self._is_complete(), None
+            return (self._is_complete() if self.journals is None or not trusted else self._is_listed(key)), None
         if trusted and not (row.is_trusted and self._is_confirmed()):
             return False, None
         if row.state is RecordState.DELETED:
@@ -289,10 +350,11 @@ class BucketTree:
     def names(self, folder: str) -> list[str]:
         """See `RecordTree.names`. Until the memory is complete, this lists one folder of the bucket."""
         beginning = f"{folder}/"
+        self._know(beginning)
         states = {row.key: row.state for row in self._rows(beginning)}
         found = {key for key, state in states.items() if state is RecordState.LIVE}
         asked = {key for key, state in states.items() if state is RecordState.UNKNOWN}
-        if not self._is_complete():
+        if not self._knows_names():
             listed = self._listed(beginning)
             if listed is None:
                 return [name for key in found | asked if "/" not in (name := key.removeprefix(beginning))]
@@ -320,16 +382,90 @@ class BucketTree:
                 return None
             raise
 
+    def _know(self, beginning: str) -> None:
+        """Let the memory have every name of a folder, at any depth, whatever other replicas do. Raises `StoreError`."""
+        name = None if self._reads is Reads.REMEMBERED else journal_names.of_key(beginning)
+        if self.journals is None or name is None:
+            return
+        is_lenient, freshness = self._reads is Reads.LENIENT, self.journals.freshness
+        try:
+            age = freshness + _ONE_PULL if is_lenient and journal_names.repo_path(name) else 0.0
+            if not self.journals.look(name, age, patient=not is_lenient) or not self._is_listed(beginning):
+                self._list_part(name, beginning, self.journals)
+        except BucketUnavailable:
+            if not is_lenient or not self._was_complete():
+                raise
+
+    def _list_part(self, name: str, beginning: str, journals: BucketJournals) -> None:
+        """Compare the part of a journal's records that has this beginning with the bucket. Raises `StoreError`."""
+        part, position = journal_names.folder_in(name, beginning), journals.position(name)
+        self._list_prefix(
+            f"{beginning[: beginning.index(f'/{part}/')]}/{part}/" if part.startswith("_") else f"{part}/"
+        )
+        if position is not None:
+            journals.list_folders(name, [part], position.gaps)
+
+    def _list_prefix(self, prefix: str) -> None:
+        start = self._memory.begin_listing()
+        by_folder: dict[str, list[ListedRecord]] = {}
+        for info in self._bucket.list(prefix):
+            listed = ListedRecord(info.key, info.version, info.size == DELETED_SIZE)
+            by_folder.setdefault(f"{info.key.rpartition('/')[0]}/", []).append(listed)
+        parts = [
+            ListedPart(folder, f"{folder}\U0010ffff", sorted(listed, key=lambda each: each.key))
+            for folder, listed in by_folder.items()
+        ]
+        try:
+            self._memory.compare(start, parts)
+        except IndexUnavailable as error:
+            raise StoreError(f"records cannot be listed now: {error}") from error
+
+    def _is_listed(self, key: str) -> bool:
+        """True if the memory has every name of the part of a journal's records in which a key is."""
+        name = journal_names.of_key(key)
+        position = self.journals.position(name) if self.journals is not None and name is not None else None
+        return position is not None and name is not None and journal_names.folder_in(name, key) in position.listed
+
     def folders(self, folder: str) -> list[str]:
         beginning = f"{folder}/"
+        self._know(beginning)
         keys = {row.key for row in self._rows(beginning)}
-        if not self._is_complete():
+        if not self._knows_names():
             keys |= {info.key for info in self._bucket.list(beginning)}
         below = (key.removeprefix(beginning).partition("/") for key in keys)
         return sorted({name for name, slash, _ in below if slash})
 
+    def _know_repositories(self, folders: Collection[str], registry: str = "") -> None:
+        """Let the memory have every name of these folders in all repositories, or in those of one registry, whatever
+        other replicas do: only those whose journals have changed are looked at. Raises `StoreError`.
+        """
+        if self.journals is None or self._reads is Reads.REMEMBERED:
+            return
+        for name in self.journals.catch_up(
+            f"{journal_names.OF_NAMES}{registry}/" if registry else journal_names.OF_NAMES
+        ):
+            position = self.journals.position(name)
+            for folder in folders:
+                if position is None or position.others or folder not in position.listed:
+                    path = journal_names.repo_path(name)
+                    self._list_part(name, f"{REPOSITORIES}/{path}/{folder}/", self.journals)
+
+    def begin_names(self) -> Mapping[str, int]:
+        """To be called before all records are listed; `end_names` takes the result. Raises `StoreError`."""
+        if self.journals is None:
+            return {}
+        positions = {name: self.journals.position(name) for name in self.journals.catch_up()}
+        return {name: position.gaps for name, position in positions.items() if position is not None}
+
+    def end_names(self, begun: Mapping[str, int]) -> None:
+        """To be called once all records were listed: their names are complete as far as journals were seen before."""
+        if self.journals is not None:
+            for name, gaps in begun.items():
+                self.journals.list_folders(name, journal_names.parts(name), gaps)
+
     def registries(self) -> list[str]:
         self._must_be_complete()
+        self._know_repositories(LISTED)
         found, after, stop = [], f"{REPOSITORIES}/", f"{REPOSITORIES}0"
         while rows := self._scan(after, stop, 1):
             registry = rows[0].key.split("/")[1]
@@ -343,6 +479,7 @@ class BucketTree:
         if had:
             yield from self._taken(registry)
             return
+        self._know_repositories(folders, registry)
         last = None
         after = f"{REPOSITORIES}/{registry}/" if registry else f"{REPOSITORIES}/"
         stop = f"{after[:-1]}0"
@@ -396,6 +533,7 @@ class BucketTree:
 
     def _has_live(self, beginning: str) -> bool:
         """True if a record below `beginning`, at any depth, exists."""
+        self._know(beginning)
         asked = set()
         for row in self._rows(beginning):
             if row.state is RecordState.LIVE:
@@ -404,7 +542,7 @@ class BucketTree:
                 asked.add(row.key)
         if self._reads is Reads.REMEMBERED and asked:
             return True
-        if not self._is_complete():
+        if not self._knows_names():
             for info in self._bucket.list(beginning):
                 if info.size != DELETED_SIZE:
                     asked.add(info.key)
@@ -415,6 +553,10 @@ class BucketTree:
             return self._is_confirmed() and self._memory.is_complete()
         except IndexUnavailable:
             return False
+
+    def _knows_names(self) -> bool:
+        """True if the memory has the names of a folder, in a cluster after `_know`."""
+        return (self.journals is not None and self._reads is not Reads.REMEMBERED) or self._is_complete()
 
     def _was_complete(self) -> bool:
         with suppress(IndexUnavailable):
@@ -434,7 +576,7 @@ class BucketTree:
         `name_taken` knows.
         """
         taken = self.name_taken(repo)
-        if taken is None:
+        if taken is None or (self.journals is not None and self._reads is not Reads.REMEMBERED):
             taken = self._asks_name(repo)
         if taken:
             yield folders[0]
@@ -445,8 +587,11 @@ class BucketTree:
             return None
         try:
             row = self._memory.recall(_name_key(repo))
+            if self.journals is not None and (row is None or not self._says_taken(row)):
+                # another replica may have taken it
+                return False if self._was_free(repo, self.journals.freshness + _ONE_PULL) else None
             if row is None:
-                is_free = self._memory.is_complete() or self._free.get(repo) == self._memory.begin_listing().epoch
+                is_free = self._memory.is_complete() or self._was_free(repo, float("inf"))
                 return False if is_free else None
         except IndexUnavailable:
             return None
@@ -456,13 +601,36 @@ class BucketTree:
             return False
         return says_taken(row.content) if row.state is RecordState.LIVE and row.content is not None else None
 
+    @staticmethod
+    def _says_taken(row: RememberedRecord) -> bool:
+        is_known = row.is_trusted and row.state is RecordState.LIVE and row.content is not None
+        return is_known and says_taken(row.content or b"")
+
+    def _was_free(self, repo: Repo, age: float) -> bool:
+        """True if the bucket had no record of a name less than `age` seconds ago. Raises `IndexUnavailable`."""
+        epoch, at = self._free.get(repo) or (None, 0.0)
+        return epoch == self._memory.begin_listing().epoch and time.monotonic() - at < age
+
     def learn_name(self, repo: Repo) -> None:
         """Ask the bucket whether a name is taken, for `name_taken`. Raises `StoreError`."""
         self._asks_name(repo)
 
-    def take(self, repo: Repo) -> None:
-        """Take a name, durable on return. Repeatable, and quick if it is taken. Raises `StoreError`."""
-        if self.name_taken(repo) is not True:
+    def must_learn(self, repo: Repo) -> bool:
+        """True if `name_taken` can be relied upon only after `learn_name`. Quick enough for the event loop."""
+        taken = self.name_taken(repo)
+        if self.journals is None or taken is not False:
+            return taken is None
+        try:
+            return not self._was_free(repo, self.journals.freshness)
+        except IndexUnavailable:
+            return True
+
+    def take(self, repo: Repo, *, again: bool = False) -> None:
+        """Take a name, durable on return. Repeatable, and quick if it is taken. `again`: the record that needs it is
+        there by now. Raises `StoreError`.
+        """
+        # another replica may have released it: it looks for records after that
+        if (again and self.journals is not None) or self.name_taken(repo) is not True:
             self._set_name(repo, taken=True)
 
     def forget(self, repo: Repo, folders: Sequence[str]) -> bool:
@@ -476,7 +644,7 @@ class BucketTree:
         return True
 
     def _asks_name(self, repo: Repo) -> bool:
-        epoch = None
+        epoch, began_at = None, time.monotonic()
         with suppress(IndexUnavailable):
             epoch = self._memory.begin_listing().epoch
         found = _live(self._ask(_name_key(repo)))
@@ -484,9 +652,9 @@ class BucketTree:
             return True
         # upstream is asked for a name that is free
         self._see()
-        if found is None and epoch is not None:
+        if (found is None or self.journals is not None) and epoch is not None:
             # as long as the memory has no row, no process of this machine has taken it
-            self._free.put(repo, epoch)
+            self._free.put(repo, (epoch, began_at))
         return False
 
     def _set_name(self, repo: Repo, *, taken: bool) -> None:
@@ -503,6 +671,8 @@ class BucketTree:
         raise BucketUnavailable(f"the name {repo} is changed all the time")
 
     def _taken(self, registry: str) -> Iterator[Repo]:
+        if self.journals is not None and self._reads is not Reads.REMEMBERED:
+            self._list_prefix(f"{NAMES}/{registry}/" if registry else f"{NAMES}/")
         for row in self._rows(f"{NAMES}/{registry}/" if registry else f"{NAMES}/"):
             path = row.key.removeprefix(f"{NAMES}/").replace(_SLASH, "/")
             repo = repo_from(path)
@@ -541,10 +711,14 @@ def _takes_name(key: str) -> Repo | None:
     return repo_from(path) if f"_{below.partition('/')[0]}" in _TAKING else None
 
 
-def _is_strange(seen: RememberedRecord, found: _Found) -> bool:
-    """True if the bucket has something else than what is remembered, and no write of this machine explains it."""
+def _is_strange(seen: RememberedRecord, found: _Found, *, others_write: bool) -> bool:
+    """True if the bucket has something else than what is remembered, and no write of this machine, or of others,
+    explains it.
+    """
     if found is None:
-        return True
+        return seen.version is not None or not others_write
+    if others_write:
+        return False
     is_known = seen.is_trusted and seen.state is not RecordState.UNKNOWN
     return is_known and seen.version is not None and seen.version != found.version
 

@@ -59,7 +59,7 @@ class RepositoryRecords:
         version = self._tree.write(_link(repo, link.digest), link.to_json(), expect=expect)
         if link.state is not LinkState.RESERVED:
             # the name may have been released between the two
-            self._tree.take(repo)
+            self._tree.take(repo, again=True)
         return version
 
     def drop_link(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:

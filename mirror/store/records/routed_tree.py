@@ -53,8 +53,8 @@ class RoutedTree:
             if not self._is_hosted(repo.registry):
                 yield repo
 
-    def take(self, repo: Repo) -> None:
-        self._of_registry(repo.registry).take(repo)
+    def take(self, repo: Repo, *, again: bool = False) -> None:
+        self._of_registry(repo.registry).take(repo, again=again)
 
     def had(self, repo: Repo, folders: Sequence[str]) -> Iterable[str]:
         return self._of_registry(repo.registry).had(repo, folders)

@@ -51,7 +51,7 @@ class SilentTree:
     def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterator[Repo]:
         return _as_far_as_known(lambda: self._tree.repositories(folders, registry, had=had))
 
-    def take(self, repo: Repo) -> None:
+    def take(self, repo: Repo, *, again: bool = False) -> None:
         """Raises `TypeError`, like `write`."""
         raise TypeError(f"{repo} is not taken through a tree that is silent")
 

@@ -1,0 +1,77 @@
+"""What a pull awaits before it believes what is remembered of records that other replicas change, too.
+
+look ── young enough ──> counts, or another replica writes
+     └── old ── a request to the bucket ──> the same
+                  └── no answer within two seconds, or none lately ──> what was so at the last look, unless that is
+                                                                       too long ago
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from typing import Final, Protocol
+
+from mirror.aio.bounded_threads import in_thread
+from mirror.errors import BucketUnavailable
+
+#: Seconds for which a pull waits for the bucket.
+_PATIENCE: Final = 2.0
+
+
+class SeenJournals(Protocol):
+    """What is needed of the journals, by their names. True: what is remembered of their records counts."""
+
+    def look(self, name: str, age: float, *, patient: bool) -> bool:
+        """Blocking: whether it counts now, or did `age` seconds ago. Raises `StoreError`; unless `patient`, at once
+        while the bucket does not answer.
+        """
+
+    def young(self, name: str, age: float) -> bool | None:
+        """What `look` would return if it need not ask; None if it must. Quick enough for the event loop."""
+
+    def believed(self, name: str) -> bool:
+        """What was so at the last look. Raises `BucketUnavailable` if there was none, or if it is too long ago. Quick
+        enough for the event loop.
+        """
+
+    def not_answered(self) -> None:
+        """To be called when the bucket takes too long: for some seconds nobody waits for it any more."""
+
+
+class JournalLooks:
+    """Looks at journals that are no older than `age` seconds."""
+
+    def __init__(self, journals: SeenJournals, threads: Executor, age: float, *, patience: float = _PATIENCE) -> None:
+        """`threads` are those in which nothing else waits for the bucket. `patience` is in seconds."""
+        self._journals = journals
+        self._threads = threads
+        self._age = age
+        self._patience = patience
+
+    def __repr__(self) -> str:
+        return f"<JournalLooks at {self._journals!r}>"
+
+    async def look(self, name: str) -> bool:
+        """Returns whether what is remembered of a journal's records counts. False: another replica changes them at the
+        moment, and each record must be asked for. Raises `StoreError`.
+        """
+        young = self._journals.young(name, self._age)
+        if young is not None:
+            return young
+        asking = asyncio.ensure_future(in_thread(self._threads, self._journals.look, name, self._age, patient=False))
+        done, _ = await asyncio.wait({asking}, timeout=self._patience)
+        if not done:
+            self._journals.not_answered()
+            asking.add_done_callback(_retrieve)
+            return self._journals.believed(name)
+        try:
+            return asking.result()
+        except BucketUnavailable:
+            return self._journals.believed(name)
+
+
+def _retrieve(asking: asyncio.Future[bool]) -> None:
+    """Look at an error that nobody waits for."""
+    if not asking.cancelled():
+        asking.exception()
