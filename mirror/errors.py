@@ -23,6 +23,7 @@
     │   ├── BlobDamaged                                the file does not match its digest
     │   ├── BlobUnreadable                             the disk cannot read the file
     │   ├── RecordDamaged                              the record of a tag or manifest is not valid
+    │   ├── ReplicaUnavailable   the replica that has an upload does not answer any more
     │   ├── BucketUnavailable → BucketDenied · BucketUnfit    the bucket does not answer; it refuses the mirror; it
     │   │                                              breaks the promises that hosted content needs
     │   └── LeaseLost                                  another replica may do this work by now
@@ -322,6 +323,10 @@ class StoreError(MirrorError):
     """The local disk failed, or the bucket."""
 
 
+class ReplicaUnavailable(StoreError):
+    """Another replica of the cluster, which has what is asked for, does not answer any more."""
+
+
 class BucketUnavailable(StoreError):
     """The object store cannot be reached, throttles the mirror, fails or takes too long. It may be asked again in
     `retry_after` seconds.
@@ -488,6 +493,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     BlobUnreadable: ErrorAnswer(503, "UNAVAILABLE"),
     RecordDamaged: ErrorAnswer(503, "UNAVAILABLE"),
     RecordChanged: ErrorAnswer(503, "UNAVAILABLE"),
+    ReplicaUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     BucketUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     BucketDenied: ErrorAnswer(503, "UNAVAILABLE"),
     BucketUnfit: ErrorAnswer(503, "UNAVAILABLE"),

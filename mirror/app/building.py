@@ -26,7 +26,7 @@ from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeep
 from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket, keep_cache, until_listed
 from mirror.app.object_storage.redirecting import open_redirects
 from mirror.app.reporting import open_reports
-from mirror.app.repositories import open_repositories
+from mirror.app.repositories import Repositories, open_repositories
 from mirror.app.retaining import open_pull_notes, retain_when_due
 from mirror.app.storage import Storage, blob_places, open_storage
 from mirror.config import Config, TraceSettings
@@ -50,6 +50,7 @@ from mirror.server.process_metrics import beat_regularly
 from mirror.server.registry.access_control import AccessControl
 from mirror.server.registry.client_addresses import ClientAddresses
 from mirror.server.registry.handler import Page, RegistryHandler
+from mirror.server.registry.push import Pushes
 from mirror.server.registry.receiving import Receiver
 from mirror.server.registry.redirects import Redirects
 from mirror.server.registry.sending import Sender
@@ -164,6 +165,7 @@ async def build(
             recent,
             addresses,
             open_redirects(config, storage, addresses, stack),
+            _open_pushes(config, storage, repositories),
         )
         admin = open_administration(config, storage, repositories, gate, audit, stack, now)
         app = App(
@@ -221,6 +223,7 @@ def _open_front(
     recent: RecentAnswers,
     addresses: ClientAddresses,
     redirects: Redirects | None,
+    pushes: Pushes,
 ) -> RegistryHandler:
     return RegistryHandler(
         router,
@@ -230,10 +233,20 @@ def _open_front(
         access=gate,
         audit=audit,
         recent=recent,
-        receiver=Receiver(parse_size(config.hosting.min_upload_rate)),
+        pushes=pushes,
         addresses=addresses,
         redirects=redirects,
     )
+
+
+def _open_pushes(config: Config, storage: Storage, repositories: Repositories) -> Pushes:
+    receiver = Receiver(parse_size(config.hosting.min_upload_rate))
+    if storage.cluster is None:
+        return Pushes(receiver)
+    # imported here: a mirror without replicas does not even load it
+    from mirror.app.clusters.uploads_elsewhere import open_uploads_elsewhere
+
+    return Pushes(receiver, open_uploads_elsewhere(storage.cluster, storage, repositories, receiver))
 
 
 def _open_recent(storage: Storage, stack: AsyncExitStack, now: Callable[[], float], *, on_disk: bool) -> RecentAnswers:

@@ -21,6 +21,7 @@ from mirror.peers.peer_health import PeerHealth
 from mirror.peers.peer_notices import PeerNotices
 from mirror.peers.peer_signer import PeerSigner
 from mirror.peers.secret_file import ClusterSecrets
+from mirror.peers.session_owners import SessionOwners
 from mirror.peers.used_nonces import UsedNonces
 from mirror.policy.cluster.member_addresses import parse_member
 from mirror.server.peers.notices import NoticeEffects
@@ -45,6 +46,7 @@ class Cluster:
     client: PeerClient
     notices: PeerNotices
     health: PeerHealth
+    sessions: SessionOwners
     client_tls: ssl.SSLContext | None = None
     lookup: MemberLookup | None = None
     effects: NoticeEffects = field(default_factory=NoticeEffects, init=False)
@@ -91,7 +93,8 @@ async def open_cluster(config: Config, stack: AsyncExitStack) -> Cluster:
     stack.push_async_callback(client.aclose)
     notices = PeerNotices(members, client)
     stack.push_async_callback(notices.aclose)
-    return Cluster(settings, members, secrets, signer, client, notices, health, tls, lookup)
+    sessions = SessionOwners(members, secrets)
+    return Cluster(settings, members, secrets, signer, client, notices, health, sessions, tls, lookup)
 
 
 def _client_tls(settings: ClusterSettings) -> ssl.SSLContext:

@@ -106,7 +106,12 @@ def open_hosting(
         links,
         pushing,
         deleting,
-        Sessions(storage.hosted.uploads, most=settings.max_uploads, most_per_caller=settings.max_uploads_per_caller),
+        Sessions(
+            storage.hosted.uploads,
+            most=settings.max_uploads,
+            most_per_caller=settings.max_uploads_per_caller,
+            names=storage.cluster.sessions if storage.cluster is not None else None,
+        ),
         sources,
         storage.eviction.space.make_room_for_push,
         pushing_threads,

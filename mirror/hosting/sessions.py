@@ -7,7 +7,7 @@ same, because ids stand in logs and in the answers that proxies see.
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Final, Protocol
 
 from mirror.errors import TooManyUploads, UploadUnknown
 from mirror.oci.reference import Repo
@@ -17,10 +17,24 @@ from mirror.ports import UploadFile, Uploads
 _DIGITS: Final = 32
 
 
+class SessionNames(Protocol):
+    """The ids of sessions as clients of a cluster see them. Quick; may be used from any thread."""
+
+    def shown(self, session: str, repo: Repo, caller: str) -> str:
+        """The id for the client, of a session that is here."""
+
+    def own(self, name: str, repo: Repo, caller: str) -> str | None:
+        """The session that is here under a client's id; None if there certainly is none of this caller."""
+
+
 class Sessions:
     """The upload sessions of this machine. All calls block for a short time, and raise `StoreError`."""
 
-    def __init__(self, uploads: Uploads, *, most: int = 1000, most_per_caller: int = 100) -> None:
+    def __init__(
+        self, uploads: Uploads, *, most: int = 1000, most_per_caller: int = 100, names: SessionNames | None = None
+    ) -> None:
+        """`names` are those of a cluster; None: clients see the ids as they are."""
+        self._names = names
         self._uploads = uploads
         self._most = most
         self._most_per_caller = most_per_caller
@@ -40,19 +54,24 @@ class Sessions:
         own = sum(session.owner.startswith(of_caller) for session in sessions)
         if own >= self._most_per_caller:
             raise TooManyUploads(f"too many of your uploads are open ({own}): complete or cancel one first")
-        return self._uploads.begin(_owner(repo, caller))
+        session = self._uploads.begin(_owner(repo, caller))
+        return session if self._names is None else self._names.shown(session, repo, caller)
 
     def offset(self, session: str, repo: Repo, caller: str) -> int:
         """Returns how many bytes a session has. Raises `UploadUnknown`. Quick enough for the event loop."""
-        found = self._uploads.session(session)
-        if found is None or found.owner != _owner(repo, caller):
+        return self._find(session, repo, caller)[1]
+
+    def _find(self, session: str, repo: Repo, caller: str) -> tuple[str, int]:
+        """The session's id here, and its size."""
+        own = session if self._names is None else self._names.own(session, repo, caller)
+        found = self._uploads.session(own) if own is not None else None
+        if own is None or found is None or found.owner != _owner(repo, caller):
             raise UploadUnknown(f"{repo} has no such upload")
-        return found.size
+        return own, found.size
 
     def open(self, session: str, repo: Repo, caller: str) -> UploadFile:
         """Returns the file of a session, locked. Raises `UploadUnknown`, `UploadBusy`."""
-        self.offset(session, repo, caller)
-        file = self._uploads.open(session)
+        file = self._uploads.open(self._find(session, repo, caller)[0])
         if file is None:
             raise UploadUnknown(f"{repo} has no such upload")
         return file

@@ -39,11 +39,6 @@ class ClusterMembers:
         return f"<ClusterMembers {self._own} of {len(self._all)}>"
 
     @property
-    def health(self) -> PeerHealth:
-        """Which of them answer."""
-        return self._health
-
-    @property
     def own(self) -> str:
         """The address of this replica."""
         return self._own

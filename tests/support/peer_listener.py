@@ -43,8 +43,13 @@ class PeerListener:
     front: PeerFront
     nonces: UsedNonces
     secret_file: Path
+    listening: asyncio.Server
     #: What the listener takes for the time.
     clock: list[float] = field(default_factory=lambda: [time.time()])
+
+    def close(self) -> None:
+        """Nobody can connect any more."""
+        self.listening.close()
 
     def signer(self, own: str = SENDER) -> PeerSigner:
         """Signs in the name of a member."""
@@ -137,7 +142,7 @@ async def peer_listener(
     factory = server if tls is None else partial(server.over_tls, tls)
     listening = await loop.create_server(factory, sock=own)
     try:
-        yield PeerListener(address, port, known, front, memory, secret_file, clock)
+        yield PeerListener(address, port, known, front, memory, secret_file, listening, clock)
     finally:
         listening.close()
         await server.shutdown(0.1)

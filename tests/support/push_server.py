@@ -24,6 +24,7 @@ from mirror.errors import NameUnknown
 from mirror.oci.reference import Repo, check_name
 from mirror.policy.access_rules import Action, AuthMethod, Identity
 from mirror.server.registry.handler import RegistryHandler, RegistryServer
+from mirror.server.registry.push import Elsewhere, Pushes
 from mirror.server.registry.receiving import Receiver
 from tests.support.live_mirror import PATIENCE
 from tests.support.memory_writable import FreePusher, MemoryWritable
@@ -144,9 +145,13 @@ class PushServer:
 
 @asynccontextmanager
 async def push_server(
-    *, lowest: float = 0.0, window: float = 30.0, tls: ssl.SSLContext | None = None
+    *,
+    lowest: float = 0.0,
+    window: float = 30.0,
+    tls: ssl.SSLContext | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> AsyncIterator[PushServer]:
-    """`lowest` and `window` are those of `Receiver`."""
+    """`lowest` and `window` are those of `Receiver`; `elsewhere` has the sessions of other replicas."""
     repository, gate, audit = MemoryWritable(Repo("corp", "app")), _Gate(), _Audit()
     handler = RegistryHandler(
         cast(Any, _Router(repository)),
@@ -155,7 +160,7 @@ async def push_server(
         log_requests=False,
         access=cast(Any, gate),
         audit=audit,
-        receiver=Receiver(lowest, window=window),
+        pushes=Pushes(Receiver(lowest, window=window), elsewhere),
     )
     front = RegistryServer(handler, access_log=None, lingering_time=2.0)
     loop = asyncio.get_running_loop()

@@ -80,7 +80,7 @@ class RegistryHandler:
         access: AccessControl | None = None,
         audit: Audit | None = None,
         recent: RecentAnswers | None = None,
-        receiver: Receiver | None = None,
+        pushes: push.Pushes | None = None,
         addresses: ClientAddresses | None = None,
         redirects: Redirects | None = None,
     ) -> None:
@@ -95,7 +95,7 @@ class RegistryHandler:
         self._access = access
         self._audit = audit
         self._recent = recent
-        self._receiver = receiver or Receiver(0.0)
+        self._pushes = pushes or push.Pushes(Receiver(0.0))
         self._addresses = addresses or ClientAddresses()
         self._redirects = redirects
         #: Requests are numbered. Most numbers are never logged, so they are formatted as identifiers only when needed.
@@ -210,7 +210,9 @@ class RegistryHandler:
         )
         if asked is not None:
             check_way(virtual, self._access, identity, action)
-        return await push.push(push.PushCall(request, wanted, repository, pusher, record, self._receiver, source))
+        receiver = self._pushes.receiver
+        call = push.PushCall(request, wanted, repository, pusher, record, receiver, source)
+        return await self._pushes.answer(call)
 
     async def _visit(
         self,

@@ -18,7 +18,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import quote
 
 from aiohttp import web
@@ -27,11 +27,12 @@ from multidict import CIMultiDict
 from mirror.errors import DigestInvalid, MirrorError, SizeInvalid, Unsupported, UploadBroken, UploadOutOfOrder
 from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.manifest import LARGEST
+from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest
 from mirror.policy.access_rules import Action
 from mirror.ports import BlobObject
 from mirror.repository.answers import BlobContent, BlobStat
-from mirror.repository.protocol import InBucket, Pusher, Upload, Writable
+from mirror.repository.protocol import Hosted, InBucket, Pusher, Upload, Writable
 from mirror.server.registry.access_control import MountSource
 from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.receiving import ClientBody, Receiver
@@ -54,11 +55,40 @@ class PushCall:
 
     request: web.BaseRequest
     wanted: RegistryRequest
-    repository: Writable
+    repository: Hosted
     pusher: Pusher
     record: RequestRecord
     receiver: Receiver
     source: MountSource | None = None
+
+
+class Elsewhere(Protocol):
+    """Upload sessions that other replicas of a cluster have."""
+
+    def owner(self, session: str, repo: Repo, caller: str) -> str | None:
+        """The other replica that has this session; None if this one may have it."""
+
+    async def pass_on(self, member: str, call: PushCall) -> web.StreamResponse:
+        """The answer of the replica that has the session. Raises `UploadUnknown` if it does not answer, and
+        `ReplicaUnavailable` if it may have taken a part of the body.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Pushes:
+    """How pushes are answered: who receives the bodies, and who has sessions that are not here; None: nobody else."""
+
+    receiver: Receiver
+    elsewhere: Elsewhere | None = None
+
+    async def answer(self, call: PushCall) -> web.StreamResponse:
+        """Answers a push or a deletion by a caller who may do it."""
+        elsewhere, session = self.elsewhere, call.wanted.session
+        if elsewhere is not None and session and call.request.method in _SESSION_METHODS:
+            member = elsewhere.owner(session, call.repository.repo, call.pusher.name)
+            if member is not None:
+                return await elsewhere.pass_on(member, call)
+        return await push(call)
 
 
 class PushersBlobs:
