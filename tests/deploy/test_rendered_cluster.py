@@ -1,0 +1,129 @@
+"""What k8s/cluster renders to also runs: three replicas with its configuration, a real object store and a Redis."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import bcrypt
+import pytest
+
+from tests.support.cluster_site import ClusterSite, Replica
+from tests.support.engines.seaweedfs import SeaweedFS
+from tests.support.kustomize import render
+from tests.support.pod_files import mirror_toml, variables
+from tests.support.process import eventually
+from tests.support.redis_server import RedisServer
+from tests.support.site_client import Said
+
+_K8S: Final = Path(__file__).resolve().parents[2] / "k8s"
+_ALICE: Final = "Basic " + base64.b64encode(b"alice:correct horse").decode()
+
+
+class RenderedSite(ClusterSite):
+    """Each replica has the file of the ConfigMap and the variables of the pod, but that paths and addresses of the pod
+    are those of this machine. Whoever asks is `alice`.
+    """
+
+    def __init__(self, folder: Path, engine: SeaweedFS, redis: RedisServer) -> None:
+        super().__init__(folder, engine)
+        objects = render(_K8S / "cluster")
+        self._settings = tomllib.loads(mirror_toml(objects))
+        for name, value in variables(objects).items():
+            if name.startswith("MIRROR__"):
+                _, section, setting = name.lower().split("__")
+                self._settings.setdefault(section, {})[setting] = value
+        (folder / "htpasswd").write_bytes(b"alice:" + bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)) + b"\n")
+        (folder / "url").write_text(f"unix://{redis.socket}\n")
+
+    def _configure(self, replica: Replica) -> Path:
+        assert self._engine is not None
+        assert replica.bucket is not None
+        access = self._engine.access.below(self.prefix).changed(endpoint=replica.bucket.url)
+        here: dict[str, dict[str, Any]] = {
+            "server": {"listen": ["127.0.0.1:0"]},
+            "store": {"root": str(replica.store), "bucket": access.url},
+            "bucket": dict(access.settings),
+            "index": {"url_file": str(self._folder / "url")},
+            "cluster": {
+                "members": [one.member for one in self.replicas],
+                "address": replica.member,
+                "listen": f"127.0.0.1:{replica.internal_port}",
+                "secret_file": str(self._folder / "cluster.secret"),
+            },
+            "access": {
+                "htpasswd": str(self._folder / "htpasswd"),
+                "token_key_file": str(self._folder / "token.key"),
+                "audit_log": str(replica.folder / "audit.log"),
+            },
+        }
+        settings = copy.deepcopy(self._settings)
+        for section, changed in here.items():
+            # nothing is set here that the overlay does not set
+            assert section == "bucket" or changed.keys() <= settings[section].keys()
+            settings[section].update(changed)
+        replica.config.write_text(_toml(settings))
+        return replica.config
+
+    def ask(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Said:
+        """At the next replica."""
+        return super().ask(method, target, body, {"Authorization": _ALICE, **(headers or {})})
+
+
+def _toml(settings: dict[str, Any]) -> str:
+    """Tables, lists of tables, and inline tables are the only ones that the overlay has."""
+
+    def value(of: Any) -> str:
+        if isinstance(of, dict):
+            return "{" + ", ".join(f"{name} = {value(inner)}" for name, inner in of.items()) + "}"
+        return f"[{', '.join(map(value, of))}]" if isinstance(of, list) else json.dumps(of)
+
+    return "".join(f"{name} = {value(of)}\n" for name, of in settings.items())
+
+
+@pytest.fixture
+def site(tmp_path: Path, seaweedfs: SeaweedFS) -> Iterator[RenderedSite]:
+    """Three replicas."""
+    with RedisServer() as redis, RenderedSite(tmp_path, seaweedfs, redis) as running:
+        yield running
+
+
+def test_an_image_is_pushed_and_pulled_at_all_of_them(site: RenderedSite) -> None:
+    """Each request at the next replica, by the accounts and rules of the overlay; strangers get nothing."""
+    layer = os.urandom(100_000)
+    manifest = site.push("corp/team-a/app", "v1", layer)
+    for _ in site.replicas:
+        assert site.pull("corp/team-a/app", "v1") == manifest
+    for replica in site.replicas:
+        assert replica.manifest("corp/team-a/app", "v1").status == 401
+    assert site.push_blob("corp/elsewhere", layer).status in (403, 404)
+
+
+def test_a_replica_is_lost_and_nothing_else(site: RenderedSite) -> None:
+    """The image is pulled from the others, which take the next one, and the third has both when it is back, with an
+    empty disk.
+    """
+    manifest = site.push("corp/team-a/app", "v1", os.urandom(100_000))
+    site.at(2).kill()
+    assert site.pull("corp/team-a/app", "v1") == manifest
+    second = site.push("corp/team-a/app", "v2", os.urandom(100_000))
+    site.at(2).wipe()
+    site.at(2).start()
+    for _ in site.replicas:
+        assert site.pull("corp/team-a/app", "v1") == manifest
+        assert site.pull("corp/team-a/app", "v2") == second
+
+
+def test_replicas_know_each_other(site: RenderedSite) -> None:
+    """As the metric has it that an alert is about."""
+    for replica in site.replicas:
+        eventually(
+            lambda one=replica: one.mirror.metrics().get("mirror_peers") == 2,  # type: ignore[misc]
+            f"{replica} knows two others",
+        )
