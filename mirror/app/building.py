@@ -152,7 +152,7 @@ async def build(
         sender = Sender(sending, stall=config.server.client_stall_timeout)
         if storage.cluster is not None:
             # imported here: a mirror without replicas does not even load it
-            from mirror.app.cluster.blob_exchange import answer_blobs
+            from mirror.app.clusters.blob_exchange import answer_blobs
 
             answer_blobs(storage.cluster, repositories.router, sender)
         front = _open_front(

@@ -166,7 +166,7 @@ def _peers(config: Config, storage: Storage, executor: Executor) -> Callable[[Re
     if storage.cluster is None:
         return lambda _: None
     # imported here: a mirror without replicas does not even load it
-    from mirror.app.cluster.blob_exchange import open_exchange
+    from mirror.app.clusters.blob_exchange import open_exchange
 
     return open_exchange(config, storage.cluster, executor)
 

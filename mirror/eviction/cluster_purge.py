@@ -26,7 +26,7 @@ from mirror.errors import ImageProtected, ManifestUnknown, MirrorError
 from mirror.eviction.purge import Purged
 from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image, name_of
-from mirror.ports import Records
+from mirror.ports import Lease, Records
 from mirror.ports.peers import Notice, Notices, Purge
 from mirror.values.json_form import JsonForm, Moment, ReferenceField, RepoField
 
@@ -142,24 +142,29 @@ class ClusterPurge:
             for reference in references:
                 await self._carry_out(order.id, _image(order, reference))
 
-    async def run(self, try_hold: Callable[[], Awaitable[object | None]]) -> None:
+    async def run(self, try_hold: Callable[[], Awaitable[Lease | None]]) -> None:
         """Does what was ordered while this replica was away, and asks again those that have not confirmed; until
         cancelled. `try_hold` gets the lease of the one process of this replica that does it.
         """
-        lease, reason = None, ""
-        while True:
-            try:
-                lease = lease or await try_hold()
-                if lease is not None:
-                    await self.round()
-                reason = ""
-            except MirrorError as error:
-                if str(error) != reason:
-                    reason = str(error)
-                    telemetry.log.warning("purge orders not read", reason=reason)
-            except Exception:
-                telemetry.log.exception("purge orders crashed")
-            await asyncio.sleep(_EVERY)
+        lease: Lease | None = None
+        reason = ""
+        try:
+            while True:
+                try:
+                    lease = lease or await try_hold()
+                    if lease is not None:
+                        await self.round()
+                    reason = ""
+                except MirrorError as error:
+                    if str(error) != reason:
+                        reason = str(error)
+                        telemetry.log.warning("purge orders not read", reason=reason)
+                except Exception:
+                    telemetry.log.exception("purge orders crashed")
+                await asyncio.sleep(_EVERY)
+        finally:
+            if lease is not None:
+                lease.release()
 
     async def round(self) -> None:
         """One round. Raises `StoreError`."""

@@ -66,7 +66,7 @@ class PeerReads:
         self.peers: Final = peers
         self.liveness: Final = liveness
         self.sleep = sleep
-        self.clock: Final = clock
+        self.clock = clock
         self._members = members
         self._accused: TtlCache[tuple[str, Digest], bool] = TtlCache(
             _MOST_ACCUSED, _ACCUSED, clock, name="wrong blobs of peers"

@@ -33,7 +33,7 @@ from mirror.policy.cluster.blob_requests import (
 from mirror.policy.cluster.peer_signatures import PeerRefused
 from mirror.repository.answers import BlobContent
 from mirror.server.peers.peer_front import PeerRequest, PeerVerb
-from mirror.server.registry.sending import ClientGone, Sender
+from mirror.server.registry.sending import Sender
 
 _OCTETS: Final = "application/octet-stream"
 
@@ -91,7 +91,12 @@ class PeerBlobAnswers:
         if blobs.waits_for(wanted.digest) == peer.call.sender:
             return _text(508, "this replica waits for that one")
         with telemetry.span("peer blob sent", mirror__peer=peer.call.sender, mirror__digest=str(wanted.digest)) as span:
-            response = await (self._at_once if wanted.size is not None else self._granted)(peer, wanted, blobs)
+            try:
+                response = await (self._at_once if wanted.size is not None else self._granted)(peer, wanted, blobs)
+            except ConnectionError:
+                # it has left; nobody reads this
+                _abort(peer)
+                response = _text(400, "the other replica has left")
             span.note(mirror__status=response.status)
             return response
 
@@ -147,8 +152,8 @@ class PeerBlobAnswers:
         except StoreError:
             content.failed()
             raise
-        except ClientGone:
-            _abort(peer)
+        except MirrorError:
+            raise
         except BaseException:
             _abort(peer)
             raise

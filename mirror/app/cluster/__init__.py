@@ -1,1 +1,0 @@
-"""What only a replica of a cluster opens (`clustering.py` opens the cluster itself)."""
