@@ -101,6 +101,8 @@ class PeerClient:
         began = self._now()
         try:
             answer = await self._exchange(member, method, target, headers or {}, body, patience or self._head)
+            if self._signer.learn(member, answer.status, answer.headers):
+                answer = await self._exchange(member, method, target, headers or {}, body, patience or self._head)
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
             reason = _reason(error)
             self._health.failed(member, ticket, reason)

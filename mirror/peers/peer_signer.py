@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mirror import telemetry
 from mirror.peers.secret_file import ClusterSecrets
-from mirror.policy.cluster.peer_signatures import SignedParts, sign, verify_answer
+from mirror.policy.cluster.peer_signatures import TIME_HEADER, SignedParts, sign, verify_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class PeerSigner:
         self._own = own
         self._secrets = secrets
         self._now = now
+        #: By how many seconds the clock of a member is ahead, if it has said so.
+        self._offsets: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"<PeerSigner {self._own} of {self._cluster}>"
@@ -47,8 +50,18 @@ class PeerSigner:
         whatever of `SIGNED_HEADERS` the client adds by itself must be among them (`Content-Length`).
         """
         secret, nonce = self._secrets.all()[0], secrets.token_hex(16)
-        parts = SignedParts(method, target, headers)
-        value = sign(
-            secret, parts, cluster=self._cluster, sender=self._own, receiver=member, now=self._now(), nonce=nonce
-        )
+        parts, now = SignedParts(method, target, headers), self._now() + self._offsets.get(member, 0.0)
+        value = sign(secret, parts, cluster=self._cluster, sender=self._own, receiver=member, now=now, nonce=nonce)
         return SignedCall(value, nonce, secret)
+
+    def learn(self, member: str, status: int, headers: Mapping[str, str]) -> bool:
+        """True if a member has refused a request because of its time, and said its own: signed again, it is taken.
+        `headers` are those of an answer that was checked, with names in lower case.
+        """
+        told = headers.get(TIME_HEADER.lower(), "")
+        if status != 401 or not told.isdecimal() or len(told) > 12:
+            return False
+        offset = float(told) - self._now()
+        telemetry.log.warning("peer clock differs", peer=member, ahead=round(offset))
+        self._offsets[member] = offset
+        return True

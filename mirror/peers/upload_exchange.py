@@ -129,6 +129,9 @@ class UploadExchange:
             self._health.withdraw(self._member, ticket)
             raise
         self._health.answered(self._member, ticket)
+        if self._signer.learn(self._member, answer.status, answer.headers):
+            # the body cannot be sent twice; the next request is right
+            raise PeerSilent(f"the clock of {self._member} is another one")
         telemetry.PEER_REQUESTS.labels("upload", "answered" if answer.status < 400 else "failed").inc()
         telemetry.PEER_SECONDS.labels("upload").observe(time.perf_counter() - began)
         return answer

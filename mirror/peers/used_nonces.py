@@ -68,18 +68,18 @@ class UsedNonces:
         except OSError as error:
             raise NoncesFull("another worker remembers a request at the same moment") from error
         try:
-            free = None
-            for place in range(start, start + _SLOTS * _SLOT.size, _SLOT.size):
-                found, at = _SLOT.unpack_from(self._memory, place)
-                # a clock that was set back makes nothing old
-                old = now - at > 2 * WINDOW
-                if found == wanted and not old:
+            bucket = self._memory[start : start + _SLOTS * _SLOT.size]
+            found = bucket.find(wanted)
+            while found >= 0:
+                # bytes that look the same may lie across two slots
+                if found % _SLOT.size == 0 and not _is_old(_SLOT.unpack_from(bucket, found)[1], now):
                     return False
-                if free is None and old:
-                    free = place
+                found = bucket.find(wanted, found + 1)
+            places = range(0, len(bucket), _SLOT.size)
+            free = next((place for place in places if _is_old(_SLOT.unpack_from(bucket, place)[1], now)), None)
             if free is None:
                 raise NoncesFull("too many requests of replicas within two minutes")
-            _SLOT.pack_into(self._memory, free, wanted, now)
+            _SLOT.pack_into(self._memory, start + free, wanted, now)
             return True
         finally:
             fcntl.lockf(self.descriptor, fcntl.LOCK_UN, _BUCKET, start)
@@ -88,3 +88,8 @@ class UsedNonces:
         """Unmap the memory and close the descriptor. No other method may be called afterwards."""
         self._memory.close()
         os.close(self.descriptor)
+
+
+def _is_old(at: float, now: float) -> bool:
+    """Whether what was used then cannot be taken any more. A clock that was set back makes nothing old."""
+    return now - at > 2 * WINDOW

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from aiohttp import web
 from mirror.peers.members import ClusterMembers
 from mirror.peers.peer_client import PeerClient, PeerSilent
 from mirror.peers.peer_health import PeerHealth
+from mirror.peers.peer_signer import PeerSigner, SignedCall
+from mirror.peers.secret_file import ClusterSecrets
 from mirror.peers.used_nonces import NoncesFull, UsedNonces
 from mirror.policy.cluster.peer_signatures import PeerRefused
 from mirror.server.peers.peer_front import PeerRequest, PeerVerb, small_body
@@ -177,6 +179,29 @@ def test_whoever_has_no_right_gets_nothing(tmp_path: Path) -> None:
     _attack(tmp_path, attack)
 
 
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_a_member_whose_clock_is_wrong_is_told_the_right_time(tmp_path: Path, ahead: int) -> None:
+    """By the clock of the one that is asked, so that a replay gains nothing."""
+
+    async def attack(listener: PeerListener, verbs: _Verbs) -> None:
+        signer = PeerSigner(
+            "mirror", SENDER, ClusterSecrets(listener.secret_file), now=lambda: listener.clock[0] + ahead
+        )
+        client = PeerClient(signer, health := PeerHealth())
+        for _ in range(2):
+            assert (await client.call(listener.address, "blob", "GET", _BLOB)).status == 200
+        assert len(verbs.seen) == 2
+        assert health.state(listener.address).up
+        await client.aclose()
+        # nobody else can say what the time is
+        lie = {"mirror-time": "1", "content-length": "0"}
+        signed = signer.sign(listener.address, "GET", _BLOB, {})
+        with pytest.raises(PeerRefused):
+            signed.check(401, {**lie, "mirror-answer-mac": "0" * 64})
+
+    _attack(tmp_path, attack)
+
+
 def test_a_member_that_has_just_joined_is_looked_up(tmp_path: Path) -> None:
     async def doubt(members: ClusterMembers) -> None:
         members.replace([SENDER, _STRANGER])
@@ -317,17 +342,17 @@ def test_an_answer_that_was_changed_on_the_way_is_refused(tmp_path: Path) -> Non
 
         server = await asyncio.start_server(between, "127.0.0.1", 0)
         # what is signed for the member comes to it by somebody between
-        signer = listener.signer()
         middle = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
-        class _ForTheMember:
-            def sign(self, member: str, *others: Any) -> Any:
+        class _ForTheMember(PeerSigner):
+            def sign(self, member: str, method: str, target: str, headers: Mapping[str, str]) -> SignedCall:
                 assert member == middle
-                return signer.sign(listener.address, *others)
+                return super().sign(listener.address, method, target, headers)
 
+        signer = _ForTheMember("mirror", SENDER, ClusterSecrets(listener.secret_file))
         for was, fails in ((b"", False), (b"200 OK", True), (b"blob ", True)):
             replaced = was
-            client = PeerClient(_ForTheMember(), PeerHealth())  # type: ignore[arg-type]  # signs for another
+            client = PeerClient(signer, PeerHealth())
             if fails:
                 with pytest.raises(PeerRefused):
                     await client.call(middle, "blob", "GET", _BLOB)

@@ -2,6 +2,8 @@
 
     sender   ── method, target, signed headers, sender, receiver, cluster, version, time, nonce ──> MAC ──> request
     receiver ── the same, as received, with its own address as the receiver ──> the same MAC? ──> time? ──> nonce new?
+                                                                   time wrong: 401 with the receiver's time, signed like
+                                                                   an answer; the sender asks once more, by that clock
     receiver ── status, nonce of the request, signed headers ──> MAC ──> answer ──> the same MAC? ── sender
 
 The secret is never sent. The address of the receiver is signed, so that a request for one replica is good for no other;
@@ -23,6 +25,8 @@ VERSION: Final = 1
 SCHEME: Final = "Mirror-HMAC-SHA256"
 #: The header of an answer that has its MAC.
 ANSWER_HEADER: Final = "Mirror-Answer-MAC"
+#: The header of a refusal because of the time: that of the receiver, in epoch seconds.
+TIME_HEADER: Final = "Mirror-Time"
 #: Seconds by which the clock of the sender may differ from that of the receiver.
 WINDOW: Final = 60.0
 #: Headers of requests and answers that are signed if they are present, in lower case; the signature covers that one is
@@ -39,6 +43,7 @@ SIGNED_HEADERS: Final = (
     "mirror-identity",
     "mirror-offset",
     "mirror-size",
+    "mirror-time",
     "range",
 )
 
@@ -51,13 +56,15 @@ _AUTHORIZATION: Final = re.compile(
 
 class PeerRefused(Exception):
     """A request or an answer that does not come from a replica of this cluster. `reason` is one of a few words, for
-    metrics; `status` is the HTTP status that a request is answered with.
+    metrics; `status` is the HTTP status that a request is answered with. `call` is the request if a replica has signed
+    it, and only its time is wrong: it is told the right one.
     """
 
-    def __init__(self, reason: str, message: str, status: int = 401) -> None:
+    def __init__(self, reason: str, message: str, status: int = 401, *, call: PeerCall | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.status = status
+        self.call = call
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +136,11 @@ def verify(
         raise PeerRefused("member", f"{sender} is no member that this replica knows", 403)
     if sender == receiver:
         raise PeerRefused("member", "a replica does not ask itself", 403)
+    call = PeerCall(sender, found["nonce"], time, secret)
     if abs(now - time) > WINDOW:
-        raise PeerRefused("time", f"the clocks differ by {abs(now - time):.0f} s, or the request was delayed")
-    return PeerCall(sender, found["nonce"], time, secret)
+        message = f"the clocks differ by {abs(now - time):.0f} s, or the request was delayed"
+        raise PeerRefused("time", message, call=call)
+    return call
 
 
 def sign_answer(secret: bytes, status: int, nonce: str, headers: Mapping[str, str]) -> str:

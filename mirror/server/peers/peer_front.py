@@ -26,6 +26,7 @@ from mirror.peers.secret_file import ClusterSecrets
 from mirror.peers.used_nonces import NoncesFull, UsedNonces
 from mirror.policy.cluster.peer_signatures import (
     ANSWER_HEADER,
+    TIME_HEADER,
     PeerCall,
     PeerRefused,
     SignedParts,
@@ -180,7 +181,7 @@ class PeerFront:
             await self._doubt()
             call = self._verify(parts, headers)
         if call.time < int(self._nonces.since):
-            raise PeerRefused("replay", "the request was signed before this replica began")
+            raise PeerRefused("time", "the request was signed before this replica began", call=call)
         if not await self._use(call.nonce):
             raise PeerRefused("replay", "the request was taken before")
         return call
@@ -241,6 +242,9 @@ class PeerFront:
             )
             self._unlogged.clear()
         response = _text(error.status, str(error))
+        if error.call is not None:
+            response.headers[TIME_HEADER] = str(int(self._now()))
+            self._finish(response, error.call)
         response.headers[VERSION_HEADER] = self._version
         # nothing more of a body is read from somebody who was refused
         response.force_close()
