@@ -37,7 +37,7 @@ from mirror.server.admin.copy_admin import CopyAdmin
 from mirror.server.admin.event_admin import EventAdmin
 from mirror.server.admin.hosted_admin import HostedAdmin
 from mirror.server.admin.image_admin import ImageAdmin
-from mirror.server.admin.mirror_status import ClusterFacts, HostedFacts, MirrorStatus
+from mirror.server.admin.mirror_status import ClusterFacts, HostedFacts, LeaseJson, MirrorStatus
 from mirror.server.admin.repository_list import RepositoryList
 from mirror.server.admin.retention_admin import RetentionAdmin
 from mirror.server.admin.traffic_log import TrafficLog
@@ -46,6 +46,7 @@ from mirror.server.registry.access_control import AccessControl
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.purge_notices import PurgeNotices
 from mirror.store.local.status_board import StatusBoard
+from mirror.values.timestamps import format_moment
 
 if TYPE_CHECKING:
     from mirror.app.clustering import Cluster
@@ -118,7 +119,7 @@ def open_administration(
         version=__version__,
         offline=config.offline,
         caches=shown,
-        cluster=ClusterFacts(config.cluster.name, config.cluster.address) if storage.cluster is not None else None,
+        cluster=_cluster_facts(config, storage),
     )
     collector = open_collector(config, storage, verbs.parts, now, audit)
     retention = open_retention(config, storage, verbs.parts, now, audit)
@@ -171,6 +172,23 @@ def _in_all_replicas(
     made = in_all_replicas(storage, cluster, purge, everywhere)
     cluster.effects.add(made.effect)
     return made
+
+
+def _cluster_facts(config: Config, storage: Storage) -> ClusterFacts | None:
+    """What is known of the cluster; None if there is none."""
+    if storage.cluster is None:
+        return None
+    name, address, leasing = config.cluster.name, config.cluster.address, storage.leasing
+    if leasing is None:
+        return ClusterFacts(name, address)
+
+    def leases() -> list[LeaseJson]:
+        return [
+            {"work": each.name, "holder": each.holder, "since": format_moment(each.since)}
+            for each in leasing.board.states()
+        ]
+
+    return ClusterFacts(name, address, leases, lambda: leasing.clock.offset)
 
 
 def bucket_facts(config: Config, storage: Storage) -> BucketFacts | None:

@@ -36,6 +36,8 @@ from mirror.values.durations import format_duration
 from mirror.values.sizes import format_size
 
 #: What the result of a replication rule may have that somebody should look at, in words.
+#: Seconds by which the clock of a replica may be wrong.
+_WRONG_CLOCK: Final = 30.0
 _TROUBLE: Final = {"failure_count": "failed", "conflict_count": "in conflict", "held_back": "held back"}
 
 
@@ -119,7 +121,11 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     parts = ("state", "since", "reason", "reads_only", "id", "records_complete", "records_listed", "cache")
     bucket = {"address": loaded.store.bucket, **dict.fromkeys(parts)} if loaded.store.bucket is not None else None
     cluster = loaded.cluster
-    members = {"name": cluster.name, "address": cluster.address, "members": []} if cluster.has_members else None
+    members: dict[str, Any] | None = (
+        {"name": cluster.name, "address": cluster.address, "members": [], "leases": None}
+        if cluster.has_members
+        else None
+    )
     rest = {"hosted": hosted, "bucket": bucket, "cluster": members, "index": index, "offline": loaded.offline}
     return {"version": __version__, **unknown, "workers": [], "store": store, **rest}
 
@@ -250,9 +256,20 @@ def _print_cluster(cluster: Mapping[str, Any] | None) -> None:
     for member in members:
         if not member["up"]:
             say(f"           {member['address']}: down since {member['since'] or 'the start'}: {member['reason']}")
+    for line in describe_leases(cluster):
+        say(f"           {line}")
     versions = {member["version"] for member in members if member["version"]} - {__version__}
     if versions:
         say(f"           other versions run there: {', '.join(sorted(versions))}")
+
+
+def describe_leases(cluster: Mapping[str, Any]) -> list[str]:
+    """Which replica does which work for all, and why this one does none."""
+    lines = [f"{lease['work']}: {lease['holder']}, since {lease['since']}" for lease in cluster.get("leases") or ()]
+    if abs(offset := cluster.get("clock_offset") or 0.0) > _WRONG_CLOCK:
+        side = "ahead of" if offset > 0 else "behind"
+        lines.append(f"the clock of this replica is {abs(offset):.0f} s {side} the bucket's: it does no work for all")
+    return lines
 
 
 def _fullness(size: int | None, limit: int | None) -> str:

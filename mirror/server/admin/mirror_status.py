@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -13,6 +14,7 @@ from typing_extensions import TypedDict
 
 from mirror import telemetry
 from mirror.aio.caches import CacheStats
+from mirror.errors import StoreError
 from mirror.eviction.space import Space
 from mirror.eviction.write_behind import WriteBehind
 from mirror.hosting.damaged_blobs import DamagedBlobs
@@ -20,10 +22,12 @@ from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.server.admin.bucket_status import BucketFacts, BucketStatusJson
 from mirror.server.admin.traffic_log import HistoryJson, TrafficJson, TrafficLog, total, traffic_json
 from mirror.server.admin.worker_status import FlightJson, PeerJson, UpstreamJson, WorkerJson, Workers
-from mirror.values.json_types import Bytes, Count, Seconds, about
+from mirror.values.json_types import Bytes, Count, Seconds, Timestamp, about
 
 #: Seconds that the status waits until the size of the store is counted.
 _COUNTED: Final = 1.0
+#: Seconds for which the status waits for a bucket.
+_PATIENCE: Final = 2.0
 
 
 class StoreStatusJson(TypedDict):
@@ -56,20 +60,54 @@ def usage_json(usage: Iterable[ScopeUsage]) -> list[HostedUsageJson]:
     return [{"scope": each.scope, "bytes": each.used, "quota": each.limit} for each in usage]
 
 
+class LeaseJson(TypedDict):
+    """Work that one replica does for all."""
+
+    work: str
+    holder: Annotated[str, about("The address of the replica that does it, or did it when it was lost.")]
+    since: Annotated[Timestamp, about("By the clock of that replica.")]
+
+
 class ClusterStatusJson(TypedDict):
     """The cluster of which this mirror is a replica."""
 
     name: str
     address: Annotated[str, about("This replica's own, as the others reach it.")]
     members: Annotated[list[PeerJson], about("The other replicas, by address, as this one sees them.")]
+    leases: Annotated[
+        list[LeaseJson] | None, about("The work for all that is done now; null: no bucket, or it does not answer now.")
+    ]
+    clock_offset: Annotated[
+        float | None,
+        about("By how many seconds this replica's clock is ahead of the bucket's; null: no bucket, or not known yet."),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterFacts:
-    """The name of the cluster, and the address of this replica."""
+    """The name of the cluster, and the address of this replica. `leases` blocks: the work that one replica does for
+    all; it raises `StoreError`, None: the cluster has no bucket. `clock_offset`: see the JSON.
+    """
 
     name: str
     address: str
+    leases: Callable[[], list[LeaseJson]] | None = None
+    clock_offset: Callable[[], float | None] = lambda: None
+
+    async def status(self, members: list[PeerJson]) -> ClusterStatusJson:
+        """The status, together with the other replicas."""
+        leases, offset = None, self.clock_offset()
+        if self.leases is not None:
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    leases = await asyncio.to_thread(self.leases)
+        return {
+            "name": self.name,
+            "address": self.address,
+            "members": members,
+            "leases": leases,
+            "clock_offset": round(offset, 1) if offset is not None else None,
+        }
 
 
 class StatusJson(TypedDict):
@@ -182,7 +220,7 @@ class MirrorStatus:
     async def _cluster_status(self) -> ClusterStatusJson | None:
         if (cluster := self._cluster) is None:
             return None
-        return {"name": cluster.name, "address": cluster.address, "members": await self._workers.peers()}
+        return await cluster.status(await self._workers.peers())
 
     async def history(self) -> HistoryJson:
         """The traffic of the last day. Raises `StoreError`."""
