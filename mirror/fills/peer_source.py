@@ -44,7 +44,7 @@ _MISSED_UNKNOWN: Final = 1.0
 _ALIVE: Final = 1.0
 #: Looks in a row at which a member has what it does not send, or nothing, until it is left; and at which it only waits.
 _MOST_IDLE: Final = 2
-_MOST_PATIENT: Final = 30
+_MOST_PATIENT: Final = 600
 #: Seconds for which a member is not asked for a blob of which it gave wrong bytes, and the most of these memories.
 _ACCUSED: Final = 600.0
 _MOST_ACCUSED: Final = 10_000

@@ -29,9 +29,9 @@ from mirror.upstream.http.body import HttpBody
 from mirror.upstream.http.download import CONTENT, Answer, Cancel, Transfer
 from mirror.upstream.http.transport import Endpoint, Timeouts, Tls
 
-#: Seconds after which a head, or the next byte, is not waited for in any case.
-_HEAD: Final = 120.0
-_READ: Final = 120.0
+#: Seconds after which a head, or the next byte, is not waited for in any case: a member may wait in the queue of its
+#: upstream for long.
+_LONGEST: Final = 600.0
 #: The name of a member in errors and metrics: addresses of replicas are nobody else's business.
 _NAME: Final = "peer"
 _VERB: Final = "blob"
@@ -111,7 +111,7 @@ class HttpPeerBlobs:
         transfer = self._transfers.get(member)
         if transfer is None:
             # nothing else limits the rate: the watch of the source asks how far the member is
-            times = Timeouts(connect=CONNECT, answer=_HEAD, read=_READ, lowest_rate=0.0)
+            times = Timeouts(connect=CONNECT, answer=_LONGEST, read=_LONGEST, lowest_rate=0.0)
             endpoint = Endpoint(_NAME, member, internal=True, tls=self._tls, timeouts=times)
             transfer = self._transfers[member] = Transfer(endpoint, most_idle=0, follows=False)
         return transfer
@@ -136,13 +136,12 @@ def _body_of(answer: Answer, signed: SignedCall, size: int | None) -> HttpBody:
     """The body of an answer of the member that was asked. Raises `UpstreamError`."""
     body = answer.body
     try:
-        if answer.status not in CONTENT or not isinstance(body, HttpBody):
-            text = answer.content[:200].decode("ascii", "replace").strip()
-            raise _refusal(answer.status, text if text.isprintable() else "")
         try:
             signed.check(answer.status, answer.fields)
         except PeerRefused as error:
-            raise UpstreamInvalid(str(error), upstream=_NAME, status=answer.status) from error
+            raise UpstreamInvalid(f"{error}: {_shown(answer)}", upstream=_NAME, status=answer.status) from error
+        if answer.status not in CONTENT or not isinstance(body, HttpBody):
+            raise _refusal(answer.status, _shown(answer))
         if size is None and answer.fields.get(GRANTED) != "yes":
             raise UpstreamInvalid("the member does not say that the repository may have it", upstream=_NAME)
         if size is not None and body.size != size:
@@ -155,8 +154,12 @@ def _body_of(answer: Answer, signed: SignedCall, size: int | None) -> HttpBody:
 
 
 def _refusal(status: int, text: str) -> UpstreamError:
+    """The error for an answer of the member that is not the blob: it is up, whatever it says."""
     message = f"the member answers {status}{f': {text}' if text else ''}"
-    if status == 404:
-        return UpstreamNotFound(message, upstream=_NAME, status=status)
-    kind = UpstreamUnavailable if status >= 500 else UpstreamInvalid
+    kind = UpstreamNotFound if status == 404 else UpstreamUnavailable
     return kind(message, upstream=_NAME, status=status)
+
+
+def _shown(answer: Answer) -> str:
+    text = answer.content[:200].decode("ascii", "replace").strip()
+    return text if text.isprintable() else ""
