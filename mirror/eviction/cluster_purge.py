@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from mirror import telemetry
-from mirror.errors import ImageProtected, ManifestUnknown, MirrorError
+from mirror.errors import ImageProtected, ManifestUnknown, MirrorError, StoreError
 from mirror.eviction.purge import Purged
 from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image, name_of
@@ -114,7 +114,8 @@ class ClusterPurge:
         order = PurgeOrder(self._now(), image.repo, image.reference)
         await asyncio.to_thread(self._note, key, order)
         await asyncio.to_thread(self._orders.put, key, _ORDER.to_json(order))
-        unconfirmed = await self._notices.send(Notice(purges=(_as_notice(key, order),)), patience=_PATIENCE)
+        notice = Notice(purges=(_as_notice(key, order),))
+        unconfirmed, _ = await asyncio.gather(self._notices.send(notice, patience=_PATIENCE), self._heeded_here())
         if unconfirmed:
             waiting = replace(order, waiting=tuple(unconfirmed))
             await asyncio.to_thread(self._orders.put, key, _ORDER.to_json(waiting))
@@ -122,6 +123,14 @@ class ClusterPurge:
         else:
             await self._finish(key, image)
         return replace(purged, unconfirmed=tuple(unconfirmed))
+
+    async def _heeded_here(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._everywhere()
+        except (StoreError, TimeoutError) as error:
+            # it reads the notice on the disk when it goes on
+            telemetry.log.warning("purge not heeded by worker", reason=str(error))
 
     async def _purged(self, image: Image) -> Purged:
         try:

@@ -21,7 +21,8 @@ _NETWORK: Final = (
     "policy mirror-internal)"
 )
 _ALONE: Final = "look whether the name in cluster.members resolves to all replicas, or all are listed"
-_SAME: Final = "compare cluster.secret_file, cluster.members, cluster.name and the clocks of both replicas"
+_SAME: Final = "compare cluster.secret_file, cluster.members and cluster.name of both replicas"
+_CLOCKS: Final = "set the clock of the machine that is wrong"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +53,6 @@ async def _check(client: PeerClient, member: str) -> MemberCheck:
         return MemberCheck(member, False, str(error), _SAME)
     if answer.status != 204:
         return MemberCheck(member, False, f"answers {answer.status}", "look at its log, and compare the versions")
+    if ahead := client.ahead(member):
+        return MemberCheck(member, False, f"answers, but the clocks differ by {abs(ahead):.0f} s", _CLOCKS)
     return MemberCheck(member, True, f"answers, version {answer.headers.get('mirror-version', 'unknown')}")

@@ -16,7 +16,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.peers.members import ClusterMembers
-from mirror.policy.cluster.member_addresses import MemberAddress
+from mirror.policy.cluster.member_addresses import MemberAddress, parse_member
 
 _PAUSE: Final = 5.0
 #: Seconds until a lookup counts as failed.
@@ -91,7 +91,7 @@ class MemberLookup:
                 return
             self._reason = ""
             before = self._members.all()
-            self._members.replace(self._name.at(found))
+            self._members.replace(self._name.at(found, parse_member(self._members.own)))
             if (members := self._members.all()) != before:
                 telemetry.log.info("members changed", members=list(members))
 

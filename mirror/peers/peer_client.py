@@ -79,6 +79,10 @@ class PeerClient:
         if self._session is not None:
             await self._session.close()
 
+    def ahead(self, member: str) -> float:
+        """By how many seconds a member's clock is ahead, as far as it has said so; 0 otherwise."""
+        return self._signer.ahead(member)
+
     async def call(
         self,
         member: str,

@@ -50,9 +50,13 @@ class PeerSigner:
         whatever of `SIGNED_HEADERS` the client adds by itself must be among them (`Content-Length`).
         """
         secret, nonce = self._secrets.all()[0], secrets.token_hex(16)
-        parts, now = SignedParts(method, target, headers), self._now() + self._offsets.get(member, 0.0)
+        parts, now = SignedParts(method, target, headers), self._now() + self.ahead(member)
         value = sign(secret, parts, cluster=self._cluster, sender=self._own, receiver=member, now=now, nonce=nonce)
         return SignedCall(value, nonce, secret)
+
+    def ahead(self, member: str) -> float:
+        """By how many seconds a member's clock is ahead, as far as it has refused a request for that; 0 otherwise."""
+        return self._offsets.get(member, 0.0)
 
     def learn(self, member: str, status: int, headers: Mapping[str, str]) -> bool:
         """True if a member has refused a request because of its time, and said its own: signed again, it is taken.

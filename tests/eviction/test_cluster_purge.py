@@ -113,7 +113,7 @@ async def test_132_all_replicas_purge_before_the_command_ends(site: _Site, image
     purged = await a.purge(image)
     assert (purged.unconfirmed, purged.blobs) == ((), 3)
     assert [image in replica.images for replica in site.replicas] == [False] * 3
-    assert (b.heeded, c.heeded) == (1, 1)
+    assert (a.heeded, b.heeded, c.heeded) == (1, 1, 1)
 
 
 async def test_what_only_another_replica_has_is_purged_there(site: _Site) -> None:

@@ -19,7 +19,9 @@ from tests.support.command import mirror
 from tests.support.peer_listener import SECRET, SENDER, peer_listener
 
 
-def _checked(folder: Path, *, secret: str = SECRET, own: str = SENDER, cluster: str = "mirror") -> MemberCheck:
+def _checked(
+    folder: Path, *, secret: str = SECRET, own: str = SENDER, cluster: str = "mirror", late: float = 0.0
+) -> MemberCheck:
     """What this replica finds out about a real one that knows it as `SENDER`."""
 
     async def run() -> MemberCheck:
@@ -27,7 +29,7 @@ def _checked(folder: Path, *, secret: str = SECRET, own: str = SENDER, cluster: 
             health = PeerHealth()
             file = folder / "own-secret"
             file.write_text(secret)
-            signer = PeerSigner(cluster, own, ClusterSecrets(file))
+            signer = PeerSigner(cluster, own, ClusterSecrets(file), now=lambda: listener.clock[0] - late)
             client = PeerClient(signer, health)
             try:
                 [found] = await check_members(ClusterMembers(own, [listener.address], health), client)
@@ -59,6 +61,13 @@ def test_a_replica_that_refuses_this_one(tmp_path: Path, wrong: dict[str, object
     assert not found.ok
     assert said in found.detail
     assert "cluster.secret_file" in found.advice
+
+
+def test_a_replica_with_another_clock(tmp_path: Path) -> None:
+    """It answers by its own clock, and somebody should look all the same."""
+    found = _checked(tmp_path, late=3600.0)
+    assert (found.ok, found.detail) == (False, "answers, but the clocks differ by 3600 s")
+    assert "clock" in found.advice
 
 
 def test_a_replica_that_is_not_there(tmp_path: Path) -> None:

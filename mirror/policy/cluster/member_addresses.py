@@ -38,9 +38,11 @@ class MemberAddress:
         """True if the host is an IP address, and no name."""
         return _ip(self.host) is not None
 
-    def at(self, ips: Iterable[str]) -> list[str]:
-        """The members at these IP addresses, sorted, each in its one spelling."""
-        hosts = {_spelled(ip) for ip in ips}
+    def at(self, ips: Iterable[str], own: MemberAddress) -> list[str]:
+        """The members at these IP addresses, sorted, each in its one spelling. Only those of the same version of IP as
+        this replica's `own`: a pod that has an address of each is one member, and knows itself by one.
+        """
+        hosts = {_spelled(ip) for ip in ips if (":" in ip) == (":" in own.host)}
         return sorted(str(MemberAddress(self.scheme, host, self.port)) for host in hosts)
 
 

@@ -167,6 +167,14 @@ function behind(bucket) {
   return `; the bucket ${bucket.address} ${states[bucket.state]}${reason}${overtaken}${listed}${cached}`;
 }
 
+/** What there is to say of the other replicas. */
+function beside(cluster) {
+  if (!cluster) return "";
+  const down = cluster.members.filter((member) => !member.up).map((member) => `${member.address} (${member.reason})`);
+  const answering = `${cluster.members.length - down.length} of ${counted(cluster.members.length, "other replica")} answering`;
+  return `; a replica of ${cluster.name}, ${answering}${down.length ? `, but not ${down.join(", ")}` : ""}`;
+}
+
 function showStatus(status) {
   const sealed = status.offline ? ", sealed" : "";
   const workers = status.workers.length;
@@ -186,7 +194,7 @@ function showStatus(status) {
   const aside = status.store.quarantine_bytes ? `; ${bytes(status.store.quarantine_bytes)} of damaged blobs set aside: check the disk` : "";
   const failing = status.store.failing_workers ? "; the last write failed: blobs are passed on without being stored" : "";
   const index = status.index.error ? `; the index is not used: ${status.index.error}` : "";
-  put("fullness-text", `${full} in ${status.store.root}${aside}${failing}${index}${behind(status.bucket)}`);
+  put("fullness-text", `${full} in ${status.store.root}${aside}${failing}${index}${behind(status.bucket)}${beside(status.cluster)}`);
 }
 
 function showFlights({ flights }) {
