@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.cluster_site import ClusterSite, Replica
 from tests.support.engines.seaweedfs import SeaweedFS
+from tests.support.images import sha256
 from tests.support.kustomize import render
 from tests.support.pod_files import mirror_toml, variables
 from tests.support.process import eventually
@@ -118,6 +119,26 @@ def test_a_replica_is_lost_and_nothing_else(site: RenderedSite) -> None:
     for _ in site.replicas:
         assert site.pull("corp/team-a/app", "v1") == manifest
         assert site.pull("corp/team-a/app", "v2") == second
+
+
+def test_an_upload_goes_on_at_any_replica(site: RenderedSite) -> None:
+    """Begun at the first, continued at the second, closed at the third, seen by all."""
+    first, second, third = site.replicas
+    known = {"Authorization": _ALICE}
+    half, rest = os.urandom(60_000), os.urandom(50_000)
+    begun = first.ask("POST", "/v2/corp/team-a/app/blobs/uploads/", headers=known)
+    assert begun.status == 202
+    place = begun.headers["Location"]
+    assert place.startswith("/v2/"), "relative: whichever replica a client reaches next"
+    more = second.ask("PATCH", place, half, {**known, "Content-Range": f"0-{len(half) - 1}"})
+    assert (more.status, more.headers["Range"]) == (202, f"0-{len(half) - 1}")
+    place, blob = more.headers["Location"], half + rest
+    end = f"{place}{'&' if '?' in place else '?'}digest={sha256(blob)}"
+    closed = third.ask("PUT", end, rest, known)
+    assert closed.status == 201, closed
+    for replica in site.replicas:
+        got = replica.ask("GET", f"/v2/corp/team-a/app/blobs/{sha256(blob)}", headers=known)
+        assert (got.status, got.body == blob) == (200, True)
 
 
 def test_replicas_know_each_other(site: RenderedSite) -> None:
