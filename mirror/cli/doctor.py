@@ -305,7 +305,7 @@ async def _redis(url: str, budget: float) -> Finding:
     except IndexUnavailable as error:
         return Finding("redis", Level.PROBLEM, str(error), "start it, or correct index.url; the disk is used now")
     text = f"version {redis.version}, {redis.seconds * 1000:.1f} ms per round trip"
-    if not redis.version.partition(".")[0].isdigit() or int(redis.version.partition(".")[0]) < 7:
+    if redis.is_too_old:
         return Finding("redis", Level.PROBLEM, text, "the index needs Redis 7 or Valkey")
     if redis.seconds > budget / 4:
         return Finding("redis", Level.WARNING, text, f"too slow for index.timeout ({budget:g} s): move it closer")

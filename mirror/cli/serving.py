@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from mirror.cli.store_checks import describe_unread, store_owner
 from mirror.errors import ConfigError, StoreError
 from mirror.heartbeat import Heartbeat, Heartbeats
 from mirror.process.listeners import AdminListener, InternalListener, connect_unix, open_admin, open_listeners
+
+if TYPE_CHECKING:
+    from mirror.index.probing import RedisCheck
 
 
 @application.command()
@@ -170,7 +173,8 @@ def check(
     online: Annotated[
         bool,
         typer.Option(
-            "--online", help="Also contact each registry and replica, and try all that is needed of the bucket."
+            "--online",
+            help="Also contact each registry and replica, and try all that is needed of the bucket and Redis.",
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -180,11 +184,12 @@ def check(
 
     loaded = settings.load(config)
     telemetry.set_up_logging("error")
-    others = online and loaded.cluster.has_members
-    if online and loaded.offline and loaded.store.bucket is None and not others:
+    others, url = online and loaded.cluster.has_members, loaded.index.url.get_secret_value()
+    if online and loaded.offline and loaded.store.bucket is None and not others and not url:
         raise ConfigError(["--online: the mirror is sealed (offline), so no registry may be contacted"])
     results = asyncio.run(_ask_registries(loaded)) if online and not loaded.offline else []
     tried = try_bucket(loaded) if online else []
+    redis = asyncio.run(_try_redis(url, loaded.index.timeout)) if online and url else []
     members = asyncio.run(_ask_members(loaded)) if others else []
     try:
         unread = describe_unread(loaded)
@@ -196,6 +201,7 @@ def check(
         summary = {"upstreams": len(loaded.upstream), "store": str(loaded.store.root)}
         asked = {"online": [asdict(result) for result in results], "bucket": [asdict(each) for each in tried]}
         asked |= {"members": [asdict(member) for member in members]} if loaded.cluster.has_members else {}
+        asked |= {"redis": [asdict(each) for each in redis]} if url else {}
         say_json({**summary, **(asked if online else {})})
     else:
         sealed = " (none is contacted)" if loaded.offline else ""
@@ -212,6 +218,10 @@ def check(
             say(f"{'ok    ' if each.ok else 'FAILED'} {loaded.store.bucket}: {each.step}: {each.detail}")
             if each.advice:
                 say(f"       {each.advice}")
+        for step in redis:
+            say(f"{'ok    ' if step.ok else 'FAILED'} redis: {step.step}: {step.detail}")
+            if step.advice:
+                say(f"       {step.advice}")
         for member in members:
             say(f"{'ok    ' if member.ok else 'FAILED'} replica {member.member}: {member.detail}")
             if member.advice:
@@ -219,7 +229,7 @@ def check(
     for warning in [*settings.hints(loaded), *unread, *_check_certificate(loaded)]:
         # not a failure: units and scripts run this check before they start the mirror, which must still serve
         complain(f"mirror: {warning}")
-    if not all(result.ok for result in [*results, *tried, *members]):
+    if not all(result.ok for result in [*results, *tried, *redis, *members]):
         raise typer.Exit(1)
 
 
@@ -252,6 +262,14 @@ async def _ask_members(loaded: settings.Config) -> Sequence[Any]:
     async with AsyncExitStack() as stack:
         cluster = await open_cluster(loaded, stack)
         return await check_members(cluster.members, cluster.client)
+
+
+async def _try_redis(url: str, budget: float) -> list[RedisCheck]:
+    # imported here: few configurations need the Redis library
+    from mirror.index.probing import check_redis
+    from mirror.index.redis_address import parse_redis_url
+
+    return await check_redis(parse_redis_url(url), budget=budget)
 
 
 async def _ask_registries(loaded: settings.Config) -> list[Any]:

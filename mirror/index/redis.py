@@ -375,7 +375,7 @@ def _explain(error: Exception) -> str:
         return "the Redis Cluster is down"
     if isinstance(error, BusyLoadingError):
         return "Redis is loading its data"
-    if isinstance(error, NoPermissionError) or "ACL failure" in str(error):
+    if isinstance(error, NoPermissionError) or "can't run this command" in str(error):
         return f"the user of Redis lacks a right{_lacking(str(error))}: see docs/redis.md"
     if "unknown command" in str(error):
         return "this is no Redis server with scripts; for Sentinels, index.url must begin with redis+sentinel://"

@@ -310,6 +310,7 @@ class ClusterSet(RedisSet):
                     and b"cluster_slots_ok:16384" in said
                     and len(self._known(each)) == 6
                     and not any(b"fail" in line for line in self._known(each))
+                    and sum(b"slave" in line for line in self._known(each)) == 3
                     and _has_data(each)
                     for each in self.servers
                 )
