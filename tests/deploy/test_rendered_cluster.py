@@ -1,4 +1,6 @@
-"""What k8s/cluster renders to also runs: three replicas with its configuration, a real object store and a Redis."""
+"""What k8s/cluster and k8s/replicas render to also runs: three replicas with that configuration, a Redis, and for the
+former a real object store.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ import pytest
 
 from tests.support.cluster_site import ClusterSite, Replica
 from tests.support.engines.seaweedfs import SeaweedFS
+from tests.support.fake_registry import FakeRegistry
 from tests.support.images import sha256
 from tests.support.kustomize import render
 from tests.support.pod_files import mirror_toml, variables
@@ -32,25 +35,26 @@ class RenderedSite(ClusterSite):
     are those of this machine. Whoever asks is `alice`.
     """
 
-    def __init__(self, folder: Path, engine: SeaweedFS, redis: RedisServer) -> None:
+    def __init__(
+        self, overlay: str, folder: Path, engine: SeaweedFS | None, redis: RedisServer, upstream: str = ""
+    ) -> None:
+        """`upstream` is the root URL of a registry that stands for docker.io."""
         super().__init__(folder, engine)
-        objects = render(_K8S / "cluster")
+        objects = render(_K8S / overlay)
         self._settings = tomllib.loads(mirror_toml(objects))
         for name, value in variables(objects).items():
             if name.startswith("MIRROR__"):
                 _, section, setting = name.lower().split("__")
                 self._settings.setdefault(section, {})[setting] = value
+        if upstream:
+            self._settings["upstream"] = [{"name": "docker.io", "url": upstream}]
         (folder / "htpasswd").write_bytes(b"alice:" + bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)) + b"\n")
         (folder / "url").write_text(f"unix://{redis.socket}\n")
 
     def _configure(self, replica: Replica) -> Path:
-        assert self._engine is not None
-        assert replica.bucket is not None
-        access = self._engine.access.below(self.prefix).changed(endpoint=replica.bucket.url)
         here: dict[str, dict[str, Any]] = {
             "server": {"listen": ["127.0.0.1:0"]},
-            "store": {"root": str(replica.store), "bucket": access.url},
-            "bucket": dict(access.settings),
+            "store": {"root": str(replica.store)},
             "index": {"url_file": str(self._folder / "url")},
             "cluster": {
                 "members": [one.member for one in self.replicas],
@@ -58,12 +62,17 @@ class RenderedSite(ClusterSite):
                 "listen": f"127.0.0.1:{replica.internal_port}",
                 "secret_file": str(self._folder / "cluster.secret"),
             },
-            "access": {
+        }
+        if self._engine is not None:
+            assert replica.bucket is not None
+            access = self._engine.access.below(self.prefix).changed(endpoint=replica.bucket.url)
+            here["store"]["bucket"] = access.url
+            here["bucket"] = dict(access.settings)
+            here["access"] = {
                 "htpasswd": str(self._folder / "htpasswd"),
                 "token_key_file": str(self._folder / "token.key"),
                 "audit_log": str(replica.folder / "audit.log"),
-            },
-        }
+            }
         settings = copy.deepcopy(self._settings)
         for section, changed in here.items():
             # nothing is set here that the overlay does not set
@@ -91,7 +100,7 @@ def _toml(settings: dict[str, Any]) -> str:
 @pytest.fixture
 def site(tmp_path: Path, seaweedfs: SeaweedFS) -> Iterator[RenderedSite]:
     """Three replicas."""
-    with RedisServer() as redis, RenderedSite(tmp_path, seaweedfs, redis) as running:
+    with RedisServer() as redis, RenderedSite("cluster", tmp_path, seaweedfs, redis) as running:
         yield running
 
 
@@ -148,3 +157,17 @@ def test_replicas_know_each_other(site: RenderedSite) -> None:
             lambda one=replica: one.mirror.metrics().get("mirror_peers") == 2,  # type: ignore[misc]
             f"{replica} knows two others",
         )
+
+
+def test_replicas_with_a_disk_each_give_one_another_what_they_have(tmp_path: Path) -> None:
+    """Those of k8s/replicas: not all of them ask upstream for an image that all are asked for."""
+    layer = os.urandom(300_000)
+    with FakeRegistry() as registry, RedisServer() as redis:
+        registry.add_image("library/app", "v1", layers=[layer])
+        with RenderedSite("replicas", tmp_path, None, redis, registry.url) as site:
+            for replica in site.replicas:
+                found = replica.pull("docker.io/library/app", "v1")
+                assert sha256(layer) in found.decode()
+            fetched = [one for one in registry.requests if one.method == "GET" and sha256(layer) in one.path]
+            # on a busy machine, one that does not answer in time is left for upstream
+            assert 1 <= len(fetched) < len(site.replicas)
