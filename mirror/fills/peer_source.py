@@ -11,7 +11,8 @@
 
 Before the head, "a while" is twice what nine of ten answers of that member take; afterwards it is a second. The member
 sends the bytes of its growing file, but the last ones only when it has verified the whole. If all the bytes here are
-those of another blob, every member that gave some is not asked for that blob again for some time.
+those of another blob, every member that gave some is not asked for that blob again for some time; one that has sent
+several whole blobs that were wrong is not asked for any.
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ _ALIVE: Final = 1.0
 #: Looks in a row at which a member has what it does not send, or nothing, until it is left; and at which it only waits.
 _MOST_IDLE: Final = 2
 _MOST_PATIENT: Final = 600
-#: Seconds for which a member is not asked for a blob of which it gave wrong bytes, and the most of these memories.
+#: Seconds for which a member is not asked for a blob of which it gave wrong bytes, and the most of these memories; so
+#: many whole blobs that were wrong, until it is not asked for any.
 _ACCUSED: Final = 600.0
 _MOST_ACCUSED: Final = 10_000
+_MOST_WRONG: Final = 3
 
 
 class PeerReads:
@@ -71,6 +74,8 @@ class PeerReads:
         self._accused: TtlCache[tuple[str, Digest], bool] = TtlCache(
             _MOST_ACCUSED, _ACCUSED, clock, name="wrong blobs of peers"
         )
+        #: How many whole blobs of a member were wrong.
+        self._wrong: TtlCache[str, int] = TtlCache(_MOST_ACCUSED, _ACCUSED, clock)
 
     def __repr__(self) -> str:
         return f"<PeerReads {len(self._members.all())} members, {len(self._accused)} wrong blobs>"
@@ -88,7 +93,7 @@ class PeerReads:
         return [
             PeerSource(self, member, repo, digest, size, hops + 1)
             for member in to_ask(members.own, repo.registry, digest, members.all(), members.is_up)
-            if member not in besides and (member, digest) not in self._accused
+            if member not in besides and self._is_trusted(member, digest)
         ]
 
     def missed_after(self, member: str) -> float:
@@ -96,9 +101,16 @@ class PeerReads:
         usual = self.liveness.first_byte(member)
         return _MISSED_UNKNOWN if usual is None else min(max(2 * usual, _MISSED_LEAST), _MISSED_MOST)
 
-    def accuse(self, member: str, digest: Digest) -> None:
-        """Leave a member alone for this blob for some time."""
+    def _is_trusted(self, member: str, digest: Digest) -> bool:
+        return (member, digest) not in self._accused and self._wrong.get(member, 0) < _MOST_WRONG
+
+    def accuse(self, member: str, digest: Digest, *, whole: bool) -> None:
+        """Leave a member alone for this blob for some time, and for all blobs if several were wrong. `whole`: all bytes
+        came from it.
+        """
         self._accused[member, digest] = True
+        if whole:
+            self._wrong[member] = self._wrong.get(member, 0) + 1
 
 
 class PeerSource:
@@ -114,6 +126,8 @@ class PeerSource:
         self.size = size
         self._hops = hops
         self.gave = False
+        #: True once all bytes of the blob have come from here.
+        self._gave_all = False
 
     def __repr__(self) -> str:
         return f"<PeerSource {self.member} {self.digest}>"
@@ -132,6 +146,8 @@ class PeerSource:
                 body = watch.body = WatchedBody(await self._open(stack, watch, start), PEER)
                 self.gave = True
                 yield body
+                # it was read to its end
+                self._gave_all = not start
         finally:
             watch.end()
             await cancel_and_wait(watching)
@@ -156,12 +172,11 @@ class PeerSource:
             watch.give_up = None
 
     async def accuse(self, reason: str) -> bool:
-        """See `BlobSource`. Bytes that came before, from somewhere else, may have been the wrong ones: the member is
-        left alone for this blob only.
-        """
-        self._reads.accuse(self.member, self.digest)
-        telemetry.PEER_WRONG.inc()
-        telemetry.log.error("peer gave wrong bytes", peer=self.member, digest=str(self.digest), reason=reason)
+        """See `BlobSource`. Unless all bytes came from this member, those of another source may have been wrong."""
+        self._reads.accuse(self.member, self.digest, whole=self._gave_all)
+        if self._gave_all:
+            telemetry.PEER_WRONG.inc()
+            telemetry.log.error("peer gave wrong bytes", peer=self.member, digest=str(self.digest), reason=reason)
         return False
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from structlog.testing import capture_logs
 
 from mirror.errors import (
     DigestMismatch,
@@ -20,6 +21,7 @@ from mirror.errors import (
 from mirror.fills.flight import Flight
 from mirror.fills.peer_source import PeerReads
 from mirror.fills.sources import BlobSources, FromUpstream
+from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.peers.members import ClusterMembers
 from mirror.peers.peer_health import PeerHealth
@@ -272,6 +274,30 @@ async def test_125_a_peer_that_lies_is_not_asked_for_that_blob_again(site: Site)
     site.time.now += 601.0
     await site.fetch()
     assert site.asked[3:] == [(_OWNER, 0)]
+
+
+async def test_125_a_peer_that_lies_again_and_again_is_asked_for_nothing(site: Site) -> None:
+    """Row 125: its memory or its network is broken. After ten minutes it is tried again."""
+    for number in range(3):
+        assert _OWNER in [source.member for source in site.reads.sources(_REPO, DIGEST, SIZE)]
+        site.reads.accuse(_OWNER, Digest.of(b"%d" % number), whole=False)
+        site.reads.accuse(_OWNER, Digest.of(b"%d" % number), whole=True)
+    assert [source.member for source in site.reads.sources(_REPO, DIGEST, SIZE)] == [_SECOND]
+    site.time.now += 601.0
+    assert [source.member for source in site.reads.sources(_REPO, DIGEST, SIZE)] == [_OWNER, _SECOND]
+
+
+async def test_wrong_bytes_of_upstream_are_not_blamed_on_a_peer(site: Site) -> None:
+    """A peer that gave the beginning may be right: it is only left alone for this blob."""
+    site.second.refusal = UpstreamNotFound("no such blob", upstream="peer", status=404)
+    site.owner.content.troubles = [UpstreamUnavailable("reset", upstream="peer")]
+    site.upstream.content = CONTENT[:-1] + b"!"
+    with capture_logs() as logs:
+        flight = await site.join()
+        with pytest.raises(DigestMismatch):
+            await read_to_end(flight)
+    assert "peer gave wrong bytes" not in [line["event"] for line in logs]
+    assert [source.member for source in site.reads.sources(_REPO, DIGEST, SIZE)] == [_SECOND]
 
 
 async def test_nothing_is_left_of_an_ended_pull(site: Site) -> None:
