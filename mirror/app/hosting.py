@@ -172,6 +172,7 @@ def disk_parts(config: Config, storage: Storage) -> HostedParts:
         open_announcer(config, storage),
         one_by_one if storage.bucket is None else storage.bucket.at_once,
         None if storage.bucket is None else storage.bucket.threads.requests,
+        (lambda: None) if storage.leasing is None else storage.leasing.clock.check_moments,
     )
 
 

@@ -89,9 +89,12 @@ class HostedParts:
     at_once: AtOnce = one_by_one
     #: See `PulledParts`.
     threads: Executor | None = None
+    #: Raises `StoreError` if the clock is known to be too wrong for moments that other replicas judge. Quick.
+    check_clock: Callable[[], None] = lambda: None
 
     def now(self) -> float:
-        """Returns the time to record, in epoch seconds."""
+        """Returns the time to record, in epoch seconds. Raises `StoreError` if it would be wrong."""
+        self.check_clock()
         return self.histories.clocks.later()
 
     def pulled(self) -> PulledParts:

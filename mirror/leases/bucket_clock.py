@@ -19,6 +19,8 @@ from mirror.telemetry import BUCKET_CLOCK_OFFSET, log
 _CLOCKS: Final = "leases/clocks/"
 #: Seconds by which the clocks may differ. Stores give whole seconds.
 TOLERANCE: Final = 30.0
+#: Seconds by which they may differ for a replica that records when something was pushed or deleted.
+_TOO_WRONG: Final = 300.0
 #: Seconds for which a comparison counts.
 _COUNTS_FOR: Final = 300.0
 
@@ -85,6 +87,17 @@ class BucketClock:
             raise BucketUnavailable(
                 f"the clock of this replica is {abs(offset):.0f} seconds {'ahead of' if offset > 0 else 'behind'} that "
                 "of the bucket: it does no work for all replicas until its clock is right",
+                retry_after=60.0,
+            )
+
+    def check_moments(self) -> None:
+        """Raises `StoreError` if, by the last comparison, moments that this replica records would be so wrong that
+        others would judge them wrongly. Quick.
+        """
+        if (offset := self.offset) is not None and abs(offset) > _TOO_WRONG:
+            raise BucketUnavailable(
+                f"the clock of this replica is {abs(offset):.0f} seconds {'ahead of' if offset > 0 else 'behind'} that "
+                "of the bucket: pushes and deletions would be dated wrongly",
                 retry_after=60.0,
             )
 

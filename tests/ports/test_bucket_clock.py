@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -9,6 +11,7 @@ from mirror.errors import BucketUnavailable
 from mirror.leases.bucket_clock import BucketClock
 from mirror.leases.bucket_leases import BucketLeases
 from tests.support.clock import Clock
+from tests.support.collecting import CollectedWorld
 from tests.support.memory_bucket import MemoryBucket
 
 
@@ -84,3 +87,21 @@ def test_what_cannot_be_compared_is_not_right(bucket: MemoryBucket, wall: Clock)
     bucket.down = True
     with pytest.raises(BucketUnavailable):
         BucketClock(bucket, "replica", now=wall).check()
+
+
+@pytest.mark.parametrize(("ahead", "refused"), [(299.0, False), (302.0, True), (-299.0, False), (-301.0, True)])
+def test_124_nothing_is_dated_by_a_clock_that_is_minutes_off(
+    bucket: MemoryBucket, wall: Clock, ahead: float, *, refused: bool
+) -> None:
+    """Pushes and deletions fail; until the clocks were compared, nothing is known to be wrong."""
+    clock = BucketClock(bucket, "replica", now=wall)
+    world = CollectedWorld()
+    parts = replace(world.parts, check_clock=clock.check_moments)
+    wall.time += ahead
+    parts.now()
+    clock.compare()
+    if refused:
+        with pytest.raises(BucketUnavailable, match="dated wrongly"):
+            parts.now()
+    else:
+        parts.now()
