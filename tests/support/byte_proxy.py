@@ -71,7 +71,11 @@ class ByteProxy(Relay):
 
     def _connected(self) -> socket.socket:
         server = socket.socket(socket.AF_UNIX if isinstance(self._server, str) else socket.AF_INET)
-        server.connect(self._server)
+        try:
+            server.connect(self._server)
+        except OSError:
+            server.close()
+            raise
         return server
 
     def _pipe(self, source: socket.socket, sink: socket.socket) -> None:
