@@ -303,8 +303,8 @@ class ClusterSite(SiteClient):
     # ---------------------------------------------------------------------------------------- its replicas
 
     def at(self, number: int) -> Replica:
-        """One replica, counted from 0."""
-        return self.replicas[number]
+        """One replica, counted from 0, and round again."""
+        return self.replicas[number % len(self.replicas)]
 
     @property
     def running(self) -> Sequence[Replica]:
