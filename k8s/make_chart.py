@@ -157,7 +157,9 @@ class Only:
 
 @dataclass(frozen=True)
 class More:
-    """What a user adds: to a mapping under a new key, to a list as further items. Nothing if the value is empty."""
+    """What a user adds: to a mapping, in the place of a key, to a list, in that of an item. Nothing if the value is
+    empty.
+    """
 
     value: str
     key: str = ""
@@ -202,7 +204,7 @@ class Chart:
         if isinstance(into, list):
             into.append(More(value))
         else:
-            into[f"\0{len(into)}"] = More(value, key)
+            into[More(value, key)] = None
         self._keep(value, empty)
 
     def only(self, kind: str, name: str, place: Place, condition: str) -> None:
@@ -268,7 +270,7 @@ def edit(chart: Chart) -> None:
     # pods are replaced when their configuration changes, as the name of a generated ConfigMap has it in the overlay
     chart.objects[pods]["spec"]["template"]["metadata"]["annotations"] = {
         "checksum/config": Text("{{ .Values.config | sha256sum }}"),
-        "\0": More("podAnnotations"),
+        More("podAnnotations"): None,
     }
     chart.defaults["podAnnotations"] = {}
 
@@ -343,38 +345,36 @@ def template(node: Object) -> str:
 
 
 def _lines(node: Any, depth: int) -> Iterator[str]:
+    """The lines of a mapping or a list, indented by so many blanks."""
+    for key, value in node.items() if isinstance(node, dict) else ((None, item) for item in node):
+        if isinstance(value, Only):
+            yield f"{{{{- if {value.condition} }}}}"
+            yield from _part(key, value.inner, depth)
+            yield "{{- end }}"
+        else:
+            yield from _part(key, value, depth)
+
+
+def _part(key: Any, value: Any, depth: int) -> Iterator[str]:
+    """The lines of a key with its value, or of an item of a list, whose key is None."""
     blanks = " " * depth
-    if isinstance(node, dict):
-        for key, value in node.items():
-            inner = value.inner if isinstance(value, Only) else value
-            if isinstance(value, Only):
-                yield f"{{{{- if {value.condition} }}}}"
-            if isinstance(inner, More):
-                yield from _more(inner, depth)
-            else:
-                yield from _entry(f"{blanks}{_scalar(key)}:", inner, depth)
-            if isinstance(value, Only):
-                yield "{{- end }}"
+    if isinstance(key, More) or isinstance(value, More):
+        yield from _more(key if isinstance(key, More) else value, depth)
+    elif key is not None:
+        yield from _entry(f"{blanks}{_scalar(key)}:", value, depth)
+    elif isinstance(value, Text) and value.startswith("{{-"):
+        # items that a template makes: its own lines are not indented
+        yield from (line if line.startswith("{{") else f"{blanks}{line}" for line in value.splitlines())
+    elif isinstance(value, (dict, list)) and value:
+        first, *rest = _lines(value, depth + 2)
+        yield f"{blanks}- {first.lstrip()}"
+        yield from rest
     else:
-        for item in node:
-            inner = item.inner if isinstance(item, Only) else item
-            if isinstance(item, Only):
-                yield f"{{{{- if {item.condition} }}}}"
-            if isinstance(inner, More):
-                yield from _more(inner, depth)
-            elif isinstance(inner, Text) and inner.startswith("{{-"):
-                yield from (f"{blanks}{line}" if line[0] != "{" else line for line in inner.splitlines())
-            elif isinstance(inner, (dict, list)) and inner:
-                first, *rest = _lines(inner, depth + 2)
-                yield f"{blanks}- {first.lstrip()}"
-                yield from rest
-            else:
-                yield from _entry(f"{blanks}-", inner, depth)
-            if isinstance(item, Only):
-                yield "{{- end }}"
+        yield from _entry(f"{blanks}-", value, depth)
 
 
 def _entry(head: str, value: Any, depth: int) -> Iterator[str]:
+    """The lines of a value that begins after `head`. In a piece of template, `@` is the number of blanks within it."""
     if isinstance(value, Text):
         first, *rest = value.replace("@", str(depth + 2)).splitlines()
         yield f"{head} {first}"
