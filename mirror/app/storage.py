@@ -448,12 +448,14 @@ def make_purge(
         forget(repo, tags, digests)
         notices.publish(repo, tags, digests)
 
+    # in a cluster, a pin or freeze may have been set at another replica a moment ago
+    views = storage.hosted.strict if storage.cluster is not None else storage
     return Purge(
         storage.store,
         storage.catalog,
-        storage.pins,
+        views.pins,
         pin_rules(config),
-        storage.freezes,
+        views.freezes,
         storage.index,
         storage.eviction.evictor,
         forget=forget_everywhere,
