@@ -208,6 +208,7 @@ def bucket_facts(config: Config, storage: Storage) -> BucketFacts | None:
         lambda: use.owner.is_overtaken,
         records,
         storage.bucket_cache.facts if storage.bucket_cache else lambda: None,
+        lambda: use.owner.trouble,
     )
 
 

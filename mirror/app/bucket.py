@@ -18,12 +18,15 @@ from mirror.app.object_storage.cloud_options import (
     raw_requests,
 )
 from mirror.config import BucketSettings, Config
-from mirror.errors import BucketUnavailable, BucketUnfit, ConfigError
+from mirror.errors import BucketUnavailable, BucketUnfit, ConfigError, StoreError
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.bucket_note import BucketNote
+from mirror.store.local.layout import Layout
 from mirror.values.bucket_address import parse_bucket
 
 if TYPE_CHECKING:
     from mirror.store.cloud.obstore_bucket import ObstoreBucket
-    from mirror.store.objects.bucket_check import BucketCheck
+    from mirror.store.objects.bucket_check import BucketCheck, DiskUse
     from mirror.store.objects.bucket_probe import ProbedBucket
 
 #: Calls of the bucket that wait at the same time in one process; each takes a thread.
@@ -100,7 +103,17 @@ def try_bucket(config: Config) -> list[BucketCheck]:
 
     with closing(_open(config, config.store.bucket, quiet=True)) as bucket:
         fetch = _following(config.bucket) if config.bucket.redirect_to else None
-        return check_bucket(bucket, safety=bucket, fetch=fetch)
+        return check_bucket(bucket, safety=bucket, fetch=fetch, disk=_disk_use(Layout(config.store.root)))
+
+
+def _disk_use(layout: Layout) -> DiskUse | None:
+    """What the disk says of itself and its bucket; None if it cannot be read. Makes no store."""
+    from mirror.store.objects.bucket_check import DiskUse
+
+    try:
+        return DiskUse(LocalStore(layout).id if layout.marker.exists() else "", BucketNote(layout).read())
+    except (StoreError, OSError):
+        return None
 
 
 def _following(settings: BucketSettings) -> Callable[[str], bytes]:

@@ -116,6 +116,15 @@ class StoredRecords:
     hosts: Callable[[str], bool]
     use: BucketUse | None
 
+    def trouble(self) -> str:
+        """Why what only the bucket has cannot be read now; empty: it can, or there is no bucket. Blocking; asks it."""
+        if self.use is not None:
+            try:
+                self.use.owner.seen_again()
+            except StoreError as error:
+                return str(error)
+        return ""
+
     def is_taken_now(self, repo: Repo) -> bool:
         """Like `NameOwners.is_taken`, and never asks the bucket. Raises `StoreError` if the memory does not know it."""
         if self.use is None or not self.hosts(repo.registry):

@@ -118,7 +118,9 @@ def doctor(
                 findings += visitor.as_docker()
     if loaded is not None:
         findings += look_at_store(loaded.store.root, parse_capacity(loaded.store.capacity))
-        findings += _notes(loaded)
+        findings += (in_bucket := list(_bucket(loaded)))
+        if worst(in_bucket) is not Level.PROBLEM:
+            findings += _notes(loaded)
         findings += _hosted(loaded)
         findings += asyncio.run(_services(loaded))
         findings.append(look_at_limits())
@@ -219,6 +221,21 @@ def _own_authority(loaded: Config) -> str | None:
     return None if certificate is None else certificate.read_text()
 
 
+def _bucket(loaded: Config) -> Iterable[Finding]:
+    """Everything that is needed of the bucket, tried; what fails is listed."""
+    from mirror.app.bucket import try_bucket
+
+    tried, said = try_bucket(loaded), set()
+    for each in tried:
+        # the same cause fails several steps
+        if (not each.ok or each.advice) and each.advice not in said:
+            said.add(each.advice)
+            level = Level.WARNING if each.ok else Level.PROBLEM
+            yield Finding(f"bucket, {each.step}", level, each.detail, each.advice)
+    if tried and all(each.ok for each in tried):
+        yield Finding("bucket", Level.OK, f"{loaded.store.bucket} does all that is needed of it")
+
+
 def _notes(loaded: Config) -> Iterable[Finding]:
     """Whether all pins and freezes can be read: one that cannot be read may stop eviction."""
     try:
@@ -249,7 +266,7 @@ def _hosted(loaded: Config) -> Iterable[Finding]:
     if not loaded.hosted:
         return
     if loaded.store.bucket:
-        yield Finding("backup", Level.OK, "hosted images are in the bucket, of which `mirror backup` makes no copy")
+        yield Finding("backup", Level.OK, "hosted images are in the bucket, whose own copies are to be looked after")
     else:
         yield from _backup(loaded)
     try:

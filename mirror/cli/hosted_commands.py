@@ -233,8 +233,10 @@ def gc(
         check_owner(loaded)
         with audited(loaded, "sweep") as about:
             about |= asyncio.run(_sweep(loaded))
-    found = asyncio.run(_look(loaded))
+    found, trouble = asyncio.run(_look(loaded))
     say_json(found) if as_json else _print(found)
+    if trouble:
+        raise MirrorError(f"{trouble}: what waits in the bucket is perhaps not all listed")
 
 
 async def _collect(loaded: settings.Config) -> dict[str, object]:
@@ -266,7 +268,8 @@ async def _sweep(loaded: settings.Config) -> dict[str, object]:
     return {"objects": report.objects, "deleted": report.deleted, "lost": report.lost}
 
 
-async def _look(loaded: settings.Config) -> dict[str, Any]:
+async def _look(loaded: settings.Config) -> tuple[dict[str, Any], str]:
+    """What waits, and why what only a bucket has could not be read; empty: it could."""
     from mirror.app.collecting import collection_rules, open_collector
     from mirror.app.hosting import disk_parts
     from mirror.app.storage import open_storage
@@ -283,12 +286,10 @@ async def _look(loaded: settings.Config) -> dict[str, Any]:
         shown, contents = storage.stored.shown, storage.blobs.shown() if storage.blobs else storage.contents
         parts = replace(parts, contents=contents, catalog=shown.catalog, records=shown.repositories)
         found = await asyncio.to_thread(lambda: list(waiting(parts, collection_rules(loaded), unread)))
+        trouble = await asyncio.to_thread(storage.stored.trouble)
     found.sort(key=lambda entry: entry.may_go_at)
-    return {
-        **last,
-        "waiting": [waiting_json(entry) for entry in found],
-        "unread": [unread_json(each) for each in unread],
-    }
+    listed = {"waiting": [waiting_json(entry) for entry in found], "unread": [unread_json(each) for each in unread]}
+    return {**last, **listed}, trouble
 
 
 def _print(found: Mapping[str, Any]) -> None:

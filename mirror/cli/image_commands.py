@@ -76,22 +76,32 @@ def ls(
 ) -> None:
     """List the images that are here, cached and hosted, with the platforms that are complete."""
     loaded = _load(config)
-    if not as_json:
-        say(_ROW.format("COMPLETE", "SIZE", "LAST PULL", "STAYS", "DIGEST", "IMAGE", "PLATFORMS").rstrip())
-    asyncio.run(_list(loaded, pattern, as_json, incomplete))
+    trouble = asyncio.run(_list(loaded, pattern, as_json, incomplete))
+    if trouble:
+        raise MirrorError(f"{trouble}: what only the bucket has is listed as missing")
 
 
 _ROW = "{:<9} {:>8}  {:<16}  {:<9}  {:<19}  {:<50}  {}"
 
 
-async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete: bool) -> None:
+async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete: bool) -> str:
+    """Returns why what only a bucket has could not be read; empty: it could."""
     selection = select(pattern, routing_table(loaded))
     async with open_storage(loaded) as storage:
         overview = await asyncio.to_thread(_overview, loaded, storage)
+        header = _ROW.format("COMPLETE", "SIZE", "LAST PULL", "STAYS", "DIGEST", "IMAGE", "PLATFORMS").rstrip()
+        # not before it is known whether anything can be listed
+        lines = [] if as_json else [header]
         async for image in overview.images(selection):
             if incomplete and image.complete:
                 continue
+            for line in lines:
+                say(line)
+            lines.clear()
             say_json(image_json(image), indent=None) if as_json else say(_image_row(image))
+        for line in lines:
+            say(line)
+        return await asyncio.to_thread(storage.stored.trouble)
 
 
 def _stays(image: CachedImage) -> str:

@@ -21,6 +21,7 @@ from mirror.cli.store_checks import describe_unread, store_owner
 from mirror.errors import ConfigError, StoreError
 from mirror.heartbeat import Heartbeat, Heartbeats
 from mirror.process.listeners import AdminListener, InternalListener, connect_unix, open_admin, open_listeners
+from mirror.store.local.layout import Layout
 
 if TYPE_CHECKING:
     from mirror.index.probing import RedisCheck
@@ -191,8 +192,11 @@ def check(
     tried = try_bucket(loaded) if online else []
     redis = asyncio.run(_try_redis(url, loaded.index.timeout)) if online and url else []
     members = asyncio.run(_ask_members(loaded)) if others else []
+    is_good = all(result.ok for result in [*results, *tried, *redis, *members])
     try:
-        unread = describe_unread(loaded)
+        # pins and freezes may be in the bucket, which only --online asks
+        asks = loaded.store.bucket is None or (online and is_good and Layout(loaded.store.root).marker.exists())
+        unread = describe_unread(loaded) if asks else []
     except StoreError as error:
         # the user of this command may not be allowed to read the store; the configuration can be good all the same
         unread = []
@@ -209,7 +213,9 @@ def check(
         hosted = f", hosts {', '.join(entry.name for entry in loaded.hosted)}" if loaded.hosted else ""
         virtual = f", virtual: {', '.join(entry.name for entry in loaded.virtual)}" if loaded.virtual else ""
         upstreams = f"{counted(len(loaded.upstream), 'upstream')}{sealed}{hosted}{virtual}{syncs}"
-        say(f"{config or 'defaults'}: good: {upstreams}, store at {loaded.store.root}")
+        bucket = "" if loaded.store.bucket is None or online else "; the bucket was not asked (--online)"
+        verdict = "good" if is_good else "NOT GOOD, see FAILED below"
+        say(f"{config or 'defaults'}: {verdict}: {upstreams}, store at {loaded.store.root}{bucket}")
         for result in results:
             say(f"{'ok    ' if result.ok else 'FAILED'} {result.upstream} ({result.url}): {result.detail}")
             if result.advice:
@@ -229,7 +235,7 @@ def check(
     for warning in [*settings.hints(loaded), *unread, *_check_certificate(loaded)]:
         # not a failure: units and scripts run this check before they start the mirror, which must still serve
         complain(f"mirror: {warning}")
-    if not all(result.ok for result in [*results, *tried, *redis, *members]):
+    if not is_good:
         raise typer.Exit(1)
 
 

@@ -5,9 +5,8 @@ the disk if none runs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -28,12 +27,14 @@ from mirror.cli.base import (
     say_json,
 )
 from mirror.cli.store_checks import check_owner, check_there
-from mirror.errors import BucketUnavailable
+from mirror.errors import MirrorError
 from mirror.graph.references import names_of
 from mirror.inspect.as_json import VictimsJson, purged_json, victims_by_image, victims_json
 from mirror.policy.image_names import Image
 from mirror.values.durations import format_duration
 from mirror.values.sizes import format_size
+
+T = TypeVar("T")
 
 #: What the result of a replication rule may have that somebody should look at, in words.
 #: Seconds by which the clock of a replica may be wrong.
@@ -54,26 +55,51 @@ def status(
         check_there(loaded)
         nothing = {"events": None, "replication": None, "retention": None}
         answer = {**asyncio.run(_on_disk(loaded)), "flights": [], "upstreams": [], **nothing}
+        parts = _Parts(answer["unread"])
     else:
-        answer |= _of_changes(loaded)
+        # a mirror of an earlier version does not say it
+        parts = _Parts(answer.setdefault("unread", []))
+        answer |= _of_changes(loaded, parts)
         for part in ("flights", "upstreams"):
-            answer[part] = ask(loaded, "GET", f"/admin/v1/{part}")[part]
+            answer[part] = parts.read(part, lambda: ask(loaded, "GET", f"/admin/v1/{part}")[part], [])  # noqa: B023
     if loaded.hosted:
-        collection = _collection(loaded)
+        no_round: Mapping[str, Any] = {"last": None, "sweep": None}
+        collection = parts.read("collection", lambda: _collection(loaded), no_round)
         answer |= {"collection": collection["last"], "sweep": collection["sweep"]}
     if verbose:
-        found = ask_if_running(loaded, "GET", "/admin/v1/damaged?limit=1000") or asyncio.run(_damaged(loaded))
+        none: Mapping[str, Any] = {"damaged": [], "more": 0}
+        found = parts.read("damaged", lambda: _damaged(loaded), none)
         answer |= {"damaged": found["damaged"], "damaged_more": found["more"]}
     say_json(answer) if as_json else _print_status(answer)
 
 
-def _of_changes(loaded: settings.Config) -> dict[str, Any]:
+class _Parts:
+    """Reads parts of the status, and notes those that cannot be read in `unread`."""
+
+    def __init__(self, unread: list[dict[str, str]]) -> None:
+        self._unread = unread
+
+    def read(self, part: str, work: Callable[[], T], otherwise: T) -> T:
+        """What `work` returns; `otherwise` if it fails."""
+        try:
+            return work()
+        except MirrorError as error:
+            self._unread.append({"part": part, "reason": str(error)})
+            return otherwise
+
+
+def _of_changes(loaded: settings.Config, parts: _Parts) -> dict[str, Any]:
     """What the running mirror says of events, replication and retention; null where none is configured."""
-    events = ask(loaded, "GET", "/admin/v1/events?limit=1")["endpoints"] if loaded.events.endpoint else None
-    replication = ask(loaded, "GET", "/admin/v1/replication")["rules"] if loaded.replication else None
     has_rules = any(hosted.retention for hosted in loaded.hosted)
-    retention = ask(loaded, "GET", "/admin/v1/retention")["last"] if has_rules else None
-    return {"events": events, "replication": replication, "retention": retention}
+    asked = {
+        "events": ("events?limit=1", "endpoints", bool(loaded.events.endpoint)),
+        "replication": ("replication", "rules", bool(loaded.replication)),
+        "retention": ("retention", "last", has_rules),
+    }
+    return {
+        part: parts.read(part, lambda: ask(loaded, "GET", f"/admin/v1/{path}")[field], None) if configured else None  # noqa: B023
+        for part, (path, field, configured) in asked.items()
+    }
 
 
 def _collection(loaded: settings.Config) -> Mapping[str, Any]:
@@ -84,13 +110,16 @@ def _collection(loaded: settings.Config) -> Mapping[str, Any]:
     from mirror.collection.collector import last_round
     from mirror.store.objects.record_tree import Reads
 
-    with stored_records(loaded) as stored, suppress(BucketUnavailable):
+    with stored_records(loaded) as stored:
         rounds = stored.json("collection", Reads.REMEMBERED)
         return collection_json(last_round(rounds), last_sweep(rounds))
-    return {"last": None, "sweep": None}
 
 
-async def _damaged(loaded: settings.Config) -> Mapping[str, Any]:
+def _damaged(loaded: settings.Config) -> Mapping[str, Any]:
+    return ask_if_running(loaded, "GET", "/admin/v1/damaged?limit=1000") or asyncio.run(_damaged_on_disk(loaded))
+
+
+async def _damaged_on_disk(loaded: settings.Config) -> Mapping[str, Any]:
     from mirror.app.building import build
 
     async with build(loaded, housework=False) as app:
@@ -101,12 +130,17 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     from mirror.app.storage import open_storage, quota_rules
     from mirror.hosting.quotas import Quotas
     from mirror.server.admin.mirror_status import usage_json
+    from mirror.server.admin.status_parts import StatusParts
 
+    parts = StatusParts()
     async with open_storage(loaded) as storage:
-        size, limit = await storage.eviction.space.fullness() or (None, None)
-        quarantined = await asyncio.to_thread(storage.eviction.space.quarantined)
-        damaged = await asyncio.to_thread(storage.hosted.blobs.damaged)
-        hosted = usage_json(await Quotas(storage.hosted.ledger, quota_rules(loaded)).usage())
+        space, thread = storage.eviction.space, asyncio.to_thread
+        nothing: tuple[int, int] | None = None
+        size, limit = await parts.read("store.bytes", space.fullness(), nothing) or (None, None)
+        quarantined = await parts.read("store.quarantine_bytes", thread(space.quarantined), None)
+        damaged = await parts.read("store.hosted_damaged", thread(storage.hosted.blobs.damaged), None)
+        usage = Quotas(storage.hosted.ledger, quota_rules(loaded)).usage()
+        hosted = usage_json(await parts.read("hosted", usage, ()))
         index = {"error": storage.eviction.write_behind.trouble}
     # values that only a running mirror has are null, so that programs find the same names in both cases
     store = {
@@ -114,12 +148,12 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
         "bytes": size,
         "limit": limit,
         "quarantine_bytes": quarantined,
-        "hosted_damaged": len(damaged),
+        "hosted_damaged": None if damaged is None else len(damaged),
         "failing_workers": None,
     }
     unknown = {"worker": None, "uptime": None, "traffic": None}
-    parts = ("state", "since", "reason", "reads_only", "id", "records_complete", "records_listed", "cache")
-    bucket = {"address": loaded.store.bucket, **dict.fromkeys(parts)} if loaded.store.bucket is not None else None
+    fields = ("state", "since", "reason", "reads_only", "id", "records_complete", "records_listed", "cache")
+    bucket = {"address": loaded.store.bucket, **dict.fromkeys(fields)} if loaded.store.bucket is not None else None
     cluster = loaded.cluster
     members: dict[str, Any] | None = (
         {"name": cluster.name, "address": cluster.address, "members": [], "leases": None}
@@ -127,7 +161,7 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
         else None
     )
     rest = {"hosted": hosted, "bucket": bucket, "cluster": members, "index": index, "offline": loaded.offline}
-    return {"version": __version__, **unknown, "workers": [], "store": store, **rest}
+    return {"version": __version__, **unknown, "workers": [], "store": store, **rest, "unread": parts.unread}
 
 
 def _print_status(status: Mapping[str, Any]) -> None:
@@ -172,6 +206,8 @@ def _print_status(status: Mapping[str, Any]) -> None:
         done = sweep["ended"] or f"{100 * sweep['done']:.0f} %"
         say(f"swept:     {counted(sweep['objects'], 'object')}, {format_size(sweep['bytes'])}: {done}{lost}")
     _print_changes(status)
+    for part in status.get("unread", []):
+        say(f"unread:    {part['part']}: {part['reason']}")
     for upstream in status["upstreams"]:
         _print_upstream(upstream)
     table = TextTable("download", "digest", "received", "clients")

@@ -78,6 +78,7 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
             lambda repo: route_of(loaded, repo),
             content_lists(loaded),
             blobs=places,
+            unsure=storage.stored.trouble,
         )
         if isinstance(wanted, Digest):
             repos = await explainer.repositories(wanted)

@@ -17,6 +17,9 @@ _FILES: Final = ("ca_file", "web_identity_token_file", "credentials_file")
 
 #: Each way to be known to the store, by the first of its settings; they exclude each other.
 _WAYS: Final = ("anonymous", "access_key", "web_identity_token_file", "account_key", "sas_token", "client_secret")
+#: Storage classes whose objects have to be restored before they can be read, in upper case, by cloud. Those of Google
+#: can all be read at once.
+_UNREADABLE: Final = {"s3": ("GLACIER", "DEEP_ARCHIVE"), "az": ("ARCHIVE",)}
 #: The types of a file of credentials that the library for Google Cloud Storage can use.
 _GOOGLE_TYPES: Final = ("service_account", "authorized_user")
 
@@ -39,7 +42,7 @@ def check_bucket(store: StoreSettings, bucket: BucketSettings) -> list[str]:
         # what else is wrong with them does not matter
         return [*mistakes, *(f"bucket.{name}: {_only_for(name)}, and the bucket is {address}" for name in of_others)]
     found = [*_credentials(address, bucket), *_connection(address, bucket), *_encryption(bucket), *_files(bucket)]
-    found += _redirects(bucket)
+    found += [*_redirects(bucket), *_storage_class(address, bucket)]
     return [*mistakes, *(f"bucket.{mistake}" for mistake in found)]
 
 
@@ -120,12 +123,19 @@ def _connection(address: BucketAddress, bucket: BucketSettings) -> Iterator[str]
 
 def _redirects(bucket: BucketSettings) -> Iterator[str]:
     if not bucket.redirect_to:
+        names = ("redirect_from", "redirect_for", "redirect_endpoint")
+        yield from (f"{name}: needs redirect_to" for name in names if name in bucket.model_fields_set)
         return
     needs = {"anonymous": "nothing would sign the URL", "requester_pays": "clients would have to send it, too"}
     yield from (f"redirect_to: not possible with {name}: {why}" for name, why in needs.items() if getattr(bucket, name))
     for name, why in (("customer_key", "clients would need the key"), ("sas_token", "it cannot sign URLs")):
         if _given(bucket, name):
             yield f"redirect_to: not possible with {name}: {why}"
+
+
+def _storage_class(address: BucketAddress, bucket: BucketSettings) -> Iterator[str]:
+    if (bucket.storage_class or "").upper() in _UNREADABLE.get(address.cloud, ()):
+        yield f"storage_class: what is in the class {bucket.storage_class} cannot be read at once, as pulls need it"
 
 
 def _encryption(bucket: BucketSettings) -> Iterator[str]:

@@ -20,8 +20,15 @@ def _customer_key(secret: SecretStr) -> SecretStr:
 
 
 def _proxy(secret: SecretStr) -> SecretStr:
-    values.proxy(secret.get_secret_value())
+    check_proxy(secret.get_secret_value())
     return secret
+
+
+def check_proxy(text: str) -> None:
+    """Raises `ValueError` if this is no URL of a proxy, and not `env`. The message does not quote it."""
+    values.proxy(text)
+    if text != "env" and "://" not in text:
+        raise ValueError("proxy is neither http://host:port nor env")
 
 
 def check_customer_key(text: str) -> None:

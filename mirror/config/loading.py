@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource
 
 from mirror.config import values
-from mirror.config.bucket_settings import SECRETS, BucketSettings, check_customer_key
+from mirror.config.bucket_settings import SECRETS, BucketSettings, check_customer_key, check_proxy
 from mirror.config.checks import cross_check
 from mirror.config.settings import (
     Config,
@@ -220,7 +220,7 @@ def _with_url(endpoint: EventEndpointSettings, number: int, mistakes: list[str])
 
 
 def _with_bucket_secrets(bucket: BucketSettings, mistakes: list[str]) -> BucketSettings:
-    checks: dict[str, Callable[[str], object]] = {"customer_key": check_customer_key, "proxy": values.proxy}
+    checks: dict[str, Callable[[str], object]] = {"customer_key": check_customer_key, "proxy": check_proxy}
     for secret in SECRETS:
         file: Path | None = getattr(bucket, f"{secret}_file")
         if file is None:

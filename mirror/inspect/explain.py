@@ -91,7 +91,11 @@ class Explainer:
         lists: ContentLists | None = None,
         *,
         blobs: BlobPlaces | None = None,
+        unsure: Callable[[], str] = lambda: "",
     ) -> None:
+        """`unsure` returns why it cannot be known now what of hosted content is not on the disk; empty: it is known.
+        Called in a thread.
+        """
         self._store = store
         self._catalog = catalog
         self._freezes = freezes
@@ -100,6 +104,7 @@ class Explainer:
         self._route_of = route_of
         self._lists = lists or ContentLists()
         self._blobs = blobs or BlobPlaces.only(store)
+        self._unsure = unsure
 
     async def image(self, repo: Repo, reference: Reference, now: float) -> WhyImage:
         """Explains an image, even one that is not here. Raises `StoreError`."""
@@ -143,6 +148,7 @@ class Explainer:
             denied=self._denied(repo, tag or None, root or (reference if isinstance(reference, Digest) else None)),
             hosted=self._blobs.is_hosted(repo),
             recorded=manifest is not None,
+            unsure=self._unsure() if self._blobs.is_hosted(repo) else "",
         )
         tags = [
             other
@@ -215,7 +221,7 @@ class Explainer:
 
         def next_pull(repo: Repo) -> str:
             if self._blobs.is_hosted(repo):
-                return hosted_blob_forecast(here=size is not None)
+                return hosted_blob_forecast(here=size is not None, unsure=self._unsure())
             return blob_forecast(repo.registry, self._route_of(repo)[1], here=size is not None, growing=growing)
 
         return WhyBlob(

@@ -21,7 +21,8 @@ class Facts:
     will be answered is on disk. `missing` is the number of its blobs and manifests that are not on disk. `unpulled` is
     the number of its platforms that no client has asked for. `denied` is the reason if the content lists deny it.
     `hosted`: the repository is hosted here, and has no upstream. `recorded`: the repository has a record of the
-    manifest, whether its bytes are here or not.
+    manifest, whether its bytes are here or not. `unsure`: why it cannot be known now what of a hosted repository is not
+    on the disk; empty: it is known.
     """
 
     registry: str
@@ -36,6 +37,7 @@ class Facts:
     denied: str = ""
     hosted: bool = False
     recorded: bool = False
+    unsure: str = ""
 
 
 def forecast(facts: Facts, now: float) -> list[str]:
@@ -64,14 +66,23 @@ def blob_forecast(registry: str, rule: RouteRule, *, here: bool, growing: int | 
     return f"GET from {registry}{begun}, stored on its way"
 
 
-def hosted_blob_forecast(*, here: bool) -> str:
-    """What the next pull of a blob of a hosted repository will do."""
+def hosted_blob_forecast(*, here: bool, unsure: str = "") -> str:
+    """What the next pull of a blob of a hosted repository will do. `unsure`: see `Facts`."""
+    if not here and unsure:
+        return _cannot_be_told(unsure)
     if here:
         return "served from here, if the blob was pushed to this repository or mounted there"
     return "404: the registry is hosted here, and the blob is not"
 
 
+def _cannot_be_told(unsure: str) -> str:
+    return f"503 as long as this lasts, unless the disk has it: {unsure}"
+
+
 def _hosted(facts: Facts) -> Iterator[str]:
+    if facts.unsure and not facts.here:
+        yield _cannot_be_told(facts.unsure)
+        return
     if not facts.here and facts.recorded:
         yield "fails, unless still in memory: its manifest is lost, or damaged and set aside; push the image again"
         return
@@ -79,7 +90,9 @@ def _hosted(facts: Facts) -> Iterator[str]:
         yield "404: the registry is hosted here, and the image was not pushed, or was deleted (see `mirror undelete`)"
         return
     yield "served from here, to callers whom an access rule allows to pull"
-    if facts.missing:
+    if facts.unsure:
+        yield f"for its blobs: {_cannot_be_told(facts.unsure)}"
+    elif facts.missing:
         yield f"404 for {_parts(facts.missing)} not here: push the image again"
 
 

@@ -163,6 +163,20 @@ def test_what_is_no_address(tmp_path: Path, text: str) -> None:
         (_S3, {"region": "x", "storage_class": "very cold"}, "bucket.storage_class: "),
         (
             _S3,
+            {"region": "x", "storage_class": "GLACIER"},
+            "bucket.storage_class: what is in the class GLACIER",
+        ),
+        (_S3, {"region": "x", "storage_class": "DEEP_ARCHIVE"}, "bucket.storage_class: what is in the class"),
+        (_AZ, {"account": "acc", "storage_class": "Archive"}, "bucket.storage_class: what is in the class Archive"),
+        (_S3, {"region": "x", "redirect_from": "2MB"}, "bucket.redirect_from: needs redirect_to"),
+        (_S3, {"region": "x", "redirect_endpoint": "https://c"}, "bucket.redirect_endpoint: needs redirect_to"),
+        (
+            _S3,
+            {"region": "x", "proxy": "proxy.example:3128"},
+            "bucket.proxy: proxy is neither http://host:port nor env",
+        ),
+        (
+            _S3,
             {"region": "x", "secret_key": "s", "secret_key_file": "/x", "access_key": "a"},
             "bucket.secret_key: secret_key and",
         ),
@@ -278,7 +292,8 @@ def test_hints(tmp_path: Path) -> None:
     [
         (
             _S3,
-            r"account\w*|sas_\w+|tenant_id|client_\w+|authority|credentials_file|role\w*|sts_url|web_\w+|sse|kms_\w+",
+            r"account\w*|sas_\w+|tenant_id|client_\w+|authority|credentials_file|role\w*|sts_url|web_\w+|sse|kms_\w+"
+            r"|redirect_\w+",
         ),
         (
             _S3,
@@ -288,7 +303,7 @@ def test_hints(tmp_path: Path) -> None:
         (
             _AZ,
             r"region|path_style|access_\w+|secret_\w+|session_\w+|role\w*|sts_url|sse|kms_\w+|requester_pays|checksum"
-            r"|sign_payload|bulk_delete|credentials_file|sas_\w+|client_secret\w*|web_\w+",
+            r"|sign_payload|bulk_delete|credentials_file|sas_\w+|client_secret\w*|web_\w+|redirect_\w+",
         ),
     ],
     ids=["s3 with keys", "s3 with a role", "azure"],
@@ -305,6 +320,7 @@ def test_the_examples_are_good(tmp_path: Path, bucket: str, left_out: str) -> No
         if (found := re.match(r"#(\w+) = ", line)) and not re.fullmatch(rf"(?!web_)\w+_file|{left_out}", found[1])
     ]
     settings = re.sub(r'(customer_key) = ".*"', rf'\1 = "{_KEY}"', "\n".join(lines))
+    settings = settings.replace("redirect_to = []", 'redirect_to = ["10.0.0.0/8"]')
     settings = re.sub(r'(web_identity_token_file) = ".*"', rf'\1 = "{token}"', settings)
     file = tmp_path / "mirror.toml"
     file.write_text(f'[store]\nbucket = "{bucket}"\n[bucket]\n{settings}\n')

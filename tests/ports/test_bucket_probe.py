@@ -9,7 +9,7 @@ import pytest
 
 from mirror.errors import BucketDenied, BucketUnavailable, BucketUnfit, RecordChanged
 from mirror.ports import ABSENT, Body, Bucket, Expected, Version
-from mirror.store.objects.bucket_check import BucketCheck, check_bucket
+from mirror.store.objects.bucket_check import BucketCheck, DiskUse, check_bucket
 from mirror.store.objects.bucket_probe import ProbedBucket, probe_conditions
 from tests.support.bucket_suite import BucketSuite
 from tests.support.memory_bucket import MemoryBucket
@@ -196,6 +196,35 @@ class TestChecks:
             bucket.fail(verb, 100, error=BucketDenied("s3:PutObject is missing"))
         results = self.by_step(check_bucket(bucket, fetch=bucket.fetch))
         assert {step for step, ok in results.items() if ok} == {"read", "list", "unfinished uploads"}
+
+    def test_whose_it_is(self) -> None:
+        """A mirror that was overtaken by that of another disk is a failure; a new disk is only warned. Nothing is
+        changed.
+        """
+        bucket = MemoryBucket()
+
+        def use(disk: DiskUse) -> BucketCheck:
+            [check] = [check for check in check_bucket(bucket, disk=disk) if check.step == "use"]
+            return check
+
+        assert use(DiskUse("", None)).detail == "no mirror has used it yet"
+        assert not use(DiskUse("d1", "b1")).ok
+        bucket.write("mirror.json", b'{"layout": 1, "id": "b1"}')
+        bucket.write("last-used.json", b'{"disk": "d1", "nonce": "n"}')
+        before = bucket.content()
+        assert use(DiskUse("d1", "b1")).detail == "the mirror of this disk uses it"
+        overtaken = use(DiskUse("d2", "b1"))
+        assert not overtaken.ok
+        assert "another disk (its id is d1) has taken it over" in overtaken.detail
+        fresh = use(DiskUse("d2", None))
+        assert fresh.ok
+        assert "end that one" in fresh.advice
+        other = use(DiskUse("d1", "b2"))
+        assert not other.ok
+        assert "the id b2; this one has the id b1" in other.detail
+        assert bucket.content() == before
+        bucket.write("last-used.json", b'{"cluster": "mirror", "nonce": "n"}')
+        assert use(DiskUse("d2", "b1")).ok
 
     def test_a_bucket_that_is_down(self) -> None:
         """Nothing works, and the advice is about the way there."""

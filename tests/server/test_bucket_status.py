@@ -52,6 +52,9 @@ async def test_what_else_is_wrong_is_said() -> None:
 
     said = describe_bucket(await facts(reads_only=False).status([]))
     assert said == "s3://images answers; its records are being listed, 12,000 so far"
+    wrong = BucketFacts("s3://images", BucketHealth, lambda: False, lambda: KNOWN, trouble=lambda: "it is another one")
+    seen = await wrong.status([])
+    assert (seen["state"], seen["reason"]) == ("unfit", "it is another one")
     # a mirror that was overtaken lists nothing any more
     said = describe_bucket(await facts(reads_only=True).status([]))
     assert said == "s3://images answers; another mirror uses it, this one only reads"

@@ -37,8 +37,8 @@ class BucketStatusJson(TypedDict):
         BucketState,
         about(
             "`throttled`: it asks for fewer requests; `refusing`: it refuses the credentials, or they lack a "
-            "permission; `unfit`: it ignores the conditions of writes, so that nothing may be pushed; `down`: it does "
-            "not answer."
+            "permission; `unfit`: it ignores the conditions of writes, or is not the one that this disk belongs to, so "
+            "that nothing may be pushed; `down`: it does not answer, or does not exist."
         ),
     ]
     since: Annotated[Timestamp | None, about("Since when it does not answer.")]
@@ -74,11 +74,15 @@ class BucketFacts:
     reads_only: Callable[[], bool]
     records: Callable[[], RememberedRecords]
     cache: Callable[[], BucketCacheJson | None] = lambda: None
+    #: Why this is not the right bucket; empty: it is, or that is not known yet.
+    trouble: Callable[[], str] = lambda: ""
 
     async def status(self, others: Sequence[BucketHealth]) -> BucketStatusJson:
         """The status, together with what other workers see."""
         records = await asyncio.to_thread(self.records)
         worst = max((self.health(), *others), key=lambda health: _STATES.index(state_of(health)))
+        if trouble := self.trouble():
+            worst = max(worst, BucketHealth(is_unfit=True, reason=trouble), key=lambda h: _STATES.index(state_of(h)))
         return {
             "address": self.address,
             "state": state_of(worst),

@@ -20,6 +20,7 @@ from mirror.eviction.write_behind import WriteBehind
 from mirror.hosting.damaged_blobs import DamagedBlobs
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.server.admin.bucket_status import BucketFacts, BucketStatusJson
+from mirror.server.admin.status_parts import StatusParts, UnreadPartJson
 from mirror.server.admin.traffic_log import HistoryJson, TrafficJson, TrafficLog, total, traffic_json
 from mirror.server.admin.worker_status import FlightJson, PeerJson, UpstreamJson, WorkerJson, Workers
 from mirror.values.json_types import Bytes, Count, Seconds, Timestamp, about
@@ -36,8 +37,13 @@ class StoreStatusJson(TypedDict):
     root: str
     bytes: Annotated[Bytes | None, about("Null while they are counted.")]
     limit: Annotated[Bytes | None, about("Null while the bytes are counted.")]
-    quarantine_bytes: Annotated[Bytes, about("Bytes of damaged blobs that were set aside; not part of `bytes`.")]
-    hosted_damaged: Annotated[Count, about("Number of damaged hosted blobs that wait for a push of the same content.")]
+    quarantine_bytes: Annotated[
+        Bytes | None, about("Bytes of damaged blobs that were set aside; not part of `bytes`; null: not known now.")
+    ]
+    hosted_damaged: Annotated[
+        Count | None,
+        about("Number of damaged hosted blobs that wait for a push of the same content; null: not known now."),
+    ]
     failing_workers: Annotated[Count, about("Number of workers whose last write to the store failed.")]
 
 
@@ -125,6 +131,7 @@ class StatusJson(TypedDict):
     flights: Annotated[Count, about("Number of downloads in progress, over all workers.")]
     traffic: Annotated[TrafficJson, about("Since the mirror started.")]
     offline: Annotated[bool, about("The mirror is sealed: no upstream is contacted.")]
+    unread: Annotated[list[UnreadPartJson], about("What could not be read now; the rest is as it is.")]
 
 
 class FlightsJson(TypedDict):
@@ -193,28 +200,35 @@ class MirrorStatus:
         self._cluster = cluster
 
     async def status(self) -> StatusJson:
-        """The state of the mirror. Raises `StoreError`."""
-        size, limit = await self._space.fullness(_COUNTED) or (None, None)
+        """The state of the mirror. What cannot be read is named, and does not keep the rest back."""
+        parts, thread = StatusParts(), asyncio.to_thread
+        nothing: tuple[int, int] | None = None
+        size, limit = await parts.read("store.bytes", self._space.fullness(_COUNTED), nothing) or (None, None)
+        quarantined = await parts.read("store.quarantine_bytes", thread(self._space.quarantined), None)
+        damaged = await parts.read("store.hosted_damaged", thread(self._hosted.damaged.count), None)
+        usage = await parts.read("hosted", self._hosted.quotas.usage(), ())
+        others = await parts.read("workers", self._workers.buckets(), [])
         return {
             "version": self.version,
             "worker": os.getpid(),
             "uptime": self._workers.uptime,
-            "workers": await self._workers.workers(),
+            "workers": await parts.read("workers", self._workers.workers(), []),
             "store": {
                 "root": str(self._root),
                 "bytes": size,
                 "limit": limit,
-                "quarantine_bytes": await asyncio.to_thread(self._space.quarantined),
-                "hosted_damaged": await asyncio.to_thread(self._hosted.damaged.count),
-                "failing_workers": int(await asyncio.to_thread(telemetry.measured, "mirror_store_failing_workers")),
+                "quarantine_bytes": quarantined,
+                "hosted_damaged": damaged,
+                "failing_workers": int(await thread(telemetry.measured, "mirror_store_failing_workers")),
             },
-            "hosted": usage_json(await self._hosted.quotas.usage()),
-            "bucket": await bucket.status(await self._workers.buckets()) if (bucket := self._hosted.bucket) else None,
-            "cluster": await self._cluster_status(),
+            "hosted": usage_json(usage),
+            "bucket": await bucket.status(others) if (bucket := self._hosted.bucket) else None,
+            "cluster": await parts.read("cluster", self._cluster_status(), None),
             "index": {"error": self._write_behind.trouble},
-            "flights": len(await self._workers.flights()),
-            "traffic": traffic_json(await asyncio.to_thread(total)),
+            "flights": len(await parts.read("flights", self._workers.flights(), [])),
+            "traffic": traffic_json(await thread(total)),
             "offline": self._offline,
+            "unread": parts.unread,
         }
 
     async def _cluster_status(self) -> ClusterStatusJson | None:

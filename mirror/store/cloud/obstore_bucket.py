@@ -341,6 +341,13 @@ class ObstoreBucket:
         finally:
             self.delete([key])
 
+    def tries_abort(self, key: str) -> bool:
+        """See `mirror.store.objects.bucket_check.UploadSafety`."""
+        if self._raw is None or self._traits.forgets_uploads:
+            return False
+        self._raw.abort(self._raw.begin(key))
+        return True
+
     def aborts_uploads(self) -> bool | None:
         """See `mirror.store.objects.bucket_check.UploadSafety`."""
         if self._traits.forgets_uploads:

@@ -176,11 +176,19 @@ class RawS3:
         text = answer.content.decode(errors="replace")
         return text if answer.status == 200 and "ListMultipartUploadsResult" in text else None
 
+    def begin(self, key: str) -> UnfinishedUpload:
+        """Begin an upload in parts. Raises `BucketUnavailable`, `BucketDenied`."""
+        answer = self.call("POST", key, {"uploads": ""})
+        upload_id = text_of(answer.content.decode(errors="replace"), "UploadId")
+        if answer.status != 200 or not upload_id:
+            raise _refused("begin an upload", answer, "s3:PutObject")
+        return UnfinishedUpload(key, upload_id, time.time())
+
     def abort(self, upload: UnfinishedUpload) -> None:
         """Abort an upload; one that is gone is no error. Raises `BucketUnavailable`, `BucketDenied`."""
         answer = self.call("DELETE", upload.key, {"uploadId": upload.upload_id})
         if answer.status not in (200, 204, 404):
-            raise denied("the bucket refuses to abort an upload", answer.reason, "s3:AbortMultipartUpload")
+            raise _refused("abort an upload", answer, "s3:AbortMultipartUpload")
 
     def refuses_wrong_checksum(self, key: str) -> bool:
         """Whether the store refuses bytes that do not match their CRC64NVME, if nothing else protects them. Leaves an
@@ -223,6 +231,13 @@ class RawS3:
             f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{scope}, SignedHeaders={names}, Signature={key.hex()}"
         )
         return sent
+
+
+def _refused(what: str, answer: RawAnswer, permission: str) -> BucketUnavailable:
+    """The error for an answer: only some are about permissions."""
+    if answer.status in (401, 403):
+        return denied(f"the bucket refuses to {what}", answer.reason, permission)
+    return BucketUnavailable(f"the bucket failed to {what}: {answer.reason}")
 
 
 def _seconds(moment: str) -> float:

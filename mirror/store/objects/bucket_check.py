@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -9,14 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from mirror.errors import BucketDenied, BucketUnavailable, BucketUnfit, StoreError, UpstreamError
 from mirror.ports import Body, Bucket, StoredObject
+from mirror.store.objects.bucket_owner import IDENTITY, LAST_USED
 from mirror.store.objects.bucket_probe import PROBES, probe_conditions, probe_key
 
 #: Bytes of the object that is uploaded in parts: more than one part has.
 _PARTS: Final = (8 << 20) + 1
+#: More bytes than the records have that say whose the bucket is.
+_RECORD: Final = 64 << 10
 #: Seconds within which a signed URL is used.
 _SIGNED_LIFE: Final = 60.0
 #: Unfinished uploads of probes that began so many seconds ago are nobody's any more.
@@ -36,12 +40,27 @@ class BucketCheck:
     advice: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """The disk that is to use the bucket: its `id`, empty if it has no store yet, and the id of the bucket that it has
+    used, None if there is none.
+    """
+
+    id: str
+    bucket: str | None
+
+
 class UploadSafety(Protocol):
     """What a store does about uploads that go wrong. Blocking; each raises `BucketUnavailable`."""
 
     def refuses_wrong_checksum(self) -> bool | None:
         """Whether the store refuses bytes that do not match their checksum, where nothing else protects them. None: it
         cannot be tried with this store, or these credentials.
+        """
+
+    def tries_abort(self, key: str) -> bool:
+        """Begin an upload in parts and abort it; False if that cannot be tried with this store, or these credentials.
+        Raises `BucketDenied` if it is refused.
         """
 
     def aborts_uploads(self) -> bool | None:
@@ -59,14 +78,20 @@ class _NotTried(Exception):
 
 
 def check_bucket(
-    bucket: Bucket, *, safety: UploadSafety | None = None, fetch: Fetch | None = None, now: float | None = None
+    bucket: Bucket,
+    *,
+    safety: UploadSafety | None = None,
+    fetch: Fetch | None = None,
+    disk: DiskUse | None = None,
+    now: float | None = None,
 ) -> list[BucketCheck]:
     """Try everything, in small objects below `probe/` that are deleted at the end, and one of 8 MiB. Blocking.
 
     `safety`: the same bucket, if it can say more about uploads; `fetch` follows signed URLs, if clients are redirected
-    to the bucket; `now` is the time in epoch seconds.
+    to the bucket; `disk` is the one that is to use the bucket, if that is to be looked at; `now` is the time in epoch
+    seconds.
     """
-    proof = _Proof(bucket, safety, fetch, time.time() if now is None else now)
+    proof = _Proof(bucket, safety, fetch, disk, time.time() if now is None else now)
     try:
         return [_tried(step, work) for step, work in proof.steps()]
     finally:
@@ -100,8 +125,11 @@ def _advice(error: Exception) -> str:
 class _Proof:
     """The steps of one check, and the objects that they write."""
 
-    def __init__(self, bucket: Bucket, safety: UploadSafety | None, fetch: Fetch | None, now: float) -> None:
+    def __init__(
+        self, bucket: Bucket, safety: UploadSafety | None, fetch: Fetch | None, disk: DiskUse | None, now: float
+    ) -> None:
         self._bucket = bucket
+        self._disk = disk
         self._safety = safety
         self._fetch = fetch
         self._now = now
@@ -123,6 +151,8 @@ class _Proof:
             yield "sign", lambda: self._sign(fetch)
         yield "delete", self._delete
         yield "unfinished uploads", self._unfinished
+        if (disk := self._disk) is not None:
+            yield "use", lambda: self._use(disk)
 
     def clean_up(self) -> None:
         """What a failure left."""
@@ -204,7 +234,8 @@ class _Proof:
 
     def _unfinished(self) -> str:
         if self._bucket.abort_uploads(PROBES, self._now - _FORGOTTEN) is not None:
-            return "they can be listed and aborted"
+            tried = self._safety is not None and self._safety.tries_abort(probe_key())
+            return "one was begun and aborted" if tried else "the store forgets them, or none was begun here to abort"
         aborts = self._safety.aborts_uploads() if self._safety is not None else None
         if aborts:
             return "they cannot be listed, and a rule of the bucket aborts them"
@@ -213,6 +244,42 @@ class _Proof:
             f"they cannot be listed, and {rule}\nadd a lifecycle rule to the bucket that aborts unfinished uploads"
             " after a day or two: what is left of uploads that broke off is stored, and billed, until somebody does"
         )
+
+    def _use(self, disk: DiskUse) -> str:
+        """Whose bucket it is. Nothing is changed: a mirror that starts takes the bucket over."""
+        identity, last_use = (self._json(key) for key in (IDENTITY, LAST_USED))
+        if identity is None:
+            if disk.bucket is not None:
+                raise BucketUnfit(f"this disk belongs to the bucket with the id {disk.bucket}; this is not it")
+            return "no mirror has used it yet"
+        if disk.bucket not in (None, identity.get("id")):
+            raise BucketUnfit(
+                f"this disk belongs to the bucket with the id {disk.bucket}; this one has the id {identity.get('id')}"
+            )
+        if identity.get("migrating"):
+            raise BucketUnfit("a migration to or from this bucket is not finished: run mirror migrate again")
+        if last_use is None or "disk" not in last_use:
+            return "no mirror uses it alone"
+        if last_use["disk"] == disk.id:
+            return "the mirror of this disk uses it"
+        if disk.bucket is not None:
+            raise StoreError(
+                f"the mirror of another disk (its id is {last_use['disk']}) has taken it over: one that runs with this"
+                " disk only reads"
+            )
+        return f"the mirror of the disk {last_use['disk']} uses it\nend that one before a mirror with this disk starts"
+
+    def _json(self, key: str) -> dict[str, Any] | None:
+        found = self._bucket.read(key, _RECORD)
+        if not isinstance(found, StoredObject):
+            return None
+        try:
+            said = json.loads(found.content)
+        except (ValueError, RecursionError):
+            said = None
+        if not isinstance(said, dict):
+            raise BucketUnfit(f"{key} in the bucket is damaged")
+        return said
 
 
 def _rest(body: Body | None) -> bytes | None:

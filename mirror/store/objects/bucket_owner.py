@@ -157,6 +157,11 @@ class BucketOwner:
         except StoreError:
             return False
 
+    @property
+    def trouble(self) -> str:
+        """Why this is no longer the right bucket; empty: it is, or that is not known. Quick."""
+        return str(self._wrong[0]) if self._wrong is not None and not self._id else ""
+
     def confirm(self) -> None:
         """See that this is the right bucket, and take it over if this is a server. Quick once that is done."""
         if self._id:
