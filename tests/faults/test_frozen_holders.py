@@ -29,6 +29,7 @@ from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.store.objects.object_keys import hosted_key
 from tests.support.clock import Clock
 from tests.support.collecting import APP, GRACE
+from tests.support.faketime import FakeTime
 from tests.support.memory_bucket import MemoryBucket
 from tests.support.shared_bucket import Held, SharedBucket
 from tests.support.work_site import OTHER, WorkSite
@@ -41,9 +42,10 @@ _PATIENT = 300.0
 class Frozen:
     """The process of the replica that is frozen."""
 
-    def __init__(self, root: Path, socket: Path, work: str, later: float) -> None:
+    def __init__(self, root: Path, socket: Path, work: str, later: float, faked: FakeTime | None = None) -> None:
         command = [sys.executable, "-m", "tests.support.work_site", str(root), str(socket), work, str(later)]
-        self._process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, **(faked.environment if faked else {})}
+        self._process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
     def freeze(self) -> None:
         """The kernel stops it; returns once it stands still."""
@@ -54,6 +56,10 @@ class Frozen:
     def thaw(self) -> str:
         """It goes on; returns how its work ended."""
         os.kill(self._process.pid, signal.SIGCONT)
+        return self.ended()
+
+    def ended(self) -> str:
+        """How its work ended."""
         out, _ = self._process.communicate(timeout=_PATIENT)
         assert self._process.returncode == 0
         # the log goes to the same place
@@ -124,7 +130,7 @@ async def _tried(work: Any) -> Any:
 
 @pytest.fixture
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
-    bucket, steady = MemoryBucket(now=lambda: 1_000_000.0), Clock(0.0)
+    bucket, steady = MemoryBucket(), Clock(0.0)
     (tmp_path / "frozen").mkdir()
     stays = await asyncio.to_thread(WorkSite, tmp_path / "stays", bucket, "stays", steady)
     with SharedBucket(bucket, tmp_path / "socket") as shared:
@@ -294,3 +300,33 @@ async def test_129_a_late_adoption_loses_no_event(stage: Stage) -> None:
     [event] = await _thread(lambda: stays.outbox.heads("ci", (), 9))
     assert event.id == "gone-1-0"
     assert not [each for each in stage.bucket.content() if each.startswith("events/gone")]
+
+
+async def test_124_a_replica_whose_clock_is_a_day_ahead_collects_nothing(stage: Stage) -> None:
+    """For it, everything has waited for long enough. It says why, and others go on."""
+    stays, faked = stage.stays, FakeTime(stage.root)
+    blob = await _thread(lambda: stays.blobs.put(Digest.of(b"layer"), b"layer").digest)
+    await stays.collection()
+    faked.set(1)
+    stage.frozen = Frozen(stage.root / "frozen", stage.root / "socket", "collection", 2 * GRACE, faked)
+    said = await asyncio.to_thread(stage.frozen.ended)
+    assert "ahead of that of the bucket" in said
+    assert await _thread(lambda: stays.blob_site.contents.read(blob, 100)) == b"layer"
+    assert await stays.collection() is not None
+
+
+async def test_124_a_clock_that_jumps_loses_no_lease(stage: Stage) -> None:
+    """Neither to its holder nor to others: leases are counted by clocks that nobody sets."""
+    stays, faked = stage.stays, FakeTime(stage.root)
+    await _thread(lambda: stays.blobs.put(Digest.of(b"layer"), b"layer"))
+    held = stage.shared.hold("write", "state/collection/")
+    stage.frozen = Frozen(stage.root / "frozen", stage.root / "socket", "sweep", 0.0, faked)
+    await asyncio.to_thread(held.arrived)
+    assert await stays.sweep() is None
+    faked.set(1)
+    stage.steady.time += 19.0
+    assert await stays.sweep() is None
+    await asyncio.to_thread(held.let)
+    assert await asyncio.to_thread(stage.frozen.ended) == "returned"
+    last = await _thread(lambda: last_sweep(stays.json("collection")))
+    assert last.ended_at is not None

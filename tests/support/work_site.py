@@ -16,7 +16,7 @@ from typing import Any, Final
 from mirror.bucket_cache.cache_upkeep import CacheLimits, CacheUpkeep
 from mirror.collection.bucket_sweep import BucketSweeper
 from mirror.collection.collector import GarbageCollector
-from mirror.errors import LeaseLost
+from mirror.errors import BucketUnavailable, LeaseLost
 from mirror.events.adoption import EventAdoption
 from mirror.events.announcing import OutboxAnnouncer
 from mirror.events.bucket_outbox import BucketOutbox
@@ -25,6 +25,7 @@ from mirror.hosting.placing import Placing
 from mirror.hosting.retiring import Retiring
 from mirror.index.cached_book import CachedBook
 from mirror.index.outbox import SqliteOutbox
+from mirror.leases.bucket_clock import BucketClock
 from mirror.leases.bucket_leases import BucketLeases
 from mirror.leases.work_locks import WorkLocks
 from mirror.oci.digest import Digest
@@ -88,7 +89,8 @@ class WorkSite(CollectedWorld):
         self.bucket = bucket
         self.blobs: Any = self.blob_site.hosted
         self.parts = replace(self.parts, contents=self.blob_site.contents, blobs=self.blobs)  # type: ignore[arg-type]
-        self.leases = BucketLeases(bucket, name, clock=steady)
+        # by the clock of the machine, as a mirror does
+        self.leases = BucketLeases(bucket, name, clock=steady, check=BucketClock(bucket, name).check)
         self.own = FileLocks(self.blob_site.layout)
         self.locks = WorkLocks(self.own, self.leases, lambda lock: lock != "own")
         self.outbox = BucketOutbox(SqliteOutbox(root / "events", ["ci"], most_events=100, most_bytes=1 << 20), bucket)
@@ -288,6 +290,8 @@ async def _main(root: Path, path: Path, work: str, later: float) -> None:
         ended = "returned"
     except LeaseLost:
         ended = "lease lost"
+    except BucketUnavailable as error:
+        ended = str(error)
     print(json.dumps({"ended": ended}), flush=True)
 
 
