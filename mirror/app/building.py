@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from mirror import __version__, telemetry
 from mirror.access.audit import AuditLog
@@ -206,11 +206,23 @@ async def build(
                 *((reports.run(),) if reports else ()),
                 *([keep_cache(storage)] if storage.bucket_cache is not None else []),
                 *([storage.leasing.keep_clock()] if storage.leasing is not None else []),
+                *_follow(config, storage),
             ):
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)
         stack.push_async_callback(recent.flush)
         yield app
+
+
+def _follow(config: Config, storage: Storage) -> list[Coroutine[Any, Any, None]]:
+    """What follows the changes of other replicas, if there are any."""
+    if storage.cluster is None or storage.bucket is None:
+        return []
+    # imported here: a mirror without replicas does not even load it
+    from mirror.app.clusters.journal_following import exchange_changes, follow_journals
+
+    exchange_changes(storage.bucket, storage.cluster)
+    return [follow_journals(config, storage)]
 
 
 def _open_front(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -156,9 +156,20 @@ def _open_shared(
         peers=_peers(config, storage, executor),
         restores=cache.restoring if cache else None,
         kept=cached.kept,
+        catch_up=_catch_up(storage),
     )
     stack.push_async_callback(shared.aclose)
     return shared
+
+
+def _catch_up(storage: Storage) -> Callable[[], Awaitable[None]] | None:
+    """See `Shared.catch_up`."""
+    if storage.bucket is None or storage.bucket.journals is None:
+        return None
+    # imported here: a mirror without replicas does not even load it
+    from mirror.app.clusters.journal_following import catches_up
+
+    return catches_up(storage.bucket)
 
 
 def _peers(config: Config, storage: Storage, executor: Executor) -> Callable[[Repo], PeerReads | None]:

@@ -18,7 +18,17 @@ from mirror.errors import BucketUnavailable, StoreError
 from mirror.index.record_memory import SqliteRecordMemory
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.journal_names import of_kind
-from mirror.ports import Bucket, Catalog, CheckedRecords, Freezes, HostedRecords, Pins, RecordTree
+from mirror.ports import (
+    Bucket,
+    Catalog,
+    ChangeCounter,
+    CheckedRecords,
+    Freezes,
+    HostedRecords,
+    Pins,
+    RecordJournals,
+    RecordTree,
+)
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.bucket_note import BucketNote
 from mirror.store.local.change_files import ChangeFiles
@@ -147,6 +157,28 @@ class StoredRecords:
         return _json(self.use, kind, reads)
 
 
+class SyncedChanges:
+    """A `ChangeCounter` that counts what other replicas change, too. Counts are read in threads."""
+
+    def __init__(self, counter: ChangeCounter, journals: RecordJournals) -> None:
+        self._counter = counter
+        self._journals = journals
+
+    def __repr__(self) -> str:
+        return f"<SyncedChanges {self._journals!r}>"
+
+    def changes(self, repo: Repo) -> int:
+        """See `ChangeCounter`. -1 also while another replica writes."""
+        try:
+            return self._counter.changes(repo) if self._journals.sync(repo) else -1
+        except StoreError:
+            return -1
+
+    def note_change(self, repo: Repo) -> None:
+        """See `ChangeCounter`."""
+        self._counter.note_change(repo)
+
+
 def open_records(
     config: Config, layout: Layout, disk: str, bucket: Bucket | None, *, serves: bool = False, migrates: bool = False
 ) -> StoredRecords:
@@ -265,10 +297,13 @@ def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
 
     def views(reads: Reads, operators: Reads, cached: FileTree | None = None) -> RecordViews:
         hosted = use.tree.view(reads)
+        counts: ChangeCounter = counter
+        if use.journals is not None and reads is Reads.STRICT:
+            counts = SyncedChanges(counter, use.journals)
         tree: RecordTree = RoutedTree(hosts, hosted=hosted, cached=cached) if cached else hosted
         return RecordViews(
             RecordCatalog(tree),
-            RepositoryRecords(tree, counter),
+            RepositoryRecords(tree, counts),
             PinRecords(_json(use, "pins", operators)),
             FreezeRecords(_json(use, "freezes", operators)),
         )
@@ -288,4 +323,6 @@ def _json(use: BucketUse, kind: str, reads: Reads) -> TreeRecords:
             return None
         return use.memory.changes(folder) if use.owner.is_confirmed else None
 
-    return TreeRecords(use.tree.view(reads), kind, changes)
+    # another replica may have made, or deleted, what is to be changed here
+    changed = use.tree if use.journals is not None else None
+    return TreeRecords(use.tree.view(reads), kind, changes, changed)

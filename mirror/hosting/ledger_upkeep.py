@@ -57,6 +57,15 @@ class LedgerUpkeep:
         await asyncio.to_thread(self._ledger.completed, missed)
         return corrections
 
+    async def correct(self, repo: Repo) -> int:
+        """Note what another replica has added to a repository, or dropped from it. Returns how many corrections were
+        made. Raises like `complete`.
+        """
+        corrections = 0
+        async for step in batches_in_thread(self._correct(repo, every=False), 1):
+            corrections += sum(step)
+        return corrections
+
     def _repositories(self) -> Iterator[Repo]:
         """The repositories that have records, and those that are only noted."""
         seen = set()

@@ -161,6 +161,8 @@ class Router:
         before `corp/app`: pages of a list continue after a name. The disk is read every few seconds at most, and
         immediately if this or another process has added a repository.
         """
+        if self._shared.catch_up is not None:
+            await self._shared.catch_up()
         now, added = self._shared.caches.now(), self._shared.catalog.repositories_added()
         if added != self._listed_added or not 0 <= now - self._listed_at < _LIST_EVERY:
             # the key includes the counter: a read that began before the last addition may lack that repository

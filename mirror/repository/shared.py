@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +71,8 @@ class Shared:
     peers: Callable[[Repo], PeerReads | None] = lambda _: None
     restores: Restores | None = None
     kept: Callable[[Repo], KeptBlobs | None] = lambda _: None
+    #: In a cluster, awaited before all repositories are listed: others may have added some. Raises `StoreError`.
+    catch_up: Callable[[], Awaitable[None]] | None = None
 
     def stored(self, repo: Repo) -> StoredRepository:
         """Returns what the store has of a repository."""

@@ -101,6 +101,8 @@ class BucketJournals:
         self._steady = steady
         self._pause = pause
         self._shared: SharedReads[None] = SharedReads()
+        #: Is called with the name of a journal when this replica has begun or ended an entry. Raises nothing.
+        self.announce: Callable[[str], None] = lambda _: None
         self._waking = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -276,6 +278,7 @@ class BucketJournals:
             except IndexUnavailable as error:
                 raise StoreError(f"a record cannot be changed now: {error}") from error
             self._change(name, lambda journal: (journal.begun(self._replica), ()))
+            self.announce(name)
             self._wake()
         raise BucketUnavailable(f"{name} is changed all the time")
 
@@ -294,6 +297,7 @@ class BucketJournals:
 
         try:
             if self._change(name, step):
+                self.announce(name)
                 return True
             position = self._memory.position(name)
             if position is not None and _FRESH / 2 < self._steady() - position.confirmed_at < float("inf"):

@@ -441,20 +441,40 @@ class BucketTree:
         """
         if self.journals is None or self._reads is Reads.REMEMBERED:
             return
-        for name in self.journals.catch_up(
-            f"{journal_names.OF_NAMES}{registry}/" if registry else journal_names.OF_NAMES
-        ):
-            position = self.journals.position(name)
-            for folder in folders:
-                if position is None or position.others or folder not in position.listed:
-                    path = journal_names.repo_path(name)
-                    self._list_part(name, f"{REPOSITORIES}/{path}/{folder}/", self.journals)
+        prefix = f"{journal_names.OF_NAMES}{registry}/" if registry else journal_names.OF_NAMES
+        for name in self.journals.catch_up(prefix):
+            self._know_parts(name, folders, self.journals)
+
+    def _know_parts(self, name: str, parts: Collection[str], journals: BucketJournals) -> None:
+        """Let the memory have every name of these parts of a journal's records."""
+        position, path = journals.position(name), journal_names.repo_path(name)
+        for part in parts:
+            if position is None or position.others or part not in position.listed:
+                self._list_part(name, f"{REPOSITORIES}/{path}/{part}/" if path else f"{part}/", journals)
+
+    def catch_up(self) -> Sequence[str]:
+        """Let the memory have what other replicas have changed, as far as it is about names that are shown: those of
+        repositories, tags and manifests, and of all JSON records. Returns the journals that there are. Raises
+        `StoreError`.
+        """
+        if self.journals is None:
+            return ()
+        names = self.journals.catch_up()
+        for name in names:
+            parts = LISTED if journal_names.repo_path(name) else journal_names.parts(name)
+            self._know_parts(name, parts, self.journals)
+        return names
 
     def begin_names(self) -> Mapping[str, int]:
         """To be called before all records are listed; `end_names` takes the result. Raises `StoreError`."""
         if self.journals is None:
             return {}
-        positions = {name: self.journals.position(name) for name in self.journals.catch_up()}
+        names = {*self.journals.catch_up(), journal_names.OPERATORS, journal_names.LOST}
+        for name in names:
+            # one that nobody has written yet is not listed
+            if self.journals.position(name) is None:
+                self.journals.look(name)
+        positions = {name: self.journals.position(name) for name in names}
         return {name: position.gaps for name, position in positions.items() if position is not None}
 
     def end_names(self, begun: Mapping[str, int]) -> None:

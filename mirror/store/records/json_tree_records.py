@@ -23,9 +23,18 @@ _NAME: Final = re.compile(r"[0-9a-f]{32}\.json")
 class TreeRecords:
     """`CheckedRecords` of one kind. May be used from any thread."""
 
-    def __init__(self, tree: RecordTree, kind: str, changes: Callable[[str], int | None]) -> None:
-        """`changes` counts the changes of the records of a folder; None if it is not known whether there were any."""
+    def __init__(
+        self,
+        tree: RecordTree,
+        kind: str,
+        changes: Callable[[str], int | None],
+        changed: RecordTree | None = None,
+    ) -> None:
+        """`changes` counts the changes of the records of a folder; None if it is not known whether there were any.
+        `changed` reads what is to be changed, if the tree may be out of date; None if it will do.
+        """
         self._tree = tree
+        self._changed = changed or tree
         self._kind = kind
         self._folder = f"state/{kind}"
         self._changes = changes
@@ -48,19 +57,19 @@ class TreeRecords:
     def put(self, key: str, record: Mapping[str, Any], *, expect: Expected = None) -> Version:
         content = json.dumps({"key": key, **record}, ensure_ascii=False, indent=1).encode()
         try:
-            version = self._tree.write(self._path(key), content, expect=expect)
+            version = self._changed.write(self._path(key), content, expect=expect)
         except RecordChanged:
             # one that does not parse counts as absent
-            found = self._tree.read(self._path(key)) if expect is ABSENT else None
+            found = self._changed.read(self._path(key)) if expect is ABSENT else None
             if found is None or _object(found.record) is not None:
                 raise
-            version = self._tree.write(self._path(key), content, expect=found.version)
-        self._tree.flush()
+            version = self._changed.write(self._path(key), content, expect=found.version)
+        self._changed.flush()
         return version
 
     def drop(self, key: str, *, expect: Expected = None) -> bool:
         while True:
-            found = self._tree.read(self._path(key))
+            found = self._changed.read(self._path(key))
             if found is None:
                 if isinstance(expect, str):
                     raise RecordChanged("the record was deleted meanwhile")
@@ -68,8 +77,8 @@ class TreeRecords:
             if expect is not None and expect != (found.version if _object(found.record) is not None else ABSENT):
                 raise RecordChanged("the record was changed meanwhile")
             with suppress(RecordChanged):
-                self._tree.drop(self._path(key), expect=found.version)
-                self._tree.flush()
+                self._changed.drop(self._path(key), expect=found.version)
+                self._changed.flush()
                 return True
 
     def changed(self) -> int | None:

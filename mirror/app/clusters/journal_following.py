@@ -1,0 +1,142 @@
+"""Keeps what this replica remembers of the bucket near to what other replicas change, also while no client asks.
+
+    every 2 s     the journal of pins, freezes and robots
+    every 10 s    all journals that have changed; what the repositories of these have, for their quotas
+    a notice      at once
+
+Pulls and pushes do not rely on it: they look themselves. Lists that are shown, eviction, and cached content do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
+
+from mirror import telemetry
+from mirror.aio.bounded_threads import in_thread
+from mirror.app.clustering import Cluster
+from mirror.app.storage import Storage
+from mirror.app.stored_records import BucketUse
+from mirror.config import Config
+from mirror.errors import BucketUnavailable, IndexUnavailable, StoreError
+from mirror.hosting.ledger_upkeep import LedgerUpkeep
+from mirror.oci.reference import Repo
+from mirror.policy.cluster.journal_names import OPERATED, OPERATORS, of_kind, of_repo, repo_path
+from mirror.ports import Notice, Version
+from mirror.store.records.record_keys import repo_from
+
+#: Seconds between two looks, and how many of them there are for each look at all journals.
+_EVERY: Final = 2.0
+_LOOKS: Final = 5
+_LOCK: Final = "journals"
+
+
+def catches_up(use: BucketUse) -> Callable[[], Awaitable[None]]:
+    """What is awaited before all repositories are listed. While the bucket does not answer, they are those that are
+    remembered.
+    """
+
+    async def catch_up() -> None:
+        try:
+            await in_thread(use.threads.looks, use.tree.catch_up)
+        except BucketUnavailable as error:
+            telemetry.log.warning("journals not followed", reason=str(error))
+
+    return catch_up
+
+
+def exchange_changes(use: BucketUse, cluster: Cluster) -> None:
+    """Lets other replicas know of changes that are made here, and looks at the journals that they name."""
+    journals = use.journals
+    if journals is None:
+        return
+    informs_of_repositories = journals.freshness > 0
+
+    def announce(name: str) -> None:
+        repo = _repo(name)
+        if repo is not None and informs_of_repositories:
+            cluster.notices.hint(Notice(repositories=(repo,)))
+        elif name == OPERATORS:
+            cluster.notices.hint(Notice(kinds=OPERATED))
+
+    async def effect(notice: Notice) -> None:
+        await in_thread(use.threads.looks, journals.doubt, notice.repositories, notice.kinds)
+        for name in sorted({*map(of_repo, notice.repositories), *map(of_kind, notice.kinds)}):
+            await in_thread(use.threads.looks, partial(journals.look, name, patient=False))
+
+    journals.announce = announce
+    cluster.effects.add(effect)
+
+
+async def follow_journals(config: Config, storage: Storage) -> None:
+    """Follows the journals for as long as the server runs. One process of the replica does so at a time."""
+    use = storage.bucket
+    if use is None or use.journals is None:
+        return
+    upkeep = LedgerUpkeep(
+        storage.hosted.ledger,
+        storage.hosted.records,
+        storage.hosted.strict.catalog,
+        [entry.name for entry in config.hosted],
+    )
+    followed, lease, looks, reason = _FollowedRepositories(use, upkeep), None, 0, ""
+    try:
+        while True:
+            try:
+                lease = lease or await storage.locks.try_hold(_LOCK)
+                if lease and use.owner.is_confirmed:
+                    look = partial(use.journals.look, OPERATORS, _EVERY / 2, patient=False)
+                    await in_thread(use.threads.looks, look)
+                    if looks % _LOOKS == 0:
+                        await followed.follow()
+                    looks += 1
+                reason = ""
+            except (StoreError, IndexUnavailable) as error:
+                if str(error) != reason:
+                    telemetry.log.warning("journals not followed", reason=str(error))
+                reason = str(error)
+            except Exception:
+                # no error may end this task: lists would stay as they are
+                telemetry.log.exception("following of journals crashed")
+            await asyncio.sleep(_EVERY)
+    finally:
+        if lease:
+            lease.release()
+
+
+class _FollowedRepositories:
+    """The repositories whose changes the ledger has, by the versions of their journals."""
+
+    def __init__(self, use: BucketUse, upkeep: LedgerUpkeep) -> None:
+        self._use = use
+        self._upkeep = upkeep
+        self._seen: dict[str, Version | None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<_FollowedRepositories {len(self._seen or ())}>"
+
+    async def follow(self) -> None:
+        """Look at all journals that have changed. Raises `StoreError`, `IndexUnavailable`."""
+        now = await in_thread(self._use.threads.looks, self._versions)
+        # the ledger is completed at each start
+        before = now if self._seen is None else self._seen
+        for name, version in now.items():
+            repo = _repo(name)
+            if repo is not None and before.get(name) != version:
+                await self._upkeep.correct(repo)
+        self._seen = now
+
+    def _versions(self) -> dict[str, Version | None]:
+        """Blocking: the versions of all journals, once the memory has what they say."""
+        journals, found = self._use.journals, {}
+        for name in self._use.tree.catch_up():
+            position = journals.position(name) if journals is not None else None
+            found[name] = position.version if position is not None else None
+        return found
+
+
+def _repo(name: str) -> Repo | None:
+    path = repo_path(name)
+    return repo_from(path) if path else None

@@ -1,0 +1,227 @@
+"""Three replicas over one bucket, of which none hears of the others: a client sees what any of them has acknowledged.
+Rows 124, 127, 131 and 132 of the table of faults, as far as they are about hosted content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mirror.oci.digest import Digest
+from mirror.oci.manifest import OCI_MANIFEST
+from tests.support.bucket_mirror import wipe
+from tests.support.bucket_replicas import bucket_replica, bucket_replicas
+from tests.support.live_mirror import Clock, LiveMirror
+from tests.support.memory_bucket import MemoryBucket
+from tests.support.push_client import PushClient, descriptor, index
+
+LAYER = b"a layer"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """That of all replicas and of the bucket."""
+    return Clock()
+
+
+@pytest.fixture
+def bucket(clock: Clock) -> MemoryBucket:
+    """Empty."""
+    return MemoryBucket(now=clock)
+
+
+async def tags(mirror: LiveMirror, name: str = "corp/app") -> list[str]:
+    """The tags that a client sees."""
+    got = await mirror.ask(f"/v2/{name}/tags/list")
+    found: list[str] = got.json["tags"] if got.status == 200 else []
+    return found
+
+
+async def catalog(mirror: LiveMirror) -> list[str]:
+    """The repositories that a client sees."""
+    found: list[str] = (await mirror.ask("/v2/_catalog")).json["repositories"]
+    return found
+
+
+def clients(mirrors: Sequence[LiveMirror]) -> list[PushClient]:
+    """One for each replica."""
+    return [PushClient(mirror) for mirror in mirrors]
+
+
+async def test_132_a_change_at_one_replica_is_seen_by_the_next_request_at_all(
+    tmp_path: Path, bucket: MemoryBucket, clock: Clock
+) -> None:
+    """A push, a moved tag, a deleted tag, a manifest with its tags, and a tag that comes back; each at another replica,
+    by pulls, lists and referrers.
+    """
+    async with bucket_replicas(tmp_path, bucket, clock) as mirrors:
+        one, two, three = clients(mirrors)
+        for each in (one, two, three):
+            assert (await each.manifest("v1")).status == 404
+            assert await tags(each.mirror) == []
+        first = await one.push_image("v1", LAYER)
+        for each in (one, two, three):
+            assert (await each.manifest("v1")).body == first
+            assert (await each.blob(Digest.of(LAYER))).body == LAYER
+            assert await tags(each.mirror) == ["v1"]
+            assert await catalog(each.mirror) == ["corp/app"]
+        second = await two.push_image("v1", b"another layer")
+        await three.push_image("v2", LAYER, b"a third")
+        for each in (one, two, three):
+            assert (await each.manifest("v1")).body == second
+            assert await tags(each.mirror) == ["v1", "v2"]
+        assert (await three.ask("DELETE", "/v2/corp/app/manifests/v2")).status == 202
+        for each in (one, two, three):
+            assert (await each.manifest("v2")).status == 404
+            assert await tags(each.mirror) == ["v1"]
+        assert (await one.ask("DELETE", f"/v2/corp/app/manifests/{Digest.of(second)}")).status == 202
+        for each in (one, two, three):
+            assert (await each.manifest("v1")).status == 404
+            assert (await each.manifest(Digest.of(second))).status == 404
+            assert await tags(each.mirror) == []
+        again = await two.push_image("v1", LAYER, b"a fourth")
+        for each in (one, two, three):
+            assert (await each.manifest("v1")).body == again
+
+
+async def test_132_also_once_the_journals_name_the_changes(tmp_path: Path, bucket: MemoryBucket, clock: Clock) -> None:
+    """As if some seconds had passed since each change; then a pull costs one request to the bucket."""
+    async with bucket_replicas(tmp_path, bucket, clock) as mirrors:
+        pushing = clients(mirrors)
+        for number in range(6):
+            client = pushing[number % 3]
+            manifest = await client.push_image("v1", LAYER, b"number %d" % number)
+            await settle(client.mirror)
+            for each in pushing:
+                assert (await each.manifest("v1")).body == manifest
+                assert await tags(each.mirror) == ["v1"]
+        before = len(bucket.log)
+        assert (await pushing[0].manifest("v1")).body == manifest
+        read = [key for verb, [key, *_] in bucket.log[before:] if verb == "read" and "corp" in key]
+        assert read == ["journals/names/corp/app"]
+
+
+async def settle(mirror: LiveMirror) -> None:
+    """Let a replica say at once what it has written."""
+    use = mirror.app.storage.bucket
+    assert use
+    assert use.journals
+    assert await asyncio.to_thread(use.journals.settle_all, 0.0)
+
+
+async def test_131_replicas_with_empty_disks_have_everything(
+    tmp_path: Path, bucket: MemoryBucket, clock: Clock
+) -> None:
+    """They read it from the bucket, and what one pushes then, the others see."""
+    async with bucket_replicas(tmp_path, bucket, clock) as mirrors:
+        one, two, _ = clients(mirrors)
+        first = await one.push_image("v1", LAYER)
+        await two.push_image("v2", LAYER)
+    for number in range(3):
+        wipe(tmp_path / f"replica{number}")
+    async with bucket_replicas(tmp_path, bucket, clock) as mirrors:
+        for each in clients(mirrors):
+            assert (await each.manifest("v1")).body == first
+            assert (await each.blob(Digest.of(LAYER))).body == LAYER
+            assert await tags(each.mirror) == ["v1", "v2"]
+        one, _, three = clients(mirrors)
+        third = await three.push_image("v1", b"another layer")
+        assert (await one.manifest("v1")).body == third
+
+
+async def test_124_times_of_the_day_decide_nothing(tmp_path: Path, bucket: MemoryBucket, clock: Clock) -> None:
+    """A replica whose clock is two minutes slow sees what another one pushes, and the other way round."""
+    slow = Clock()
+    slow.set(clock() - 120)
+    async with bucket_replica(tmp_path, bucket, clock, 0) as right, bucket_replica(tmp_path, bucket, slow, 1) as wrong:
+        one, two = clients([right, wrong])
+        for number in range(4):
+            client = (one, two)[number % 2]
+            manifest = await client.push_image("v1", LAYER, b"number %d" % number)
+            for each in (one, two):
+                assert (await each.manifest("v1")).body == manifest
+        assert (await two.ask("DELETE", "/v2/corp/app/manifests/v1")).status == 202
+        assert (await one.manifest("v1")).status == 404
+
+
+async def test_127_pulls_go_on_at_a_replica_that_is_cut_off_the_bucket(
+    tmp_path: Path, bucket: MemoryBucket, clock: Clock
+) -> None:
+    """With what it saw last; it takes no pushes, and sees the others' changes once it reaches the bucket again."""
+    own = CutOff(bucket)
+    async with bucket_replica(tmp_path, bucket, clock, 0) as mirror, bucket_replica(tmp_path, own, clock, 1) as cut:
+        one, two = clients([mirror, cut])
+        first = await one.push_image("v1", LAYER)
+        await settle(mirror)
+        assert (await two.manifest("v1")).body == first
+        assert (await two.blob(Digest.of(LAYER))).body == LAYER
+        own.down = True
+        clock.forward(60)
+        second = await one.push_image("v1", b"another layer")
+        for _ in range(2):
+            assert (await two.manifest("v1")).body == first
+            assert (await two.blob(Digest.of(LAYER))).body == LAYER
+        refused = await two.ask("POST", two.uploads)
+        if refused.status == 202:
+            refused = await two.finish(refused.headers["Location"], Digest.of(b"new"), b"new")
+        assert refused.status == 503
+        own.down = False
+        await reached(cut)
+        assert (await two.manifest("v1")).body == second
+
+
+async def reached(mirror: LiveMirror) -> None:
+    """As if the bucket had not been asked for some seconds."""
+    use = mirror.app.storage.bucket
+    assert use
+    assert use.journals
+    await asyncio.to_thread(use.journals.look, "journals/operators")
+
+
+class CutOff(MemoryBucket):
+    """The same bucket, reached by another way, which breaks while `down`."""
+
+    def __init__(self, bucket: MemoryBucket) -> None:
+        super().__init__()
+        self._lock, self._objects = bucket._lock, bucket._objects
+        self._now = bucket._now
+
+
+async def test_a_deletion_and_a_push_that_meet_leave_nothing_half(
+    tmp_path: Path, bucket: MemoryBucket, clock: Clock
+) -> None:
+    """At two replicas, again and again: what is tagged in the end can be pulled whole at each of them."""
+    async with bucket_replicas(tmp_path, bucket, clock, 2) as mirrors:
+        one, two = clients(mirrors)
+        for number in range(8):
+            manifest = await one.push_image("v1", LAYER, b"layer %d" % number)
+            digest = Digest.of(manifest)
+            put, deleted = await asyncio.gather(
+                one.put(manifest, "v2"), two.ask("DELETE", f"/v2/corp/app/manifests/{digest}")
+            )
+            assert put.status in (201, 404)
+            assert deleted.status in (202, 404)
+            for each in (one, two):
+                listed = await tags(each.mirror)
+                for tag in listed:
+                    got = await each.manifest(tag)
+                    assert (got.status, got.body) == (200, manifest)
+                    assert (await each.blob(Digest.of(b"layer %d" % number))).status == 200
+            if put.status == 201 and deleted.status == 404:
+                assert (await two.manifest("v2")).body == manifest
+
+
+async def test_referrers_are_seen_everywhere(tmp_path: Path, bucket: MemoryBucket, clock: Clock) -> None:
+    """By the next request."""
+    async with bucket_replicas(tmp_path, bucket, clock, 2) as mirrors:
+        one, two = clients(mirrors)
+        subject = await one.push_image("v1", LAYER)
+        assert (await two.referrers(Digest.of(subject))).json["manifests"] == []
+        attached = index(subject=descriptor(subject, OCI_MANIFEST))
+        assert (await two.put(attached, "att")).status == 201
+        for each in (one, two):
+            found = (await each.referrers(Digest.of(subject))).json["manifests"]
+            assert [entry["digest"] for entry in found] == [str(Digest.of(attached))]
