@@ -202,7 +202,11 @@ async def build(
                 recent.run(),
                 admin.workers.run(),
                 admin.traffic.run(),
-                *([admin.cluster_purge.run(partial(storage.locks.try_hold, "purges"))] if admin.cluster_purge else []),
+                *(
+                    [admin.cluster_purge.run(partial(storage.locks.try_hold, "purge-orders"))]
+                    if admin.cluster_purge
+                    else []
+                ),
                 *((reports.run(),) if reports else ()),
                 *([keep_cache(storage)] if storage.bucket_cache is not None else []),
                 *([storage.leasing.keep_clock()] if storage.leasing is not None else []),

@@ -93,13 +93,15 @@ class PeerClient:
         body: bytes = b"",
         *,
         patience: float | None = None,
+        insist: bool = False,
     ) -> PeerAnswer:
-        """Sends a request with a small body; `verb` is its name in metrics, `patience` the seconds for the answer.
+        """Sends a request with a small body; `verb` is its name in metrics, `patience` the seconds for the answer. With
+        `insist`, a member is asked although it is left alone: what depends on it is worth the wait.
 
         Raises `PeerSilent`; `PeerRefused` if the answer is not that of the member.
         """
         ticket = self._health.admit(member)
-        if ticket is None:
+        if ticket is None and not insist:
             telemetry.PEER_REQUESTS.labels(verb, "skipped").inc()
             raise PeerSilent(f"{member} did not answer before and is left alone for a while")
         began = self._now()

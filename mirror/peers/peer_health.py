@@ -68,11 +68,16 @@ class PeerHealth:
             peer = self._peers.get(member)
             return peer is None or not peer.breaker.is_open
 
-    def answered(self, member: str, ticket: int, seconds: float | None = None, version: str = "") -> None:
-        """A member has answered, whatever it said; its first byte came after so many seconds."""
+    def answered(self, member: str, ticket: int | None, seconds: float | None = None, version: str = "") -> None:
+        """A member has answered, whatever it said, `seconds` after it was asked (None: it had to wait for others
+        before). A call without a ticket was made although the member was left alone.
+        """
         with self._lock:
             peer = self._of(member)
-            back = peer.breaker.succeed(ticket)
+            if ticket is None:
+                back, peer.breaker = peer.breaker.is_open, Breaker(self._now)
+            else:
+                back = peer.breaker.succeed(ticket)
             if seconds is not None:
                 peer.times.append(seconds)
             if version:
@@ -83,11 +88,11 @@ class PeerHealth:
             self._count()
             telemetry.log.info("peer back", peer=member)
 
-    def failed(self, member: str, ticket: int, reason: str) -> None:
+    def failed(self, member: str, ticket: int | None, reason: str) -> None:
         """A member has not answered in time, or could not be reached."""
         with self._lock:
             peer = self._of(member)
-            begins = peer.breaker.fail(ticket)
+            begins = peer.breaker.fail(ticket) if ticket is not None else False
             if begins:
                 peer.since = self._wall()
             peer.reason = reason
@@ -95,10 +100,11 @@ class PeerHealth:
             self._count()
             telemetry.log.warning("peer down", peer=member, reason=reason)
 
-    def withdraw(self, member: str, ticket: int) -> None:
+    def withdraw(self, member: str, ticket: int | None) -> None:
         """The caller gave the call up, which says nothing about the member."""
-        with self._lock:
-            self._of(member).breaker.withdraw(ticket)
+        if ticket is not None:
+            with self._lock:
+                self._of(member).breaker.withdraw(ticket)
 
     def first_byte(self, member: str) -> float | None:
         """The 90th percentile of the last answers, in seconds; None if there were none."""

@@ -44,7 +44,7 @@ class PeerNotices:
         those in `to`. Raises nothing.
         """
         peers = list(self._members.peers() if to is None else to)
-        done = await asyncio.gather(*(self._sent(peer, notice, patience) for peer in peers))
+        done = await asyncio.gather(*(self._sent(peer, notice, patience, insist=True) for peer in peers))
         return [peer for peer, confirmed in zip(peers, done, strict=True) if not confirmed]
 
     def hint(self, notice: Notice) -> None:
@@ -72,15 +72,15 @@ class PeerNotices:
 
     async def _send_waiting(self, peer: str) -> None:
         while (notice := self._waiting.pop(peer, None)) is not None:
-            await self._sent(peer, notice, _PATIENCE)
+            await self._sent(peer, notice, _PATIENCE, insist=False)
 
-    async def _sent(self, peer: str, notice: Notice, patience: float) -> bool:
+    async def _sent(self, peer: str, notice: Notice, patience: float, *, insist: bool) -> bool:
         """True if the notice has taken effect."""
         try:
             async with asyncio.timeout(patience):
                 for part in parts_of(notice):
                     answer = await self._client.call(
-                        peer, "notice", "POST", TARGET, body=write_notice(part), patience=patience
+                        peer, "notice", "POST", TARGET, body=write_notice(part), patience=patience, insist=insist
                     )
                     if answer.status != 204:
                         telemetry.log.warning(

@@ -105,10 +105,8 @@ class UploadExchange:
 
     async def run(self, method: str, target: str, headers: Mapping[str, str], body: Source | None) -> UploadAnswer:
         """Sends the request, and returns the answer. Raises `PeerSilent`, `PeerRefused`, and what the body raises."""
+        # also if it is left alone: nobody else has the session, and to begin anew costs the client more than the wait
         ticket = self._health.admit(self._member)
-        if ticket is None:
-            telemetry.PEER_REQUESTS.labels("upload", "skipped").inc()
-            raise PeerSilent(f"{self._member} did not answer before and is left alone for a while")
         began = time.perf_counter()
         try:
             try:

@@ -118,6 +118,20 @@ def test_a_peer_is_left_alone_after_one_failure_and_tried_again_ever_more_rarely
     assert state.first_byte == 0.25
 
 
+def test_whoever_insists_brings_a_peer_back() -> None:
+    health = PeerHealth(now=_Clock())
+    ticket = health.admit(_B)
+    health.failed(_B, ticket, "refused")
+    assert health.admit(_B) is None
+    # a failure of such a call makes it neither better nor worse
+    health.failed(_B, None, "refused again")
+    health.withdraw(_B, None)
+    assert not health.is_up(_B)
+    health.answered(_B, None)
+    assert health.is_up(_B)
+    assert health.admit(_B) is not None
+
+
 def test_the_time_of_a_peer_is_the_90th_percentile_of_its_last_answers() -> None:
     health = PeerHealth()
     assert health.first_byte(_B) is None

@@ -88,7 +88,8 @@ class PassedUploads:
 
         async def alive() -> bool:
             try:
-                answer = await peers.client.call(member, "upload", "HEAD", target.partition("?")[0], headers)
+                path = target.partition("?")[0]
+                answer = await peers.client.call(member, "upload", "HEAD", path, headers, insist=True)
             except (PeerSilent, PeerRefused):
                 return False
             # 404: it has ended in between, and the answer is on its way
