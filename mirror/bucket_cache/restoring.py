@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from mirror import telemetry
@@ -45,6 +46,8 @@ _PATIENCE_FOR_ALL: Final = 10.0
 _RETRY_AFTER: Final = 5.0
 #: Records of one repository that are brought back at once.
 _AT_ONCE: Final = 8
+#: Repositories that are restored as a whole at the same time: anybody can ask for names that do not exist.
+_LISTINGS: Final = 4
 #: Bytes of a record at most.
 _LARGEST_RECORD: Final = 1 << 20
 #: Seconds for which the bucket is not asked again for what it does not have: one pull asks twice.
@@ -78,6 +81,7 @@ class Restoring:
         self._breaker = Breaker(clock)
         self._once = SingleFlight()
         self._closing = threading.Event()
+        self._listings = asyncio.Semaphore(_LISTINGS)
         self._absent: TtlCache[tuple[Repo, Reference], None] = TtlCache(_MOST_ABSENT, _ABSENT_FOR, clock)
         self._whole: LruCache[Repo, None] = LruCache(_MOST_REPOSITORIES, name="restored repositories")
 
@@ -107,9 +111,26 @@ class Restoring:
         """
         if not self._keeps(repo.registry) or (repo in self._whole and not again):
             return []
-        restored = await self._ask(repo, lambda: self._restore_all(repo), _PATIENCE_FOR_ALL)
-        self._whole[repo] = None
+        async with self._listing_turn():
+            if repo in self._whole and not again:
+                # another request has done it meanwhile
+                return []
+            restored = await self._ask(repo, lambda: self._restore_all(repo, lists_tags=again), _PATIENCE_FOR_ALL)
+            self._whole[repo] = None
         return restored
+
+    @asynccontextmanager
+    async def _listing_turn(self) -> AsyncIterator[None]:
+        """Waits until few others restore whole repositories. Raises `BucketUnavailable` if that takes too long."""
+        try:
+            async with asyncio.timeout(_PATIENCE_FOR_ALL):
+                await self._listings.acquire()
+        except TimeoutError as error:
+            raise BucketUnavailable("too many repositories are listed now", retry_after=_RETRY_AFTER) from error
+        try:
+            yield
+        finally:
+            self._listings.release()
 
     async def image(self, repo: Repo, reference: Reference) -> None:
         """Brings a tag, its manifest, and the manifests below it back, as far as the bucket has them. Raises
@@ -220,8 +241,11 @@ class Restoring:
         telemetry.BUCKET_CACHE_RESTORED.labels("tag").inc()
         return True
 
-    def _restore_all(self, repo: Repo) -> list[Digest]:
+    def _restore_all(self, repo: Repo, *, lists_tags: bool) -> list[Digest]:
         manifests = self._listed(repo, RecordKind.MANIFEST)
+        if not manifests and not lists_tags:
+            # most often a name that somebody invented; tags alone could not be served
+            return []
         tags = [record for record in self._listed(repo, RecordKind.TAG) if self._records.content(record) is None]
         with ThreadPoolExecutor(_AT_ONCE, "restore") as pool:
             restored = list(pool.map(self._restore_listed, manifests))

@@ -170,6 +170,15 @@ async def test_all_of_a_repository_comes_back_once(world: CacheWorld) -> None:
     assert await world.restoring.repository(PRIVATE) == []
 
 
+async def test_an_invented_name_costs_one_listing(world: CacheWorld) -> None:
+    """However often a list of it is asked for: a repository without manifests has nothing to serve."""
+    _kept(world)
+    invented, listed = type(REPO)("docker.io", "library/invented"), world.bucket.calls["list"]
+    for _ in range(3):
+        assert await world.restoring.repository(invented) == []
+    assert world.bucket.calls["list"] == listed + 1
+
+
 async def test_a_complete_book_saves_requests(world: CacheWorld) -> None:
     """A manifest that the bucket does not have costs none."""
     _kept(world)

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -212,6 +213,22 @@ def test_a_bucket_that_was_deleted_is_down_until_it_is_there_again(bucket: Bucke
 
     eventually(answers, "the bucket is there again")
     assert bucket.health().down_since is None
+
+
+def test_a_large_upload_does_not_wait_for_its_turn_for_ever(
+    access: BucketAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused with the reason, and small ones go on."""
+    monkeypatch.setattr("mirror.store.cloud.obstore_bucket._UPLOADS", 0)
+    monkeypatch.setattr("mirror.store.cloud.obstore_bucket._LONGEST_TURN", 0.0)
+    file = tmp_path / "file"
+    file.write_bytes(_LARGE)
+    busy = opened_bucket(tmp_path, access, **_PATIENT)
+    with closing(busy):
+        with pytest.raises(BucketUnavailable, match="large uploads have been under way") as refused:
+            busy.upload("large", file, len(_LARGE))
+        assert refused.value.retry_after == 10
+        busy.write("small", b"1")
 
 
 def test_an_upload_during_an_outage_is_a_small_request_first(bucket: Bucket, proxy: FaultProxy, tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ _KNOWN: Final = 10.0
 _PAGE: Final = 1000
 #: Uploads in parts at the same time: each takes up to 70 MiB of memory.
 _UPLOADS: Final = 4
+#: Seconds for which another upload in parts waits for its turn; whoever waits takes a thread.
+_LONGEST_TURN: Final = 120.0
 #: Keys of which URLs are signed.
 _SIGNABLE: Final = re.compile(r"[A-Za-z0-9/._~-]+")
 #: Nothing is below it.
@@ -265,9 +267,7 @@ class ObstoreBucket:
         if not in_parts:
             self._upload(key, file, in_parts, cost=1)
         else:
-            while not self._uploads.acquire(timeout=1.0):
-                if self._sender.gate.is_down:
-                    raise BucketUnavailable(f"{self._sender.name} does not answer")
+            self._wait_to_upload()
             try:
                 self._upload(key, file, in_parts, cost=size // PART + 3)
             finally:
@@ -277,6 +277,16 @@ class ObstoreBucket:
             there = "nothing is" if written is None else f"{written.size} bytes are"
             raise StoreError(f"{key} was uploaded with {size} bytes, and {there} there")
         telemetry.BUCKET_BYTES.labels("written").inc(size)
+
+    def _wait_to_upload(self) -> None:
+        """Wait for the turn of an upload in parts. Raises `BucketUnavailable` if it does not come for long."""
+        give_up_at = self._now() + _LONGEST_TURN
+        while not self._uploads.acquire(timeout=1.0):
+            if self._sender.gate.is_down:
+                raise BucketUnavailable(f"{self._sender.name} does not answer")
+            if self._now() >= give_up_at:
+                reason = f"{self._sender.name} is slow: {_UPLOADS} large uploads have been under way for long"
+                raise BucketUnavailable(reason, retry_after=10.0)
 
     def _upload(self, key: str, file: Path, in_parts: bool, cost: int) -> None:
         mark = secrets.token_hex(8)
