@@ -204,6 +204,19 @@ async def test_flushall_shows_in_the_marker(index: RedisIndex, redis_server: Red
     assert await index.usage() == Usage(1, 10)
 
 
+async def test_flushall_in_the_middle_of_a_rebuild(index: RedisIndex, redis_server: RedisServer) -> None:
+    """Row 49: what the rebuild had put before is gone, so it sets no mark; the next one does."""
+    token = await index.begin_rebuild()
+    await index.put([record(1)])
+    redis_server.command("FLUSHALL")
+    await index.put([record(2)])
+    with pytest.raises(IndexUnavailable, match="emptied or failed over during the rebuild"):
+        await index.set_marker("whole", token)
+    assert await index.marker() is None
+    await index.set_marker("whole", await index.begin_rebuild())
+    assert await index.marker() == "whole"
+
+
 async def test_out_of_memory_refuses_writes_only(index: RedisIndex, redis_server: RedisServer) -> None:
     """Row 50: writes fail and say why, reads answer, drops work, and the breaker stays closed."""
     await index.put([record(number) for number in range(300)])

@@ -285,7 +285,13 @@ class ClusterSet(RedisSet):
             if time.monotonic() - asked_at > _HAND_OVER_TAKES:
                 asked_at = time.monotonic()
                 heir.command("CLUSTER", "FAILOVER")
-            return self.primary(tag) is heir
+            owners = [
+                port
+                for each in self.servers
+                for first, last, port in self._ranges(each)
+                if first <= key_slot(f"{{{tag}}}".encode()) <= last
+            ]
+            return owners == [heir.port] * len(self.servers)
 
         _until(is_done, "the replica has taken over")
 
