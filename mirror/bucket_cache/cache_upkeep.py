@@ -63,6 +63,7 @@ class CacheUpkeep:
         restore: Callable[[], Awaitable[None]],
         try_hold: Callable[[], Awaitable[Lease | None]],
         evicts: Callable[[], Awaitable[Lease | None]] | None = None,
+        share: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -70,6 +71,7 @@ class CacheUpkeep:
         `StoreError` if that is not known. `restore` brings back to the disk what tells `protected` what that is; it
         raises `StoreError`. `try_hold` takes the lock of this work if no other process of this
         machine has it. In a cluster, `evicts` takes that of the replica which deletes; None: there is no other replica.
+        `share` blocks: it exchanges with the others what was used; it raises `StoreError`.
         """
         self._bucket = bucket
         self._book = book
@@ -78,6 +80,7 @@ class CacheUpkeep:
         self._restore = restore
         self._try_hold = try_hold
         self._evicts = evicts
+        self._share = share
         self._evicting: Lease | None = None
         self._now = now
         self._sleep = sleep
@@ -118,6 +121,7 @@ class CacheUpkeep:
         if now >= self._list_at and (completed is None or not 0 <= now - completed < every):
             self._list_at = now + _LIST_AGAIN
             await self.list_all()
+            await asyncio.to_thread(self._share)
         if await self._may_evict():
             await self.evict()
         totals = await asyncio.to_thread(self._book.totals)

@@ -111,9 +111,15 @@ class CachedBook:
         rows = [(str(digest),) for digest in digests]
         self._file.write(lambda file: file.executemany("DELETE FROM objects WHERE digest = ?", rows))
 
+    def used_since(self, at: float, count: int) -> Sequence[BookedObject]:
+        query = "SELECT digest, size, used FROM objects WHERE used > ? ORDER BY used DESC LIMIT ?"
+        return self._objects(query, at, count)
+
     def coldest(self, count: int) -> Sequence[BookedObject]:
-        query = "SELECT digest, size, used FROM objects ORDER BY used, digest LIMIT ?"
-        rows = self._file.run(lambda file: file.execute(query, (count,)).fetchall())
+        return self._objects("SELECT digest, size, used FROM objects ORDER BY used, digest LIMIT ?", count)
+
+    def _objects(self, query: str, *arguments: float) -> Sequence[BookedObject]:
+        rows = self._file.run(lambda file: file.execute(query, arguments).fetchall())
         return [BookedObject(digest, int(size), float(used)) for text, size, used in rows if (digest := _digest(text))]
 
     def totals(self) -> BookTotals:

@@ -60,6 +60,9 @@ class ObjectBook(Protocol):
     def coldest(self, count: int) -> Sequence[BookedObject]:
         """The blobs that were not used for longest, up to `count` of them."""
 
+    def used_since(self, at: float, count: int) -> Sequence[BookedObject]:
+        """The blobs that were used after `at` (epoch seconds), up to `count` of them, the last ones first."""
+
     def totals(self) -> BookTotals:
         """What all blobs come to. Kept up to date, not summed up at each call."""
 

@@ -16,6 +16,7 @@ from mirror.bucket_cache.cached_objects import CachedObjects
 from mirror.bucket_cache.cached_uploads import CachedUploads
 from mirror.bucket_cache.kept_content import KeptContent
 from mirror.bucket_cache.restoring import Restoring
+from mirror.bucket_cache.shared_uses import SharedUses
 from mirror.bucket_cache.site_records import SiteRecords
 from mirror.config import Config, routing_table
 from mirror.errors import IndexUnavailable
@@ -64,9 +65,11 @@ class BucketCache:
         pins: Pins,
         freezes: Freezes,
         work: Locks | None = None,
+        replica: str = "",
     ) -> CacheUpkeep:
         """What keeps the cache within its limits. `protected` returns what pins and freezes protect, as far as the disk
-        has it. `work` are the locks of all replicas, if there are others.
+        has it. `work` are the locks of all replicas, if there are others, and
+        `replica` is the name of this one.
         """
 
         async def restore() -> None:
@@ -83,6 +86,7 @@ class BucketCache:
             restore=restore,
             try_hold=lambda: self.locks.try_hold(_BOOK_LOCK if work is not None else UPKEEP_LOCK),
             evicts=None if work is None else lambda: work.try_hold(UPKEEP_LOCK),
+            share=_nothing if work is None else SharedUses(self.bucket, self.book, replica, self.now).share,
             now=self.now,
         )
 
@@ -154,6 +158,10 @@ def open_bucket_cache(
         executor,
         now,
     )
+
+
+def _nothing() -> None:
+    pass
 
 
 def kept_registries(config: Config) -> Callable[[str], bool]:

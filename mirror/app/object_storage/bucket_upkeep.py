@@ -165,5 +165,6 @@ async def keep_cache(storage: Storage) -> None:
     """Keeps the cache in the bucket within its limits, and the book of it right. One process does this at a time."""
     cache = storage.bucket_cache
     if cache is not None:
-        work = None if storage.leasing is None else storage.work
-        await cache.upkeep(storage.eviction.pinned.digests, storage.pins, storage.freezes, work).run()
+        leasing = storage.leasing
+        work, name = (None, "") if leasing is None else (storage.work, leasing.name)
+        await cache.upkeep(storage.eviction.pinned.digests, storage.pins, storage.freezes, work, name).run()

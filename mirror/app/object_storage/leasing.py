@@ -34,8 +34,11 @@ _SHARED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Leasing:
-    """The leases of this process. `locks` are for all work, also for that which each replica does for itself."""
+    """The leases of this process. `locks` are for all work, also for that which each replica does for
+    itself; `name` is that of this replica.
+    """
 
+    name: str
     leases: BucketLeases
     locks: Locks
     clock: BucketClock
@@ -69,7 +72,9 @@ def open_leasing(
         bucket, config.cluster.address, times=clocks.times, clock=clocks.steady, now=now, check=clock.check
     )
     work = shared_work(config)
-    return Leasing(leases, WorkLocks(locks, leases, work.__contains__), clock, LeaseBoard(bucket, work))
+    return Leasing(
+        config.cluster.address, leases, WorkLocks(locks, leases, work.__contains__), clock, LeaseBoard(bucket, work)
+    )
 
 
 def shared_work(config: Config) -> Mapping[str, str]:
