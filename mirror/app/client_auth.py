@@ -35,7 +35,7 @@ _CHECKING_THREADS = 2
 _ROBOTS_AGE: Final = 1.0
 
 
-def _open_look(config: Config, storage: Storage) -> Callable[[], Awaitable[bool]] | None:
+def _open_look(config: Config, storage: Storage) -> Callable[[], Awaitable[object]] | None:
     """What is awaited in a cluster before a robot is believed; None otherwise."""
     use = storage.bucket
     if use is None or use.journals is None:

@@ -28,6 +28,7 @@ from mirror.intake.tag_history import TagHistories
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.journal_names import of_repo
 from mirror.policy.hosted.push_checks import HostedRules
+from mirror.ports import Look
 from mirror.repository.copied_blobs import CopiedBlobs
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
@@ -122,7 +123,7 @@ def open_hosting(
     return Hosting(verbs, pulled, HostedMemory(pulled, shared.caches), integrity, shared, rules, copying, copied)
 
 
-def _open_look(config: Config, storage: Storage) -> Callable[[Repo], Awaitable[bool]] | None:
+def _open_look(config: Config, storage: Storage) -> Callable[[Repo], Awaitable[Look]] | None:
     """What pulls await in a cluster; None otherwise."""
     use = storage.bucket
     if use is None or use.journals is None:

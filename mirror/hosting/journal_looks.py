@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Final, Protocol
 
 from mirror.aio.bounded_threads import in_thread
 from mirror.errors import BucketUnavailable
+from mirror.ports import Look
 
 #: Seconds for which a pull waits for the bucket.
 _PATIENCE: Final = 2.0
@@ -30,9 +32,9 @@ class SeenJournals(Protocol):
     def young(self, name: str, age: float) -> bool | None:
         """What `look` would return if it need not ask; None if it must. Quick enough for the event loop."""
 
-    def believed(self, name: str) -> bool:
-        """What was so at the last look. Raises `BucketUnavailable` if there was none, or if it is too long ago. Quick
-        enough for the event loop.
+    def believed(self, name: str) -> None:
+        """Raises `BucketUnavailable` if there was no look, or if the last one is too long ago. Quick enough for the
+        event loop.
         """
 
     def not_answered(self) -> None:
@@ -52,23 +54,25 @@ class JournalLooks:
     def __repr__(self) -> str:
         return f"<JournalLooks at {self._journals!r}>"
 
-    async def look(self, name: str) -> bool:
-        """Returns whether what is remembered of a journal's records counts. False: another replica changes them at the
-        moment, and each record must be asked for. Raises `StoreError`.
-        """
+    async def look(self, name: str) -> Look:
+        """Returns what to think of what is remembered of a journal's records. Raises `StoreError`."""
         young = self._journals.young(name, self._age)
         if young is not None:
-            return young
+            return _seen(young)
         asking = asyncio.ensure_future(in_thread(self._threads, self._journals.look, name, self._age, patient=False))
         done, _ = await asyncio.wait({asking}, timeout=self._patience)
         if not done:
             self._journals.not_answered()
             asking.add_done_callback(_retrieve)
-            return self._journals.believed(name)
-        try:
-            return asking.result()
-        except BucketUnavailable:
-            return self._journals.believed(name)
+        else:
+            with suppress(BucketUnavailable):
+                return _seen(asking.result())
+        self._journals.believed(name)
+        return Look.OLD
+
+
+def _seen(counts: bool) -> Look:
+    return Look.COUNTS if counts else Look.CHANGING
 
 
 def _retrieve(asking: asyncio.Future[bool]) -> None:

@@ -11,7 +11,7 @@ from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.immutability import ImmutableTags
-from mirror.ports import SILENCE, Announcer, Catalog, HostedBlobs, HostedRecords, RepairableBlobs
+from mirror.ports import SILENCE, Announcer, Catalog, HostedBlobs, HostedRecords, Look, RepairableBlobs
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,8 +62,8 @@ class PulledParts:
     histories: TagHistories
     #: Where requests read them, if that may mean to wait for a bucket; None: in the threads of the event loop.
     threads: Executor | None = None
-    #: In a cluster, awaited before anything is read: False if what is remembered of the repository does not count.
-    look: Callable[[Repo], Awaitable[bool]] | None = None
+    #: In a cluster, awaited before anything is read: what to think of what is remembered of the repository.
+    look: Callable[[Repo], Awaitable[Look]] | None = None
 
     def now(self) -> float:
         """Returns the time to record, in epoch seconds."""

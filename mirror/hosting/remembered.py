@@ -19,6 +19,7 @@ from mirror.aio.bounded_threads import in_thread
 from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.oci.reference import Repo
+from mirror.ports import Look
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -65,11 +66,11 @@ class Remembered(Generic[K, T]):
     def __repr__(self) -> str:
         return f"<Remembered {self._kind} {len(self._read)}>"
 
-    async def get(self, repo: Repo, key: K, read: Callable[[], T], *, counts: bool = True) -> T:
-        """Returns the record, from memory if it is still true. `read` blocks; it is called in a thread. `counts`: False
-        if another replica changes the repository. Raises what `read` raises.
+    async def get(self, repo: Repo, key: K, read: Callable[[], T], *, look: Look = Look.COUNTS) -> T:
+        """Returns the record, from memory if it is still true. `read` blocks; it is called in a thread. `look` says
+        what the journal of the repository does. Raises what `read` raises.
         """
-        if not counts:
+        if look is not Look.COUNTS:
             return await in_thread(self._threads, read)
         changes, now = self._changes(repo), self._now()
         seen = self._read.get((repo, key))

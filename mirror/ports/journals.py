@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.change_journal import ChangeJournal
 from mirror.ports.versioned import Version
+
+
+class Look(Enum):
+    """What a look at a journal says of all that is remembered of its records."""
+
+    #: It is true now.
+    COUNTS = "counts"
+    #: Another replica changes the records: each must be asked for.
+    CHANGING = "changing"
+    #: The bucket does not answer: it was true at the last look. That there is no record is not believed then.
+    OLD = "old"
 
 
 class RecordJournals(Protocol):

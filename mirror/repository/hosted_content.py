@@ -39,7 +39,7 @@ from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.policy.records import ManifestRecord
-from mirror.ports import BlobInfo, BlobObject, BlobReader
+from mirror.ports import BlobInfo, BlobObject, BlobReader, Look
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import CachedTag, Caches
 from mirror.repository.copied_blobs import CopiedBlobs
@@ -122,14 +122,14 @@ class HostedContent:
     async def manifest(self, reference: Reference) -> ManifestAnswer:
         """Returns an answer with the manifest itself. Raises `ManifestUnknown`, `StoreError`."""
         # one look for both records
-        counts = self._parts.look is None or await self._parts.look(self.repo)
-        tag = None if isinstance(reference, Digest) else await self._tag(reference, counts=counts)
+        look = Look.COUNTS if self._parts.look is None else await self._parts.look(self.repo)
+        tag = None if isinstance(reference, Digest) else await self._tag(reference, look=look)
         digest = reference if isinstance(reference, Digest) else tag.record.digest if tag else None
-        manifest = await self._manifest(digest, counts=counts) if digest else None
+        manifest = await self._manifest(digest, look=look) if digest else None
         if manifest is None:
             joint = "@" if isinstance(reference, Digest) else ":"
             raise ManifestUnknown(f"{self.repo}{joint}{reference} does not exist")
-        return ManifestAnswer.of(manifest, Outcome.HIT, self.repo.registry, tag.override if tag else None)
+        return ManifestAnswer.of(manifest, _outcome(look), self.repo.registry, tag.override if tag else None)
 
     async def resolve(self, reference: Reference) -> ManifestAnswer:
         """Returns the same answer as `manifest`: HEAD succeeds only if GET would. Raises like `manifest`."""
@@ -139,15 +139,15 @@ class HostedContent:
         """True if the tag points to a manifest that has a record here, also if its bytes are damaged or missing. Raises
         `StoreError`.
         """
-        counts = self._parts.look is None or await self._parts.look(self.repo)
-        found = await self._tag(tag, counts=counts)
-        return found is not None and await self._record(found.record.digest, counts=counts) is not None
+        look = Look.COUNTS if self._parts.look is None else await self._parts.look(self.repo)
+        found = await self._tag(tag, look=look)
+        return found is not None and await self._record(found.record.digest, look=look) is not None
 
-    async def _record(self, digest: Digest, *, counts: bool) -> ManifestRecord | None:
-        return await self._memory.manifests.get(self.repo, digest, lambda: self._read_record(digest), counts=counts)
+    async def _record(self, digest: Digest, *, look: Look) -> ManifestRecord | None:
+        return await self._memory.manifests.get(self.repo, digest, lambda: self._read_record(digest), look=look)
 
-    async def _tag(self, tag: str, *, counts: bool) -> CachedTag | None:
-        return await self._memory.tags.get(self.repo, tag, lambda: self._read_tag(tag), counts=counts)
+    async def _tag(self, tag: str, *, look: Look) -> CachedTag | None:
+        return await self._memory.tags.get(self.repo, tag, lambda: self._read_tag(tag), look=look)
 
     def _read_tag(self, tag: str) -> CachedTag | None:
         """Blocking: returns what a tag answers; None if it is absent. A freeze overrides the record. Raises
@@ -159,8 +159,8 @@ class HostedContent:
         record = self._parts.catalog.get_tag(self.repo, tag)
         return CachedTag(record, Outcome.HIT, now, now) if record else None
 
-    async def _manifest(self, digest: Digest, *, counts: bool) -> Manifest | None:
-        if await self._record(digest, counts=counts) is None:
+    async def _manifest(self, digest: Digest, *, look: Look) -> Manifest | None:
+        if await self._record(digest, look=look) is None:
             return None
         manifest = self._caches.manifests.get((self.repo, digest))
         if manifest is None:
@@ -203,8 +203,8 @@ class HostedContent:
 
     async def link(self, digest: Digest) -> BlobLink | None:
         """Returns the repository's link to a blob, whatever its state; None if it has none."""
-        counts = self._parts.look is None or await self._parts.look(self.repo)
-        return await self._memory.links.get(self.repo, digest, lambda: self._read_link(digest), counts=counts)
+        look = Look.COUNTS if self._parts.look is None else await self._parts.look(self.repo)
+        return await self._memory.links.get(self.repo, digest, lambda: self._read_link(digest), look=look)
 
     def _read_link(self, digest: Digest) -> BlobLink | None:
         found = self._parts.records.link(self.repo, digest)
@@ -278,11 +278,11 @@ class HostedContent:
 
     async def tags(self, last: str, count: int) -> Listing:
         """Returns up to `count` tags after `last`. Raises `NameUnknown` if the repository has nothing."""
-        counts = self._parts.look is None or await self._parts.look(self.repo)
-        tags = await self._memory.tag_lists.get(self.repo, "", self._read_tags, counts=counts)
+        look = Look.COUNTS if self._parts.look is None else await self._parts.look(self.repo)
+        tags = await self._memory.tag_lists.get(self.repo, "", self._read_tags, look=look)
         if tags is None:
             raise NameUnknown(f"{self.repo} does not exist")
-        return Listing.page(tags, last, count, Outcome.HIT, self.repo.registry)
+        return Listing.page(tags, last, count, _outcome(look), self.repo.registry)
 
     def _read_tags(self) -> tuple[str, ...] | None:
         """Blocking: returns the tags, without those that an interrupted deletion has left; None if the repository has
@@ -315,9 +315,9 @@ class HostedContent:
 
     async def referrers(self, digest: Digest) -> Listing:
         """Returns descriptors of the referrers of a manifest, which may be absent. Raises `StoreError`."""
-        counts = self._parts.look is None or await self._parts.look(self.repo)
-        found = await self._memory.referrers.get(self.repo, digest, lambda: self._read_referrers(digest), counts=counts)
-        return Listing(found, Outcome.HIT, self.repo.registry)
+        look = Look.COUNTS if self._parts.look is None else await self._parts.look(self.repo)
+        found = await self._memory.referrers.get(self.repo, digest, lambda: self._read_referrers(digest), look=look)
+        return Listing(found, _outcome(look), self.repo.registry)
 
     def _read_referrers(self, subject: Digest) -> tuple[Descriptor, ...]:
         """Blocking: returns the manifests here whose subject this is, and those that clients which do not know the API
@@ -344,3 +344,7 @@ class HostedContent:
         except RecordDamaged:
             manifests = map(self._read_manifest, records.referrer_digests(self.repo, subject))
             return [referrer_descriptor(manifest) for manifest in manifests if manifest is not None]
+
+
+def _outcome(look: Look) -> Outcome:
+    return Outcome.STALE if look is Look.OLD else Outcome.HIT

@@ -162,8 +162,12 @@ async def test_127_pulls_go_on_at_a_replica_that_is_cut_off_the_bucket(
         clock.forward(60)
         second = await one.push_image("v1", b"another layer")
         for _ in range(2):
-            assert (await two.manifest("v1")).body == first
+            got = await two.manifest("v1")
+            assert (got.body, got.headers["Warning"][:3]) == (first, "299")
             assert (await two.blob(Digest.of(LAYER))).body == LAYER
+            assert (await tags(cut)) == ["v1"]
+            # another replica may have pushed it since
+            assert (await two.manifest("v2")).status == 503
         refused = await two.ask("POST", two.uploads)
         if refused.status == 202:
             refused = await two.finish(refused.headers["Location"], Digest.of(b"new"), b"new")

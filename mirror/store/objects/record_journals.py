@@ -151,16 +151,11 @@ class BucketJournals:
             return None
         return not position.others
 
-    def believed(self, name: str) -> bool:
-        """What was so at the last look. Raises `BucketUnavailable` if there was none, or if it is too long ago. Quick
+    def believed(self, name: str) -> None:
+        """Raises `BucketUnavailable` if a journal was never seen, or too long ago to believe what is remembered. Quick
         enough for the event loop.
         """
         position = self.position(name)
-        self.must_be_believed(position)
-        return position is not None and not position.others
-
-    def must_be_believed(self, position: JournalPosition | None) -> None:
-        """Raises `BucketUnavailable` if a journal was seen too long ago to believe what is remembered."""
         if position is None or not 0 <= self._steady() - position.looked_at < self._stale:
             raise BucketUnavailable(
                 "the bucket does not answer, and it is not known what other replicas have changed", retry_after=_DOWN

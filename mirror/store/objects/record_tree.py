@@ -189,9 +189,10 @@ class BucketTree:
             counts = journals.look(name, age, patient=not is_lenient)
         except BucketUnavailable:
             known, found = self._remembered(key, trusted=True)
-            if not is_lenient or not known:
+            # another replica may have made a record since; only that nothing is frozen is believed
+            if not is_lenient or not known or (found is None and journal_names.repo_path(name)):
                 raise
-            journals.must_be_believed(journals.position(name))
+            journals.believed(name)
             return known, found
         return self._remembered(key, trusted=True) if counts else (False, None)
 
@@ -394,6 +395,9 @@ class BucketTree:
                 self._list_part(name, beginning, self.journals)
         except BucketUnavailable:
             if not is_lenient or not self._was_complete():
+                raise
+            self.journals.believed(name)
+            if beginning.endswith("/_tags/") and not any(True for _ in self._rows(beginning)):
                 raise
 
     def _list_part(self, name: str, beginning: str, journals: BucketJournals) -> None:
