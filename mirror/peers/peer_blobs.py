@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Final
 
+from mirror import telemetry
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamTimeout, UpstreamUnavailable
 from mirror.oci.digest import Digest
@@ -74,10 +75,11 @@ class HttpPeerBlobs:
         heard: Callable[[], None],
     ) -> AsyncIterator[Body]:
         """See `PeerBlobs`. Leaving the context closes the body; no thread may still read it."""
-        loop, cancel = asyncio.get_running_loop(), Cancel()
+        loop, cancel, trace = asyncio.get_running_loop(), Cancel(), telemetry.trace_headers()
 
         def get() -> HttpBody:
-            answer, signed = self._get(member, blob_target(repo, digest), start, size, hops, cancel)
+            headers = {HOPS: str(hops), **trace, **({} if size is None else {SIZE: str(size)})}
+            answer, signed = self._get(member, blob_target(repo, digest), headers, start, cancel)
             body = _body_of(answer, signed, size)
             try:
                 loop.call_soon_threadsafe(heard)
@@ -97,11 +99,8 @@ class HttpPeerBlobs:
             body.close()
 
     def _get(
-        self, member: str, target: str, start: int, size: int | None, hops: int, cancel: Cancel
+        self, member: str, target: str, headers: dict[str, str], start: int, cancel: Cancel
     ) -> tuple[Answer, SignedCall]:
-        headers = {HOPS: str(hops)}
-        if size is not None:
-            headers[SIZE] = str(size)
         ranges = {"Range": f"bytes={start}-"} if start else {}
         signed = self._signer.sign(member, "GET", target, {**headers, **ranges})
         headers["Authorization"] = signed.authorization

@@ -29,6 +29,9 @@ class Tracing(Protocol):
     def request(self, method: str, path: str, headers: Mapping[str, str]) -> TraceSpan:
         """The span of a client's request, which continues the trace of its `traceparent` (W3C Trace Context)."""
 
+    def headers(self) -> dict[str, str]:
+        """The headers by which another replica continues the trace at the current span."""
+
 
 class _NoSpan:
     """The span used while tracing is off."""
@@ -68,3 +71,10 @@ def client_span(name: str, **attributes: str | int | float | None) -> TraceSpan:
 def request_span(method: str, path: str, headers: Mapping[str, str]) -> TraceSpan | None:
     """The span of a client's request; None while tracing is off."""
     return None if _tracing is None else _tracing.request(method, path, headers)
+
+
+def trace_headers() -> dict[str, str]:
+    """Headers for a request to another replica, which continues the trace; none while tracing is off. Upstreams are
+    foreign hosts, and get none.
+    """
+    return {} if _tracing is None else _tracing.headers()

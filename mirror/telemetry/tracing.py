@@ -5,12 +5,14 @@
     │   └── upstream resolve            client; one for each try
     │       upstream token              client; a token was exchanged
     ├── manifest ── upstream manifest
-    └── flight ──┬─ upstream blob       until upstream's headers
+    └── flight ──┬─ peer blob           client; until another replica's first byte; its request follows
+                 ├─ upstream blob       until upstream's headers
                  ├─ fill                its body
                  └─ evict               room is made
 
 A flight belongs to the request that began it; requests that join it say so (`mirror.cache` = `joined`). The
-`traceparent` is not sent to upstreams: they are foreign hosts, and need not know which client asks for what.
+`traceparent` is sent to other replicas alone: upstreams are foreign hosts, and need not know which client asks for
+what.
 """
 
 from __future__ import annotations
@@ -144,6 +146,11 @@ class _Tracing:
         made = _Span(self._tracer, "request", trace.SpanKind.SERVER, parent)
         made.note(http__request__method=method, url__path=path[:1024])
         return made
+
+    def headers(self) -> dict[str, str]:
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier)
+        return carrier
 
 
 class _Span:

@@ -15,6 +15,7 @@ from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from tests.support.collector import Collector, Received
 from tests.support.fake_registry import FakeRegistry, status
+from tests.support.live_cluster import in_order, live_cluster
 from tests.support.live_mirror import live_mirror, noise
 from tests.support.mirror_process import MirrorProcess, write_config
 
@@ -84,6 +85,26 @@ async def test_a_clients_trace_is_continued(registry: FakeRegistry, tmp_path: Pa
     assert (request.trace, request.parent) == (_TRACE, _PARENT)
     # a hit out of memory has nothing below it
     assert request.attributes["mirror.cache"] == "hit"
+
+
+async def test_a_trace_goes_on_at_another_replica(registry: FakeRegistry, tmp_path: Path) -> None:
+    """A blob that another replica fetches is in the trace of the client that wants it; upstream sees nothing of it."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    with Collector() as collector:
+        async with live_cluster(tmp_path, {"docker.io": registry.url}, 2, **_trace(collector)) as replicas:
+            owner, other = in_order(replicas, "docker.io", Digest.of(_LAYER))
+            assert (await other.mirror.ask(_BLOB)).body == _LAYER
+            await owner.mirror.idle()
+            await other.mirror.idle()
+    asked, passed_on = sorted(collector.named("request"), key=lambda span: len(span.parent))
+    [peer_blob] = collector.named("peer blob")
+    assert (asked.parent, peer_blob.kind, passed_on.parent) == ("", "CLIENT", peer_blob.span)
+    assert passed_on.attributes["mirror.peer"] == other.address
+    assert {one.trace for one in collector.spans} == {asked.trace}
+    assert "flight" in _below(collector, passed_on)
+    saw = [name.lower() for request in registry.requests for name in dict(request.headers)]
+    assert saw
+    assert "traceparent" not in saw
 
 
 async def test_failures_are_traced_without_secrets(registry: FakeRegistry, tmp_path: Path) -> None:

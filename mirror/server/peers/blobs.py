@@ -14,6 +14,7 @@ repository. As to clients, the last bytes are sent when the digest of the whole 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -27,6 +28,7 @@ from mirror.policy.cluster.blob_requests import (
     OFFSET,
     PATH,
     BlobRequest,
+    blob_target,
     is_loop,
     parse_blob_request,
 )
@@ -90,14 +92,16 @@ class PeerBlobAnswers:
             return web.Response(headers={OFFSET: str(offset)})
         if blobs.waits_for(wanted.digest) == peer.call.sender:
             return _text(508, "this replica waits for that one")
-        with telemetry.span("peer blob sent", mirror__peer=peer.call.sender, mirror__digest=str(wanted.digest)) as span:
+        path = blob_target(wanted.repo, wanted.digest)
+        with telemetry.request_span("GET", path, peer.request.headers) or nullcontext() as span:
             try:
                 response = await (self._at_once if wanted.size is not None else self._granted)(peer, wanted, blobs)
             except ConnectionError:
                 # it has left; nobody reads this
                 _abort(peer)
                 response = _text(400, "the other replica has left")
-            span.note(mirror__status=response.status)
+            if span is not None:
+                span.note(http__response__status_code=response.status, mirror__peer=peer.call.sender)
             return response
 
     async def _at_once(self, peer: PeerRequest, wanted: BlobRequest, blobs: BlobsForPeers) -> web.StreamResponse:
