@@ -500,7 +500,7 @@ def cloud_values(cloud: str, plain: list[Object]) -> str:
         (values.setdefault(section, {}) if section else values)[last] = more
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     head = f"# {_LEAVE.replace('cluster', f'clouds/{cloud}')}\n#\n"
-    return f"{head}#     helm upgrade --install … --values k8s/chart/values-{cloud}.yaml\n{text}"
+    return f"{head}# Copy it, change the identity, and add what else you change: docs/cluster.md\n{text}"
 
 
 def chart_files() -> dict[str, str]:
