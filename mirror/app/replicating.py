@@ -100,8 +100,8 @@ def open_replications(
 
     return Replications(
         map(run_of, config.replication),
-        # looked at every few seconds; nothing is deleted because of them
-        storage.stored.json("replication", Reads.REMEMBERED),
+        # looked at every few seconds; nothing is deleted because of them, but other replicas write them, too
+        storage.stored.json("replication", Reads.REMEMBERED if storage.leasing is None else Reads.STRICT),
         locks=storage.work,
         seed=storage.store.id,
         now=now,
