@@ -305,7 +305,7 @@ def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
             RecordCatalog(tree),
             RepositoryRecords(tree, counts),
             PinRecords(_json(use, "pins", operators)),
-            FreezeRecords(_json(use, "freezes", operators)),
+            _freezes(use, FreezeRecords(_json(use, "freezes", operators)), hosts, counter),
         )
 
     shown = views(Reads.REMEMBERED, Reads.REMEMBERED, FileTree(layout))
@@ -315,6 +315,15 @@ def _in_bucket(config: Config, layout: Layout, use: BucketUse) -> StoredRecords:
     silent = SilentTree(use.tree.view(Reads.REMEMBERED))
     evicted = RecordCatalog(RoutedTree(hosts, hosted=silent, cached=FileTree(layout)))
     return StoredRecords(layout, shown, pulled, views(Reads.STRICT, Reads.OWN), evicted, hosts, use)
+
+
+def _freezes(use: BucketUse, freezes: FreezeRecords, hosts: Callable[[str], bool], counter: ChangeCounter) -> Freezes:
+    if use.journals is None:
+        return freezes
+    # imported here: a mirror without replicas does not even load it
+    from mirror.store.records.journaled_freezes import JournaledFreezes
+
+    return JournaledFreezes(freezes, use.journals, hosts, counter)
 
 
 def _json(use: BucketUse, kind: str, reads: Reads) -> TreeRecords:

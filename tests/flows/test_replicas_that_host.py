@@ -12,6 +12,8 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
+from mirror.oci.reference import Repo
+from mirror.policy.records import Freeze
 from tests.support.bucket_mirror import wipe
 from tests.support.bucket_replicas import bucket_replica, bucket_replicas
 from tests.support.live_mirror import Clock, LiveMirror
@@ -229,3 +231,27 @@ async def test_referrers_are_seen_everywhere(tmp_path: Path, bucket: MemoryBucke
         for each in (one, two):
             found = (await each.referrers(Digest.of(subject))).json["manifests"]
             assert [entry["digest"] for entry in found] == [str(Digest.of(attached))]
+
+
+async def test_132_a_freeze_at_one_replica_holds_at_all(tmp_path: Path, bucket: MemoryBucket, clock: Clock) -> None:
+    """By the next pull and the next push; so does its end."""
+    async with bucket_replicas(tmp_path, bucket, clock, 2) as mirrors:
+        one, two = clients(mirrors)
+        first = await one.push_image("v1", LAYER)
+        second = await one.push_image("v1", b"another layer")
+        for each in (one, two):
+            assert (await each.manifest("v1")).body == second
+        repo, freezes = Repo("corp", "app"), mirrors[0].app.storage.freezes
+        for settles in (False, True):
+            freeze = Freeze(repo, "v1", Digest.of(first), OCI_MANIFEST, len(first), "", 0.0)
+            await asyncio.to_thread(freezes.put, freeze)
+            if settles:
+                await settle(mirrors[0])
+            for each in (one, two):
+                assert (await each.manifest("v1")).body == first
+                assert (await each.put(second, "v1")).status == 403
+            await asyncio.to_thread(freezes.drop, repo, "v1")
+            if settles:
+                await settle(mirrors[0])
+            for each in (one, two):
+                assert (await each.manifest("v1")).body == second
