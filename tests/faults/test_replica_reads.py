@@ -131,6 +131,34 @@ def _referrers(cluster: _Cluster, name: str) -> None:
     assert listed(one) == listed(second) == []
 
 
+def _cached_content(cluster: _Cluster, name: str) -> None:
+    """A cached image that is pinned at one replica is purged at none; purged at one, it is gone at all."""
+    # no other repository has it
+    layer = noise(3000, seed=8) + name.encode()
+    repository = f"docker.io/{name.replace('corp/', 'library/')}"
+    upstream = repository.partition("/")[2]
+    cluster.registry.add_image(upstream, "v1", [layer], config=name.encode())
+    one, (second, third) = cluster.turns()
+    target = f"/v2/{upstream}/blobs/{sha256(layer)}"
+
+    def downloads() -> int:
+        return sum(sha256(layer) in each.path for each in cluster.registry.of_kind("blobs", "GET"))
+
+    for replica in cluster.site.replicas:
+        replica.pull(upstream, "v1")
+    before = downloads()
+    second.command("pin", f"{repository}:v1")
+    for replica in (one, third):
+        assert "because of the pin" in replica.try_command("purge", f"{repository}:v1").err
+        cluster.expect(replica, target, 200, layer)
+    assert downloads() == before
+    third.command("unpin", f"{repository}:v1")
+    one.command("purge", f"{repository}:v1")
+    assert second.ask("GET", f"/v2/{upstream}/manifests/v1").status == 200
+    cluster.expect(second, target, 200, layer)
+    assert downloads() == before + 1, "what was purged at another replica was still there"
+
+
 def _robots(cluster: _Cluster, name: str) -> None:
     """A robot that is made at one replica may log in at each other one, until it is revoked at any."""
     one, (second, third) = cluster.turns()
@@ -153,6 +181,7 @@ _ACTS: Final[list[Callable[[_Cluster, str], None]]] = [
     _blobs,
     _deletions,
     _referrers,
+    _cached_content,
     _robots,
 ]
 
