@@ -97,6 +97,8 @@ class UploadExchange:
         self._look = look
         #: True once bytes of the body may have reached the member.
         self.sent = False
+        #: An answer to HEAD has no content, whatever its length says (RFC 9110, 9.3.2).
+        self._is_head = False
         self._socket: socket.socket | None = None
         self._received = b""
 
@@ -137,6 +139,7 @@ class UploadExchange:
     async def _exchange(
         self, method: str, target: str, headers: Mapping[str, str], body: Source | None
     ) -> UploadAnswer:
+        self._is_head = method == "HEAD"
         sent = dict(headers)
         chunked = body is not None and body.length is None
         if body is not None and not chunked:
@@ -236,7 +239,7 @@ class UploadExchange:
         head, end, content = self._received.partition(b"\r\n\r\n")
         if end:
             status, headers = _parse_head(head)
-            if status == 204 or len(content) >= int(headers.get("content-length", "0")):
+            if self._is_head or status == 204 or len(content) >= int(headers.get("content-length", "0")):
                 return _judged(signed, status, headers, content)
         if not piece or len(self._received) > 2 * _LARGEST:
             raise EOFError("the connection was closed before the end of the answer")
@@ -254,7 +257,8 @@ class UploadExchange:
 
 def _head(method: str, target: str, host: str, headers: Mapping[str, str]) -> bytes:
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode("ascii")
+    # bytes of the client's that are not ASCII go on as they came
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
 def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 import pytest
 
-from mirror.errors import UploadOutOfOrder
+from mirror.errors import UploadOutOfOrder, UploadUnknown
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.peers.members import ClusterMembers
@@ -263,6 +263,46 @@ async def test_a_client_that_goes_away_leaves_what_it_has_sent(tmp_path: Path) -
         rest = await site.front.ask("PATCH", site.location, body=_LARGE[1 << 20 :])
         assert rest.status == 202
         assert site.content == _LARGE
+
+
+async def test_a_session_that_has_ended_says_nothing_about_its_replica(tmp_path: Path) -> None:
+    """The answer to HEAD says the length of a text that does not come."""
+    async with _site(tmp_path) as site:
+        assert (await site.front.ask("DELETE", site.location)).status == 204
+        for method in ("HEAD", "GET"):
+            assert (await site.front.ask(method, site.location)).status == 404
+        assert site.health.is_up(site.listener.address)
+        assert site.health.state(site.listener.address).reason == ""
+
+
+async def test_a_replica_that_was_replaced_in_between_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    """The new one knows nothing of the session, and the answer of the old one never comes."""
+    looks, never = 0, asyncio.Event()
+
+    async def replaced(verb: PeerVerb, peer: PeerRequest) -> Any:
+        nonlocal looks
+        if peer.request.method == "HEAD":
+            looks += 1
+            raise UploadUnknown("no such upload")
+        await peer.request.read()
+        await never.wait()
+
+    async with _site(tmp_path, wrap=replaced, look=0.01) as site:
+        answer = await site.front.ask("PATCH", site.location, body=b"x")
+        assert answer.status == 503
+        assert looks > 3
+        never.set()
+
+
+async def test_what_a_client_writes_besides_ascii_is_refused_like_anything_wrong(tmp_path: Path) -> None:
+    async with _site(tmp_path) as site:
+        reader, writer = await site.front.connect()
+        head = f"PATCH {site.location} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nConnection: close\r\n"
+        writer.write(head.encode() + b"Content-Range: \xe9\xc3\xa9\r\n\r\nx")
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 416 "), answer
+        assert site.content == b""
 
 
 async def test_no_credentials_of_the_caller_go_to_the_other_replica(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ from mirror.server.registry.responses import API_VERSION, error_response
 _PATH: Final = "upload/"
 _METHODS: Final = frozenset({"GET", "HEAD", "PATCH", "PUT", "DELETE"})
 _IDENTITY: Final = "Mirror-Identity"
+#: Looks in a row, after seconds without an answer, at which a session may be unknown: it ends before its last answer
+#: comes. A replica that was replaced at the same address says the same, and never answers.
+_MOST_GONE: Final = 60
 #: Headers of the answer that the client gets.
 _RELAYED: Final = ("Location", "Range", "Docker-Upload-UUID", "Docker-Content-Digest", "Content-Type", "Retry-After")
 
@@ -81,19 +84,21 @@ class PassedUploads:
         """
         request, repo = call.request, call.repository.repo
         target = f"{ROOT}{_PATH}{_path(call)}"
-        headers = {_IDENTITY: json.dumps({"caller": call.pusher.name, "repository": str(repo)})}
+        identity = {_IDENTITY: json.dumps({"caller": call.pusher.name, "repository": str(repo)})}
+        headers, gone = dict(identity), 0
         if (chunk := request.headers.get("Content-Range")) is not None:
             headers["Content-Range"] = chunk
         peers = self._peers
 
         async def alive() -> bool:
+            nonlocal gone
             try:
                 path = target.partition("?")[0]
-                answer = await peers.client.call(member, "upload", "HEAD", path, headers, insist=True)
+                answer = await peers.client.call(member, "upload", "HEAD", path, identity, insist=True)
             except (PeerSilent, PeerRefused):
                 return False
-            # 404: it has ended in between, and the answer is on its way
-            return answer.status < 500
+            gone = gone + 1 if answer.status == 404 else 0
+            return answer.status < 500 and gone <= _MOST_GONE
 
         exchange = UploadExchange(
             member,
