@@ -153,7 +153,7 @@ def _open_shared(
         bucket_reads=reads,
         nearer=cached.nearer,
         objects=cached.objects,
-        peers=_peers(config, storage, executor),
+        peers=_peers(config, storage, stack),
         restores=cache.restoring if cache else None,
         kept=cached.kept,
         catch_up=_catch_up(storage),
@@ -172,14 +172,14 @@ def _catch_up(storage: Storage) -> Callable[[], Awaitable[None]] | None:
     return catches_up(storage.bucket)
 
 
-def _peers(config: Config, storage: Storage, executor: Executor) -> Callable[[Repo], PeerReads | None]:
+def _peers(config: Config, storage: Storage, stack: AsyncExitStack) -> Callable[[Repo], PeerReads | None]:
     """See `Shared.peers`."""
     if storage.cluster is None:
         return lambda _: None
     # imported here: a mirror without replicas does not even load it
     from mirror.app.clusters.blob_exchange import open_exchange
 
-    return open_exchange(config, storage.cluster, executor)
+    return open_exchange(config, storage.cluster, stack)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.threads import run_uninterrupted
+from mirror.aio.threads import uninterrupted
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamTimeout, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -50,8 +50,8 @@ class HttpPeerBlobs:
         tls: ssl.SSLContext | None = None,
         tls_name: str | None = None,
     ) -> None:
-        """`executor` runs the threads that receive blobs. `tls` shows the certificate of this replica, and `tls_name`
-        is the name in those of the others; None for plain http.
+        """`executor` runs the threads that wait for first bytes; each may wait for long. `tls` shows the certificate of
+        this replica, and `tls_name` is the name in those of the others; None for plain http.
         """
         self._signer = signer
         self._client = client
@@ -92,7 +92,14 @@ class HttpPeerBlobs:
                 cancel.on(None)
             return body
 
-        body = await run_uninterrupted(self._executor, get, stop=cancel.now, unwanted=HttpBody.close)
+        opening = self._executor.submit(get)
+
+        def stop() -> None:
+            # it may still wait for a thread
+            opening.cancel()
+            cancel.now()
+
+        body = await uninterrupted(asyncio.wrap_future(opening), stop=stop, unwanted=HttpBody.close)
         try:
             yield body
         finally:

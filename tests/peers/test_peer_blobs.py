@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
@@ -199,6 +200,30 @@ async def test_who_gives_up_leaves_nothing_behind(site: PeerSite, size: int | No
         await task
     await reached(lambda: _connections() <= before)
     never.set()
+
+
+async def test_who_gives_up_before_a_thread_is_free_need_not_wait_for_one(tmp_path: Path) -> None:
+    """All threads may wait for members that wait for their upstream."""
+    with ThreadPoolExecutor(16) as executor, ThreadPoolExecutor(1) as one:
+        async with PeerSite(tmp_path, executor).open() as site:
+            signer = PeerSigner("test", ASKING, site.secrets)
+            client = PeerClient(signer, PeerHealth())
+            blobs = HttpPeerBlobs(signer, client, one)
+            busy = threading.Event()
+            one.submit(busy.wait)
+            heard = asyncio.Event()
+            opening = blobs.open(site.member, REPO, DIGEST, 0, size=SIZE, hops=1, heard=heard.set)
+            task = asyncio.create_task(opening.__aenter__())
+            await asyncio.sleep(0)
+            task.cancel()
+            try:
+                async with asyncio.timeout(30):
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+            finally:
+                busy.set()
+                await client.aclose()
+            assert not site.given.found
 
 
 def _connections() -> int:
