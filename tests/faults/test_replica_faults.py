@@ -1,4 +1,4 @@
-"""Rows 127, 128, 130, 131 and 133: replicas are split, upgraded, emptied and die, and Redis fails over."""
+"""Rows 127, 130, 131 and 133: replicas are split, upgraded, all emptied, and die with open uploads."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Final
 
 import pytest
 
-from tests.faults.conftest import Tally
+from tests.faults.conftest import APPS, Tally, add_apps
 from tests.support.cluster_site import ClusterSite, Replica
 from tests.support.engines.fault_proxy import Silence
 from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.fake_registry import FakeRegistry
 from tests.support.images import sha256
 from tests.support.live_mirror import noise
+from tests.support.process import eventually
+from tests.support.pushers import Pushers, open_to_pushers
 from tests.support.redis_server import RedisServer
 from tests.support.site_client import Said, SiteClient
+from tests.support.stubborn import Stubborn
 
 _LAYER: Final = noise(300_000, seed=1)
 
@@ -85,7 +88,69 @@ def test_127_the_bucket_decides_while_replicas_are_split(
         tally(split=split, rounds=rounds)
 
 
+def test_127_a_replica_without_the_bucket(
+    registry: FakeRegistry, seaweedfs: SeaweedFS, tmp_path: Path, tally: Tally
+) -> None:
+    """Row 127: a replica that is cut off from everything gives out what it has and takes no push; the others notice
+    nothing; and when it reaches the bucket again, it answers as they do.
+    """
+    registry.add_image("library/app", "v1", [noise(100_000, seed=2)])
+    with ClusterSite(
+        tmp_path, seaweedfs, upstreams={"docker.io": registry.url}, connect_timeout=2, read_timeout=2, timeout=4
+    ) as site:
+        apart, *others = site.replicas
+        manifest = others[0].push("corp/app", "v1", _LAYER)
+        assert apart.pull("corp/app", "v1") == manifest
+        cached = apart.pull("library/app", "v1")
+        site.cut_off(apart)
+        assert apart.pull("library/app", "v1") == cached
+        assert apart.pull("corp/app", "v1") == manifest
+        refused = apart.ask("POST", f"/v2/corp/app/blobs/uploads/?digest={sha256(b'x')}", b"x")
+        assert (refused.status, "Retry-After" in refused.headers) == (503, True), refused
+        moved = others[0].push("corp/app", "v1", noise(1000, seed=3))
+        assert others[1].pull("corp/app", "v1") == moved
+        site.mend()
+        eventually(lambda: apart.manifest("corp/app", "v1").body == moved, "it answers as the others do")
+        assert apart.pull("corp/app", "v1") == moved
+        assert apart.push("corp/app", "v2", noise(1000, seed=4)) == others[1].pull("corp/app", "v2")
+
+
 # --------------------------------------------------------------------------------------------------- restarts
+
+
+@pytest.mark.timeout(900)
+def test_130_a_rolling_upgrade(
+    registry: FakeRegistry, seaweedfs: SeaweedFS, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
+) -> None:
+    """Row 130: each replica in turn ends as an upgrade ends it, loses its disk as a pod does, and comes back, while
+    clients push, delete and pull: what an ordinary client tries again succeeds, nothing is lost, no byte is wrong.
+    """
+    add_apps(registry, (50_000, 120_000))
+    rounds = times("UPGRADES", 1)
+    with (
+        ClusterSite(
+            tmp_path, seaweedfs, upstreams={"docker.io": registry.url}, cache=True, more=open_to_pushers()
+        ) as site,
+        Pushers(site.ports, seed=5) as pushers,
+        Stubborn(site.ports, APPS, clients=2, tries=20, seed=5) as pullers,
+    ):
+        pushers.go()
+        for _ in range(rounds):
+            for one in site.replicas:
+                pushers.wait_for(5)
+                pullers.wait_for_pulls(2)
+                one.stop()
+                one.wipe()
+                pushers.wait_for(5)
+                pullers.wait_for_pulls(2)
+                one.start()
+        pushers.wait_for(5)
+        pushers.rest()
+        read = pushers.look()
+        pullers.leave()
+        tally(restarts=3 * rounds, changes=pushers.acknowledged.total(), read=read, pulled=pullers.pulled)
+        assert pushers.wrong == []
+        assert (pullers.failed, pullers.corrupt) == ([], [])
 
 
 @pytest.mark.parametrize("end", ["stopped", "killed"])

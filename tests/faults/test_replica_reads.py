@@ -131,6 +131,22 @@ def _referrers(cluster: _Cluster, name: str) -> None:
     assert listed(one) == listed(second) == []
 
 
+def _freezes(cluster: _Cluster, name: str) -> None:
+    """A tag that is frozen at one replica can be moved at none, until it is unfrozen at any."""
+    one, (second, third) = cluster.turns()
+    first = one.push(name, "v1", noise(1000, seed=6))
+    other = third.push(name, "v2", noise(1000, seed=7))
+    assert second.pull(name, "v1") == first
+    second.command("freeze", f"{name}:v1")
+    for replica in (one, third):
+        assert replica.put_manifest(name, "v1", other).status == 403
+        assert replica.ask("DELETE", f"/v2/{name}/manifests/v1").status == 403
+        cluster.expect_tag(replica, name, "v1", first)
+    third.command("unfreeze", f"{name}:v1")
+    assert one.put_manifest(name, "v1", other).status == 201
+    cluster.expect_tag(second, name, "v1", other)
+
+
 def _cached_content(cluster: _Cluster, name: str) -> None:
     """A cached image that is pinned at one replica is purged at none; purged at one, it is gone at all."""
     # no other repository has it
@@ -181,6 +197,7 @@ _ACTS: Final[list[Callable[[_Cluster, str], None]]] = [
     _blobs,
     _deletions,
     _referrers,
+    _freezes,
     _cached_content,
     _robots,
 ]
