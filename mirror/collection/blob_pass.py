@@ -66,17 +66,20 @@ class BlobPass:
 
     def candidates(self) -> Iterator[None]:
         """Reads what has waited long enough. Call it before the walk. Raises `StoreError`."""
-        for record in self._blobs.all_queued():
-            age = waited(record.queued_at, self._now(), self._grace)
-            if age is Waited.UNKNOWN:
-                self._queue_anew(record.digest)
-            elif age is Waited.LONG_ENOUGH:
-                if len(self._candidates) >= MOST:
-                    self._report.more = True
-                    return
-                self._add(record)
-            if self._pace.spent(RECORD if age is Waited.TOO_SHORT else RECORD * 2):
-                yield
+        for page in self._blobs.queued_pages():
+            for record in page:
+                age = waited(record.queued_at, self._now(), self._grace)
+                if age is Waited.UNKNOWN:
+                    self._queue_anew(record.digest)
+                elif age is Waited.LONG_ENOUGH:
+                    if len(self._candidates) >= MOST:
+                        self._report.more = True
+                        return
+                    self._add(record)
+                if age is not Waited.TOO_SHORT and self._pace.spent(RECORD):
+                    yield
+            # to find a page is a step, however few records it has
+            yield
 
     def _add(self, record: QueuedBlob) -> None:
         with suppress(RecordDamaged):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from mirror.collection.collection_report import Unread, WaitingContent
@@ -25,7 +26,7 @@ def waiting(parts: HostedParts, rules: CollectionRules, unread: list[Unread]) ->
             yield from _links(parts, rules, repo, unread)
             yield from _deletions(parts, rules, repo, unread)
             _note_unread(parts, repo, unread)
-    for record in parts.blobs.all_queued():
+    for record in chain.from_iterable(parts.blobs.queued_pages()):
         try:
             size = parts.contents.stat(record.digest).size
         except BlobUnknown:

@@ -80,8 +80,10 @@ class HostedBlobs(Protocol):
         (`at_once`). Returns of how many it could not be freed now; it is freed later. Raises nothing.
         """
 
-    def all_queued(self) -> Iterable[QueuedBlob]:
-        """The records of all blobs that wait, in no order."""
+    def queued_pages(self) -> Iterable[Sequence[QueuedBlob]]:
+        """The records of all blobs that wait, in no order, in pages each of which takes a short time to find. A page
+        may be empty: to find the few that wait, all others may have to be looked at.
+        """
 
     def damaged(self) -> Sequence[QuarantinedBlob]:
         """The damaged blobs that were set aside and have no hosted name now, in no order. Each stays until it gets its

@@ -49,6 +49,7 @@ from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.hosted.retention import RETENTION
 from mirror.policy.hosted_records import LinkState
 from mirror.ports import Expected, Version
+from tests.support.hosted_blobs_suite import all_queued
 from tests.support.hosted_world import Limited, MemoryFreezes
 from tests.support.memory_hosted_records import MemoryHostedRecords
 from tests.support.memory_hosting import MemoryContents, MemoryHostedBlobs
@@ -302,7 +303,7 @@ class Hosting(RuleBasedStateMachine):
             assert not list(disk.records.deleted_manifests(repo))
             needed |= named
         assert {info.digest for info in disk.names.walk()} == needed
-        assert not list(disk.blobs.all_queued())
+        assert not all_queued(disk.blobs)
 
     # ---------------------------------------------------------------------------------------------- the operations
 

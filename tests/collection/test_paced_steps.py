@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
-from mirror.collection.pace import run_paced
+from mirror.collection.blob_pass import BlobPass
+from mirror.collection.collection_report import CollectionReport
+from mirror.collection.pace import Pace, run_paced
+from mirror.policy.hosted.collection import ClockReading
+from mirror.policy.hosted_records import QueuedBlob
+from tests.support.memory_hosting import MemoryHostedBlobs
+from tests.support.memory_store import MemoryStore
 
 
 class Lease:
@@ -36,3 +42,26 @@ async def test_what_steps_do_at_the_end_is_not_done_on_the_loop() -> None:
     assert not await run_paced(steps(), lease, lose)  # type: ignore[arg-type]
     assert len(threads) == 1
     assert threading.get_ident() not in threads
+
+
+async def test_the_search_for_what_waits_ends_with_the_lease() -> None:
+    """Among blobs of which none waits, in a bucket that has no end."""
+    looked: list[int] = []
+    lease = Lease()
+
+    class Endless(MemoryHostedBlobs):
+        def queued_pages(self) -> Iterator[list[QueuedBlob]]:
+            while True:
+                looked.append(1)
+                yield []
+
+    async def lose(_: float) -> None:
+        if len(looked) == 3:
+            lease.lost.set()
+
+    def now() -> ClockReading:
+        return ClockReading(1000.0, 1000.0)
+
+    blobs = BlobPass(Endless(MemoryStore()), 10.0, now, CollectionReport(1000.0), Pace())
+    assert not await run_paced(blobs.candidates(), lease, lose)  # type: ignore[arg-type]
+    assert len(looked) == 3

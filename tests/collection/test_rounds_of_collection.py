@@ -30,6 +30,7 @@ from mirror.store.local.local_records import local_catalog, local_repository_rec
 from mirror.store.records.record_keys import file_name
 from tests.support.bucket_records import Machine
 from tests.support.collecting import APP, GRACE, KEEP, TWIN, CollectedWorld, image, index
+from tests.support.hosted_blobs_suite import all_queued
 
 
 @pytest.fixture(params=["memory", "bucket"])
@@ -259,7 +260,7 @@ def test_damaged_content_stays_as_long_as_something_needs_it(world: CollectedWor
     world.delete(APP, pushed, "v1", keep=False)
     world.collect_until_nothing_waits()
     assert not world.blobs.damaged()
-    assert not list(world.blobs.all_queued())
+    assert not all_queued(world.blobs)
 
 
 def test_a_repository_that_cannot_be_listed_stops_the_second_pass(
@@ -275,7 +276,7 @@ def test_a_repository_that_cannot_be_listed_stops_the_second_pass(
     with monkeypatch.context() as patched:
         patched.setattr(world.records, "linked", linked)
         assert not world.collect_until_nothing_waits().complete
-        assert not list(world.blobs.all_queued())
+        assert not all_queued(world.blobs)
     assert world.collect_until_nothing_waits().complete
     assert loose not in world.hosted()
 

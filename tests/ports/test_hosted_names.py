@@ -15,7 +15,7 @@ from mirror.store.hosted.blob_names import HostedNames
 from mirror.store.hosted.contents import LocalContents
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
-from tests.support.hosted_blobs_suite import CONTENT, DIGEST, HostedBlobsSuite
+from tests.support.hosted_blobs_suite import CONTENT, DIGEST, HostedBlobsSuite, all_queued
 
 
 class TestHostedNames(HostedBlobsSuite):
@@ -91,7 +91,7 @@ def test_a_file_system_without_hard_links(
 
 def test_a_store_that_hosts_nothing_has_no_folders_for_it(layout: Layout, hosted: HostedNames) -> None:
     """They are made when they are needed."""
-    assert not [*hosted.blobs(None, 10), *hosted.all_queued()]
+    assert not [*hosted.blobs(None, 10), *all_queued(hosted)]
     assert not [path for path in (layout.hosted, layout.hosted_queue, layout.uploads) if path.exists()]
 
 
@@ -182,7 +182,7 @@ def test_a_damaged_record_of_the_queue_is_dropped_by_a_rescue(layout: Layout, ho
         hosted.queued(DIGEST)
     with pytest.raises(RecordChanged):
         hosted.queue(QueuedBlob(DIGEST, 2.0))
-    assert list(hosted.all_queued()) == []
+    assert all_queued(hosted) == []
     hosted.rescue(DIGEST)
     assert hosted.queued(DIGEST) is None
 

@@ -88,6 +88,16 @@ class TestUploadsToBucket(_OverBucket, UploadsSuite):
         return LocalUploads(site.layout, site.hosted)
 
 
+def test_what_waits_is_found_in_short_steps(tmp_path: Path) -> None:
+    """Among many blobs that do not wait: each page of them is a page of its own, with no record."""
+    site = ObjectSite(tmp_path / "one")
+    digests = sorted(site.hosted.put(Digest.of(content), content).digest for content in (b"a", b"b", b"c", b"d", b"e"))
+    last = QueuedBlob(digests[-1], 100.0)
+    site.hosted.queue(last)
+    with patch("mirror.store.objects.state_records._PAGE", 2):
+        assert [list(page) for page in site.hosted.queued_pages()] == [[], [], [last]]
+
+
 # ------------------------------------------------------------------------------------------------- copies on the disk
 
 

@@ -12,6 +12,7 @@ from mirror.policy.hosted_records import QueuedBlob
 from mirror.ports import SweptPage
 from mirror.store.objects.hosted_sweep import HostedSweep
 from mirror.store.objects.object_keys import hosted_key, lost_key, state_key
+from tests.support.hosted_blobs_suite import all_queued
 from tests.support.object_site import ObjectSite
 
 DAY = 86400.0
@@ -130,7 +131,7 @@ def test_all_states_are_lost(site: ObjectSite, tmp_path: Path) -> None:
     # what was remembered of them went with the disk
     site = ObjectSite(tmp_path / "another disk", site.bucket)
     assert swept(site).queued == 5
-    assert {record.digest for record in site.hosted.all_queued()} == digests
+    assert {record.digest for record in all_queued(site.hosted)} == digests
     for digest in digests:
         site.hosted.rescue(digest)
     assert len(site.keys()) == 5
@@ -143,7 +144,7 @@ def test_states_that_a_new_disk_has_not_read(site: ObjectSite, tmp_path: Path) -
     assert [info.digest for info in other.hosted.blobs(None, 100)] == digests
     assert [info.digest for info in other.hosted.blobs(digests[9], 5)] == digests[10:15]
     calls = site.bucket.calls["read"]
-    assert not list(other.hosted.all_queued())
+    assert not all_queued(other.hosted)
     assert site.bucket.calls["read"] == calls
 
 

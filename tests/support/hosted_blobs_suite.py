@@ -29,6 +29,11 @@ def queued(hosted: HostedBlobs, digest: Digest, at: float = 100.0) -> QueuedBlob
     return record
 
 
+def all_queued(hosted: HostedBlobs) -> list[QueuedBlob]:
+    """The records of all blobs that wait."""
+    return [record for page in hosted.queued_pages() for record in page]
+
+
 class HostedBlobsSuite:
     """The contract of `HostedBlobs`."""
 
@@ -89,7 +94,7 @@ class HostedBlobsSuite:
             with pytest.raises(BlobUnknown):
                 look(ABSENT_DIGEST)
         assert hosted.queued(ABSENT_DIGEST) is None
-        assert not [*hosted.blobs(None, 10), *hosted.all_queued()]
+        assert not [*hosted.blobs(None, 10), *all_queued(hosted)]
 
     def test_a_queued_blob_is_collected(self, hosted: HostedBlobs, another: HostedBlobs, contents: Blobs) -> None:
         """Name and record are gone."""
@@ -99,7 +104,7 @@ class HostedBlobsSuite:
         assert found
         assert found.record == QueuedBlob(DIGEST, 100.0)
         assert found.version == version
-        assert list(another.all_queued()) == [found.record]
+        assert all_queued(another) == [found.record]
         assert another.collect(DIGEST, version) == len(CONTENT)
         assert hosted.queued(DIGEST) is None
         with pytest.raises(BlobUnknown):
@@ -111,7 +116,16 @@ class HostedBlobsSuite:
         first = queued(hosted, DIGEST)
         with pytest.raises(RecordChanged):
             another.queue(QueuedBlob(DIGEST, 200.0))
-        assert list(hosted.all_queued()) == [first]
+        assert all_queued(hosted) == [first]
+
+    def test_all_blobs_that_wait_are_on_the_pages(self, hosted: HostedBlobs, another: HostedBlobs) -> None:
+        """Each of them once."""
+        digests = {hosted.put(Digest.of(content), content).digest for content in (b"%d" % n for n in range(120))}
+        for digest in digests:
+            hosted.queue(QueuedBlob(digest, 100.0))
+        found = [record.digest for record in all_queued(another)]
+        assert len(found) == len(digests)
+        assert {*found} == digests
 
     @pytest.mark.parametrize("how", ["rescue", "adopt", "put"])
     def test_a_rescued_blob_is_not_collected(self, hosted: HostedBlobs, another: HostedBlobs, how: str) -> None:

@@ -82,9 +82,9 @@ class MemoryHostedBlobs:
     def free_collected(self, *, at_once: bool = False) -> int:
         return 0
 
-    def all_queued(self) -> Iterable[QueuedBlob]:
+    def queued_pages(self) -> Iterable[Sequence[QueuedBlob]]:
         with self._changing:
-            return [versioned.record for versioned in self._queue.values()]
+            return [[versioned.record for versioned in self._queue.values()]]
 
     def damaged(self) -> Sequence[QuarantinedBlob]:
         return self.names.quarantined()

@@ -66,6 +66,8 @@ from mirror.store.local.record_versions import only_writer, version_of
 from mirror.store.records.record_keys import digest_from, file_name
 
 _BLOCK: Final = 1 << 20
+#: Records of blobs that wait in one page.
+_PAGE: Final = 50
 
 
 class HostedNames:
@@ -244,13 +246,18 @@ class HostedNames:
     def free_collected(self, *, at_once: bool = False) -> int:
         return 0
 
-    def all_queued(self) -> Iterator[QueuedBlob]:
+    def queued_pages(self) -> Iterator[Sequence[QueuedBlob]]:
         """See `HostedBlobs`. A record that is damaged is left out: `queued` raises for it, and `rescue` drops it."""
+        page: list[QueuedBlob] = []
         for digest, _ in _files(self._layout.hosted_queue):
             with suppress(RecordDamaged):
                 versioned = self.queued(digest)
                 if versioned:
-                    yield versioned.record
+                    page.append(versioned.record)
+            if len(page) >= _PAGE:
+                yield page
+                page = []
+        yield page
 
     # ------------------------------------------------------------------------------------------------ all of them
 

@@ -289,10 +289,9 @@ class HostedObjects:
     def free_collected(self, *, at_once: bool = False) -> int:
         return self._collected.free(at_once=at_once)
 
-    def all_queued(self) -> Iterator[QueuedBlob]:
-        for state in self._remembered.queued():
-            if state.queued_at is not None:
-                yield QueuedBlob(state.digest, state.queued_at)
+    def queued_pages(self) -> Iterator[Sequence[QueuedBlob]]:
+        for page in self._remembered.queued_pages():
+            yield [QueuedBlob(state.digest, state.queued_at) for state in page if state.queued_at is not None]
 
     # ------------------------------------------------------------------------------------------------ damage
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Protocol
 
 from mirror.errors import RecordDamaged
@@ -87,23 +88,27 @@ class BlobStates:
 
     def after(self, digest: Digest | None) -> Iterator[BlobState]:
         """The states of the blobs after `digest`, in the order of algorithm and digits, without damaged records."""
-        return self._states(state_key(digest) if digest else "")
+        return chain.from_iterable(self._pages(state_key(digest) if digest else ""))
 
-    def queued(self) -> Iterator[BlobState]:
-        """The states of all blobs that wait to be collected, without damaged records."""
-        return self._states("", _QUEUED)
+    def queued_pages(self) -> Iterator[list[BlobState]]:
+        """The states of all blobs that wait to be collected, without damaged records: for each page of the records of
+        all blobs those that are in it, perhaps none.
+        """
+        return self._pages("", _QUEUED)
 
-    def _states(self, after: str, having: bytes = b"") -> Iterator[BlobState]:
-        """The states whose records have a text, behind the key `after`."""
+    def _pages(self, after: str, having: bytes = b"") -> Iterator[list[BlobState]]:
+        """The states whose records have a text, behind the key `after`, one list for each page of records."""
         for folder in STATE_FOLDERS:
             begin = after
             while rows := self._tree.scan(folder, begin, _PAGE):
                 begin = rows[-1].key
+                page = []
                 for row, content in zip(rows, self._contents(rows), strict=True):
                     digest = parse_state_key(row.key)
                     state = BlobState.from_json(digest, content) if digest and content and having in content else None
                     if state:
-                        yield state
+                        page.append(state)
+                yield page
                 # other threads want to work, too
                 os.sched_yield()
 
