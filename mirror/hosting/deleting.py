@@ -393,12 +393,10 @@ class Deleting:
         """What is done inside is durable afterwards, and every process sees it, also if it fails in the middle."""
         change = _Change()
         try:
-            yield change
-            self._parts.flush()
+            with self._parts.noted(repo, lambda: change.made):
+                yield change
             change.announced.done(written=change.tags)
         finally:
-            if change.made:
-                self._parts.records.note_change(repo)
             change.announced.end(change.tags)
 
 

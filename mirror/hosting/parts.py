@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from mirror.errors import StoreError
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -105,9 +107,26 @@ class HostedParts:
         """Blocking: makes all that this process has written durable, and lets every process see that the repository has
         changed. Raises `StoreError`; the change is seen nevertheless.
         """
+        with self.noted(repo):
+            pass
+
+    @contextmanager
+    def noted(self, repo: Repo, is_changed: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Blocking: what is written inside is durable afterwards, and every process sees it if `is_changed`, also what
+        is left of it after an error. Events are to be reported afterwards: whoever gets one may pull at once, from any
+        worker. Raises `StoreError`; an error inside goes before that.
+        """
         try:
+            yield
             self.flush()
-        finally:
+        except BaseException as error:
+            if is_changed():
+                try:
+                    self.records.note_change(repo)
+                except StoreError as another:
+                    error.add_note(str(another))
+            raise
+        if is_changed():
             self.records.note_change(repo)
 
     def flush(self) -> None:

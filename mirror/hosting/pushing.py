@@ -62,13 +62,11 @@ class Pushing:
         announced = self._parts.events.begin(ChangeKind.PUSH, repo, lambda: self._describe(repo, put, caller))
         written: list[PlacedTag] = []
         try:
-            self._store(repo, rules, put, children, caller, announced, written, may_overwrite=may_overwrite)
-            self._parts.flush()
+            with self._parts.noted(repo):
+                self._store(repo, rules, put, children, caller, announced, written, may_overwrite=may_overwrite)
             moved = {placed.record.tag: placed.moved_from for placed in written if placed.moved_from}
             announced.done(moved, {placed.record.tag: placed.record.generation for placed in written})
         finally:
-            # other processes must not believe what they remember, also if only a part was written
-            self._parts.records.note_change(repo)
             announced.end([placed.record.tag for placed in written])
         return tuple(moved)
 

@@ -109,14 +109,14 @@ class Retiring:
         """
         work = _Work(self._parts, self._placing, repo, batch, retired, keep=keep)
         try:
-            yield from work.mark()
-            yield from work.look_for_tags()
-            work.record_tags()
-            self._parts.records.flush()
-            yield from work.drop_manifests()
-            yield from work.look_for_indexes(known)
-            yield from work.drop_tags()
-            self._parts.flush()
+            with self._parts.noted(repo, lambda: work.changed):
+                yield from work.mark()
+                yield from work.look_for_tags()
+                work.record_tags()
+                self._parts.records.flush()
+                yield from work.drop_manifests()
+                yield from work.look_for_indexes(known)
+                yield from work.drop_tags()
             work.confirm()
         finally:
             work.close()
@@ -139,7 +139,8 @@ class _Work:
         self._dropped: dict[Digest, _Mark] = {}
         self._deleted_tags: dict[str, Version] = {}
         self._announced: list[Announcement] = []
-        self._changed = False
+        #: True once a record of a tag or manifest was dropped, or may have been.
+        self.changed = False
         self._count = 0
 
     def _spent(self, most: int) -> bool:
@@ -249,7 +250,7 @@ class _Work:
                 ChangeKind.DELETE, self._repo, RETENTION, digest, record.tags, record.media_type, record.size
             )
             announced = self._announce(change)
-            self._changed = True
+            self.changed = True
             try:
                 with announced.turn():
                     self._parts.catalog.drop_manifest(self._repo, digest, expect=mark.expected)
@@ -309,7 +310,7 @@ class _Work:
     def drop_tags(self) -> Iterator[None]:
         """Drops the tags of the manifests that are gone, and those that go alone."""
         for name, (digest, version) in [*self._tags.items()]:
-            self._changed = True
+            self.changed = True
             try:
                 if digest in self._dropped:
                     self._parts.catalog.drop_tag(self._repo, name, expect=version)
@@ -329,7 +330,7 @@ class _Work:
                 yield
 
     def confirm(self) -> None:
-        """To be called when all is durable."""
+        """To be called when all is durable, and every process sees it."""
         for digest, mark in self._dropped.items():
             if not self._keep:
                 self._withdraw(mark)
@@ -342,11 +343,9 @@ class _Work:
             announced.done()
 
     def close(self) -> None:
-        """Takes back what was not done, and lets every process see the rest."""
+        """Takes back what was not done, and ends the events."""
         for mark in self._marks.values():
             with suppress(StoreError):
                 self._withdraw(mark)
         for announced in self._announced:
             announced.end()
-        if self._changed:
-            self._parts.records.note_change(self._repo)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,57 @@ async def test_a_deletion_that_fails_before_it_is_seen_is_not_reported(world: _W
     world.records.fail(call, None)
     gone = world.catalog.get_manifest(TEAM, pushed.digest) is None
     assert world.types() == (["image.deleted"] if gone else [])
+
+
+async def test_whoever_gets_an_event_sees_the_change(world: _World) -> None:
+    """Before the events of a push or a deletion are delivered, every process knows that the repository has changed."""
+    [team] = world.open(TEAM)
+    for blob in (b"config", b"one"):
+        await upload(team, blob, _ANN)
+    digest = Digest.of(image(b"config", b"one"))
+    changes: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "push": lambda: push(team, image(b"config", b"one"), _ANN, "1"),
+        "tag": lambda: team.delete_tag("1", _ANN),
+        "undelete": lambda: team.undelete("1", _ANN),
+        "image": lambda: team.delete_manifest(digest, _ANN),
+    }
+    seen: dict[str, int] = {}
+    for name, change in changes.items():
+        before = world.records.changes(TEAM)
+        world.outbox.before("confirm", partial(_see, world, seen, name))
+        await change()
+        seen[name] = seen[name] > before
+    assert seen == dict.fromkeys(changes, True)
+
+
+def _see(world: _World, seen: dict[str, int], name: str) -> None:
+    seen[name] = world.records.changes(TEAM)
+
+
+async def test_a_change_that_cannot_be_noted_is_reported_nevertheless(world: _World) -> None:
+    """The client is answered that it failed, but the image is there."""
+    [team] = world.open(TEAM)
+    for blob in (b"config", b"one"):
+        await upload(team, blob, _ANN)
+    world.records.fail("note_change", StoreError("the disk is full"))
+    with capture_logs(), pytest.raises(StoreError, match="the disk is full"):
+        await push(team, image(b"config", b"one"), _ANN, "1")
+    assert world.types() == ["image.pushed"]
+
+
+@pytest.mark.parametrize("verb", ["push", "delete"])
+async def test_the_first_error_is_the_one_that_is_raised(world: _World, verb: str) -> None:
+    """Whatever else fails after it, and no event waits for an end that does not come."""
+    [team] = world.open(TEAM)
+    pushed = await push_image(team, _ANN, "1", b"config", b"one")
+    world.events()
+    world.records.fail("note_change", StoreError("the disk is full"))
+    world.catalog.fail("put_tag" if verb == "push" else "drop_manifest", StoreError("the first"))
+    change: Coroutine[Any, Any, object] = (
+        push(team, image(b"config", b"one"), _ANN, "2") if verb == "push" else team.delete_manifest(pushed.digest, _ANN)
+    )
+    with capture_logs(), pytest.raises(StoreError, match="the first") as caught:
+        await change
+    assert "the disk is full" in caught.value.__notes__
+    world.announcements.settle()
+    assert world.box.orphans() == []

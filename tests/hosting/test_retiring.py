@@ -19,6 +19,7 @@ from mirror.oci.manifest import OCI_MANIFEST, read_manifest
 from mirror.policy.hosted.immutability import ImmutableRule, ImmutableTags
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.records import Freeze
+from mirror.ports import SILENCE
 from tests.support.collecting import APP, GRACE, CollectedWorld, image, index
 from tests.support.hooked import Hooked
 
@@ -298,3 +299,30 @@ def test_a_client_that_deletes_at_the_same_time(site: _Site) -> None:
         deleting.delete_manifest(APP, site.index, "user:a", keep=True)
     with pytest.raises((ManifestUnknown, Denied)):
         deleting.undelete_tag(APP, "v1", "user:a")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_events_come_after_every_process_knows(site: _Site, fails: bool) -> None:
+    """Also those of a batch that failed in the middle; its own error is the one that is raised."""
+    before, order = site.records.changes(APP), []
+
+    class Announced(type(SILENCE)):  # type: ignore[misc]
+        """Notes whether the change is known when it is reported."""
+
+        def begin(self, *_: object) -> Announced:
+            return self
+
+        def done(self, *_: object) -> None:
+            order.append(("done", site.records.changes(APP) > before))
+
+        def end(self, *_: object) -> None:
+            order.append(("end", site.records.changes(APP) > before))
+
+    site.hooked = replace(site.hooked, events=Announced())
+    if fails:
+        site.hooks["catalog"].fail("drop_tag", StoreError("the first"))
+        with pytest.raises(StoreError, match="the first"):
+            site.retire("v1", manifests=(site.index,))
+    else:
+        site.retire("v1", manifests=(site.index,))
+    assert order == [*([] if fails else [("done", True)]), ("end", True)]
