@@ -50,6 +50,9 @@ class JournalLooks:
         self._threads = threads
         self._age = age
         self._patience = patience
+        #: By name: the look that has begun, and the one that begins after it.
+        self._begun: dict[str, asyncio.Task[bool]] = {}
+        self._next: dict[str, asyncio.Task[bool]] = {}
 
     def __repr__(self) -> str:
         return f"<JournalLooks at {self._journals!r}>"
@@ -59,16 +62,41 @@ class JournalLooks:
         young = self._journals.young(name, self._age)
         if young is not None:
             return _seen(young)
-        asking = asyncio.ensure_future(in_thread(self._threads, self._journals.look, name, self._age, patient=False))
+        asking = self._ask(name)
         done, _ = await asyncio.wait({asking}, timeout=self._patience)
         if not done:
             self._journals.not_answered()
-            asking.add_done_callback(_retrieve)
+            # whoever asks from now on does not wait behind it
+            self._begun.pop(name, None)
+            self._next.pop(name, None)
         else:
             with suppress(BucketUnavailable):
                 return _seen(asking.result())
         self._journals.believed(name)
         return Look.OLD
+
+    def _ask(self, name: str) -> asyncio.Task[bool]:
+        """A look that begins after this call."""
+        asking = self._next.get(name)
+        if asking is None:
+            asking = asyncio.get_running_loop().create_task(self._look_after(self._begun.get(name), name))
+            asking.add_done_callback(_retrieve)
+            self._next[name] = asking
+        return asking
+
+    async def _look_after(self, before: asyncio.Task[bool] | None, name: str) -> bool:
+        if before is not None:
+            await asyncio.wait({before})
+        asking = self._next.get(name)
+        if asking is None or asking is not asyncio.current_task():
+            # it took too long to begin: nobody waits for it any more
+            return False
+        self._begun[name] = self._next.pop(name)
+        try:
+            return await in_thread(self._threads, self._journals.look, name, self._age, patient=False)
+        finally:
+            if self._begun.get(name) is asking:
+                del self._begun[name]
 
 
 def _seen(counts: bool) -> Look:
