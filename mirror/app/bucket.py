@@ -103,15 +103,16 @@ def try_bucket(config: Config) -> list[BucketCheck]:
 
     with closing(_open(config, config.store.bucket, quiet=True)) as bucket:
         fetch = _following(config.bucket) if config.bucket.redirect_to else None
-        return check_bucket(bucket, safety=bucket, fetch=fetch, disk=_disk_use(Layout(config.store.root)))
+        return check_bucket(bucket, safety=bucket, fetch=fetch, disk=_disk_use(config))
 
 
-def _disk_use(layout: Layout) -> DiskUse | None:
+def _disk_use(config: Config) -> DiskUse | None:
     """What the disk says of itself and its bucket; None if it cannot be read. Makes no store."""
     from mirror.store.objects.bucket_check import DiskUse
 
+    layout, cluster = Layout(config.store.root), config.cluster.name if config.cluster.has_members else ""
     try:
-        return DiskUse(LocalStore(layout).id if layout.marker.exists() else "", BucketNote(layout).read())
+        return DiskUse(LocalStore(layout).id if layout.marker.exists() else "", BucketNote(layout).read(), cluster)
     except (StoreError, OSError):
         return None
 

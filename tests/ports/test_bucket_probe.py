@@ -223,8 +223,39 @@ class TestChecks:
         assert not other.ok
         assert "the id b2; this one has the id b1" in other.detail
         assert bucket.content() == before
-        bucket.write("last-used.json", b'{"cluster": "mirror", "nonce": "n"}')
-        assert use(DiskUse("d2", "b1")).ok
+
+    @pytest.mark.parametrize("noted", [None, "b1"])
+    def test_whose_it_is_beside_a_cluster(self, noted: str | None) -> None:
+        """The cluster's own replicas use it; for all others it is a failure, whose advice says what a start does."""
+        bucket = MemoryBucket()
+        bucket.write("mirror.json", b'{"layout": 1, "id": "b1"}')
+
+        def use(disk: str, cluster: str) -> BucketCheck:
+            checks = check_bucket(bucket, disk=DiskUse(disk, noted, cluster))
+            [check] = [check for check in checks if check.step == "use"]
+            return check
+
+        assert use("d1", "east").ok
+        bucket.write("last-used.json", b'{"cluster": "east", "nonce": "n"}')
+        for disk in ("d1", "d2"):
+            assert use(disk, "east") == BucketCheck(
+                "use", True, "the cluster east uses it, of which this mirror is a replica"
+            )
+        other, single = use("d1", "west"), use("d1", "")
+        assert not other.ok
+        assert "the cluster east uses it, and this mirror is a replica of the cluster west" in other.detail
+        assert "cluster.name" in other.advice
+        assert "takes the bucket over" in other.advice
+        assert not single.ok
+        assert "the cluster east uses it, and this mirror has no [cluster]" in single.detail
+        assert "end all replicas first" in single.advice
+        bucket.write("last-used.json", b'{"disk": "d1", "nonce": "n"}')
+        replaces, same = use("d2", "east"), use("d1", "east")
+        assert not replaces.ok
+        assert "a single mirror uses it, and not the cluster east: the mirror of the disk d1" in replaces.detail
+        assert "takes the bucket over for the cluster" in replaces.advice
+        assert same.ok
+        assert "takes it over" in same.advice
 
     def test_a_bucket_that_is_down(self) -> None:
         """Nothing works, and the advice is about the way there."""

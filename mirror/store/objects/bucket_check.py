@@ -43,11 +43,13 @@ class BucketCheck:
 @dataclass(frozen=True, slots=True)
 class DiskUse:
     """The disk that is to use the bucket: its `id`, empty if it has no store yet, and the id of the bucket that it has
-    used, None if there is none.
+    used, None if there is none. `cluster` is the name of the cluster of which its mirror is a replica, empty if it is
+    none.
     """
 
     id: str
     bucket: str | None
+    cluster: str = ""
 
 
 class UploadSafety(Protocol):
@@ -71,6 +73,14 @@ class UploadSafety(Protocol):
 
 class _NotAsWritten(Exception):
     """The store gave something else than it was given."""
+
+
+class _UsedByOthers(Exception):
+    """Another mirror, or another cluster, uses the bucket; `advice` says what to do."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 class _NotTried(Exception):
@@ -104,6 +114,8 @@ def _tried(step: str, work: Callable[[], str]) -> BucketCheck:
         return BucketCheck(step, True, detail, advice)
     except _NotTried as error:
         return BucketCheck(step, False, str(error))
+    except _UsedByOthers as error:
+        return BucketCheck(step, False, str(error), error.advice)
     except _NotAsWritten as error:
         return BucketCheck(step, False, str(error), "is it an object store, or a proxy that changes what passes it?")
     except (StoreError, UpstreamError, OSError) as error:
@@ -258,8 +270,12 @@ class _Proof:
             )
         if identity.get("migrating"):
             raise BucketUnfit("a migration to or from this bucket is not finished: run mirror migrate again")
-        if last_use is None or "disk" not in last_use:
-            return "no mirror uses it alone"
+        if last_use is None or not {"cluster", "disk"} & last_use.keys():
+            return "no mirror uses it now"
+        if "cluster" in last_use:
+            return _use_beside_cluster(disk, str(last_use["cluster"]))
+        if disk.cluster:
+            return _use_by_replica(disk, str(last_use["disk"]))
         if last_use["disk"] == disk.id:
             return "the mirror of this disk uses it"
         if disk.bucket is not None:
@@ -280,6 +296,39 @@ class _Proof:
         if not isinstance(said, dict):
             raise BucketUnfit(f"{key} in the bucket is damaged")
         return said
+
+
+def _use_beside_cluster(disk: DiskUse, cluster: str) -> str:
+    """What it means for the mirror of a disk that a cluster uses the bucket. Raises `_UsedByOthers`."""
+    if disk.cluster == cluster:
+        return f"the cluster {cluster} uses it, of which this mirror is a replica"
+    taken = "a mirror that starts takes the bucket over from it, and its replicas then write nothing"
+    if disk.cluster:
+        raise _UsedByOthers(
+            f"the cluster {cluster} uses it, and this mirror is a replica of the cluster {disk.cluster}",
+            f"correct cluster.name, or give another prefix in store.bucket: {taken}",
+        )
+    raise _UsedByOthers(
+        f"the cluster {cluster} uses it, and this mirror has no [cluster]",
+        "configure [cluster] as the replicas have it, or give another prefix in store.bucket; if this mirror is to"
+        f" replace the cluster, end all replicas first: {taken}",
+    )
+
+
+def _use_by_replica(disk: DiskUse, user: str) -> str:
+    """What it means for a replica with this disk that the mirror of the disk `user` uses the bucket alone. Raises
+    `_UsedByOthers`.
+    """
+    if user == disk.id:
+        return (
+            f"the mirror of this disk uses it alone\na replica of the cluster {disk.cluster} that starts takes it over"
+            " for the cluster: end that mirror first, if it runs"
+        )
+    raise _UsedByOthers(
+        f"a single mirror uses it, and not the cluster {disk.cluster}: the mirror of the disk {user}",
+        "a replica that starts takes the bucket over for the cluster, and that mirror then writes nothing: if the"
+        " cluster is to replace it, end it first, and start the replicas; if not, give another prefix in store.bucket",
+    )
 
 
 def _rest(body: Body | None) -> bytes | None:
