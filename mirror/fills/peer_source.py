@@ -51,6 +51,11 @@ _MOST_PATIENT: Final = 600
 _ACCUSED: Final = 600.0
 _MOST_ACCUSED: Final = 10_000
 _MOST_WRONG: Final = 3
+#: Blobs that one process reads from other replicas at once, and seconds for which a further one waits. Each takes a
+#: thread here while the member waits for its own source, and the member needs threads for that: if all of two replicas
+#: waited for each other, none would be left to ask upstream. Nor may they be more than the connections of a member.
+_AT_ONCE: Final = 64
+_PATIENCE: Final = 60.0
 
 
 class PeerReads:
@@ -64,12 +69,20 @@ class PeerReads:
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
+        at_once: int = _AT_ONCE,
+        patience: float = _PATIENCE,
     ) -> None:
-        """`sleep` and `clock` count seconds."""
+        """`sleep` and `clock` count seconds. At most `at_once` blobs are read at the same time; others wait `patience`
+        seconds for their turn.
+        """
         self.peers: Final = peers
         self.liveness: Final = liveness
         self.sleep = sleep
         self.clock = clock
+        self._turns = asyncio.Semaphore(at_once)
+        #: Blobs that wait for their turn.
+        self.waiting = 0
+        self._patience = patience
         self._members = members
         self._accused: TtlCache[tuple[str, Digest], bool] = TtlCache(
             _MOST_ACCUSED, _ACCUSED, clock, name="wrong blobs of peers"
@@ -78,7 +91,7 @@ class PeerReads:
         self._wrong: TtlCache[str, int] = TtlCache(_MOST_ACCUSED, _ACCUSED, clock)
 
     def __repr__(self) -> str:
-        return f"<PeerReads {len(self._members.all())} members, {len(self._accused)} wrong blobs>"
+        return f"<PeerReads {len(self._members.all())} members, {self.waiting} waiting, {len(self._accused)} wrong>"
 
     def sources(
         self, repo: Repo, digest: Digest, size: int | None, *, hops: int = 0, besides: Collection[str] = ()
@@ -95,6 +108,22 @@ class PeerReads:
             for member in to_ask(members.own, repo.registry, digest, members.all(), members.is_up)
             if member not in besides and self._is_trusted(member, digest)
         ]
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One blob may be read here. Raises `UpstreamNotFound` if too many are read for too long."""
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise UpstreamNotFound("too many blobs are read from other replicas", upstream=PEER) from error
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def missed_after(self, member: str) -> float:
         """The seconds after which the head of a member's answer is missed."""
@@ -135,6 +164,11 @@ class PeerSource:
     @asynccontextmanager
     async def pull(self, start: int) -> AsyncIterator[Body]:
         """See `BlobSource`. Returns with the first byte: what fails before it is as if nobody had been asked."""
+        async with self._reads.turn(), self._watched(start) as body:
+            yield body
+
+    @asynccontextmanager
+    async def _watched(self, start: int) -> AsyncIterator[Body]:
         ticket = self._reads.liveness.admit(self.member)
         if ticket is None:
             # nobody is asked, and nothing is counted as left

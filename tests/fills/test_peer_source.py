@@ -107,6 +107,35 @@ async def test_a_request_that_two_replicas_wait_for_goes_upstream(site: Site) ->
     assert [source.member for source in site.reads.sources(_REPO, DIGEST, SIZE, besides=[_OWNER])] == [_SECOND]
 
 
+def _one_at_once(site: Site, patience: float) -> PeerReads:
+    return PeerReads(
+        site.peers, site.members, site.health, sleep=site.time.sleep, clock=site.time, at_once=1, patience=patience
+    )
+
+
+async def test_a_blob_waits_for_its_turn_at_other_replicas(site: Site) -> None:
+    """On the event loop: no thread waits."""
+    site.reads = _one_at_once(site, 60.0)
+    async with site.reads.turn():
+        fetching = asyncio.create_task(site.fetch())
+        await reached(lambda: site.reads.waiting == 1)
+        assert site.asked == []
+    assert (await fetching).source == "peer"
+    assert site.asked == [(_OWNER, 0)]
+    # the turn was given back
+    assert (await site.fetch()).source == "peer"
+
+
+async def test_a_blob_does_not_wait_for_its_turn_for_ever(site: Site) -> None:
+    """No member counts as silent because of it."""
+    site.reads = _one_at_once(site, 0.0)
+    async with site.reads.turn():
+        assert (await site.fetch()).source == ""
+    assert site.asked == []
+    assert site.members.is_up(_OWNER)
+    assert (await site.fetch()).source == "peer"
+
+
 async def test_125_a_peer_that_is_down_costs_one_try(site: Site) -> None:
     """Row 125: the next source is asked at once; then the peer is left alone, until its pause is over."""
     site.owner.refusal = UpstreamUnavailable("no connection", upstream="peer")
