@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mirror.app.stored_records import FollowedChanges
 from mirror.errors import BucketUnavailable
+from mirror.oci.reference import Repo
 from mirror.ports import ABSENT, RecordTree
+from mirror.store.local.change_files import ChangeFiles
+from mirror.store.local.layout import Layout
 from mirror.store.objects.record_tree import BucketTree, Reads
 from tests.support.bucket_records import Machine
 from tests.support.record_tree_suite import APP, KEY, ONE, THREE, TWO, RecordTreeSuite, content_of
@@ -114,6 +118,31 @@ def test_a_pull_costs_one_request(one: Machine, two: Machine, bucket: SteppingBu
     assert content_of(pull) == ONE
     assert pull.names(TAGS) == ["1.0"]
     assert bucket.calls.total() == before + 1
+
+
+def test_132_what_is_read_while_a_change_is_noted_is_not_believed_afterwards(one: Machine, two: Machine) -> None:
+    """By another process of that replica, whose look at the journal came before the change."""
+    counter, journals = ChangeFiles(Layout(two.root)), two.journals()
+    assert journals
+    counts, pull = FollowedChanges(counter, journals), two.tree(Reads.LENIENT, two.another_memory())
+    one.tree().write(KEY, ONE)
+    one.settle()
+    assert content_of(pull) == ONE
+    one.tree().write(KEY, TWO)
+    one.settle()
+    read: list[tuple[int, bytes | None]] = []
+
+    class Changed(list[Repo]):
+        def append(self, repo: Repo) -> None:
+            counter.note_change(repo)
+            read.append((counts.changes(repo), content_of(pull)))
+
+    two.changed = Changed()
+    looking = two.journals()
+    assert looking
+    assert looking.sync(APP)
+    assert [content for _, content in read] == [ONE]
+    assert counts.changes(APP) != read[0][0]
 
 
 def test_a_burst_of_writes_costs_two_writes_of_the_journal(one: Machine, bucket: SteppingBucket) -> None:
