@@ -9,6 +9,7 @@ obstore_errors.py  what a failure of obstore means
 clouds.py          what differs from cloud to cloud, and the stores of obstore
 key_files.py       the keys of S3, in files or not
 raw_s3.py          what obstore has no call for
+timed_requests.py  its requests, each with a deadline
 aws_identity.py    the keys of the machine or pod, for that
 s3_xml.py          values in answers to that
 

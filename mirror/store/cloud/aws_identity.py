@@ -22,6 +22,7 @@ from typing import Any, Final
 from mirror import telemetry
 from mirror.store.cloud.key_files import S3Keys
 from mirror.store.cloud.s3_xml import text_of
+from mirror.store.cloud.timed_requests import TimedRequests, succeeded
 
 #: Keys are asked for again so many seconds before they end.
 _MARGIN: Final = 300.0
@@ -30,7 +31,7 @@ _PAUSE: Final = 60.0
 _TIMEOUT: Final = 5.0
 _LONGEST: Final = 1 << 20
 
-#: Sends a request and returns the answer's body. Raises `OSError`.
+#: Sends a request and returns the answer's body. Raises `OSError`, `HTTPException`.
 Ask = Callable[[urllib.request.Request], bytes]
 
 
@@ -74,7 +75,7 @@ class AwsIdentity:
         self._now = now
         self._lock = threading.Lock()
         self._found = _Found(None, 0.0)
-        self._near = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._near = TimedRequests(proxies={})
 
     def __repr__(self) -> str:
         return f"<AwsIdentity {'with' if self._found.keys else 'without'} keys>"
@@ -142,9 +143,7 @@ class AwsIdentity:
 
     def _get(self, url: str, headers: Mapping[str, str], *, method: str = "GET") -> bytes:
         request = urllib.request.Request(url, headers=dict(headers), method=method)  # noqa: S310 - as configured
-        with self._near.open(request, timeout=_TIMEOUT) as answer:
-            content: bytes = answer.read(_LONGEST)
-        return content
+        return succeeded(self._near.ask(request, _TIMEOUT, _LONGEST))
 
 
 def _web_identity(environment: Mapping[str, str], region: str) -> WebIdentity | None:

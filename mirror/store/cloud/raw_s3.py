@@ -11,7 +11,6 @@ import hmac
 import re
 import ssl
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,9 +23,12 @@ from mirror.errors import BucketUnavailable
 from mirror.store.cloud.key_files import S3Keys
 from mirror.store.cloud.obstore_errors import denied
 from mirror.store.cloud.s3_xml import text_of
+from mirror.store.cloud.timed_requests import TimedRequests, succeeded
 
 #: No answer is read beyond so many bytes: a page of a listing has at most 1,000 entries.
 _LONGEST: Final = 8 << 20
+#: Seconds for a page of a listing at least, as for those of objects.
+_LONGEST_PAGE: Final = 60.0
 _UNSIGNED: Final = "UNSIGNED-PAYLOAD"
 
 
@@ -66,9 +68,11 @@ class RawS3:
         ca: str | None = None,
         proxies: Mapping[str, str] | None = None,
         timeout: float = 15.0,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`url` is that of the bucket: `https://host/bucket` or `https://bucket.host`. `keys` returns None if there are
-        none now. `ca` has certificates (PEM). `proxies` by scheme; None: those of the environment.
+        none now. `ca` has certificates (PEM). `proxies` by scheme; None: those of the environment. `timeout` is for one
+        request in all, by `now`, in seconds.
         """
         self._url = url.rstrip("/")
         self._prefix = prefix
@@ -78,10 +82,7 @@ class RawS3:
         context = ssl.create_default_context()
         if ca is not None:
             context.load_verify_locations(cadata=ca)
-        self._opener = urllib.request.build_opener(
-            urllib.request.HTTPSHandler(context=context),
-            urllib.request.ProxyHandler(None if proxies is None else dict(proxies)),
-        )
+        self._requests = TimedRequests(context=context, proxies=proxies, now=now)
 
     def __repr__(self) -> str:
         return f"<RawS3 {self._url}>"
@@ -95,8 +96,10 @@ class RawS3:
         headers: Mapping[str, str] | None = None,
         *,
         sign_content: bool = True,
+        limit: float | None = None,
     ) -> RawAnswer:
-        """Send one request for a key within the prefix; an empty key means the bucket. Blocks for at most the time-out.
+        """Send one request for a key within the prefix; an empty key means the bucket. Blocks for `limit` seconds at
+        most; None: for the time-out.
 
         Raises `BucketUnavailable` if there is no answer, or one that asks to come again later, or there are no keys.
         """
@@ -113,14 +116,12 @@ class RawS3:
             method=method,
         )
         try:
-            with self._opener.open(request, timeout=self._timeout) as answer:
-                found = RawAnswer(answer.status, answer.read(_LONGEST))
-        except urllib.error.HTTPError as error:
-            with error:
-                found = RawAnswer(error.code, error.read(_LONGEST))
+            limit = self._timeout if limit is None else limit
+            answer = self._requests.ask(request, limit, _LONGEST, stall=self._timeout)
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise BucketUnavailable(f"the bucket does not answer: {str(reason)[:160]}") from error
+        found = RawAnswer(answer.status, answer.content)
         if found.status >= 500 or found.status == 429:
             raise BucketUnavailable(f"the bucket answers {found.reason}")
         return found
@@ -136,10 +137,10 @@ class RawS3:
         return parts.hostname or "", parts.port or 80, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
     def ask(self, request: urllib.request.Request) -> bytes:
-        """The body of the answer to a request that somebody else has made, sent the same way. Raises `OSError`."""
-        with self._opener.open(request, timeout=self._timeout) as answer:
-            content: bytes = answer.read(_LONGEST)
-        return content
+        """The body of the answer to a request that somebody else has made, sent the same way. Raises `OSError`,
+        `HTTPException`.
+        """
+        return succeeded(self._requests.ask(request, self._timeout, _LONGEST))
 
     def unfinished(self, prefix: str) -> Iterator[UnfinishedUpload] | None:
         """The unfinished uploads below a prefix. None if the store does not list them, or there are no keys.
@@ -169,7 +170,8 @@ class RawS3:
             page = following
 
     def _page(self, prefix: str, markers: Mapping[str, str]) -> str | None:
-        answer = self.call("GET", "", {"uploads": "", "prefix": self._prefix + prefix, **markers})
+        query = {"uploads": "", "prefix": self._prefix + prefix, **markers}
+        answer = self.call("GET", "", query, limit=max(self._timeout, _LONGEST_PAGE))
         if answer.status in (401, 403):
             what = "the bucket refuses to list unfinished uploads"
             raise denied(what, answer.reason, "s3:ListBucketMultipartUploads")
