@@ -41,7 +41,7 @@ def read_notice(content: bytes) -> Notice:
         purges = tuple(_purge(each) for each in found.get("purges", ()))
         repositories = tuple(_repo(name) for name in found.get("repositories", ()))
         kinds = tuple(check_name(kind) for kind in found.get("kinds", ()))
-    except (ValueError, KeyError, TypeError, AttributeError, DigestInvalid) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DigestInvalid) as error:
         raise RequestError("not a notice of a replica") from error
     return Notice(repositories, kinds, purges)
 

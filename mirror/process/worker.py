@@ -165,8 +165,9 @@ class _Peers:
         cluster, settings = app.storage.cluster, config.server
         if cluster is None:
             raise TypeError("a listener for replicas without a cluster")
+        # the pods of a cluster often have addresses of one IPv6 subnet, and each replica may have as many
         limiter = ConnectionLimiter(
-            head=settings.request_head_timeout, stall=settings.client_stall_timeout, most=_MOST_OF_A_PEER
+            head=settings.request_head_timeout, stall=settings.client_stall_timeout, most=_MOST_OF_A_PEER, subnet=128
         )
         runner = _Runner(cluster.front(UsedNonces(internal.nonces)), settings, limiter)
         await runner.setup()

@@ -202,6 +202,14 @@ def test_26_what_is_one_client(peer: object, key: str | None) -> None:
     assert client_key(peer, [ip_network("10.0.0.0/8"), ip_network("::1")]) == key
 
 
+def test_each_replica_of_one_ipv6_subnet_has_its_own_connections() -> None:
+    """The pods of a cluster often share a subnet: one of them takes nothing from the others."""
+    limiter = ConnectionLimiter(most=1, subnet=128)
+    assert limiter.enter(("2001:db8:1:2::1", 1, 0, 0)) == (True, "2001:db8:1:2::1/128")
+    assert limiter.enter(("2001:db8:1:2::2", 1, 0, 0)) == (True, "2001:db8:1:2::2/128")
+    assert limiter.enter(("2001:db8:1:2::1", 2, 0, 0)) == (False, None)
+
+
 def test_26_the_log_is_not_flooded() -> None:
     """Row 26: however many connections are dropped, the log has one line a minute with their number; nothing about an
     address stays after its last connection.

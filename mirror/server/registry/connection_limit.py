@@ -31,10 +31,11 @@ _QUIET: Final = 60.0
 _SUBNET: Final = 64
 
 
-def client_key(peer: object, unlimited: Sequence[Network]) -> str | None:
+def client_key(peer: object, unlimited: Sequence[Network], subnet: int = _SUBNET) -> str | None:
     """The key under which a client's connections are counted, from the socket's peer name; None: they are not counted.
 
-    Addresses of one IPv6 subnet share a key. Clients of a unix socket cannot be told apart, so they are not counted.
+    Addresses of one IPv6 subnet, with a prefix of `subnet` bits, share a key. Clients of a unix socket cannot be told
+    apart, so they are not counted.
     """
     if not isinstance(peer, tuple) or not peer:
         return None
@@ -47,13 +48,13 @@ def client_key(peer: object, unlimited: Sequence[Network]) -> str | None:
     if any(address in network for network in unlimited):
         return None
     if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((int(address) >> _SUBNET << _SUBNET, _SUBNET)))
+        return str(ipaddress.IPv6Network((address, subnet), strict=False))
     return str(address)
 
 
 class ConnectionLimiter:
     """The limits of one worker. `head` and `stall` are seconds; `most` is the number of connections per client, 0: no
-    limit.
+    limit; clients of one IPv6 subnet, with a prefix of `subnet` bits, count as one.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class ConnectionLimiter:
         stall: float = 300.0,
         most: int = 0,
         unlimited: Sequence[Network] = (),
+        subnet: int = _SUBNET,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.head = head
         self.stall = stall
         self._most = most
         self._unlimited = unlimited
+        self._subnet = subnet
         self._clock = clock
         self._open: Counter[str] = Counter()
         self._unlogged: Counter[str] = Counter()
@@ -79,7 +82,7 @@ class ConnectionLimiter:
 
     def enter(self, peer: object) -> tuple[bool, str | None]:
         """True if this connection may stay, and the key to pass to `leave` when it ends."""
-        key = client_key(peer, self._unlimited) if self._most else None
+        key = client_key(peer, self._unlimited, self._subnet) if self._most else None
         if key is not None:
             if self._open[key] >= self._most:
                 self.dropped("many", peer)
