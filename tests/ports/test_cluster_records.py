@@ -352,6 +352,40 @@ def test_a_journal_of_a_later_version_is_left_alone(one: Machine, bucket: Steppi
     assert KEY not in bucket.content()
 
 
+def test_what_a_later_version_writes_is_seen_by_the_next_pull(
+    one: Machine, two: Machine, bucket: SteppingBucket
+) -> None:
+    """It may say anything in its journals. Those of other repositories are looked at as ever."""
+    other = "repositories/corp/other/_tags/1.0"
+    for key in (KEY, other):
+        one.tree().write(key, ONE)
+    one.settle()
+    pull = two.tree(Reads.LENIENT)
+    assert [content_of(pull), content_of(pull, other)] == [ONE, ONE]
+    for number in (TWO, THREE):
+        bucket.write(JOURNAL, b'{"format": 2, "of": "%d"}' % len(bucket.log))
+        bucket.write(KEY, number)
+        one.tree().write(other, number)
+        one.settle()
+        two.steady += 100.0
+        assert [content_of(pull), content_of(pull, other)] == [number, number]
+    assert b'"format": 2' in bucket.content()[JOURNAL]
+
+
+def test_tag_freshness_is_for_pulls_alone(one: Machine, two: Machine) -> None:
+    """What decides about a change, such as a freeze, is what is there now."""
+    key = "state/freezes/1.json"
+    journals = two.journals(freshness=60.0)
+    pull, change = (
+        BucketTree(two.bucket, two.memory, reads, journals=journals) for reads in (Reads.LENIENT, Reads.OWN)
+    )
+    one.tree().write(key, ONE)
+    one.settle()
+    assert [content_of(pull, key), content_of(change, key)] == [ONE, ONE]
+    one.tree().write(key, TWO)
+    assert [content_of(pull, key), content_of(change, key)] == [ONE, TWO]
+
+
 def test_pulls_go_on_while_the_bucket_is_down(one: Machine, two: Machine, bucket: SteppingBucket) -> None:
     """With what was believed when the journal was last seen; after the first failure nobody waits for it."""
     one.tree().write(KEY, ONE)

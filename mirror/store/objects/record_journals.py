@@ -61,6 +61,8 @@ _FIRST_WAIT: Final = 0.02
 _LAST_WAIT: Final = 1.0
 #: Stands for the replicas that a damaged journal may have had entries of.
 _UNREADABLE: Final = "?"
+#: Stands for those of a journal of another format: what they write is asked for until somebody else has ended it.
+_UNKNOWN: Final = "unknown"
 
 #: What a journal becomes, and the keys that this replica has named in it; None: it stays as it is.
 _Step: TypeAlias = "Callable[[ChangeJournal], tuple[ChangeJournal, Collection[str]] | None]"
@@ -139,7 +141,8 @@ class BucketJournals:
         if position is None:
             return False
         now = self._steady()
-        gone = [each for each, (_, since) in position.others.items() if now - since > _FORSAKEN]
+        others = position.others.items()
+        gone = [each for each, (_, since) in others if now - since > _FORSAKEN and each != _UNKNOWN]
         if gone and self._forsake(name, gone):
             position = self.position(name)
         return position is not None and not position.others
@@ -214,9 +217,9 @@ class BucketJournals:
             self._learn(name, None, None, began_at)
         elif isinstance(answer, NotChanged):
             content = position.content if position else b""
-            self._learn(name, _parsed(name, content, answer.version), answer.version, began_at)
+            self._learn(name, _parsed(content, answer.version), answer.version, began_at)
         else:
-            self._learn(name, _parsed(name, answer.content, answer.version), answer.version, began_at)
+            self._learn(name, _parsed(answer.content, answer.version), answer.version, began_at)
 
     def _learn(
         self,
@@ -312,7 +315,9 @@ class BucketJournals:
             position = self.position(name)
             if position is None:
                 raise StoreError(f"{name} cannot be remembered")
-            journal = _parsed(name, position.content, position.version) if position.version else None
+            journal = _parsed(position.content, position.version) if position.version else None
+            if journal is not None and _UNKNOWN in journal.writing:
+                raise BucketUnavailable(f"{name}: {journal.nonce}", retry_after=60.0)
             made = step(journal or ChangeJournal(secrets.token_hex(8)))
             if made is None:
                 return False
@@ -373,10 +378,12 @@ class BucketJournals:
             self._memory.close()
 
 
-def _parsed(name: str, content: bytes, version: Version | None) -> ChangeJournal:
-    """The journal in an object. A damaged one is that of a replica that never writes on."""
+def _parsed(content: bytes, version: Version | None) -> ChangeJournal:
+    """The journal in an object. A damaged one is that of a replica that never writes on; one of another format is that
+    of a replica that always writes.
+    """
     try:
         journal = ChangeJournal.from_json(content)
     except UnknownFormat as error:
-        raise BucketUnavailable(f"{name}: {error}", retry_after=60.0) from error
+        return ChangeJournal(f"{error} ({version})", writing={_UNKNOWN: 0})
     return journal or ChangeJournal(f"damaged {version}", writing={_UNREADABLE: 0})

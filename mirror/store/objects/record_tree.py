@@ -183,8 +183,9 @@ class BucketTree:
         if name is None:
             return False, None
         is_lenient = self._reads is Reads.LENIENT
-        # pulls look at the journal before they read, and this read may be a part of one
-        age = journals.freshness + (_ONE_PULL if is_lenient and journal_names.repo_path(name) else 0.0)
+        # pulls look at the journal before they read, and this read may be a part of one; what decides about a change
+        # does not rest on an older look
+        age = journals.freshness + (_ONE_PULL if journal_names.repo_path(name) else 0.0) if is_lenient else 0.0
         try:
             counts = journals.look(name, age, patient=not is_lenient)
         except BucketUnavailable:
