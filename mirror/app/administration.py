@@ -107,7 +107,8 @@ def open_administration(
     )
     keep_deleted = {entry.name: entry.keep_deleted for entry in config.hosted}
     verbs = repositories.hosting.verbs
-    deletions = OperatorDeletions(verbs.parts, verbs.deleting, keep_deleted)
+    threads = None if storage.bucket is None else storage.bucket.threads.admin
+    deletions = OperatorDeletions(verbs.parts, verbs.deleting, keep_deleted, threads=threads)
     damaged = DamagedBlobs(storage.hosted.blobs, deletions.holders)
     status = MirrorStatus(
         config.store.root,
@@ -137,8 +138,10 @@ def open_administration(
         table,
         keep_deleted,
         collector,
-        RepositoryList(storage.catalog, storage.hosted.records, storage.hosted.ledger, list(keep_deleted), table),
-        RetentionAdmin(retention, table, config.hosting.retention.plan),
+        RepositoryList(
+            storage.catalog, storage.hosted.records, storage.hosted.ledger, list(keep_deleted), table, threads
+        ),
+        RetentionAdmin(retention, table, config.hosting.retention.plan, threads),
         parse_image=parse,
         now=now,
     )

@@ -36,6 +36,8 @@ _WAITING: Final = 128
 #: Threads in which the records of operators are read, and pushes are worked on.
 _OPERATORS: Final = 16
 _PUSHES: Final = 128
+#: Threads for what operators do with hosted content: seldom, and perhaps for minutes.
+_ADMIN: Final = 8
 
 
 class BucketThreads:
@@ -52,13 +54,15 @@ class BucketThreads:
         self.pushes: Final = BoundedThreads("push", _PUSHES, _WAITING, _busy)
         #: For looks at what other replicas have changed.
         self.looks: Final = BoundedThreads("looks", _OPERATORS, _WAITING, _busy)
+        #: For calls of the admin API about hosted content. No pull waits behind them.
+        self.admin: Final = BoundedThreads("admin", _ADMIN, _WAITING, _busy)
 
     def __repr__(self) -> str:
         return f"<BucketThreads {self.requests!r} {self.operators!r} {self.pushes!r}>"
 
     def close(self) -> None:
         """Take no more work. Repeatable."""
-        for each in (self.requests, self.operators, self.pushes, self.looks):
+        for each in (self.requests, self.operators, self.pushes, self.looks, self.admin):
             each.shutdown(wait=False, cancel_futures=True)
 
 

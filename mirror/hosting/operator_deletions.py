@@ -16,6 +16,7 @@ that somebody pushes at the same moment stay. What stays is reported, with the r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -70,11 +71,16 @@ class OperatorDeletions:
     nothing was deleted yet, unless the message says so.
     """
 
-    def __init__(self, parts: HostedParts, deleting: Deleting, registries: Collection[str]) -> None:
-        """`registries` are the names of all hosted registries."""
+    def __init__(
+        self, parts: HostedParts, deleting: Deleting, registries: Collection[str], *, threads: Executor | None = None
+    ) -> None:
+        """`registries` are the names of all hosted registries. `threads` are those in which an event loop makes these
+        calls; None: its own.
+        """
         self._parts = parts
         self._deleting = deleting
         self._registries = tuple(registries)
+        self.threads = threads
 
     def __repr__(self) -> str:
         return f"<OperatorDeletions {', '.join(self._registries)}>"

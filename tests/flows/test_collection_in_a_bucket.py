@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 import pytest
 
@@ -12,6 +14,7 @@ from mirror.app.collecting import open_sweeper
 from mirror.collection.sweep_report import SweepReport
 from mirror.errors import StoreError
 from mirror.oci.digest import Digest
+from mirror.ports import Expected, Version
 from tests.support.bucket_mirror import bucket_mirror, evict, wipe
 from tests.support.live_mirror import LiveMirror
 from tests.support.memory_bucket import MemoryBucket
@@ -149,3 +152,38 @@ async def test_another_mirror_took_the_bucket_over(tmp_path: Path, bucket: Memor
                 await swept(first, bucket)
             assert (await second.app.admin.hosted.collect())["complete"]
     assert len(objects_of(bucket, LAYER)) == 1
+
+
+async def test_operators_wait_for_the_bucket_in_threads_of_their_own(tmp_path: Path) -> None:
+    """Whatever they ask about hosted content: nothing else, pulls least of all, waits behind it."""
+    writers: list[str] = []
+
+    class Named(MemoryBucket):
+        def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
+            writers.append(threading.current_thread().name)
+            return super().write(key, content, expect=expect)
+
+    async with bucket_mirror(tmp_path, Named(), **BY_HAND) as mirror:
+        await PushClient(mirror).push_image("v1", LAYER)
+        hosted, use = mirror.app.admin.hosted, mirror.app.storage.bucket
+        assert use
+        repo, image = hosted.parse("corp/app:v1", repository=False)
+        submit = use.threads.admin.submit
+        with mock.patch.object(use.threads.admin, "submit", side_effect=submit) as submitted:
+            for ask in (
+                lambda: hosted.deleted({}),
+                lambda: hosted.damaged({}),
+                hosted.collection,
+                lambda: hosted.repositories.page({}),
+                hosted.retention.last,
+                lambda: hosted.retention.plan({"repository": "corp/app"}),
+                lambda: hosted.delete(repo, image, "me", dry_run=True),
+            ):
+                submitted.reset_mock()
+                await ask()
+                submitted.assert_called()
+            writers.clear()
+            await hosted.delete(repo, image, "me")
+            await hosted.undelete(repo, image, "me")
+        assert writers
+        assert {name.partition("_")[0] for name in writers} == {"admin"}

@@ -5,13 +5,13 @@ The commands do the same through this class, in the running mirror or, if none r
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Final
 
 from typing_extensions import TypedDict
 
+from mirror.aio.bounded_threads import in_thread
 from mirror.collection.collection_replies import CollectionJson, RoundJson, collection_json, round_json
 from mirror.collection.collector import GarbageCollector
 from mirror.errors import AlreadyRunning, RequestError
@@ -146,6 +146,8 @@ class HostedAdmin:
         self.repositories = repositories
         self.retention = retention
         self._now = now
+        #: Those in which hosted content is read and changed.
+        self._threads = deletions.threads
 
     def __repr__(self) -> str:
         return f"<HostedAdmin {', '.join(self._keep_deleted)}>"
@@ -180,18 +182,20 @@ class HostedAdmin:
         with all its tags, nothing can be undeleted, and the bytes go now. `force`: even if immutable tags need it.
         Raises `ManifestUnknown`, `TagImmutable`, `Denied` if a tag is frozen, `StoreError`.
         """
-        plan = await asyncio.to_thread(self._plan, repo, image, at_once, force)
+        plan = await in_thread(self._threads, self._plan, repo, image, at_once, force)
         if dry_run:
-            await asyncio.to_thread(self._deletions.check, plan, force=force)
-        size = await asyncio.to_thread(self._deletions.size, plan)
+            await in_thread(self._threads, self._deletions.check, plan, force=force)
+        size = await in_thread(self._threads, self._deletions.size, plan)
         keep = 0.0 if at_once else self._keep_deleted.get(repo.registry, 0.0)
         erased, freed = Erased(), (0, 0)
         until = moment(self._now() + keep) if keep > 0 and not plan.damaged else None
         if not dry_run and at_once:
-            erased = await asyncio.to_thread(self._deletions.erase, plan, caller, everything=image is None, force=force)
+            erased = await in_thread(
+                self._threads, self._deletions.erase, plan, caller, everything=image is None, force=force
+            )
             freed = await self._erase_cached(erased)
         elif not dry_run:
-            await asyncio.to_thread(self._deletions.delete, plan, caller, keep=keep > 0, force=force)
+            await in_thread(self._threads, self._deletions.delete, plan, caller, keep=keep > 0, force=force)
         return {
             "image": str(repo) if image is None else name_of(repo, image.reference),
             "dry_run": dry_run,
@@ -230,7 +234,7 @@ class HostedAdmin:
         """Brings back a deleted tag or image, or everything in a repository. Raises `ManifestUnknown`,
         `ManifestBlobUnknown`, `Denied`, `QuotaExceeded`, `StoreError`.
         """
-        back = await asyncio.to_thread(self._undelete, repo, image, caller)
+        back = await in_thread(self._threads, self._undelete, repo, image, caller)
         name = str(repo) if image is None else name_of(repo, image.reference)
         return {"image": name, "manifests": [str(digest) for digest in back.manifests], "left": back.left}
 
@@ -245,7 +249,7 @@ class HostedAdmin:
         """What can be undeleted. Raises `RequestError`, `StoreError`."""
         selection = search(query.get("search", ""), self._table)
         limit = number(query, "limit", _LISTED, 1, _MOST_LISTED)
-        found = await asyncio.to_thread(lambda: list(self._deletions.deleted(selection.has)))
+        found = await in_thread(self._threads, lambda: list(self._deletions.deleted(selection.has)))
         found.sort(key=lambda each: -each[1].deleted_at)
         return {
             "deleted": [self._deletion(repo, record) for repo, record in found[:limit]],
@@ -267,13 +271,15 @@ class HostedAdmin:
     async def damaged(self, query: Mapping[str, str]) -> DamagedBlobsJson:
         """The damaged blobs, with the repositories that lack them. Raises `RequestError`, `StoreError`."""
         limit = number(query, "limit", _LISTED, 1, _MOST_DAMAGED)
-        return await asyncio.to_thread(damaged_json, self._damaged, limit)
+        return await in_thread(self._threads, damaged_json, self._damaged, limit)
 
     # -------------------------------------------------------------------------------------------------- collection
 
     async def collection(self) -> CollectionJson:
         """The last round of garbage collection, and the last sweep of the bucket. Raises `StoreError`."""
-        return await asyncio.to_thread(lambda: collection_json(self._collector.last(), self._collector.last_sweep()))
+        return await in_thread(
+            self._threads, lambda: collection_json(self._collector.last(), self._collector.last_sweep())
+        )
 
     async def collect(self) -> RoundJson:
         """Does a round. Raises `AlreadyRunning`, `StoreError`."""

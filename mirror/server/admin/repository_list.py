@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
+from concurrent.futures import Executor
 from typing import Annotated, Final
 
 from typing_extensions import TypedDict
 
+from mirror.aio.bounded_threads import in_thread
 from mirror.aio.costly_cache import CostlyCache
 from mirror.errors import IndexUnavailable
 from mirror.oci.reference import Repo
@@ -51,13 +52,17 @@ class RepositoryList:
         ledger: LinkLedger,
         registries: Collection[str],
         table: RoutingTable,
+        threads: Executor | None = None,
     ) -> None:
-        """`registries` are the names of all hosted registries; `table` says what a search text means."""
+        """`registries` are the names of all hosted registries; `table` says what a search text means. Records are read
+        in `threads`; None: in those of the event loop.
+        """
         self._catalog = catalog
         self._records = records
         self._ledger = ledger
         self._registries = tuple(registries)
         self._table = table
+        self._threads = threads
         self._names: CostlyCache[list[str]] = CostlyCache(name="hosted repository list")
 
     def __repr__(self) -> str:
@@ -69,7 +74,7 @@ class RepositoryList:
         """
         limit = number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
         selection = search(query.get("search", ""), self._table)
-        names = await self._names(None, lambda: asyncio.to_thread(self._all))
+        names = await self._names(None, lambda: in_thread(self._threads, self._all))
         place = bisect_right(names, query.get("after", ""))
         chosen: list[Repo] = []
         for name in names[place:]:
@@ -78,7 +83,7 @@ class RepositoryList:
                 chosen.append(repo)
             if len(chosen) > limit:
                 break
-        described = await asyncio.to_thread(lambda: [self._describe(repo) for repo in chosen[:limit]])
+        described = await in_thread(self._threads, lambda: [self._describe(repo) for repo in chosen[:limit]])
         return {"repositories": described, "next": str(chosen[limit - 1]) if len(chosen) > limit else None}
 
     def _all(self) -> list[str]:
