@@ -179,7 +179,7 @@ def _peers(config: Config, storage: Storage, stack: AsyncExitStack) -> Callable[
     # imported here: a mirror without replicas does not even load it
     from mirror.app.clusters.blob_exchange import open_exchange
 
-    return open_exchange(config, storage.cluster, stack)
+    return open_exchange(config, storage.cluster, storage.purges, stack)
 
 
 @dataclass(frozen=True, slots=True)

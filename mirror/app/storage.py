@@ -74,6 +74,7 @@ from mirror.values.sizes import parse_capacity, parse_size
 if TYPE_CHECKING:
     from mirror.app.clustering import Cluster
     from mirror.app.object_storage.leasing import LeaseClocks, Leasing
+    from mirror.eviction.known_purges import KnownPurges
 
 #: Locks between all processes of a store; commands take them, too.
 MISSES_LOCK = "misses"
@@ -144,7 +145,7 @@ class Storage:
 
     `store` is the cache. `contents` finds blobs of the cache and hosted ones. `catalog`, `pins` and `freezes` are for
     display, eviction and cached content. `bucket_cache` keeps what is cached in the bucket as well; None if nothing
-    does. `cluster` are the other replicas; None if there are none.
+    does. `cluster` are the other replicas, and `purges` what they have ordered; None if there are none.
     """
 
     layout: Layout
@@ -162,6 +163,7 @@ class Storage:
     bucket_cache: BucketCache | None = None
     cluster: Cluster | None = None
     leasing: Leasing | None = None
+    purges: KnownPurges | None = None
 
     @property
     def evictable(self) -> BlobStore:
@@ -286,9 +288,15 @@ async def open_storage(
         locks = FileLocks(layout, secret=store.id)
         index = _open_index(config, layout, store.id)
         stack.push_async_callback(index.aclose)
-        freezes, bucket_cache = disk.freezes, None
+        freezes, bucket_cache, purges = disk.freezes, None, None
+        if cluster is not None:
+            from mirror.app.clusters.cluster_purges import know_purges
+
+            purges = know_purges(layout, disk.stored.use)
         if disk.stored.use is not None and config.store.cache_in_bucket:
-            bucket_cache = open_bucket_cache(config, disk.stored.use.bucket, layout, store, catalog, locks, now=now)
+            bucket_cache = open_bucket_cache(
+                config, disk.stored.use.bucket, layout, store, catalog, locks, now=now, purges=purges
+            )
             stack.push_async_callback(bucket_cache.aclose, _FLUSHING if serves else math.inf)
         eviction = _make_eviction(config, disk, freezes, index, locks, now, bucket_cache)
         if disk.blobs is not None:
@@ -315,6 +323,7 @@ async def open_storage(
             bucket_cache,
             cluster,
             leasing,
+            purges,
         )
 
 

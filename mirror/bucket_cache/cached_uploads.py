@@ -35,7 +35,7 @@ from mirror.bucket_cache.cached_objects import DAMAGED
 from mirror.bucket_cache.site_records import SiteRecords, mark_of
 from mirror.errors import BlobUnknown, BucketUnavailable, IndexUnavailable, StoreError
 from mirror.oci.digest import Digest
-from mirror.ports import Blobs, BookedObject, BookedRecord, Bucket, ObjectBook, SupportsFileno
+from mirror.ports import Blobs, BookedObject, BookedRecord, Bucket, ObjectBook, OrderedPurges, SupportsFileno
 
 #: Names that wait at most.
 _MOST: Final = 20_000
@@ -71,11 +71,12 @@ class CachedUploads:
         largest: int | None = None,
         most: int = _MOST,
         give_up: float = _GIVE_UP,
+        purges: OrderedPurges | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`hold` takes a lock of that name if no thread of any process has it. A blob above `largest` bytes is not
-        kept. Who waits until all is written gives up if the bucket takes nothing for `give_up` seconds. `now` is in
-        epoch seconds.
+        kept. Who waits until all is written gives up if the bucket takes nothing for `give_up` seconds. In a cluster,
+        nothing is written before the `purges` of other replicas are heeded here. `now` is in epoch seconds.
         """
         self._bucket = bucket
         self._book = book
@@ -85,6 +86,7 @@ class CachedUploads:
         self._largest = largest
         self._most = most
         self._give_up = give_up
+        self._purges = purges
         self._now = now
         #: Threads take from it; None ends one of them.
         self._blobs: SimpleQueue[_Work | None] = SimpleQueue()
@@ -221,6 +223,8 @@ class CachedUploads:
 
     def _do(self, work: _Work) -> bool:
         """False if another thread is at it. Raises `StoreError`."""
+        if self._purges is not None:
+            self._purges.require_heeded()
         lock = self._hold(_lock(work))
         if lock is None:
             return False

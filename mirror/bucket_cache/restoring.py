@@ -35,7 +35,7 @@ from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST
 from mirror.oci.reference import Reference, Repo
-from mirror.ports import BlobObject, BlobStore, Bucket, NotChanged
+from mirror.ports import BlobObject, BlobStore, Bucket, NotChanged, OrderedPurges
 
 T = TypeVar("T")
 
@@ -69,15 +69,19 @@ class Restoring:
         executor: Executor,
         *,
         keeps: Callable[[str], bool],
+        purges: OrderedPurges | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`executor` runs what waits for the bucket; `keeps` says of which registries the bucket keeps content."""
+        """`executor` runs what waits for the bucket; `keeps` says of which registries the bucket keeps content. In a
+        cluster, nothing is restored before the `purges` of other replicas are known.
+        """
         self._bucket = bucket
         self._objects = objects
         self._store = store
         self._records = records
         self._executor = executor
         self._keeps = keeps
+        self._purges = purges
         self._breaker = Breaker(clock)
         self._once = SingleFlight()
         self._closing = threading.Event()
@@ -94,7 +98,7 @@ class Restoring:
         """
         if not self._keeps(repo.registry):
             return False
-        return await self._restored((repo, digest), lambda: self._restore_manifest(repo, digest))
+        return await self._restored((repo, digest), lambda: self._restore_one(CachedRecord.of_manifest(repo, digest)))
 
     async def tag(self, repo: Repo, tag: str) -> bool:
         """Brings the record of a tag and its history back to the disk. False if the bucket does not have the record.
@@ -102,12 +106,13 @@ class Restoring:
         """
         if not self._keeps(repo.registry):
             return False
-        return await self._restored((repo, tag), lambda: self._restore_tag(repo, tag))
+        return await self._restored((repo, tag), lambda: self._restore_one(CachedRecord.of_tag(repo, tag)))
 
     async def repository(self, repo: Repo, *, again: bool = False) -> list[Digest]:
         """Brings all tags and manifests of a repository back. Returns the manifests that were missing. Does nothing if
-        this process has done so before, unless `again`. Raises `StoreError` if it is not known what the bucket has, or
-        if this takes too long; then it goes on, for the next call.
+        this process has done so before, unless `again`: then what other replicas have purged comes, too, to be purged
+        here. Raises `StoreError` if it is not known what the bucket has, or if this takes too long; then it goes on,
+        for the next call.
         """
         if not self._keeps(repo.registry) or (repo in self._whole and not again):
             return []
@@ -115,7 +120,7 @@ class Restoring:
             if repo in self._whole and not again:
                 # another request has done it meanwhile
                 return []
-            restored = await self._ask(repo, lambda: self._restore_all(repo, lists_tags=again), _PATIENCE_FOR_ALL)
+            restored = await self._ask((repo, again), lambda: self._restore_all(repo, again=again), _PATIENCE_FOR_ALL)
             self._whole[repo] = None
         return restored
 
@@ -195,6 +200,22 @@ class Restoring:
 
     # ------------------------------------------------------------------------------------------------ blocking
 
+    def _restore_one(self, record: CachedRecord) -> bool:
+        """A manifest or tag, unless it is purged."""
+        if self._is_withheld(record):
+            return False
+        if record.kind is RecordKind.TAG:
+            return self._restore_tag(record.repo, record.name)
+        return self._restore_manifest(record.repo, record.digest)
+
+    def _is_withheld(self, record: CachedRecord) -> bool:
+        """True if not all replicas have purged it yet. Raises `StoreError` if that is not known."""
+        if self._purges is None:
+            return False
+        self._purges.require()
+        reference = record.name if record.kind is RecordKind.TAG else record.digest
+        return self._purges.is_withheld(record.repo, reference)
+
     def _restore_manifest(self, repo: Repo, digest: Digest) -> bool:
         record = CachedRecord.of_manifest(repo, digest)
         found = None
@@ -241,12 +262,14 @@ class Restoring:
         telemetry.BUCKET_CACHE_RESTORED.labels("tag").inc()
         return True
 
-    def _restore_all(self, repo: Repo, *, lists_tags: bool) -> list[Digest]:
+    def _restore_all(self, repo: Repo, *, again: bool) -> list[Digest]:
         manifests = self._listed(repo, RecordKind.MANIFEST)
-        if not manifests and not lists_tags:
+        if not manifests and not again:
             # most often a name that somebody invented; tags alone could not be served
             return []
         tags = [record for record in self._listed(repo, RecordKind.TAG) if self._records.content(record) is None]
+        if not again:
+            manifests, tags = ([each for each in found if not self._is_withheld(each)] for found in (manifests, tags))
         with ThreadPoolExecutor(_AT_ONCE, "restore") as pool:
             restored = list(pool.map(self._restore_listed, manifests))
             list(pool.map(self._restore_listed, tags))

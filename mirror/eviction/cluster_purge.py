@@ -17,60 +17,27 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Final
 
 from mirror import telemetry
 from mirror.errors import ImageProtected, ManifestUnknown, MirrorError, StoreError
+from mirror.eviction.known_purges import OLD, ORDER, KnownPurges, PurgeOrder
 from mirror.eviction.purge import Purged
 from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image, name_of
-from mirror.ports import Lease, Records
+from mirror.ports import Lease
 from mirror.ports.peers import Notice, Notices, Purge
-from mirror.values.json_form import JsonForm, Moment, ReferenceField, RepoField
 
 #: Seconds until the command says who has not confirmed.
 _PATIENCE: Final = 2.0
 #: Seconds between two rounds.
 _EVERY: Final = 2.0
-#: Seconds after which an order is given up, and forgotten as carried out.
-_OLD: Final = 7 * 86400.0
-_KEY: Final = "carried-out"
-
-
-@dataclass(frozen=True, slots=True)
-class PurgeOrder:
-    """An image that all replicas drop; `at` is in epoch seconds, `waiting` are the members that had not confirmed."""
-
-    at: Moment
-    repo: RepoField
-    reference: ReferenceField
-    waiting: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class CarriedOut:
-    """The orders that this replica has carried out, with the times of the orders."""
-
-    orders: dict[str, Moment]
-
-
-_ORDER: Final = JsonForm(PurgeOrder)
-_DONE: Final = JsonForm(CarriedOut)
-
-
-class Orders(Protocol):
-    """Orders by key. All calls block, and raise `StoreError`."""
-
-    def all(self) -> Iterator[dict[str, Any]]:
-        """Every order, each with its `key`."""
-
-    def put(self, key: str, record: Mapping[str, Any]) -> object:
-        """Write an order; durable on return."""
-
-    def drop(self, key: str) -> bool:
-        """Forget an order; True if there was one."""
+#: Rounds for each look of a process that does not do the rounds.
+_LOOKS: Final = 2
+#: Manifests of an image that an order names at most.
+_MOST_MANIFESTS: Final = 100
 
 
 class ClusterPurge:
@@ -83,20 +50,19 @@ class ClusterPurge:
         purge: Callable[[Image], Awaitable[Purged]],
         everywhere: Callable[[], Awaitable[None]],
         notices: Notices,
-        orders: Orders,
-        done: Records,
+        known: KnownPurges,
         *,
         is_shared: bool,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`orders` are read by all replicas if `is_shared`, else this one's own; `done` are always its own. `now` is
-        the clock in epoch seconds.
+        """The orders of `known` are read by all replicas if `is_shared`, else they are this one's own. `now` is the
+        clock in epoch seconds.
         """
         self._purge = purge
         self._everywhere = everywhere
         self._notices = notices
-        self._orders = orders
-        self._done = done
+        self._known = known
+        self._orders = known.orders
         self._is_shared = is_shared
         self._now = now
         self._turn = asyncio.Lock()
@@ -111,14 +77,15 @@ class ClusterPurge:
         """
         purged = await self._purged(image)
         key = secrets.token_hex(8)
-        order = PurgeOrder(self._now(), image.repo, image.reference)
-        await asyncio.to_thread(self._note, key, order)
-        await asyncio.to_thread(self._orders.put, key, _ORDER.to_json(order))
+        order = PurgeOrder(self._now(), image.repo, image.reference, manifests=purged.manifests[:_MOST_MANIFESTS])
+        await asyncio.to_thread(self._known.note, key, order.at)
+        await asyncio.to_thread(self._orders.put, key, ORDER.to_json(order))
         notice = Notice(purges=(_as_notice(key, order),))
         unconfirmed, _ = await asyncio.gather(self._notices.send(notice, patience=_PATIENCE), self._heeded_here())
         if unconfirmed:
             waiting = replace(order, waiting=tuple(unconfirmed))
-            await asyncio.to_thread(self._orders.put, key, _ORDER.to_json(waiting))
+            await asyncio.to_thread(self._orders.put, key, ORDER.to_json(waiting))
+            await asyncio.to_thread(self._known.look)
             telemetry.log.warning("purge not confirmed", image=purged.image, members=list(unconfirmed))
         else:
             await self._finish(key, image)
@@ -156,13 +123,16 @@ class ClusterPurge:
         cancelled. `try_hold` gets the lease of the one process of this replica that does it.
         """
         lease: Lease | None = None
-        reason = ""
+        reason, rounds = "", 0
         try:
             while True:
                 try:
                     lease = lease or await try_hold()
                     if lease is not None:
                         await self.round()
+                    elif rounds % _LOOKS == 0:
+                        await asyncio.to_thread(self._known.look)
+                    rounds += 1
                     reason = ""
                 except MirrorError as error:
                     if str(error) != reason:
@@ -176,24 +146,29 @@ class ClusterPurge:
                 lease.release()
 
     async def round(self) -> None:
-        """One round. Raises `StoreError`."""
-        for record in await asyncio.to_thread(lambda: list(self._orders.all())):
-            key, order = record["key"], _ORDER.from_json(record)
-            if order is None or self._now() - order.at > _OLD:
+        """One round. An order that cannot be carried out does not hold up the others. Raises `StoreError`."""
+        failed: MirrorError | None = None
+        for key, order in (await asyncio.to_thread(self._known.look)).items():
+            if order is None or self._now() - order.at > OLD:
                 await asyncio.to_thread(self._orders.drop, key)
                 continue
             image = _image(order, order.reference)
-            if key not in await asyncio.to_thread(self._carried_out):
-                await self._carry_out(key, image)
-            elif order.waiting:
-                await self._ask_again(key, order, image)
+            try:
+                if key not in await asyncio.to_thread(self._known.carried_out):
+                    await self._carry_out(key, image)
+                elif order.waiting:
+                    await self._ask_again(key, order, image)
+            except MirrorError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def _ask_again(self, key: str, order: PurgeOrder, image: Image) -> None:
         notice = Notice(purges=(_as_notice(key, order),))
         left = await self._notices.send(notice, patience=_PATIENCE, to=order.waiting)
         if tuple(left) == order.waiting:
             return
-        await asyncio.to_thread(self._orders.put, key, _ORDER.to_json(replace(order, waiting=tuple(left))))
+        await asyncio.to_thread(self._orders.put, key, ORDER.to_json(replace(order, waiting=tuple(left))))
         if not left:
             telemetry.log.info("purge confirmed", image=str(image))
             await self._finish(key, image)
@@ -201,7 +176,7 @@ class ClusterPurge:
     async def _carry_out(self, key: str, image: Image) -> None:
         """Carries out an order of another replica, once. Raises `StoreError`."""
         async with self._turn:
-            if key in await asyncio.to_thread(self._carried_out):
+            if key in await asyncio.to_thread(self._known.carried_out):
                 return
             try:
                 purged = await self._purged(image)
@@ -211,18 +186,7 @@ class ClusterPurge:
             else:
                 telemetry.log.info("purged for another replica", image=purged.image, bytes=purged.bytes)
             await self._everywhere()
-            await asyncio.to_thread(self._note, key, PurgeOrder(self._now(), image.repo, image.reference))
-
-    def _carried_out(self) -> dict[str, float]:
-        found = self._done.get(_KEY)
-        read = _DONE.from_json(found) if found is not None else None
-        return dict(read.orders) if read is not None else {}
-
-    def _note(self, key: str, order: PurgeOrder) -> None:
-        """Remember an order as carried out, and forget those that nobody sends any more."""
-        since = self._now() - _OLD
-        kept = {each: at for each, at in self._carried_out().items() if at > since}
-        self._done.put(_KEY, _DONE.to_json(CarriedOut({**kept, key: order.at})))
+            await asyncio.to_thread(self._known.note, key, self._now())
 
 
 def _as_notice(key: str, order: PurgeOrder) -> Purge:

@@ -32,7 +32,7 @@ from mirror.fills.watched_body import WatchedBody
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.ownership import MOST_HOPS, to_ask
-from mirror.ports import Body, Liveness, Members, PeerBlobs
+from mirror.ports import Body, Liveness, Members, OrderedPurges, PeerBlobs
 
 #: Seconds without a byte after which a member is asked how far it is.
 _STALL: Final = 1.0
@@ -67,13 +67,15 @@ class PeerReads:
         members: Members,
         liveness: Liveness,
         *,
+        purges: OrderedPurges | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         at_once: int = _AT_ONCE,
         patience: float = _PATIENCE,
     ) -> None:
-        """`sleep` and `clock` count seconds. At most `at_once` blobs are read at the same time; others wait `patience`
-        seconds for their turn.
+        """A member that has not carried out one of the `purges` in a repository is not asked for blobs of it. `sleep`
+        and `clock` count seconds. At most `at_once` blobs are read at the same time; others wait `patience` seconds for
+        their turn.
         """
         self.peers: Final = peers
         self.liveness: Final = liveness
@@ -84,6 +86,7 @@ class PeerReads:
         self.waiting = 0
         self._patience = patience
         self._members = members
+        self._purges = purges
         self._accused: TtlCache[tuple[str, Digest], bool] = TtlCache(
             _MOST_ACCUSED, _ACCUSED, clock, name="wrong blobs of peers"
         )
@@ -106,7 +109,7 @@ class PeerReads:
         return [
             PeerSource(self, member, repo, digest, size, hops + 1)
             for member in to_ask(members.own, repo.registry, digest, members.all(), members.is_up)
-            if member not in besides and self._is_trusted(member, digest)
+            if member not in besides and self._is_trusted(member, digest) and not self._may_keep(member, repo)
         ]
 
     @asynccontextmanager
@@ -132,6 +135,9 @@ class PeerReads:
 
     def _is_trusted(self, member: str, digest: Digest) -> bool:
         return (member, digest) not in self._accused and self._wrong.get(member, 0) < _MOST_WRONG
+
+    def _may_keep(self, member: str, repo: Repo) -> bool:
+        return self._purges is not None and self._purges.may_keep(member, repo)
 
     def accuse(self, member: str, digest: Digest, *, whole: bool) -> None:
         """Leave a member alone for this blob for some time, and for all blobs if several were wrong. `whole`: all bytes

@@ -83,6 +83,24 @@ class Notices(Protocol):
         """Send it behind, and forget it if that fails. May be called from any thread. Raises nothing."""
 
 
+class OrderedPurges(Protocol):
+    """The purges that were ordered in the cluster. A replica that was away carries them out before it gives cached
+    content away, and takes none that another one may not have purged yet.
+    """
+
+    def require(self) -> None:
+        """Blocking: returns once this process knows the orders of the last seconds. Raises `StoreError`."""
+
+    def require_heeded(self) -> None:
+        """Blocking: the same, and this replica has carried them out. Raises `BucketUnavailable` if it has not yet."""
+
+    def is_withheld(self, repo: Repo, reference: Digest | str) -> bool:
+        """True for a tag or manifest whose purge is not confirmed by all, as last seen. Quick."""
+
+    def may_keep(self, member: str, repo: Repo) -> bool:
+        """True if a member has not confirmed a purge in this repository, as last seen. Quick."""
+
+
 class PeerBlobs(Protocol):
     """The cached blobs of other replicas. Every failure that another source may not have is an `UpstreamError`."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from mirror.errors import ImageProtected, ManifestUnknown, StoreError
-from mirror.eviction.cluster_purge import ClusterPurge, Orders
+from mirror.errors import BucketUnavailable, ImageProtected, ManifestUnknown, StoreError
+from mirror.eviction.cluster_purge import ClusterPurge
+from mirror.eviction.known_purges import KnownPurges, Orders
 from mirror.eviction.purge import Purged
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -36,18 +38,22 @@ class _Replica:
         self.heeded = 0
         self.protects = False
         self.stands_still = False
+        self.fails_for: Image | None = None
         layout = Layout(site.folder / name)
         # makes the folders
         LocalStore(layout)
         self.orders: Orders = (
             JsonRecords(layout, "purge-orders") if site.bucket is None else BucketPurgeOrders(site.bucket)
         )
+        self.steady = 0.0
+        self.known = KnownPurges(
+            self.orders, JsonRecords(layout, "purges-done"), now=lambda: site.now, steady=lambda: self.steady
+        )
         self.purge = ClusterPurge(
             self._purge,
             self._everywhere,
             self,
-            self.orders,
-            JsonRecords(layout, "purges-done"),
+            self.known,
             is_shared=site.bucket is not None,
             now=lambda: site.now,
         )
@@ -55,6 +61,8 @@ class _Replica:
     async def _purge(self, image: Image) -> Purged:
         if self.protects:
             raise ImageProtected(f"{image} is pinned")
+        if image == self.fails_for:
+            raise StoreError("a record is damaged")
         if image not in self.images:
             raise ManifestUnknown(f"{image} is not here")
         self.images.remove(image)
@@ -217,3 +225,75 @@ async def test_orders_of_several_replicas_at_once_are_all_kept() -> None:
     assert one.drop("b")
     assert not other.drop("b")
     assert [order["key"] for order in other.all()] == ["a"]
+
+
+async def test_a_purge_that_is_not_confirmed_is_known_everywhere(tmp_path: Path) -> None:
+    """The image is restored nowhere, and the member that is away is not asked for its blobs: until it has confirmed."""
+    site = _Site(tmp_path, MemoryBucket())
+    a, _, c = site.replicas
+    site.away.add("b")
+    await a.purge(_IMAGE)
+    await asyncio.to_thread(c.known.require)
+    for known in (a.known, c.known):
+        assert known.is_withheld(_REPO, "v1")
+        assert not known.is_withheld(_REPO, "v2")
+        assert (known.may_keep("b", _REPO), known.may_keep("c", _REPO)) == (True, False)
+        assert not known.may_keep("b", Repo("docker.io", "library/other"))
+        # they have carried it out
+        await asyncio.to_thread(known.require_heeded)
+    site.away.clear()
+    await a.purge.round()
+    c.steady = 11.0
+    await asyncio.to_thread(c.known.require)
+    assert not c.known.is_withheld(_REPO, "v1")
+    assert not c.known.may_keep("b", _REPO)
+
+
+async def test_a_replica_that_was_away_heeds_purges_before_it_writes(tmp_path: Path) -> None:
+    """It has looked before it was frozen; after ten seconds that does not count any more."""
+    site = _Site(tmp_path, MemoryBucket())
+    a, b, _ = site.replicas
+    await asyncio.to_thread(b.known.require_heeded)
+    site.away.add("b")
+    await a.purge(_IMAGE)
+    b.steady = 10.0
+    await asyncio.to_thread(b.known.require_heeded)
+    b.steady = 10.1
+    with pytest.raises(BucketUnavailable, match=r"purge of docker\.io/library/app v1 is not carried out"):
+        await asyncio.to_thread(b.known.require_heeded)
+    assert b.known.is_withheld(_REPO, "v1")
+    await b.purge.round()
+    await asyncio.to_thread(b.known.require_heeded)
+
+
+async def test_after_a_start_the_orders_are_read_first(tmp_path: Path) -> None:
+    """And while they cannot be read, nothing is known."""
+    bucket = MemoryBucket()
+    site = _Site(tmp_path, bucket)
+    await site.replicas[0].purge(_IMAGE)
+    new = _Replica("new", site)
+    bucket.down = True
+    for call in (new.known.require, new.known.require_heeded):
+        with pytest.raises(BucketUnavailable, match="is down"):
+            await asyncio.to_thread(call)
+    bucket.down = False
+    with pytest.raises(BucketUnavailable, match="not carried out here yet"):
+        await asyncio.to_thread(new.known.require_heeded)
+
+
+async def test_a_purge_that_fails_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    """It is tried again, and nothing is written to the bucket meanwhile."""
+    site = _Site(tmp_path, MemoryBucket())
+    a, b, _ = site.replicas
+    site.away.add("b")
+    await a.purge(_IMAGE)
+    await a.purge(_BY_DIGEST)
+    b.fails_for = _IMAGE
+    with pytest.raises(StoreError, match="damaged"):
+        await b.purge.round()
+    assert b.purged == [_BY_DIGEST]
+    with pytest.raises(BucketUnavailable):
+        await asyncio.to_thread(b.known.require_heeded)
+    b.fails_for = None
+    await b.purge.round()
+    await asyncio.to_thread(b.known.require_heeded)

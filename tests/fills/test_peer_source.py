@@ -30,6 +30,7 @@ from mirror.repository.answers import UpstreamStream
 from tests.support.following import read_to_end
 from tests.support.hangar import CONTENT, DIGEST, HALF, SIZE, GatedUpstream, Hangar, reached
 from tests.support.memory_store import MemoryStore
+from tests.support.ordered_purges import FakePurges
 from tests.support.scripted_peers import ScriptedPeers
 from tests.support.stepped_time import SteppedTime
 
@@ -46,7 +47,10 @@ class Site:
         self.peers = ScriptedPeers()
         self.health = PeerHealth(now=self.time)
         self.members = ClusterMembers(_OWN, [_OWNER, _SECOND], self.health)
-        self.reads = PeerReads(self.peers, self.members, self.health, sleep=self.time.sleep, clock=self.time)
+        self.purges = FakePurges()
+        self.reads = PeerReads(
+            self.peers, self.members, self.health, purges=self.purges, sleep=self.time.sleep, clock=self.time
+        )
         self.upstream = GatedUpstream(is_open=True)
         self.executor = executor
         self.store = MemoryStore()
@@ -355,3 +359,11 @@ async def test_a_stream_past_the_store_comes_from_peers_as_well(site: Site) -> N
     with pytest.raises(DigestMismatch):
         [piece async for piece in stream.read(None, SIZE)]
     assert [source.member for source in site.reads.sources(_REPO, DIGEST, SIZE)] == [_SECOND]
+
+
+async def test_a_member_that_has_not_purged_yet_is_not_asked(site: Site) -> None:
+    """In that repository: others are asked as ever."""
+    other = Repo("docker.io", "library/other")
+    site.purges.keeping = {(_OWNER, _REPO), (_SECOND, other)}
+    assert [source.member for source in site.reads.sources(_REPO, DIGEST, SIZE)] == [_SECOND]
+    assert [source.member for source in site.reads.sources(other, DIGEST, SIZE)] == [_OWNER]

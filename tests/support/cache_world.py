@@ -27,6 +27,7 @@ from mirror.store.local.locks import FileLocks
 from tests.support.clock import Clock
 from tests.support.here import Here
 from tests.support.memory_bucket import MemoryBucket
+from tests.support.ordered_purges import FakePurges
 from tests.support.process import eventually
 
 REPO = Repo("docker.io", "library/app")
@@ -44,6 +45,8 @@ class CacheWorld:
         self._most = most
         #: For `_open`: whether some repositories have no upstream.
         self.some_sealed = False
+        #: Of the other replicas.
+        self.purges = FakePurges()
         self._executor = ThreadPoolExecutor(4)
         self._opened: list[CachedUploads] = []
         self.protected: Callable[[float], Collection[Digest]] = lambda now: ()
@@ -63,12 +66,20 @@ class CacheWorld:
             largest=1_000_000,
             most=self._most,
             give_up=0.0,
+            purges=self.purges,
             now=self.clock,
         )
         self._opened.append(self.uploads)
         self.objects = CachedObjects(self.bucket, self.book, some_sealed=self.some_sealed, now=self.clock)
         self.restoring = Restoring(
-            self.bucket, self.objects, self.here.store, records, self._executor, keeps=keeps, clock=self.clock
+            self.bucket,
+            self.objects,
+            self.here.store,
+            records,
+            self._executor,
+            keeps=keeps,
+            purges=self.purges,
+            clock=self.clock,
         )
         self.kept = KeptContent(self.uploads, keeps)
         self.purge = BucketPurge(self.uploads, self.restoring, keeps)

@@ -12,6 +12,7 @@ from mirror.config import Config, routing_table
 from mirror.fills.peer_source import PeerReads
 from mirror.oci.reference import Repo
 from mirror.peers.peer_blobs import HttpPeerBlobs
+from mirror.ports import OrderedPurges
 from mirror.repository.router import Router
 from mirror.server.peers.blobs import PeerBlobAnswers
 from mirror.server.registry.sending import Sender
@@ -21,7 +22,9 @@ from mirror.server.registry.sending import Sender
 _OPENING_THREADS: Final = 256
 
 
-def open_exchange(config: Config, cluster: Cluster, stack: AsyncExitStack) -> Callable[[Repo], PeerReads | None]:
+def open_exchange(
+    config: Config, cluster: Cluster, purges: OrderedPurges | None, stack: AsyncExitStack
+) -> Callable[[Repo], PeerReads | None]:
     """Returns how the blobs of a repository are read from other replicas; None if its upstream checks each caller's
     credentials: they never leave this replica, so its blobs are neither asked for nor given. `stack` ends the threads
     that wait.
@@ -30,7 +33,7 @@ def open_exchange(config: Config, cluster: Cluster, stack: AsyncExitStack) -> Ca
     stack.callback(opening.shutdown, wait=False, cancel_futures=True)
     tls_name = config.cluster.tls_name if cluster.client_tls is not None else None
     blobs = HttpPeerBlobs(cluster.signer, cluster.client, opening, tls=cluster.client_tls, tls_name=tls_name)
-    reads = PeerReads(blobs, cluster.members, cluster.health)
+    reads = PeerReads(blobs, cluster.members, cluster.health, purges=purges)
     table = routing_table(config)
     apart = frozenset(upstream.name for upstream in config.upstream if upstream.access == "verify")
 

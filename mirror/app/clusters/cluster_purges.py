@@ -9,10 +9,13 @@ from typing import Final
 
 from mirror.app.clustering import Cluster
 from mirror.app.storage import Storage
+from mirror.app.stored_records import BucketUse
 from mirror.errors import StoreError
 from mirror.eviction.cluster_purge import ClusterPurge
+from mirror.eviction.known_purges import KnownPurges, Orders
 from mirror.eviction.purge import Purge
 from mirror.store.local.json_records import JsonRecords
+from mirror.store.local.layout import Layout
 from mirror.store.objects.purge_orders import BucketPurgeOrders
 
 #: Seconds between two looks at what the workers have seen, and until one counts as standing still.
@@ -33,10 +36,14 @@ def in_all_replicas(
     """A purge that all replicas carry out. `everywhere` returns once no worker of this one answers with what was
     purged.
     """
-    use, own = storage.bucket, JsonRecords(storage.layout, "purge-orders")
-    orders = own if use is None else BucketPurgeOrders(use.bucket)
-    done = JsonRecords(storage.layout, "purges-done")
-    return ClusterPurge(purge, everywhere, cluster.notices, orders, done, is_shared=use is not None)
+    known = storage.purges or know_purges(storage.layout, storage.bucket)
+    return ClusterPurge(purge, everywhere, cluster.notices, known, is_shared=storage.bucket is not None)
+
+
+def know_purges(layout: Layout, use: BucketUse | None) -> KnownPurges:
+    """What this process knows of the purges that were ordered; nothing is read yet."""
+    orders: Orders = JsonRecords(layout, "purge-orders") if use is None else BucketPurgeOrders(use.bucket)
+    return KnownPurges(orders, JsonRecords(layout, "purges-done"))
 
 
 async def all_have_seen(here: Callable[[], list[str]], have: Callable[[list[str]], Awaitable[bool]]) -> None:

@@ -22,7 +22,7 @@ from mirror.config import Config, routing_table
 from mirror.errors import IndexUnavailable
 from mirror.index.cached_book import CachedBook
 from mirror.oci.digest import Digest
-from mirror.ports import BlobStore, Bucket, Catalog, Freezes, Locks, Pins
+from mirror.ports import BlobStore, Bucket, Catalog, Freezes, Locks, OrderedPurges, Pins
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
 from mirror.values.sizes import parse_size
@@ -122,8 +122,11 @@ def open_bucket_cache(
     locks: FileLocks,
     *,
     now: Callable[[], float],
+    purges: OrderedPurges | None = None,
 ) -> BucketCache:
-    """The cache in this bucket, which the caller closes. Nothing is asked, and no thread started, before it is used."""
+    """The cache in this bucket, which the caller closes. `purges` are those of a cluster. Nothing is asked, and no
+    thread started, before it is used.
+    """
     capacity, keeps = _capacity(config), kept_registries(config)
     limits = _limits(config, capacity)
     book = CachedBook(layout.cached_book, str(config.store.bucket))
@@ -135,13 +138,14 @@ def open_bucket_cache(
         records,
         hold=locks.try_hold_now,
         largest=limits.low if limits else None,
+        purges=purges,
         now=now,
     )
     some_sealed = config.offline or any(route.offline for route in config.route)
     others = config.cluster.has_members
     objects = CachedObjects(bucket, book, some_sealed=some_sealed, others_write=others, now=now)
     executor = ThreadPoolExecutor(_RESTORING_THREADS, "restore")
-    restoring = Restoring(bucket, objects, store, records, executor, keeps=keeps)
+    restoring = Restoring(bucket, objects, store, records, executor, keeps=keeps, purges=purges)
     return BucketCache(
         bucket,
         book,
