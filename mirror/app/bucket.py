@@ -18,7 +18,7 @@ from mirror.app.object_storage.cloud_options import (
     raw_requests,
 )
 from mirror.config import BucketSettings, Config
-from mirror.errors import BucketUnavailable, BucketUnfit, ConfigError, StoreError
+from mirror.errors import BucketUnavailable, BucketUnfit, ConfigError, ReplicaUnavailable, StoreError
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.bucket_note import BucketNote
 from mirror.store.local.layout import Layout
@@ -52,18 +52,25 @@ class BucketThreads:
         self.operators: Final = BoundedThreads("operators", _OPERATORS, _WAITING, _busy)
         #: For pushes.
         self.pushes: Final = BoundedThreads("push", _PUSHES, _WAITING, _busy)
+        #: For uploads that are passed on to other replicas. One that is frozen makes them wait, and its own pushes may
+        #: be waiting here for this replica: pushes need threads for that.
+        self.passed: Final = BoundedThreads("passed", _PUSHES, _WAITING, _passing)
         #: For looks at what other replicas have changed.
         self.looks: Final = BoundedThreads("looks", _OPERATORS, _WAITING, _busy)
         #: For calls of the admin API about hosted content. No pull waits behind them.
         self.admin: Final = BoundedThreads("admin", _ADMIN, _WAITING, _busy)
 
     def __repr__(self) -> str:
-        return f"<BucketThreads {self.requests!r} {self.operators!r} {self.pushes!r}>"
+        return f"<BucketThreads {self.requests!r} {self.operators!r} {self.pushes!r} {self.passed!r}>"
 
     def close(self) -> None:
         """Take no more work. Repeatable."""
-        for each in (self.requests, self.operators, self.pushes, self.looks, self.admin):
+        for each in (self.requests, self.operators, self.pushes, self.passed, self.looks, self.admin):
             each.shutdown(wait=False, cancel_futures=True)
+
+
+def _passing() -> ReplicaUnavailable:
+    return ReplicaUnavailable("too many uploads wait for other replicas already")
 
 
 def _busy() -> BucketUnavailable:

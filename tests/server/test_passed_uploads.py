@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from typing import Any, Final, cast
 
 import pytest
 
+from mirror.app.bucket import BucketThreads
 from mirror.errors import UploadOutOfOrder, UploadUnknown
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -303,6 +305,18 @@ async def test_what_a_client_writes_besides_ascii_is_refused_like_anything_wrong
         writer.close()
         assert answer.startswith(b"HTTP/1.1 416 "), answer
         assert site.content == b""
+
+
+def test_pushes_have_threads_while_other_replicas_take_nothing() -> None:
+    """Also two replicas that pass uploads on to each other: whoever receives needs a thread, too."""
+    threads, frozen = BucketThreads(), threading.Event()
+    try:
+        for _ in range(200):
+            threads.passed.submit(frozen.wait)
+        assert threads.pushes.submit(int).result(60) == 0
+    finally:
+        frozen.set()
+        threads.close()
 
 
 async def test_no_credentials_of_the_caller_go_to_the_other_replica(tmp_path: Path) -> None:

@@ -18,4 +18,4 @@ def open_uploads_elsewhere(
     cluster.add(UploadVerb(repositories.router.member, receiver).verb())
     tls_name = cluster.settings.tls_name if cluster.client_tls is not None else None
     peers = PeerAccess(cluster.client, cluster.signer, cluster.health, cluster.client_tls, tls_name)
-    return PassedUploads(cluster.sessions, peers, storage.bucket.threads.pushes)
+    return PassedUploads(cluster.sessions, peers, storage.bucket.threads.passed)

@@ -66,7 +66,7 @@ class PassedUploads:
     """Passes requests on to the replica that has the session; implements `Elsewhere`."""
 
     def __init__(self, owners: SessionOwners, peers: PeerAccess, threads: Executor) -> None:
-        """`threads` are those of pushes."""
+        """`threads` are for nothing else: they wait for other replicas."""
         self._owners = owners
         self._peers = peers
         self._threads = threads
