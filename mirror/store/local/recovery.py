@@ -58,13 +58,18 @@ def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
                 is_older_version = digest_from(entry.name) is not None
                 if _drop_partial(Path(entry.path), oldest=math.inf if is_older_version else now() - keep):
                     partials, size = partials + 1, size + status.st_size
-            elif entry.name.startswith("tmp-") and status.st_mtime < now() - _TEMPORARY:
+            elif entry.name.startswith("tmp-") and _last_named(status) < now() - _TEMPORARY:
                 os.unlink(entry.path)
                 strays, size = strays + 1, size + status.st_size
             elif _is_stray_state(layout, entry.name) and status.st_mtime < now() - _COMMIT:
                 os.unlink(entry.path)
                 strays += 1
     return Swept(partials, strays, size)
+
+
+def _last_named(status: os.stat_result) -> float:
+    """When a file was last written or got this name, in epoch seconds, or later: a migration gives an old blob one."""
+    return max(status.st_mtime, status.st_ctime)
 
 
 def _is_stray_state(layout: Layout, name: str) -> bool:

@@ -1,9 +1,15 @@
-"""The hosted bytes of a bucket, as a migration reads and writes them."""
+"""The hosted bytes of a bucket, as a migration reads and writes them.
+
+fetch() ──┬── the disk has the blob, as a copy or cached: its file gets another name, and is hashed
+          └── it has not, or other bytes: a download
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,11 +19,13 @@ from mirror.errors import BlobDamaged, BlobUnknown, BucketUnavailable, RecordDam
 from mirror.oci.digest import Digest, hasher
 from mirror.ports import BlobObject, ObjectReader
 from mirror.store.local.durable import store_errors, write_all
-from mirror.store.local.layout import Layout
+from mirror.store.local.layout import CopiesLayout, Layout
 from mirror.store.objects.hosted_blobs import HostedObjects
 from mirror.store.objects.state_records import BlobStates
 
 _BLOCK: Final = 1 << 20
+#: The file system has no hard links or no more of them, or does not allow one to a file of another user.
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK})
 #: How often an object is opened again without a byte in between.
 _TRIES: Final = 4
 
@@ -27,12 +35,14 @@ class BucketBytes:
 
     def __init__(self, objects: HostedObjects, states: BlobStates, bucket: ObjectReader, layout: Layout) -> None:
         """`states` are read as they are remembered: the caller has listed the bucket. Files of `fetch` are made below
-        `layout`, in the store that takes them.
+        `layout`, in the store that takes them. What that store has of hosted blobs, as copies or cached, is not
+        downloaded.
         """
         self._objects = objects
         self._states = states
         self._bucket = bucket
         self._layout = layout
+        self._copies = CopiesLayout(layout.root)
 
     def __repr__(self) -> str:
         return f"<BucketBytes {self._objects!r}>"
@@ -57,7 +67,8 @@ class BucketBytes:
             raise BlobUnknown(f"{digest} is not hosted")
         file = self._layout.ingests / f"tmp-{secrets.token_hex(16)}"
         try:
-            self._download(found, file, read)
+            if not self._take_from_disk(found, file, read):
+                self._download(found, file, read)
             yield file, found.size
         finally:
             # whoever stored it has moved it
@@ -66,6 +77,22 @@ class BucketBytes:
 
     def store(self, digest: Digest, file: Path, size: int) -> None:
         self._objects.bring(digest, file, size)
+
+    def _take_from_disk(self, found: BlobObject, file: Path, read: Callable[[int], None]) -> bool:
+        """Let `file` be what the disk has of a blob. False if that is nothing, or has other bytes: there is no `file`
+        then.
+        """
+        for layout in (self._copies, self._layout):
+            try:
+                _link_or_copy(layout.blob(found.digest), file)
+                if _is_sound(file, found, read):
+                    return True
+            except OSError:
+                # not there, evicted, or not readable: the bucket has it
+                pass
+            with suppress(FileNotFoundError):
+                file.unlink()
+        return False
 
     def _download(self, found: BlobObject, file: Path, read: Callable[[int], None]) -> None:
         """Raises `BlobDamaged`, `BlobUnknown`, `BucketUnavailable`, `StoreFull`."""
@@ -102,3 +129,30 @@ class BucketBytes:
                 tries += 1
                 if tries >= _TRIES:
                     raise BucketUnavailable(f"reading {found.key}: {error}") from error
+
+
+def _link_or_copy(path: str, file: Path) -> None:
+    """Give a file of the store another name, under which it stays when it is evicted. Raises `OSError`."""
+    try:
+        os.link(path, file, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(path, file)
+        file.chmod(0o400)
+
+
+def _is_sound(file: Path, found: BlobObject, read: Callable[[int], None]) -> bool:
+    """Whether a file has the bytes of a blob, which are synced then. Reads all of it. Raises `OSError`."""
+    hashing, buffer = hasher(found.digest), memoryview(bytearray(_BLOCK))
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as content:
+        if os.fstat(descriptor).st_size != found.size:
+            return False
+        while count := content.readinto(buffer):
+            hashing.update(buffer[:count])
+            read(count)
+        if hashing.hexdigest() != found.digest.hex:
+            return False
+        os.fsync(descriptor)
+    return True
