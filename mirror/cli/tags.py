@@ -176,7 +176,8 @@ async def _freeze(
 
         def find_here() -> Descriptor | None:
             if _is_hosted(loaded, repo):
-                return _hosted_target(storage.catalog, repo, tag, where)
+                # not what is remembered: another replica may have moved the tag
+                return _hosted_target(storage.hosted.strict.catalog, repo, tag, where)
             if where is None:
                 if frozen := storage.freezes.get(repo, tag):
                     return frozen.descriptor
