@@ -4,6 +4,7 @@ bucket.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -284,8 +285,9 @@ def _open_journals(config: Config, layout: Layout, disk: str, bucket: OwnedBucke
     from mirror.index.journal_memory import SqliteJournalMemory
     from mirror.store.objects.record_journals import BucketJournals
 
-    # who has a copy of this disk is another replica, unless it runs on this machine
-    replica, boot = f"{disk[:16]}-{boot_id().hex()[:8]}", boot_id().hex()
+    # who has a copy of this disk is another replica, also on this machine
+    boot, root = boot_id().hex(), os.stat(layout.root)
+    replica = f"{disk[:16]}-{boot[:8]}-{root.st_dev:x}-{root.st_ino:x}"
     return BucketJournals(
         bucket,
         SqliteJournalMemory(layout.record_memory, boot, replica),

@@ -5,6 +5,7 @@ Rows 124, 127, 131 and 132 of the table of faults, as far as they are about host
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -132,6 +133,22 @@ async def test_131_replicas_with_empty_disks_have_everything(
         one, _, three = clients(mirrors)
         third = await three.push_image("v1", b"another layer")
         assert (await one.manifest("v1")).body == third
+
+
+async def test_131_a_copy_of_a_disk_is_another_replica(tmp_path: Path, bucket: MemoryBucket, clock: Clock) -> None:
+    """Also on the machine of the first one: each sees that the other one writes."""
+    async with bucket_replica(tmp_path, bucket, clock, 0) as mirror:
+        await PushClient(mirror).push_image("v1", LAYER)
+    (tmp_path / "replica1").mkdir()
+    shutil.copytree(tmp_path / "replica0" / "store", tmp_path / "replica1" / "store", symlinks=True)
+    async with bucket_replicas(tmp_path, bucket, clock, 2) as mirrors:
+        one, two = clients(mirrors)
+        for layer in (b"second", b"third"):
+            pushed = await one.push_image("v1", layer)
+            for each in (two, one):
+                assert (await each.manifest("v1")).body == pushed
+            await settle(mirrors[0])
+            assert (await two.manifest("v1")).body == pushed
 
 
 async def test_124_times_of_the_day_decide_nothing(tmp_path: Path, bucket: MemoryBucket, clock: Clock) -> None:
