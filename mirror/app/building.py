@@ -58,6 +58,8 @@ from mirror.store.local.answer_files import LocalRecent
 from mirror.store.local.local_records import local_catalog
 from mirror.values.sizes import parse_size
 
+#: Seconds without a byte after which no end of a server waits for an upload session.
+_ABANDONED: Final = 30.0
 #: An upper bound: threads are started when they are needed.
 _SENDING_THREADS: Final = 16
 
@@ -83,9 +85,10 @@ class App:
         return self.scheduler.sync
 
     def has_uploads(self) -> bool:
-        """Blocking: True if upload sessions are open on this disk; False if that cannot be read."""
+        """Blocking: True if clients go on with upload sessions on this disk; False if that cannot be read."""
+        since = time.time() - _ABANDONED
         try:
-            return bool(self.storage.hosted.uploads.sessions())
+            return any(session.changed_at > since for session in self.storage.hosted.uploads.sessions())
         except StoreError:
             return False
 

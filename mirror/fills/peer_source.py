@@ -5,8 +5,8 @@
       └───────┴─────────┴────────────────┴── no sign for a while ──> "how far are you?", on a new connection
                                                  │
               no answer ─────────────────────────┤──> left at once: the next source, from the same byte
-              twice: it has what it does not ────┤──> left
-              send, or does not fetch it         │
+              twice: it has what it hardly ──────┤──> left
+              sends, or does not fetch it        │
               it waits as well (slow upstream) ──┘──> waited for, as for the upstream itself, within reason
 
 Before the head, "a while" is twice what nine of ten answers of that member take; afterwards it is a second. The member
@@ -41,6 +41,8 @@ _STALL: Final = 1.0
 _MISSED_LEAST: Final = 0.1
 _MISSED_MOST: Final = 2.0
 _MISSED_UNKNOWN: Final = 1.0
+#: Bytes in that time that show that a member sends. One that has more, and sends fewer, is too slow.
+_MOVES: Final = 64 << 10
 #: The least seconds that a member gets to say how far it is.
 _ALIVE: Final = 1.0
 #: Looks in a row at which a member has what it does not send, or nothing, until it is left; and at which it only waits.
@@ -263,9 +265,12 @@ class _Watch:
             before = self._signs()
             await self._reads.sleep(pause)
             pause = _STALL
-            if self._signs() != before or not self._is_awaited():
+            if self._has_moved(before) or not self._is_awaited():
                 idle = patient = 0
                 continue
+            if self._signs() != before:
+                # its own source may be as slow
+                patient = 0
             silent = ""
             try:
                 reason = await self._ask()
@@ -273,7 +278,7 @@ class _Watch:
                 reason = silent = f"does not answer: {error}"
             idle, patient = (idle + 1, patient) if reason else (0, patient + 1)
             is_over = silent or idle == _MOST_IDLE or patient == _MOST_PATIENT
-            if is_over and self._signs() == before and self._is_awaited():
+            if is_over and not self._has_moved(before) and self._is_awaited():
                 if silent:
                     self._is_silent(silent)
                 self._leave(reason or "has had nothing to send for too long")
@@ -281,6 +286,10 @@ class _Watch:
 
     def _signs(self) -> tuple[bool, int]:
         return self._was_heard, self.body.received if self.body else -1
+
+    def _has_moved(self, before: tuple[bool, int]) -> bool:
+        was_heard, received = self._signs()
+        return was_heard != before[0] or received - before[1] >= (_MOVES if before[1] >= 0 else 1)
 
     def _is_awaited(self) -> bool:
         return self.body.is_awaited if self.body else self.give_up is not None
@@ -307,7 +316,7 @@ class _Watch:
         if source.size is not None and not self._was_heard:
             return "is there, and does not answer"
         here = self._start + (self.body.received if self.body else 0)
-        return f"has {offset} bytes, and sends none after {here}" if offset > here else ""
+        return f"has {offset} bytes, and hardly sends any after {here}" if offset > here else ""
 
     def _leave(self, reason: str) -> None:
         self.reason = reason

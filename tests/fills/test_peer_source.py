@@ -21,6 +21,7 @@ from mirror.errors import (
 from mirror.fills.flight import Flight
 from mirror.fills.peer_source import PeerReads
 from mirror.fills.sources import BlobSources, FromUpstream
+from mirror.fills.watched_body import WatchedBody
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.peers.members import ClusterMembers
@@ -244,6 +245,27 @@ async def test_125_a_peer_that_has_the_bytes_and_sends_none_is_left(site: Site, 
     assert site.asked == [(_OWNER, 0), (_SECOND, HALF)]
     assert site.owner.looks == 2
     # the peer itself is well
+    assert site.members.is_up(_OWNER)
+
+
+@pytest.mark.parametrize(("says", "is_left"), [(SIZE, True), (0, False)], ids=["ahead", "as slow"])
+async def test_125_a_peer_that_drips_is_left_if_it_has_more(site: Site, says: int, is_left: bool) -> None:
+    """Row 125: a byte now and then is no sign that a blob will ever be here; a slow upstream of the peer is waited for,
+    however long.
+    """
+    site.owner.content.gate.clear()
+    site.owner.says = lambda: says
+    source, _ = site.reads.sources(_REPO, DIGEST, SIZE)
+    async with source.pull(0) as body:
+        assert isinstance(body, WatchedBody)
+        body.is_awaited = True
+
+        def drips() -> bool:
+            body.received += 1
+            return "left" in repr(body) or site.time.now > 2_000
+
+        await site.time.go_on(drips)
+        assert ("left" in repr(body)) is is_left
     assert site.members.is_up(_OWNER)
 
 
