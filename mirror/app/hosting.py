@@ -167,7 +167,7 @@ def disk_parts(config: Config, storage: Storage) -> HostedParts:
         strict.catalog,
         strict.repositories,
         TagHistories(strict.catalog, strict.freezes),
-        Quotas(storage.hosted.ledger, quota_rules(config)),
+        Quotas(storage.hosted.ledger, quota_rules(config), catch_up=_quota_catch_up(config, storage)),
         immutable_tags(config),
         config.hosting.grace,
         open_announcer(config, storage),
@@ -175,6 +175,17 @@ def disk_parts(config: Config, storage: Storage) -> HostedParts:
         None if storage.bucket is None else storage.bucket.threads.requests,
         (lambda: None) if storage.leasing is None else storage.leasing.clock.check_moments,
     )
+
+
+def _quota_catch_up(config: Config, storage: Storage) -> Callable[[str], bool] | None:
+    """What a quota does in a cluster before it refuses a push; None otherwise."""
+    use = storage.bucket
+    if use is None or use.journals is None:
+        return None
+    # imported here: a mirror without replicas does not even load it
+    from mirror.app.clusters.journal_following import catches_up_quotas
+
+    return catches_up_quotas(config, storage, use)
 
 
 def _rules(config: Config) -> dict[str, HostedRules]:

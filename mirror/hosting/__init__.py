@@ -12,6 +12,7 @@ damaged_records.py       records that cannot be parsed: what can be said without
 damaged_blobs.py         damaged content, and who lacks it
 hosted_imports.py        images that come from a bundle or another registry's disk
 quotas.py                limits, judged by a ledger; ledger_upkeep.py completes it from the records
+                         ledger_catch_up.py: before a refusal, from what other replicas have changed
 remembered.py            records in memory, for as long as their repository does not change
 
 Why no lock and no transaction is needed: docs/decisions/0023.

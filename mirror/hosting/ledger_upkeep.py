@@ -66,6 +66,10 @@ class LedgerUpkeep:
             corrections += sum(step)
         return corrections
 
+    def correct_now(self, repo: Repo) -> int:
+        """Blocking: the same as `correct`. May be called from any thread, also while that is done elsewhere."""
+        return sum(self._correct(repo, every=False))
+
     def _repositories(self) -> Iterator[Repo]:
         """The repositories that have records, and those that are only noted."""
         seen = set()

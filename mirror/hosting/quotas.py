@@ -7,6 +7,9 @@
 Only `link` decides for all processes: content never goes beyond a limit, but sessions that are open at the same time
 may each receive a body that `link` then refuses. What is deleted but kept counts until it is collected.
 
+In a cluster, whoever would refuse a push first lets the ledger have what other replicas have deleted
+(`ledger_catch_up.py`), and decides again.
+
 A ledger that fails stops no push: content is then noted later, when the ledger is completed.
 """
 
@@ -21,7 +24,7 @@ from typing import Final, TypeVar
 from mirror.errors import IndexUnavailable, QuotaExceeded
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.hosted.quotas import QuotaRules, overrun
+from mirror.policy.hosted.quotas import Overrun, QuotaRules, overrun
 from mirror.ports import LinkLedger
 from mirror.telemetry import INDEX_FAILURES, log
 
@@ -41,13 +44,24 @@ class ScopeUsage:
 
 
 class Quotas:
-    """Quotas of all hosted registries. All calls but `usage` block for a millisecond or so, and may be made from any
-    thread. `now` returns seconds.
+    """Quotas of all hosted registries. All calls but `usage` block for a millisecond or so, in a cluster for seconds
+    before a refusal, and may be made from any thread. `now` returns seconds.
     """
 
-    def __init__(self, ledger: LinkLedger, rules: QuotaRules, *, now: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        ledger: LinkLedger,
+        rules: QuotaRules,
+        *,
+        catch_up: Callable[[str], bool] | None = None,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
+        """`catch_up` lets the ledger have what other replicas have changed in a scope; False if it has it already. None
+        if there are no others.
+        """
         self._ledger = ledger
         self._rules = rules
+        self._catch_up = catch_up
         self._now = now
         self._believed: dict[str, tuple[float, int]] = {}
         self._failing = False
@@ -62,15 +76,14 @@ class Quotas:
         """
         limits = self._rules.limits(repo)
         if limits:
-            self._check(limits, size, digest)
+            self._decide(lambda: self._overrun(limits, size, digest))
 
     def allow(self, repo: Repo, size: int) -> None:
         """Check that an upload of so far `size` bytes may go on. Reads the ledger at most once a second. Raises
         `QuotaExceeded`.
         """
         limits = self._rules.limits(repo)
-        if too_much := overrun(limits, {scope: self._recently_used(scope) for scope in limits}, size):
-            raise QuotaExceeded(str(too_much))
+        self._decide(lambda: overrun(limits, {scope: self._recently_used(scope) for scope in limits}, size))
 
     def link(self, repo: Repo, digest: Digest, size: int) -> None:
         """Note a blob or a manifest of `size` bytes that the repository has now. Repeatable.
@@ -79,9 +92,7 @@ class Quotas:
         version. Content that is noted already is never refused.
         """
         limits = self._rules.limits(repo)
-        too_much = self._asked(lambda: self._ledger.add(repo, digest, size, limits), None)
-        if too_much:
-            raise QuotaExceeded(str(too_much))
+        self._decide(lambda: self._asked(lambda: self._ledger.add(repo, digest, size, limits), None))
 
     def unlink(self, repo: Repo, digest: Digest) -> None:
         """Note that the repository no longer has a blob or a manifest. To be called after its record was dropped."""
@@ -94,11 +105,22 @@ class Quotas:
     def _usage(self) -> list[ScopeUsage]:
         return [ScopeUsage(scope, self._used(scope), self._rules.limit(scope)) for scope in self._rules.scopes.all()]
 
-    def _check(self, limits: Mapping[str, int], size: int, digest: Digest | None) -> None:
+    def _decide(self, find: Callable[[], Overrun | None]) -> None:
+        """Raises `QuotaExceeded` if there is an overrun, also once the scope is up to date."""
+        too_much, tried = find(), set[str]()
+        while too_much and self._catch_up is not None and too_much.scope not in tried:
+            tried.add(too_much.scope)
+            if not self._catch_up(too_much.scope):
+                break
+            self._believed.clear()
+            too_much = find()
+        if too_much:
+            raise QuotaExceeded(str(too_much))
+
+    def _overrun(self, limits: Mapping[str, int], size: int, digest: Digest | None) -> Overrun | None:
         counting = {scope: limit for scope, limit in limits.items() if digest is None or self._adds(scope, digest)}
         used = {scope: self._used(scope) or 0 for scope in counting}
-        if too_much := overrun(counting, used, size):
-            raise QuotaExceeded(str(too_much))
+        return overrun(counting, used, size)
 
     def _adds(self, scope: str, digest: Digest) -> bool:
         return self._asked(lambda: self._ledger.adds(scope, digest), True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
 
-from mirror.errors import QuotaExceeded
+from mirror.errors import BucketUnavailable, QuotaExceeded
+from mirror.hosting.ledger_catch_up import LedgerCatchUp
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.quotas import QuotaRules, RegistryQuota
 from tests.support.clock import Clock
 from tests.support.memory_ledger import MemoryLedger
+from tests.support.process import eventually
 
 APP = Repo("corp", "team-a/app")
 OTHER = Repo("corp", "team-b/app")
@@ -133,3 +136,89 @@ async def test_a_quota_that_was_lowered_keeps_what_is_there(ledger: MemoryLedger
     lowered.link(APP, blob(1), 90)
     with pytest.raises(QuotaExceeded, match="90 B are used"):
         lowered.link(APP, blob(2), 1)
+
+
+async def test_what_another_replica_has_deleted_makes_room_at_once(ledger: MemoryLedger, clock: Clock) -> None:
+    """Before a push is refused, at each of the three decisions, the ledger gets what others have changed."""
+    asked: list[str] = []
+
+    def catch_up(scope: str) -> bool:
+        asked.append(scope)
+        ledger.remove(APP, blob(1))
+        return True
+
+    quotas = Quotas(ledger, RULES, catch_up=catch_up, now=clock)
+    decisions: list[Callable[[], None]] = [
+        lambda: quotas.check(APP, 20),
+        lambda: quotas.allow(APP, 20),
+        lambda: quotas.link(APP, blob(2), 20),
+    ]
+    for decide in decisions:
+        ledger.add(APP, blob(1), 40)
+        decide()
+    assert asked == ["corp/team-a/**"] * 3
+    quotas.check(OTHER, 1)
+    assert len(asked) == 3
+    with pytest.raises(QuotaExceeded):
+        quotas.check(APP, 31)
+    assert len(asked) == 4
+
+
+def _caught_up(found: dict[Repo, int], corrected: list[Repo], clock: Clock) -> LedgerCatchUp:
+    return LedgerCatchUp(lambda: dict(found), corrected.append, RULES.scopes, clock=clock)
+
+
+def test_only_what_others_have_changed_in_the_scope_is_looked_at(clock: Clock) -> None:
+    """And a scope once in some seconds."""
+    found, corrected = {APP: 1, OTHER: 1, FREE: 1}, list[Repo]()
+    catch_up = _caught_up(found, corrected, clock)
+    assert catch_up("corp/team-a/**")
+    assert corrected == [APP]
+    assert not catch_up("corp/team-a/**")
+    assert catch_up("corp")
+    assert corrected == [APP, OTHER]
+    found[APP] = 2
+    clock.time += 6.0
+    assert catch_up("corp")
+    assert corrected == [APP, OTHER, APP]
+
+
+def test_a_push_is_refused_if_the_bucket_does_not_answer(clock: Clock) -> None:
+    """As it would be without other replicas."""
+
+    def fail() -> dict[Repo, int]:
+        raise BucketUnavailable("down")
+
+    with capture_logs() as lines:
+        assert not LedgerCatchUp(fail, print, RULES.scopes, clock=clock)("corp")
+    assert [line["event"] for line in lines] == ["quotas not brought up to date"]
+
+
+def test_it_does_not_look_for_ever(clock: Clock) -> None:
+    """The rest is looked at by the next push that is refused."""
+    corrected: list[Repo] = []
+
+    def slow(repo: Repo) -> None:
+        corrected.append(repo)
+        clock.time += 11.0
+
+    catch_up = LedgerCatchUp(lambda: {APP: 1, OTHER: 1}, slow, RULES.scopes, clock=clock)
+    assert catch_up("corp")
+    assert corrected == [APP]
+    assert catch_up("corp")
+    assert corrected == [APP, OTHER]
+
+
+async def test_one_thread_looks_and_the_others_use_what_it_finds(clock: Clock) -> None:
+    """All of those that waited for it decide again."""
+    corrected: list[Repo] = []
+
+    def found() -> dict[Repo, int]:
+        eventually(lambda: len(catch_up.asking) == 5, "the others wait")
+        return {APP: 1}
+
+    catch_up = LedgerCatchUp(found, corrected.append, RULES.scopes, clock=clock)
+    results = await asyncio.gather(*(asyncio.to_thread(catch_up, "corp") for _ in range(5)))
+    assert results == [True] * 5
+    assert corrected == [APP]
+    assert not catch_up("corp")

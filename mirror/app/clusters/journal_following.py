@@ -17,10 +17,11 @@ from typing import Final
 from mirror import telemetry
 from mirror.aio.bounded_threads import in_thread
 from mirror.app.clustering import Cluster
-from mirror.app.storage import Storage
+from mirror.app.storage import Storage, quota_rules
 from mirror.app.stored_records import BucketUse
 from mirror.config import Config
 from mirror.errors import BucketUnavailable, IndexUnavailable, StoreError
+from mirror.hosting.ledger_catch_up import LedgerCatchUp
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.journal_names import OPERATED, OPERATORS, of_kind, of_repo, repo_path
@@ -75,12 +76,7 @@ async def follow_journals(config: Config, storage: Storage) -> None:
     use = storage.bucket
     if use is None or use.journals is None:
         return
-    upkeep = LedgerUpkeep(
-        storage.hosted.ledger,
-        storage.hosted.records,
-        storage.hosted.strict.catalog,
-        [entry.name for entry in config.hosted],
-    )
+    upkeep = _upkeep(config, storage)
     followed, lease, looks, reason = _FollowedRepositories(use, upkeep), None, 0, ""
     try:
         while True:
@@ -106,6 +102,25 @@ async def follow_journals(config: Config, storage: Storage) -> None:
             lease.release()
 
 
+def catches_up_quotas(config: Config, storage: Storage, use: BucketUse) -> LedgerCatchUp:
+    """What lets the ledger have what other replicas have changed, before a quota refuses a push."""
+
+    def versions() -> dict[Repo, Version | None]:
+        found = {_repo(name): version for name, version in _versions(use).items()}
+        return {repo: version for repo, version in found.items() if repo is not None}
+
+    return LedgerCatchUp(versions, _upkeep(config, storage).correct_now, quota_rules(config).scopes)
+
+
+def _upkeep(config: Config, storage: Storage) -> LedgerUpkeep:
+    return LedgerUpkeep(
+        storage.hosted.ledger,
+        storage.hosted.records,
+        storage.hosted.strict.catalog,
+        [entry.name for entry in config.hosted],
+    )
+
+
 class _FollowedRepositories:
     """The repositories whose changes the ledger has, by the versions of their journals."""
 
@@ -119,7 +134,7 @@ class _FollowedRepositories:
 
     async def follow(self) -> None:
         """Look at all journals that have changed. Raises `StoreError`, `IndexUnavailable`."""
-        now = await in_thread(self._use.threads.looks, self._versions)
+        now = await in_thread(self._use.threads.looks, partial(_versions, self._use))
         # the ledger is completed at each start
         before = now if self._seen is None else self._seen
         for name, version in now.items():
@@ -128,13 +143,14 @@ class _FollowedRepositories:
                 await self._upkeep.correct(repo)
         self._seen = now
 
-    def _versions(self) -> dict[str, Version | None]:
-        """Blocking: the versions of all journals, once the memory has what they say."""
-        journals, found = self._use.journals, {}
-        for name in self._use.tree.catch_up():
-            position = journals.position(name) if journals is not None else None
-            found[name] = position.version if position is not None else None
-        return found
+
+def _versions(use: BucketUse) -> dict[str, Version | None]:
+    """Blocking: the versions of all journals, once the memory has what they say."""
+    journals, found = use.journals, {}
+    for name in use.tree.catch_up():
+        position = journals.position(name) if journals is not None else None
+        found[name] = position.version if position is not None else None
+    return found
 
 
 def _repo(name: str) -> Repo | None:
