@@ -205,10 +205,11 @@ class SqliteJournalMemory:
 
         self._writing.write(work)
 
-    def doubt(self, names: Collection[str]) -> None:
+    def doubt(self, names: Collection[str], age: float) -> None:
         def work(connection: sqlite3.Connection) -> None:
+            looked = self._steady() - age
             for name in names:
-                connection.execute("UPDATE journals SET looked = ? WHERE name = ?", (_NEVER, name))
+                connection.execute("UPDATE journals SET looked = min(looked, ?) WHERE name = ?", (looked, name))
 
         self._writing.write(work)
 

@@ -123,8 +123,8 @@ class JournalMemory(Protocol):
     def list_folders(self, name: str, folders: Collection[str], gaps: int) -> None:
         """Note that all names of these folders are known, unless everything was doubted since `gaps`."""
 
-    def doubt(self, names: Collection[str]) -> None:
-        """Let what is remembered of these journals be as old as can be."""
+    def doubt(self, names: Collection[str], age: float) -> None:
+        """Let the last look at these journals be at least `age` seconds old."""
 
     def close(self) -> None:
         """Close the file. Repeatable."""

@@ -405,6 +405,25 @@ def test_pulls_go_on_while_the_bucket_is_down(one: Machine, two: Machine, bucket
             two.tree(reads).read(KEY)
 
 
+def test_a_notice_lets_the_next_pull_ask(one: Machine, two: Machine, bucket: SteppingBucket) -> None:
+    """If the bucket is down by then, what was seen before the notice is still believed."""
+    one.tree().write(KEY, ONE)
+    one.settle()
+    journals = two.journals(freshness=60.0)
+    assert journals
+    pull = BucketTree(two.bucket, two.memory, Reads.LENIENT, journals=journals)
+    assert content_of(pull) == ONE
+    one.tree().write(KEY, TWO)
+    one.settle()
+    assert content_of(pull) == ONE
+    journals.doubt([APP], [])
+    bucket.down = True
+    assert content_of(pull) == ONE
+    bucket.down = False
+    two.steady += 6.0
+    assert content_of(pull) == TWO
+
+
 def test_a_name_that_was_released_is_taken_again(one: Machine, two: Machine, bucket: SteppingBucket) -> None:
     """By a push at a replica that still believes it is taken: otherwise an upstream would be asked for the name."""
     one.tree().write(KEY, ONE)

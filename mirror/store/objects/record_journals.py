@@ -56,6 +56,8 @@ _LINGER: Final = 2.0
 _EVERY: Final = 0.5
 #: Seconds for which nobody waits for a bucket that did not answer, unless it must.
 _DOWN: Final = 5.0
+#: Seconds: nobody accepts a look that is older than the freshness and this.
+_DOUBTED: Final = 5.0
 _ATTEMPTS: Final = 40
 _FIRST_WAIT: Final = 0.02
 _LAST_WAIT: Final = 1.0
@@ -125,7 +127,8 @@ class BucketJournals:
     def doubt(self, repos: Collection[Repo], kinds: Collection[str]) -> None:
         names = {*map(journal_names.of_repo, repos), *map(journal_names.of_kind, kinds)}
         with suppress(IndexUnavailable):
-            self._memory.doubt(names)
+            # older than anybody accepts who asks the bucket; while it is down, what was seen is still believed
+            self._memory.doubt(names, self.freshness + _DOUBTED)
 
     def look(self, name: str, age: float = 0.0, *, patient: bool = True) -> bool:
         """Like `sync`, for a journal by its name. Unless `patient`, raises `BucketUnavailable` at once while the bucket
