@@ -17,7 +17,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import Freeze
 from tests.support.bucket_mirror import wipe
 from tests.support.bucket_replicas import bucket_replica, bucket_replicas
-from tests.support.live_mirror import Clock, LiveMirror
+from tests.support.live_mirror import Clock, LiveMirror, noise
 from tests.support.memory_bucket import MemoryBucket
 from tests.support.push_client import PushClient, descriptor, index
 
@@ -272,3 +272,17 @@ async def test_132_a_freeze_at_one_replica_holds_at_all(tmp_path: Path, bucket: 
                 await settle(mirrors[0])
             for each in (one, two):
                 assert (await each.manifest("v1")).body == second
+
+
+async def test_what_one_replica_has_deleted_makes_room_at_the_others(
+    tmp_path: Path, bucket: MemoryBucket, clock: Clock
+) -> None:
+    """By the next push, although nobody has told the other one, which has counted what it was sent."""
+    async with bucket_replicas(tmp_path, bucket, clock, 2, hosted={"quota": "150KB"}) as mirrors:
+        one, two = clients(mirrors)
+        first, second = noise(100_000, 1), noise(100_000, 2)
+        await two.push_blob(first)
+        assert (await one.ask("DELETE", f"/v2/corp/app/blobs/{Digest.of(first)}")).status == 202
+        await two.push_blob(second)
+        again = await two.ask("POST", f"/v2/corp/app/blobs/uploads/?digest={Digest.of(first)}", body=first)
+        assert (again.status, again.code) == (403, "DENIED")
