@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mirror.app.clusters.journal_following import catches_up
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
@@ -133,6 +134,23 @@ async def test_131_replicas_with_empty_disks_have_everything(
         one, _, three = clients(mirrors)
         third = await three.push_image("v1", b"another layer")
         assert (await one.manifest("v1")).body == third
+
+
+async def test_many_lists_of_repositories_leave_the_threads_of_pulls_alone(
+    tmp_path: Path, bucket: MemoryBucket, clock: Clock
+) -> None:
+    """Those who ask at the same time share what is asked of the bucket, and see what was there when they asked."""
+    async with bucket_replicas(tmp_path, bucket, clock, 2) as mirrors:
+        await PushClient(mirrors[0]).push_image("v1", LAYER)
+        use = mirrors[1].app.storage.bucket
+        assert use
+        catch_up = catches_up(use)
+        bucket.log.clear()
+        await asyncio.gather(*(catch_up() for _ in range(200)))
+        listings = [keys for verb, keys in bucket.log if verb == "list" and keys == ("journals/",)]
+        # the replica follows the journals by itself, too
+        assert len(listings) <= 3
+        assert await catalog(mirrors[1]) == ["corp/app"]
 
 
 async def test_131_a_copy_of_a_disk_is_another_replica(tmp_path: Path, bucket: MemoryBucket, clock: Clock) -> None:

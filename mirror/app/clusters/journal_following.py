@@ -36,14 +36,26 @@ _LOCK: Final = "journals"
 
 def catches_up(use: BucketUse) -> Callable[[], Awaitable[None]]:
     """What is awaited before all repositories are listed. While the bucket does not answer, they are those that are
-    remembered.
+    remembered. However many ask, pulls have all threads but one.
     """
+    turn = asyncio.Lock()
+    waiting: asyncio.Task[None] | None = None
+
+    async def catch_up_next() -> None:
+        nonlocal waiting
+        async with turn:
+            # whoever asks from here on gets another one, which begins later
+            waiting = None
+            try:
+                await in_thread(use.threads.looks, use.tree.catch_up)
+            except BucketUnavailable as error:
+                telemetry.log.warning("journals not followed", reason=str(error))
 
     async def catch_up() -> None:
-        try:
-            await in_thread(use.threads.looks, use.tree.catch_up)
-        except BucketUnavailable as error:
-            telemetry.log.warning("journals not followed", reason=str(error))
+        nonlocal waiting
+        if waiting is None:
+            waiting = asyncio.get_running_loop().create_task(catch_up_next())
+        await asyncio.shield(waiting)
 
     return catch_up
 
