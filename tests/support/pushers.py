@@ -380,7 +380,9 @@ class Pushers:
         elif self._losing and not insisting:
             raise _Resting
         elif seen not in repository.tags[tag]:
-            self._say(f"{target} is {seen}, and may be {repository.tags[tag]}")
+            # whether all replicas say so, and still do, shows where to look
+            others = {port: connection.ask("GET", target, port=port)[1]["Docker-Content-Digest"] for port in self.ports}
+            self._say(f"{target} is {seen} at {connection.port}, and may be {repository.tags[tag]}; now it is {others}")
         elif seen is not None and body != repository.images[seen].manifest:
             self._say(f"{target}: {len(body)} bytes that are not {seen}")
         else:
@@ -460,6 +462,8 @@ class _Connection:
         self._chance = chance or random.Random(0)
         self._insisting = insisting
         self._connections: dict[int, http.client.HTTPConnection] = {}
+        #: Where it asked last.
+        self.port = 0
 
     def insist(
         self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
@@ -477,12 +481,20 @@ class _Connection:
             self._pushers.pause.wait(0.01)
 
     def ask(
-        self, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        *,
+        port: int | None = None,
     ) -> tuple[int, Any, bytes]:
-        """Ask once; status 0 if no whole answer came. Raises `_Resting`."""
+        """Ask once, at this port; None: at any. Status 0 if no whole answer came. Raises `_Resting`."""
         if not (self._insisting or self._pushers._going or self._pushers._finishing):
             raise _Resting
-        port = self._chance.choice(self._pushers.ports)
+        if port is None:
+            port = self._chance.choice(self._pushers.ports)
+        self.port = port
         connection = self._connections.get(port)
         if connection is None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=self._pushers.patience)
