@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from mirror.app.storage import make_purge
-from mirror.bucket_cache.cached_keys import blob_key
+from mirror.bucket_cache.cached_keys import CachedRecord, blob_key
 from mirror.config import routing_table
 from mirror.errors import StoreError
 from mirror.eviction.cached_copies import CachedCopies
@@ -29,6 +31,9 @@ from tests.support.memory_bucket import MemoryBucket
 _APP: Final = Repo("docker.io", "library/app")
 _AT: Final = "/v2/library/app"
 _LAYER: Final = noise(300_000)
+#: Two replicas. Nobody listens there.
+_HERE: Final = "http://127.0.0.1:9"
+_AWAY: Final = "http://127.0.0.1:11"
 
 
 @pytest.fixture
@@ -430,3 +435,40 @@ async def test_upstreams_that_must_allow_each_caller_stay_out(site: Site, bucket
         await _pull(mirror)
         await _settled(mirror)
     assert _kept(bucket) == {}
+
+
+async def test_a_replica_restores_nothing_that_not_all_have_purged(
+    site: Site, bucket: MemoryBucket, tmp_path: Path
+) -> None:
+    """A replica with a new disk carries the purge out. Another one, which has not, writes the image to the bucket
+    again: it is not served from there. What is pulled is kept in the bucket as ever.
+    """
+    for tag in ("v1", "v2"):
+        site.registry.add_image(_APP.name, tag, [tag.encode()])
+    async with site.mirror() as mirror:
+        for tag in ("v1", "v2"):
+            await _pull(mirror, tag)
+        await _settled(mirror)
+    site.wipe()
+    before = _kept(bucket)
+    order = {"at": time.time(), "registry": "docker.io", "name": _APP.name, "reference": "v1", "waiting": [_AWAY]}
+    await asyncio.to_thread(bucket.write, "purges/orders.json", json.dumps({"order": order}).encode())
+    secret = tmp_path / "secret"
+    secret.write_text("of no use to anybody: 0123456789abcdef\n")
+    secret.chmod(0o600)
+    cluster = {"members": [_HERE, _AWAY], "address": _HERE, "secret_file": secret}
+    async with site.mirror(cluster=cluster, offline=True) as mirror:
+        await _pull(mirror, "v2")
+        known = mirror.app.storage.purges
+        assert known is not None
+        await until(lambda: "order" in known.carried_out())
+        assert CachedRecord.of_tag(_APP, "v1").key not in bucket.content()
+        # as the other one does, which does not know of the purge yet
+        for key, content in before.items():
+            await asyncio.to_thread(bucket.write, key, content)
+        assert (await mirror.ask(f"{_AT}/manifests/v1")).code == "MANIFEST_UNKNOWN"
+    async with site.mirror(cluster=cluster) as mirror:
+        site.registry.add_image(_APP.name, "v3", [b"v3"])
+        await _pull(mirror, "v3")
+        await _settled(mirror)
+    assert CachedRecord.of_tag(_APP, "v3").key in bucket.content()
