@@ -405,6 +405,25 @@ def test_pulls_go_on_while_the_bucket_is_down(one: Machine, two: Machine, bucket
             two.tree(reads).read(KEY)
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["absent", "another"])
+def test_a_pull_that_must_ask_does_not_believe_its_memory(
+    one: Machine, two: Machine, bucket: SteppingBucket, *, before: bool
+) -> None:
+    """If the bucket fails between the look at the journal, in which another replica writes, and the record."""
+    if before:
+        one.tree().write(KEY, ONE)
+        one.settle()
+    pull = two.tree(Reads.LENIENT)
+    assert content_of(pull) == (ONE if before else None)
+    one.tree().write(KEY, TWO)
+    two.steady += 2.0
+    bucket.stop_at(2, BucketUnavailable("no answer"))
+    with pytest.raises(BucketUnavailable):
+        pull.read(KEY)
+    assert bucket.reached
+    assert content_of(pull) == TWO
+
+
 def test_a_notice_lets_the_next_pull_ask(one: Machine, two: Machine, bucket: SteppingBucket) -> None:
     """If the bucket is down by then, what was seen before the notice is still believed."""
     one.tree().write(KEY, ONE)

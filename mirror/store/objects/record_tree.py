@@ -172,8 +172,10 @@ class BucketTree:
         except BucketUnavailable:
             if self._reads is Reads.REMEMBERED and self._recall(key) is None and self._was_complete():
                 return None
+            # with journals, `_by_journal` has said whether what is remembered may be believed
+            is_followed = self.journals is not None and journal_names.of_key(key) is not None
             known, found = self._remembered(key, trusted=True)
-            if self._reads is not Reads.LENIENT or not known:
+            if self._reads is not Reads.LENIENT or not known or is_followed:
                 raise
             return found
 
