@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from mirror.peers.members import ClusterMembers
 from mirror.peers.peer_client import PeerClient, PeerSilent
@@ -175,6 +176,20 @@ def test_whoever_has_no_right_gets_nothing(tmp_path: Path) -> None:
         assert not verbs.seen
         # none of this has used the nonce of the request that is right
         assert await _status(listener, good) == 200
+
+    _attack(tmp_path, attack)
+
+
+def test_the_log_counts_refusals_by_reason(tmp_path: Path) -> None:
+    """Apart from its own fields: one reason is called `time`, as the time of each line is."""
+
+    async def attack(listener: PeerListener, verbs: _Verbs) -> None:
+        with capture_logs() as lines:
+            assert await _status(listener, listener.signed("GET", _BLOB, age=3600)) == 401
+        [line] = [line for line in lines if line["event"] == "peer requests refused"]
+        assert line["counts"] == {"time": 1}
+        assert "clock" in line["reason"]
+        assert "time" not in line
 
     _attack(tmp_path, attack)
 

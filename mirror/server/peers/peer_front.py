@@ -237,8 +237,10 @@ class PeerFront:
         now = time.monotonic()
         if now - self._logged_at >= _QUIET:
             self._logged_at = now
+            # an object of their own: reasons have the names of other fields, such as `time`
+            counts = dict(self._unlogged)
             telemetry.log.warning(
-                "peer requests refused", client=request.remote or "unix", reason=str(error), **self._unlogged
+                "peer requests refused", client=request.remote or "unix", reason=str(error), counts=counts
             )
             self._unlogged.clear()
         response = _text(error.status, str(error))
