@@ -175,7 +175,9 @@ def _print_status(status: Mapping[str, Any]) -> None:
         say(f"bucket:    {describe_bucket(bucket)}")
         if cache := bucket["cache"]:
             say(f"cached:    {_describe_cache(cache)}")
-    _print_cluster(status.get("cluster"))
+    if cluster := status.get("cluster"):
+        for line in describe_cluster(cluster, runs=bool(workers)):
+            say(line)
     for usage in status.get("hosted", []):
         full = "not known" if usage["bytes"] is None else format_size(usage["bytes"])
         quota = f" of {format_size(usage['quota'])}" if usage["quota"] is not None else ""
@@ -282,21 +284,26 @@ def _print_upstream(upstream: Mapping[str, Any]) -> None:
         say(f"budget:    {name} allows {budget['remaining']} more of {budget['limit']} pulls")
 
 
-def _print_cluster(cluster: Mapping[str, Any] | None) -> None:
-    """The other replicas that do not answer, or how many there are."""
-    if cluster is None:
-        return
+def describe_cluster(cluster: Mapping[str, Any], *, runs: bool) -> list[str]:
+    """This replica and the others, in words, with the address of each. `runs` is False if no mirror could be asked."""
+    own = f"cluster:   {cluster['name']}, this replica is {cluster['address']}"
+    if not runs:
+        return [f"{own}; the others are not asked, because no mirror runs"]
     members = cluster["members"]
     up = sum(member["up"] for member in members)
-    say(f"cluster:   {cluster['name']}, {up} of {counted(len(members), 'other replica')} answering")
-    for member in members:
-        if not member["up"]:
-            say(f"           {member['address']}: down since {member['since'] or 'the start'}: {member['reason']}")
-    for line in describe_leases(cluster):
-        say(f"           {line}")
+    lines = [f"{own}; {up} of {counted(len(members), 'other replica')} answering"]
+    lines += [f"{member['address']}: {_describe_member(member)}" for member in members]
+    lines += describe_leases(cluster)
     versions = {member["version"] for member in members if member["version"]} - {__version__}
     if versions:
-        say(f"           other versions run there: {', '.join(sorted(versions))}")
+        lines.append(f"other versions run there: {', '.join(sorted(versions))}")
+    return [lines[0], *(f"           {line}" for line in lines[1:])]
+
+
+def _describe_member(member: Mapping[str, Any]) -> str:
+    if member["since"] is None:
+        return "not asked yet"
+    return f"answers since {member['since']}" if member["up"] else f"down since {member['since']}: {member['reason']}"
 
 
 def describe_leases(cluster: Mapping[str, Any]) -> list[str]:
