@@ -180,6 +180,7 @@ class PeerSource:
         ticket = self._reads.liveness.admit(self.member)
         if ticket is None:
             # nobody is asked, and nothing is counted as left
+            telemetry.PEER_REQUESTS.labels("blob", "skipped").inc()
             raise UpstreamNotFound(f"{self.member} did not answer lately", upstream=PEER)
         watch = _Watch(self._reads, self, ticket, start)
         watching = asyncio.create_task(watch.run(), name=f"watch of {self.member}")

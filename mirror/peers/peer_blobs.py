@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -35,7 +36,9 @@ from mirror.upstream.http.transport import Endpoint, Timeouts, Tls
 _LONGEST: Final = 600.0
 #: The name of a member in errors and metrics: addresses of replicas are nobody else's business.
 _NAME: Final = "peer"
+#: The names of the two requests in metrics.
 _VERB: Final = "blob"
+_OFFSET_VERB: Final = "offset"
 
 
 class HttpPeerBlobs:
@@ -79,8 +82,15 @@ class HttpPeerBlobs:
 
         def get() -> HttpBody:
             headers = {HOPS: str(hops), **trace, **({} if size is None else {SIZE: str(size)})}
-            answer, signed = self._get(member, blob_target(repo, digest), headers, start, cancel)
-            body = _body_of(answer, signed, size)
+            began = time.perf_counter()
+            try:
+                answer, signed = self._get(member, blob_target(repo, digest), headers, start, cancel)
+                body = _body_of(answer, signed, size)
+            except BaseException as error:
+                telemetry.PEER_REQUESTS.labels(_VERB, "left" if cancel.is_over else _result(error)).inc()
+                raise
+            telemetry.PEER_REQUESTS.labels(_VERB, "answered").inc()
+            telemetry.PEER_SECONDS.labels(_VERB).observe(time.perf_counter() - began)
             try:
                 loop.call_soon_threadsafe(heard)
                 cancel.on(body)
@@ -125,7 +135,7 @@ class HttpPeerBlobs:
     async def offset(self, member: str, repo: Repo, digest: Digest) -> int | None:
         """See `PeerBlobs`."""
         try:
-            answer = await self._client.call(member, _VERB, "HEAD", blob_target(repo, digest), {HOPS: "1"})
+            answer = await self._client.call(member, _OFFSET_VERB, "HEAD", blob_target(repo, digest), {HOPS: "1"})
         except PeerSilent as error:
             raise UpstreamTimeout(str(error), upstream=_NAME) from error
         except PeerRefused as error:
@@ -157,6 +167,15 @@ def _body_of(answer: Answer, signed: SignedCall, size: int | None) -> HttpBody:
             body.close()
         raise
     return body
+
+
+def _result(error: BaseException) -> str:
+    """The result of a request without a body, for metrics, as `PeerClient` has it."""
+    if not isinstance(error, UpstreamError):
+        return "silent"
+    if isinstance(error, UpstreamInvalid):
+        return "refused"
+    return "silent" if error.status is None else "failed"
 
 
 def _refusal(status: int, text: str) -> UpstreamError:

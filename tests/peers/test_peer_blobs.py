@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
 from mirror.oci.reference import Repo
@@ -55,6 +56,35 @@ async def test_a_blob_or_the_rest_of_it(site: PeerSite, start: int, size: int | 
     assert await _read(site, start, size) == CONTENT[start:]
     assert len(site.upstream.starts) == 1
     assert site.given.found[0] == (1, (ASKING,))
+
+
+def _asked(result: str) -> float:
+    return REGISTRY.get_sample_value("mirror_peer_requests_total", {"verb": "blob", "result": result}) or 0.0
+
+
+def _timed() -> float:
+    return REGISTRY.get_sample_value("mirror_peer_seconds_count", {"verb": "blob"}) or 0.0
+
+
+async def test_requests_for_blobs_are_counted(site: PeerSite) -> None:
+    """By what became of them; only answers are timed."""
+    before = {result: _asked(result) for result in ("answered", "failed", "silent")}
+    timed = _timed()
+    assert await _read(site) == CONTENT
+    # what the member says of how far it is, is no request for a blob
+    assert await site.blobs.offset(site.member, REPO, DIGEST) == SIZE
+    with pytest.raises(UpstreamNotFound):
+        async with site.blobs.open(
+            site.member, Repo("quay.io", "team/app"), DIGEST, 0, size=SIZE, hops=1, heard=lambda: None
+        ):
+            raise AssertionError("opened")
+    with Scripted() as silent:
+        silent.on(f"/peer/v1/blob/{REPO}/{DIGEST}", Close())
+        with pytest.raises(UpstreamUnavailable):
+            async with site.blobs.open(silent.url, REPO, DIGEST, 0, size=SIZE, hops=1, heard=lambda: None):
+                raise AssertionError("opened")
+    assert {result: _asked(result) - count for result, count in before.items()} == dict.fromkeys(before, 1.0)
+    assert _timed() - timed == 1.0
 
 
 async def test_a_blob_of_which_upstream_does_not_say_the_size(site: PeerSite) -> None:

@@ -100,6 +100,11 @@ class Cancel:
         self._wire: Connection | HttpBody | None = None
         self._over = threading.Event()
 
+    @property
+    def is_over(self) -> bool:
+        """True once the caller has given up."""
+        return self._over.is_set()
+
     def on(self, wire: Connection | HttpBody | None) -> None:
         """Set what is read from now on (None: nothing). Raises `EOFError` if `now` was called already."""
         with self._lock:
