@@ -48,8 +48,11 @@ def catches_up(use: BucketUse) -> Callable[[], Awaitable[None]]:
             waiting = None
             try:
                 await in_thread(use.threads.looks, use.tree.catch_up)
+                if use.journals is not None:
+                    use.journals.following.goes_on()
             except BucketUnavailable as error:
-                telemetry.log.warning("journals not followed", reason=str(error))
+                if use.journals is not None:
+                    use.journals.following.failed(error)
 
     async def catch_up() -> None:
         nonlocal waiting
@@ -89,7 +92,7 @@ async def follow_journals(config: Config, storage: Storage) -> None:
     if use is None or use.journals is None:
         return
     upkeep = _upkeep(config, storage)
-    followed, lease, looks, reason = _FollowedRepositories(use, upkeep), None, 0, ""
+    followed, lease, looks, following = _FollowedRepositories(use, upkeep), None, 0, use.journals.following
     try:
         while True:
             try:
@@ -99,12 +102,12 @@ async def follow_journals(config: Config, storage: Storage) -> None:
                     await in_thread(use.threads.looks, look)
                     if looks % _LOOKS == 0:
                         await followed.follow()
+                        following.goes_on()
                     looks += 1
-                reason = ""
             except (StoreError, IndexUnavailable) as error:
-                if str(error) != reason:
-                    telemetry.log.warning("journals not followed", reason=str(error))
-                reason = str(error)
+                following.failed(error)
+                # that it goes on is certain once all journals were looked at
+                looks = 0
             except Exception:
                 # no error may end this task: lists would stay as they are
                 telemetry.log.exception("following of journals crashed")

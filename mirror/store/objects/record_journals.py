@@ -74,6 +74,29 @@ class JournalObjects(ObjectReader, ObjectWriter, ObjectLister, Protocol):
     """What journals need of a bucket."""
 
 
+class JournalFollowing:
+    """Whether this process can see what others change, for the log: a line when that ends, and one when it is so again,
+    whatever the reasons are meanwhile. May be used from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._failing = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<JournalFollowing {'failing' if self._failing.locked() else 'goes on'}>"
+
+    def failed(self, error: Exception) -> None:
+        """To be called with the reason whenever the journals could not be looked at."""
+        if self._failing.acquire(blocking=False):
+            log.warning("journals not followed", reason=str(error))
+
+    def goes_on(self) -> None:
+        """To be called whenever they could."""
+        with suppress(RuntimeError):
+            self._failing.release()
+            log.info("journals followed again")
+
+
 class BucketJournals:
     """See `mirror.ports.RecordJournals`. May be used from any thread; one for all threads of a process."""
 
@@ -107,6 +130,7 @@ class BucketJournals:
         self._shared: SharedReads[None] = SharedReads()
         #: Is called with the name of a journal when this replica has begun or ended an entry. Raises nothing.
         self.announce: Callable[[str], None] = lambda _: None
+        self.following: Final = JournalFollowing()
         self._waking = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closed = False
