@@ -290,6 +290,8 @@ def _pulled(method: str, image: Image, answer: ProbeAnswer) -> Finding:
         )
     if "upstream-unavailable" in status:
         return Finding(what, Level.WARNING, f"stale: {status}", "the mirror cannot reach the registry: see its log")
+    if "bucket-unavailable" in status:
+        return Finding(what, Level.WARNING, f"stale: {status}", "the mirror cannot reach its bucket: see its log")
     return Finding(what, Level.OK, f"{digest[:19]} ({status})")
 
 

@@ -91,6 +91,10 @@ def _hosted(facts: Facts) -> Iterator[str]:
         return
     yield "served from here, to callers whom an access rule allows to pull"
     if facts.unsure:
+        yield (
+            "as it was last seen in the bucket; in a cluster with a Warning, and 503 once that is longer ago than"
+            " stale_while_bucket_down"
+        )
         yield f"for its blobs: {_cannot_be_told(facts.unsure)}"
     elif facts.missing:
         yield f"404 for {_parts(facts.missing)} not here: push the image again"

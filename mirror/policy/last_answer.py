@@ -113,6 +113,7 @@ _FROM_BUCKET: Final = {
     "bypass": "it is hosted here, and came from the bucket past the disk, which could not take a copy",
     "described": "it is hosted here, in the bucket; the disk has no copy",
     "redirected": _BLOB["redirected"],
+    "last-seen": "it is hosted here, and the bucket did not answer: this is what this replica saw there last",
 }
 
 

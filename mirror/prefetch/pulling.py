@@ -166,7 +166,7 @@ class _ImagePull:
             self.result.error = str(error)
             return
         self.result.root = manifest.digest
-        self.result.stale = answer.outcome is Outcome.STALE
+        self.result.stale = answer.outcome.is_old
         self._seen.add(manifest.digest)
         self._note_manifest(manifest, answer)
         if self._platforms and not manifest.is_index and not await self._is_wanted(manifest):

@@ -14,7 +14,7 @@ from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.pulling import ImageResult, State
 from mirror.prefetch.sync_rules import SyncRule
-from mirror.repository.answers import Listing, Outcome
+from mirror.repository.answers import Listing
 from mirror.repository.protocol import Readable
 from mirror.values.tagsets import choose_tags
 
@@ -33,7 +33,7 @@ async def run_sync(source_for: Callable[[Repo], Readable], rule: SyncRule, meter
         listing = await all_tags(source_for(rule.repo))
     except MirrorError as error:
         return Ended(False, {"error": f"its tags: {error}"})
-    if listing.outcome is Outcome.STALE:
+    if listing.outcome.is_old:
         return Ended(False, {"error": f"its tags: {listing.upstream} does not answer"})
     tags = choose_tags(listing.items, rule.tags)
     if not tags:
@@ -59,7 +59,7 @@ async def all_tags(source: Readable) -> Listing:
         tags += listing.items
         if len(tags) > _MOST_TAGS:
             raise UpstreamInvalid(f"more than {_MOST_TAGS} tags", upstream=listing.upstream, status=200)
-        if not listing.more or not listing.items or listing.outcome is Outcome.STALE:
+        if not listing.more or not listing.items or listing.outcome.is_old:
             return replace(listing, items=tuple(tags))
 
 

@@ -28,7 +28,6 @@ from mirror.prefetch.sync_run import all_tags
 from mirror.replication.copy_order import CopyOrder
 from mirror.replication.image_tree import ImageTree, read_tree
 from mirror.replication.target import CopiedImage, ImageGiver, Target
-from mirror.repository.answers import Outcome
 from mirror.repository.protocol import Fetchable, Readable
 from mirror.values.json_types import Bytes, Count, about
 
@@ -270,7 +269,7 @@ async def _wanted(order: CopyOrder, source: Readable) -> list[tuple[Reference, s
     if order.reference is not None:
         return [(order.reference, order.tag)]
     listing = await all_tags(source)
-    if listing.outcome is Outcome.STALE:
+    if listing.outcome.is_old:
         raise UpstreamUnavailable(f"the tags of {order.source}: upstream does not answer", upstream=listing.upstream)
     # what belongs to an image goes with it; what is left of images without a tag, at the end
     tags = [tag for tag in listing.items if not is_attached(tag)]

@@ -39,6 +39,8 @@ class Outcome(Enum):
     JOINED = "joined"
     REVALIDATED = "revalidated"
     STALE = "stale"
+    #: Hosted content in a bucket that does not answer, as this replica saw it last.
+    LAST_SEEN = "last-seen"
     BYPASS = "bypass"
     #: HEAD of content that is not here. Its type and size were known here, so upstream was not asked.
     DESCRIBED = "described"
@@ -47,6 +49,11 @@ class Outcome(Enum):
     #: The client was sent to the bucket for the bytes.
     REDIRECTED = "redirected"
     NONE = "none"
+
+    @property
+    def is_old(self) -> bool:
+        """True if there may be a newer answer, and nobody could be asked for it."""
+        return self in (Outcome.STALE, Outcome.LAST_SEEN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -347,4 +347,4 @@ class HostedContent:
 
 
 def _outcome(look: Look) -> Outcome:
-    return Outcome.STALE if look is Look.OLD else Outcome.HIT
+    return Outcome.LAST_SEEN if look is Look.OLD else Outcome.HIT

@@ -353,7 +353,9 @@ class VirtualRepository:
 def _outcome(listings: Sequence[Listing]) -> Outcome:
     """How a merged list came about: it is as old as its oldest part."""
     outcomes = {listing.outcome for listing in listings}
-    return next((each for each in (Outcome.STALE, Outcome.NONE) if each in outcomes), listings[0].outcome)
+    return next(
+        (each for each in (Outcome.STALE, Outcome.LAST_SEEN, Outcome.NONE) if each in outcomes), listings[0].outcome
+    )
 
 
 def _unknown(absent: MirrorError | None, what: str) -> MirrorError:

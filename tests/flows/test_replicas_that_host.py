@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mirror.app.clusters.journal_following import catches_up
+from mirror.errors import BucketUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
@@ -201,6 +202,8 @@ async def test_127_pulls_go_on_at_a_replica_that_is_cut_off_the_bucket(
         for _ in range(2):
             got = await two.manifest("v1")
             assert (got.body, got.headers["Warning"][:3]) == (first, "299")
+            assert "the bucket is unavailable" in got.headers["Warning"]
+            assert got.headers["Cache-Status"] == "mirror; hit; detail=bucket-unavailable"
             assert (await two.blob(Digest.of(LAYER))).body == LAYER
             assert (await tags(cut)) == ["v1"]
             # another replica may have pushed it since
@@ -212,6 +215,29 @@ async def test_127_pulls_go_on_at_a_replica_that_is_cut_off_the_bucket(
         own.down = False
         await reached(cut)
         assert (await two.manifest("v1")).body == second
+
+
+async def test_the_log_says_once_that_the_journals_cannot_be_followed(
+    tmp_path: Path, bucket: MemoryBucket, clock: Clock
+) -> None:
+    """However often it is tried, and for whatever reasons; and once that they can be again."""
+    own = CutOff(bucket)
+    async with bucket_replica(tmp_path, own, clock, 0) as mirror:
+        use = mirror.app.storage.bucket
+        assert use
+        assert use.journals
+        catch_up = catches_up(use)
+        for _ in range(2):
+            before = len(mirror.events("journals not followed"))
+            again = len(mirror.events("journals followed again"))
+            own.down = True
+            for _ in range(3):
+                await catch_up()
+                use.journals.following.failed(BucketUnavailable("another reason"))
+            own.down = False
+            await catch_up()
+            assert len(mirror.events("journals not followed")) == before + 1
+            assert len(mirror.events("journals followed again")) == again + 1
 
 
 async def reached(mirror: LiveMirror) -> None:

@@ -405,7 +405,7 @@ async def test_a_stored_type_that_no_header_may_have(registry: FakeRegistry, tmp
 
 async def test_a_header_that_cannot_be_sent(mirror: LiveMirror, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever header it is, the client has an answer that the log agrees with, and the connection serves on."""
-    monkeypatch.setattr("mirror.server.registry.pull.stale_warning", lambda: {"Warning": "a\nb"})
+    monkeypatch.setattr("mirror.server.registry.pull.age_warning", lambda _: {"Warning": "a\nb"})
     monkeypatch.setattr("mirror.server.registry.pull.cache_status", lambda _outcome: "mirror; detail=\ud800")
     answer = await mirror.ask("/v2/library/app/tags/list")
     assert (answer.status, answer.code) == (500, "UNKNOWN")

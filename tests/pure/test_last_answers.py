@@ -106,7 +106,21 @@ def test_the_text_of_answers(changes: dict[str, Any], words: str) -> None:
     assert words in explain(replace(_HIT, **changes))
 
 
+def test_a_hosted_answer_while_the_bucket_is_down_names_the_bucket() -> None:
+    """There is no upstream that could have answered."""
+    said = explain(replace(_HIT, outcome="last-seen"), hosted=True)
+    assert "the bucket did not answer" in said
+    assert "upstream" not in said
+
+
 # ---------------------------------------------------------------------------------------------------- the next pull
+
+
+def test_a_hosted_image_while_the_bucket_is_down() -> None:
+    """It is the one that was last seen, and not for ever."""
+    said = forecast(replace(_facts(120), hosted=True, here=True, unsure="the bucket does not answer"), _NOW)
+    assert "stale_while_bucket_down" in said[1]
+    assert "the bucket does not answer" in said[2]
 
 
 def test_a_fresh_tag() -> None:

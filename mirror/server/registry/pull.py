@@ -32,13 +32,13 @@ from mirror.server.registry.byteranges import Byteranges
 from mirror.server.registry.redirects import Redirects
 from mirror.server.registry.responses import (
     API_VERSION,
+    age_warning,
     blob_headers,
     cache_status,
     is_unchanged,
     link_to_next,
     link_to_referrers,
     manifest_headers,
-    stale_warning,
 )
 from mirror.server.registry.sending import ClientGone, Sender, WaitPast
 
@@ -325,8 +325,7 @@ async def tags(
     record.outcome, record.upstream = listing.outcome, listing.upstream
     page = listing.items
     headers = {**API_VERSION, "Content-Type": "application/json", "Cache-Status": cache_status(listing.outcome)}
-    if listing.outcome is Outcome.STALE:
-        headers |= stale_warning()
+    headers |= age_warning(listing.outcome)
     if page and listing.more:
         headers["Link"] = link_to_next(wanted.name, count, page[-1], wanted.query)
     _note_namespace(headers, wanted)
@@ -376,8 +375,7 @@ async def referrers(
         headers["OCI-Filters-Applied"] = "artifactType"
     if following is not None:
         headers["Link"] = link_to_referrers(wanted.name, wanted.digest, following, wanted.query)
-    if listing.outcome is Outcome.STALE:
-        headers |= stale_warning()
+    headers |= age_warning(listing.outcome)
     _note_namespace(headers, wanted)
     return _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}, headers, request, record)
 

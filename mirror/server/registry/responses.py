@@ -45,7 +45,11 @@ INERT: Final = {
 #: On every answer of the API. Docker's clients recognise a registry by the version header.
 API_VERSION: Final = {"Docker-Distribution-API-Version": "registry/2.0", **INERT}
 
-_STALE_WARNING: Final = '299 - "upstream is unavailable, this answer is an older one"'
+#: The `Warning` of an answer that nobody could confirm (RFC 7234, 5.5.7: registries and their clients still use it).
+_WARNINGS: Final = {
+    Outcome.STALE: '299 - "upstream is unavailable, this answer is an older one"',
+    Outcome.LAST_SEEN: '299 - "the bucket is unavailable, this answer is an older one"',
+}
 
 #: Seconds after which a client may retry a request that failed for a temporary reason.
 _RETRY_AFTER: Final = 5
@@ -60,6 +64,7 @@ _CACHE_STATUS: Final = {
     Outcome.JOINED: "mirror; fwd=uri-miss; collapsed; stored",
     Outcome.REVALIDATED: "mirror; fwd=stale; fwd-status=200",
     Outcome.STALE: "mirror; hit; detail=upstream-unavailable",
+    Outcome.LAST_SEEN: "mirror; hit; detail=bucket-unavailable",
     Outcome.BYPASS: "mirror; fwd=bypass",
     Outcome.DESCRIBED: "mirror; hit; detail=described",
     Outcome.ASKED: "mirror; fwd=uri-miss",
@@ -73,11 +78,10 @@ def cache_status(outcome: Outcome) -> str:
     return _CACHE_STATUS[outcome]
 
 
-def stale_warning() -> dict[str, str]:
-    """The header of an answer that upstream could not confirm (RFC 7234, 5.5.7: registries and their clients still use
-    it).
-    """
-    return {"Warning": _STALE_WARNING}
+def age_warning(outcome: Outcome) -> dict[str, str]:
+    """The header that says that there may be a newer answer; none for all other outcomes."""
+    warning = _WARNINGS.get(outcome)
+    return {} if warning is None else {"Warning": warning}
 
 
 def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
@@ -91,8 +95,8 @@ def manifest_headers(answer: ManifestAnswer) -> dict[str, str]:
         "ETag": f'"{digest}"',
         "Cache-Status": _CACHE_STATUS[answer.outcome],
     }
-    if answer.outcome is Outcome.STALE:
-        headers["Warning"] = _STALE_WARNING
+    if answer.outcome.is_old:
+        headers |= age_warning(answer.outcome)
     elif answer.override is not None:
         headers["Cache-Status"] = f"{headers['Cache-Status'].partition('; detail=')[0]}; detail={answer.override.value}"
     return headers
