@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mirror import __version__, telemetry
 from mirror.access.audit import AuditLog
@@ -57,6 +57,9 @@ from mirror.server.registry.sending import Sender
 from mirror.store.local.answer_files import LocalRecent
 from mirror.store.local.local_records import local_catalog
 from mirror.values.sizes import parse_size
+
+if TYPE_CHECKING:
+    from mirror.app.clustering import Cluster
 
 #: Seconds without a byte after which no end of a server waits for an upload session.
 _ABANDONED: Final = 30.0
@@ -213,12 +216,20 @@ async def build(
                 *((reports.run(),) if reports else ()),
                 *([keep_cache(storage)] if storage.bucket_cache is not None else []),
                 *([storage.leasing.keep_clock()] if storage.leasing is not None else []),
+                *([_look_at_members(storage, storage.cluster)] if storage.cluster is not None else []),
                 *_follow(config, storage),
             ):
                 stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)
         stack.push_async_callback(recent.flush)
         yield app
+
+
+def _look_at_members(storage: Storage, cluster: Cluster) -> Coroutine[Any, Any, None]:
+    # imported here: a mirror without replicas does not even load it
+    from mirror.peers.member_looks import MemberLooks
+
+    return MemberLooks(cluster.members, cluster.client).run(partial(storage.locks.try_hold, "member-looks"))
 
 
 def _follow(config: Config, storage: Storage) -> list[Coroutine[Any, Any, None]]:

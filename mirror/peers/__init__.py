@@ -2,7 +2,7 @@
 
 members.py       who they are
 member_lookup.py by a DNS name
-peer_health.py   which of them answer
+peer_health.py   which of them answer; member_looks.py asks them regularly
 secret_file.py   the secret that all share
 peer_signer.py   signs requests to them, and judges their answers
 peer_client.py   small requests to them

@@ -71,5 +71,5 @@ class ClusterMembers:
         left = {member: at for member, at in (self._left | gone).items() if at > now - _LEAVING}
         self._left = {member: at for member, at in left.items() if member not in all_now}
         self._all = all_now
-        self._health.forget_others(self.known())
+        self._health.keep(self.known(), all_now)
         telemetry.PEERS.set(len(self.peers()))

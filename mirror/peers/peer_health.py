@@ -1,5 +1,6 @@
 """Which of the other replicas answer, as this process has seen it.
 
+    not asked ── an answer ──> up, or without one ──> down
     up ── no answer in time, no connection ──> down ──(1, 2, 4 … 30 s: one call is tried)──> up, or down for longer
 
 Each process notices for itself: a replica that one worker cannot reach may answer another one.
@@ -23,7 +24,8 @@ _TIMES: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """What is known of one member: `since` is in epoch seconds, None if it was not asked yet; `first_byte` is the 90th
+    """What is known of one member. `up` is True if it has answered, and is not left alone since; `since` is in epoch
+    seconds, None if nothing is known of it yet; `first_byte` is the 90th
     percentile of the last answers in seconds, None if there were none; `version` is that of its program.
     """
 
@@ -52,6 +54,8 @@ class PeerHealth:
         self._wall = wall
         self._lock = threading.Lock()
         self._peers: dict[str, _Peer] = {}
+        #: Whom the metric counts; None: all.
+        self._counted: frozenset[str] | None = None
 
     def __repr__(self) -> str:
         down = sorted(member for member in list(self._peers) if not self.is_up(member))
@@ -63,7 +67,7 @@ class PeerHealth:
             return self._of(member).breaker.admit()
 
     def is_up(self, member: str) -> bool:
-        """False while a member is left alone. Quick."""
+        """False while a member is left alone: one that was not asked yet may be. Quick."""
         with self._lock:
             peer = self._peers.get(member)
             return peer is None or not peer.breaker.is_open
@@ -95,7 +99,8 @@ class PeerHealth:
             begins = peer.breaker.fail(ticket) if ticket is not None else False
             if begins:
                 peer.since = self._wall()
-            peer.reason = reason
+            if peer.breaker.is_open:
+                peer.reason = reason
         if begins:
             self._count()
             telemetry.log.warning("peer down", peer=member, reason=reason)
@@ -118,18 +123,27 @@ class PeerHealth:
         first = self.first_byte(member)
         with self._lock:
             peer = self._of(member)
-            return PeerState(not peer.breaker.is_open, peer.since, peer.reason, peer.version, first)
+            up = peer.since is not None and not peer.breaker.is_open
+            return PeerState(up, peer.since, peer.reason, peer.version, first)
 
-    def forget_others(self, members: Collection[str]) -> None:
-        """Drop what is known of others than these members."""
+    def keep(self, known: Collection[str], members: Collection[str]) -> None:
+        """Drop what is known of others than `known`. Of these, the metric counts the `members`: one that has left is
+        missed by nobody.
+        """
         with self._lock:
-            for member in self._peers.keys() - set(members):
+            self._counted = frozenset(members)
+            for member in self._peers.keys() - set(known):
                 del self._peers[member]
         self._count()
 
     def _count(self) -> None:
         with self._lock:
-            telemetry.PEERS_DOWN.set(sum(peer.breaker.is_open for peer in self._peers.values()))
+            down = (
+                peer.breaker.is_open
+                for member, peer in self._peers.items()
+                if self._counted is None or member in self._counted
+            )
+            telemetry.PEERS_DOWN.set(sum(down))
 
     def _of(self, member: str) -> _Peer:
         return self._peers.setdefault(member, _Peer(Breaker(self._now)))

@@ -161,8 +161,8 @@ class PeerJson(TypedDict):
     """Another replica of the cluster."""
 
     address: str
-    up: Annotated[bool, about("False: a worker leaves it alone, because it did not answer.")]
-    since: Annotated[Timestamp | None, about("Since when it is up, or not; null: it was not asked yet.")]
+    up: Annotated[bool, about("It answers. False: a worker leaves it alone, or it was not asked yet.")]
+    since: Annotated[Timestamp | None, about("Since when it answers, or does not; null: it was not asked yet.")]
     reason: Annotated[str | None, about("Why it is not up.")]
     version: Annotated[str | None, about("The version of its program; null: not known yet.")]
     first_byte: Annotated[Seconds | None, about("Nine of ten answers began within this time; null: there were none.")]

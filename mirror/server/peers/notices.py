@@ -1,7 +1,8 @@
 """The verb by which another replica says what has changed there.
 
 POST notice ──> every effect, at the same time ──┬─ all done ──> 204: it has taken effect in all workers
-                                                 └─ an error ──> 503: the sender says so, and sends it again
+   └── of nothing: the sender looks whether      └─ an error ──> 503: the sender says so, and sends it again
+       this replica answers ──> 204
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class NoticeEffects:
     async def answer(self, peer: PeerRequest) -> web.StreamResponse:
         """Answers one notice."""
         notice = read_notice(await small_body(peer))
+        if notice == Notice():
+            return web.Response(status=204)
         results = await asyncio.gather(*(effect(notice) for effect in self._effects), return_exceptions=True)
         failed = False
         for result in results:
