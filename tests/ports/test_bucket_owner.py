@@ -576,6 +576,46 @@ def test_a_cluster_and_another_mirror_overtake_each_other(tmp_path: Path, bucket
     assert json.loads(bucket.content()[LAST_USED])["cluster"] == "mirror"
 
 
+def test_a_replica_takes_part_again_when_its_cluster_has_the_bucket_back(tmp_path: Path, bucket: MemoryBucket) -> None:
+    """By itself, also in processes that began meanwhile; it believes nothing that it remembers until it has listed."""
+    one, two = Replica(tmp_path / "one", bucket), Replica(tmp_path / "two", bucket)
+    for each in (one, two):
+        each.start()
+    two.tree().write(KEY, ONE)
+    single = Process(tmp_path / "3", bucket)
+    single.start()
+    single.tree().write(KEY, TWO)
+    for each in (one, two):
+        assert not each.owner.watch()
+    one.end()
+    # while the other mirror uses the bucket, a reload changes nothing
+    late = Replica(tmp_path / "two", bucket)
+    late.owner.confirm()
+    assert not late.owner.watch()
+    assert not two.owner.watch()
+    back = Replica(tmp_path / "one", bucket)
+    back.start()
+    with pytest.raises(BucketUnavailable, match="another mirror"):
+        late.tree().write(KEY, ONE)
+    assert two.owner.watch()
+    for each in (two, late, Replica(tmp_path / "two", bucket)):
+        each.owner.confirm()
+        assert not each.owner.is_overtaken
+        assert not each.memory.is_complete()
+        assert content_of(each.tree(Reads.OWN)) == TWO
+    two.list_all()
+    for number, each in enumerate((two, late)):
+        each.tree().write(KEY, b"by %d" % number)
+        assert each.owner.watch()
+    assert content_of(back.tree()) == b"by 1"
+    assert not single.owner.watch()
+    again = Process(tmp_path / "4", bucket)
+    again.start()
+    for each in (late, two):
+        assert not each.owner.watch()
+        assert each.owner.is_overtaken
+
+
 def test_a_command_without_a_cluster_does_not_write_into_the_bucket_of_one(
     tmp_path: Path, bucket: MemoryBucket
 ) -> None:

@@ -2,7 +2,8 @@
 completes the memory of the records by listings.
 
     the first look ── the bucket is right and ours ──> a listing, and another some time later ──> one every day
-                   └── another mirror's ──> nothing is written any more, until the server starts again
+                   └── another mirror's ──> nothing is written any more, until the server starts again, or its cluster
+                                            has the bucket back
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ async def keep_bucket(storage: Storage, rerouted: Callable[[], None] = lambda: N
     if use is None:
         return
     lease, due_at, lists_again, reason, refused = None, 0.0, True, "", use.owner.refused
+    was_ours = True
     try:
         while True:
             try:
@@ -87,6 +89,9 @@ async def keep_bucket(storage: Storage, rerouted: Callable[[], None] = lambda: N
                     is_ours = await asyncio.to_thread(use.owner.watch)
                     telemetry.BUCKET_OURS.set(is_ours)
                     is_complete = await asyncio.to_thread(use.memory.is_complete)
+                    if is_ours and not was_ours:
+                        due_at, lists_again = 0.0, True
+                    was_ours = is_ours
                     if is_ours and (time.monotonic() >= due_at or not is_complete):
                         await list_records(storage.layout, use)
                         due_at = time.monotonic() + (_AGAIN_AFTER if lists_again else _LIST_EVERY)

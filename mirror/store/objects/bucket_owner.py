@@ -16,7 +16,8 @@
 A mirror that finds another nonce in `last-used.json` was overtaken: it writes nothing any more, believes nothing that
 it remembers, and goes on reading until it ends. The processes of one run of a server have the same nonce, and each run
 has another, so that a memory that is put back from a backup is not taken for the present one. The replicas of a cluster
-do not overtake each other; what they remember is judged by journals (`record_journals.py`).
+do not overtake each other; what they remember is judged by journals (`record_journals.py`). A replica that is overtaken
+takes part again when it finds its cluster in `last-used.json`: another replica has taken the bucket back by its start.
 
 The store may answer from another bucket at any time: an address was switched over, a bucket was made again. So answers
 count only while the identity was read a few seconds ago, and `seen_again` reads it once more where much rests on one.
@@ -213,11 +214,15 @@ class BucketOwner:
     @property
     def owns(self) -> bool:
         """True if this process may write to the bucket, as far as it knows. Raises `StoreError`."""
-        if not self._nonce:
+        if not self._nonce and not (self._is_replica and self._id):
             return False
         nonce = self._memory_nonce()
         # another process of this replica may have found a new nonce
         return nonce == self._nonce or (self._in_cluster and nonce != "" and not nonce.startswith(_OVERTAKEN))
+
+    @property
+    def _is_replica(self) -> bool:
+        return self._in_cluster and bool(self._run)
 
     def must_own(self) -> None:
         """To be called before each write. Quick once the bucket is confirmed. Raises `BucketUnavailable` if another
@@ -238,16 +243,20 @@ class BucketOwner:
 
     def watch(self) -> bool:
         """False if another mirror has taken the bucket over; the memory is told so. To be called now and then. A memory
-        that was lost, and an object that was, are made anew. Raises `BucketUnfit` if the bucket is no longer the right
+        that was lost, and an object that was, are made anew. A replica whose cluster has the bucket back takes part
+        again, and believes nothing that it remembers. Raises `BucketUnfit` if the bucket is no longer the right
         one.
         """
         self.seen_again()
-        if not self._nonce:
+        if not self._nonce and not self._is_replica:
             return False
         with self._exclusive():
             remembered = self._memory_nonce()
-            if remembered != "" and not self.owns:
-                return False
+            if not self._nonce and self.owns:
+                # another process of this replica has found that the cluster has the bucket back
+                self._nonce = remembered
+            if not self._nonce or (remembered != "" and not self.owns):
+                return self._is_replica and self._takes_part_again()
             user, nonce, version = self._read_last_use()
             if not nonce:
                 nonce = self._write_last_use(self._nonce, version)
@@ -264,6 +273,17 @@ class BucketOwner:
             log.warning("bucket taken over by another mirror", disk=user)
             self._remember(self._overtaken)
             return False
+
+    def _takes_part_again(self) -> bool:
+        user, nonce, _ = self._read_last_use()
+        if user != self._user or not nonce:
+            return False
+        self._refuse_hosted()
+        # it is another nonce than that of the memory, so nothing that is remembered counts
+        self._remember(nonce)
+        self._nonce = nonce
+        log.warning("bucket used by this cluster again")
+        return True
 
     def identity(self) -> Identity | None:
         """What `mirror.json` says; None if there is none."""
@@ -408,7 +428,7 @@ class BucketOwner:
                 self._remember("", identity)
                 self._remember(self._overtaken, identity)
                 return
-            if self._run and remembered == self._overtaken:
+            if self._run and remembered == self._overtaken and not (self._in_cluster and nonce and user == self._user):
                 return
             if nonce and user == self._user and (self._in_cluster or nonce == self._run or not self._run):
                 if self._in_cluster and self._run:
