@@ -68,6 +68,14 @@ _SENDING_THREADS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
+class OpenUploads:
+    """How many upload sessions are on this disk, and how many of them are `active`: clients go on with them."""
+
+    open: int = 0
+    active: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class App:
     """Everything that one worker is made of."""
 
@@ -87,13 +95,14 @@ class App:
         """The sync rules."""
         return self.scheduler.sync
 
-    def has_uploads(self) -> bool:
-        """Blocking: True if clients go on with upload sessions on this disk; False if that cannot be read."""
+    def uploads(self) -> OpenUploads:
+        """Blocking: the upload sessions on this disk; none if they cannot be read."""
         since = time.time() - _ABANDONED
         try:
-            return any(session.changed_at > since for session in self.storage.hosted.uploads.sessions())
+            sessions = self.storage.hosted.uploads.sessions()
         except StoreError:
-            return False
+            return OpenUploads()
+        return OpenUploads(len(sessions), sum(session.changed_at > since for session in sessions))
 
     def scrub(self, *, rate: float | None, repair: bool = True, read: Callable[[int], None] = lambda _: None) -> Scrub:
         """Returns a scrub that hashes blobs at no more than `rate` bytes per second; None: as fast as it can.

@@ -131,6 +131,8 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
     from mirror.hosting.quotas import Quotas
     from mirror.server.admin.mirror_status import usage_json
     from mirror.server.admin.status_parts import StatusParts
+    from mirror.server.admin.worker_status import WorkerJson, published_workers
+    from mirror.store.local.status_board import StatusBoard
 
     parts = StatusParts()
     async with open_storage(loaded) as storage:
@@ -142,6 +144,10 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
         usage = Quotas(storage.hosted.ledger, quota_rules(loaded)).usage()
         hosted = usage_json(await parts.read("hosted", usage, ()))
         index = {"error": storage.eviction.write_behind.trouble}
+        # a mirror that ends has closed its listeners, and goes on with what it has begun
+        nobody: list[WorkerJson] = []
+        board = StatusBoard(storage.layout, storage.locks)
+        workers = await parts.read("workers", thread(published_workers, board), nobody)
     # values that only a running mirror has are null, so that programs find the same names in both cases
     store = {
         "root": str(loaded.store.root),
@@ -161,7 +167,7 @@ async def _on_disk(loaded: settings.Config) -> dict[str, Any]:
         else None
     )
     rest = {"hosted": hosted, "bucket": bucket, "cluster": members, "index": index, "offline": loaded.offline}
-    return {"version": __version__, **unknown, "workers": [], "store": store, **rest, "unread": parts.unread}
+    return {"version": __version__, **unknown, "workers": workers, "store": store, **rest, "unread": parts.unread}
 
 
 def _print_status(status: Mapping[str, Any]) -> None:
@@ -169,6 +175,9 @@ def _print_status(status: Mapping[str, Any]) -> None:
     sealed = ", sealed" if status["offline"] else ""
     uptime = format_duration(max((worker["uptime"] for worker in workers), default=0))
     running = f"{counted(len(workers), 'worker')}, up {uptime}" if workers else "not running"
+    answers = status["worker"] is not None
+    if workers and not answers:
+        running = f"{running}, without an answer: it ends, starts, or has no admin API"
     say(f"mirror:    {status['version']}, {running}{sealed}")
     say(f"store:     {_fullness(store['bytes'], store['limit'])} in {store['root']}")
     if bucket := status.get("bucket"):
@@ -176,7 +185,7 @@ def _print_status(status: Mapping[str, Any]) -> None:
         if cache := bucket["cache"]:
             say(f"cached:    {_describe_cache(cache)}")
     if cluster := status.get("cluster"):
-        for line in describe_cluster(cluster, runs=bool(workers)):
+        for line in describe_cluster(cluster, answers=answers):
             say(line)
     for usage in status.get("hosted", []):
         full = "not known" if usage["bytes"] is None else format_size(usage["bytes"])
@@ -238,7 +247,7 @@ def describe_bucket(bucket: Mapping[str, Any]) -> str:
         "refusing": "refuses the mirror",
         "unfit": "is not fit for hosted content",
         "down": f"does not answer since {bucket['since']}",
-        None: "not asked, because no mirror runs",
+        None: "not asked, because no mirror answers",
     }
     state = words[bucket["state"]]
     reason = f": {bucket['reason']}" if bucket["reason"] else ""
@@ -284,11 +293,11 @@ def _print_upstream(upstream: Mapping[str, Any]) -> None:
         say(f"budget:    {name} allows {budget['remaining']} more of {budget['limit']} pulls")
 
 
-def describe_cluster(cluster: Mapping[str, Any], *, runs: bool) -> list[str]:
-    """This replica and the others, in words, with the address of each. `runs` is False if no mirror could be asked."""
+def describe_cluster(cluster: Mapping[str, Any], *, answers: bool) -> list[str]:
+    """This replica and the others, in words, with the address of each. `answers` is False if nobody could be asked."""
     own = f"cluster:   {cluster['name']}, this replica is {cluster['address']}"
-    if not runs:
-        return [f"{own}; the others are not asked, because no mirror runs"]
+    if not answers:
+        return [f"{own}; the others are not asked, because no mirror answers"]
     members = cluster["members"]
     up = sum(member["up"] for member in members)
     lines = [f"{own}; {up} of {counted(len(members), 'other replica')} answering"]

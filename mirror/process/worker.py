@@ -32,7 +32,7 @@ from aiohttp import web
 from mirror import telemetry
 from mirror.access.certificate import validity
 from mirror.aio.singleflight import cancel_and_wait
-from mirror.app.building import App, build
+from mirror.app.building import App, OpenUploads, build
 from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
 from mirror.heartbeat import Heartbeat
@@ -92,14 +92,19 @@ async def _serve(
     pulse: Heartbeat | None,
     internal: InternalListener | None = None,
 ) -> None:
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    stop: asyncio.Future[str] = loop.create_future()
+
+    def end(reason: str) -> None:
+        if not stop.done():
+            stop.set_result(reason)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end, number.name)
     # a terminal that closes must not cut off every pull
     loop.add_signal_handler(signal.SIGHUP, telemetry.log.info, "SIGHUP ignored")
     if parent is not None:
-        loop.add_reader(parent, stop.set)
+        loop.add_reader(parent, end, "the parent process is gone")
     tls = _tls(config.server, config.access.client_ca)
     async with build(config, pulse=pulse) as app:
         runner = _Runner(app.front, config.server, _limiter(config.server))
@@ -120,8 +125,7 @@ async def _serve(
             await site.start()
         working = [asyncio.create_task(work) for work in (app.scheduler.run(), app.replication.run(), app.jobs.run())]
         ready()
-        await stop.wait()
-        telemetry.log.info("draining", worker=os.getpid())
+        telemetry.log.info("draining", worker=os.getpid(), reason=await stop)
         app.readiness.drain()
         if pulse is not None:
             pulse.rest()
@@ -177,13 +181,28 @@ class _Peers:
 
     async def drain(self, app: App) -> None:
         """Returns once nothing is left to be answered."""
-        end = time.monotonic() + self._drain
-        # sessions are files, which other workers open and end
-        while time.monotonic() < end and await asyncio.to_thread(app.has_uploads):  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK)
+        await wait_for_uploads(app.uploads, self._drain)
         await self._site.stop()
         self._runner.dismiss()
         await self._runner.cleanup()
+
+
+async def wait_for_uploads(
+    look: Callable[[], OpenUploads], longest: float, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+) -> None:
+    """Returns once `look`, which blocks, finds no active upload session, at the latest after `longest` seconds. The log
+    says what is waited for, and what is left: its clients can go on with it only once this replica is back.
+    """
+    end = time.monotonic() + longest
+    # sessions are files, which other workers open and end
+    uploads = await asyncio.to_thread(look)
+    if uploads.active:
+        telemetry.log.info("waiting for uploads", worker=os.getpid(), uploads=uploads.active, at_most=longest)
+    while uploads.active and time.monotonic() < end:
+        await sleep(_LOOK)
+        uploads = await asyncio.to_thread(look)
+    if uploads.open:
+        telemetry.log.warning("uploads left open", worker=os.getpid(), uploads=uploads.open, active=uploads.active)
 
 
 class _Runner(web.BaseRunner):

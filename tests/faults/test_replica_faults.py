@@ -270,7 +270,8 @@ def test_133_an_upload_outlives_the_beginning_of_the_end(seaweedfs: SeaweedFS, t
         assert sent.status == 202, sent
         place = str(sent.headers["Location"])
         ends.mirror.begin_stop()
-        ends.mirror.wait_for_event("draining")
+        ends.mirror.wait_for_event("draining", reason="SIGTERM")
+        ends.mirror.wait_for_event("waiting for uploads", uploads=1)
         assert _finish(others[0], place, _LAYER, _LAYER[len(half) :]).status == 201
         assert ends.mirror.wait() == 0
         assert others[1].blob("corp/app", _LAYER).body == _LAYER

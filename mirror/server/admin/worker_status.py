@@ -300,21 +300,11 @@ class Workers:
         )
 
     async def _all(self) -> list[WorkerStatus]:
-        every = [self._own()]
-        for published in await asyncio.to_thread(self._board.others):
-            try:
-                every.append(_STATUS.validate_python(published))
-            except ValidationError:
-                # another version of the mirror on the same store may publish another form
-                continue
-        return every
+        return [self._own(), *await asyncio.to_thread(_published, self._board)]
 
     async def workers(self) -> list[WorkerJson]:
         """All workers, sorted by process id. Raises `StoreError`."""
-        return [
-            {"worker": status.worker, "uptime": _uptime(status.started), "flights": len(status.flights)}
-            for status in sorted(await self._all(), key=lambda status: status.worker)
-        ]
+        return _workers_json(await self._all())
 
     async def flights(self) -> list[FlightJson]:
         """The downloads under way, merged over all workers: one for each digest and upstream. Raises `StoreError`."""
@@ -356,6 +346,30 @@ class Workers:
                 known = merged.get(upstream.name)
                 merged[upstream.name] = upstream if known is None else _merged(known, upstream)
         return [_upstream_json(merged[name]) for name in sorted(merged)]
+
+
+def published_workers(board: SharedStatus) -> list[WorkerJson]:
+    """The workers of a mirror that does not answer, sorted by process id. Blocking. Raises `StoreError`."""
+    return _workers_json(_published(board))
+
+
+def _published(board: SharedStatus) -> list[WorkerStatus]:
+    """What other processes have published."""
+    found = []
+    for published in board.others():
+        try:
+            found.append(_STATUS.validate_python(published))
+        except ValidationError:
+            # another version of the mirror on the same store may publish another form
+            continue
+    return found
+
+
+def _workers_json(statuses: Iterable[WorkerStatus]) -> list[WorkerJson]:
+    return [
+        {"worker": status.worker, "uptime": _uptime(status.started), "flights": len(status.flights)}
+        for status in sorted(statuses, key=lambda status: status.worker)
+    ]
 
 
 def _uptime(started: float) -> float:
