@@ -86,6 +86,10 @@ CREATE TABLE counters (folder TEXT PRIMARY KEY, changes INTEGER NOT NULL) WITHOU
 
 _RECALL: Final = "SELECT * FROM known WHERE key = ?"
 _SCAN: Final = "SELECT * FROM known WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
+_DOUBTED: Final = """
+SELECT key FROM records INDEXED BY doubted
+WHERE state = 0 AND content IS NOT NULL AND key > ? AND writers = '' ORDER BY key LIMIT ?
+"""
 _PART: Final = "SELECT * FROM known WHERE key > ? AND key <= ? ORDER BY key LIMIT ?"
 _NEXT: Final = "SELECT key FROM records WHERE key > ? AND key < ? ORDER BY key LIMIT 1"
 _PUT: Final = """
@@ -164,6 +168,10 @@ class SqliteRecordMemory:
     def scan(self, after: str, before: str, count: int) -> Sequence[RememberedRecord]:
         rows = self._reading.run(lambda connection: connection.execute(_SCAN, (after, before, count)).fetchall())
         return [self._record(row) for row in rows]
+
+    def doubted(self, after: str, count: int) -> Sequence[str]:
+        rows = self._reading.run(lambda connection: connection.execute(_DOUBTED, (after, count)).fetchall())
+        return [str(key) for (key,) in rows]
 
     def folders(self, after: str, before: str, count: int) -> Sequence[RememberedFolder]:
         return self._reading.run(lambda connection: list(_folders(connection, after, before, count)))

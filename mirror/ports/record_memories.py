@@ -110,6 +110,11 @@ class RecordMemory(Protocol):
     def scan(self, after: str, before: str, count: int) -> Sequence[RememberedRecord]:
         """Up to `count` records whose keys are after `after` and before `before`, sorted by key as bytes."""
 
+    def doubted(self, after: str, count: int) -> Sequence[str]:
+        """Up to `count` keys after `after` of records that were read once and are unknown now, sorted, without those
+        that are being written.
+        """
+
     def folders(self, after: str, before: str, count: int) -> Sequence[RememberedFolder]:
         """Up to `count` folders of repositories (`repositories/<registry>/<name>/_tags`, ...) between two keys that
         have any record, deleted ones included, sorted by key as bytes.

@@ -217,6 +217,33 @@ async def test_127_pulls_go_on_at_a_replica_that_is_cut_off_the_bucket(
         assert (await two.manifest("v1")).body == second
 
 
+async def test_127_a_push_elsewhere_takes_nothing_from_what_a_replica_can_answer(
+    tmp_path: Path, bucket: MemoryBucket, clock: Clock
+) -> None:
+    """Images that it has served, also while they were being pushed, and also if others were pushed since."""
+    own = CutOff(bucket)
+    async with bucket_replica(tmp_path, bucket, clock, 0) as mirror, bucket_replica(tmp_path, own, clock, 1) as cut:
+        one, two = clients([mirror, cut])
+        pushed = [await one.push_image(f"v{number}", LAYER, b"number %d" % number) for number in range(2)]
+        for number, manifest in enumerate(pushed):
+            assert (await two.manifest(f"v{number}")).body == manifest
+        await settle(mirror)
+        await one.push_image("v2", LAYER, b"another")
+        await settle(mirror)
+        use = cut.app.storage.bucket
+        assert use
+        # what a replica does every few seconds
+        await asyncio.to_thread(use.tree.catch_up)
+        await asyncio.to_thread(use.tree.read_doubted, 100, 60.0)
+        own.down = True
+        clock.forward(60)
+        for number, manifest in enumerate(pushed):
+            got = await two.manifest(f"v{number}")
+            assert (got.status, got.body) == (200, manifest)
+            assert "the bucket is unavailable" in got.headers["Warning"]
+        assert (await two.manifest("v2")).status == 503
+
+
 async def test_the_log_says_once_that_the_journals_cannot_be_followed(
     tmp_path: Path, bucket: MemoryBucket, clock: Clock
 ) -> None:

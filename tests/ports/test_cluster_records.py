@@ -405,6 +405,54 @@ def test_pulls_go_on_while_the_bucket_is_down(one: Machine, two: Machine, bucket
             two.tree(reads).read(KEY)
 
 
+@pytest.mark.parametrize("reads_again", [False, True])
+@pytest.mark.parametrize("changes", [False, True])
+def test_127_what_was_read_again_is_believed_while_the_bucket_is_down(
+    one: Machine, two: Machine, bucket: SteppingBucket, *, changes: bool, reads_again: bool
+) -> None:
+    """Also what was read while it was being written, and what another replica has changed since then. What a journal
+    names and nobody has read again is not.
+    """
+    other = f"{TAGS}/2.0"
+    one.tree().write(KEY, ONE)
+    one.tree().write(other, ONE)
+    pull = two.tree(Reads.LENIENT)
+    assert [content_of(pull), content_of(pull, other)] == [ONE, ONE]
+    one.settle()
+    if changes:
+        two.tree().catch_up()
+        one.tree().write(KEY, TWO)
+        one.settle()
+    two.tree().catch_up()
+    if reads_again:
+        assert two.tree().read_doubted(100, 60.0) == 2
+        assert two.tree().read_doubted(100, 60.0) == 0
+    two.steady += 2.0
+    bucket.down = True
+    if reads_again:
+        assert [content_of(pull), content_of(pull, other)] == [TWO if changes else ONE, ONE]
+        return
+    for key in (KEY, other):
+        with pytest.raises(BucketUnavailable):
+            pull.read(key)
+
+
+def test_what_another_replica_still_writes_is_not_read_again(one: Machine, two: Machine) -> None:
+    """It would be doubted once more; nor are more than may be."""
+    keys = [f"{TAGS}/{number}" for number in range(5)]
+    for key in keys:
+        one.tree().write(key, ONE)
+        assert content_of(two.tree(Reads.LENIENT), key) == ONE
+    one.settle()
+    one.tree().write(KEY, ONE)
+    two.tree().catch_up()
+    assert two.tree().read_doubted(100, 60.0) == 0
+    one.settle()
+    two.tree().catch_up()
+    assert [two.tree().read_doubted(3, 60.0) for _ in range(3)] == [3, 2, 0]
+    assert one.tree().read_doubted(100, 60.0) == 0
+
+
 @pytest.mark.parametrize("before", [False, True], ids=["absent", "another"])
 def test_a_pull_that_must_ask_does_not_believe_its_memory(
     one: Machine, two: Machine, bucket: SteppingBucket, *, before: bool

@@ -1,10 +1,12 @@
 """Keeps what this replica remembers of the bucket near to what other replicas change, also while no client asks.
 
     every 2 s     the journal of pins, freezes and robots
+                  then what others have changed, of the records that were read here before
     every 10 s    all journals that have changed; what the repositories of these have, for their quotas
     a notice      at once
 
-Pulls and pushes do not rely on it: they look themselves. Lists that are shown, eviction, and cached content do.
+Pulls and pushes do not rely on it: they look themselves. Lists that are shown, eviction, and cached content do; so do
+pulls while the bucket is down, which then find what the others had changed.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from mirror.store.records.record_keys import repo_from
 #: Seconds between two looks, and how many of them there are for each look at all journals.
 _EVERY: Final = 2.0
 _LOOKS: Final = 5
+#: Records that are read again after a look, and seconds after which no more are: the next look must not wait long.
+_READ_AGAIN: Final = 100
+_READING: Final = 1.0
 _LOCK: Final = "journals"
 
 
@@ -104,6 +109,7 @@ async def follow_journals(config: Config, storage: Storage) -> None:
                         await followed.follow()
                         following.goes_on()
                     looks += 1
+                    await asyncio.to_thread(use.tree.read_doubted, _READ_AGAIN, _READING)
             except (StoreError, IndexUnavailable) as error:
                 following.failed(error)
                 # that it goes on is certain once all journals were looked at

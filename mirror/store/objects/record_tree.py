@@ -472,6 +472,32 @@ class BucketTree:
             self._know_parts(name, parts, self.journals)
         return names
 
+    def read_doubted(self, most: int, seconds: float) -> int:
+        """Read again up to `most` records that were read here before and that others have changed since: pulls can then
+        be answered while the bucket is down. No more are begun after `seconds`. Records that another replica may still
+        be writing wait. Returns how many were read. Raises `BucketUnavailable`, `IndexUnavailable`.
+        """
+        if self.journals is None:
+            return 0
+        after, count, ends_at = "", 0, time.monotonic() + seconds
+        while keys := self._memory.doubted(after, _PAGE):
+            after = keys[-1]
+            for key in keys:
+                if count >= most or time.monotonic() > ends_at:
+                    return count
+                name = journal_names.of_key(key)
+                if name is None or not self.journals.is_quiet(name):
+                    continue
+                count += 1
+                try:
+                    self._ask(key)
+                except BucketUnavailable:
+                    raise
+                except StoreError:
+                    # who asks for this one hears why; the others are read
+                    continue
+        return count
+
     def begin_names(self) -> Mapping[str, int]:
         """To be called before all records are listed; `end_names` takes the result. Raises `StoreError`."""
         if self.journals is None:
