@@ -46,3 +46,19 @@ def test_132_a_purge_has_taken_effect_everywhere(registry: FakeRegistry, tmp_pat
         assert _answers(b) == {str(third)}
         # another worker may not know yet that the one that was frozen is back
         eventually(lambda: "; 2 of 2 other replicas answering" in a.command("status").out, "all answer")
+
+
+def test_each_replica_knows_who_answers_though_nothing_asks(tmp_path: Path) -> None:
+    """One that was killed is down, and up again once it is back, in the status of a replica that no client asks."""
+    with ClusterSite(tmp_path, workers=2) as site:
+        a, _, c = site.replicas
+
+        def says(text: str) -> bool:
+            return text in a.command("status").out
+
+        eventually(lambda: says("; 2 of 2 other replicas answering"), "all answer")
+        c.kill()
+        eventually(lambda: says(f"{c.member}: down since"), "it is down")
+        assert a.mirror.metrics()["mirror_peers_down"] == 1
+        c.start()
+        eventually(lambda: says("; 2 of 2 other replicas answering"), "it is back")
