@@ -106,6 +106,8 @@ def _quiet() -> dict[str, Any]:
             "flights": 0,
             "traffic": _traffic(),
             "offline": False,
+            "unread": [],
+            "cluster": None,
         },
         "history": {"interval": 60.0, "points": [{"at": _at(0), **_traffic()}]},
         "flights": {"flights": []},
