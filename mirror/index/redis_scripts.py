@@ -103,15 +103,17 @@ end
 if shrunk ~= 0 then redis.call('DECRBY', bytes, string.format('%.0f', shrunk)) end
 """
 )
-# Also touches every index above a manifest.
+# Also touches every index above a manifest, once each: what is in Redis may name itself.
 TOUCH: Final = (
     _LOCALS
     + """
-local function touch(seen, digest)
+local function touch(seen, digest, met)
+    if met[digest] then return end
+    met[digest] = true
     for _, order in ipairs({named, root, loose}) do redis.call('ZADD', order, 'XX', 'GT', seen, digest) end
-    for index in string.gmatch(redis.call('HGET', indexes, digest) or '', '%S+') do touch(seen, index) end
+    for index in string.gmatch(redis.call('HGET', indexes, digest) or '', '%S+') do touch(seen, index, met) end
 end
-for i = 1, #ARGV, 2 do touch(ARGV[i], ARGV[i + 1]) end
+for i = 1, #ARGV, 2 do touch(ARGV[i], ARGV[i + 1], {}) end
 """
 )
 # ARGV: for each manifest its digest, the number of manifests and of all digests it references, and these digests.

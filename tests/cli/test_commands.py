@@ -137,7 +137,7 @@ to = "b.example.test"
     last: dict[str, Any] = {"unread_count": 0, "complete": True, "begun": "2026-03-01T03:00:00Z", "ended": "x"}
     store = {"root": "x", "bytes": 1, "limit": 2, "quarantine_bytes": 0, "hosted_damaged": 0, "failing_workers": 0}
     answers: dict[str, Any] = {
-        "status": {"version": "1", "offline": False, "workers": [], "store": store},
+        "status": {"version": "1", "worker": 1, "offline": False, "workers": [], "store": store},
         "flights": {"flights": []},
         "upstreams": {"upstreams": []},
         "events?limit=1": {"endpoints": [endpoint]},

@@ -133,7 +133,8 @@ def test_defaults_are_as_one_writes_them_and_secrets_have_none() -> None:
         "type": "string",
         "format": "password",
         "writeOnly": True,
-        "description": "redis://, rediss:// or unix:// URL; empty: an embedded index beside the blobs.",
+        "description": "URL of a Redis: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; empty: an"
+        " embedded index beside the blobs.",
     }
     assert "null" not in json.dumps(SCHEMA)
     assert mistakes("") == []

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mirror.aio.memo import Memo
@@ -347,6 +347,8 @@ _KINDS: Final = ("string", "hash", "zset", "set", "list")
         min_size=1,
     )
 )
+# a manifest that is its own index
+@example({"indexes": ("hash", [(str(_DIGEST), str(_DIGEST))])})
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
