@@ -19,6 +19,8 @@ until then is lost. Nothing relies on that (docs/decisions/0055).
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -124,7 +126,8 @@ class Primary:
         if answers:
             [(place, _)] = Counter(answers).most_common(1)
             return place
-        raise failures[0] if failures else PrimaryUnknown(f"no {self._what} answers in time")
+        # a server that is down says less than one that refuses
+        raise min(failures, key=_is_down) if failures else PrimaryUnknown(f"no {self._what} answers in time")
 
     @property
     def _what(self) -> str:
@@ -189,6 +192,10 @@ async def _asked(ask: Callable[[Place], Any], node: Place) -> Place | PrimaryUnk
     except PrimaryUnknown as error:
         return error
     return place
+
+
+def _is_down(failure: PrimaryUnknown) -> bool:
+    return no_connection(failure) == os.strerror(errno.ECONNREFUSED)
 
 
 def _why(error: Exception, command: str) -> str:

@@ -116,14 +116,14 @@ def test_cache_status(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_manifest_headers(outcome: Outcome) -> None:
-    """All that clients take for granted; a warning on a stale one alone."""
+    """All that clients take for granted; a warning on an old one alone."""
     headers = manifest_headers(ManifestAnswer(_DIGEST, OCI_MANIFEST, 7, None, outcome, "x"))
     assert headers["Content-Type"] == OCI_MANIFEST
     assert headers["Content-Length"] == "7"
     assert headers["Docker-Content-Digest"] == str(_DIGEST)
     assert headers["ETag"] == f'"{_DIGEST}"'
     assert headers["Docker-Distribution-API-Version"] == "registry/2.0"
-    assert headers.get("Warning", "").startswith("299 ") == (outcome is Outcome.STALE)
+    assert headers.get("Warning", "").startswith("299 ") == outcome.is_old
 
 
 @pytest.mark.parametrize(
