@@ -14,7 +14,8 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -148,16 +149,9 @@ class HttpBody:
         """
         if self._ended or not len(buffer):
             return self._end() if self._ended else 0
-        connection = self._enter()
-        began = self._clock()
-        try:
+        with self._connected() as connection:
+            began = self._clock()
             count = self._receive(connection, buffer)
-        except (TimeoutError, BlockingIOError) as error:
-            raise UpstreamTimeout(f"no bytes for {connection.read_timeout:g} s", upstream=self.upstream) from error
-        except (OSError, ValueError) as error:
-            raise self._broken(describe(error)) from error
-        finally:
-            self._leave()
         self._count(count, self._clock() - began)
         return count or self._end()
 
@@ -167,15 +161,8 @@ class HttpBody:
         """
         if self._ended or self._remaining == 0:
             return
-        connection = self._enter()
-        try:
+        with self._connected() as connection:
             there = connection.stream.peek(1)
-        except (TimeoutError, BlockingIOError) as error:
-            raise UpstreamTimeout(f"no bytes for {connection.read_timeout:g} s", upstream=self.upstream) from error
-        except (OSError, ValueError) as error:
-            raise self._broken(describe(error)) from error
-        finally:
-            self._leave()
         if not there and (self._chunked or self._remaining):
             raise self._broken("the connection was closed")
 
@@ -244,6 +231,19 @@ class HttpBody:
             weakref.finalize(self, os.close, connection.detach())
         else:
             connection.close()
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """The connection, which nobody closes meanwhile. Errors of reading it become those of an upstream."""
+        connection = self._enter()
+        try:
+            yield connection
+        except (TimeoutError, BlockingIOError) as error:
+            raise UpstreamTimeout(f"no bytes for {connection.read_timeout:g} s", upstream=self.upstream) from error
+        except (OSError, ValueError) as error:
+            raise self._broken(describe(error)) from error
+        finally:
+            self._leave()
 
     def _enter(self) -> Connection:
         with self._lock:
