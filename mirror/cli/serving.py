@@ -217,26 +217,24 @@ def check(
         verdict = "good" if is_good else "NOT GOOD, see FAILED below"
         say(f"{config or 'defaults'}: {verdict}: {upstreams}, store at {loaded.store.root}{bucket}")
         for result in results:
-            say(f"{'ok    ' if result.ok else 'FAILED'} {result.upstream} ({result.url}): {result.detail}")
-            if result.advice:
-                say(f"       {result.advice}")
+            _say_tried(result.ok, f"{result.upstream} ({result.url}): {result.detail}", result.advice)
         for each in tried:
-            say(f"{'ok    ' if each.ok else 'FAILED'} {loaded.store.bucket}: {each.step}: {each.detail}")
-            if each.advice:
-                say(f"       {each.advice}")
+            _say_tried(each.ok, f"{loaded.store.bucket}: {each.step}: {each.detail}", each.advice)
         for step in redis:
-            say(f"{'ok    ' if step.ok else 'FAILED'} redis: {step.step}: {step.detail}")
-            if step.advice:
-                say(f"       {step.advice}")
+            _say_tried(step.ok, f"redis: {step.step}: {step.detail}", step.advice)
         for member in members:
-            say(f"{'ok    ' if member.ok else 'FAILED'} replica {member.member}: {member.detail}")
-            if member.advice:
-                say(f"       {member.advice}")
+            _say_tried(member.ok, f"replica {member.member}: {member.detail}", member.advice)
     for warning in [*settings.hints(loaded), *unread, *_check_certificate(loaded)]:
         # not a failure: units and scripts run this check before they start the mirror, which must still serve
         complain(f"mirror: {warning}")
     if not is_good:
         raise typer.Exit(1)
+
+
+def _say_tried(ok: bool, what: str, advice: str) -> None:
+    say(f"{'ok    ' if ok else 'FAILED'} {what}")
+    if advice:
+        say(f"       {advice}")
 
 
 @application.command()
