@@ -105,7 +105,11 @@ class ImportProgress:
                 raise BundleError(f"importing {digest}: {error}") from error
             self.result.damaged[digest] = str(error)
         else:
-            (self.result.written if is_written else self.result.here)[digest] = size
+            self.put(digest, size, is_here=not is_written)
+
+    def put(self, digest: Digest, size: int, *, is_here: bool) -> None:
+        """Note a blob of `size` bytes that is here now. `is_here`: it was here before."""
+        (self.result.here if is_here else self.result.written)[digest] = size
 
     async def in_thread(self, work: Callable[..., bool], *arguments: object) -> bool:
         """Run blocking work in a thread. If cancelled, stop the work and wait for its end, because it uses open files
@@ -152,10 +156,9 @@ class BlobImport:
         """Blocking: store a blob whose bytes are in its manifest. Raises `StoreError`."""
         if digest in self._added:
             return
-        result = self._progress.result
-        done = result.written if size_here(self._store, digest) is None else result.here
+        is_here = size_here(self._store, digest) is not None
         self._store.put(digest, content)
-        done[digest] = len(content)
+        self._progress.put(digest, len(content), is_here=is_here)
         self._added.add(digest)
 
     async def _fill(self, source: ImportSource, digest: Digest, size: int) -> bool:
@@ -245,10 +248,9 @@ class HostedBlobImport:
         """Blocking: store a blob whose bytes are in its manifest. Raises `StoreError`."""
         if digest in self._added:
             return
-        result = self._progress.result
-        done = result.written if self._hosted.size(digest) is None else result.here
+        is_here = self._hosted.size(digest) is not None
         self._hosted.put(digest, content)
-        done[digest] = len(content)
+        self._progress.put(digest, len(content), is_here=is_here)
         self._added.add(digest)
 
     def _receive(self, source: ImportSource, digest: Digest) -> bool:
