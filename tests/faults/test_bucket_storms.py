@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +25,11 @@ from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.fake_registry import FakeRegistry
 from tests.support.process import PATIENCE, eventually
 from tests.support.pushers import Pushers, open_to_pushers
+from tests.support.storm_length import StormLength
 
 #: How many acknowledged changes the clients make between two faults.
 _CHANGES: Final = 15
-#: The variable with the seconds after which no round begins any more; then the number of rounds does not matter.
-_SECONDS: Final = "MIRROR_FAULTS_BUCKET_SECONDS"
+_LENGTH: Final = StormLength("BUCKET", 6, limit=1500)
 
 
 class _Storm:
@@ -79,16 +78,11 @@ class _Storm:
         self._site.lose_disk(kill=True)
 
 
-# a soak test ends when it has had its time, or its rounds; a mark wins over --timeout
-@pytest.mark.timeout(0 if _SECONDS in os.environ or "MIRROR_FAULTS_BUCKET_ROUNDS" in os.environ else 1500)
-def test_113_to_123_a_storm_around_a_bucket(
-    registry: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
-) -> None:
+@pytest.mark.timeout(_LENGTH.limit)
+def test_113_to_123_a_storm_around_a_bucket(registry: FakeRegistry, tmp_path: Path, tally: Tally) -> None:
     """Rows 113 to 123: no byte is wrong, nothing acknowledged is lost, no deletion is undone, and in the end nothing is
     left of what was deleted but objects that no state names: what a crash has left waits a day for the sweep.
     """
-    rounds = times("BUCKET_ROUNDS", 1_000_000 if _SECONDS in os.environ else 6)
-    ends_at = time.monotonic() + float(os.environ.get(_SECONDS, "inf"))
     seed = int(os.environ.get("MIRROR_FAULTS_SEED", "1"))
     dice = random.Random(seed)
     add_apps(registry, (50_000, 120_000))
@@ -109,9 +103,7 @@ def test_113_to_123_a_storm_around_a_bucket(
         Pushers(site.mirror.port, seed=seed, tries=20_000) as pushers,
     ):
         storm = _Storm(site, engine, pushers, dice)
-        for number in range(rounds):
-            if time.monotonic() > ends_at:
-                break
+        for number in _LENGTH.rounds():
             pushers.go()
             pushers.wait_for(_CHANGES, timeout=600)
             storm.one_more()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +27,12 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.process import PATIENCE, eventually
 from tests.support.pushers import Pushers, open_to_pushers
 from tests.support.redis_sets import SentinelSet
+from tests.support.storm_length import StormLength
 from tests.support.stubborn import Stubborn
 
 #: How many acknowledged changes the clients make between two faults.
 _CHANGES: Final = 15
-_SECONDS: Final = "MIRROR_FAULTS_REPLICA_SECONDS"
+_LENGTH: Final = StormLength("REPLICA", 2, limit=1500)
 
 
 class _ReplicaStorm:
@@ -161,20 +161,16 @@ class _ReplicaStorm:
         self._meanwhile()
 
 
-# a soak test ends when it has had its time, or its rounds; a mark wins over --timeout
-@pytest.mark.timeout(0 if _SECONDS in os.environ or "MIRROR_FAULTS_REPLICA_ROUNDS" in os.environ else 1500)
+@pytest.mark.timeout(_LENGTH.limit)
 def test_125_to_133_a_storm_around_replicas(
     registry: FakeRegistry,
     redis_sentinels: SentinelSet,
     tmp_path: Path,
-    times: Callable[[str, int], int],
     tally: Tally,
 ) -> None:
     """Rows 125 to 133: no byte is wrong, nothing acknowledged is lost, no deletion is undone, and in the end every byte
     that nothing needs is collected.
     """
-    rounds = times("REPLICA_ROUNDS", 1_000_000 if _SECONDS in os.environ else 2)
-    ends_at = time.monotonic() + float(os.environ.get(_SECONDS, "inf"))
     seed = int(os.environ.get("MIRROR_FAULTS_SEED", "1"))
     dice = random.Random(seed)
     add_apps(registry, (50_000, 120_000))
@@ -198,9 +194,7 @@ def test_125_to_133_a_storm_around_replicas(
         Stubborn(site.ports, APPS, clients=2, tries=20_000, pause=0.1, seed=seed) as pullers,
     ):
         storm = _ReplicaStorm(site, engine, redis_sentinels, pushers, dice)
-        for number in range(rounds):
-            if time.monotonic() > ends_at:
-                break
+        for number in _LENGTH.rounds():
             pushers.go()
             pushers.wait_for(_CHANGES, timeout=600)
             storm.one_more()

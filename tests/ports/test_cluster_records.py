@@ -505,14 +505,20 @@ def test_a_name_that_was_released_is_taken_again(one: Machine, two: Machine, buc
     assert list(one.tree().had(APP, ("_tags",)))
 
 
-@pytest.mark.parametrize("step", range(1, 14))
-def test_a_push_between_any_two_steps_of_a_release(tmp_path: Path, bucket: SteppingBucket, step: int) -> None:
-    """The name is taken in the end, whoever was first."""
+def _with_a_name_without_records(tmp_path: Path, bucket: SteppingBucket) -> tuple[Machine, Machine]:
+    """Two replicas that know that the name is taken."""
     one, two = (replica(tmp_path, bucket, name) for name in ("one", "two"))
     one.tree().write(KEY, ONE)
     one.tree().drop(KEY)
     one.settle()
     two.tree().learn_name(APP)
+    return one, two
+
+
+@pytest.mark.parametrize("step", range(1, 14))
+def test_a_push_between_any_two_steps_of_a_release(tmp_path: Path, bucket: SteppingBucket, step: int) -> None:
+    """The name is taken in the end, whoever was first."""
+    one, two = _with_a_name_without_records(tmp_path, bucket)
 
     def push() -> None:
         two.tree().write(KEY, TWO)
@@ -528,11 +534,7 @@ def test_a_push_between_any_two_steps_of_a_release(tmp_path: Path, bucket: Stepp
 @pytest.mark.parametrize("step", range(1, 14))
 def test_a_release_between_any_two_steps_of_a_push(tmp_path: Path, bucket: SteppingBucket, step: int) -> None:
     """The same the other way round."""
-    one, two = (replica(tmp_path, bucket, name) for name in ("one", "two"))
-    one.tree().write(KEY, ONE)
-    one.tree().drop(KEY)
-    one.settle()
-    two.tree().learn_name(APP)
+    one, two = _with_a_name_without_records(tmp_path, bucket)
 
     def release() -> None:
         one.tree().forget(APP, ("_tags",))

@@ -74,6 +74,19 @@ def dripping(begin: bytes, rest: bytes | None = None) -> Iterator[Dripping]:
             drips.close()
 
 
+def _raw(server: Dripping) -> RawS3:
+    """Requests to the bucket of this server."""
+    return RawS3(
+        f"{server.url}/bucket",
+        "",
+        "us-east-1",
+        lambda: S3Keys("key", "secret"),
+        proxies={},
+        timeout=_LIMIT,
+        now=server.now,
+    )
+
+
 @pytest.mark.parametrize(
     "begin",
     [
@@ -85,15 +98,7 @@ def dripping(begin: bytes, rest: bytes | None = None) -> Iterator[Dripping]:
 def test_an_answer_that_drips_ends_at_the_deadline(begin: bytes) -> None:
     """Whatever of it drips: the bucket does not answer."""
     with dripping(begin) as server:
-        raw = RawS3(
-            f"{server.url}/bucket",
-            "",
-            "us-east-1",
-            lambda: S3Keys("key", "secret"),
-            proxies={},
-            timeout=_LIMIT,
-            now=server.now,
-        )
+        raw = _raw(server)
         with pytest.raises(BucketUnavailable, match="not complete after 15 s"):
             raw.has_rule_for_uploads()
         assert server.looks == 1 + _LIMIT
@@ -102,15 +107,7 @@ def test_an_answer_that_drips_ends_at_the_deadline(begin: bytes) -> None:
 def test_a_page_of_a_listing_has_more_time() -> None:
     """It has up to a thousand entries."""
     with dripping(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n") as server:
-        raw = RawS3(
-            f"{server.url}/bucket",
-            "",
-            "us-east-1",
-            lambda: S3Keys("key", "secret"),
-            proxies={},
-            timeout=_LIMIT,
-            now=server.now,
-        )
+        raw = _raw(server)
         with pytest.raises(BucketUnavailable, match="not complete after 60 s"):
             raw.unfinished("")
         assert server.looks == 61
