@@ -20,7 +20,7 @@ from mirror import telemetry
 from mirror.policy.hosted.collection import ClockReading
 
 #: Seconds by which the clocks may differ without a jump: the wall clock is corrected in small steps all the time.
-_SLACK: Final = 1.0
+CLOCK_SLACK: Final = 1.0
 
 
 class GraceClock:
@@ -46,10 +46,10 @@ class GraceClock:
     def _read(self) -> ClockReading:
         wall, steady = self._now(), self._steady()
         offset = wall - steady
-        if abs(offset - self._offset) <= _SLACK:
+        if abs(offset - self._offset) <= CLOCK_SLACK:
             # follows small corrections
             self._offset, self._jump = offset, None
-        elif self._jump is None or abs(offset - self._jump[0]) > _SLACK:
+        elif self._jump is None or abs(offset - self._jump[0]) > CLOCK_SLACK:
             telemetry.log.warning("clock jumped", by=round(offset - self._offset))
             self._jump = offset, steady
         elif steady - self._jump[1] >= self._grace:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from mirror.collection.grace_clock import GraceClock
+from mirror.collection.grace_clock import CLOCK_SLACK, GraceClock
 from mirror.errors import IndexUnavailable, StoreError
 
 #: Seconds between two attempts if another process does the work, or if it failed.
@@ -19,8 +19,11 @@ def seconds_left(clock: GraceClock, ended_at: float, every: float) -> float:
     (epoch seconds).
     """
     passed = clock.read().earlier - ended_at
-    # a round in the future was dated by a wrong clock
-    return 0.0 if passed < 0 else every - passed
+    if passed < -CLOCK_SLACK:
+        # a round in the future was dated by a wrong clock
+        return 0.0
+    # one that has just ended may seem to lie in the future: the end of a round is the later of two clocks
+    return every - max(passed, 0.0)
 
 
 async def run_when_due(

@@ -13,6 +13,7 @@ from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collector import GarbageCollector
 from mirror.collection.grace_clock import GraceClock
 from mirror.collection.marks import Marks
+from mirror.collection.when_due import seconds_left
 from mirror.oci.digest import Digest
 from mirror.ports import Records
 from mirror.store.local.blobs import LocalStore
@@ -148,6 +149,19 @@ async def test_it_runs_when_it_is_due(site: _Site) -> None:
     begun = [report.begun_at for report in site.reports]
     assert len(begun) > 5
     assert all(599 <= later - earlier <= 661 for earlier, later in pairwise(begun))
+
+
+@pytest.mark.parametrize("step", [0.0, -1e-9, -0.5, -1.0])
+def test_a_clock_that_is_corrected_makes_no_round_due(step: float) -> None:
+    """The round that has just ended seems to lie in the future by as much as the correction."""
+    wall, steady = Clock(), Clock(0.0)
+    clock = GraceClock(wall, steady, GRACE)
+    ended_at = clock.read().later
+    wall.time += step
+    assert seconds_left(clock, ended_at, 600.0) == 600.0
+    steady.time += 60.0
+    wall.time += 60.0
+    assert seconds_left(clock, ended_at, 600.0) == pytest.approx(540.0 - step)
 
 
 async def test_a_round_of_the_future_is_no_reason_to_wait(site: _Site) -> None:
