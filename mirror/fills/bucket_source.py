@@ -106,9 +106,9 @@ class BucketSource:
     # --------------------------------------------------------------------------------------------------- reading
 
     @asynccontextmanager
-    async def pull(self, start: int) -> AsyncIterator[Body]:
+    async def pull(self, start: int, stop: int | None = None) -> AsyncIterator[Body]:
         """See `BlobSource`. Raises `UpstreamDenied` if the bucket refuses the mirror."""
-        opened = await (self._open(start) if self._is_only else self._open_soon(start))
+        opened = await (self._open(start, stop) if self._is_only else self._open_soon(start, stop))
         if opened is None:
             raise UpstreamNotFound(f"the bucket does not have {self._digest}", upstream=BUCKET)
         self._found, body = opened
@@ -123,7 +123,7 @@ class BucketSource:
             # frees the connection if the body was not read to its end
             body.abort()
 
-    async def _open_soon(self, start: int) -> tuple[BlobObject, Body] | None:
+    async def _open_soon(self, start: int, stop: int | None) -> tuple[BlobObject, Body] | None:
         """Like `_open`, within the time that a nearer source gets, and not at all while the bucket does not answer."""
         breaker = self._reads.breaker
         ticket = breaker.admit()
@@ -131,7 +131,7 @@ class BucketSource:
             # nobody is asked, and nothing is counted as left
             raise UpstreamNotFound("the bucket did not answer lately", upstream=BUCKET)
         try:
-            opened = await self._open(start, self._reads.patience)
+            opened = await self._open(start, stop, self._reads.patience)
         except (UpstreamUnavailable, UpstreamDenied) as error:
             if breaker.fail(ticket):
                 telemetry.log.warning("cached content not read from bucket", reason=str(error))
@@ -143,11 +143,13 @@ class BucketSource:
             telemetry.log.info("cached content read from bucket again")
         return opened
 
-    async def _open(self, start: int, patience: float | None = None) -> tuple[BlobObject, Body] | None:
+    async def _open(
+        self, start: int, stop: int | None, patience: float | None = None
+    ) -> tuple[BlobObject, Body] | None:
         """Opens the blob's object in a thread. None if there is none. Raises `UpstreamError`."""
         loop = asyncio.get_running_loop()
         try:
-            opening = loop.run_in_executor(self._reads.opening, self._open_now, start)
+            opening = loop.run_in_executor(self._reads.opening, self._open_now, start, stop)
         except StoreError as error:
             raise UpstreamUnavailable(str(error), upstream=BUCKET) from error
         ended = False
@@ -166,9 +168,9 @@ class BucketSource:
         except StoreError as error:
             raise UpstreamUnavailable(str(error), upstream=BUCKET) from error
 
-    def _open_now(self, start: int) -> tuple[BlobObject, Body] | None:
+    def _open_now(self, start: int, stop: int | None) -> tuple[BlobObject, Body] | None:
         try:
-            return open_blob(self._reads.bucket, self._objects, self._digest, start)
+            return open_blob(self._reads.bucket, self._objects, self._digest, start, stop)
         except (BlobUnknown, BlobDamaged):
             return None
 

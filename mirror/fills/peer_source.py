@@ -170,13 +170,15 @@ class PeerSource:
         return f"<PeerSource {self.member} {self.digest}>"
 
     @asynccontextmanager
-    async def pull(self, start: int) -> AsyncIterator[Body]:
-        """See `BlobSource`. Returns with the first byte: what fails before it is as if nobody had been asked."""
-        async with self._reads.turn(), self._watched(start) as body:
+    async def pull(self, start: int, stop: int | None = None) -> AsyncIterator[Body]:
+        """See `BlobSource`. Returns with the first byte: what fails before it is as if nobody had been asked. A member
+        that runs an older version sends the rest of the blob, whatever `stop` is.
+        """
+        async with self._reads.turn(), self._watched(start, stop) as body:
             yield body
 
     @asynccontextmanager
-    async def _watched(self, start: int) -> AsyncIterator[Body]:
+    async def _watched(self, start: int, stop: int | None) -> AsyncIterator[Body]:
         ticket = self._reads.liveness.admit(self.member)
         if ticket is None:
             # nobody is asked, and nothing is counted as left
@@ -186,18 +188,18 @@ class PeerSource:
         watching = asyncio.create_task(watch.run(), name=f"watch of {self.member}")
         try:
             async with AsyncExitStack() as stack:
-                body = watch.body = WatchedBody(await self._open(stack, watch, start), PEER)
+                body = watch.body = WatchedBody(await self._open(stack, watch, start, stop), PEER)
                 self.gave = True
                 yield body
                 # it was read to its end
-                self._gave_all = not start
+                self._gave_all = not start and (stop is None or stop == body.size)
         finally:
             watch.end()
             await cancel_and_wait(watching)
 
-    async def _open(self, stack: AsyncExitStack, watch: _Watch, start: int) -> Body:
+    async def _open(self, stack: AsyncExitStack, watch: _Watch, start: int, stop: int | None) -> Body:
         opening = self._reads.peers.open(
-            self.member, self.repo, self.digest, start, size=self.size, hops=self._hops, heard=watch.heard
+            self.member, self.repo, self.digest, start, stop, size=self.size, hops=self._hops, heard=watch.heard
         )
         try:
             async with asyncio.timeout(None) as waiting:

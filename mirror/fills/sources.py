@@ -21,8 +21,16 @@ from mirror import telemetry
 from mirror.errors import StoreError, UpstreamError, UpstreamNotFound, UpstreamUnavailable
 from mirror.ports import Body
 
-#: Opens a blob from an offset on. Entering the context waits until the source has answered. Raises `UpstreamError`.
-Pull: TypeAlias = Callable[[int], AbstractAsyncContextManager[Body]]
+
+class Pull(Protocol):
+    """Opens a blob."""
+
+    def __call__(self, start: int, stop: int | None = None, /) -> AbstractAsyncContextManager[Body]:
+        """Opens the blob from the offset `start` up to, but not including, `stop` (None: to its end). Entering the
+        context waits until the source has answered. A source need not heed the range: the body may begin before, and go
+        on to the end of the blob. Raises `UpstreamError`.
+        """
+
 
 #: Called when upstream has answered for the blob in a repository, with its size in bytes (None: unknown).
 OnAnswer: TypeAlias = Callable[[int | None], Awaitable[None]]
@@ -59,7 +67,7 @@ class BlobSource(Protocol):
     def gave(self) -> bool:
         """True if it can be to blame for wrong bytes, because it has given some."""
 
-    def pull(self, start: int) -> AbstractAsyncContextManager[Body]:
+    def pull(self, start: int, stop: int | None = None) -> AbstractAsyncContextManager[Body]:
         """Opens the blob; see `Pull`. Raises `UpstreamNotFound` if it does not have the blob, `UpstreamError`,
         `StoreError`.
         """
@@ -111,22 +119,22 @@ class BlobSources:
         """The source that was opened last, or is opened next."""
         return self._all[self._next]
 
-    def __call__(self, start: int) -> AbstractAsyncContextManager[Body]:
-        """Opens the first source that has the blob. Raises `SourceLeft` if a nearer one breaks off, and all that the
-        last one raises.
+    def __call__(self, start: int, stop: int | None = None) -> AbstractAsyncContextManager[Body]:
+        """Opens the first source that has the blob; see `Pull`. Raises `SourceLeft` if a nearer one breaks off, and all
+        that the last one raises.
         """
         if self._next == len(self._all) - 1:
-            return self._all[-1].pull(start)
-        return self._open_nearer(start)
+            return self._all[-1].pull(start, stop)
+        return self._open_nearer(start, stop)
 
     @asynccontextmanager
-    async def _open_nearer(self, start: int) -> AsyncIterator[Body]:
+    async def _open_nearer(self, start: int, stop: int | None) -> AsyncIterator[Body]:
         async with AsyncExitStack() as stack:
             while True:
                 source = self._all[self._next]
                 is_last = self._next == len(self._all) - 1
                 try:
-                    body = await stack.enter_async_context(source.pull(start))
+                    body = await stack.enter_async_context(source.pull(start, stop))
                     break
                 except (UpstreamError, StoreError) as error:
                     if is_last:

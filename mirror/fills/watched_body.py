@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mirror.errors import UpstreamError, UpstreamTimeout
-from mirror.ports import Body, SupportsSplice
+from mirror.ports import Body, SaysStop, SupportsSplice
 
 
 class WatchedBody:
-    """See `Body` and `SupportsSplice`."""
+    """See `Body`, `SaysStop` and `SupportsSplice`."""
 
     def __init__(self, body: Body, source: str) -> None:
         """`source` is the name of what sends the body, for errors."""
@@ -50,6 +50,11 @@ class WatchedBody:
         if self._splices is not None:
             self._splices.advance(count)
         self.received += count
+
+    @property
+    def stop(self) -> int | None:
+        """See `SaysStop`."""
+        return self._body.stop if isinstance(self._body, SaysStop) else None
 
     def abort(self) -> None:
         self._body.abort()

@@ -22,17 +22,19 @@ _READS: Final = 3
 _BLOCK: Final = 1 << 20
 
 
-def open_blob(bucket: ObjectReader, objects: BlobObjects, digest: Digest, start: int = 0) -> tuple[BlobObject, Body]:
-    """Blocking: opens the object that has a blob, from `start` on. Raises `BlobUnknown` if there certainly is none,
-    `BlobDamaged` if the object was found gone or of another size, twice, and is out of service now; `StoreError`,
-    `UpstreamError`.
+def open_blob(
+    bucket: ObjectReader, objects: BlobObjects, digest: Digest, start: int = 0, stop: int | None = None
+) -> tuple[BlobObject, Body]:
+    """Blocking: opens the object that has a blob, from `start` up to `stop` (None: to its end). Raises `BlobUnknown` if
+    there certainly is none, `BlobDamaged` if the object was found gone or of another size, twice, and is out of service
+    now; `StoreError`, `UpstreamError`.
     """
     suspect = None
     for _ in range(_TRIES):
         found = objects.source(digest)
         if found is None:
             raise BlobUnknown(f"the bucket does not have {digest}")
-        opened = _open(bucket, found, start)
+        opened = _open(bucket, found, start, stop)
         if not isinstance(opened, str):
             return found, opened
         if found == suspect and objects.lost(found, opened):
@@ -91,10 +93,12 @@ def object_matches(bucket: ObjectReader, found: BlobObject) -> bool:
     return hashing.hexdigest() == found.digest.hex
 
 
-def _open(bucket: ObjectReader, found: BlobObject, start: int = 0) -> Body | str:
-    """The bytes of a blob's object from `start` on, or why the object is not what it should be."""
+def _open(bucket: ObjectReader, found: BlobObject, start: int = 0, stop: int | None = None) -> Body | str:
+    """The bytes of a blob's object from `start` up to `stop` (None: to its end), or why the object is not what it
+    should be.
+    """
     try:
-        body = bucket.open(found.key, start)
+        body = bucket.open(found.key, start, stop)
     except UpstreamInvalid:
         # it ends before `start`
         info = bucket.head(found.key)

@@ -24,7 +24,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.peers.peer_client import CONNECT, PeerClient, PeerSilent
 from mirror.peers.peer_signer import PeerSigner, SignedCall
-from mirror.policy.cluster.blob_requests import GRANTED, HOPS, OFFSET, SIZE, blob_target
+from mirror.policy.cluster.blob_requests import GRANTED, HOPS, OFFSET, SIZE, blob_target, range_headers
 from mirror.policy.cluster.peer_signatures import PeerRefused
 from mirror.ports import Body
 from mirror.upstream.http.body import HttpBody
@@ -72,6 +72,7 @@ class HttpPeerBlobs:
         repo: Repo,
         digest: Digest,
         start: int,
+        stop: int | None = None,
         *,
         size: int | None,
         hops: int,
@@ -84,7 +85,7 @@ class HttpPeerBlobs:
             headers = {HOPS: str(hops), **trace, **({} if size is None else {SIZE: str(size)})}
             began = time.perf_counter()
             try:
-                answer, signed = self._get(member, blob_target(repo, digest), headers, start, cancel)
+                answer, signed = self._get(member, blob_target(repo, digest), headers, start, stop, cancel)
                 body = _body_of(answer, signed, size)
             except BaseException as error:
                 telemetry.PEER_REQUESTS.labels(_VERB, "left" if cancel.is_over else _result(error)).inc()
@@ -104,24 +105,25 @@ class HttpPeerBlobs:
 
         opening = self._executor.submit(get)
 
-        def stop() -> None:
+        def leave() -> None:
             # it may still wait for a thread
             opening.cancel()
             cancel.now()
 
-        body = await uninterrupted(asyncio.wrap_future(opening), stop=stop, unwanted=HttpBody.close)
+        body = await uninterrupted(asyncio.wrap_future(opening), stop=leave, unwanted=HttpBody.close)
         try:
             yield body
         finally:
             body.close()
 
     def _get(
-        self, member: str, target: str, headers: dict[str, str], start: int, cancel: Cancel
+        self, member: str, target: str, headers: dict[str, str], start: int, stop: int | None, cancel: Cancel
     ) -> tuple[Answer, SignedCall]:
-        ranges = {"Range": f"bytes={start}-"} if start else {}
-        signed = self._signer.sign(member, "GET", target, {**headers, **ranges})
-        headers["Authorization"] = signed.authorization
-        return self._transfer(member).get(f"{member}{target}", headers, start=start, attempts=1, cancel=cancel), signed
+        sent = {**headers, **range_headers(start, stop)}
+        signed = self._signer.sign(member, "GET", target, sent)
+        sent["Authorization"] = signed.authorization
+        transfer = self._transfer(member)
+        return transfer.get(f"{member}{target}", sent, start=start, stop=stop, attempts=1, cancel=cancel), signed
 
     def _transfer(self, member: str) -> Transfer:
         transfer = self._transfers.get(member)

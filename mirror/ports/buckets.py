@@ -74,8 +74,9 @@ class ObjectReader(Protocol):
     def head(self, key: str) -> ObjectInfo | None:
         """What is known of an object without its content."""
 
-    def open(self, key: str, start: int = 0) -> Body | None:
-        """The content from the offset `start` on. The body's `size` is that of the whole object.
+    def open(self, key: str, start: int = 0, stop: int | None = None) -> Body | None:
+        """The content from the offset `start` up to, but not including, `stop` (None: to its end). The body's `size` is
+        that of the whole object.
 
         The body's errors are `UpstreamUnavailable` and `UpstreamTimeout`, like those of an upstream: what broke off can
         be continued from the same byte. `UpstreamInvalid` if the object ends before `start`. The caller reads it to its

@@ -110,13 +110,15 @@ class PeerBlobs(Protocol):
         repo: Repo,
         digest: Digest,
         start: int,
+        stop: int | None = None,
         *,
         size: int | None,
         hops: int,
         heard: Callable[[], None],
     ) -> AbstractAsyncContextManager[Body]:
-        """Opens a blob at a member from the offset `start` on. Entering the context waits for the first byte, however
-        long that takes; `heard` is called on the event loop before that, when the head of the answer has come.
+        """Opens a blob at a member from the offset `start` up to, but not including, `stop` (None: to its end; a member
+        may send more than asked). Entering the context waits for the first byte, however long that takes; `heard` is
+        called on the event loop before that, when the head of the answer has come.
 
         `size` is the size of the whole blob if the caller knows it: then the member sends the head at once, before its
         own source has answered. `hops` counts the replicas that wait for the answer. Raises `UpstreamNotFound` if the

@@ -46,8 +46,13 @@ class Upstream(Protocol):
         If `reference` is a digest, the manifest has that digest.
         """
 
-    def blob(self, repo: str, digest: Digest, start: int = 0) -> AbstractAsyncContextManager[Body]:
-        """A blob from offset `start` on; `body.start` may be lower. Entered once upstream's headers have arrived."""
+    def blob(
+        self, repo: str, digest: Digest, start: int = 0, stop: int | None = None
+    ) -> AbstractAsyncContextManager[Body]:
+        """A blob from offset `start` up to, but not including, `stop` (None: to its end). Entered once upstream's
+        headers have arrived. An upstream need not heed the range: `body.start` may be lower, and more bytes may follow
+        after `stop`.
+        """
 
     async def blob_size(self, repo: str, digest: Digest) -> int | None:
         """The size of a blob in bytes; None if the repository has it but upstream does not state its size.

@@ -28,6 +28,15 @@ class Body(Protocol):
 
 
 @runtime_checkable
+class SaysStop(Protocol):
+    """A body that says where it ends, which need not be where it was asked to end."""
+
+    @property
+    def stop(self) -> int | None:
+        """The offset within the blob at which the body ends; None if that is not known before."""
+
+
+@runtime_checkable
 class SupportsSplice(Protocol):
     """A body that can lend its socket, so that the kernel moves its bytes."""
 

@@ -250,13 +250,13 @@ def no_stream(digest: Digest, registry: str, executor: Executor, why: str) -> Up
     """Returns the fallback for a disk that fails in mid-body, if there is no upstream. It raises `StoreError` and says
     `why`.
     """
-    return UpstreamStream(digest, registry, lambda: BlobSources.of(lambda _start: _nowhere(digest, why)), executor)
 
+    @asynccontextmanager
+    async def nowhere(start: int, stop: int | None = None) -> AsyncIterator[Body]:
+        raise StoreError(f"{digest} cannot be read, and {why}")
+        yield
 
-@asynccontextmanager
-async def _nowhere(digest: Digest, why: str) -> AsyncIterator[Body]:
-    raise StoreError(f"{digest} cannot be read, and {why}")
-    yield
+    return UpstreamStream(digest, registry, lambda: BlobSources.of(nowhere), executor)
 
 
 class StoredContent:

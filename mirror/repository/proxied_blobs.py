@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from mirror.aio.bounded_threads import in_thread
@@ -190,9 +191,7 @@ class ProxiedBlobs:
         )
 
     def _sources(self, digest: Digest, granted: int) -> BlobSources:
-        return self._transfers.sources(
-            digest, lambda start: self._upstream.blob(self.repo.name, digest, start), granted
-        )
+        return self._transfers.sources(digest, partial(self._upstream.blob, self.repo.name, digest), granted)
 
     # -------------------------------------------------------------------------------------------------- fills
 

@@ -91,12 +91,12 @@ class EndpointsUpstream:
         return await self._first(lambda member: member.manifest(repo, reference))
 
     @asynccontextmanager
-    async def blob(self, repo: str, digest: Digest, start: int = 0) -> AsyncIterator[Body]:
+    async def blob(self, repo: str, digest: Digest, start: int = 0, stop: int | None = None) -> AsyncIterator[Body]:
         """See `Upstream`. If the same blob is requested again soon, other endpoints are tried first."""
 
         async def enter(member: RegistryUpstream) -> tuple[AsyncExitStack, Body]:
             async with AsyncExitStack() as stack:
-                body = await stack.enter_async_context(member.blob(repo, digest, start))
+                body = await stack.enter_async_context(member.blob(repo, digest, start, stop))
                 return stack.pop_all(), body
             raise AssertionError("unreachable")
 

@@ -186,13 +186,14 @@ class RegistryUpstream:
             raise
 
     @asynccontextmanager
-    async def blob(self, repo: str, digest: Digest, start: int = 0) -> AsyncIterator[Body]:
-        """GET a blob in a thread of the executor, with a range if `start` is above 0 (see `Upstream`).
+    async def blob(self, repo: str, digest: Digest, start: int = 0, stop: int | None = None) -> AsyncIterator[Body]:
+        """GET a blob in a thread of the executor, with a range if `start` is above 0 or `stop` is given (see
+        `Upstream`).
 
         Leaving the context closes the body; no thread may still read it. `abort` ends a read that blocks.
         """
         async with self._blobs:
-            body = await self._get_blob("blob", repo, digest, start=start)
+            body = await self._get_blob("blob", repo, digest, start=start, stop=stop)
             try:
                 yield body
             except UpstreamInvalid:
@@ -205,18 +206,18 @@ class RegistryUpstream:
     async def blob_size(self, repo: str, digest: Digest) -> int | None:
         """Determine the size by a GET of the first byte (see `Upstream`)."""
         async with self._blobs:
-            body = await self._get_blob("blob_size", repo, digest, only=1)
+            body = await self._get_blob("blob_size", repo, digest, stop=1)
         body.close()
         return body.size
 
     async def _get_blob(
-        self, event: str, repo: str, digest: Digest, *, start: int = 0, only: int | None = None
+        self, event: str, repo: str, digest: Digest, *, start: int = 0, stop: int | None = None
     ) -> HttpBody | EncodedBody:
         url = self._url(repo, f"blobs/{digest}")
 
         async def send(passes: Passes) -> Answer:
             headers = self._headers(passes, Accept="*/*")
-            return await self._blob_client.get(url, headers, passes.elsewhere, start=start, only=only)
+            return await self._blob_client.get(url, headers, passes.elsewhere, start=start, stop=stop)
 
         answer = await self._calls.run(Call(event, Scope.pull(repo), send, _has_content, self._retries))
         if answer.body is None:

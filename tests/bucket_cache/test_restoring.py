@@ -95,10 +95,10 @@ async def test_a_manifest_that_was_read_wrong_once_stays(world: CacheWorld, monk
     key = blob_key(image.digest)
     opening, content, wrong = world.bucket.open, world.bucket.content()[key], [True]
 
-    def open_object(key: str, start: int = 0) -> Body | None:
+    def open_object(key: str, start: int = 0, stop: int | None = None) -> Body | None:
         world.bucket.damage(key, b"\0" + content[1:] if wrong else content)
         wrong.clear()
-        return opening(key, start)
+        return opening(key, start, stop)
 
     monkeypatch.setattr(world.bucket, "open", open_object)
     assert await world.restoring.manifest(REPO, image.digest)

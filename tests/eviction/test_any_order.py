@@ -411,7 +411,7 @@ class _Store(RuleBasedStateMachine):
         left = [fault]
 
         @asynccontextmanager
-        async def pull(start: int) -> AsyncIterator[Body]:
+        async def pull(start: int, stop: int | None = None) -> AsyncIterator[Body]:
             now = left.pop() if left else _Faults.WHOLE
             if now == _Faults.AWAY:
                 raise UpstreamUnavailable("away", upstream="docker.io")

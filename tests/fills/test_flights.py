@@ -488,7 +488,7 @@ class SilentUpstream(GatedUpstream):
         self.asked = asyncio.Event()
 
     @asynccontextmanager
-    async def pull(self, start: int) -> AsyncIterator[Body]:
+    async def pull(self, start: int, stop: int | None = None) -> AsyncIterator[Body]:
         """As `Pull`."""
         self.asked.set()
         await asyncio.Event().wait()

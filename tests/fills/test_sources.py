@@ -157,8 +157,8 @@ async def test_114_a_bucket_that_stalls_is_left_for_upstream(site: Site) -> None
     stalling = GatedUpstream()
 
     class Stalling(MemoryBucket):
-        def open(self, key: str, start: int = 0) -> GatedBody:  # type: ignore[override]
-            return GatedBody(stalling, start)
+        def open(self, key: str, start: int = 0, stop: int | None = None) -> GatedBody:  # type: ignore[override]
+            return GatedBody(stalling, start, stop)
 
     reads = BucketReads(Stalling(), site.executor, window=0.01)
     source = reads.cached(site.objects, DIGEST)
@@ -189,11 +189,11 @@ async def test_119_cached_content_that_was_read_wrong_once_stays(site: Site, mon
     opening = site.bucket.open
     wrong = [CONTENT[:-1] + b"\0"]
 
-    def open_object(key: str, start: int = 0) -> Body | None:
+    def open_object(key: str, start: int = 0, stop: int | None = None) -> Body | None:
         if not wrong:
-            return opening(key, start)
+            return opening(key, start, stop)
         site.bucket.damage(key, wrong.pop())
-        body = opening(key, start)
+        body = opening(key, start, stop)
         site.bucket.damage(key, CONTENT)
         return body
 
@@ -362,7 +362,7 @@ async def test_a_body_that_begins_earlier_is_skipped_to_the_byte(site: Site) -> 
     """Not every upstream honours a range."""
 
     @asynccontextmanager
-    async def from_the_start(_start: int) -> AsyncIterator[Body]:
+    async def from_the_start(_start: int, _stop: int | None = None) -> AsyncIterator[Body]:
         async with site.upstream.pull(0) as body:
             yield body
 

@@ -106,8 +106,8 @@ class _Site:
     upstream: RegistryUpstream | EndpointsUpstream
 
     async def join(self, digest: Digest = _DIGEST) -> Flight:
-        def pull(start: int) -> AbstractAsyncContextManager[Body]:
-            return self.outage.asking(self.upstream.blob(_NAME, digest, start))
+        def pull(start: int, stop: int | None = None) -> AbstractAsyncContextManager[Body]:
+            return self.outage.asking(self.upstream.blob(_NAME, digest, start, stop))
 
         return await self.flights.join(digest, pull, upstream=self.upstream.name)
 

@@ -6,9 +6,10 @@ import asyncio
 import os
 import ssl
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from mirror.peers.peer_blobs import HttpPeerBlobs
 from mirror.peers.peer_client import PeerClient
 from mirror.peers.peer_health import PeerHealth
 from mirror.peers.peer_signer import PeerSigner
-from mirror.ports import Body, SupportsSplice
+from mirror.policy.cluster.blob_requests import BlobRequest, parse_blob_request, range_headers
+from mirror.policy.cluster.peer_signatures import SIGNED_HEADERS
+from mirror.ports import Body, SaysStop, SupportsSplice
 from tests.support.certificates import Certificate
 from tests.support.hangar import CONTENT, DIGEST, HALF, SIZE, reached
 from tests.support.peer_site import ASKING, REPO, PeerSite
@@ -35,8 +38,8 @@ async def site(tmp_path: Path) -> AsyncIterator[PeerSite]:
             yield made
 
 
-async def _read(site: PeerSite, start: int = 0, size: int | None = SIZE) -> bytes:
-    async with site.blobs.open(site.member, REPO, DIGEST, start, size=size, hops=1, heard=lambda: None) as body:
+async def _read(site: PeerSite, start: int = 0, size: int | None = SIZE, stop: int | None = None) -> bytes:
+    async with site.blobs.open(site.member, REPO, DIGEST, start, stop, size=size, hops=1, heard=lambda: None) as body:
         received = await asyncio.to_thread(_all_of, body)
         return received[start - body.start :]
 
@@ -56,6 +59,48 @@ async def test_a_blob_or_the_rest_of_it(site: PeerSite, start: int, size: int | 
     assert await _read(site, start, size) == CONTENT[start:]
     assert len(site.upstream.starts) == 1
     assert site.given.found[0] == (1, (ASKING,))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, HALF), (1, HALF), (HALF, SIZE), (HALF, SIZE + 9), (0, SIZE)])
+@pytest.mark.parametrize("size", [SIZE, None])
+async def test_a_part_of_a_blob(site: PeerSite, start: int, stop: int, size: int | None) -> None:
+    """No more than was asked for is sent; that the member fetches the whole does not matter."""
+    for _ in range(2):
+        assert await _read(site, start, size, stop) == CONTENT[start:stop]
+    assert len(site.upstream.starts) == 1
+
+
+async def test_130_an_older_member_sends_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 130: a member of a version that knows no parts with an end finds the signature right, and the offset."""
+
+    def older(rest: str, headers: Mapping[str, str]) -> BlobRequest:
+        return replace(parse_blob_request(rest, headers), stop=None)
+
+    monkeypatch.setattr("mirror.server.peers.blobs.parse_blob_request", older)
+    with ThreadPoolExecutor(16) as executor:
+        async with PeerSite(tmp_path, executor).open() as site:
+            assert await _read(site, 5, SIZE, HALF) == CONTENT[5:]
+            async with site.blobs.open(
+                site.member, REPO, DIGEST, 5, HALF, size=SIZE, hops=1, heard=lambda: None
+            ) as body:
+                assert isinstance(body, SaysStop)
+                assert body.stop == SIZE
+
+
+def test_what_an_older_member_reads_of_a_part() -> None:
+    """A `Range` without an end, as it has always been, and nothing else but headers whose names it signs."""
+    headers = range_headers(5, 10)
+    assert headers["Range"] == "bytes=5-"
+    assert {name.lower() for name in headers} <= set(SIGNED_HEADERS)
+    assert range_headers(5, None) == {"Range": "bytes=5-"}
+    assert range_headers(0, None) == {}
+
+
+@pytest.mark.parametrize("text", ["bytes 4-9/*", "bytes 5-4/*", "bytes 5-9/10", "5-9", ""])
+def test_an_end_that_is_none(text: str) -> None:
+    """Neither another beginning nor an end before it."""
+    with pytest.raises(ValueError, match="Content-Range"):
+        parse_blob_request(f"{REPO}/{DIGEST}", {"Mirror-Hops": "1", "Range": "bytes=5-", "Content-Range": text})
 
 
 def _asked(result: str) -> float:

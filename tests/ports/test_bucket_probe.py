@@ -287,7 +287,7 @@ class TestChecks:
                 self.damage(key, content[:-1] + b"?")
                 return version
 
-            def open(self, key: str, start: int = 0) -> Body | None:  # type: ignore[override]
+            def open(self, key: str, start: int = 0, stop: int | None = None) -> Body | None:  # type: ignore[override]
                 return super().open(key, 0)
 
         results = self.by_step(check_bucket(Damages()))

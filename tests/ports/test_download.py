@@ -19,7 +19,7 @@ from mirror.upstream.http.download import Answer, DialFailed, Transfer
 from mirror.upstream.http.transport import Endpoint
 from tests.support.certificates import Certificate
 from tests.support.registry_upstream import endpoint
-from tests.support.scripted import Close, Request, Reset, Script, Scripted, Stall, chunked, head, reply
+from tests.support.scripted import Close, Request, Reset, Script, Scripted, Stall, Step, chunked, head, reply
 
 CONTENT = bytes(range(256)) * 4096
 HALF = len(CONTENT) // 2
@@ -500,6 +500,66 @@ def test_a_part_shorter_than_the_rest(upstream: Scripted, transfer: Transfer) ->
     body = body_of(transfer.get(f"{upstream.url}/blob", {}, start=5))
     content, _ = read_until_error(body)
     assert content == b"wor"
+    body.close()
+
+
+@pytest.mark.parametrize(("start", "stop", "sent"), [(0, 3, b"hel"), (2, 5, b"llo"), (5, 10, b"world"), (8, 20, b"ld")])
+def test_a_part_with_an_end(upstream: Scripted, transfer: Transfer, start: int, stop: int, sent: bytes) -> None:
+    """It ends properly where it was asked to, and its connection is used again."""
+    upstream.on("/blob", reply(206, sent, {"Content-Range": f"bytes {start}-{start + len(sent) - 1}/10"}))
+    for _ in range(2):
+        body = body_of(transfer.get(f"{upstream.url}/blob", {}, start=start, stop=stop))
+        assert (body.start, body.stop, body.size) == (start, min(stop, 10), 10)
+        assert read_all(body) == sent
+        body.close()
+    assert upstream.requests[0].header("Range") == f"bytes={start}-{stop - 1}"
+    assert upstream.connections == 1
+
+
+def test_a_part_that_ends_early(upstream: Scripted, transfer: Transfer) -> None:
+    """Faults row 1: fewer bytes than the part has are not its end, also if the size is not known."""
+    for total in ("10", "*"):
+        upstream.once("/blob", reply(206, b"hell", {"Content-Range": f"bytes 0-3/{total}"}))
+        body = body_of(transfer.get(f"{upstream.url}/blob", {}, stop=6))
+        content, _ = read_until_error(body)
+        assert content == b"hell"
+        body.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [(200, {}), (206, {"Content-Range": "bytes 0-9/10"}), (206, {"Content-Range": "bytes 0-9/*"})],
+)
+def test_a_part_that_goes_on(upstream: Scripted, transfer: Transfer, status: int, headers: dict[str, str]) -> None:
+    """Faults row 22: the body says beforehand that more comes than was asked for."""
+    upstream.on("/blob", reply(status, b"helloworld", headers))
+    body = body_of(transfer.get(f"{upstream.url}/blob", {}, stop=6))
+    assert (body.start, body.stop) == (0, 10)
+    assert read_all(body) == b"helloworld"
+    body.close()
+
+
+@pytest.mark.parametrize("refusal", [reply(416), reply(206, b"hello", {"Content-Range": "bytes 1-5/10"})])
+def test_a_first_part_that_is_refused(upstream: Scripted, transfer: Transfer, refusal: list[Step]) -> None:
+    """Faults row 22: the whole is asked for instead."""
+    upstream.once("/blob", refusal)
+    upstream.once("/blob", reply(200, b"helloworld"))
+    body = body_of(transfer.get(f"{upstream.url}/blob", {}, stop=5))
+    assert read_all(body) == b"helloworld"
+    body.close()
+    assert [request.header("Range") for request in upstream.requests] == ["bytes=0-4", None]
+
+
+def test_a_first_part_that_is_encoded(upstream: Scripted, transfer: Transfer) -> None:
+    """Faults row 5: a part of an encoded body cannot be decoded, so that the whole is asked for."""
+    packed = gzip.compress(CONTENT)
+    upstream.once(
+        "/blob", reply(206, packed[:5], {"Content-Range": f"bytes 0-4/{len(packed)}", "Content-Encoding": "gzip"})
+    )
+    upstream.once("/blob", reply(200, packed, {"Content-Encoding": "gzip"}))
+    body = transfer.get(f"{upstream.url}/blob", {}, stop=5).body
+    assert body
+    assert read_all(body) == packed
     body.close()
 
 

@@ -114,8 +114,10 @@ async def tags_of(upstream: Upstream, repo: str, after: str = "") -> list[str]:
         return [tag async for batch in batches for tag in batch.tags]
 
 
-async def pull(upstream: Upstream, digest: Digest, start: int = 0) -> tuple[int, int | None, bytes]:
-    async with upstream.blob(NAME, digest, start) as body:
+async def pull(
+    upstream: Upstream, digest: Digest, start: int = 0, stop: int | None = None
+) -> tuple[int, int | None, bytes]:
+    async with upstream.blob(NAME, digest, start, stop) as body:
         return body.start, body.size, await read_all(body)
 
 
@@ -362,9 +364,11 @@ async def test_a_blob(build: Build, cdn: bool) -> None:
         assert await pull(upstream, digest) == (0, len(LAYER), LAYER)
         assert await pull(upstream, digest, 1000) == (1000, len(LAYER), LAYER[1000:])
         assert await pull(upstream, digest, len(LAYER)) == (len(LAYER), len(LAYER), b"")
+        assert await pull(upstream, digest, 0, 1000) == (0, len(LAYER), LAYER[:1000])
+        assert await pull(upstream, digest, 1000, 2000) == (1000, len(LAYER), LAYER[1000:2000])
         assert await upstream.blob_size(NAME, digest) == len(LAYER)
         assert registry.count("blobs", "HEAD") == 0
-        assert registry.count("cdn") == (4 if cdn else 0)
+        assert registry.count("cdn") == (6 if cdn else 0)
 
 
 async def test_blob_size(registry: FakeRegistry, build: Build) -> None:

@@ -244,6 +244,12 @@ class BucketSuite:
             assert body is not None
             assert (body.start, body.size) == (start, len(content))
             assert whole(body) == content[start:]
+            for stop in {start + 1, len(content) // 2 + 3, len(content)}:
+                if start < stop <= len(content):
+                    body = bucket.open("blobs/key", start, stop)
+                    assert body is not None
+                    assert (body.start, body.size) == (start, len(content))
+                    assert whole(body) == content[start:stop]
         assert keys_below(bucket, "blobs/") == ["blobs/key"]
         assert keys_below(bucket, "") == ["blobs/key"]
 

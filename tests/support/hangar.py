@@ -24,11 +24,12 @@ HALF = SIZE // 2
 class GatedBody:
     """A body whose reader waits at a gate in the middle, and may meet trouble behind it."""
 
-    def __init__(self, upstream: GatedUpstream, start: int) -> None:
+    def __init__(self, upstream: GatedUpstream, start: int, stop: int | None = None) -> None:
         self.start = start
         self.size: int | None = upstream.says
         self._upstream = upstream
         self._position = start
+        self._stop = len(upstream.content) if stop is None else min(stop, len(upstream.content))
         self._aborted = threading.Event()
 
     def readinto(self, buffer: memoryview) -> int:
@@ -40,7 +41,7 @@ class GatedBody:
                     raise UpstreamUnavailable("given up", upstream="test")
             if upstream.troubles:
                 raise upstream.troubles.pop(0)
-        stop = upstream.gate_at if self._position < upstream.gate_at else len(upstream.content)
+        stop = min(upstream.gate_at, self._stop) if self._position < upstream.gate_at else self._stop
         piece = upstream.content[self._position : min(stop, self._position + len(buffer), self._position + 50_000)]
         buffer[: len(piece)] = piece
         self._position += len(piece)
@@ -63,17 +64,19 @@ class GatedUpstream:
             self.gate.set()
         self.says: int | None = len(content)
         self.starts: list[int] = []
+        self.stops: list[int | None] = []
         self.troubles: list[Exception] = []
         self.refusals: list[Exception] = []
         self.aborted = 0
 
     @asynccontextmanager
-    async def pull(self, start: int) -> AsyncIterator[Body]:
+    async def pull(self, start: int, stop: int | None = None) -> AsyncIterator[Body]:
         """As `Pull`."""
         self.starts.append(start)
+        self.stops.append(stop)
         if self.refusals:
             raise self.refusals.pop(0)
-        yield GatedBody(self, start)
+        yield GatedBody(self, start, stop)
 
 
 class EndlessRoom:

@@ -76,8 +76,8 @@ class _Fault:
 class _ObjectBody:
     """See `mirror.ports.Body`."""
 
-    def __init__(self, content: bytes, start: int, breaks_at: int | None) -> None:
-        self._content = content
+    def __init__(self, content: bytes, start: int, stop: int | None, breaks_at: int | None) -> None:
+        self._content = content if stop is None else content[:stop]
         self._position = start
         self._breaks_at = breaks_at
         self._aborted = False
@@ -146,7 +146,7 @@ class MemoryBucket:
         self._end(fault)
         return found.info(key) if found else None
 
-    def open(self, key: str, start: int = 0) -> _ObjectBody | None:
+    def open(self, key: str, start: int = 0, stop: int | None = None) -> _ObjectBody | None:
         fault = self._begin("open", key)
         with self._lock:
             found = self._objects.get(key)
@@ -156,7 +156,7 @@ class MemoryBucket:
             return None
         if start > len(found.content):
             raise UpstreamInvalid(f"{key} ends before byte {start}", upstream="bucket")
-        return _ObjectBody(found.content, start, None if breaks_after is None else start + breaks_after)
+        return _ObjectBody(found.content, start, stop, None if breaks_after is None else start + breaks_after)
 
     def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
         fault = self._begin("write", key)

@@ -91,10 +91,10 @@ class PeerSite:
         self.blobs: HttpPeerBlobs
 
     @asynccontextmanager
-    async def _pull(self, start: int) -> AsyncIterator[Body]:
+    async def _pull(self, start: int, stop: int | None = None) -> AsyncIterator[Body]:
         if self.before:
             await self.before()
-        async with self.upstream.pull(start) as body:
+        async with self.upstream.pull(start, stop) as body:
             yield body
 
     def find(self, repo: Repo, *, hops: int, besides: Collection[str]) -> GivenBlobs | None:

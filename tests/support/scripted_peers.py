@@ -58,6 +58,7 @@ class ScriptedPeers:
         repo: Repo,
         digest: Digest,
         start: int,
+        stop: int | None = None,
         *,
         size: int | None,
         hops: int,
@@ -70,7 +71,7 @@ class ScriptedPeers:
         await peer.head.wait()
         heard()
         await peer.first.wait()
-        async with peer.content.pull(start) as body:
+        async with peer.content.pull(start, stop) as body:
             yield body
 
     async def offset(self, member: str, repo: Repo, digest: Digest) -> int | None:

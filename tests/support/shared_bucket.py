@@ -140,7 +140,7 @@ class FarBucket:
         answer: ObjectInfo | None = self._ask("head", key)
         return answer
 
-    def open(self, key: str, start: int = 0) -> Any:
+    def open(self, key: str, start: int = 0, stop: int | None = None) -> Any:
         raise NotImplementedError
 
     def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:

@@ -1,6 +1,9 @@
 """How one replica asks another for a cached blob, and what it is told.
 
     GET  /peer/v1/blob/<registry>/<repository>/<digest>     Range: bytes=N-, if from an offset on
+         Content-Range  bytes N-M/*, if no more than up to M, inclusive, is wanted: a replica of a version that does not
+                        know this sends the rest of the blob, and the other one leaves when it has what it wanted. (It
+                        would refuse a Range with an end, and headers that it does not know are not signed.)
          Mirror-Hops    how many replicas wait for the answer
          Mirror-Size    the size of the whole blob in bytes, if a manifest says it: the head of the answer then comes at
                         once, and says nothing
@@ -29,15 +32,17 @@ HOPS: Final = "Mirror-Hops"
 SIZE: Final = "Mirror-Size"
 GRANTED: Final = "Mirror-Granted"
 OFFSET: Final = "Mirror-Offset"
+UP_TO: Final = "Content-Range"
 
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,18})-")
+_UP_TO: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/\*")
 
 
 @dataclass(frozen=True, slots=True)
 class BlobRequest:
-    """A request for a blob from the offset `start` on. `size` is that of the whole blob in bytes, None if the asking
-    replica does not know it.
+    """A request for a blob from the offset `start` up to, but not including, `stop` (None: to its end). `size` is that
+    of the whole blob in bytes, None if the asking replica does not know it.
     """
 
     repo: Repo
@@ -45,6 +50,14 @@ class BlobRequest:
     start: int
     size: int | None
     hops: int
+    stop: int | None = None
+
+
+def range_headers(start: int, stop: int | None) -> dict[str, str]:
+    """The headers that ask for a part of a blob, from `start` up to, but not including, `stop` (None: to its end)."""
+    if stop is None:
+        return {"Range": f"bytes={start}-"} if start else {}
+    return {"Range": f"bytes={start}-", UP_TO: f"bytes {start}-{stop - 1}/*"}
 
 
 def blob_target(repo: Repo, digest: Digest) -> str:
@@ -73,7 +86,13 @@ def parse_blob_request(rest: str, headers: Mapping[str, str]) -> BlobRequest:
         start = int(found[1])
     if size is not None and start >= max(size, 1):
         raise ValueError("Range begins after the end of the blob")
-    return BlobRequest(repo, digest, start, size, hops)
+    stop = None
+    if (text := headers.get(UP_TO)) is not None:
+        found = _UP_TO.fullmatch(text)
+        if found is None or int(found[1]) != start or int(found[2]) < start:
+            raise ValueError(f"{UP_TO} is not bytes N-M/*, with the N of Range")
+        stop = int(found[2]) + 1
+    return BlobRequest(repo, digest, start, size, hops, stop)
 
 
 def is_loop(request: BlobRequest) -> bool:

@@ -117,7 +117,7 @@ class PeerBlobAnswers:
         try:
             if content.size not in (None, wanted.size):
                 raise StoreError(f"{wanted.digest} has {content.size} bytes here, and {wanted.size} there")
-            await self._send(peer, response, content, wanted.start, wanted.size)
+            await self._send(peer, response, content, wanted.start, _end(wanted, wanted.size))
         except MirrorError as error:
             _break(peer, wanted, error)
         finally:
@@ -135,7 +135,7 @@ class PeerBlobAnswers:
             try:
                 # without a size no part can be named: the whole is sent
                 start = wanted.start if content.size is not None else 0
-                await self._send(peer, response, content, start, content.size)
+                await self._send(peer, response, content, start, _end(wanted, content.size))
             except MirrorError as error:
                 _break(peer, wanted, error)
             return response
@@ -143,7 +143,7 @@ class PeerBlobAnswers:
             content.close()
 
     async def _send(
-        self, peer: PeerRequest, response: web.StreamResponse, content: BlobContent, start: int, size: int | None
+        self, peer: PeerRequest, response: web.StreamResponse, content: BlobContent, start: int, stop: int | None
     ) -> None:
         """Raises `MirrorError`."""
         if content.reader is None:
@@ -151,7 +151,7 @@ class PeerBlobAnswers:
             raise StoreError(f"the store of this replica cannot take {content.digest}")
         try:
             await self._sender.send(
-                peer.request, response, content.reader, start, size, content.wait_past, telemetry.PEER_SENT_BYTES.inc
+                peer.request, response, content.reader, start, stop, content.wait_past, telemetry.PEER_SENT_BYTES.inc
             )
         except StoreError:
             content.failed()
@@ -171,13 +171,19 @@ async def _begin(
     if size is None:
         response.enable_chunked_encoding()
     else:
-        if wanted.start:
+        stop = size if wanted.stop is None else min(wanted.stop, size)
+        if wanted.start or stop < size:
             response.set_status(206)
-            response.headers["Content-Range"] = f"bytes {wanted.start}-{size - 1}/{size}"
-        response.headers["Content-Length"] = str(size - wanted.start)
+            response.headers["Content-Range"] = f"bytes {wanted.start}-{stop - 1}/{size}"
+        response.headers["Content-Length"] = str(stop - wanted.start)
     peer.seal(response)
     await response.prepare(peer.request)
     return response
+
+
+def _end(wanted: BlobRequest, size: int | None) -> int | None:
+    """Where what is sent ends; None: with the blob, whose size is not known."""
+    return size if wanted.stop is None or size is None else min(wanted.stop, size)
 
 
 def _break(peer: PeerRequest, wanted: BlobRequest, error: MirrorError) -> None:

@@ -38,15 +38,18 @@ class ObstoreBody:
         start: int,
         size: int,
         again: Callable[[int], GetResult | None],
+        *,
+        stop: int | None = None,
     ) -> None:
-        """`result` is the answer that begins at `start`, None if nothing is left. `again` asks for the object from a
-        byte on; None if it is gone. `size` is that of the whole object.
+        """`result` is the answer that begins at `start`, None if nothing is left. `again` asks for the rest from a byte
+        on; None if the object is gone. `size` is that of the whole object, `stop` where the body ends (None: with it).
         """
         self.start = start
         self.size: int | None = size
         self._name = name
         self._key = key
         self._whole = size
+        self._stop = size if stop is None else min(stop, size)
         self._position = start
         self._again = again
         self._e_tag = result.meta["e_tag"] if result is not None else None
@@ -56,7 +59,7 @@ class ObstoreBody:
         self._aborted = False
 
     def __repr__(self) -> str:
-        return f"<ObstoreBody {self._key} {self._position}/{self._whole}>"
+        return f"<ObstoreBody {self._key} {self._position}/{self._stop}>"
 
     def readinto(self, buffer: memoryview) -> int:
         while not self._piece:
@@ -83,12 +86,12 @@ class ObstoreBody:
             self._resume(failure.reason, stalled=failure.kind is Kind.TIMEOUT)
             return True
         if piece is None:
-            if self._position < self._whole:
-                self._resume(f"it ended after {self._position} of {self._whole} bytes", stalled=False)
+            if self._position < self._stop:
+                self._resume(f"it ended after {self._position} of {self._stop} bytes", stalled=False)
                 return True
             return False
-        if self._position + len(piece) > self._whole:
-            raise UpstreamInvalid(f"{self._key} has more than its {self._whole} bytes", upstream=self._name)
+        if self._position + len(piece) > self._stop:
+            raise UpstreamInvalid(f"{self._key} has more than its {self._stop} bytes", upstream=self._name)
         self._breaks = 0
         self._position += len(piece)
         self._piece = memoryview(piece)

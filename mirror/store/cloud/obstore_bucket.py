@@ -120,18 +120,20 @@ class ObstoreBucket:
 
         return self._seen(self._sender.send("read", work, lambda failure, earlier: self._absent("read", failure)))
 
-    def open(self, key: str, start: int = 0) -> Body | None:
+    def open(self, key: str, start: int = 0, stop: int | None = None) -> Body | None:
         if self._plain is None or self._sender.gate.is_down:
-            return self._open(key, start)
+            return self._open(key, start, stop)
         plain = self._plain
-        answer = self._sender.attempt("read", lambda: plain.get(key, start))
+        answer = self._sender.attempt("read", lambda: plain.get(key, start, stop))
         if answer is None:
-            return self._open(key, start)
+            return self._open(key, start, stop)
         self._seen_at = self._now()
         version, size = self._traits.version(answer.e_tag, None), answer.size
-        return PlainBody(self._sender.name, key, answer, start, lambda at: self._open(key, at, version, size))
+        return PlainBody(self._sender.name, key, answer, start, lambda at: self._open(key, at, stop, version, size))
 
-    def _open(self, key: str, start: int, expect: Version | None = None, size: int = 0) -> ObstoreBody | None:
+    def _open(
+        self, key: str, start: int, stop: int | None = None, expect: Version | None = None, size: int = 0
+    ) -> ObstoreBody | None:
         """See `open`; with `expect`, None if the object is not in that version, or has not that size."""
         beyond: list[bool] = []
 
@@ -141,12 +143,13 @@ class ObstoreBucket:
                 return None
             return self._absent("read", failure)
 
-        result = self._seen(self._sender.send("read", lambda: self._get(key, start), settle))
+        result = self._seen(self._sender.send("read", lambda: self._get(key, start, stop), settle))
         if result is not None:
             if expect and (self._version(result.meta) != expect or result.meta["size"] != size):
                 return None
+            whole = result.meta["size"]
             return ObstoreBody(
-                self._sender.name, key, result, start, result.meta["size"], lambda at: self._again(key, at)
+                self._sender.name, key, result, start, whole, lambda at: self._again(key, at, stop), stop=stop
             )
         if not beyond:
             return None
@@ -158,13 +161,15 @@ class ObstoreBucket:
             raise UpstreamInvalid(f"{key} ends at byte {info.size}, before {start}", upstream=self._sender.name)
         return ObstoreBody(self._sender.name, key, None, start, start, lambda at: None)
 
-    def _get(self, key: str, start: int) -> GetResult:
-        options: GetOptions = {"range": {"offset": start}} if start else {}
+    def _get(self, key: str, start: int, stop: int | None = None) -> GetResult:
+        options: GetOptions = {} if stop is None else {"range": (start, stop)}
+        if start and stop is None:
+            options = {"range": {"offset": start}}
         return self._stores.long.get(self._traits.path(key), options=options)
 
-    def _again(self, key: str, start: int) -> GetResult | None:
-        """The rest of an object from a byte on; None if it is gone."""
-        return self._sender.send("read", lambda: self._get(key, start), lambda failure, earlier: None)
+    def _again(self, key: str, start: int, stop: int | None) -> GetResult | None:
+        """An object from a byte on, up to `stop` (None: to its end); None if it is gone."""
+        return self._sender.send("read", lambda: self._get(key, start, stop), lambda failure, earlier: None)
 
     def _info(self, meta: ObjectMeta) -> ObjectInfo:
         return ObjectInfo(

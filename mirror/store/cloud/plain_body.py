@@ -57,15 +57,18 @@ class PlainReader:
     def __repr__(self) -> str:
         return f"<PlainReader {self._raw!r}>"
 
-    def get(self, key: str, start: int) -> PlainAnswer | None:
-        """An object from a byte on; None if that is not what the store answers, or it does not."""
+    def get(self, key: str, start: int, stop: int | None = None) -> PlainAnswer | None:
+        """An object from a byte on, up to `stop` (None: to its end); None if that is not what the store answers, or it
+        does not.
+        """
+        ranges = {"range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
         try:
-            host, port, request = self._raw.request_for(key, {"range": f"bytes={start}-"} if start else {})
+            host, port, request = self._raw.request_for(key, ranges)
             connection = socket.create_connection((host, port), self._times.connect)
         except (OSError, BucketUnavailable):
             return None
         try:
-            answer = self._exchange(connection, request, start)
+            answer = self._exchange(connection, request, start, stop)
         except BaseException as error:
             connection.close()
             if isinstance(error, OSError | ValueError):
@@ -75,7 +78,7 @@ class PlainReader:
             connection.close()
         return answer
 
-    def _exchange(self, connection: socket.socket, request: bytes, start: int) -> PlainAnswer | None:
+    def _exchange(self, connection: socket.socket, request: bytes, start: int, stop: int | None) -> PlainAnswer | None:
         # a head that comes byte by byte must not occupy a thread for long
         deadline = self._now() + self._times.request
         connection.settimeout(self._times.read)
@@ -98,12 +101,12 @@ class PlainReader:
             return None
         length = int(fields.get("content-length", "-1"))
         size = length
-        if start:
+        if start or stop is not None:
             found = _RANGE.fullmatch(fields.get("content-range", ""))
             if status[1] != b"206" or found is None or int(found[1]) != start:
                 return None
             size = int(found[3])
-        if length < len(head) or start + length != size:
+        if length < len(head) or start + length != (size if stop is None else min(stop, size)):
             return None
         # the kernel's time-out leaves the descriptor blocking, as splice needs it
         connection.settimeout(None)
@@ -123,7 +126,7 @@ class PlainBody:
         self.size: int | None = answer.size
         self._name = name
         self._key = key
-        self._whole = answer.size
+        self._stop = start + len(answer.head) + answer.left
         self._head = memoryview(answer.head)
         self._left = answer.left
         self._open_rest = rest
@@ -134,11 +137,11 @@ class PlainBody:
         weakref.finalize(self, os.close, self._descriptor)
 
     def __repr__(self) -> str:
-        return f"<PlainBody {self._key} {self._position}/{self._whole}>"
+        return f"<PlainBody {self._key} {self._position}/{self._stop}>"
 
     @property
     def _position(self) -> int:
-        return self._whole - self._left - len(self._head)
+        return self._stop - self._left - len(self._head)
 
     def readinto(self, buffer: memoryview) -> int:
         if self._rest is not None:

@@ -540,10 +540,10 @@ class OwnedBucket:
         self._owner.seen_lately()
         return found
 
-    def open(self, key: str, start: int = 0) -> Body | None:
+    def open(self, key: str, start: int = 0, stop: int | None = None) -> Body | None:
         """See `ObjectReader.open`. The digest says whether the bytes are the right ones."""
         self._owner.confirm()
-        found = self._bucket.open(key, start)
+        found = self._bucket.open(key, start, stop)
         if found is None:
             self._owner.seen_lately()
         return found

@@ -114,8 +114,8 @@ class ProbedBucket:
     def head(self, key: str) -> ObjectInfo | None:
         return self._bucket.head(key)
 
-    def open(self, key: str, start: int = 0) -> Body | None:
-        return self._bucket.open(key, start)
+    def open(self, key: str, start: int = 0, stop: int | None = None) -> Body | None:
+        return self._bucket.open(key, start, stop)
 
     def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
         if expect is not None:

@@ -100,8 +100,9 @@ class RateFloor:
 class HttpBody:
     """A `mirror.ports.Body` over one answer. One thread at a time may read; any thread may call `abort` and `close`.
 
-    `start` is the offset of the body in the blob, `size` the size of the whole blob. If `connection` is None, no more
-    bytes follow. `give_back` receives the connection if it can take another request.
+    `start` is the offset of the body in the blob, `size` the size of the whole blob, and `wanted` the offset up to
+    which the range was requested (None: to the end). If `connection` is None, no more bytes follow. `give_back`
+    receives the connection if it can take another request.
 
     A reader that can take bytes from the socket itself (splice) calls `plain_socket` and reports with `advance`.
     """
@@ -115,6 +116,7 @@ class HttpBody:
         *,
         start: int = 0,
         size: int | None = None,
+        wanted: int | None = None,
         pace: RateFloor,
         give_back: Callable[[Connection], None],
         clock: Callable[[], float] = time.monotonic,
@@ -123,7 +125,11 @@ class HttpBody:
         self.upstream = upstream
         self._url = url
         self.start = start
-        self.size = framing.length if size is None and start == 0 else size
+        self.size = framing.length if size is None and start == 0 and wanted is None else size
+        #: The offset before which the answer must not end; None if that is not known.
+        self._least = self.size if wanted is None else wanted if self.size is None else min(wanted, self.size)
+        #: See `SaysStop`.
+        self.stop = self._least if framing.length is None else start + framing.length
         self._received = 0
         self._keeps = framing.keeps
         self._remaining = framing.length
@@ -313,7 +319,7 @@ class HttpBody:
         if self._aborted:
             raise self._broken("aborted")
         self._ended = True
-        if self.size is not None and self.start + self._received < self.size:
+        if self._least is not None and self.start + self._received < self._least:
             raise self._broken("the answer is shorter than the blob's stated size")
         return 0
 

@@ -157,31 +157,33 @@ class Transfer:
         headers: Mapping[str, str],
         *,
         start: int = 0,
-        only: int | None = None,
+        stop: int | None = None,
         attempts: int = 2,
         cancel: Cancel | None = None,
         passes: Mapping[Origin, str] = MappingProxyType({}),
     ) -> Answer:
-        """GET a URL from byte `start` on (with `only`, that many bytes) and follow redirects. Blocking.
+        """GET a URL from byte `start` up to, but not including, `stop` (None: to its end) and follow redirects.
+        Blocking. A `Range` among the headers is sent as it is, instead of the one that says that.
 
         `passes` are the `Authorization` headers for other origins, to which a redirect may lead. With `cancel` another
         thread can end the exchange until there is an answer.
 
         The answer has a body if its status is in `CONTENT`; so has a 416 to a range that begins where the blob ends.
-        The body's `start` is 0 if upstream ignored the range. The request is repeated without a range if a 206 begins
-        after `start`, names no range, or is a part of an encoded body, and if the range is refused otherwise.
+        The body's `start` is 0 if upstream ignored the range, and its `stop` says whether it goes on after `stop`. The
+        request is repeated without a range if a 206 begins after `start`, names no range, or is a part of an encoded
+        body, and if the range is refused otherwise.
 
         Raises `DialFailed`, `DialTimedOut`, `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`,
         `UpstreamOffLimits`, `HostThrottled`.
         """
         wanted = dict(headers)
-        ranged = start > 0 or only is not None
+        ranged = start > 0 or stop is not None
         if ranged:
-            wanted["Range"] = f"bytes={start}-{'' if only is None else start + only - 1}"
+            wanted.setdefault("Range", f"bytes={start}-{'' if stop is None else stop - 1}")
         wanted["Accept-Encoding"] = "identity"
         cancel = cancel or Cancel()
-        answer = self._follow(url, wanted, start if ranged else None, cancel, passes)
-        if answer is not None and not (answer.status == 416 and start):
+        answer = self._follow(url, wanted, (start, stop) if ranged else None, cancel, passes)
+        if answer is not None and not (answer.status == 416 and ranged):
             return answer
         if not ranged or attempts <= 1:
             raise self._endpoint.invalid("the answer has another Content-Range than requested")
@@ -192,9 +194,16 @@ class Transfer:
         self._idle.close()
 
     def _follow(
-        self, text: str, headers: dict[str, str], start: int | None, cancel: Cancel, passes: Mapping[Origin, str]
+        self,
+        text: str,
+        headers: dict[str, str],
+        wanted: tuple[int, int | None] | None,
+        cancel: Cancel,
+        passes: Mapping[Origin, str],
     ) -> Answer | None:
-        """The last answer of a chain of redirects; None if its range is not the one that was requested."""
+        """The last answer of a chain of redirects; None if its range is not the one that was requested. `wanted` is
+        where that begins and ends (None: with the blob); None: no range was requested.
+        """
         hops = 0
         url: Url | None = None
         try:
@@ -203,7 +212,7 @@ class Transfer:
                 while True:
                     head = self._exchange(url, headers, cancel)
                     if head.status not in REDIRECTS or not self._follows:
-                        return self._answer(head, url, start)
+                        return self._answer(head, url, wanted)
                     self._leave(head, url)
                     entered = self._endpoint.bounds.next_hop(url, head.fields.get("Location"), hops)
                     headers = surviving_headers(headers, url, entered, passes)
@@ -213,7 +222,8 @@ class Transfer:
             error.elsewhere = url is not None and not self._endpoint.is_at(url)
             raise
 
-    def _answer(self, head: AnswerHead, url: Url, start: int | None) -> Answer | None:
+    def _answer(self, head: AnswerHead, url: Url, wanted: tuple[int, int | None] | None) -> Answer | None:
+        start, stop = (None, None) if wanted is None else wanted
         wire, status, fields, framing = head.wire, head.status, head.fields, head.framing
         if status not in CONTENT:
             body = self._body(wire, framing, url)
@@ -222,18 +232,19 @@ class Transfer:
                 return Answer(206, fields, url, body=self._body(None, Framing(0, False, False), url, start, start))
             return Answer(status, fields, url, content=self._finish(body))
         encoded = (fields.get("Content-Encoding") or "").strip().lower() in ("gzip", "x-gzip")
-        begin, size = 0, framing.length
+        begin, size, end = 0, framing.length, None
         content_range = parse_content_range(fields.get("Content-Range")) if status == 206 else None
         # without a requested range, a 206 that names none is the whole; a part of an encoded body cannot be used
         if status == 206 and (content_range is not None or start is not None):
-            if content_range is None or content_range[0].start > (start or 0) or (encoded and start):
+            if content_range is None or content_range[0].start > (start or 0) or (encoded and wanted):
                 wire.close()
                 return None
             if framing.length is not None and framing.length != content_range[0].length:
                 wire.close()
                 raise self._endpoint.invalid("Content-Range and Content-Length contradict each other", status)
             begin, size = content_range[0].start, content_range[1]
-        body = self._body(wire, framing, url, begin, size)
+            end = stop
+        body = self._body(wire, framing, url, begin, size, end)
         if not encoded or begin:
             return Answer(status, fields, url, body=body)
         try:
@@ -367,7 +378,13 @@ class Transfer:
         return bytes(content[:LARGEST_ERROR])
 
     def _body(
-        self, wire: Connection | None, framing: Framing, url: Url, start: int = 0, size: int | None = None
+        self,
+        wire: Connection | None,
+        framing: Framing,
+        url: Url,
+        start: int = 0,
+        size: int | None = None,
+        stop: int | None = None,
     ) -> HttpBody:
         return HttpBody(
             self._upstream,
@@ -376,6 +393,7 @@ class Transfer:
             framing,
             start=start,
             size=size,
+            wanted=stop,
             pace=RateFloor(self._endpoint.timeouts.lowest_rate, self._endpoint.timeouts.rate_window),
             give_back=self._idle.put,
             clock=self._clock,
