@@ -8,6 +8,7 @@ is the source of truth. The index is derived from it and may be lost at any time
 The ports, and what implements them (the tests have implementations in memory, in `tests/support`):
 
     content.py    BlobStore      content by digest              store/local/blobs.py
+                  Spans          bytes that came out of turn    store/local/span_file.py
     catalogs.py   Catalog        tags and manifest links        store/records/record_catalog.py
                   Pins           which images must stay         store/records/pin_records.py
                   Freezes        tags fixed at one digest       store/records/freeze_records.py

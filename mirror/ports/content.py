@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from mirror.oci.digest import Digest
+from mirror.oci.span import Span
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports.streams import Body
 
@@ -128,6 +129,100 @@ class Ingest(Protocol):
         """Close all files. Acts like `abort(keep=True)` if the lock is still held. Repeatable."""
 
 
+class Claim(Protocol):
+    """Some blocks that this object alone may fetch, over all threads and processes. It ends with its process."""
+
+    @property
+    def span(self) -> Span:
+        """The bytes of the blocks that are claimed."""
+
+    @property
+    def offset(self) -> int:
+        """How far it has come: the bytes from `span.start` up to here are received. Others see whole blocks only."""
+
+    def fill(self, body: Body, grown: Callable[[int], None]) -> None:
+        """Receive the bytes from `offset` up to `span.stop`. What the body has before and behind them is left out.
+
+        `grown` is called in this thread with the new offset after each write, so it must be cheap. May be called again
+        with another body after an error. Blocks. Raises what the body raises, `UpstreamUnavailable` if the body is
+        shorter, `UpstreamInvalid` if its blob has another size, `BlobDamaged` if it begins after `offset`, `StoreFull`
+        and `StoreError`.
+        """
+
+    def cut(self) -> None:
+        """Receive the block under way and no more: `span` ends there, and the rest is given back at once. From any
+        thread. A body that blocks must be aborted by the caller.
+        """
+
+    def release(self) -> None:
+        """Give the blocks back. The whole blocks that were received stay here. Repeatable."""
+
+
+class Spans(Protocol):
+    """The bytes of one growing blob that came out of turn: in blocks of 64 KiB, each absent, claimed or here.
+
+    Nothing of them is verified, and all may be lost at any moment: the blob's `Ingest` fetches what is not here. For
+    any thread. Every method blocks, but is quick: none waits for an upstream.
+    """
+
+    @property
+    def size(self) -> int:
+        """The size of the whole blob in bytes."""
+
+    @property
+    def in_place(self) -> bool:
+        """False once they were dropped, by any process: what is written to them then reaches nobody."""
+
+    def here(self, wanted: Span) -> Sequence[Span]:
+        """The runs of bytes within `wanted` that are here, ascending. Raises `StoreError`."""
+
+    def taken(self, wanted: Span) -> Sequence[Span]:
+        """The runs of bytes within `wanted` that are claimed and not here, ascending. Raises `StoreError`.
+
+        Ask for `taken` first, then for `here`, and look at the prefix (the blob's `Ingest`) last: blocks go from
+        claimed to here, and from here to the prefix, so in any other order one of them could be in none. After each
+        successful `claim`, look at the prefix once more.
+        """
+
+    def claim(self, wanted: Span) -> Claim | None:
+        """Claim the first run of blocks within `wanted` that are neither here nor claimed; None if there is none.
+
+        Raises `StoreError`, also if the spans are no longer in place.
+        """
+
+    def count(self) -> int:
+        """How many bytes are here. Raises `StoreError`."""
+
+    def open(self, wanted: Span) -> BlobReader | None:
+        """A reader of these bytes, by their offsets in the blob; None unless all are here. The caller closes it.
+
+        Until then the bytes stay where they are. Those that the growing blob itself has are dropped from the spans
+        (`punch`): ask the growing blob again if this gives None. The reader `SupportsFileno`. Raises `StoreError`.
+        """
+
+    def sync(self) -> None:
+        """Make the bytes that are here survive a power cut. Waits for the disk. Raises `StoreError`."""
+
+    def punch(self, done: Span) -> None:
+        """Drop the blocks of these bytes, which the growing blob has now; blocks that somebody reads stay. Raises
+        nothing.
+        """
+
+    def note_served(self, line: Mapping[str, object]) -> None:
+        """Remember who was given unverified bytes; a note that is too long, or one too many, is left out. Raises
+        `StoreError`.
+        """
+
+    def served(self) -> Sequence[Mapping[str, object]]:
+        """What was noted, the oldest first. Raises `StoreError`."""
+
+    def drop(self) -> None:
+        """Drop all bytes and notes, for every process. Repeatable. Raises `StoreError`."""
+
+    def close(self) -> None:
+        """Close the files. Claims and readers stay open. Repeatable."""
+
+
 class Blobs(Protocol):
     """Read blobs. They may be far away."""
 
@@ -178,6 +273,14 @@ class BlobIngester(Protocol):
 
         Bytes that another registry sends for the same digest are visible only after they are verified and published
         under the final name. Raises `StoreFull`, `StoreError`.
+        """
+
+    def spans(self, digest: Digest, registry: str, size: int | None) -> Spans | None:
+        """The bytes of this growing blob that came out of turn; the caller closes them. Blocks.
+
+        `size` is that of the whole blob in bytes; spans of another size are dropped. None: only if there are some
+        already, of whatever size. Returns None if there are none, or if the blob is too large to have any. Raises
+        `StoreFull`, `StoreError`.
         """
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:

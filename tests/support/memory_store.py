@@ -116,6 +116,9 @@ class MemoryStore:
                 sizes[digest] = sizes.get(digest, 0) + whole
             return sizes
 
+    def spans(self, digest: Digest, registry: str, size: int | None) -> None:
+        """There are none: this store keeps no bytes that came out of turn."""
+
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         with self.changed:
             blob = self._growing.get((registry, digest))

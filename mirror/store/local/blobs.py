@@ -45,6 +45,7 @@ from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, wr
 from mirror.store.local.layout import LAYOUT, Layout, digest_of_ingest, state_of
 from mirror.store.local.locks import is_locked, locked
 from mirror.store.local.pump import pump
+from mirror.store.local.span_file import SpanFile, open_spans
 from mirror.store.records.record_keys import digest_from
 
 _BLOCK: Final = 1 << 20
@@ -180,6 +181,9 @@ class LocalStore:
 
     def ingest(self, digest: Digest, registry: str) -> LocalIngest:
         return LocalIngest(self.layout, digest, registry)
+
+    def spans(self, digest: Digest, registry: str, size: int | None) -> SpanFile | None:
+        return open_spans(self.layout.ingest(digest, registry), registry, size)
 
     def growing(self) -> Mapping[Digest, int]:
         sizes: dict[Digest, int] = {}

@@ -9,6 +9,8 @@
     │   ├── <registry>-<algorithm>-<hex>        growing, or a partial that waits to be resumed; its filler holds its
     │   │                                       flock; <registry> is a hash of the name of the sending registry
     │   ├── <registry>-<algorithm>-<hex>.state  its state, for followers in other processes (`ingest_state.py`)
+    │   ├── <registry>-<algorithm>-<hex>.spans, .map, .served   bytes of it that came out of turn, which of them are
+    │   │                                       here, and who was given some of them (`span_file.py`)
     │   ├── <algorithm>-<hex>, with .state      a partial of an older version: dropped at start-up
     │   └── tmp-<random>                        a small file that will be renamed to its final name
     ├── quarantine/
@@ -253,6 +255,21 @@ class CopiesLayout(Layout):
 def state_of(ingest: Path) -> Path:
     """The state file beside a growing blob."""
     return ingest.with_name(f"{ingest.name}.state")
+
+
+def spans_of(ingest: Path) -> Path:
+    """The bytes of a growing blob that came out of turn."""
+    return ingest.with_name(f"{ingest.name}.spans")
+
+
+def map_of(ingest: Path) -> Path:
+    """The states of the blocks of `spans_of`."""
+    return ingest.with_name(f"{ingest.name}.map")
+
+
+def served_of(ingest: Path) -> Path:
+    """Who was given unverified bytes of a growing blob."""
+    return ingest.with_name(f"{ingest.name}.served")
 
 
 def digest_of_ingest(name: str) -> Digest | None:

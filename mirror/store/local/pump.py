@@ -73,6 +73,35 @@ def pump(
         end.finish()
 
 
+def place(body: Body, descriptor: int, at: int, stop: Callable[[], int], grown: Callable[[int], None]) -> None:
+    """Write the bytes of the body from its beginning on into the file, from offset `at` up to `stop()`, without a hash.
+
+    The position of the descriptor is used: nobody else may share it. `grown` is called after each write with the
+    offset behind it. Returns at `stop()`, which may become less meanwhile, or at the end of the body. Raises what the
+    body raises, `StoreFull`, `StoreError`.
+    """
+    with store_errors("seeking in spans"):
+        os.lseek(descriptor, at, os.SEEK_SET)
+
+    def advance(offset: int) -> None:
+        nonlocal at
+        at = offset
+        grown(offset)
+
+    with _Splice() as splice:
+        while at < stop():
+            # not more at once: `stop()` may become less
+            splice.move(body, descriptor, at, min(stop(), at + _PIPE), advance)
+            if at >= stop():
+                break
+            received = _receive(body, at, None, min(_RECEIVE, stop() - at))
+            if not received:
+                break
+            with store_errors("writing spans"):
+                write_all(descriptor, received)
+            advance(at + len(received))
+
+
 class Crowd:
     """How many bodies a process receives at the moment. For any thread."""
 
@@ -160,7 +189,7 @@ class GrowingEnd:
             if self._unwritten:
                 piece, self._unwritten = self._unwritten, b""
                 self._write(piece, advance)
-            _skip(body, skip)
+            skip_first(body, skip)
             with self._crowd, _Splice() as splice:
                 try:
                     while True:
@@ -197,7 +226,7 @@ class GrowingEnd:
         self._behind.stop()
 
 
-def _skip(body: Body, count: int) -> None:
+def skip_first(body: Body, count: int) -> None:
     """Skip the first bytes of the body, because not every upstream honours a range request."""
     buffer = memoryview(bytearray(_RECEIVE)) if count else memoryview(b"")
     skipped = 0

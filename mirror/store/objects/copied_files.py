@@ -26,6 +26,7 @@ from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import BlobInfo, BlobReader, Deleted, Growth
 from mirror.store.local.blobs import LocalIngest, LocalReader, LocalStore, read_file
 from mirror.store.local.layout import CopiesLayout, Layout
+from mirror.store.local.span_file import SpanFile
 
 
 class CacheBesideCopies(LocalStore):
@@ -109,6 +110,9 @@ class CopiedFiles:
 
     def ingest(self, digest: Digest, registry: str) -> LocalIngest:
         return self.copies.ingest(digest, registry)
+
+    def spans(self, digest: Digest, registry: str, size: int | None) -> SpanFile | None:
+        return self.copies.spans(digest, registry, size)
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         return self.copies.filling(digest, registry)

@@ -1,0 +1,1 @@
+"""Decisions of fills: which bytes are fetched next, and by whom."""
