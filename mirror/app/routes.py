@@ -11,6 +11,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.content_rules import ContentLists, ContentRule, patterns
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
+from mirror.policy.lazy_ranges import LazyRule
 from mirror.policy.routing import compile_pattern
 from mirror.policy.rules import RouteRule
 from mirror.values.sizes import parse_size
@@ -27,6 +28,7 @@ def route_rule(route: RouteSettings, config: Config) -> RouteRule:
             tuple(str(path) for path in route.signed_by),
         ),
         prefetch=route.prefetch,
+        lazy=LazyRule(route.lazy_share, route.lazy_pause) if route.ranges == "lazy" else None,
     )
 
 

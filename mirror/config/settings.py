@@ -828,6 +828,22 @@ class RouteSettings(Section):
         False,
         description="When a manifest had to be fetched, fetch its config and layers before clients ask for them.",
     )
+    ranges: Literal["verified", "lazy"] = Field(
+        "verified",
+        description=(
+            "verified: the end of a part of a blob waits for the digest of the whole. lazy: small parts are fetched "
+            "alone and sent at once, unverified."
+        ),
+    )
+    lazy_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="With ranges = lazy: the whole blob is fetched once this share of it is here; 1: only then.",
+    )
+    lazy_pause: Seconds = Field(
+        10.0, description="With ranges = lazy: and once no part of it was asked for during this time."
+    )
     offline: bool = Field(
         False, description="Sealed: the upstream is never contacted; cached content is served whatever its age."
     )

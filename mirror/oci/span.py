@@ -64,6 +64,17 @@ def parse_ranges(header: str | None, size: int) -> tuple[Span, ...]:
     return tuple(spans)
 
 
+def is_bounded(header: str) -> bool:
+    """True if a `Range` header asks for byte ranges each of which has an end (`5-9`, `-3`), and none goes on to the end
+    of the blob without saying where that is (`5-`).
+    """
+    unit = _UNIT.match(header)
+    if unit is None:
+        return False
+    named = [_RANGE.fullmatch(element) for element in header[unit.end() :].split(",") if element.strip()]
+    return bool(named) and all(each is not None and each[2] for each in named)
+
+
 def _satisfied(first: str, last: str, size: int) -> Span | None:
     """One range, cut to the blob's size; None if it is outside the blob.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from mirror.policy.content_rules import ContentRule
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
+from mirror.policy.lazy_ranges import LazyRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +21,5 @@ class RouteRule:
     content: ContentRule = field(default_factory=ContentRule)
     #: Sealed: upstream is never contacted.
     offline: bool = False
+    #: How small parts of blobs are sent before the whole is verified; None: they are not.
+    lazy: LazyRule | None = None

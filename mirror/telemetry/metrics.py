@@ -135,6 +135,17 @@ PEER_LEFT: Final = Counter(
 )
 PEER_WRONG: Final = Counter("mirror_peer_wrong_blobs", "Blobs of which another replica gave wrong bytes")
 
+LAZY_ANSWERS: Final = Counter(
+    "mirror_lazy_answers", "Answers with parts of blobs that were not verified yet, on lazy routes", ["upstream"]
+)
+LAZY_BYTES: Final = Counter("mirror_lazy_bytes", "Bytes of such parts that were received from upstreams", ["upstream"])
+LAZY_COMPLETED: Final = Counter(
+    "mirror_lazy_completions", "Blobs that were fetched whole after parts of them had been asked for", ["result"]
+)
+LAZY_WRONG: Final = Counter(
+    "mirror_lazy_wrong_blobs", "Blobs of which unverified parts were sent, and that were wrong", ["upstream"]
+)
+
 BUCKET_REDIRECTS: Final = Counter("mirror_bucket_redirects", "Clients that were sent to the bucket for a blob")
 BUCKET_REDIRECTED_BYTES: Final = Counter("mirror_bucket_redirected_bytes", "Bytes that they asked for")
 BUCKET_NOT_REDIRECTED: Final = Counter(

@@ -26,6 +26,9 @@ class Notice(Enum):
     RETENTION_RAN = "retention ran"
     #: `digest`, `reason`.
     BLOB_DAMAGED = "blob damaged"
+    #: Clients were sent unverified parts of a blob that turned out to be wrong: `digest`, `upstream`, `served` (who,
+    #: at most so many), `answers`.
+    PARTS_WRONG = "parts wrong"
     #: `upstream`, `address`.
     UPSTREAM_DOWN = "upstream down"
     #: `upstream`, `address`.

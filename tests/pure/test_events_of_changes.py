@@ -172,6 +172,10 @@ def test_what_is_noticed_elsewhere() -> None:
     damaged = event_of("blob damaged", {"digest": str(_OLD), "reason": "wrong"})
     assert damaged is not None
     assert damaged.data == {"digest": str(_OLD), "reason": "wrong"}
+    served = [{"repository": "ghcr.io/org/app", "by": "user:alice", "parts": ["0-50"], "bytes": 51, "at": 1.0}]
+    wrong = event_of("parts wrong", {"digest": _OLD, "upstream": "ghcr.io", "answers": 1, "served": served})
+    assert wrong is not None
+    assert wrong.data == {"digest": str(_OLD), "upstream": "ghcr.io", "answers": 1, "served": served}
     collected = event_of("content collected", {"links": 1, "blobs": 2, "bytes": 3})
     assert collected is not None
     assert (collected.type, collected.data) == (COLLECTED, {"links": 1, "blobs": 2, "bytes": 3})

@@ -32,6 +32,7 @@ TAG_UNDELETED: Final = "mirror.tag.undeleted"
 TAG_MOVED: Final = "mirror.tag.moved"
 RETENTION_RAN: Final = "mirror.retention.ran"
 BLOB_DAMAGED: Final = "mirror.blob.damaged"
+PARTS_WRONG: Final = "mirror.parts.wrong"
 UPSTREAM_DOWN: Final = "mirror.upstream.down"
 UPSTREAM_UP: Final = "mirror.upstream.up"
 #: Sent to every endpoint, whatever it has subscribed to.
@@ -50,6 +51,7 @@ TYPES: Final = (
     TAG_MOVED,
     RETENTION_RAN,
     BLOB_DAMAGED,
+    PARTS_WRONG,
     UPSTREAM_DOWN,
     UPSTREAM_UP,
     LOST,

@@ -9,6 +9,7 @@ from mirror.oci.reference import Repo, read_repo
 from mirror.policy.events.changes import (
     BLOB_DAMAGED,
     COLLECTED,
+    PARTS_WRONG,
     PULLED,
     RETENTION_RAN,
     TAG_MOVED,
@@ -24,6 +25,7 @@ _TYPES: Final = {
     "retention ran": RETENTION_RAN,
     "tag moved": TAG_MOVED,
     "blob damaged": BLOB_DAMAGED,
+    "parts wrong": PARTS_WRONG,
     "upstream down": UPSTREAM_DOWN,
     "upstream up": UPSTREAM_UP,
 }
@@ -38,6 +40,10 @@ def event_of(what: str, fields: Mapping[str, Any]) -> Event | None:
     if kind == BLOB_DAMAGED:
         digest = str(fields["digest"])
         return Event(kind, digest, f"blob {digest}", {"digest": digest, "reason": str(fields["reason"])})
+    if kind == PARTS_WRONG:
+        digest = str(fields["digest"])
+        data = {"digest": digest, "upstream": str(fields["upstream"]), "answers": fields["answers"]}
+        return Event(kind, digest, f"blob {digest}", {**data, "served": list(fields["served"])})
     if kind in (UPSTREAM_DOWN, UPSTREAM_UP):
         name = str(fields["upstream"])
         return Event(kind, name, f"upstream {name}", {"upstream": name, "address": str(fields["address"])})
