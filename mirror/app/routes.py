@@ -11,9 +11,8 @@ from mirror.oci.reference import Repo
 from mirror.policy.content_rules import ContentLists, ContentRule, patterns
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
-from mirror.policy.lazy_ranges import LazyRule
 from mirror.policy.routing import compile_pattern
-from mirror.policy.rules import RouteRule
+from mirror.policy.rules import LazyRule, RouteRule
 from mirror.values.sizes import parse_size
 
 

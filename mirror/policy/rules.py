@@ -7,7 +7,20 @@ from dataclasses import dataclass, field
 from mirror.policy.content_rules import ContentRule
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule
-from mirror.policy.lazy_ranges import LazyRule
+
+
+@dataclass(frozen=True, slots=True)
+class LazyRule:
+    """When the whole of a blob is fetched of which parts were sent: once the `share` of it (0 to 1) is here, and no
+    part was asked for during `pause` seconds.
+    """
+
+    share: float = 0.5
+    pause: float = 10.0
+
+    def has_enough(self, here: int, size: int) -> bool:
+        """True if the whole is to be fetched after the pause. `here` of its `size` bytes are here."""
+        return here >= self.share * size
 
 
 @dataclass(frozen=True, slots=True)
