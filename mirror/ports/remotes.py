@@ -22,6 +22,33 @@ class TagBatch:
     more: bool
 
 
+class BlobParts(Protocol):
+    """One blob of an upstream that is received in parts, perhaps over several connections at once; for one flight.
+
+    pull ── a turn among the blobs under way, kept from one part to the next ──> pull … ──> release
+       └── further: a turn of its own, if one is free at once
+    """
+
+    @property
+    def most(self) -> int:
+        """The most connections that may be open for the blob at once."""
+
+    def pull(self, start: int, stop: int | None = None) -> AbstractAsyncContextManager[Body]:
+        """See `Upstream.blob`. If the upstream has several addresses, further parts come from the one that answered."""
+
+    def further(self, start: int, stop: int, size: int) -> AbstractAsyncContextManager[Body | None]:
+        """A part by a further connection, without which the blob comes as well; `size` is that of the whole blob in
+        bytes. It is asked for once and not waited for: None if no turn is free. What it raises has no effect on other
+        calls. The body begins at `start`, and ends at `stop` or before it.
+
+        Raises `UpstreamThrottled` if upstream wants fewer requests, `UpstreamInvalid` if it sends anything else than
+        this part, and other `UpstreamError`s.
+        """
+
+    def release(self) -> None:
+        """Give the turn back that `pull` has kept. Repeatable."""
+
+
 class Upstream(Protocol):
     """One remote registry. `repo` is always the repository's name within that registry.
 
@@ -53,6 +80,9 @@ class Upstream(Protocol):
         headers have arrived. An upstream need not heed the range: `body.start` may be lower, and more bytes may follow
         after `stop`.
         """
+
+    def parts(self, repo: str, digest: Digest) -> BlobParts:
+        """The same blob, for a flight that may ask for it in parts."""
 
     async def blob_size(self, repo: str, digest: Digest) -> int | None:
         """The size of a blob in bytes; None if the repository has it but upstream does not state its size.

@@ -28,7 +28,7 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.oci.challenge import Scope, parse_challenges
-from mirror.policy.upstream.budget import parse_budget
+from mirror.policy.upstream.budget import is_spent, parse_budget
 from mirror.policy.upstream.quoting import quoted
 from mirror.policy.upstream.retrying import (
     CLOSED,
@@ -141,6 +141,26 @@ class Calls:
                 raise failure
             await self._pause(tries)
             tries += 1
+
+    async def once(self, call: Call) -> Answer:
+        """The answer to a call on which nothing depends. It is sent only while the registry is well and pulls are left,
+        and only once; its failure changes nothing for other calls. Raises `UpstreamError`.
+        """
+        account, now = self._accounts.current, self._clocks.monotonic()
+        if account.throttled_until > now or (account.budget and is_spent(account.budget, self._clocks.now())):
+            message = f"{self._endpoint.described} wants fewer requests"
+            raise UpstreamThrottled(message, upstream=self._upstream, retry_after=account.throttled_until - now)
+        if self.circuit is not CLOSED:
+            message = f"{self._endpoint.described} did not answer recently"
+            raise UpstreamCircuitOpen(message, upstream=self._upstream, retry_after=0.0)
+        passes = await Login(self._tokens, self._elsewhere, call.scope).passes()
+        answer = await self._send(call, passes)
+        if call.is_usable(answer):
+            return answer
+        message, status = f"{self._sender(answer)} answers {answer.status}", answer.status
+        if is_throttling(status, answer.fields.get("Retry-After")):
+            raise UpstreamThrottled(message, upstream=self._upstream, status=status, retry_after=0.0)
+        raise UpstreamUnavailable(message, upstream=self._upstream, status=status)
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from mirror import telemetry
@@ -32,6 +32,7 @@ from mirror.policy.upstream.budget import Budget
 from mirror.policy.upstream.endpoint_order import in_order
 from mirror.policy.upstream.retrying import CLOSED, Circuit
 from mirror.ports import Body, TagBatch
+from mirror.upstream.blob_parts import EndpointBlobParts
 from mirror.upstream.endpoint_health import Health
 from mirror.upstream.registry import RegistryUpstream
 
@@ -93,10 +94,27 @@ class EndpointsUpstream:
     @asynccontextmanager
     async def blob(self, repo: str, digest: Digest, start: int = 0, stop: int | None = None) -> AsyncIterator[Body]:
         """See `Upstream`. If the same blob is requested again soon, other endpoints are tried first."""
+        opening = self._opened(digest, lambda member: member.blob(repo, digest, start, stop))
+        async with opening as (_, body):
+            yield body
+
+    def parts(self, repo: str, digest: Digest) -> EndpointBlobParts:
+        """See `Upstream`."""
+        return EndpointBlobParts(
+            [member.parts(repo, digest) for member in self.members],
+            lambda open_at: self._opened(digest, lambda member: open_at(self.members.index(member))),
+            self._failed,
+        )
+
+    @asynccontextmanager
+    async def _opened(
+        self, digest: Digest, open_at: Callable[[RegistryUpstream], AbstractAsyncContextManager[Body]]
+    ) -> AsyncIterator[tuple[int, Body]]:
+        """The body of the first member that answers, and the number of that member."""
 
         async def enter(member: RegistryUpstream) -> tuple[AsyncExitStack, Body]:
             async with AsyncExitStack() as stack:
-                body = await stack.enter_async_context(member.blob(repo, digest, start, stop))
+                body = await stack.enter_async_context(open_at(member))
                 return stack.pop_all(), body
             raise AssertionError("unreachable")
 
@@ -108,7 +126,7 @@ class EndpointsUpstream:
         self._given[digest] = number
         async with stack:
             try:
-                yield body
+                yield number, body
             except (UpstreamUnavailable, UpstreamInvalid) as error:
                 self._failed(number, error)
                 raise

@@ -17,12 +17,14 @@ from mirror.upstream.http.page_file import ListBounds
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`retries` are the most further tries of one call if upstream answers 5xx or breaks off. `blobs_at_once` and
-    `calls_at_once` limit the blobs and the small calls under way. `lists` limits tag lists, and may be shared.
+    `calls_at_once` limit the blobs and the small calls under way; each connection of a blob counts as one, and
+    `connections_per_blob` limits those of one blob. `lists` limits tag lists, and may be shared.
     """
 
     retries: int = 2
     blobs_at_once: int = 32
     calls_at_once: int = 64
+    connections_per_blob: int = 1
     lists: ListBounds = field(default_factory=ListBounds)
 
 

@@ -29,6 +29,7 @@ from mirror.policy.upstream.budget import Budget, is_spent, patience
 from mirror.policy.upstream.heads import WORTH_A_GET, is_worth_a_get, read_head
 from mirror.policy.upstream.retrying import Circuit, parse_http_date
 from mirror.ports import Body, TagBatch
+from mirror.upstream.blob_parts import RegistryBlobParts
 from mirror.upstream.calls import Call, Calls
 from mirror.upstream.credentials.source import CredentialSource, GivenCredentials
 from mirror.upstream.elsewhere import Elsewhere
@@ -91,6 +92,7 @@ class RegistryUpstream:
         self._retries = limits.retries
         self._hooks = hooks
         self._blobs = asyncio.Semaphore(limits.blobs_at_once)
+        self._most = limits.connections_per_blob
         self._small_calls = asyncio.Semaphore(limits.calls_at_once)
         self._credentials = credentials or GivenCredentials()
         self._children = FallbackChildren()
@@ -192,16 +194,43 @@ class RegistryUpstream:
 
         Leaving the context closes the body; no thread may still read it. `abort` ends a read that blocks.
         """
-        async with self._blobs:
-            body = await self._get_blob("blob", repo, digest, start=start, stop=stop)
-            try:
-                yield body
-            except UpstreamInvalid:
-                # the answer was invalid, so its end is not trusted either: the connection is not used again
-                body.abort()
-                raise
-            finally:
-                body.close()
+        async with self._blobs, self._opened(repo, digest, start, stop) as body:
+            yield body
+
+    @asynccontextmanager
+    async def _opened(self, repo: str, digest: Digest, start: int, stop: int | None) -> AsyncIterator[Body]:
+        """Like `blob`, whose turn among the blobs under way the caller has."""
+        body = await self._get_blob("blob", repo, digest, start=start, stop=stop)
+        try:
+            yield body
+        except UpstreamInvalid:
+            # the answer was invalid, so its end is not trusted either: the connection is not used again
+            body.abort()
+            raise
+        finally:
+            body.close()
+
+    def parts(self, repo: str, digest: Digest) -> RegistryBlobParts:
+        """See `Upstream`."""
+        return RegistryBlobParts(
+            self._blobs, partial(self._opened, repo, digest), partial(self._further, repo, digest), self._most
+        )
+
+    async def _further(self, repo: str, digest: Digest, start: int, stop: int, size: int) -> HttpBody:
+        """See `BlobParts.further`; the caller has a turn, and closes the body."""
+        url = self._url(repo, f"blobs/{digest}")
+
+        async def send(passes: Passes) -> Answer:
+            headers = self._headers(passes, Accept="*/*")
+            return await self._blob_client.get(url, headers, passes.elsewhere, start=start, stop=stop, attempts=1)
+
+        body = (await self._calls.once(Call("blob", Scope.pull(repo), send, _has_content, 0))).body
+        if isinstance(body, HttpBody) and (body.start, body.size) == (start, size) and start < (body.stop or 0) <= stop:
+            return body
+        if body is not None:
+            body.abort()
+            body.close()
+        raise self._endpoint.invalid("the answer to a request for a part is not that part")
 
     async def blob_size(self, repo: str, digest: Digest) -> int | None:
         """Determine the size by a GET of the first byte (see `Upstream`)."""

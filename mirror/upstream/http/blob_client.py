@@ -24,14 +24,30 @@ class BlobClient:
         self._longest = 6 * (endpoint.timeouts.connect + endpoint.timeouts.answer)
 
     async def get(
-        self, url: str, headers: Mapping[str, str], passes: Mapping[Origin, str], *, start: int, stop: int | None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        passes: Mapping[Origin, str],
+        *,
+        start: int,
+        stop: int | None,
+        attempts: int = 2,
     ) -> Answer:
         """See `Transfer.get`. Raises `UpstreamTimeout` if the whole call takes too long.
 
         If the caller is cancelled, the exchange is ended, and a body that it still returns is closed.
         """
         cancel = Cancel()
-        get = partial(self._transfer.get, url, headers, start=start, stop=stop, cancel=cancel, passes=passes)
+        get = partial(
+            self._transfer.get,
+            url,
+            headers,
+            start=start,
+            stop=stop,
+            attempts=attempts,
+            cancel=cancel,
+            passes=passes,
+        )
         running = asyncio.get_running_loop().run_in_executor(self._executor, get)
         ended = False
         try:

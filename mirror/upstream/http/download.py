@@ -171,7 +171,7 @@ class Transfer:
         The answer has a body if its status is in `CONTENT`; so has a 416 to a range that begins where the blob ends.
         The body's `start` is 0 if upstream ignored the range, and its `stop` says whether it goes on after `stop`. The
         request is repeated without a range if a 206 begins after `start`, names no range, or is a part of an encoded
-        body, and if the range is refused otherwise.
+        body, and if the range is refused otherwise. The first byte alone may be encoded: nobody reads it.
 
         Raises `DialFailed`, `DialTimedOut`, `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`,
         `UpstreamOffLimits`, `HostThrottled`.
@@ -236,14 +236,19 @@ class Transfer:
         content_range = parse_content_range(fields.get("Content-Range")) if status == 206 else None
         # without a requested range, a 206 that names none is the whole; a part of an encoded body cannot be used
         if status == 206 and (content_range is not None or start is not None):
-            if content_range is None or content_range[0].start > (start or 0) or (encoded and wanted):
+            if (
+                content_range is None
+                or content_range[0].start > (start or 0)
+                or (encoded and wanted not in (None, (0, 1)))
+            ):
                 wire.close()
                 return None
             if framing.length is not None and framing.length != content_range[0].length:
                 wire.close()
                 raise self._endpoint.invalid("Content-Range and Content-Length contradict each other", status)
             begin, size = content_range[0].start, content_range[1]
-            end = stop
+            # a server may send less than was asked for (RFC 9110, 14.2)
+            end = None if stop is None else min(stop, content_range[0].stop)
         body = self._body(wire, framing, url, begin, size, end)
         if not encoded or begin:
             return Answer(status, fields, url, body=body)

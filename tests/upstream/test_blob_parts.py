@@ -1,0 +1,197 @@
+"""A blob in parts: turns among the blobs under way, and further connections on which nothing depends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from mirror.aio.memo import Memo
+from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
+from mirror.oci.digest import Digest
+from mirror.ports import BlobParts, Body
+from mirror.upstream.endpoints import EndpointsUpstream
+from mirror.upstream.registry import RegistryUpstream
+from tests.support.clock import Clock
+from tests.support.fake_registry import FakeRegistry, Fault, cut, gzipped, ignore_range, status, throttle
+from tests.support.registry_upstream import registry_upstream
+from tests.support.scripted import reply
+
+_NAME = "team/app"
+_LAYER = bytes(range(256)) * 1024
+_DIGEST = Digest.of(_LAYER)
+_SIZE = len(_LAYER)
+
+Build = Callable[..., RegistryUpstream]
+
+
+@pytest.fixture
+async def build() -> AsyncIterator[Build]:
+    upstreams: list[RegistryUpstream] = []
+    executor, memo = ThreadPoolExecutor(8), Memo()
+
+    def make(url: str, **settings: Any) -> RegistryUpstream:
+        upstreams.append(registry_upstream("test", url, executor=executor, memo=memo, clock=Clock(), **settings))
+        return upstreams[-1]
+
+    yield make
+    for upstream in upstreams:
+        await upstream.aclose()
+    await memo.aclose()
+    executor.shutdown()
+
+
+@pytest.fixture
+def registry() -> Any:
+    with FakeRegistry() as made:
+        made.add_blob(_NAME, _LAYER)
+        yield made
+
+
+async def _read(body: Body) -> bytes:
+    def read() -> bytes:
+        content, room = bytearray(), memoryview(bytearray(1 << 16))
+        while count := body.readinto(room):
+            content += room[:count]
+        return bytes(content)
+
+    return await asyncio.to_thread(read)
+
+
+async def _part(parts: BlobParts, start: int, stop: int | None = None) -> bytes:
+    async with parts.pull(start, stop) as body:
+        return await _read(body)
+
+
+async def _further(parts: BlobParts, start: int, stop: int) -> bytes | None:
+    async with parts.further(start, stop, _SIZE) as body:
+        return None if body is None else await _read(body)
+
+
+async def _turn_of_the_loop() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_a_turn_is_kept_from_part_to_part(registry: FakeRegistry, build: Build) -> None:
+    """A blob that was asked for meanwhile waits until the last part has come."""
+    upstream = build(registry.url, blobs_at_once=1)
+    parts = upstream.parts(_NAME, _DIGEST)
+    assert await _part(parts, 0, 1000) == _LAYER[:1000]
+    other = asyncio.create_task(_part(upstream.parts(_NAME, _DIGEST), 0))
+    await _turn_of_the_loop()
+    assert await _part(parts, 1000, 2000) == _LAYER[1000:2000]
+    await _turn_of_the_loop()
+    assert not other.done()
+    assert registry.count("blobs") == 2
+    assert await _part(parts, 2000) == _LAYER[2000:]
+    assert await other == _LAYER
+
+
+@pytest.mark.parametrize("ends", ["released", "an error"])
+async def test_a_turn_is_given_back(registry: FakeRegistry, build: Build, ends: str) -> None:
+    """By the flight, and by whatever ends a part: the pause before the next try belongs to others."""
+    upstream = build(registry.url, blobs_at_once=1)
+    parts = upstream.parts(_NAME, _DIGEST)
+    if ends == "released":
+        await _part(parts, 0, 1000)
+        parts.release()
+        parts.release()
+    else:
+        registry.fail("blobs", cut(10))
+        with pytest.raises(UpstreamUnavailable):
+            await _part(parts, 0, 1000)
+    assert await _part(upstream.parts(_NAME, _DIGEST), 0) == _LAYER
+
+
+async def test_a_further_connection_takes_a_free_turn_only(registry: FakeRegistry, build: Build) -> None:
+    """It counts as a blob under way, and never waits for one."""
+    upstream = build(registry.url, blobs_at_once=2)
+    parts = upstream.parts(_NAME, _DIGEST)
+    await _part(parts, 0, 1000)
+    async with parts.further(5000, 6000, _SIZE) as body:
+        assert body is not None
+        assert await _further(parts, 6000, 7000) is None
+        other = asyncio.create_task(_part(upstream.parts(_NAME, _DIGEST), 0))
+        await _turn_of_the_loop()
+        assert not other.done()
+        assert await _read(body) == _LAYER[5000:6000]
+    assert await other == _LAYER
+    assert registry.count("blobs") == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (ignore_range, UpstreamInvalid),
+        (gzipped, UpstreamInvalid),
+        (lambda request, answer: reply(206, b"x" * 10, {"Content-Range": f"bytes 0-9/{_SIZE}"}), UpstreamInvalid),
+        (lambda request, answer: reply(206, b"x" * 10, {"Content-Range": "bytes 5000-5009/7000"}), UpstreamInvalid),
+        (lambda request, answer: reply(206, b"x" * 10, {"Content-Range": "bytes 5000-5009/*"}), UpstreamInvalid),
+        (
+            lambda request, answer: reply(206, b"x" * 2000, {"Content-Range": f"bytes 5000-6999/{_SIZE}"}),
+            UpstreamInvalid,
+        ),
+        (status(416), UpstreamInvalid),
+        (throttle(), UpstreamThrottled),
+        (status(503), UpstreamUnavailable),
+        (status(401), UpstreamUnavailable),
+        (status(404), UpstreamUnavailable),
+    ],
+)
+async def test_a_further_connection_that_fails_changes_nothing(
+    registry: FakeRegistry, build: Build, fault: Fault, error: type[UpstreamError]
+) -> None:
+    """Faults rows 10 and 22: it is asked for once, and other calls are sent as before."""
+    upstream = build(registry.url)
+    parts = upstream.parts(_NAME, _DIGEST)
+    registry.fail("blobs", fault)
+    with pytest.raises(error):
+        await _further(parts, 5000, 6000)
+    assert registry.count("blobs") == 1
+    assert upstream.health()[0].state == "ok"
+    assert await _further(parts, 5000, 6000) == _LAYER[5000:6000]
+
+
+async def test_a_further_connection_may_bring_less(registry: FakeRegistry, build: Build) -> None:
+    """Faults row 22: a server may send less than it was asked for."""
+    registry.fail(
+        "blobs", lambda request, answer: reply(206, _LAYER[5000:5010], {"Content-Range": f"bytes 5000-5009/{_SIZE}"})
+    )
+    assert await _further(build(registry.url).parts(_NAME, _DIGEST), 5000, 6000) == _LAYER[5000:5010]
+
+
+async def test_no_further_connection_where_upstream_is_unwell(registry: FakeRegistry, build: Build) -> None:
+    """Nothing is sent while it is left alone."""
+    upstream = build(registry.url, retries=0)
+    registry.fail("blobs", throttle())
+    with pytest.raises(UpstreamThrottled):
+        await _part(upstream.parts(_NAME, _DIGEST), 0)
+    with pytest.raises(UpstreamThrottled):
+        await _further(upstream.parts(_NAME, _DIGEST), 5000, 6000)
+    assert registry.count("blobs") == 1
+
+
+async def test_parts_come_from_the_address_that_answered(build: Build) -> None:
+    """Until it fails: then the next one gives the rest, and the further connections follow."""
+    with FakeRegistry() as mirror, FakeRegistry() as origin:
+        for each in (mirror, origin):
+            each.add_blob(_NAME, _LAYER)
+        upstream = EndpointsUpstream([build(mirror.url, retries=0), build(origin.url, retries=0)])
+        parts = upstream.parts(_NAME, _DIGEST)
+        assert await _further(parts, 5000, 6000) is None
+        for start in (0, 1000):
+            assert await _part(parts, start, start + 1000) == _LAYER[start : start + 1000]
+        assert await _further(parts, 5000, 6000) == _LAYER[5000:6000]
+        assert (mirror.count("blobs"), origin.count("blobs")) == (3, 0)
+        mirror.fail("blobs", cut(10))
+        with pytest.raises(UpstreamUnavailable):
+            await _part(parts, 2000, 3000)
+        assert await _further(parts, 5000, 6000) is None
+        assert await _part(parts, 2000, 3000) == _LAYER[2000:3000]
+        assert await _further(parts, 5000, 6000) == _LAYER[5000:6000]
+        assert (mirror.count("blobs"), origin.count("blobs")) == (4, 2)
+        parts.release()
