@@ -323,6 +323,12 @@ class StoreError(MirrorError):
     """The local disk failed, or the bucket."""
 
 
+class StaleRequest(MirrorError):
+    """A request that was to change something has stood still for too long, or its client has left. It changes nothing
+    any more: the client may have given up, and done something else since.
+    """
+
+
 class ReplicaUnavailable(StoreError):
     """Another replica of the cluster, which has what is asked for, does not answer any more."""
 
@@ -498,6 +504,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     BucketDenied: ErrorAnswer(503, "UNAVAILABLE"),
     BucketUnfit: ErrorAnswer(503, "UNAVAILABLE"),
     LeaseLost: ErrorAnswer(503, "UNAVAILABLE"),
+    StaleRequest: ErrorAnswer(503, "UNAVAILABLE"),
     BundleError: ErrorAnswer(400, "UNSUPPORTED"),
     IndexUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     AccessUnavailable: ErrorAnswer(503, "UNAVAILABLE"),

@@ -32,6 +32,7 @@ from mirror.errors import (
     ManifestUnknown,
     RecordChanged,
     RecordDamaged,
+    StaleRequest,
     StoreError,
 )
 from mirror.graph.manifests import has_blob, manifest_of_bytes
@@ -46,7 +47,7 @@ from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.push_checks import requirements
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag
 from mirror.policy.records import TagRecord
-from mirror.ports import SILENCE, Announcement, Announcer, Version, Versioned
+from mirror.ports import OWN_WORK, SILENCE, Announcement, Announcer, Steps, Version, Versioned
 
 
 @dataclass(slots=True)
@@ -67,7 +68,9 @@ class _Change:
 
 
 class Deleting:
-    """Deletions in all hosted repositories. All calls block, and raise `StoreError` if a record cannot be read."""
+    """Deletions in all hosted repositories. All calls block, and raise `StoreError` if a record cannot be read, and
+    `StaleRequest` if the `steps` do not let them change anything.
+    """
 
     def __init__(self, parts: HostedParts, links: Links, placing: Placing) -> None:
         self._parts = parts
@@ -91,7 +94,9 @@ class Deleting:
 
     # --------------------------------------------------------------------------------------------------------- tags
 
-    def delete_tag(self, repo: Repo, tag: str, caller: str, *, keep: bool, force: bool = False) -> None:
+    def delete_tag(
+        self, repo: Repo, tag: str, caller: str, *, keep: bool, force: bool = False, steps: Steps = OWN_WORK
+    ) -> None:
         """Deletes a tag. `keep`: it can be undeleted. `force`: even if it is immutable. Raises `ManifestUnknown`,
         `TagImmutable`, `Denied` if the tag is frozen.
         """
@@ -106,7 +111,7 @@ class Deleting:
                     unknown = HostedChange(ChangeKind.DELETE_TAG, repo, caller, None, (tag,))
                     change.announce(self._parts.events, unknown)
                     with suppress(RecordChanged), change.announced.turn():
-                        self._parts.catalog.drop_tag(repo, tag, expect=Version(damaged.version))
+                        self._parts.catalog.drop_tag(repo, tag, expect=steps.expect(Version(damaged.version)))
                         return
                     continue
                 if found is None and self._drop_damaged_deletion(repo, tag):
@@ -117,6 +122,7 @@ class Deleting:
                     raise ManifestUnknown(f"{repo} has no tag {tag}")
                 self.check(repo, [tag], [], force=force)
                 deleted = DeletedTag.of(found.record, self._parts.now(), caller)
+                steps.go_on()
                 change.made = True
                 change.announce(self._parts.events, _of_tag(repo, deleted, found.version))
                 if keep:
@@ -125,7 +131,7 @@ class Deleting:
                 else:
                     self._parts.records.drop_deleted_tag(repo, tag)
                 with suppress(RecordChanged), change.announced.turn():
-                    self._parts.catalog.drop_tag(repo, tag, expect=found.version)
+                    self._parts.catalog.drop_tag(repo, tag, expect=steps.expect(found.version))
                     return
         raise StoreError(f"the tag {repo}:{tag} was changed all the time")
 
@@ -137,7 +143,7 @@ class Deleting:
                 self._parts.records.drop_deleted_tag(repo, tag, expect=damaged)
         return damaged is not None
 
-    def undelete_tag(self, repo: Repo, tag: str, caller: str) -> None:
+    def undelete_tag(self, repo: Repo, tag: str, caller: str, *, steps: Steps = OWN_WORK) -> None:
         """Brings back a deleted tag. Raises `ManifestUnknown` if there is none, or if its manifest is not here, and
         `Denied` if the tag points to something again.
         """
@@ -156,7 +162,7 @@ class Deleting:
             )
             change.tags = {}
             with change.announced.turn():
-                placed = self._placing.put_absent_tag(repo, fresh)
+                placed = self._placing.put_absent_tag(repo, fresh, steps)
             change.tags = {tag: placed.record.generation}
             self._placing.check_still_there(repo, record.digest, [placed], anew=True)
             with suppress(RecordChanged):
@@ -164,7 +170,9 @@ class Deleting:
 
     # ---------------------------------------------------------------------------------------------------- manifests
 
-    def delete_manifest(self, repo: Repo, digest: Digest, caller: str, *, keep: bool, force: bool = False) -> None:
+    def delete_manifest(
+        self, repo: Repo, digest: Digest, caller: str, *, keep: bool, force: bool = False, steps: Steps = OWN_WORK
+    ) -> None:
         """Deletes a manifest and all its tags. `keep`: they can be undeleted. `force`: even if an immutable tag needs
         it. Raises `ManifestUnknown`, `TagImmutable`, `Denied` if one of the tags is frozen.
         """
@@ -177,11 +185,12 @@ class Deleting:
                 # without its bytes there is nothing to bring back
                 keep = keep and found.record.size > 0
                 mark = DeletedManifest.of(found.record, self._parts.now(), caller)
+                steps.go_on()
                 change.made = True
                 # before the tags are looked for: whoever writes one that is not found, finds this record
                 version = records.put_deleted_manifest(repo, mark)
                 try:
-                    tags = dict(self._tags_of(repo, digest))
+                    tags = dict(self._tags_of(repo, digest, steps))
                     self.check(repo, tags, [digest], force=force)
                     record = replace(mark, tags=tuple(tags))
                     deletion = _of_manifest(ChangeKind.DELETE, repo, record, caller, found.version)
@@ -195,10 +204,14 @@ class Deleting:
                     version = records.put_deleted_manifest(repo, record, expect=version)
                     records.flush()
                     with change.announced.turn():
-                        catalog.drop_manifest(repo, digest, expect=found.version)
+                        catalog.drop_manifest(repo, digest, expect=steps.expect(found.version))
                 except RecordChanged:
                     # pushed or tagged again meanwhile
                     continue
+                except StaleRequest:
+                    with suppress(RecordChanged):
+                        records.drop_deleted_manifest(repo, digest, expect=version)
+                    raise
                 self._drop_tags(repo, record, version, tags, keep=keep)
                 if not keep and not has_manifest(catalog, repo, digest):
                     # what can be undeleted counts until it is collected
@@ -230,11 +243,12 @@ class Deleting:
             with suppress(RecordChanged):
                 records.drop_deleted_manifest(repo, record.digest, expect=version)
 
-    def _tags_of(self, repo: Repo, digest: Digest) -> Iterator[tuple[str, Version]]:
+    def _tags_of(self, repo: Repo, digest: Digest, steps: Steps = OWN_WORK) -> Iterator[tuple[str, Version]]:
         """Yields the tags that point to a manifest, with the versions of their records. A damaged record points to
         nothing. Raises `StoreError` if one cannot be read.
         """
         for tag in self._parts.catalog.tags(repo):
+            steps.go_on()
             with suppress(RecordDamaged):
                 found = self._parts.catalog.tag(repo, tag)
                 if found is not None and found.record.digest == digest:
@@ -257,7 +271,9 @@ class Deleting:
                 self._parts.catalog.drop_tag(repo, tag, expect=version)
         return deleted
 
-    def undelete_manifest(self, repo: Repo, digest: Digest, caller: str, *, sparse: bool = False) -> dict[str, str]:
+    def undelete_manifest(
+        self, repo: Repo, digest: Digest, caller: str, *, sparse: bool = False, steps: Steps = OWN_WORK
+    ) -> dict[str, str]:
         """Brings back a deleted manifest, and those of its tags that point to nothing now: none if the record of the
         deletion is damaged. Returns why the other tags do not come back, by tag.
 
@@ -280,12 +296,12 @@ class Deleting:
             for blob in requirements(manifest, sparse=True).blobs:
                 self._links.restore(repo, blob.digest)
             now = self._parts.now()
-            self._placing.put_manifest(repo, manifest, record.restored(now), caller, sparse=sparse)
+            self._placing.put_manifest(repo, manifest, record.restored(now), caller, sparse=sparse, steps=steps)
             with change.announced.turn():
                 for tag in record.tags:
                     fresh = TagRecord(tag, digest, record.media_type, record.size, now, restored_at=now, by=caller)
                     try:
-                        back.append(self._placing.put_absent_tag(repo, fresh))
+                        back.append(self._placing.put_absent_tag(repo, fresh, steps))
                     except Denied as error:
                         left[tag] = str(error)
             change.tags = {placed.record.tag: placed.record.generation for placed in back}
@@ -297,7 +313,7 @@ class Deleting:
 
     # -------------------------------------------------------------------------------------------------------- blobs
 
-    def delete_blob(self, repo: Repo, digest: Digest, caller: str) -> None:
+    def delete_blob(self, repo: Repo, digest: Digest, caller: str, *, steps: Steps = OWN_WORK) -> None:
         """Removes the link to a blob. Raises `BlobUnknown`, and `BlobReferenced` if a manifest of the repository names
         the blob. If a deleted manifest that can be undeleted names it, its bytes stay as long, and still count.
         """
@@ -307,7 +323,7 @@ class Deleting:
                 self._refuse_if_named(repo, digest)
                 change.made = True
                 with suppress(RecordChanged):
-                    removed = {digest: (found.record, self._links.remove(repo, found))}
+                    removed = {digest: (found.record, self._links.remove(repo, found, steps))}
                     with self._back_on_errors(repo, removed):
                         self._refuse_if_named(repo, digest)
                     self._unlink(repo, removed)

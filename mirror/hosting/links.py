@@ -25,7 +25,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.push_checks import is_stale, linked, may_use, renewed, reserved
 from mirror.policy.hosted_records import BlobLink, LinkState
-from mirror.ports import ABSENT, Expected, Version, Versioned
+from mirror.ports import ABSENT, OWN_WORK, Expected, Steps, Version, Versioned
 
 #: Times that a change is tried again because another process has changed the record meanwhile.
 TRIES: Final = 100
@@ -158,10 +158,10 @@ class Links:
             raise BlobUnknown(f"{repo} has no blob {digest}")
         return found
 
-    def remove(self, repo: Repo, link: Versioned[BlobLink]) -> Version:
-        """Leaves a mark instead of a link. Raises `RecordChanged`."""
+    def remove(self, repo: Repo, link: Versioned[BlobLink], steps: Steps = OWN_WORK) -> Version:
+        """Leaves a mark instead of a link. Raises `RecordChanged`, `StaleRequest`."""
         mark = replace(link.record, state=LinkState.REMOVED, since=self._parts.now(), by="", queued_at=None)
-        return self._parts.records.put_link(repo, mark, expect=link.version)
+        return self._parts.records.put_link(repo, mark, expect=steps.expect(link.version))
 
     def _usable(self, repo: Repo, digest: Digest, caller: str) -> Versioned[BlobLink]:
         found = self._or_removed(repo, digest)

@@ -28,6 +28,7 @@ from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import DeletedManifest, DeletedTag, LinkState, QueuedBlob
+from mirror.ports import OWN_WORK, Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,19 +177,30 @@ class OperatorDeletions:
         """
         self._deleting.check(plan.repo, plan.tags, plan.manifests, force=force)
 
-    def delete(self, plan: DeletionPlan, caller: str, *, keep: bool, force: bool = False) -> None:
+    def delete(
+        self, plan: DeletionPlan, caller: str, *, keep: bool, force: bool = False, steps: Steps = OWN_WORK
+    ) -> None:
         """Deletes what a plan names; what is gone already is passed over. `keep`: it can be undeleted. Raises like
-        `check`: then nothing was deleted, unless a tag came meanwhile.
+        `check`: then nothing was deleted, unless a tag came meanwhile; and `StaleRequest`.
         """
         self.check(plan, force=force)
+        steps.go_on(after_long_work=True)
         for digest in plan.manifests:
             with suppress(ManifestUnknown):
-                self._deleting.delete_manifest(plan.repo, digest, caller, keep=keep, force=force)
+                self._deleting.delete_manifest(plan.repo, digest, caller, keep=keep, force=force, steps=steps)
         for tag in plan.tags:
             with suppress(ManifestUnknown):
-                self._deleting.delete_tag(plan.repo, tag, caller, keep=keep, force=force)
+                self._deleting.delete_tag(plan.repo, tag, caller, keep=keep, force=force, steps=steps)
 
-    def erase(self, plan: DeletionPlan, caller: str, *, everything: bool = False, force: bool = False) -> Erased:
+    def erase(
+        self,
+        plan: DeletionPlan,
+        caller: str,
+        *,
+        everything: bool = False,
+        force: bool = False,
+        steps: Steps = OWN_WORK,
+    ) -> Erased:
         """Deletes what a plan names so that nothing can be undeleted, and the bytes that no hosted repository has any
         more. `everything`: also what the repository has besides, such as uploads without a manifest. Raises like
         `delete`.
@@ -200,7 +212,7 @@ class OperatorDeletions:
             named.update(blob.digest for blob in (manifest.blobs if manifest else ()) if not blob.foreign)
         if everything:
             named.update(records.linked(repo))
-        self.delete(plan, caller, keep=False, force=force)
+        self.delete(plan, caller, keep=False, force=force, steps=steps)
         erased = Erased()
         try:
             for each in plan.manifests:
@@ -288,12 +300,12 @@ class OperatorDeletions:
                     if (deleted := records.deleted_tag(repo, tag)) is not None:
                         yield repo, deleted.record
 
-    def undelete_tag(self, repo: Repo, tag: str, caller: str) -> Undeleted:
+    def undelete_tag(self, repo: Repo, tag: str, caller: str, *, steps: Steps = OWN_WORK) -> Undeleted:
         """Brings back a deleted tag, with its image if that was deleted as well. Raises like `Deleting`."""
         records = self._parts.records
         deleted = records.deleted_tag(repo, tag)
         if deleted is not None and has_manifest(self._parts.catalog, repo, deleted.record.digest):
-            self._deleting.undelete_tag(repo, tag, caller)
+            self._deleting.undelete_tag(repo, tag, caller, steps=steps)
             return Undeleted()
         pointed_to = deleted.record.digest if deleted is not None else None
         # a damaged record is an error: it may be that of the image to which the tag pointed last
@@ -305,25 +317,26 @@ class OperatorDeletions:
         ]
         if not of_tag:
             raise ManifestUnknown(f"{repo} has no deleted tag {tag}")
+        steps.go_on(after_long_work=True)
         latest = max(of_tag, key=lambda record: record.deleted_at)
-        back = self.undelete_image(repo, latest.digest, caller)
+        back = self.undelete_image(repo, latest.digest, caller, steps=steps)
         if deleted is not None and tag not in latest.tags:
-            self._deleting.undelete_tag(repo, tag, caller)
+            self._deleting.undelete_tag(repo, tag, caller, steps=steps)
         return back
 
-    def undelete_image(self, repo: Repo, digest: Digest, caller: str) -> Undeleted:
+    def undelete_image(self, repo: Repo, digest: Digest, caller: str, *, steps: Steps = OWN_WORK) -> Undeleted:
         """Brings back a deleted image, with its tags and with the manifests of its platforms that were deleted. Raises
         like `Deleting`.
         """
         back = Undeleted()
         for child in self._children(digest):
             if child != digest and deletion_or_remade(self._parts, repo, child) is not None:
-                back.add(self.undelete_image(repo, child, caller))
-        left = self._deleting.undelete_manifest(repo, digest, caller)
+                back.add(self.undelete_image(repo, child, caller, steps=steps))
+        left = self._deleting.undelete_manifest(repo, digest, caller, steps=steps)
         back.add(Undeleted([digest], list(left.values())))
         return back
 
-    def undelete_repository(self, repo: Repo, caller: str) -> Undeleted:
+    def undelete_repository(self, repo: Repo, caller: str, *, steps: Steps = OWN_WORK) -> Undeleted:
         """Brings back everything that was deleted in a repository and can be undeleted. Raises `ManifestUnknown` if
         there is nothing, and like `Deleting`.
         """
@@ -332,22 +345,23 @@ class OperatorDeletions:
         ]
         if not found:
             raise ManifestUnknown(f"{repo} has nothing that was deleted and can be undeleted")
+        steps.go_on(after_long_work=True)
         back = Undeleted()
         # newest first: of two images that had the same tag, the one that had it last gets it back
         for record in sorted(found, key=lambda record: -record.deleted_at):
             if isinstance(record, DeletedManifest) and record.digest not in back.manifests:
-                back.add(self.undelete_image(repo, record.digest, caller))
+                back.add(self.undelete_image(repo, record.digest, caller, steps=steps))
         for record in found:
             if isinstance(record, DeletedTag):
                 with suppress(ManifestUnknown):
-                    self._undelete_absent_tag(repo, record.tag, caller, back)
+                    self._undelete_absent_tag(repo, record.tag, caller, back, steps)
         return back
 
-    def _undelete_absent_tag(self, repo: Repo, tag: str, caller: str, back: Undeleted) -> None:
+    def _undelete_absent_tag(self, repo: Repo, tag: str, caller: str, back: Undeleted, steps: Steps) -> None:
         if self._parts.catalog.get_tag(repo, tag) is not None:
             back.left.append(f"the tag {repo}:{tag} exists")
             return
         try:
-            self._deleting.undelete_tag(repo, tag, caller)
+            self._deleting.undelete_tag(repo, tag, caller, steps=steps)
         except Denied as error:
             back.left.append(str(error))

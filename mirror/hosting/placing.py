@@ -39,7 +39,7 @@ from mirror.policy.history import AgeRule
 from mirror.policy.hosted.push_checks import check_size, requirements, tag_action
 from mirror.policy.hosted_records import next_generation
 from mirror.policy.records import ManifestRecord, TagRecord
-from mirror.ports import ABSENT, Version
+from mirror.ports import ABSENT, OWN_WORK, Steps, Version
 
 _MAY_NOT_OVERWRITE: Final = "and the rules do not let you overwrite it"
 
@@ -77,12 +77,13 @@ class Placing:
         *,
         children: Sequence[Digest] = (),
         sparse: bool = False,
+        steps: Steps = OWN_WORK,
     ) -> None:
         """Gives the repository a manifest. Of the manifests that it names, `children` must be there.
 
         Raises `ManifestBlobUnknown` if the repository has not all blobs that the manifest needs, for this caller, and
         it may not be `sparse`, or not all `children`; `ManifestInvalid` if it gives blobs other sizes than they have;
-        `QuotaExceeded`.
+        `QuotaExceeded`; `StaleRequest`.
         """
         needed = requirements(manifest, sparse=True)
         for each in needed.embedded:
@@ -96,7 +97,7 @@ class Placing:
         if subject:
             self._parts.records.put_referrer(repo, subject, referrer_descriptor(manifest))
         is_new = not has_manifest(self._parts.catalog, repo, manifest.digest)
-        version = self._parts.catalog.put_manifest(repo, record)
+        version = self._parts.catalog.put_manifest(repo, record, expect=steps.expect(None))
         try:
             kept = [blob for blob in (*needed.blobs, *needed.embedded) if blob.digest not in missing]
             if lost := self._keep_links(repo, kept, caller):
@@ -147,26 +148,28 @@ class Placing:
         was = self._parts.catalog.get_tag(repo, tag)
         self._check_move(repo, tag, digest, was, None if may_overwrite else _MAY_NOT_OVERWRITE)
 
-    def put_tag(self, repo: Repo, fresh: TagRecord, *, may_overwrite: bool) -> PlacedTag:
+    def put_tag(self, repo: Repo, fresh: TagRecord, *, may_overwrite: bool, steps: Steps = OWN_WORK) -> PlacedTag:
         """Lets a tag point to a manifest, by the caller `fresh.by`. The record is written anew even if the tag points
-        there already: otherwise a deletion that runs meanwhile could drop it. Raises `Denied`, `TagImmutable`.
+        there already: otherwise a deletion that runs meanwhile could drop it. Raises `Denied`, `TagImmutable`,
+        `StaleRequest`.
         """
-        return self._put_tag(repo, fresh, None if may_overwrite else _MAY_NOT_OVERWRITE)
+        return self._put_tag(repo, fresh, None if may_overwrite else _MAY_NOT_OVERWRITE, steps)
 
-    def put_absent_tag(self, repo: Repo, fresh: TagRecord) -> PlacedTag:
+    def put_absent_tag(self, repo: Repo, fresh: TagRecord, steps: Steps = OWN_WORK) -> PlacedTag:
         """Like `put_tag`, for a tag that points to nothing else. Raises `Denied` if it does, or is frozen at something
         else.
         """
-        return self._put_tag(repo, fresh, "and points to another image now")
+        return self._put_tag(repo, fresh, "and points to another image now", steps)
 
-    def _put_tag(self, repo: Repo, fresh: TagRecord, refusal: str | None) -> PlacedTag:
+    def _put_tag(self, repo: Repo, fresh: TagRecord, refusal: str | None, steps: Steps) -> PlacedTag:
         for _ in range(TRIES):
             found = self._parts.catalog.tag(repo, fresh.tag)
             was = found.record if found else None
             now = self._check_move(repo, fresh.tag, fresh.digest, was, refusal)
             record = self._record(repo, fresh, was if now == fresh.digest else None, was)
+            expected = steps.expect(found.version if found else ABSENT)
             with suppress(RecordChanged):
-                version = self._parts.catalog.put_tag(repo, record, expect=found.version if found else ABSENT)
+                version = self._parts.catalog.put_tag(repo, record, expect=expected)
                 # not before: of two pushes that race, only the one that moved the tag may write the history
                 self._parts.histories.record_move(repo, was, fresh, AgeRule())
                 return PlacedTag(record, version, None if now == fresh.digest else now)

@@ -17,7 +17,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.push_checks import HostedRules, requirements
 from mirror.policy.records import ManifestRecord, TagRecord
-from mirror.ports import Announcement
+from mirror.ports import OWN_WORK, Announcement, Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,21 @@ class Pushing:
         return "<Pushing>"
 
     def put(
-        self, repo: Repo, rules: HostedRules, put: ManifestPut, caller: str, *, may_overwrite: bool
+        self,
+        repo: Repo,
+        rules: HostedRules,
+        put: ManifestPut,
+        caller: str,
+        *,
+        may_overwrite: bool,
+        steps: Steps = OWN_WORK,
     ) -> tuple[str, ...]:
         """Blocking: stores the manifest and its tags; all is durable on return. Returns the tags that were moved from
         another manifest.
 
         Raises `ManifestBlobUnknown`, `ManifestInvalid`, `QuotaExceeded`; `Denied` if a tag would move and the caller
-        may not overwrite; `TagImmutable`; `ManifestUnknown` if the manifest was deleted meanwhile; `StoreError`.
+        may not overwrite; `TagImmutable`; `ManifestUnknown` if the manifest was deleted meanwhile; `StaleRequest`;
+        `StoreError`.
         """
         manifest, digest = put.manifest, put.manifest.digest
         self.check_tags(repo, put.all_tags, digest, may_overwrite=may_overwrite)
@@ -63,7 +71,7 @@ class Pushing:
         written: list[PlacedTag] = []
         try:
             with self._parts.noted(repo):
-                self._store(repo, rules, put, children, caller, announced, written, may_overwrite=may_overwrite)
+                self._store(repo, rules, put, children, caller, announced, written, steps, may_overwrite=may_overwrite)
             moved = {placed.record.tag: placed.moved_from for placed in written if placed.moved_from}
             announced.done(moved, {placed.record.tag: placed.record.generation for placed in written})
         finally:
@@ -101,6 +109,7 @@ class Pushing:
         caller: str,
         announced: Announcement,
         written: list[PlacedTag],
+        steps: Steps,
         *,
         may_overwrite: bool,
     ) -> None:
@@ -110,11 +119,13 @@ class Pushing:
         if not has_manifest(self._parts.catalog, repo, digest):
             deleted = self._deleting.drop_stale_tags(repo, digest)
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
-        self._placing.put_manifest(repo, manifest, record, caller, children=children, sparse=rules.sparse_images)
+        self._placing.put_manifest(
+            repo, manifest, record, caller, children=children, sparse=rules.sparse_images, steps=steps
+        )
         with announced.turn():
             for tag in put.all_tags:
                 fresh = TagRecord(tag, digest, manifest.media_type, size, self._parts.now(), by=caller)
-                written.append(self._placing.put_tag(repo, fresh, may_overwrite=may_overwrite))
+                written.append(self._placing.put_tag(repo, fresh, may_overwrite=may_overwrite, steps=steps))
         self._placing.check_still_there(repo, digest, written, children)
         if deleted is not None:
             with suppress(RecordChanged):

@@ -9,7 +9,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.records import Freeze, ManifestRecord, Pin, Sighting, TagRecord
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports.versioned import Expected, Version, Versioned
+from mirror.ports.versioned import Condition, Version, Versioned
 
 
 class TagRecords(Protocol):
@@ -24,7 +24,7 @@ class TagRecords(Protocol):
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
         """Like `tag`, without the version."""
 
-    def put_tag(self, repo: Repo, record: TagRecord, *, expect: Expected = None) -> Version:
+    def put_tag(self, repo: Repo, record: TagRecord, *, expect: Condition = None) -> Version:
         """Write the record of a tag. Raises `RecordChanged` if its version is not the expected one, `StoreError`,
         `StoreFull`.
 
@@ -32,7 +32,7 @@ class TagRecords(Protocol):
         version, in any process, one succeeds.
         """
 
-    def drop_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
+    def drop_tag(self, repo: Repo, tag: str, *, expect: Condition = None) -> None:
         """Delete the record of a tag, but not its history. Repeatable. Raises `RecordChanged`, `StoreError`."""
 
     def tags(self, repo: Repo) -> list[str]:
@@ -60,14 +60,14 @@ class ManifestRecords(Protocol):
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
         """Like `manifest`, without the version."""
 
-    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
+    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Condition = None) -> Version:
         """Let this repository serve the manifest from now on. Raises `RecordChanged` if the record is not in the
         expected version, `StoreError`, `StoreFull`.
 
         The record is durable once `flush` has returned.
         """
 
-    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         """Delete the record of a manifest. Repeatable. Raises `RecordChanged`, `StoreError`."""
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:

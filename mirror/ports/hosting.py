@@ -30,7 +30,7 @@ from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag, 
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports.content import BlobInfo
 from mirror.ports.streams import Body
-from mirror.ports.versioned import Expected, Version, Versioned
+from mirror.ports.versioned import Condition, Version, Versioned
 
 
 class HostedBlobs(Protocol):
@@ -182,10 +182,10 @@ class BlobLinks(Protocol):
     def link(self, repo: Repo, digest: Digest) -> Versioned[BlobLink] | None:
         """The repository's link to a blob, whatever its state; None if there is none."""
 
-    def put_link(self, repo: Repo, link: BlobLink, *, expect: Expected = None) -> Version:
+    def put_link(self, repo: Repo, link: BlobLink, *, expect: Condition = None) -> Version:
         """Write a link. Every reader sees it at once; durable after `flush`. Raises `RecordChanged`, `StoreError`."""
 
-    def drop_link(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_link(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         """Delete a link. Repeatable. Raises `RecordChanged`, `StoreError`."""
 
     def linked(self, repo: Repo) -> Iterable[Digest]:
@@ -214,10 +214,10 @@ class Deletions(Protocol):
     def deleted_manifest(self, repo: Repo, digest: Digest) -> Versioned[DeletedManifest] | None:
         """The record of a deleted manifest; None if there is none."""
 
-    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Expected = None) -> Version:
+    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Condition = None) -> Version:
         """Write it; durable after `flush`. Raises `RecordChanged`, `StoreError`."""
 
-    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         """Delete it. Repeatable. Raises `RecordChanged`, `StoreError`."""
 
     def deleted_manifests(self, repo: Repo) -> Iterable[Digest]:
@@ -226,10 +226,10 @@ class Deletions(Protocol):
     def deleted_tag(self, repo: Repo, tag: str) -> Versioned[DeletedTag] | None:
         """The record of a deleted tag; None if there is none."""
 
-    def put_deleted_tag(self, repo: Repo, record: DeletedTag, *, expect: Expected = None) -> Version:
+    def put_deleted_tag(self, repo: Repo, record: DeletedTag, *, expect: Condition = None) -> Version:
         """Write it; durable after `flush`. Raises `RecordChanged`, `StoreError`."""
 
-    def drop_deleted_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
+    def drop_deleted_tag(self, repo: Repo, tag: str, *, expect: Condition = None) -> None:
         """Delete it. Repeatable. Raises `RecordChanged`, `StoreError`."""
 
     def deleted_tags(self, repo: Repo) -> Sequence[str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from mirror.oci.reference import Repo
-from mirror.ports.versioned import Expected, Version, Versioned
+from mirror.ports.versioned import Condition, Version, Versioned
 
 
 class RecordTree(Protocol):
@@ -20,12 +20,12 @@ class RecordTree(Protocol):
     def read(self, key: str) -> Versioned[bytes] | None:
         """The content of a record."""
 
-    def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
+    def write(self, key: str, content: bytes, *, expect: Condition = None) -> Version:
         """Write or replace a record; `content` is not empty. Every reader sees it at once; durable after `flush`. Of
         several writers that expect the same version, one succeeds. Raises `RecordChanged`, `StoreFull`.
         """
 
-    def drop(self, key: str, *, expect: Expected = None) -> None:
+    def drop(self, key: str, *, expect: Condition = None) -> None:
         """Delete a record; durable after `flush`. Repeatable. Raises `RecordChanged`."""
 
     def names(self, folder: str) -> Iterable[str]:

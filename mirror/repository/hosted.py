@@ -36,7 +36,7 @@ from mirror.policy.access_rules import Action
 from mirror.policy.events.changes import ChangeKind, HostedChange
 from mirror.policy.hosted.push_checks import HostedRules, may_use, read_pushed
 from mirror.policy.hosted_records import BlobLink
-from mirror.ports import UploadFile
+from mirror.ports import Steps, UploadFile
 from mirror.repository.answers import BlobContent, BlobStat, Outcome
 from mirror.repository.hosted_content import HostedContent
 from mirror.repository.hosted_uploads import HostedUpload
@@ -152,7 +152,7 @@ class HostedRepository:
     async def mount(self, digest: Digest, source: Repo | None, pusher: Pusher) -> bool:
         """See `Writable`."""
         self._check_writable()
-        sources, size = self._verbs.sources, None
+        sources, size, steps = self._verbs.sources, None, pusher.steps()
         if source is None:
             size = await self._source(digest, pusher)
         else:
@@ -162,16 +162,18 @@ class HostedRepository:
                     if sources.hosts(source):
                         # one turn of a thread, rather than two
                         return await self._run(
-                            lambda: self._mount(digest, sources.size_now(source, digest), pusher.name, str(source))
+                            lambda: self._mount(
+                                digest, sources.size_now(source, digest), pusher.name, str(source), steps
+                            )
                         )
                     size = await sources.size(source, digest)
         if size is None:
             return False
-        return await self._run(lambda: self._mount(digest, size, pusher.name, str(source or "")))
+        return await self._run(lambda: self._mount(digest, size, pusher.name, str(source or ""), steps))
 
-    def _mount(self, digest: Digest, size: int | None, caller: str, source: str) -> bool:
+    def _mount(self, digest: Digest, size: int | None, caller: str, source: str, steps: Steps) -> bool:
         """Blocking: links a blob of this size. False if there is none (`size` is None), or if its bytes have gone
-        meanwhile. Raises `QuotaExceeded`.
+        meanwhile. Raises `QuotaExceeded`, `StaleRequest`.
         """
         if size is None:
             return False
@@ -179,6 +181,7 @@ class HostedRepository:
         announced = self._verbs.parts.events.begin(mounted.kind, self.repo, lambda: mounted)
         try:
             with suppress(BlobUnknown):
+                steps.go_on()
                 self._verbs.links.make(self.repo, digest, size)
                 self._verbs.parts.settle(self.repo)
                 announced.done()
@@ -249,6 +252,7 @@ class HostedRepository:
             lambda digest: self._counted(digest, pusher),
             open_file,
             None if turns is None else lambda size: turns.turn(pusher.name, size),
+            steps=pusher.steps,
         )
 
     async def _open(self, open_file: Callable[[], UploadFile], offset: Callable[[], int]) -> UploadFile:
@@ -270,7 +274,8 @@ class HostedRepository:
     async def delete_blob(self, digest: Digest, pusher: Pusher) -> None:
         """See `Writable`."""
         self._check_writable(creates=False)
-        await self._run(lambda: self._verbs.deleting.delete_blob(self.repo, digest, pusher.name))
+        deleting, steps = self._verbs.deleting, pusher.steps()
+        await self._run(lambda: deleting.delete_blob(self.repo, digest, pusher.name, steps=steps))
 
     # ---------------------------------------------------------------------------------------------- manifests and tags
 
@@ -280,10 +285,11 @@ class HostedRepository:
         """See `Writable`."""
         self._check_writable()
         may_overwrite = pusher.may(Action.OVERWRITE, self.repo)
+        pushing, steps = self._verbs.pushing, pusher.steps()
 
         def put() -> ManifestPushed:
             pushed = ManifestPut(read_pushed(content, media_type, reference), reference, tags)
-            moved = self._verbs.pushing.put(self.repo, self._rules, pushed, pusher.name, may_overwrite=may_overwrite)
+            moved = pushing.put(self.repo, self._rules, pushed, pusher.name, may_overwrite=may_overwrite, steps=steps)
             subject = pushed.manifest.subject
             return ManifestPushed(pushed.manifest.digest, pushed.all_tags, subject.digest if subject else None, moved)
 
@@ -292,20 +298,22 @@ class HostedRepository:
     async def delete_tag(self, tag: str, pusher: Pusher) -> None:
         """See `Writable`."""
         self._check_writable(creates=False)
-        keep = self._rules.keep_deleted > 0
-        await self._run(lambda: self._verbs.deleting.delete_tag(self.repo, tag, pusher.name, keep=keep))
+        deleting, keep, steps = self._verbs.deleting, self._rules.keep_deleted > 0, pusher.steps()
+        await self._run(lambda: deleting.delete_tag(self.repo, tag, pusher.name, keep=keep, steps=steps))
 
     async def delete_manifest(self, digest: Digest, pusher: Pusher) -> None:
         """See `Writable`."""
         self._check_writable(creates=False)
-        keep = self._rules.keep_deleted > 0
-        await self._run(lambda: self._verbs.deleting.delete_manifest(self.repo, digest, pusher.name, keep=keep))
+        deleting, keep, steps = self._verbs.deleting, self._rules.keep_deleted > 0, pusher.steps()
+        await self._run(lambda: deleting.delete_manifest(self.repo, digest, pusher.name, keep=keep, steps=steps))
 
     async def undelete(self, reference: Reference, pusher: Pusher) -> None:
         """See `Writable`."""
         self._check_writable(creates=False)
-        deleting, sparse = self._verbs.deleting, self._rules.sparse_images
+        deleting, sparse, steps = self._verbs.deleting, self._rules.sparse_images, pusher.steps()
         if isinstance(reference, Digest):
-            await self._run(lambda: deleting.undelete_manifest(self.repo, reference, pusher.name, sparse=sparse))
+            await self._run(
+                lambda: deleting.undelete_manifest(self.repo, reference, pusher.name, sparse=sparse, steps=steps)
+            )
         else:
-            await self._run(lambda: deleting.undelete_tag(self.repo, reference, pusher.name))
+            await self._run(lambda: deleting.undelete_tag(self.repo, reference, pusher.name, steps=steps))

@@ -40,7 +40,7 @@ from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.ports import UploadFile
+from mirror.ports import OWN_WORK, Steps, UploadFile
 from mirror.repository.protocol import PushBody
 
 T = TypeVar("T")
@@ -70,10 +70,13 @@ class HostedUpload:
         counted: Callable[[Digest], Awaitable[int]],
         reopen: Callable[[], UploadFile],
         turn: Callable[[int], AbstractAsyncContextManager[None]] | None = None,
+        *,
+        steps: Callable[[], Steps] = lambda: OWN_WORK,
     ) -> None:
         """`counted` returns the size of a blob that counts already for every quota; 0 if it counts anew. `reopen` opens
         the file of the session again after it was closed, or raises `UploadBusy`, `UploadUnknown`. `turn` lets a blob
-        of so many bytes be committed when it is its turn; None if a commit moves no bytes.
+        of so many bytes be committed when it is its turn; None if a commit moves no bytes. `steps`: those of the
+        request, see `Pusher`; a commit that has begun in time goes on.
         """
         self._repo = repo
         self._file = file
@@ -86,6 +89,7 @@ class HostedUpload:
         self._granted = 0
         self._reopen = reopen
         self._turn = turn
+        self._steps = steps
         #: How many bytes the session had when it was released; None while it is locked.
         self._released_at: int | None = None
         #: True once the session is over, which closes its file.
@@ -135,6 +139,7 @@ class HostedUpload:
         self._granted = end
         async with self._over_if_full():
             await self._wait(body)
+            self._steps().go_on()
             try:
                 return await self._committed(digest, lambda: self._fill_and_commit(body, digest, end), body.abort)
             except StoreFull:
@@ -212,6 +217,7 @@ class HostedUpload:
 
     async def commit(self, digest: Digest) -> int:
         """See `Upload.commit`."""
+        self._steps().go_on()
         try:
             if self._turn is None:
                 return await self._committed(digest, lambda: self._commit(digest))

@@ -18,7 +18,7 @@ from mirror.fills.read_ahead import Fetching
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
-from mirror.ports import BlobObject, Body
+from mirror.ports import BlobObject, Body, Steps
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
 
 #: Seconds without a byte after which another request may go on with an upload session.
@@ -110,6 +110,9 @@ class Pusher(Protocol):
         """Like `may` for pulls; asks the upstream of a registry that wants to be asked. Raises `UpstreamError`,
         `AccessUnavailable`.
         """
+
+    def steps(self) -> Steps:
+        """The steps of this request from now on: its body is here, as far as it is small. On the event loop."""
 
 
 class PushBody(Body, Protocol):

@@ -28,7 +28,7 @@ from mirror.policy.hosted.immutability import ImmutableTags
 from mirror.policy.hosted.push_checks import HostedRules
 from mirror.policy.records import Freeze
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import SILENCE, Announcer, BlobReader
+from mirror.ports import OWN_WORK, SILENCE, Announcer, BlobReader, Steps
 from mirror.repository.caches import Caches
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
@@ -58,6 +58,8 @@ class Caller:
         self.verified = set(verified)
         #: The repositories about which the rules were asked.
         self.asked: list[Repo] = []
+        #: Those of its requests.
+        self.made_steps: Steps = OWN_WORK
 
     def may(self, action: Action, repo: Repo) -> bool:
         self.asked.append(repo)
@@ -65,6 +67,9 @@ class Caller:
 
     async def may_pull(self, repo: Repo) -> bool:
         return self.may(Action.PULL, repo) or repo in self.verified
+
+    def steps(self) -> Steps:
+        return self.made_steps
 
 
 class Sent:

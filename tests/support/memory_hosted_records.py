@@ -12,7 +12,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag, LinkState
-from mirror.ports import ABSENT, Catalog, Expected, Version, Versioned
+from mirror.ports import ABSENT, Catalog, Condition, Version, Versioned, in_time
 
 K = TypeVar("K")
 T = TypeVar("T", BlobLink, DeletedManifest, DeletedTag)
@@ -35,11 +35,11 @@ class MemoryHostedRecords:
     def link(self, repo: Repo, digest: Digest) -> Versioned[BlobLink] | None:
         return _get(self._links, repo, digest)
 
-    def put_link(self, repo: Repo, link: BlobLink, *, expect: Expected = None) -> Version:
+    def put_link(self, repo: Repo, link: BlobLink, *, expect: Condition = None) -> Version:
         with self._changing:
             return _put(self._links, repo, link.digest, link, expect)
 
-    def drop_link(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_link(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         with self._changing:
             _drop(self._links, repo, digest, expect)
 
@@ -69,11 +69,11 @@ class MemoryHostedRecords:
     def deleted_manifest(self, repo: Repo, digest: Digest) -> Versioned[DeletedManifest] | None:
         return _get(self._manifests, repo, digest)
 
-    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Expected = None) -> Version:
+    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Condition = None) -> Version:
         with self._changing:
             return _put(self._manifests, repo, record.digest, record, expect)
 
-    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         with self._changing:
             _drop(self._manifests, repo, digest, expect)
 
@@ -83,11 +83,11 @@ class MemoryHostedRecords:
     def deleted_tag(self, repo: Repo, tag: str) -> Versioned[DeletedTag] | None:
         return _get(self._tags, repo, tag)
 
-    def put_deleted_tag(self, repo: Repo, record: DeletedTag, *, expect: Expected = None) -> Version:
+    def put_deleted_tag(self, repo: Repo, record: DeletedTag, *, expect: Condition = None) -> Version:
         with self._changing:
             return _put(self._tags, repo, record.tag, record, expect)
 
-    def drop_deleted_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
+    def drop_deleted_tag(self, repo: Repo, tag: str, *, expect: Condition = None) -> None:
         with self._changing:
             _drop(self._tags, repo, tag, expect)
 
@@ -147,17 +147,18 @@ def _get(records: dict[Repo, dict[K, T]], repo: Repo, key: K) -> Versioned[T] | 
     return None if record is None else Versioned(record, _version(record))
 
 
-def _put(records: dict[Repo, dict[K, T]], repo: Repo, key: K, record: T, expect: Expected) -> Version:
+def _put(records: dict[Repo, dict[K, T]], repo: Repo, key: K, record: T, expect: Condition) -> Version:
     _expect(_get(records, repo, key), expect)
     records.setdefault(repo, {})[key] = record
     return _version(record)
 
 
-def _drop(records: dict[Repo, dict[K, T]], repo: Repo, key: K, expect: Expected) -> None:
+def _drop(records: dict[Repo, dict[K, T]], repo: Repo, key: K, expect: Condition) -> None:
     _expect(_get(records, repo, key), expect)
     records.get(repo, {}).pop(key, None)
 
 
-def _expect(present: Versioned[object] | None, expect: Expected) -> None:
-    if expect is not None and (present.version if present else ABSENT) != expect:
+def _expect(present: Versioned[object] | None, expect: Condition) -> None:
+    expected = in_time(expect)
+    if expected is not None and (present.version if present else ABSENT) != expected:
         raise RecordChanged("the record was changed meanwhile")

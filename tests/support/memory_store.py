@@ -20,7 +20,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import ABSENT, BlobInfo, BlobReader, Body, Deleted, Expected, Growth, Version, Versioned
+from mirror.ports import ABSENT, BlobInfo, BlobReader, Body, Condition, Deleted, Growth, Version, Versioned, in_time
 
 T = TypeVar("T")
 
@@ -383,14 +383,14 @@ class MemoryCatalog:
     def get_tag(self, repo: Repo, tag: str) -> TagRecord | None:
         return self._tags.get(repo, {}).get(tag)
 
-    def put_tag(self, repo: Repo, record: TagRecord, *, expect: Expected = None) -> Version:
+    def put_tag(self, repo: Repo, record: TagRecord, *, expect: Condition = None) -> Version:
         with self._changing:
             _expect(self.tag(repo, record.tag), expect)
             self._added += not self._tags.get(repo)
             self._tags.setdefault(repo, {})[record.tag] = record
         return _version(record)
 
-    def drop_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
+    def drop_tag(self, repo: Repo, tag: str, *, expect: Condition = None) -> None:
         with self._changing:
             _expect(self.tag(repo, tag), expect)
             self._tags.get(repo, {}).pop(tag, None)
@@ -410,14 +410,14 @@ class MemoryCatalog:
     def get_manifest(self, repo: Repo, digest: Digest) -> ManifestRecord | None:
         return self._manifests.get(repo, {}).get(digest)
 
-    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
+    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Condition = None) -> Version:
         with self._changing:
             _expect(_versioned(self._manifests.get(repo, {}).get(record.digest)), expect)
             self._added += not self._manifests.get(repo)
             self._manifests.setdefault(repo, {})[record.digest] = record
         return _version(record)
 
-    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         with self._changing:
             _expect(_versioned(self._manifests.get(repo, {}).get(digest)), expect)
             self._manifests.get(repo, {}).pop(digest, None)
@@ -446,8 +446,9 @@ def _versioned(record: T | None) -> Versioned[T] | None:
     return None if record is None else Versioned(record, _version(record))
 
 
-def _expect(present: Versioned[object] | None, expect: Expected) -> None:
-    if expect is not None and (present.version if present else ABSENT) != expect:
+def _expect(present: Versioned[object] | None, expect: Condition) -> None:
+    expected = in_time(expect)
+    if expected is not None and (present.version if present else ABSENT) != expected:
         raise RecordChanged("the record was changed meanwhile")
 
 

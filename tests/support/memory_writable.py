@@ -22,6 +22,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import read_manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
+from mirror.ports import OWN_WORK, Steps
 from mirror.repository.answers import BlobContent, BlobStat, Outcome
 from mirror.repository.protocol import ManifestPushed, PushBody, Pusher
 
@@ -202,3 +203,7 @@ class FreePusher:
     async def may_pull(self, repo: Repo) -> bool:
         """See `Pusher.may_pull`."""
         return Action.PULL in self._allowed
+
+    def steps(self) -> Steps:
+        """See `Pusher.steps`."""
+        return OWN_WORK

@@ -10,9 +10,9 @@ from contextlib import suppress
 
 import pytest
 
-from mirror.errors import RecordChanged
+from mirror.errors import RecordChanged, StaleRequest
 from mirror.oci.reference import Repo
-from mirror.ports import ABSENT, RecordTree, Version
+from mirror.ports import ABSENT, InTime, RecordTree, Version
 
 APP = Repo("corp", "team/app")
 KEY = "repositories/corp/team/app/_tags/1.0"
@@ -82,6 +82,33 @@ class RecordTreeSuite:
         another.drop(KEY, expect=ABSENT)
         another.write(KEY, THREE, expect=ABSENT)
         assert content_of(tree) == THREE
+
+    def test_a_change_that_comes_too_late_is_none(self, tree: RecordTree, another: RecordTree) -> None:
+        """Whatever is expected: the moment is judged after the version that the change depends on was read, also when
+        that is read within the call.
+        """
+        asked = []
+
+        def check() -> None:
+            asked.append(content_of(another))
+            raise StaleRequest("too late")
+
+        for expected in (None, ABSENT):
+            with pytest.raises(StaleRequest):
+                tree.write(KEY, ONE, expect=InTime(expected, check))
+        assert content_of(another) is None
+        first = tree.write(KEY, ONE, expect=InTime(ABSENT, lambda: None))
+        for known in (None, first):
+            with pytest.raises(StaleRequest):
+                tree.write(KEY, TWO, expect=InTime(known, check))
+            with pytest.raises(StaleRequest):
+                tree.drop(KEY, expect=InTime(known, check))
+        assert asked == [None, None, ONE, ONE, ONE, ONE]
+        with pytest.raises(RecordChanged):
+            tree.write(KEY, TWO, expect=InTime(Version("none"), lambda: None))
+        assert version_of(another) == first
+        tree.drop(KEY, expect=InTime(first, lambda: None))
+        assert content_of(another) is None
 
     def test_no_change_is_lost(self, tree: RecordTree, another: RecordTree) -> None:
         """Of writers that expect the same version one succeeds; the others read again."""

@@ -14,7 +14,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import DeletedManifest
 from mirror.policy.records import Freeze, ManifestRecord, Pin, TagRecord
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import BlobInfo, Catalog, Deleted, Expected, Version, Versioned
+from mirror.ports import BlobInfo, Catalog, Condition, Deleted, Version, Versioned
 from tests.support.memory_hosted_records import MemoryHostedRecords
 from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryReader, MemoryStore
 
@@ -22,7 +22,7 @@ from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryReader, 
 _RUBBISH: Final = Version("rubbish")
 
 
-def _replacing(damaged: set[tuple[Repo, Digest]], repo: Repo, digest: Digest, expect: Expected) -> Expected:
+def _replacing(damaged: set[tuple[Repo, Digest]], repo: Repo, digest: Digest, expect: Condition) -> Condition:
     """What to expect of a record that is now written or dropped: it is damaged no longer. Raises `RecordChanged`."""
     if (repo, digest) not in damaged:
         if expect == _RUBBISH:
@@ -100,10 +100,10 @@ class UnreliableCatalog(MemoryCatalog):
         self._check(repo, digest)
         return super().manifest(repo, digest)
 
-    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
+    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Condition = None) -> Version:
         return super().put_manifest(repo, record, expect=_replacing(self.damaged, repo, record.digest, expect))
 
-    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         self.dropped.add((repo, digest))
         super().drop_manifest(repo, digest, expect=_replacing(self.damaged, repo, digest, expect))
 
@@ -131,10 +131,10 @@ class UnreliableHostedRecords(MemoryHostedRecords):
             raise RecordDamaged(f"{repo} {digest}", _RUBBISH)
         return super().deleted_manifest(repo, digest)
 
-    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Expected = None) -> Version:
+    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Condition = None) -> Version:
         return super().put_deleted_manifest(repo, record, expect=_replacing(self.damaged, repo, record.digest, expect))
 
-    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         super().drop_deleted_manifest(repo, digest, expect=_replacing(self.damaged, repo, digest, expect))
 
     def damage(self, repo: Repo, digest: Digest) -> None:

@@ -60,6 +60,7 @@ from mirror.server.admin.operations import PREFIX, Operation, find, openapi
 from mirror.server.admin.query_values import boolean
 from mirror.server.admin.replies import MOST_IMAGES, ClientsJson, JobsJson, ReplicationJson, SyncRulesJson
 from mirror.server.registry.access_control import AccessControl
+from mirror.server.registry.request_steps import RequestSteps
 from mirror.server.registry.responses import API_VERSION, SERVER, error_response, is_unchanged
 from mirror.values.platforms import parse_platforms
 
@@ -308,13 +309,16 @@ class Admin:
         at_once, force, dry_run = (boolean(call.query, name) for name in ("now", "force", "dry_run"))
         call.audited |= {"now": at_once or None, "forced": force or None, "dry_run": dry_run or None}
         caller = call.caller or ""
-        deleted = await self.hosted.delete(repo, image, caller, at_once=at_once, force=force, dry_run=dry_run)
+        steps = _first_step(call)
+        deleted = await self.hosted.delete(
+            repo, image, caller, at_once=at_once, force=force, dry_run=dry_run, steps=steps
+        )
         call.audited |= {"manifests": len(deleted["manifests"]), "bytes": deleted["bytes"]}
         return deleted
 
     async def _undelete(self, call: _Call) -> UndeletedJson:
         repo, image = self._hosted_image(call)
-        return await self.hosted.undelete(repo, image, call.caller or "")
+        return await self.hosted.undelete(repo, image, call.caller or "", steps=_first_step(call))
 
     def _hosted_image(self, call: _Call) -> tuple[Repo, Image | None]:
         """The hosted repository in the path, and the image in it, which the audit log then names."""
@@ -434,6 +438,13 @@ def read_prefetch(body: object, parse_image: Callable[[str], Image]) -> dict[str
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _first_step(call: _Call) -> RequestSteps:
+    """Those of a request that has not stood still until now. Raises `StaleRequest`."""
+    steps = RequestSteps.of(call.request)
+    steps.go_on()
+    return steps
 
 
 async def _body(request: web.BaseRequest, *, optional: bool = False) -> object:

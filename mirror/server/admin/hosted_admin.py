@@ -23,6 +23,7 @@ from mirror.policy.hosted_records import DeletedManifest, DeletedTag
 from mirror.policy.image_names import Image, has_reference, name_of
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
+from mirror.ports import OWN_WORK, Steps
 from mirror.server.admin.query_values import number
 from mirror.server.admin.repository_list import RepositoryList
 from mirror.server.admin.retention_admin import RetentionAdmin
@@ -177,10 +178,11 @@ class HostedAdmin:
         at_once: bool = False,
         force: bool = False,
         dry_run: bool = False,
+        steps: Steps = OWN_WORK,
     ) -> DeletedJson:
         """Deletes an image, or, if that is None, the whole repository. `at_once`: the image that a tag points to goes
         with all its tags, nothing can be undeleted, and the bytes go now. `force`: even if immutable tags need it.
-        Raises `ManifestUnknown`, `TagImmutable`, `Denied` if a tag is frozen, `StoreError`.
+        Raises `ManifestUnknown`, `TagImmutable`, `Denied` if a tag is frozen, `StaleRequest`, `StoreError`.
         """
         plan = await in_thread(self._threads, self._plan, repo, image, at_once, force)
         if dry_run:
@@ -191,11 +193,13 @@ class HostedAdmin:
         until = moment(self._now() + keep) if keep > 0 and not plan.damaged else None
         if not dry_run and at_once:
             erased = await in_thread(
-                self._threads, self._deletions.erase, plan, caller, everything=image is None, force=force
+                self._threads, self._deletions.erase, plan, caller, everything=image is None, force=force, steps=steps
             )
             freed = await self._erase_cached(erased)
         elif not dry_run:
-            await in_thread(self._threads, self._deletions.delete, plan, caller, keep=keep > 0, force=force)
+            await in_thread(
+                self._threads, self._deletions.delete, plan, caller, keep=keep > 0, force=force, steps=steps
+            )
         return {
             "image": str(repo) if image is None else name_of(repo, image.reference),
             "dry_run": dry_run,
@@ -230,20 +234,20 @@ class HostedAdmin:
 
     # ------------------------------------------------------------------------------------------------- undeletions
 
-    async def undelete(self, repo: Repo, image: Image | None, caller: str) -> UndeletedJson:
+    async def undelete(self, repo: Repo, image: Image | None, caller: str, *, steps: Steps = OWN_WORK) -> UndeletedJson:
         """Brings back a deleted tag or image, or everything in a repository. Raises `ManifestUnknown`,
-        `ManifestBlobUnknown`, `Denied`, `QuotaExceeded`, `StoreError`.
+        `ManifestBlobUnknown`, `Denied`, `QuotaExceeded`, `StaleRequest`, `StoreError`.
         """
-        back = await in_thread(self._threads, self._undelete, repo, image, caller)
+        back = await in_thread(self._threads, self._undelete, repo, image, caller, steps)
         name = str(repo) if image is None else name_of(repo, image.reference)
         return {"image": name, "manifests": [str(digest) for digest in back.manifests], "left": back.left}
 
-    def _undelete(self, repo: Repo, image: Image | None, caller: str) -> Undeleted:
+    def _undelete(self, repo: Repo, image: Image | None, caller: str, steps: Steps) -> Undeleted:
         if image is None:
-            return self._deletions.undelete_repository(repo, caller)
+            return self._deletions.undelete_repository(repo, caller, steps=steps)
         if image.digest is not None:
-            return self._deletions.undelete_image(repo, image.digest, caller)
-        return self._deletions.undelete_tag(repo, str(image.reference), caller)
+            return self._deletions.undelete_image(repo, image.digest, caller, steps=steps)
+        return self._deletions.undelete_tag(repo, str(image.reference), caller, steps=steps)
 
     async def deleted(self, query: Mapping[str, str]) -> DeletionsJson:
         """What can be undeleted. Raises `RequestError`, `StoreError`."""

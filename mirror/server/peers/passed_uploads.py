@@ -36,6 +36,7 @@ from mirror.server.peers.peer_front import ROOT, PeerRequest, PeerVerb
 from mirror.server.registry import push
 from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.receiving import Receiver
+from mirror.server.registry.request_steps import RequestSteps
 from mirror.server.registry.responses import API_VERSION, error_response
 
 _PATH: Final = "upload/"
@@ -155,7 +156,7 @@ class UploadVerb:
         wanted = parse_request(f"/{peer.rest}")
         if wanted.kind is not Kind.UPLOAD or not wanted.session:
             raise PeerRefused("request", "not a request for an upload session", 404)
-        repo, pusher = _identity(peer.request.headers.get(_IDENTITY, ""))
+        repo, pusher = _identity(peer.request)
         repository = self._repository_of(repo)
         if not is_hosted(repository):
             raise UploadUnknown(f"{repo} is not hosted here")
@@ -165,8 +166,9 @@ class UploadVerb:
 class NamedPusher:
     """A caller whose rights another replica has checked. What a session needs besides, it does not have."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, request: web.BaseRequest) -> None:
         self._name = name
+        self._request = request
 
     def __repr__(self) -> str:
         return f"<NamedPusher {self._name}>"
@@ -184,17 +186,21 @@ class NamedPusher:
         """Nothing besides what was checked."""
         return False
 
+    def steps(self) -> RequestSteps:
+        """Those of the other replica's request, which leaves when its own client does."""
+        return RequestSteps.of(self._request)
 
-def _identity(text: str) -> tuple[Repo, NamedPusher]:
+
+def _identity(request: web.BaseRequest) -> tuple[Repo, NamedPusher]:
     """The repository and the caller that the other replica has named. Raises `PeerRefused`."""
     try:
-        found = json.loads(text)
+        found = json.loads(request.headers.get(_IDENTITY, ""))
         repo, caller = read_repo(found["repository"]), found["caller"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PeerRefused("request", "the caller is not named", 400) from error
     if repo is None or not isinstance(caller, str) or not caller:
         raise PeerRefused("request", "the caller is not named", 400)
-    return repo, NamedPusher(caller)
+    return repo, NamedPusher(caller, request)
 
 
 def _path(call: push.PushCall) -> str:

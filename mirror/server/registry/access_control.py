@@ -43,6 +43,7 @@ from mirror.repository.protocol import Readable
 from mirror.server.registry.client_addresses import ClientAddresses
 from mirror.server.registry.connection_limit import client_key
 from mirror.server.registry.pull import RequestRecord
+from mirror.server.registry.request_steps import RequestSteps
 from mirror.server.registry.responses import API_VERSION
 from mirror.trust.upstream_access import Verifier
 
@@ -475,6 +476,10 @@ class RegistryPusher:
     async def may_pull(self, repo: Repo) -> bool:
         """See `Pusher.may_pull`. Raises also `TooManyLogins`."""
         return await self._access.may_pull(self._identity, repo, self._request, self._wanted)
+
+    def steps(self) -> RequestSteps:
+        """See `Pusher.steps`."""
+        return RequestSteps.of(self._request)
 
 
 def _needed(method: str, wanted: RegistryRequest) -> list[tuple[str, str, str]]:

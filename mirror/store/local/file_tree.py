@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo, check_registry
-from mirror.ports import Expected, Version, Versioned
+from mirror.ports import Condition, Version, Versioned
 from mirror.store.local.durable import (
     ABSENT_ERRNOS,
     AnyPath,
@@ -51,7 +51,7 @@ class FileTree:
         content = read_file(self._layout.record(key), f"the record {key}")
         return None if content is None else Versioned(content, version_of(content))
 
-    def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
+    def write(self, key: str, content: bytes, *, expect: Condition = None) -> Version:
         path = self._layout.record(key)
         folder = os.path.dirname(path)
         with store_errors("writing a record of a repository"):
@@ -63,7 +63,7 @@ class FileTree:
                 self._note_added()
         return version_of(content)
 
-    def drop(self, key: str, *, expect: Expected = None) -> None:
+    def drop(self, key: str, *, expect: Condition = None) -> None:
         path = self._layout.record(key)
         with (
             store_errors("dropping a record of a repository"),

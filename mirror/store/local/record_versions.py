@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from mirror.errors import RecordChanged
-from mirror.ports import ABSENT, Expected, Version
+from mirror.ports import ABSENT, Condition, Version, in_time
 from mirror.store.local.durable import ABSENT_ERRNOS, AnyPath, read_whole
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import ShortLock
@@ -27,14 +27,14 @@ def version_of(content: bytes) -> Version:
 
 
 def only_writer(
-    layout: Layout, path: AnyPath, expect: Expected = None, *, version: Callable[[bytes], Version | None] = version_of
+    layout: Layout, path: AnyPath, expect: Condition = None, *, version: Callable[[bytes], Version | None] = version_of
 ) -> AbstractContextManager[None]:
     """Be the only process that replaces or deletes this record. Blocks for a short time.
 
     `version` gives the version of a content; None if a record with this content counts as absent.
 
-    Raises `RecordChanged` if the record is not in the expected version, `OSError` or `StoreError` if that cannot be
-    determined.
+    Raises `RecordChanged` if the record is not in the expected version, what `InTime.check` raises, `OSError` or
+    `StoreError` if that cannot be determined.
     """
     return _OnlyWriter(layout, os.fspath(path), expect, version)
 
@@ -42,7 +42,9 @@ def only_writer(
 class _OnlyWriter(ShortLock):
     __slots__ = ("_expect", "_path", "_version")
 
-    def __init__(self, layout: Layout, path: str, expect: Expected, version: Callable[[bytes], Version | None]) -> None:
+    def __init__(
+        self, layout: Layout, path: str, expect: Condition, version: Callable[[bytes], Version | None]
+    ) -> None:
         # records share 256 lock files; two that share one wait for each other for a few system calls
         below = os.fsencode(path.removeprefix(f"{layout.root}/"))
         super().__init__(layout, f"record-{hashlib.blake2b(below, digest_size=1).hexdigest()}")
@@ -53,9 +55,10 @@ class _OnlyWriter(ShortLock):
     def __enter__(self) -> None:
         super().__enter__()
         try:
-            if self._expect is None:
+            expected = in_time(self._expect)
+            if expected is None:
                 return
-            if _present(self._path, self._version) != (None if self._expect is ABSENT else self._expect):
+            if _present(self._path, self._version) != (None if expected is ABSENT else expected):
                 raise RecordChanged("the record was changed meanwhile")
         except BaseException:
             self.release()

@@ -51,7 +51,9 @@ from mirror.policy.cluster import journal_names
 from mirror.ports import (
     ABSENT,
     Absent,
+    Condition,
     Expected,
+    InTime,
     ListedPart,
     ListedRecord,
     NotChanged,
@@ -107,6 +109,8 @@ class RecordObjects(ObjectReader, ObjectWriter, ObjectLister, Protocol):
 
 #: A record as the bucket has it: its version, and its content, None if it is deleted. None: there is no object.
 _Found: TypeAlias = Versioned[bytes | None] | None
+#: See `InTime.check`.
+_Check: TypeAlias = Callable[[], None] | None
 
 
 class BucketTree:
@@ -199,7 +203,7 @@ class BucketTree:
             return known, found
         return self._remembered(key, trusted=True) if counts else (False, None)
 
-    def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
+    def write(self, key: str, content: bytes, *, expect: Condition = None) -> Version:
         """See `RecordTree.write`; durable on return. Raises `ValueError` if the content is empty, or begins with a
         zero byte.
         """
@@ -210,16 +214,17 @@ class BucketTree:
         repo = _takes_name(key)
         if repo is not None:
             self.take(repo)
-        version = self._replace(key, content, expect)
+        version = self._replace(key, content, *_parts(expect))
         if repo is not None:
             # the name may have been released between the two
             self.take(repo, again=True)
         return version
 
-    def drop(self, key: str, *, expect: Expected = None) -> None:
+    def drop(self, key: str, *, expect: Condition = None) -> None:
         deleted = b"\0" + secrets.token_bytes(DELETED_SIZE - 1)
-        if isinstance(expect, str):
-            self._send(key, deleted, expect)
+        expected, check = _parts(expect)
+        if isinstance(expected, str):
+            self._send(key, deleted, expected, check)
             return
         for _ in range(_ATTEMPTS):
             found = self._ask(key)
@@ -228,19 +233,19 @@ class BucketTree:
                 self._see()
             if found is None or found.record is None:
                 return
-            if expect is ABSENT:
+            if expected is ABSENT:
                 raise RecordChanged(f"there is a record {key}")
             with suppress(RecordChanged):
-                self._send(key, deleted, found.version)
+                self._send(key, deleted, found.version, check)
                 return
         raise BucketUnavailable(f"the record {key} is changed all the time")
 
     def flush(self) -> None:
         """Nothing to do: a bucket has written what it has acknowledged."""
 
-    def _replace(self, key: str, content: bytes, expect: Expected) -> Version:
+    def _replace(self, key: str, content: bytes, expect: Expected, check: _Check) -> Version:
         if isinstance(expect, str):
-            return self._send(key, content, expect)
+            return self._send(key, content, expect, check)
         base = self._guess(key, expect)
         for _ in range(_ATTEMPTS):
             if base is None:
@@ -249,7 +254,7 @@ class BucketTree:
                     raise RecordChanged(f"there is a record {key}")
                 base = ABSENT if found is None else found.version
             try:
-                return self._send(key, content, base)
+                return self._send(key, content, base, check)
             except RecordChanged:
                 base = None
         raise BucketUnavailable(f"the record {key} is changed all the time")
@@ -265,12 +270,16 @@ class BucketTree:
             return None if expect is ABSENT else row.version
         return row.version
 
-    def _send(self, key: str, content: bytes, expect: Version | Absent) -> Version:
-        """One conditional write, with the memory informed before and after. Raises `RecordChanged`, `StoreError`."""
+    def _send(self, key: str, content: bytes, expect: Version | Absent, check: _Check = None) -> Version:
+        """One conditional write, with the memory informed before and after. Raises `RecordChanged`, `StoreError`, and
+        what `check` raises.
+        """
         with nullcontext() if self.journals is None else self.journals.writing(key):
-            return self._send_alone(key, content, expect)
+            return self._send_alone(key, content, expect, check)
 
-    def _send_alone(self, key: str, content: bytes, expect: Version | Absent) -> Version:
+    def _send_alone(self, key: str, content: bytes, expect: Version | Absent, check: _Check) -> Version:
+        if check is not None:
+            check()
         try:
             token = self._memory.begin(key)
         except IndexUnavailable as error:
@@ -774,6 +783,10 @@ def _is_strange(seen: RememberedRecord, found: _Found, *, others_write: bool) ->
         return False
     is_known = seen.is_trusted and seen.state is not RecordState.UNKNOWN
     return is_known and seen.version is not None and seen.version != found.version
+
+
+def _parts(condition: Condition) -> tuple[Expected, _Check]:
+    return (condition.expected, condition.check) if isinstance(condition, InTime) else (condition, None)
 
 
 def _is_deleted(content: bytes) -> bool:

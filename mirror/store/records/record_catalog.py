@@ -12,7 +12,7 @@ from mirror.errors import RecordDamaged
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord, read_history, write_history
-from mirror.ports import Expected, RecordTree, Version, Versioned
+from mirror.ports import Condition, RecordTree, Version, Versioned
 from mirror.store.records import record_keys
 from mirror.store.records.record_reading import digests_in, read_record, tags_in
 
@@ -39,10 +39,10 @@ class RecordCatalog:
         versioned = self.tag(repo, tag)
         return versioned.record if versioned else None
 
-    def put_tag(self, repo: Repo, record: TagRecord, *, expect: Expected = None) -> Version:
+    def put_tag(self, repo: Repo, record: TagRecord, *, expect: Condition = None) -> Version:
         return self._tree.write(f"{record_keys.tags(repo)}/{record.tag}", record.to_json(), expect=expect)
 
-    def drop_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
+    def drop_tag(self, repo: Repo, tag: str, *, expect: Condition = None) -> None:
         self._tree.drop(f"{record_keys.tags(repo)}/{tag}", expect=expect)
 
     def tags(self, repo: Repo) -> list[str]:
@@ -67,10 +67,10 @@ class RecordCatalog:
         versioned = self.manifest(repo, digest)
         return versioned.record if versioned else None
 
-    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Expected = None) -> Version:
+    def put_manifest(self, repo: Repo, record: ManifestRecord, *, expect: Condition = None) -> Version:
         return self._tree.write(_manifest(repo, record.digest), record.to_json(), expect=expect)
 
-    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_manifest(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         self._tree.drop(_manifest(repo, digest), expect=expect)
 
     def manifests(self, repo: Repo) -> Iterable[ManifestRecord]:

@@ -20,7 +20,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, ManifestMalformed, read_descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag, LinkState
-from mirror.ports import ChangeCounter, Expected, RecordTree, Version, Versioned
+from mirror.ports import ChangeCounter, Condition, RecordTree, Version, Versioned
 from mirror.store.records import record_keys
 from mirror.store.records.record_keys import file_name
 from mirror.store.records.record_reading import digests_in, read_record, tags_in
@@ -53,7 +53,7 @@ class RepositoryRecords:
             lambda: f"the link of {repo} to {digest}",
         )
 
-    def put_link(self, repo: Repo, link: BlobLink, *, expect: Expected = None) -> Version:
+    def put_link(self, repo: Repo, link: BlobLink, *, expect: Condition = None) -> Version:
         if link.state is not LinkState.RESERVED:
             self._tree.take(repo)
         version = self._tree.write(_link(repo, link.digest), link.to_json(), expect=expect)
@@ -62,7 +62,7 @@ class RepositoryRecords:
             self._tree.take(repo, again=True)
         return version
 
-    def drop_link(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_link(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         self._tree.drop(_link(repo, digest), expect=expect)
 
     def linked(self, repo: Repo) -> Iterable[Digest]:
@@ -95,10 +95,10 @@ class RepositoryRecords:
             lambda: f"the record of the deleted manifest {repo}@{digest}",
         )
 
-    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Expected = None) -> Version:
+    def put_deleted_manifest(self, repo: Repo, record: DeletedManifest, *, expect: Condition = None) -> Version:
         return self._tree.write(_deleted_manifest(repo, record.digest), record.to_json(), expect=expect)
 
-    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Expected = None) -> None:
+    def drop_deleted_manifest(self, repo: Repo, digest: Digest, *, expect: Condition = None) -> None:
         self._tree.drop(_deleted_manifest(repo, digest), expect=expect)
 
     def deleted_manifests(self, repo: Repo) -> Iterable[Digest]:
@@ -112,10 +112,10 @@ class RepositoryRecords:
             lambda: f"the record of the deleted tag {repo}:{tag}",
         )
 
-    def put_deleted_tag(self, repo: Repo, record: DeletedTag, *, expect: Expected = None) -> Version:
+    def put_deleted_tag(self, repo: Repo, record: DeletedTag, *, expect: Condition = None) -> Version:
         return self._tree.write(f"{record_keys.deleted_tags(repo)}/{record.tag}", record.to_json(), expect=expect)
 
-    def drop_deleted_tag(self, repo: Repo, tag: str, *, expect: Expected = None) -> None:
+    def drop_deleted_tag(self, repo: Repo, tag: str, *, expect: Condition = None) -> None:
         self._tree.drop(f"{record_keys.deleted_tags(repo)}/{tag}", expect=expect)
 
     def deleted_tags(self, repo: Repo) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from mirror.oci.reference import Repo
-from mirror.ports import Expected, RecordTree, Version, Versioned
+from mirror.ports import Condition, RecordTree, Version, Versioned
 
 
 class RoutedTree:
@@ -25,10 +25,10 @@ class RoutedTree:
     def read(self, key: str) -> Versioned[bytes] | None:
         return self._of_key(key).read(key)
 
-    def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
+    def write(self, key: str, content: bytes, *, expect: Condition = None) -> Version:
         return self._of_key(key).write(key, content, expect=expect)
 
-    def drop(self, key: str, *, expect: Expected = None) -> None:
+    def drop(self, key: str, *, expect: Condition = None) -> None:
         self._of_key(key).drop(key, expect=expect)
 
     def names(self, folder: str) -> Iterable[str]:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from mirror.errors import BucketUnavailable
 from mirror.oci.reference import Repo
-from mirror.ports import Expected, RecordTree, Version, Versioned
+from mirror.ports import Condition, RecordTree, Version, Versioned
 
 T = TypeVar("T")
 
@@ -31,11 +31,11 @@ class SilentTree:
         except BucketUnavailable:
             return None
 
-    def write(self, key: str, content: bytes, *, expect: Expected = None) -> Version:
+    def write(self, key: str, content: bytes, *, expect: Condition = None) -> Version:
         """Raises `TypeError`: whoever writes must know what is there."""
         raise TypeError(f"{key} is not written through a tree that is silent")
 
-    def drop(self, key: str, *, expect: Expected = None) -> None:
+    def drop(self, key: str, *, expect: Condition = None) -> None:
         """Raises `TypeError`, like `write`."""
         raise TypeError(f"{key} is not deleted through a tree that is silent")
 
