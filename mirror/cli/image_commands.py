@@ -9,6 +9,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +55,7 @@ from mirror.eviction.scrub import (
 )
 from mirror.graph.blob_places import BlobPlaces
 from mirror.inspect.as_json import image_detail_json, image_json
-from mirror.inspect.images import CachedImage, ImageDetail, Overview, PlatformHere
+from mirror.inspect.images import CachedImage, ImageDetail, Overview, PageCursor, PlatformHere
 from mirror.oci.manifest import Descriptor
 from mirror.policy.hosted.stay_rules import StayRules
 from mirror.policy.image_misses import Miss
@@ -73,10 +74,14 @@ def ls(
     config: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
     incomplete: Annotated[bool, typer.Option("--incomplete", help="Only images that are incomplete.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many images.")] = None,
+    after: Annotated[
+        str, typer.Option("--after", metavar="IMAGE", help="Only what follows this image in the list.")
+    ] = "",
 ) -> None:
     """List the images that are here, cached and hosted, with the platforms that are complete."""
     loaded = _load(config)
-    trouble = asyncio.run(_list(loaded, pattern, as_json, incomplete))
+    trouble = asyncio.run(_list(loaded, pattern, as_json, incomplete, limit, _place(after, loaded)))
     if trouble:
         raise MirrorError(f"{trouble}: what only the bucket has is listed as missing")
 
@@ -84,7 +89,22 @@ def ls(
 _ROW = "{:<9} {:>8}  {:<16}  {:<9}  {:<19}  {:<50}  {}"
 
 
-async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete: bool) -> str:
+def _place(after: str, loaded: settings.Config) -> PageCursor | None:
+    """Where a list begins that follows this image. Raises `ConfigError`."""
+    if not after:
+        return None
+    [image] = parse_images([after], loaded)
+    return image.repo, str(image.reference)
+
+
+async def _list(
+    loaded: settings.Config,
+    pattern: str,
+    as_json: bool,
+    incomplete: bool,
+    limit: int | None,
+    begin: PageCursor | None,
+) -> str:
     """Returns why what only a bucket has could not be read; empty: it could."""
     selection = select(pattern, routing_table(loaded))
     async with open_storage(loaded) as storage:
@@ -92,13 +112,18 @@ async def _list(loaded: settings.Config, pattern: str, as_json: bool, incomplete
         header = _ROW.format("COMPLETE", "SIZE", "LAST PULL", "STAYS", "DIGEST", "IMAGE", "PLATFORMS").rstrip()
         # not before it is known whether anything can be listed
         lines = [] if as_json else [header]
-        async for image in overview.images(selection):
-            if incomplete and image.complete:
-                continue
-            for line in lines:
-                say(line)
-            lines.clear()
-            say_json(image_json(image), indent=None) if as_json else say(_image_row(image))
+        left = limit
+        async with aclosing(overview.images(selection, begin)) as images:
+            async for image in images:
+                if incomplete and image.complete:
+                    continue
+                for line in lines:
+                    say(line)
+                lines.clear()
+                say_json(image_json(image), indent=None) if as_json else say(_image_row(image))
+                left = None if left is None else left - 1
+                if left == 0:
+                    break
         for line in lines:
             say(line)
         return await asyncio.to_thread(storage.stored.trouble)

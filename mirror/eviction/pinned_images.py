@@ -120,15 +120,29 @@ def why_pinned(
     pinned: Iterable[PinnedImage], repo: Repo, *, tag: str | None = None, digest: Digest | None = None
 ) -> list[PinnedImage]:
     """Returns the images of `pinned` because of which an image stays: those with its tag and those with its digest."""
-    return [
-        image
-        for image in pinned
-        if image.repo == repo
-        and (
-            (tag is not None and image.reference == tag)
-            or (digest is not None and (image.reference == digest or (image.root and image.root.digest == digest)))
-        )
-    ]
+    return list(PinsOfRepository(image for image in pinned if image.repo == repo).why(tag, digest))
+
+
+class PinsOfRepository:
+    """The pinned images of one repository, to be asked for each of many images."""
+
+    def __init__(self, pinned: Iterable[PinnedImage]) -> None:
+        """`pinned` are of one repository; answers have their order."""
+        self._pinned = tuple(pinned)
+        #: Their numbers, by tag or digest.
+        self._numbers: dict[Reference, list[int]] = {}
+        for number, image in enumerate(self._pinned):
+            for name in {image.reference, *([image.root.digest] if image.root else [])}:
+                self._numbers.setdefault(name, []).append(number)
+
+    def __repr__(self) -> str:
+        return f"<PinsOfRepository {len(self._pinned)}>"
+
+    def why(self, tag: str | None, digest: Digest | None) -> tuple[PinnedImage, ...]:
+        """Returns those because of which an image stays: those with its tag and those with its digest."""
+        names = (name for name in (tag, digest) if name is not None)
+        numbers = {number for name in names for number in self._numbers.get(name, ())}
+        return tuple(self._pinned[number] for number in sorted(numbers))
 
 
 def shown_root(catalog: Catalog, repo: Repo, reference: Reference) -> Descriptor | None:

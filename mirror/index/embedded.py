@@ -113,6 +113,7 @@ ON CONFLICT (digest) DO UPDATE SET
     last_used = max(last_used, excluded.last_used)
 WHERE size <> excluded.size OR last_used < excluded.last_used
 """
+_RECORDS: Final = "SELECT digest, size, last_used FROM content WHERE digest IN (SELECT value FROM json_each(?))"
 # Also touches every index above a manifest.
 _TOUCH: Final = """
 WITH RECURSIVE seen (digest, at) AS (
@@ -199,6 +200,14 @@ class EmbeddedIndex:
         """The record of a blob; None if there is none."""
         rows = await self._read("SELECT digest, size, last_used FROM content WHERE digest = ?", str(digest))
         return next(_records(rows), None)
+
+    async def records(self, digests: Sequence[Digest]) -> dict[Digest, ContentRecord]:
+        """The records of those of these blobs that have one."""
+        found: dict[Digest, ContentRecord] = {}
+        for batch in batches(digests, _BATCH):
+            rows = await self._read(_RECORDS, json.dumps([*map(str, batch)]))
+            found |= {record.digest: record for record in _records(rows)}
+        return found
 
     async def drop(self, digests: Sequence[Digest]) -> None:
         """Drop records, and the references of those that are manifests. Repeatable."""

@@ -140,6 +140,15 @@ class RedisIndex:
         size, last_used = await self._run(scripts.GET, [str(digest)])
         return _record(str(digest), size, last_used)
 
+    async def records(self, digests: Sequence[Digest]) -> dict[Digest, ContentRecord]:
+        """The records of those of these blobs that have one."""
+        found: dict[Digest, ContentRecord] = {}
+        for batch in batches(digests, _BATCH):
+            rows = await self._run(scripts.RECORDS, [*map(str, batch)])
+            records = (_record(str(digest), *row) for digest, row in zip(batch, rows, strict=True))
+            found |= {record.digest: record for record in records if record}
+        return found
+
     async def drop(self, digests: Sequence[Digest]) -> None:
         """Drop records, and the references of those that are manifests. Repeatable."""
         for batch in batches(digests, _BATCH):

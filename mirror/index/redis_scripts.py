@@ -72,6 +72,16 @@ GET: Final = (
 return {redis.call('HGET', sizes, ARGV[1]), redis.call('ZSCORE', order_of(ARGV[1]), ARGV[1])}
 """
 )
+RECORDS: Final = (
+    _ROLES
+    + """
+local answer = {}
+for i, digest in ipairs(ARGV) do
+    answer[i] = {redis.call('HGET', sizes, digest), redis.call('ZSCORE', order_of(digest), digest)}
+end
+return answer
+"""
+)
 # Must work when Redis is out of memory: otherwise eviction would find the same records again and again.
 DROP: Final = (
     "#!lua flags=allow-oom\n"

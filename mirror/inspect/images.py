@@ -17,12 +17,13 @@ import asyncio
 import bisect
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence, Set
+from collections.abc import AsyncGenerator, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, StoreError
-from mirror.eviction.pinned_images import PinnedImage, pinned_by_rules, shown_root, why_pinned
+from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RequestError, StoreError
+from mirror.eviction.pinned_images import PinnedImage, PinsOfRepository, pinned_by_rules, shown_root
 from mirror.eviction.reconcile import is_whole
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Closure, Node, Role, shown_closure
@@ -35,7 +36,7 @@ from mirror.oci.strict_json import read_json
 from mirror.oci.text import printable
 from mirror.policy.hosted.stay_rules import StayRules
 from mirror.policy.image_names import name_of
-from mirror.policy.records import Freeze
+from mirror.policy.records import ContentRecord, Freeze
 from mirror.policy.selection import Selection
 from mirror.policy.unreadable_records import UnreadableRecord
 from mirror.ports import Blobs, Catalog, ContentIndex
@@ -113,6 +114,27 @@ class CachedImage:
 PageCursor = tuple[Repo, str]
 
 
+def cursor_of(after: str) -> PageCursor | None:
+    """The place behind the image of this name; None, the beginning, if it is empty. The name of a repository alone is
+    the place before its first image. Raises `RequestError`.
+    """
+    if not after:
+        return None
+    name, _, digest = after.partition("@")
+    head, slash, last = name.rpartition("/")
+    if not slash:
+        raise RequestError(f"after: not the name of an image: {after[:80]!r}")
+    last, _, tag = last.partition(":")
+    registry, _, name = f"{head}/{last}".partition("/")
+    return Repo(registry, name), digest or tag
+
+
+def cursor_text(cursor: PageCursor) -> str:
+    """The inverse of `cursor_of`."""
+    repo, name = cursor
+    return f"{repo}{'@' if ':' in name else ':'}{name}" if name else str(repo)
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some images, and where the next page begins (None if there are no more)."""
@@ -166,25 +188,27 @@ class Overview:
         self._unread = tuple(unread)
         self._rules = tuple(rules.pins)
         self._immutable = rules.immutable
-        self._by_rules: tuple[Repo, list[PinnedImage]] | None = None
+        #: The pins of the repository that was read last.
+        self._pins_here: tuple[Repo, PinsOfRepository] | None = None
         self._pinned: dict[Repo, list[PinnedImage]] = {}
         for image in pinned:
             self._pinned.setdefault(image.repo, []).append(image)
 
     # ------------------------------------------------------------------------------------------------- listing
 
-    async def images(self, selection: Selection | None = None) -> AsyncIterator[CachedImage]:
+    async def images(
+        self, selection: Selection | None = None, begin: PageCursor | None = None
+    ) -> AsyncGenerator[CachedImage, None]:
         """Yields every image here, by repository: first the tags, then the manifests that have no tag and are in no
-        index that is here.
+        index that is here. With `begin`, those behind that place.
 
         Raises `StoreError`.
         """
         repos = await asyncio.to_thread(lambda: sorted(self._catalog.repositories()))
-        work = self._walk(repos, selection)
+        work = self._walk(repos if begin is None else repos[bisect.bisect_left(repos, begin[0]) :], selection, begin)
         while batch := await asyncio.to_thread(_some, work):
-            for (repo, _), entry in batch:
-                if entry is not None:
-                    yield await self._image_of(repo, entry)
+            for image in await self._images_of(entry for _, entry in batch if entry is not None):
+                yield image
 
     async def page(
         self, selection: Selection, repositories: Sequence[Repo], begin: PageCursor | None, limit: int, most: int
@@ -196,26 +220,32 @@ class Overview:
         """
         repos = repositories if begin is None else repositories[bisect.bisect_left(repositories, begin[0]) :]
         work = self._walk(repos, selection, begin)
-        images: list[CachedImage] = []
+        entries: list[_Entry] = []
         place: PageCursor | None = None
         # one more image is read than the page has, to know whether there are more
-        while batch := await asyncio.to_thread(_some, work, limit - len(images) + 1):
+        while batch := await asyncio.to_thread(_some, work, limit - len(entries) + 1):
             for here, entry in batch:
-                if place is not None and (len(images) == limit or most <= 0):
-                    return Page(tuple(images), place)
+                if place is not None and (len(entries) == limit or most <= 0):
+                    return Page(await self._images_of(entries), place)
                 place, most = here, most - 1
                 if entry is not None:
-                    images.append(await self._image_of(here[0], entry))
-        return Page(tuple(images), None)
+                    entries.append(entry)
+        return Page(await self._images_of(entries), None)
 
-    async def _image_of(self, repo: Repo, entry: _Entry) -> CachedImage:
-        tag, root, closure, platforms = entry
-        why = await asyncio.to_thread(self._why, repo, tag, root.digest)
-        used_at = await self._used_at(root.digest)
+    async def _images_of(self, entries: Iterable[_Entry]) -> tuple[CachedImage, ...]:
+        """Asks the index once for the times of use of all of them."""
+        entries = tuple(entries)
+        used = await self._used_at([entry.root.digest for entry in entries])
+        return tuple(self._image_of(entry, used[entry.root.digest]) for entry in entries)
+
+    def _image_of(self, entry: _Entry, used_at: float) -> CachedImage:
+        repo, tag, root = entry.repo, entry.tag, entry.root
         frozen = self._is_frozen(repo, tag, root.digest)
         hosted = self._blobs.is_hosted(repo)
         immutable = tag is not None and self._immutable.rule(repo, tag) is not None
-        return CachedImage(repo, tag, root, closure, platforms, used_at, why, frozen, hosted, immutable)
+        return CachedImage(
+            repo, tag, root, entry.closure, entry.platforms, used_at, entry.pinned, frozen, hosted, immutable
+        )
 
     def _walk(
         self, repos: Iterable[Repo], selection: Selection | None, begin: PageCursor | None = None
@@ -232,7 +262,7 @@ class Overview:
             # nothing else has a hosted image, so one that has lost its manifest is listed, as incomplete
             hosted = self._blobs.is_hosted(repo)
             for name, entry in self._of_repository(repo, selection, behind):
-                yield (repo, name), entry if entry is not None and (hosted or entry[2].present) else None
+                yield (repo, name), entry if entry is not None and (hosted or entry.closure.present) else None
 
     def _of_repository(
         self, repo: Repo, selection: Selection | None, behind: str
@@ -240,34 +270,45 @@ class Overview:
         """Blocking: yields the images of a repository that come after `behind`, with their tag or digest. Tags come
         first. A digest has a colon and a tag has none, so that a `behind` with a colon is after every tag.
         """
-        closures: dict[Digest, tuple[Closure, tuple[PlatformHere, ...]]] = {}
-        for tag in self._catalog.tags(repo) if ":" not in behind else ():
-            if tag <= behind or (selection is not None and not selection.has_tag(tag)):
+        looked: dict[Digest, tuple[Closure, tuple[PlatformHere, ...]]] = {}
+        tags = self._catalog.tags(repo)
+        roots: dict[str, Descriptor | None] = {}
+        for tag in tags[bisect.bisect_right(tags, behind) :] if ":" not in behind else ():
+            if selection is not None and not selection.has_tag(tag):
                 continue
-            root = self._shown_root(repo, tag)
+            root = roots[tag] = self._shown_root(repo, tag)
             if root is None:
                 yield tag, None
                 continue
-            if root.digest not in closures:
-                closures[root.digest] = self._look_into(repo, root)
-            yield tag, (tag, root, *closures[root.digest])
+            if root.digest not in looked:
+                looked[root.digest] = self._look_into(repo, root)
+            yield tag, self._entry(repo, tag, root, looked[root.digest])
         if selection is None or selection.has_tag(None):
-            for root in self._untagged(repo):
+            tagged = {root.digest for tag in tags if (root := _known(roots, tag, partial(self._shown_root, repo)))}
+            known = {digest: named for closure, _ in looked.values() for digest, named in closure.named.items()}
+            for root in self._untagged(repo, tagged, known):
                 name = str(root.digest)
                 if ":" not in behind or name > behind:
-                    yield name, (None, root, *self._look_into(repo, root))
+                    yield name, self._entry(repo, None, root, self._look_into(repo, root))
 
-    def _untagged(self, repo: Repo) -> list[Descriptor]:
+    def _untagged(
+        self, repo: Repo, tagged: Set[Digest], known: Mapping[Digest, Collection[Digest]]
+    ) -> list[Descriptor]:
         """Blocking: returns the manifests to which no tag points and which no manifest here names, sorted by their
-        digests as text. Reads one or two files for each manifest of the repository.
+        digests as text. `known` is what some of the manifests name; two files are read for each of the others.
         """
-        named = {root.digest for tag in self._catalog.tags(repo) if (root := self._shown_root(repo, tag))}
-        roots = {}
-        for _, digest, record in walk(self._catalog, self._catalog.get_manifest, any_may_be_missing, [repo]):
-            roots[digest] = record.descriptor
+        named = set(tagged).union(*known.values())
+        candidates = [digest for digest in self._catalog.manifest_digests(repo) if digest not in known]
+        for digest in candidates:
             manifest = self._shown(repo, digest)
             named.update(child.digest for child in (manifest.manifests if manifest else ()))
-        return [roots[digest] for digest in sorted(roots.keys() - named, key=str)]
+        untagged = (digest for digest in sorted(candidates, key=str) if digest not in named)
+        return [root for digest in untagged if (root := self._shown_root(repo, digest))]
+
+    def _entry(
+        self, repo: Repo, tag: str | None, root: Descriptor, looked: tuple[Closure, tuple[PlatformHere, ...]]
+    ) -> _Entry:
+        return _Entry(repo, tag, root, *looked, self._why(repo, tag, root.digest))
 
     def _look_into(self, repo: Repo, root: Descriptor) -> tuple[Closure, tuple[PlatformHere, ...]]:
         closure = shown_closure(self._blobs.of(repo), self._catalog, repo, root)
@@ -294,12 +335,14 @@ class Overview:
 
     def _why(self, repo: Repo, tag: str | None, digest: Digest) -> tuple[PinnedImage, ...]:
         """Blocking: returns the pins because of which an image stays. If there are rules, this reads a small file for
-        each tag of the repository.
+        each tag of the repository, once for all images of the repository that are listed together.
         """
-        if self._rules and (self._by_rules is None or self._by_rules[0] != repo):
-            self._by_rules = repo, pinned_by_rules(self._rules, self._catalog, repo, shown_root)
-        pinned = [*self._pinned.get(repo, ()), *(self._by_rules[1] if self._by_rules else ())]
-        return tuple(why_pinned(pinned, repo, tag=tag, digest=digest)) if pinned else ()
+        if self._pins_here is None or self._pins_here[0] != repo:
+            pinned = list(self._pinned.get(repo, ()))
+            if self._rules:
+                pinned += pinned_by_rules(self._rules, self._catalog, repo, shown_root)
+            self._pins_here = repo, PinsOfRepository(pinned)
+        return self._pins_here[1].why(tag, digest)
 
     def _is_frozen(self, repo: Repo, tag: str | None, digest: Digest) -> bool:
         """True if a freeze keeps the image: that of its tag, or of another tag of the repository at the same digest."""
@@ -307,19 +350,23 @@ class Overview:
             return True
         return (repo, digest) in self._frozen
 
-    async def _used_at(self, digest: Digest) -> float:
-        """Returns the time of last use from the index, or else from the disk, where it is less precise; 0 if neither
-        knows.
+    async def _used_at(self, digests: Sequence[Digest]) -> Mapping[Digest, float]:
+        """Returns the times of last use from the index, or else from the disk, where they are less precise; 0 if
+        neither knows.
         """
-        record = None
-        if self._index is not None:
+        records: Mapping[Digest, ContentRecord] = {}
+        if self._index is not None and digests:
             try:
-                record = await self._index.get(digest)
+                records = await self._index.records(digests)
             except IndexUnavailable:
-                # do not ask again: an index that is down costs a tenth of a second for each of perhaps 100,000 images
+                # do not ask again: an index that is down costs a tenth of a second for each page of a long list
                 self._index = None
-        if record is not None:
-            return record.last_used
+        used = {digest: record.last_used for digest, record in records.items()}
+        if rest := [digest for digest in digests if digest not in used]:
+            used |= await asyncio.to_thread(lambda: {digest: self._used_by_disk(digest) for digest in rest})
+        return used
+
+    def _used_by_disk(self, digest: Digest) -> float:
         try:
             return self._blobs.contents.stat(digest).used_at
         except (BlobUnknown, StoreError):
@@ -333,7 +380,9 @@ class Overview:
         root = await asyncio.to_thread(self._root, repo, reference)
         if root is None:
             return None
-        return await self._image_of(repo, (tag, root, *await asyncio.to_thread(self._look_into, repo, root)))
+        entry = await asyncio.to_thread(lambda: self._entry(repo, tag, root, self._look_into(repo, root)))
+        [image] = await self._images_of([entry])
+        return image
 
     def _root(self, repo: Repo, reference: Reference) -> Descriptor | None:
         if self._blobs.is_hosted(repo):
@@ -442,7 +491,24 @@ class Overview:
 
 
 _T = TypeVar("_T")
-_Entry = tuple[str | None, Descriptor, Closure, tuple[PlatformHere, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is read of an image on the disk."""
+
+    repo: Repo
+    tag: str | None
+    root: Descriptor
+    closure: Closure
+    platforms: tuple[PlatformHere, ...]
+    pinned: tuple[PinnedImage, ...]
+
+
+def _known(
+    roots: Mapping[str, Descriptor | None], tag: str, read: Callable[[str], Descriptor | None]
+) -> Descriptor | None:
+    return roots[tag] if tag in roots else read(tag)
 
 
 def _some(

@@ -23,6 +23,9 @@ class ContentIndex(Protocol):
     async def get(self, digest: Digest) -> ContentRecord | None:
         """The record of a blob; None if it is not in the index."""
 
+    async def records(self, digests: Sequence[Digest]) -> dict[Digest, ContentRecord]:
+        """The records of those of these blobs that are in the index."""
+
     async def drop(self, digests: Sequence[Digest]) -> None:
         """Remove blobs, and the references of those that are manifests. Links stay. Repeatable."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -154,7 +157,7 @@ async def test_last_pull_and_pins(here: Here) -> None:
     class Down(MemoryIndex):
         asked = 0
 
-        async def get(self, digest: Digest) -> ContentRecord | None:
+        async def records(self, digests: Sequence[Digest]) -> dict[Digest, ContentRecord]:
             self.asked += 1
             raise IndexUnavailable("down")
 
@@ -262,6 +265,78 @@ async def test_a_page_reads_no_more_than_it_tells(pattern: str) -> None:
         page = await overview.page(selection, repos, begin, 4, 1000)
         # a page looks into one more than it tells, to know whether there is one
         assert store.reads <= 2 * (len(page.images) + 1) + (2 * 6 if pattern == "**" else 0)
+
+
+async def test_a_listing_reads_each_manifest_once() -> None:
+    """The manifest and the config of each image, and no manifest again to find those without a tag; the index is asked
+    once for many images.
+    """
+    store = _Counted()
+    here = Here(store, MemoryCatalog())
+    repos = [Repo("docker.io", f"team/app{number}") for number in range(4)]
+    for repo in repos:
+        for number in range(20):
+            parts = [here.image([f"{repo} {number} {name}".encode()], repo=repo) for name in ("amd64", "arm64")]
+            here.index({"linux/amd64": parts[0], "linux/arm64": parts[1]}, repo=repo, tag=f"v{number}")
+        here.image([f"{repo} untagged".encode()], repo=repo)
+
+    class Asked(MemoryIndex):
+        calls = 0
+
+        async def records(self, digests: Sequence[Digest]) -> dict[Digest, ContentRecord]:
+            self.calls += 1
+            return await super().records(digests)
+
+    index = Asked()
+    page = await _overview(here, index).page(select("**", _TABLE), repos, None, 500, 1000)
+    assert len(page.images) == 4 * 21
+    assert store.reads == 4 * (20 * 3 + 2 + 1)
+    assert index.calls == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_what_stays_is_listed_once_whatever_changes_between_pages(seed: int) -> None:
+    """Images come and go between the pages, before the place, behind it and at it; tags move. Those that are there the
+    whole time, under the same name, are listed once each.
+    """
+    draw = random.Random(seed)
+    here = Here(MemoryStore(), MemoryCatalog())
+    repos = [Repo("docker.io", f"team/app{number}") for number in range(6)]
+
+    def name(number: int) -> str:
+        return f"{draw.choice('abc')}{number}"
+
+    staying: set[str] = set()
+    others: list[tuple[Repo, str]] = []
+    for number, repo in enumerate(repos * 10):
+        tag = name(number)
+        root = here.image([f"{repo} {tag}".encode()], repo=repo, tag=None if number % 7 == 3 else tag)
+        if number % 3 or number % 7 == 3:
+            staying.add(f"{repo}@{root.digest}" if number % 7 == 3 else f"{repo}:{tag}")
+        else:
+            others.append((repo, tag))
+    listed: Counter[str] = Counter()
+    begin, added = None, 100
+    while True:
+        # each page is of an overview of its own, as each request's is
+        found = sorted({*repos, *here.catalog.repositories()})
+        page = await _overview(here).page(select("**", _TABLE), found, begin, draw.randint(1, 6), draw.randint(1, 9))
+        listed.update(image.name for image in page.images)
+        if page.next is None:
+            break
+        begin = page.next
+        for _ in range(draw.randint(0, 3)):
+            if others and draw.random() < 0.6:
+                repo, tag = others.pop(draw.randrange(len(others)))
+                here.catalog.drop_tag(repo, tag)
+            else:
+                added += 1
+                repo = draw.choice([*repos, Repo("docker.io", f"team/app{draw.randint(0, 9)}x")])
+                tag = name(added)
+                here.image([f"new {added}".encode()], repo=repo, tag=tag)
+                others.append((repo, tag))
+    assert {name: listed[name] for name in staying} == dict.fromkeys(staying, 1)
+    assert max(listed.values()) == 1
 
 
 # ----------------------------------------------------------------------------------------------------- one image

@@ -78,6 +78,15 @@ class IndexSuite:
         assert await digests(index) == set()
         assert await index.usage() == Usage(0, 0)
 
+    async def test_records_of_many_at_once(self, index: ContentIndex) -> None:
+        """Those that are there, whatever their role; more than fit in one batch."""
+        put = {digest(number): record(number, size=number + 1) for number in range(600)}
+        await index.put(list(put.values()))
+        await index.record_references([names(1, 2, 1000)])
+        asked = [digest(number) for number in range(300, 1200)] + [digest(1), digest(2), digest(2)]
+        assert await index.records(asked) == {each: put[each] for each in asked if each in put}
+        assert await index.records([]) == {}
+
     async def test_putting_nothing_is_nothing(self, index: ContentIndex) -> None:
         """Empty batches are harmless."""
         await index.put([])

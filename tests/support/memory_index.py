@@ -36,6 +36,10 @@ class MemoryIndex:
         """The record of a blob; None if there is none."""
         return self._records.get(digest)
 
+    async def records(self, digests: Sequence[Digest]) -> dict[Digest, ContentRecord]:
+        """The records of those of these blobs that have one."""
+        return {digest: self._records[digest] for digest in digests if digest in self._records}
+
     async def drop(self, digests: Sequence[Digest]) -> None:
         """Drop records, and the references of those that are manifests. Repeatable."""
         for digest in digests:

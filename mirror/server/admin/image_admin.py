@@ -12,7 +12,7 @@ from typing import Annotated, Final
 from typing_extensions import TypedDict
 
 from mirror.aio.costly_cache import CostlyCache
-from mirror.errors import BodyInvalid, ImageHosted, ManifestUnknown, PinUnknown, RequestError, StoreFull
+from mirror.errors import BodyInvalid, ImageHosted, ManifestUnknown, PinUnknown, StoreFull
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.purge import Purged
@@ -35,7 +35,7 @@ from mirror.inspect.as_json import (
     victims_by_image,
     victims_json,
 )
-from mirror.inspect.images import Overview, PageCursor
+from mirror.inspect.images import Overview, cursor_of, cursor_text
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Victim
 from mirror.policy.hosted.stay_rules import StayRules
@@ -110,12 +110,12 @@ class ImageAdmin:
         `RequestError`.
         """
         limit = number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
-        begin = _cursor_of(query.get("after", ""))
+        begin = cursor_of(query.get("after", ""))
         selection = search(query.get("search", ""), self._table)
         overview = await asyncio.to_thread(self._overview)
         page = await overview.page(selection, await self._all_repositories(), begin, limit, _MOST_EXAMINED)
         images = [image_json(image) for image in page.images]
-        return {"images": images, "next": None if page.next is None else _cursor_text(page.next)}
+        return {"images": images, "next": None if page.next is None else cursor_text(page.next)}
 
     async def _all_repositories(self) -> list[Repo]:
         return await self._repositories(None, lambda: asyncio.to_thread(lambda: sorted(self._catalog.repositories())))
@@ -213,25 +213,6 @@ class ImageAdmin:
             return victims_json(groups, names, dry_run=dry_run, most=most)
 
         return await asyncio.to_thread(look_up)
-
-
-def _cursor_of(after: str) -> PageCursor | None:
-    """The cursor at which a page begins; None for the first page. Raises `RequestError`."""
-    if not after:
-        return None
-    name, _, digest = after.partition("@")
-    head, slash, last = name.rpartition("/")
-    if not slash:
-        raise RequestError(f"after: not the name of an image: {after[:80]!r}")
-    last, _, tag = last.partition(":")
-    registry, _, name = f"{head}/{last}".partition("/")
-    return Repo(registry, name), digest or tag
-
-
-def _cursor_text(cursor: PageCursor) -> str:
-    """The inverse of `_cursor_of`. The name of a repository alone means its first image."""
-    repo, name = cursor
-    return f"{repo}{'@' if ':' in name else ':'}{name}" if name else str(repo)
 
 
 def _read_pin(body: object, now: float) -> tuple[str, float | None]:
