@@ -38,7 +38,8 @@ from mirror.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from mirror.fills.flight import NOTICE_BYTES, Flight
+from mirror.fills.flight import NOTICE_BYTES, Flight, InParts
+from mirror.fills.out_of_turn import BoundedBody, OutOfTurn
 from mirror.fills.outages import Outages
 from mirror.fills.sources import OnAnswer, SourceLeft, count_received
 from mirror.graph.damage import hashes_to
@@ -116,13 +117,16 @@ class Filler:
         result = "failed"
         flight.filled_here = True
         telemetry.FLIGHTS.inc()
+        turns = None if flight.in_parts is InParts.NO else self._out_of_turn(flight)
         try:
             await self._run(ingest.resume)
-            if await self._download_or_copy(flight, ingest, on_answer):
+            if await self._download_or_copy(flight, ingest, on_answer, turns):
                 # the blob is in the store, and no byte of this upstream was sent to a client
                 ingest.abort(keep=False)
                 flight.stored = True
                 result = "stored"
+                if turns:
+                    await turns.settle(flight.reader)
                 return
             await self._run(ingest.verify)
             flight.stop_watching()
@@ -130,11 +134,19 @@ class Filler:
             info = await self._run(ingest.commit)
             flight.stored = True
             await self._published(info, flight)
+            if turns:
+                await turns.settle(flight.reader)
             result = "stored"
         except BlobDamaged as error:
             # any byte may be wrong: the file is dropped, and the clients' connections break before the last bytes
             ingest.abort(keep=False)
-            flight.again = await flight.sources.accuse(str(error))
+            if turns:
+                await turns.report()
+            if turns and turns.used:
+                # bytes of several sources were put together: none is accused, and they are asked once more
+                flight.again = flight.sources.again()
+            else:
+                flight.again = await flight.sources.accuse(str(error))
             self._count_error(flight, DigestMismatch.__name__)
             raise DigestMismatch(str(error), upstream=flight.source or flight.upstream) from error
         except (UpstreamInvalid, BlobUnreadable):
@@ -147,17 +159,25 @@ class Filler:
             # the followers have the whole, verified blob; only the store lacks it
             telemetry.log.error("blob cannot be published", digest=str(flight.digest), reason=str(error))
         finally:
+            if turns:
+                turns.close()
             flight.stop_watching()
             telemetry.FLIGHTS.dec()
             telemetry.FILLED.labels(self._label(flight.upstream), result).inc()
             telemetry.FILL_SECONDS.labels(self._label(flight.upstream)).observe(time.monotonic() - began)
 
-    async def _download_or_copy(self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None) -> bool:
+    def _out_of_turn(self, flight: Flight) -> OutOfTurn:
+        label = self._label(flight.upstream)
+        return OutOfTurn(flight, self.executor, label=label, sleep=self.sleep, clock=self._clock)
+
+    async def _download_or_copy(
+        self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None, turns: OutOfTurn | None
+    ) -> bool:
         """Receives every byte from upstream, or the rest from the store if the blob is published meanwhile.
 
         True if the blob was published before upstream answered: the flight has landed and needs no ingest.
         """
-        receiving = asyncio.create_task(self._download(flight, ingest, on_answer))
+        receiving = asyncio.create_task(self._download(flight, ingest, on_answer, turns))
         publishing = asyncio.create_task(self._wait_until_published(flight))
         try:
             await asyncio.wait({receiving, publishing}, return_when=asyncio.FIRST_COMPLETED)
@@ -186,8 +206,10 @@ class Filler:
                 flight.store.stat(flight.digest)
                 return await open_verified(flight.store, self.executor, flight.digest, flight.size)
 
-    async def _download(self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None) -> None:
-        """Receives every byte, over as many answers as needed."""
+    async def _download(
+        self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None, turns: OutOfTurn | None
+    ) -> None:
+        """Receives every byte, over as many answers as needed. `turns`: those that came out of turn need not come."""
         if ingest.size is not None and ingest.offset == ingest.size:
             # another process died between the last byte and the commit; the file may be wrong
             try:
@@ -201,27 +223,44 @@ class Filler:
                 return
         tries, full = Tries(self._clock()), 0
         reservation: ReservedSpace | None = None
+        stop, granted = None, False
         try:
             while True:
                 before, answered = ingest.offset, False
                 try:
-                    async with flight.sources(ingest.offset) as body:
+                    if turns:
+                        try:
+                            stop = await turns.next_stop(ingest)
+                        finally:
+                            before = ingest.offset
+                        if flight.announced.done() and before == flight.size:
+                            return
+                    async with flight.sources(before, stop) as body:
                         answered, flight.source = True, flight.sources.name
                         self._outages.answered(_asked(flight), self._clock())
                         disputed = None not in (flight.size, body.size) and flight.size != body.size
                         size = self._agree(flight, body.size)
+                        if turns:
+                            flight.size = size = turns.agree(size)
                         if reservation is None:
                             reservation = await self._room.reserve(None if size is None else size - ingest.offset)
-                        if on_answer:
+                        if on_answer and not (granted and turns):
                             # before `expect`: followers take an announced size as proof that upstream has answered
                             await on_answer(size)
+                        granted = True
                         ingest.expect(size)
                         flight.announce(ingest.reader)
-                        await self._write(flight, ingest, body)
+                        if turns:
+                            await self._write_piece(flight, ingest, body, stop, turns)
+                        else:
+                            await self._write(flight, ingest, body)
                         if disputed:
                             # the body may have been cut: its connection may still carry the rest, so do not reuse it
                             body.abort()
-                    return
+                    if not turns or flight.size in (None, ingest.offset):
+                        return
+                    if ingest.offset == before:
+                        raise UpstreamUnavailable(f"no byte from {before} on was sent", upstream=flight.upstream)
                 except SourceLeft as error:
                     self._log_interruption(flight, ingest, error, 0)
                 except (UpstreamUnavailable, UpstreamThrottled) as error:
@@ -313,6 +352,25 @@ class Filler:
             except UpstreamError as error:
                 self._count_error(flight, type(error).__name__)
                 raise
+
+    async def _write_piece(
+        self, flight: Flight, ingest: Ingest, body: Body, stop: int | None, turns: OutOfTurn
+    ) -> None:
+        """Like `_write`, but not beyond what somebody else is fetching by now. `stop` is where the request ends."""
+        claim = turns.hold(ingest, stop)
+        before, began = ingest.offset, self._clock()
+        try:
+            end = flight.size if stop is None else stop
+            if claim is not None and end is not None and claim.span.stop < end:
+                await self._write(flight, ingest, BoundedBody(body, claim.span.stop))
+                # the rest is not wanted any more
+                body.abort()
+            else:
+                await self._write(flight, ingest, body)
+            turns.has_received(ingest.offset - before, self._clock() - began)
+        finally:
+            if claim is not None:
+                claim.release()
 
     def _agree(self, flight: Flight, answered: int | None) -> int | None:
         """Returns the size of the whole blob in bytes (None: unknown), given the size in upstream's answer.

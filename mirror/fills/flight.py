@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from enum import Enum
 from typing import Final
 
 from mirror import telemetry
@@ -19,6 +20,17 @@ from mirror.ports import BlobReader, BlobStore, Ingest
 #: than the transfer.
 NOTICE_BYTES: Final = 4 << 20
 _NOTICE_SECONDS: Final = 0.05
+
+
+class InParts(Enum):
+    """Whether bytes of a blob may come out of turn: by whom they may be here, or be fetched, ahead of the prefix."""
+
+    #: By nobody: the fill looks for no spans.
+    NO = "no"
+    #: By further connections of a fill.
+    AHEAD = "ahead"
+    #: Also by clients that ask for parts.
+    LAZY = "lazy"
 
 
 class Flight:
@@ -37,6 +49,7 @@ class Flight:
         self.upstream = upstream
         #: Where the blob is looked for, and put.
         self.store = store
+        self.in_parts = InParts.NO
         #: Where a fill of this process takes the bytes from.
         self.sources = sources
         #: The name of the source that gives them now; empty for the upstream, and while another process fills.

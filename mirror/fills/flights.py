@@ -37,7 +37,7 @@ from mirror.aio.threads import run_uninterrupted
 from mirror.caller import caller_mark
 from mirror.errors import BlobUnknown, MirrorError, StoreError, UpstreamError
 from mirror.fills.filler import Filler, open_verified
-from mirror.fills.flight import Flight
+from mirror.fills.flight import Flight, InParts
 from mirror.fills.sources import BlobSource, BlobSources, OnAnswer, Pull
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import may_send
@@ -105,15 +105,16 @@ class Flights:
         on_answer: OnAnswer | None = None,
         on_behalf: object = None,
         store: BlobStore | None = None,
+        in_parts: InParts = InParts.NO,
     ) -> Flight:
         """Returns the flight of a digest from `upstream` (the registry's name as clients write it) once upstream's
         headers, or the blob in the store, are there. Begins the flight if there is none.
 
         `pull` may be `BlobSources`. `size` is the size in bytes that a manifest gives (None: none does). `store` is
-        where the blob is looked for and put, the same for all flights of a registry; None: the filler's. The caller
-        must `leave` the flight. Raises the error that kept the flight from starting: `UpstreamError`, `StoreFull`,
-        `StoreError`. If an upstream error ends a flight that was begun on behalf of another repository or caller, a new
-        flight is begun on behalf of this one.
+        where the blob is looked for and put, the same for all flights of a registry; None: the filler's. `in_parts`
+        says whether bytes of it may come out of turn. The caller must `leave` the flight. Raises the error that kept
+        the flight from starting: `UpstreamError`, `StoreFull`, `StoreError`. If an upstream error ends a flight that
+        was begun on behalf of another repository or caller, a new flight is begun on behalf of this one.
         """
         while True:
             flight = self._flights.get((upstream, digest))
@@ -126,6 +127,7 @@ class Flights:
                     BlobSources.of(pull),
                     self._filler.store if store is None else store,
                 )
+                flight.in_parts = in_parts
                 self._start(flight, on_answer)
             flight.follow()
             try:

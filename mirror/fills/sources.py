@@ -153,6 +153,10 @@ class BlobSources:
         if not isinstance(error, UpstreamNotFound):
             _LEFT[source.name].labels(type(error).__name__).inc()
 
+    def again(self) -> BlobSources:
+        """The same sources for another try, without those that were left."""
+        return BlobSources(*self._all[self._next :])
+
     async def accuse(self, reason: str) -> BlobSources | None:
         """All bytes are here and do not match the digest. Returns the sources for another try; None if no other source
         can be asked, and none may be asked again.

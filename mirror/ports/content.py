@@ -278,9 +278,9 @@ class BlobIngester(Protocol):
     def spans(self, digest: Digest, registry: str, size: int | None) -> Spans | None:
         """The bytes of this growing blob that came out of turn; the caller closes them. Blocks.
 
-        `size` is that of the whole blob in bytes; spans of another size are dropped. None: only if there are some
-        already, of whatever size. Returns None if there are none, or if the blob is too large to have any. Raises
-        `StoreFull`, `StoreError`.
+        `size` is that of the whole blob in bytes. None: only if there are some already, of whatever size. Returns None
+        if there are none, if those that are here are of another size (the filler decides which is right), or if the
+        blob is too large to have any. Raises `StoreFull`, `StoreError`.
         """
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:

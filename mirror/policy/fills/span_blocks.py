@@ -23,6 +23,8 @@ MOST_BYTES: Final = 1 << 40
 ABSENT: Final = 0
 HERE: Final = 1
 SYNCED: Final = 2
+#: Any state but `ABSENT` as 1.
+_FLAT: Final = bytes([ABSENT]) + bytes([HERE]) * 255
 
 
 def block_count(size: int) -> int:
@@ -62,15 +64,14 @@ def runs(states: bytes, first: int, *, absent: bool = False) -> Iterator[range]:
     """Runs of blocks that are here (or that are `absent`), ascending. `states` are those of the blocks from number
     `first` on.
     """
-    start: int | None = None
-    for number, state in enumerate(states, first):
-        if (state == ABSENT) is absent:
-            start = number if start is None else start
-        elif start is not None:
-            yield range(start, number)
-            start = None
-    if start is not None:
-        yield range(start, first + len(states))
+    # by the C library: a map may have millions of blocks
+    flat = states.translate(_FLAT)
+    wanted, other = (b"\0", b"\1") if absent else (b"\1", b"\0")
+    start = flat.find(wanted)
+    while start >= 0:
+        end = flat.find(other, start)
+        yield range(first + start, first + (end if end >= 0 else len(flat)))
+        start = flat.find(wanted, end) if end >= 0 else -1
 
 
 def without(whole: range, others: Sequence[range]) -> Iterator[range]:

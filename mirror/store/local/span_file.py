@@ -104,14 +104,16 @@ def _open(ingest: Path, registry: str, size: int | None) -> SpanFile | None:
         try:
             if _lock_pair(descriptor) and _is_at(descriptor, path):
                 there = _read_header(descriptor)
-                if there is not None and size in (None, there[0]):
+                if there is not None:
                     data = _open_data(ingest, there)
+                    if data >= 0 and size not in (None, there[0]):
+                        return None
                 if data >= 0 and there is not None:
                     _wake(descriptor, data, there)
                 elif there is None and size is not None and not os.fstat(descriptor).st_size:
                     data = _make(ingest, descriptor, size)
                 else:
-                    # torn, of another size, or without its bytes
+                    # torn, or without its bytes
                     _unlink(ingest)
                 if data >= 0:
                     _unlock_pair(descriptor)
