@@ -20,6 +20,7 @@ from bench.pushing import measure_pushes
 from bench.results import Results
 from bench.systems import (
     COMPARED,
+    ENCRYPTED,
     MIRROR,
     MIRROR_1S,
     MIRROR_ON_DISK,
@@ -33,7 +34,7 @@ from bench.systems import (
 from bench.table import as_json, as_table
 
 _MIB: Final = 1 << 20
-_GROUPS: Final = [*WARM, *COLD, "push", "bucket", "replicas"]
+_GROUPS: Final = [*WARM, *COLD, "push", "tls", "bucket", "replicas"]
 #: What needs an object store is measured only if it is asked for.
 _USUAL: Final = _GROUPS[:-2]
 #: The systems of the figures about the bucket, in the order of the table's columns.
@@ -60,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    systems = {"bucket": _WITH_BUCKET, "replicas": _REPLICAS}.get(",".join(options.only), options.systems)
+    over_tls = [name for name in options.systems if name in ENCRYPTED]
+    systems = {"bucket": _WITH_BUCKET, "replicas": _REPLICAS, "tls": over_tls}.get(
+        ",".join(options.only), options.systems
+    )
     print(as_table(results, systems, machine))
     if options.json:
         options.json.write_text(json.dumps(as_json(results, machine), indent=1, ensure_ascii=False) + "\n")
@@ -116,8 +120,12 @@ def _measure(
             if "push" in only:
                 say("push")
                 measure_pushes(bench)
+            if "tls" in only:
+                # imported here, like the following: it needs what the tests need
+                from bench.encrypted import measure_encrypted
+
+                measure_encrypted(bench)
             if "bucket" in only:
-                # imported here: it needs what the tests need
                 from bench.bucket import measure_bucket
 
                 measure_bucket(bench)

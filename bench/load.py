@@ -25,7 +25,7 @@ end
 """
 
 
-def get_rate(port: int, path: str, seconds: int, directory: Path) -> tuple[float, int]:
+def get_rate(port: int, path: str, seconds: int, directory: Path, *, tls: bool = False) -> tuple[float, int]:
     """GET requests a second by wrk (2 threads, 64 connections), and how many there were. Raises `BenchFailed`."""
     script = directory / f"get-{port}.lua"
     script.write_text(_SCRIPT % MANIFEST_TYPE)
@@ -39,7 +39,9 @@ def get_rate(port: int, path: str, seconds: int, directory: Path) -> tuple[float
         "-s",
         str(script),
     ]
-    done = subprocess.run([*argv, f"http://127.0.0.1:{port}{path}"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*argv, f"{'https' if tls else 'http'}://127.0.0.1:{port}{path}"], capture_output=True, text=True, check=False
+    )
     said = next((line[4:] for line in done.stdout.splitlines() if line.startswith("JSON")), None)
     if said is None:
         raise BenchFailed(f"wrk on {path}: {done.stdout}{done.stderr}")
@@ -49,7 +51,7 @@ def get_rate(port: int, path: str, seconds: int, directory: Path) -> tuple[float
     return answer["requests"] * 1e6 / answer["microseconds"], int(answer["requests"])
 
 
-def head_rate(port: int, path: str, size: int, seconds: int) -> tuple[float, int]:
+def head_rate(port: int, path: str, size: int, seconds: int, *, tls: bool = False) -> tuple[float, int]:
     """HEAD requests a second by two processes with 32 connections each, and how many. Raises `BenchFailed`."""
     argv = [
         sys.executable,
@@ -60,6 +62,7 @@ def head_rate(port: int, path: str, size: int, seconds: int) -> tuple[float, int
         str(size),
         str(_CONNECTIONS // _CLIENTS),
         str(seconds),
+        *(["tls"] if tls else []),
     ]
     clients = [
         subprocess.Popen(argv, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.check import check_image, pull_small
-from bench.client import Stalled, download
+from bench.client import Download, Stalled, download
 from bench.content import Image
 from bench.load import get_rate, head_rate
 from bench.machine import hash_alone, touch_memory
@@ -206,8 +206,18 @@ def _crowd(bench: Bench, key: str, upstream: str) -> None:
             sent = bench.origin.sent(image.layer_path, mark)
             bench.results.add(f"{key}.upstream", name, sent.size / image.size)
             if key == "stampede":
+                bench.results.add(f"{key}.warm", name, _worst_when_warm(bench, system, done))
                 bench.results.add(f"{key}.cpu", name, cpu)
                 bench.results.add(f"{key}.requests", name, sent.requests)
+
+
+def _worst_when_warm(bench: Bench, system: Running, cold: Download) -> float:
+    """Milliseconds until the slowest of a crowd has its first byte of a blob that the system has; of the mirror, of the
+    blob that it did not have.
+    """
+    image = bench.shared
+    done = cold if system.name == MIRROR else download(system.port, image.layer_path, image.size, bench.scale.clients)
+    return max(done.first) * 1000
 
 
 def _stalled(bench: Bench) -> None:

@@ -35,15 +35,28 @@ http {{
 
 
 class Origin:
-    """A registry of `files`; `fast` and `slow` are its addresses; `rate` is bytes a second of a slow connection."""
+    """A registry of `files`; `fast` and `slow` are its addresses; `rate` is bytes a second of a slow connection.
 
-    def __init__(self, directory: Path, files: Path, images: Sequence[Image], rate: int) -> None:
+    `serving` is what its servers have besides, and `listening` what stands behind their addresses: for TLS.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        files: Path,
+        images: Sequence[Image],
+        rate: int,
+        *,
+        scheme: str = "http",
+        serving: str = "",
+        listening: str = "",
+    ) -> None:
         directory.mkdir()
         self.files = files
         self._log = directory / "access.log"
         self._log.touch()
         ports = free_port(), free_port()
-        self.fast, self.slow = (f"http://127.0.0.1:{port}" for port in ports)
+        self.fast, self.slow = (f"{scheme}://127.0.0.1:{port}" for port in ports)
         digests = "\n".join(
             f'"{image.manifest_path(reference)}" {image.manifest};'
             for image in images
@@ -51,7 +64,7 @@ class Origin:
         )
         servers = "\n".join(
             f"""server {{
-  listen 127.0.0.1:{port} backlog=4096; root {files}; {limit}
+  listen 127.0.0.1:{port} {listening} backlog=4096; {serving} root {files}; {limit}
   location = /v2/ {{ default_type application/json; add_header Docker-Distribution-Api-Version registry/2.0;
     return 200 "{{}}"; }}
   location /v2/ {{ default_type application/octet-stream; }}

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from bench.systems import MIRROR, MIRROR_ON_DISK, NGINX, ONE_MIRROR, REGISTRY
 
-Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push", "bucket", "replicas"]
+Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push", "bucket", "replicas", "tls"]
 
 
 def quantile(values: Sequence[float], part: float) -> float:
@@ -19,14 +19,20 @@ def quantile(values: Sequence[float], part: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The mirror's figure, divided by that of `against` unless that is None, is at least or at most `bound`."""
+    """The mirror's figure, divided by that of `against` unless that is None, is at least or at most `bound`.
+
+    `plus` is the key of a figure of work that only the mirror does: it is added to that of `against`.
+    """
 
     against: str | None
     at_least: bool
     bound: float
+    plus: str | None = None
 
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
+        if self.plus is not None:
+            return f"{sign} {self.bound:g} × ({self.against} + SHA-256)"
         return f"{sign} {self.bound:g}" + (f" × {self.against}" if self.against else "")
 
 
@@ -49,6 +55,11 @@ def _at_most(bound: float, against: str | None = None) -> Target:
     return Target(against, False, bound)
 
 
+def _with_hash(key: str) -> Target:
+    """What nginx takes, the hash that it does not make, and a seventh more."""
+    return Target(NGINX, False, 1.15, plus=key)
+
+
 _SMALL: Final = (_at_least(0.25, NGINX), _at_least(30, REGISTRY))
 
 FIGURES: Final[Sequence[Figure]] = (
@@ -57,13 +68,14 @@ FIGURES: Final[Sequence[Figure]] = (
     Figure("warm16.rate", "warm", "warm blob, 16 connections", "MiB/s", (_at_least(1.0, NGINX),)),
     Figure("warm16.cpu", "warm", "— its CPU", "s/GiB", (_at_most(1.2, NGINX),)),
     Figure("cold.rate", "cold", "cold blob", "MiB/s", (_at_least(1.0, NGINX), _at_least(1.0, REGISTRY))),
-    Figure("cold.cpu", "cold", "— its CPU", "s/GiB", (_at_most(0.4, REGISTRY),)),
+    Figure("cold.cpu", "cold", "— its CPU", "s/GiB", (_with_hash("cold.hash"), _at_most(0.4, REGISTRY))),
     Figure("cold.hash", "cold", "— SHA-256 alone", "s/GiB"),
     Figure("cold.upstream", "cold", "— upstream bytes", "× blob", (_at_most(1.0),)),
     Figure("stampede.seconds", "stampede", "100 clients, one cold blob", "s", (_at_most(1.1, NGINX),)),
     Figure("stampede.cpu", "stampede", "— CPU", "s"),
     Figure("stampede.first", "stampede", "— first byte, median", "ms", (_at_most(50),)),
     Figure("stampede.worst", "stampede", "— first byte, worst", "ms", (_at_most(50),)),
+    Figure("stampede.warm", "stampede", "— first byte, worst, nginx having the blob", "ms", (_at_most(1.5, NGINX),)),
     Figure("stampede.requests", "stampede", "— upstream requests", "", (_at_most(1),)),
     Figure("stampede.upstream", "stampede", "— upstream bytes", "× blob", (_at_most(1.0),)),
     Figure("slow.seconds", "slow", "the same, slow upstream", "s", (_at_most(1.1, NGINX),)),
@@ -76,6 +88,25 @@ FIGURES: Final[Sequence[Figure]] = (
     Figure("digest.cpu", "small", "— its CPU", "µs/req"),
     Figure("head.rate", "small", "blob HEAD", "req/s", _SMALL),
     Figure("head.cpu", "small", "— its CPU", "µs/req"),
+    Figure("tlscold.rate", "tls", "cold blob from an HTTPS upstream", "MiB/s", (_at_least(1.0, NGINX),)),
+    Figure("tlscold.cpu", "tls", "— its CPU", "s/GiB", (_with_hash("tlscold.hash"),)),
+    Figure("tlscold.hash", "tls", "— SHA-256 alone", "s/GiB"),
+    Figure("tlscold.upstream", "tls", "— upstream bytes", "× blob", (_at_most(1.0),)),
+    Figure("tlswarm1.rate", "tls", "warm blob over TLS, 1 connection", "MiB/s", (_at_least(0.9, NGINX),)),
+    Figure("tlswarm1.cpu", "tls", "— its CPU", "s/GiB"),
+    Figure("tlswarm16.rate", "tls", "warm blob over TLS, 16 connections", "MiB/s", (_at_least(0.9, NGINX),)),
+    Figure("tlswarm16.cpu", "tls", "— its CPU", "s/GiB"),
+    Figure("tlscrowd.seconds", "tls", "100 clients over TLS, one cold blob", "s", (_at_most(1.1, NGINX),)),
+    Figure("tlscrowd.cpu", "tls", "— CPU", "s"),
+    Figure("tlscrowd.first", "tls", "— first byte, median", "ms"),
+    Figure("tlscrowd.worst", "tls", "— first byte, worst", "ms"),
+    Figure("tlscrowd.upstream", "tls", "— upstream bytes", "× blob", (_at_most(1.0),)),
+    Figure("tlstag.rate", "tls", "manifest by tag over TLS", "req/s"),
+    Figure("tlstag.cpu", "tls", "— its CPU", "µs/req"),
+    Figure("tlsdigest.rate", "tls", "manifest by digest over TLS", "req/s"),
+    Figure("tlsdigest.cpu", "tls", "— its CPU", "µs/req"),
+    Figure("tlshead.rate", "tls", "blob HEAD over TLS", "req/s"),
+    Figure("tlshead.cpu", "tls", "— its CPU", "µs/req"),
     Figure("push1.rate", "push", "push of one blob", "MiB/s", (_at_least(1.0, REGISTRY),)),
     Figure("push1.cpu", "push", "— its CPU", "s/GiB", (_at_most(0.4, REGISTRY),)),
     Figure("push1.floor", "push", "— receive, hash and write alone", "s/GiB"),
@@ -140,6 +171,12 @@ class Results:
         mine, theirs = self.median(key, MIRROR), self.median(key, against)
         return mine / theirs if mine is not None and theirs else None
 
+    def _of_both(self, key: str, target: Target) -> float | None:
+        """The mirror's median divided by the other's, with what the other does not do."""
+        mine, theirs = self.median(key, MIRROR), self.median(key, target.against or "")
+        alone = self.median(target.plus, MIRROR) if target.plus else 0.0
+        return mine / (theirs + alone) if mine is not None and theirs and alone is not None else None
+
     def met(self, figure: Figure) -> bool | None:
         """Whether every target of a row is met; None where there is none or nothing to compare with."""
         verdicts = [self._judge(figure.key, target) for target in figure.targets]
@@ -148,7 +185,7 @@ class Results:
         return all(verdicts)
 
     def _judge(self, key: str, target: Target) -> bool | None:
-        value = self.ratio(key, target.against) if target.against else self.median(key, MIRROR)
+        value = self._of_both(key, target) if target.against else self.median(key, MIRROR)
         if value is None:
             return None
         # as printed, with two decimals: 1.004 times the bytes are 1.00 times (headers are not counted, nor rounding)

@@ -65,6 +65,27 @@ _BUFFERS: Final = """proxy_buffers 16 64k; proxy_buffer_size 64k; proxy_busy_buf
     proxy_temp_file_write_size 256k;"""
 
 
+@dataclass(frozen=True, slots=True)
+class Encryption:
+    """TLS of a system: the certificate of its upstream, which it trusts, and whether its clients come over TLS as well,
+    where it shows the same certificate.
+    """
+
+    certificate: Path
+    key: Path
+    to_clients: bool
+
+
+#: Both sides take the same protocols everywhere; the cipher is then the first of OpenSSL's, AES-256-GCM. nginx has no
+#: TLS 1.3 to upstreams unless it is told to.
+_PROTOCOLS: Final = "TLSv1.2 TLSv1.3"
+
+
+def nginx_tls(certificate: Path, key: Path) -> str:
+    """What an nginx that serves over TLS has in its `server`."""
+    return f"ssl_certificate {certificate}; ssl_certificate_key {key}; ssl_protocols {_PROTOCOLS};"
+
+
 def _nginx(directory: Path, upstream: str) -> Running:
     return _nginx_with(NGINX, _BUFFERS, directory, upstream)
 
@@ -79,19 +100,34 @@ _CACHE: Final = f"proxy_cache blobs; proxy_cache_key $uri; proxy_cache_valid 200
 
 
 def _nginx_with(
-    name: str, buffers: str, directory: Path, upstream: str, location: str = "/v2/", cache: str = _CACHE
+    name: str,
+    buffers: str,
+    directory: Path,
+    upstream: str,
+    location: str = "/v2/",
+    cache: str = _CACHE,
+    tls: Encryption | None = None,
 ) -> Running:
     directory.mkdir()
     port = free_port()
+    scheme, _, address = upstream.partition("://")
+    trusts = (
+        f"""proxy_ssl_protocols {_PROTOCOLS}; proxy_ssl_verify on; proxy_ssl_name localhost;
+    proxy_ssl_trusted_certificate {tls.certificate};"""
+        if tls
+        else ""
+    )
+    shows = nginx_tls(tls.certificate, tls.key) if tls and tls.to_clients else ""
     config = directory / "nginx.conf"
     config.write_text(f"""{nginx_head(directory, WORKERS)}
 access_log off;
 proxy_cache_path {directory}/cache levels=1:2 keys_zone=blobs:16m max_size=100g inactive=1d use_temp_path=off;
-upstream origin {{ server {upstream.removeprefix("http://")}; keepalive 16; }}
+upstream origin {{ server {address}; keepalive 16; }}
 server {{
-  listen 127.0.0.1:{port} backlog=4096;
+  listen 127.0.0.1:{port} {"ssl" if shows else ""} backlog=4096; {shows}
   location {location} {{
-    proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection "";
+    {trusts}
+    proxy_pass {scheme}://origin; proxy_http_version 1.1; proxy_set_header Connection "";
     {cache}
     {buffers}
   }}
@@ -149,14 +185,15 @@ def _hosting_mirror(directory: Path) -> Running:
     return start_mirror(directory, HOSTED)
 
 
-def start_mirror(directory: Path, more: str, name: str = MIRROR) -> Running:
-    """A mirror with the same settings, and `more`, which begins in the table `[store]`."""
+def start_mirror(directory: Path, more: str, name: str = MIRROR, serving: str = "") -> Running:
+    """A mirror with the same settings, and `more`, which begins in the table `[store]`; `serving` is in `[server]`."""
     directory.mkdir()
     config = directory / "mirror.toml"
     config.write_text(f"""[server]
 listen = ["127.0.0.1:0"]
 workers = {WORKERS}
 access_log = false
+{serving}
 [store]
 root = "{directory}/cache"
 capacity = "50GB"
@@ -188,6 +225,20 @@ SYSTEMS: Final[Mapping[str, Callable[[Path, str], Running]]] = {
     REGISTRY: _registry,
     MIRROR: _mirror,
 }
+
+
+def start_encrypted(name: str, directory: Path, upstream: str, tls: Encryption) -> Running:
+    """nginx, with either buffers, or the mirror, before an upstream that is reached over TLS."""
+    if name == MIRROR:
+        shown = f'tls_certificate = "{tls.certificate}"\ntls_key = "{tls.key}"' if tls.to_clients else ""
+        reached = f'[[upstream]]\nname = "docker.io"\nurl = "{upstream}"\nca_file = "{tls.certificate}"\n'
+        return start_mirror(directory, reached, serving=shown)
+    buffers = "" if name == NGINX_DEFAULTS else _BUFFERS
+    return _nginx_with(name, buffers, directory, upstream, tls=tls)
+
+
+#: Those of `SYSTEMS` that `start_encrypted` can start.
+ENCRYPTED: Final = (NGINX, NGINX_DEFAULTS, MIRROR)
 
 #: What a run compares unless it is told otherwise.
 COMPARED: Final = (NGINX, REGISTRY, MIRROR)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench import collecting
 from bench.cli import main
-from bench.client import download
+from bench.client import download, download_encrypted
 from bench.process import BenchFailed
 from bench.results import FIGURES, Results
 from bench.systems import COMPARED, MIRROR, NGINX, REGISTRY
 from bench.table import as_table
+from tests.support.certificates import Certificate
 
 
 def test_a_small_run_measures_every_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +42,23 @@ def test_a_small_run_measures_every_system(tmp_path: Path, capsys: pytest.Captur
     assert figures["stampede.upstream"]["values"][MIRROR] == [1]
 
 
+def test_a_small_run_measures_what_goes_over_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """nginx and the mirror have an HTTPS upstream and clients over TLS, who get the right bytes; distribution is left
+    out.
+    """
+    place = tmp_path / "figures.json"
+    code = main(["--quick", "--mib", "5", "--only", "tls", "--json", str(place), "--dir", "/var/tmp"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    figures = json.loads(place.read_text())["figures"]
+    assert list(figures) == [figure.key for figure in FIGURES if figure.group == "tls"]
+    for key, figure in figures.items():
+        assert set(figure["values"]) == ({MIRROR} if key == "tlscold.hash" else {NGINX, MIRROR}), key
+    assert figures["tlscold.upstream"]["values"][MIRROR] == [1]
+    assert figures["tlscrowd.upstream"]["values"][MIRROR] == [1]
+    assert REGISTRY not in said.out.splitlines()[0].split("÷")[0]
+
+
 def test_the_table_has_every_row_and_judges_it() -> None:
     """Ratios are of medians, and a row is met only where all of its targets are."""
     results = Results()
@@ -56,6 +76,10 @@ def test_the_table_has_every_row_and_judges_it() -> None:
     assert verdicts["tag.rate"] is False  # 0.9 of nginx is enough, 2.25 times distribution is not
     assert verdicts["stalled.memory"] is True
     assert verdicts["tag.cpu"] is None
+    # at most 1.15 times what nginx takes and the hash that it does not make: 10 and 9
+    assert verdicts["tlscold.cpu"] is True
+    results.values["tlscold.cpu"][MIRROR] = [22.0]
+    assert results.met(next(figure for figure in FIGURES if figure.key == "tlscold.cpu")) is False
 
 
 @pytest.mark.parametrize(
@@ -84,6 +108,47 @@ def test_the_client_takes_no_other_answer(answer: bytes) -> None:
         with pytest.raises(BenchFailed):
             download(listener.getsockname()[1], "/v2/bench/blob/blobs/x", 10, 1)
         thread.join()
+
+
+@contextlib.contextmanager
+def _encrypted(answer: bytes, directory: Path) -> Iterator[int]:
+    """The port of a server that gives this answer over TLS 1.3, in records as OpenSSL makes them, and hangs up."""
+    context = Certificate(directory).server()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            plain, _ = listener.accept()
+            with context.wrap_socket(plain, server_side=True) as connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):
+                    connection.recv(4096)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 40000\r\n\r\n"
+
+
+def test_the_client_counts_a_body_that_it_does_not_decrypt(tmp_path: Path) -> None:
+    """Over TLS the head is read, and the records of the body are counted."""
+    with _encrypted(_HEAD + bytes(40000), tmp_path) as port:
+        assert len(download_encrypted(port, "/v2/bench/blob/blobs/x", 40000, 1).first) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [_HEAD + bytes(39999), _HEAD.replace(b"40000", b"39999") + bytes(40000), _HEAD.replace(b"200", b"404")],
+    ids=["cut off", "other length", "error"],
+)
+def test_the_client_takes_no_other_answer_over_tls(answer: bytes, tmp_path: Path) -> None:
+    """A wrong status, length or end of an encrypted answer is a failed run as well."""
+    with _encrypted(answer, tmp_path) as port, pytest.raises(BenchFailed):
+        download_encrypted(port, "/v2/bench/blob/blobs/x", 40000, 1)
 
 
 def test_collection_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
