@@ -348,6 +348,10 @@ class BucketUnavailable(StoreError):
         return "the object store does not answer"
 
 
+class BucketThrottled(BucketUnavailable):
+    """The object store answers, and asks for fewer requests, perhaps only for this object."""
+
+
 class BucketDenied(BucketUnavailable):
     """The object store refuses the credentials, or they lack a permission; the message says which.
     `wrong_credentials`: no permission would help.
@@ -501,6 +505,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     RecordChanged: ErrorAnswer(503, "UNAVAILABLE"),
     ReplicaUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     BucketUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
+    BucketThrottled: ErrorAnswer(503, "UNAVAILABLE"),
     BucketDenied: ErrorAnswer(503, "UNAVAILABLE"),
     BucketUnfit: ErrorAnswer(503, "UNAVAILABLE"),
     LeaseLost: ErrorAnswer(503, "UNAVAILABLE"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mirror.app.stored_records import FollowedChanges
-from mirror.errors import BucketUnavailable
+from mirror.errors import BucketThrottled, BucketUnavailable
 from mirror.oci.reference import Repo
 from mirror.ports import ABSENT, RecordTree
 from mirror.store.local.change_files import ChangeFiles
@@ -403,6 +403,41 @@ def test_pulls_go_on_while_the_bucket_is_down(one: Machine, two: Machine, bucket
     for reads in (Reads.STRICT, Reads.OWN):
         with pytest.raises(BucketUnavailable):
             two.tree(reads).read(KEY)
+
+
+def test_a_journal_that_is_throttled_says_nothing_of_the_others(
+    one: Machine, two: Machine, bucket: SteppingBucket
+) -> None:
+    """Its own records are believed meanwhile; those of another repository are asked for."""
+    other = "repositories/corp/other/_tags/1.0"
+    for key in (KEY, other):
+        one.tree().write(key, ONE)
+    one.settle()
+    pull = two.tree(Reads.LENIENT)
+    assert [content_of(pull), content_of(pull, other)] == [ONE, ONE]
+    one.tree().write(other, TWO)
+    one.settle()
+    two.steady += 2.0
+    bucket.stop_at(1, BucketThrottled("fewer requests"))
+    assert content_of(pull) == ONE
+    assert bucket.reached
+    assert content_of(pull, other) == TWO
+
+
+def test_a_robot_that_is_not_known_may_be_another_replicas(one: Machine, two: Machine, bucket: SteppingBucket) -> None:
+    """While the bucket is down nobody can say that there is none; that nothing is frozen is believed."""
+    robot, freeze = f"state/robots/{'0' * 32}.json", f"state/freezes/{'0' * 32}.json"
+    for key in (robot, freeze):
+        one.tree().write(key, ONE)
+        one.tree().drop(key)
+    one.settle()
+    pull = two.tree(Reads.LENIENT)
+    assert [content_of(pull, robot), content_of(pull, freeze)] == [None, None]
+    two.steady += 2.0
+    bucket.down = True
+    assert content_of(pull, freeze) is None
+    with pytest.raises(BucketUnavailable):
+        pull.read(robot)
 
 
 @pytest.mark.parametrize("reads_again", [False, True])

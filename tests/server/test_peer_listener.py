@@ -194,6 +194,25 @@ def test_the_log_counts_refusals_by_reason(tmp_path: Path) -> None:
     _attack(tmp_path, attack)
 
 
+def test_who_has_not_signed_learns_no_names(tmp_path: Path) -> None:
+    """Neither that of the cluster nor the address of the replica."""
+
+    async def attack(listener: PeerListener, verbs: _Verbs) -> None:
+        for request in (
+            request_bytes("GET", _BLOB, {}),
+            listener.signed("GET", _BLOB, secret="x" * 40),
+            listener.signed("GET", _BLOB, cluster="other"),
+            listener.signed("GET", _BLOB, receiver="http://10.0.0.1:5001"),
+        ):
+            answer = await asyncio.to_thread(listener.exchange, request)
+            assert b" 401 " in answer
+            assert b'mirror"' not in answer.lower()
+            assert b"cluster mirror" not in answer
+            assert listener.address.encode() not in answer
+
+    _attack(tmp_path, attack)
+
+
 @pytest.mark.parametrize("ahead", [3600, -3600])
 def test_a_member_whose_clock_is_wrong_is_told_the_right_time(tmp_path: Path, ahead: int) -> None:
     """By the clock of the one that is asked, so that a replay gains nothing."""

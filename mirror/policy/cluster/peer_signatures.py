@@ -120,7 +120,8 @@ def verify(
         message = f"the request speaks version {found['version']} of the protocol, this replica version {VERSION}"
         raise PeerRefused("version", message, 400)
     if found["cluster"] != cluster:
-        raise PeerRefused("cluster", f"the request is for the cluster {found['cluster']}, and this one is {cluster}")
+        # whoever has not signed learns neither the name of the cluster nor the address of the replica
+        raise PeerRefused("cluster", f"the request is for the cluster {found['cluster']}, and this is another one")
     names = "cluster", "version", "sender"
     given = [found[name] for name in names]
     for secret in secrets:
@@ -129,7 +130,8 @@ def verify(
             break
     else:
         raise PeerRefused(
-            "signature", f"the signature is not right for {receiver}: another secret, or changed on the way"
+            "signature",
+            "the signature is not right: another secret, another address of this replica, or changed on the way",
         )
     sender, time = found["sender"], float(found["time"])
     if sender not in members:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import BucketUnavailable
+from mirror.errors import BucketThrottled, BucketUnavailable
 from mirror.ports import BucketHealth
 from mirror.store.cloud.request_rate import RequestRate
 
@@ -117,7 +117,7 @@ class RequestGate:
                         break
                 else:
                     if self._rest_until > deadline:
-                        raise BucketUnavailable(f"{self._name} throttles the mirror", retry_after=max(1.0, rest))
+                        raise BucketThrottled(f"{self._name} throttles the mirror", retry_after=max(1.0, rest))
                     # not all threads at the same moment
                     again = rest * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
             self._wait(again)

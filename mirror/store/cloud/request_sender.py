@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, TypeVar
 
 from mirror import telemetry
-from mirror.errors import BucketUnavailable, MirrorError
+from mirror.errors import BucketThrottled, BucketUnavailable, MirrorError
 from mirror.ports import BucketHealth
 from mirror.store.cloud.clouds import CloudStores, CloudTraits
 from mirror.store.cloud.obstore_errors import ANSWERS, PASSING, Failure, Kind, denied, failure_of
@@ -219,7 +219,7 @@ class RequestSender:
         if failure.kind is Kind.NO_BUCKET:
             raise BucketUnavailable(f"{self.name}: {_no_bucket(failure)}")
         if failure.kind is Kind.THROTTLED:
-            raise BucketUnavailable(f"{self.name} throttles the mirror ({failure.reason})")
+            raise BucketThrottled(f"{self.name} throttles the mirror ({failure.reason})")
         raise BucketUnavailable(f"{self.name} failed to {operation}: {failure.reason}")
 
     def health(self) -> BucketHealth:

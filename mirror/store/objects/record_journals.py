@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol, TypeAlias
 
-from mirror.errors import BucketUnavailable, IndexUnavailable, RecordChanged, StoreError
+from mirror.errors import BucketThrottled, BucketUnavailable, IndexUnavailable, RecordChanged, StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.cluster import journal_names
 from mirror.policy.cluster.change_journal import ChangeJournal, UnknownFormat
@@ -232,6 +232,9 @@ class BucketJournals:
     def _ask(self, name: str) -> None:
         try:
             self._shared.ask(name, lambda: self._read(name))
+        except BucketThrottled:
+            # the bucket is there, and other journals can be read
+            raise
         except BucketUnavailable:
             self.not_answered()
             raise

@@ -83,6 +83,8 @@ DELETED_SIZE: Final = 17
 MOST_BYTES: Final = 8 << 20
 #: Folders whose records take a name, besides links, which do so only if they are more than reservations.
 _TAKING: Final = frozenset({"_tags", "_manifests", "_referrers", "_deleted", "_deleted_tags"})
+#: Records whose absence no pull believes while the bucket does not answer: clients would give up for good.
+_NEVER_ABSENT: Final = (f"{REPOSITORIES}/", "state/robots/")
 #: Records of one folder that are read to give a list of names. More of them are being changed only if a lot goes wrong.
 _MOST_READS: Final = 1000
 _PAGE: Final = 500
@@ -196,8 +198,8 @@ class BucketTree:
             counts = journals.look(name, age, patient=not is_lenient)
         except BucketUnavailable:
             known, found = self._remembered(key, trusted=True)
-            # another replica may have made a record since; only that nothing is frozen is believed
-            if not is_lenient or not known or (found is None and journal_names.repo_path(name)):
+            # another replica may have made a record since; that nothing is frozen, pinned or lost is believed
+            if not is_lenient or not known or (found is None and key.startswith(_NEVER_ABSENT)):
                 raise
             journals.believed(name)
             return known, found
