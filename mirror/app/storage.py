@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -232,7 +233,8 @@ def open_disk(config: Config, bucket: Bucket | None = None, *, serves: bool = Fa
         # imported here, so that it is loaded by replicas alone
         from mirror.events.bucket_outbox import BucketOutbox
 
-        outbox = BucketOutbox(local, stored.use.bucket)
+        root = os.stat(layout.root)
+        outbox = BucketOutbox(local, stored.use.bucket, f"{root.st_dev:x}-{root.st_ino:x}")
     # a client that was sent to the bucket may read there for a while
     life = config.bucket.redirect_for if config.bucket.redirect_to else 0.0
     blobs = open_bucket_blobs(stored.use, store, life=life)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -229,6 +229,16 @@ class RepositoryPass:
         self._parts.records.note_change(self._repo)
         telemetry.log.warning("damaged record written anew", repository=str(self._repo), digest=str(digest))
 
+    @contextmanager
+    def _noted_if_unknown(self) -> Iterator[None]:
+        """Around one change: if it cannot be said whether it was made, every process looks anew, as after one."""
+        try:
+            yield
+        except StoreError:
+            with suppress(StoreError):
+                self._parts.records.note_change(self._repo)
+            raise
+
     def _manifest(self, digest: Digest, media_type: str) -> Manifest | None:
         """Returns the manifest; None if the bytes are no manifest, and so name nothing. Raises `StoreError`, also if
         they are missing: a push of the same manifest repairs this, and what it names must be there then.
@@ -327,7 +337,7 @@ class RepositoryPass:
                 continue
             if has_manifest(catalog, self._repo, record.digest):
                 break
-            with suppress(RecordChanged):
+            with suppress(RecordChanged), self._noted_if_unknown():
                 catalog.drop_tag(self._repo, name, expect=tag.version)
                 dropped = True
         if dropped:
@@ -401,7 +411,7 @@ class RepositoryPass:
         announced = self._announce(ChangeKind.DELETE, collected, str(live.version))
         try:
             try:
-                with announced.turn():
+                with announced.turn(), self._noted_if_unknown():
                     catalog.drop_manifest(self._repo, digest, expect=live.version)
             except RecordChanged:
                 # pushed again meanwhile
@@ -446,7 +456,7 @@ class RepositoryPass:
         deletion = records.deleted_manifest(self._repo, digest)
         if deletion is None or deletion.record.by not in (COLLECTOR, RETENTION):
             return
-        with suppress(RecordChanged):
+        with suppress(RecordChanged), self._noted_if_unknown():
             self._parts.catalog.put_manifest(self._repo, deletion.record.restored(), expect=ABSENT)
             self._parts.catalog.flush()
         records.note_change(self._repo)
@@ -546,7 +556,8 @@ class RepositoryPass:
         """Drops a link; False if a client relies on it again."""
         records, accounts = self._parts.records, self._parts.accounts
         try:
-            records.drop_link(self._repo, link.digest, expect=expect)
+            with self._noted_if_unknown():
+                records.drop_link(self._repo, link.digest, expect=expect)
         except RecordChanged:
             return False
         self._report.links += 1

@@ -73,8 +73,10 @@ class StoredChange:
 class BucketOutbox:
     """See `mirror.ports.EventStore`. May be used from any thread."""
 
-    def __init__(self, own: LocalOutbox, bucket: Bucket) -> None:
+    def __init__(self, own: LocalOutbox, bucket: Bucket, place: str = "") -> None:
+        """`place` says where the disk of the outbox is: a copy of the disk has a run of its own."""
         self._own = own
+        self._place = place
         self._bucket = bucket
         self._lock = threading.Lock()
         #: The objects of changes that this process has written: their keys and versions.
@@ -187,7 +189,7 @@ class BucketOutbox:
     @property
     def run(self) -> str:
         """The name of this replica's outbox. Raises `StoreError`."""
-        return self._own.epoch()
+        return f"{self._own.epoch()}-{self._place}" if self._place else self._own.epoch()
 
     def stored(self, run: str) -> Iterator[StoredChange]:
         """Blocking: the changes of a run that are in the bucket. Raises `StoreError`."""

@@ -1,6 +1,6 @@
 """One upload request that is passed on to the replica that has the session: the body in threads, the rest on the loop.
 
-    connected within 1 s ── head ── body, as it comes ── answer ──────────────────────────────> UploadAnswer
+    connected within 1 s ── head ── body, as it comes ── answer ──────────────────────────────> PeerAnswer
          │                             │                   └── late: does HEAD of the session answer? ── yes: wait on
          │                             └── an answer before its end: the rest is not sent                 │
          └── not: PeerSilent                                        broken off, or no: PeerSilent <───────┘
@@ -19,13 +19,12 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from mirror import telemetry
 from mirror.aio.threads import run_uninterrupted
-from mirror.peers.peer_client import CONNECT, HEAD, PeerSilent
+from mirror.peers.peer_client import CONNECT, HEAD, PeerAnswer, PeerSilent
 from mirror.peers.peer_health import PeerHealth
 from mirror.peers.peer_signer import PeerSigner, SignedCall
 from mirror.policy.cluster.peer_signatures import PeerRefused, content_digest
@@ -56,15 +55,6 @@ class Source(Protocol):
 
     def abort(self) -> None:
         """Makes `readinto` fail."""
-
-
-@dataclass(frozen=True, slots=True)
-class UploadAnswer:
-    """What the replica has answered; `headers` have names in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
 
 
 class UploadExchange:
@@ -105,7 +95,7 @@ class UploadExchange:
     def __repr__(self) -> str:
         return f"<UploadExchange with {self._member}>"
 
-    async def run(self, method: str, target: str, headers: Mapping[str, str], body: Source | None) -> UploadAnswer:
+    async def run(self, method: str, target: str, headers: Mapping[str, str], body: Source | None) -> PeerAnswer:
         """Sends the request, and returns the answer. Raises `PeerSilent`, `PeerRefused`, and what the body raises."""
         # also if it is left alone: nobody else has the session, and to begin anew costs the client more than the wait
         ticket = self._health.admit(self._member)
@@ -136,9 +126,7 @@ class UploadExchange:
         telemetry.PEER_SECONDS.labels("upload").observe(time.perf_counter() - began)
         return answer
 
-    async def _exchange(
-        self, method: str, target: str, headers: Mapping[str, str], body: Source | None
-    ) -> UploadAnswer:
+    async def _exchange(self, method: str, target: str, headers: Mapping[str, str], body: Source | None) -> PeerAnswer:
         self._is_head = method == "HEAD"
         sent = dict(headers)
         chunked = body is not None and body.length is None
@@ -163,7 +151,7 @@ class UploadExchange:
         if chunked:
             await self._run(self._write, b"0\r\n\r\n")
 
-    async def _answer(self, signed: SignedCall) -> UploadAnswer:
+    async def _answer(self, signed: SignedCall) -> PeerAnswer:
         while True:
             try:
                 async with asyncio.timeout(self._look):
@@ -223,7 +211,7 @@ class UploadExchange:
         poll.register(self._opened(), select.POLLIN)
         return self._tls is None and bool(poll.poll(0))
 
-    def _parsed(self, signed: SignedCall) -> UploadAnswer | None:
+    def _parsed(self, signed: SignedCall) -> PeerAnswer | None:
         """Reads what is here; the answer, once it is complete. Raises `EOFError`, `PeerRefused`."""
         opened = self._opened()
         opened.settimeout(self._look)
@@ -274,9 +262,9 @@ def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
     return int(found[1]), headers
 
 
-def _judged(signed: SignedCall, status: int, headers: dict[str, str], content: bytes) -> UploadAnswer:
+def _judged(signed: SignedCall, status: int, headers: dict[str, str], content: bytes) -> PeerAnswer:
     """Raises `PeerRefused` if the answer is not that of the member."""
     signed.check(status, headers)
     if content and content_digest(content) != headers.get("mirror-content-digest"):
         raise PeerRefused("answer", f"the content of the answer ({status}) was changed on the way")
-    return UploadAnswer(status, headers, content)
+    return PeerAnswer(status, headers, content)

@@ -30,7 +30,9 @@ from mirror.store.local.local_records import local_catalog, local_repository_rec
 from mirror.store.records.record_keys import file_name
 from tests.support.bucket_records import Machine
 from tests.support.collecting import APP, GRACE, KEEP, TWIN, CollectedWorld, image, index
+from tests.support.hooked import Hooked
 from tests.support.hosted_blobs_suite import all_queued
+from tests.support.unreliable_disk import UnreliableCatalog
 
 
 @pytest.fixture(params=["memory", "bucket"])
@@ -351,6 +353,25 @@ def test_dangling_referrers_stay_by_default(world: CollectedWorld) -> None:
     pushed = world.push(APP, image(world.upload(APP, b"sig"), subject=Digest.of(b"gone")))
     world.collect_until_nothing_waits()
     assert pushed in world.hosted()
+
+
+def test_a_deletion_that_may_have_been_made_is_noted() -> None:
+    """The answer to it is lost: every process looks anew."""
+    catalog = Hooked(UnreliableCatalog())
+    world = CollectedWorld(collect_dangling=True, catalog=catalog)
+    pushed = world.push(APP, image(subject=Digest.of(b"gone")))
+    world.collect()
+    world.passes(GRACE + 1)
+    before = world.records.changes(APP)
+
+    def lost() -> None:
+        raise StoreError("no answer")
+
+    catalog.after("drop_manifest", lost)
+    assert world.collect().unread
+    assert world.catalog.get_manifest(APP, pushed) is None
+    assert not catalog.pending
+    assert world.records.changes(APP) != before
 
 
 def test_dangling_referrers_go_if_that_is_set() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -331,3 +332,24 @@ async def test_work_goes_on_after_an_outage_of_the_bucket(site: Site) -> None:
     with capture_logs() as logs:
         await adoption.run()
     assert {each["event"] for each in logs} == {"events not adopted"}
+
+
+def test_a_copy_of_a_disk_leaves_the_events_of_the_other(tmp_path: Path) -> None:
+    """Both have the same outbox, each at its own place: neither takes what the other writes for what it has left."""
+    bucket, boxes = SteppingBucket(), list[BucketOutbox]()
+    (tmp_path / "one").mkdir()
+    SqliteOutbox(tmp_path / "one" / "events", ["ci"], most_events=100, most_bytes=1 << 20).close()
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for place in ("one", "two"):
+        local = SqliteOutbox(tmp_path / place / "events", ["ci"], most_events=100, most_bytes=1 << 20)
+        boxes.append(BucketOutbox(local, bucket, place))
+    first, second = boxes
+    assert first.run != second.run
+    first.prepare("corp/team/app", "{}")
+    before = dict(bucket.content())
+    second.sweep()
+    assert dict(bucket.content()) == before
+    first.sweep()
+    assert dict(bucket.content()) == before
+    for box in boxes:
+        box.close()

@@ -24,11 +24,11 @@ from mirror import telemetry
 from mirror.errors import MirrorError, ReplicaUnavailable, UploadUnknown
 from mirror.oci.reference import Repo, read_repo
 from mirror.oci.request import Kind, parse_request
-from mirror.peers.peer_client import HEAD, PeerClient, PeerSilent
+from mirror.peers.peer_client import HEAD, PeerAnswer, PeerClient, PeerSilent
 from mirror.peers.peer_health import PeerHealth
 from mirror.peers.peer_signer import PeerSigner
 from mirror.peers.session_owners import SessionOwners
-from mirror.peers.upload_exchange import UploadAnswer, UploadExchange
+from mirror.peers.upload_exchange import UploadExchange
 from mirror.policy.access_rules import Action
 from mirror.policy.cluster.peer_signatures import PeerRefused
 from mirror.repository.protocol import Readable, is_hosted
@@ -209,7 +209,7 @@ def _path(call: push.PushCall) -> str:
     return target[target.index("/v2") + 1 :]
 
 
-def _relayed(answer: UploadAnswer, *, head: bool) -> web.Response:
+def _relayed(answer: PeerAnswer, *, head: bool) -> web.Response:
     headers = {name: answer.headers[name.lower()] for name in _RELAYED if name.lower() in answer.headers}
     if head:
         headers["Content-Length"] = answer.headers.get("content-length", "0")
