@@ -15,6 +15,7 @@ from mirror.config import Config
 from mirror.errors import BucketUnavailable, IndexUnavailable, StoreError
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
+from mirror.fills.wrong_parts import report_wrong_parts
 from mirror.graph.damage import restore_hosted
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.hosting.quotas import Quotas, ScopeUsage
@@ -112,6 +113,9 @@ async def _sweep(config: Config, storage: Storage) -> None:
     swept = await asyncio.to_thread(sweep, storage.layout, keep=config.store.partials_max_age, now=time.time)
     if swept.partials or swept.strays:
         telemetry.log.info("leftover files deleted", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
+    for wrong in swept.wrong:
+        registry = str(wrong.served[0].get("upstream"))
+        report_wrong_parts(wrong.digest, registry, registry, wrong.served)
     expired = await asyncio.to_thread(storage.hosted.uploads.sweep, time.time() - config.hosting.upload_timeout)
     if expired.sessions:
         telemetry.log.info("upload sessions expired", sessions=expired.sessions, bytes=expired.bytes)

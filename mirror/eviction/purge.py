@@ -5,7 +5,8 @@
     3. drops the record of the tag (for a digest: of all tags that point to it)
     4. drops the links of those of its manifests that nothing else in the repository names; none of them if another tag
        points to the same image
-    5. drops the blobs that no manifest of any repository names any more, except those that pins or downloads need
+    5. drops the blobs that no manifest of any repository names any more, except those that pins or downloads need, and
+       what interrupted downloads have left of them
 
 If the bucket keeps cached content, step 0 brings back from it what the disk lacks of the repository, steps 3 and 4 drop
 its records before those on the disk and once more after them, because another process may have written them behind
@@ -147,6 +148,7 @@ class Purge:
             needed = {repo: set().union(*by_manifest.values()) for repo, by_manifest in named.items()}
             dropped = plan.candidates.difference(*needed.values())
             blobs, size = await self._evictor.drop(dropped)
+            await asyncio.to_thread(self._store.drop_growing, dropped)
             await asyncio.to_thread(self._drop_kept, plan, dropped)
         except StoreError as error:
             raise StoreError(f"{image} is purged, but blobs of it stay until they are evicted: {error}") from error

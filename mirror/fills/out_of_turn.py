@@ -215,7 +215,7 @@ class OutOfTurn:
             return
         try:
             served = spans.served()
-            if served and not _are_equal(spans, reader):
+            if served and not spans.are_of(reader):
                 self._report(served)
             spans.drop()
         finally:
@@ -262,23 +262,6 @@ class OutOfTurn:
             yield
         except StoreError as error:
             self._give_up(error)
-
-
-def _are_equal(spans: Spans, reader: BlobReader) -> bool:
-    """Blocking: whether the bytes that are here are those of the blob. Raises `StoreError`."""
-    for run in spans.here(Span(0, spans.size)):
-        at = run.start
-        while at < run.stop:
-            piece = Span(at, min(run.stop, at + _COPIED))
-            opened = spans.open(piece)
-            if opened is not None:
-                try:
-                    if opened.pread(piece.length, at) != reader.pread(piece.length, at):
-                        return False
-                finally:
-                    opened.close()
-            at = piece.stop
-    return True
 
 
 class _SpanBody:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -190,6 +190,11 @@ class Spans(Protocol):
         Raises `StoreError`, also if the spans are no longer in place.
         """
 
+    def are_of(self, blob: BlobReader) -> bool:
+        """True if the bytes that are here are those of the verified blob. Takes as long as reading them. Raises
+        `StoreError`.
+        """
+
     def count(self) -> int:
         """How many bytes are here. Raises `StoreError`."""
 
@@ -209,8 +214,8 @@ class Spans(Protocol):
         """
 
     def note_served(self, line: Mapping[str, object]) -> None:
-        """Remember who was given unverified bytes; a note that is too long, or one too many, is left out. Raises
-        `StoreError`.
+        """Remember who was given unverified bytes. The note also gets the registry, as `upstream`. One that is too
+        long, or one too many, is left out. Raises `StoreError`.
         """
 
     def served(self) -> Sequence[Mapping[str, object]]:
@@ -281,6 +286,11 @@ class BlobIngester(Protocol):
         `size` is that of the whole blob in bytes. None: only if there are some already, of whatever size. Returns None
         if there are none, if those that are here are of another size (the filler decides which is right), or if the
         blob is too large to have any. Raises `StoreFull`, `StoreError`.
+        """
+
+    def drop_growing(self, digests: Collection[Digest]) -> None:
+        """Drop what is here of these growing blobs, whichever registry sends them, except prefixes that are filled now.
+        Blocks. Raises `StoreError`.
         """
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:

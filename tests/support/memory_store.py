@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
 
@@ -118,6 +118,12 @@ class MemoryStore:
 
     def spans(self, digest: Digest, registry: str, size: int | None) -> None:
         """There are none: this store keeps no bytes that came out of turn."""
+
+    def drop_growing(self, digests: Collection[Digest]) -> None:
+        with self.changed:
+            for key, blob in list(self._growing.items()):
+                if key[1] in digests and blob.filler is None:
+                    del self._growing[key]
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         with self.changed:

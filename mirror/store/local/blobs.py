@@ -27,10 +27,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import secrets
 import stat as modes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -45,10 +46,11 @@ from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, wr
 from mirror.store.local.layout import LAYOUT, Layout, digest_of_ingest, state_of
 from mirror.store.local.locks import is_locked, locked
 from mirror.store.local.pump import pump
-from mirror.store.local.span_file import SpanFile, open_spans
+from mirror.store.local.span_file import SpanFile, disk_space, drop_spans, open_spans
 from mirror.store.records.record_keys import digest_from
 
 _BLOCK: Final = 1 << 20
+_SPANS: Final = ".spans"
 #: Not every C library has preadv2.
 _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 
@@ -187,17 +189,39 @@ class LocalStore:
 
     def growing(self) -> Mapping[Digest, int]:
         sizes: dict[Digest, int] = {}
+        #: What is here out of turn, by the name of the partial.
+        beside: dict[str, int] = {}
+        expected: dict[str, int] = {}
         with store_errors("listing growing blobs"):
             for entry in os.scandir(self.layout.ingests):
                 digest = digest_of_ingest(entry.name)
                 if digest is None:
+                    if entry.name.endswith(_SPANS):
+                        beside[entry.name.removesuffix(_SPANS)] = disk_space(entry.path)
                     continue
                 with suppress(OSError):
                     size = entry.stat(follow_symlinks=False).st_size
                     # the announced size counts only while a filler holds the lock: announcing costs an upstream nothing
                     whole = max(size, _expected(Path(entry.path))) if is_locked(entry.path) else size
                     sizes[digest] = sizes.get(digest, 0) + whole
+                    expected[entry.name] = whole - size
+        for name, size in beside.items():
+            # the bytes that a filler expects are here in part
+            if digest := digest_of_ingest(name):
+                sizes[digest] = sizes.get(digest, 0) + max(0, size - expected.get(name, 0))
         return sizes
+
+    def drop_growing(self, digests: Collection[Digest]) -> None:
+        partials = set()
+        with store_errors("listing growing blobs"):
+            for entry in os.scandir(self.layout.ingests):
+                name = entry.name if digest_of_ingest(entry.name) else entry.name.rpartition(".")[0]
+                if digest_of_ingest(name) in digests:
+                    partials.add(self.layout.ingests / name)
+            for partial in partials:
+                drop_spans(partial)
+                with suppress(FileNotFoundError):
+                    drop_partial(partial, oldest=math.inf)
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         path = self.layout.ingest(digest, registry)
@@ -364,6 +388,43 @@ def _state_at(ingest: Path) -> GrowthState | None:
         return read_state(descriptor)
     finally:
         os.close(descriptor)
+
+
+def drop_partial(path: Path, *, oldest: float) -> bool:
+    """Drop a partial and its state file, under its lock; False if a filler holds the lock or the partial is kept.
+
+    A partial of this boot is kept if it was modified at `oldest` (epoch seconds) or later. Raises `OSError`.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        status = os.fstat(descriptor)
+        if os.lstat(path).st_ino != status.st_ino:
+            return False
+        if status.st_mtime >= oldest and _is_of_this_boot(path, status.st_ino):
+            return False
+        path.unlink()
+        with suppress(FileNotFoundError):
+            state_of(path).unlink()
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _is_of_this_boot(path: Path, inode: int) -> bool:
+    try:
+        descriptor = os.open(state_of(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        # without a state file: the filler has just begun and writes it next
+        return True
+    try:
+        state = read_state(descriptor)
+    finally:
+        os.close(descriptor)
+    return state is None or state.inode != inode or state.boot == boot_id()
 
 
 def _folders(folder: Path) -> list[os.DirEntry[str]]:

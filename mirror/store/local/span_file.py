@@ -57,7 +57,7 @@ from mirror.policy.fills.span_blocks import (
     runs,
     without,
 )
-from mirror.ports import Body
+from mirror.ports import BlobReader, Body
 from mirror.store.local.durable import store_errors
 from mirror.store.local.ingest_state import boot_id
 from mirror.store.local.layout import map_of, served_of, spans_of
@@ -77,6 +77,9 @@ _PAUSE: Final = 0.005
 _SERVED_BYTES: Final = 64 << 10
 _SERVED_LINE: Final = 2048
 _SERVED_LINES: Final = 200
+
+#: Bytes that are compared in one go.
+_COMPARED: Final = 1 << 20
 
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
@@ -258,6 +261,14 @@ def drop_spans(ingest: Path) -> bool:
     return found
 
 
+def disk_space(spans: str) -> int:
+    """The bytes that a `.spans` takes on the disk, which are fewer than its size; 0 if there is none."""
+    try:
+        return os.lstat(spans).st_blocks * 512
+    except OSError:
+        return 0
+
+
 class _RangeLock:
     """An open file description of a map, and the lock that it has on some blocks."""
 
@@ -410,6 +421,25 @@ class SpanFile:
             raise StoreError("opening spans: they were dropped")
         return data
 
+    def is_idle(self) -> bool:
+        """True if nobody has claimed anything. Raises `StoreError`."""
+        with store_errors("reading a map of spans"):
+            return not any(self._locked(range(block_count(self.size))))
+
+    def are_of(self, blob: BlobReader) -> bool:
+        for run in self.here(Span(0, self.size)):
+            for at in range(run.start, run.stop, _COMPARED):
+                piece = Span(at, min(run.stop, at + _COMPARED))
+                reader = self.open(piece)
+                if reader is None:
+                    continue
+                try:
+                    if reader.pread(piece.length, at) != blob.pread(piece.length, at):
+                        return False
+                finally:
+                    reader.close()
+        return True
+
     def count(self) -> int:
         return sum(span.length for span in self.here(Span(0, self.size)))
 
@@ -461,7 +491,7 @@ class SpanFile:
             _punch(self._data, blocks.start * BLOCK, len(blocks) * BLOCK)
 
     def note_served(self, line: Mapping[str, object]) -> None:
-        text = json.dumps(line, ensure_ascii=True, default=str).encode() + b"\n"
+        text = json.dumps({"upstream": self.registry, **line}, ensure_ascii=True, default=str).encode() + b"\n"
         if len(text) > _SERVED_LINE:
             return
         with store_errors("noting who was served"):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from mirror.errors import BlobUnknown, StoreError
@@ -113,6 +113,10 @@ class CopiedFiles:
 
     def spans(self, digest: Digest, registry: str, size: int | None) -> SpanFile | None:
         return self.copies.spans(digest, registry, size)
+
+    def drop_growing(self, digests: Collection[Digest]) -> None:
+        # the growing blobs of both places lie in one folder
+        self.cache.drop_growing(digests)
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         return self.copies.filling(digest, registry)
