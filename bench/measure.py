@@ -18,7 +18,7 @@ from bench.machine import hash_alone, touch_memory
 from bench.origin import Origin
 from bench.process import cpu_seconds, memory, settle
 from bench.results import Results
-from bench.systems import MIRROR, SYSTEMS, Running
+from bench.systems import LOGGING, MIRROR, SYSTEMS, Running
 
 _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
@@ -70,11 +70,11 @@ class Bench:
 
 
 @contextmanager
-def _all_running(bench: Bench) -> Iterator[Mapping[str, Running]]:
+def _all_running(bench: Bench, start: Mapping[str, Callable[[Path, str], Running]]) -> Iterator[Mapping[str, Running]]:
     systems = {}
     try:
         for name in bench.systems:
-            systems[name] = SYSTEMS[name](bench.directory / name, bench.origin.fast)
+            systems[name] = start[name](bench.directory / name, bench.origin.fast)
         yield systems
     finally:
         for system in systems.values():
@@ -135,14 +135,14 @@ WARM: Final[Mapping[str, Callable[[Bench, Mapping[str, Running]], None]]] = {
 
 
 def measure_warm(bench: Bench, groups: Sequence[str]) -> None:
-    """Start every system, pull through each cold and warm with all bytes compared, then measure `groups`."""
-    with _all_running(bench) as systems:
-        for system in systems.values():
-            bench.say(f"comparing bytes of {system.name}")
-            check_image(system.port, bench.blob)
-            settled_cpu(bench, system)
-            check_image(system.port, bench.blob)
-        for group in groups:
+    """For each group start every system, pull through each cold and warm with all bytes compared, then measure."""
+    for group in groups:
+        with _all_running(bench, LOGGING if group == "small" else SYSTEMS) as systems:
+            for system in systems.values():
+                bench.say(f"comparing bytes of {system.name}")
+                check_image(system.port, bench.blob)
+                settled_cpu(bench, system)
+                check_image(system.port, bench.blob)
             bench.say(group)
             WARM[group](bench, systems)
 

@@ -1,4 +1,5 @@
-"""The systems that are compared, each set up for speed: two workers, no access log, a cache of its own on the disk.
+"""The systems that are compared, each set up for speed: two workers, a cache of its own on the disk, and no access log,
+except where small requests are measured.
 
 start(directory, upstream) ──> Running ── stop() ──> ended; the directory holds the cache until it is removed
 """
@@ -99,6 +100,14 @@ _LOCKS: Final = "proxy_cache_lock on; proxy_cache_lock_timeout 1h; proxy_cache_l
 _CACHE: Final = f"proxy_cache blobs; proxy_cache_key $uri; proxy_cache_valid 200 1d; {_LOCKS}"
 
 
+#: A line of the mirror's access log, with the same fields.
+_LINE: Final = (
+    '{"id":"$request_id","client":"$remote_addr","method":"$request_method","path":"$request_uri","status":$status,'
+    '"bytes":$body_bytes_sent,"cache":"$upstream_cache_status","upstream":"$proxy_host","duration":$request_time,'
+    '"event":"request","level":"info","time":"$time_iso8601"}'
+)
+
+
 def _nginx_with(
     name: str,
     buffers: str,
@@ -107,6 +116,8 @@ def _nginx_with(
     location: str = "/v2/",
     cache: str = _CACHE,
     tls: Encryption | None = None,
+    *,
+    logs: bool = False,
 ) -> Running:
     directory.mkdir()
     port = free_port()
@@ -120,7 +131,7 @@ def _nginx_with(
     shows = nginx_tls(tls.certificate, tls.key) if tls and tls.to_clients else ""
     config = directory / "nginx.conf"
     config.write_text(f"""{nginx_head(directory, WORKERS)}
-access_log off;
+{f"log_format line escape=json '{_LINE}'; access_log {directory}/requests line;" if logs else "access_log off;"}
 proxy_cache_path {directory}/cache levels=1:2 keys_zone=blobs:16m max_size=100g inactive=1d use_temp_path=off;
 upstream origin {{ server {address}; keepalive 16; }}
 server {{
@@ -177,22 +188,30 @@ http: {{addr: "127.0.0.1:{port}"}}
     return Running(REGISTRY, port, server)
 
 
-def _mirror(directory: Path, upstream: str) -> Running:
-    return start_mirror(directory, f'[[upstream]]\nname = "docker.io"\nurl = "{upstream}"\n')
+def _mirror(directory: Path, upstream: str, *, logs: bool = False) -> Running:
+    return start_mirror(directory, f'[[upstream]]\nname = "docker.io"\nurl = "{upstream}"\n', logs=logs)
+
+
+def _logging_nginx(directory: Path, upstream: str) -> Running:
+    return _nginx_with(NGINX, _BUFFERS, directory, upstream, logs=True)
+
+
+def _logging_mirror(directory: Path, upstream: str) -> Running:
+    return _mirror(directory, upstream, logs=True)
 
 
 def _hosting_mirror(directory: Path) -> Running:
     return start_mirror(directory, HOSTED)
 
 
-def start_mirror(directory: Path, more: str, name: str = MIRROR, serving: str = "") -> Running:
+def start_mirror(directory: Path, more: str, name: str = MIRROR, serving: str = "", *, logs: bool = False) -> Running:
     """A mirror with the same settings, and `more`, which begins in the table `[store]`; `serving` is in `[server]`."""
     directory.mkdir()
     config = directory / "mirror.toml"
     config.write_text(f"""[server]
 listen = ["127.0.0.1:0"]
 workers = {WORKERS}
-access_log = false
+access_log = {str(logs).lower()}
 {serving}
 [store]
 root = "{directory}/cache"
@@ -239,6 +258,13 @@ def start_encrypted(name: str, directory: Path, upstream: str, tls: Encryption) 
 
 #: Those of `SYSTEMS` that `start_encrypted` can start.
 ENCRYPTED: Final = (NGINX, NGINX_DEFAULTS, MIRROR)
+
+#: The same for small requests: nginx and the mirror write the same access log, as both do in production.
+LOGGING: Final[Mapping[str, Callable[[Path, str], Running]]] = {
+    **SYSTEMS,
+    NGINX: _logging_nginx,
+    MIRROR: _logging_mirror,
+}
 
 #: What a run compares unless it is told otherwise.
 COMPARED: Final = (NGINX, REGISTRY, MIRROR)

@@ -1,6 +1,6 @@
 """Maps of bounded size. Clients and upstreams can invent any number of keys, so the maps that they fill need a limit.
 
-Both kinds are cachetools' and behave like a `dict`; entries may disappear at any time. They are not for several threads
+They are cachetools' and behave like a `dict`; entries may disappear at any time. They are not for several threads
 at once; `SharedLru` is. Caches that have a name are shown to administrators (`shown`).
 """
 
@@ -100,6 +100,22 @@ class LruCache(cachetools.LRUCache[K, V]):
 
     def stats(self) -> CacheStats:
         return CacheStats(len(self), int(self.currsize) if self._weighs else None, int(self.maxsize))
+
+
+class CountedLru(LruCache[K, V]):
+    """An `LruCache` that counts its `changes`: an entry that was put, replaced or removed, for whatever reason."""
+
+    def __init__(self, most: int, weigh: Callable[[V], int] | None = None, *, name: str = "") -> None:
+        super().__init__(most, weigh, name=name)
+        self.changes = 0
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self.changes += 1
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: K) -> None:
+        self.changes += 1
+        super().__delitem__(key)
 
 
 class TtlCache(cachetools.TTLCache[K, V]):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from mirror.aio.bounded_threads import in_thread
@@ -35,6 +36,25 @@ class _Read(Generic[T]):
     record: T
     changes: int
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Remembrance(Generic[T]):
+    """A record as it is remembered now. `is_true` says at any later time whether it would still be answered."""
+
+    record: T
+    count: int
+    _at: float
+    _changes: Callable[[], int]
+    _now: Callable[[], float]
+
+    def is_fresh(self) -> bool:
+        """True if it was read lately enough to be believed, unless the repository has changed."""
+        return 0 <= self._now() - self._at < _BELIEVED
+
+    def is_true(self) -> bool:
+        """True if `Remembered.get` would answer it without reading. Costs a look at the count of changes."""
+        return self.is_fresh() and self._changes() == self.count >= 0
 
 
 class Remembered(Generic[K, T]):
@@ -82,3 +102,11 @@ class Remembered(Generic[K, T]):
         record: T = await self._once.run((self._kind, repo, key, changes), lambda: in_thread(self._threads, read))
         self._read[repo, key] = _Read(record, changes, now)
         return record
+
+    def remembrance(self, repo: Repo, key: K) -> Remembrance[T] | None:
+        """Returns the record as it is remembered; None if it would have to be read now."""
+        seen = self._read.get((repo, key))
+        if seen is None:
+            return None
+        found = Remembrance(seen.record, seen.changes, seen.at, partial(self._changes, repo), self._now)
+        return found if found.is_true() else None

@@ -108,6 +108,10 @@ class Grants:
             self._remember(repo, {digest: size})
         return size
 
+    def remembered(self, repo: Repo, digest: Digest) -> int | None:
+        """Returns the size that this process remembers (-1: unknown); None if it would have to ask."""
+        return self._sizes.get((repo, digest))
+
     async def known_size(self, repo: Repo, digest: Digest) -> int | None:
         """Like `size`. None also if the grant cannot be read: upstream is then asked, as if there were none."""
         try:

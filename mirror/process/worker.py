@@ -37,6 +37,7 @@ from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
 from mirror.heartbeat import Heartbeat
 from mirror.process.listeners import InternalListener, address_of, is_local
+from mirror.server.fast.ready_answers import ReadyAnswers
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import RegistryServer
 
@@ -107,7 +108,7 @@ async def _serve(
         loop.add_reader(parent, end, "the parent process is gone")
     tls = _tls(config.server, config.access.client_ca)
     async with build(config, pulse=pulse) as app:
-        runner = _Runner(app.front, config.server, _limiter(config.server))
+        runner = _Runner(app.front, config.server, _limiter(config.server), app.front.ready)
         await runner.setup()
         sites = [_Site(runner, listener, tls) for listener in listeners]
         admin_runner = _Runner(
@@ -208,12 +209,19 @@ async def wait_for_uploads(
 class _Runner(web.BaseRunner):
     """aiohttp's runner for our own server class."""
 
-    def __init__(self, answers: Answers, settings: ServerSettings, limiter: ConnectionLimiter) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        settings: ServerSettings,
+        limiter: ConnectionLimiter,
+        ready: ReadyAnswers | None = None,
+    ) -> None:
         # for aiohttp, 0 means no limit
         super().__init__(shutdown_timeout=max(settings.drain_timeout, 0.001))
         self._answers = answers
         self._settings = settings
         self._limiter = limiter
+        self._ready = ready
         self._front: RegistryServer | None = None
 
     async def shutdown(self) -> None:
@@ -234,6 +242,7 @@ class _Runner(web.BaseRunner):
         self._front = RegistryServer(
             self._answers,
             limiter=self._limiter,
+            ready=self._ready,
             access_log=None,
             keepalive_timeout=self._settings.idle_timeout,
             lingering_time=2.0,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mirror.aio.caches import LruCache
+from mirror.aio.caches import CountedLru, LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.graph.described import Described
 from mirror.graph.referrers import ReferrerScan
@@ -55,8 +55,8 @@ class Caches:
         self.lists = lists
         #: Reads of the disk and questions to upstreams that are under way.
         self.once = SingleFlight()
-        self.tags: LruCache[tuple[Repo, str], CachedTag] = LruCache(16 << 20, lambda _: 512, name="tags")
-        self.manifests: LruCache[tuple[Repo, Digest], Manifest] = LruCache(64 << 20, _weight, name="manifests")
+        self.tags: CountedLru[tuple[Repo, str], CachedTag] = CountedLru(16 << 20, lambda _: 512, name="tags")
+        self.manifests: CountedLru[tuple[Repo, Digest], Manifest] = CountedLru(64 << 20, _weight, name="manifests")
         #: When the disk was last checked for a manifest that is in memory (epoch seconds).
         self.checked: LruCache[Digest, float] = LruCache(4 << 20, lambda _: 256, name="checked manifests")
         self.described = Described(store, catalog, self.once)

@@ -35,6 +35,7 @@ from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAn
 from mirror.repository.hosted import HostedRepository
 from mirror.repository.protocol import InBucket, Pusher, Readable
 from mirror.repository.proxied import ProxiedRepository
+from mirror.repository.standing.lasting import Standing, blob_standing, manifest_standing
 from mirror.trust.cosign import (
     LARGEST,
     PublicKey,
@@ -110,6 +111,16 @@ class GuardedRepository(Generic[R]):
         answer = await self._inner.resolve(reference)
         await self._check_answer(answer, tag)
         return answer
+
+    def manifest_stands(self, reference: Reference, answer: ManifestAnswer, *, head: bool) -> Standing | None:
+        """See `Lasting`. What the rules have let pass they let pass again: they do not change while the process lives,
+        they judge nothing but the reference and the manifest, and a signed digest stays signed.
+        """
+        return manifest_standing(self._inner, reference, answer, head=head)
+
+    def blob_stands(self, digest: Digest, answer: BlobStat) -> Standing | None:
+        """See `Lasting`."""
+        return blob_standing(self._inner, digest, answer)
 
     def _check_reference(self, reference: Reference) -> str | None:
         self._rule.check_reference(self.repo, reference)

@@ -88,6 +88,8 @@ class HostedRepository:
         self.has = content.has
         self.indexes_naming = content.indexes_naming
         self.has_tag = content.has_tag
+        self.manifest_stands = content.manifest_stands
+        self.blob_stands = content.blob_stands
 
     def __repr__(self) -> str:
         return f"<HostedRepository {self.repo}>"

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from mirror.aio.bounded_threads import in_thread
 from mirror.errors import (
@@ -31,7 +32,7 @@ from mirror.graph.referrers import referrer_descriptor
 from mirror.hosting.damaged_records import has_manifest, manifest_or_remade
 from mirror.hosting.links import Links
 from mirror.hosting.parts import PulledParts
-from mirror.hosting.remembered import Remembered
+from mirror.hosting.remembered import Remembered, Remembrance
 from mirror.intake.integrity import Integrity
 from mirror.oci.attachments import referrers_tag
 from mirror.oci.digest import Digest
@@ -43,6 +44,10 @@ from mirror.ports import BlobInfo, BlobObject, BlobReader, Look
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import CachedTag, Caches
 from mirror.repository.copied_blobs import CopiedBlobs
+from mirror.repository.standing.in_memory import InMemory
+from mirror.repository.standing.lasting import Standing
+from mirror.repository.standing.on_disk import OnDisk, opened_and_closed
+from mirror.repository.standing.recorded import Recorded
 
 #: Repositories have few links that are used often, and clients may ask for any number of others.
 _MOST_RECORDS: Final = 100_000
@@ -134,6 +139,37 @@ class HostedContent:
     async def resolve(self, reference: Reference) -> ManifestAnswer:
         """Returns the same answer as `manifest`: HEAD succeeds only if GET would. Raises like `manifest`."""
         return await self.manifest(reference)
+
+    def manifest_stands(self, reference: Reference, answer: ManifestAnswer, *, head: bool) -> Standing | None:
+        """See `Lasting`. If the records or the bytes are in a bucket, only asking again can tell."""
+        if self._parts.look is not None or self._copied is not None:
+            return None
+        record = self._memory.manifests.remembrance(self.repo, answer.digest)
+        if record is None or record.record is None:
+            return None
+        records: tuple[Remembrance[Any], ...] = (record,)
+        if isinstance(reference, str):
+            tag = self._memory.tags.remembrance(self.repo, reference)
+            if tag is None or tag.record is None or tag.count != record.count:
+                return None
+            if tag.record.record.digest != answer.digest or tag.record.override is not answer.override:
+                return None
+            records += (tag,)
+        # of the manifest alone: the caches have no tags of hosted repositories
+        besides = InMemory.of(self._caches, self.repo, answer.digest, answer, _no_use, checked=False)
+        return None if besides is None else Recorded(records, besides)
+
+    def blob_stands(self, digest: Digest, answer: BlobStat) -> Standing | None:
+        """See `Lasting`."""
+        if self._parts.look is not None or self._copied is not None or answer.size is None:
+            return None
+        link = self._memory.links.remembrance(self.repo, digest)
+        if link is None or link.record is None or link.record.state is not LinkState.LINKED:
+            return None
+        if answer.outcome is not Outcome.HIT or link.record.size != answer.size:
+            return None
+        look, now = partial(opened_and_closed, self._parts.contents.open), self._caches.now
+        return Recorded((link,), OnDisk(digest, answer.size, look, now, now(), _no_use))
 
     async def has_tag(self, tag: str) -> bool:
         """True if the tag points to a manifest that has a record here, also if its bytes are damaged or missing. Raises
@@ -348,3 +384,7 @@ class HostedContent:
 
 def _outcome(look: Look) -> Outcome:
     return Outcome.LAST_SEEN if look is Look.OLD else Outcome.HIT
+
+
+def _no_use(_digest: Digest) -> None:
+    """No eviction asks when hosted content on the disk was used."""

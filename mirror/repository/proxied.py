@@ -64,6 +64,8 @@ class ProxiedRepository:
         self.blob = blobs.blob
         self.stat_blob = blobs.stat_blob
         self.blob_object = blobs.blob_object
+        self.manifest_stands = manifests.manifest_stands
+        self.blob_stands = blobs.blob_stands
         self.read = blobs.read
         self.fetch = blobs.fetch
         self.is_fetching = blobs.is_fetching

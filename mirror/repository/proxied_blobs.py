@@ -39,6 +39,8 @@ from mirror.repository.answers import (
 )
 from mirror.repository.caches import Caches
 from mirror.repository.questions import Questions
+from mirror.repository.standing.lasting import Standing
+from mirror.repository.standing.on_disk import OnDisk
 from mirror.repository.stored import StoredRepository
 from mirror.repository.tag_pages import LIST_FOR
 
@@ -151,6 +153,15 @@ class ProxiedBlobs:
         if granted is None or remembered is MISSING:
             return BlobStat(await self._ask(digest), Outcome.ASKED, self._upstream.name)
         return BlobStat(remembered, Outcome.DESCRIBED, self._upstream.name)
+
+    def blob_stands(self, digest: Digest, answer: BlobStat) -> Standing | None:
+        """See `Lasting`. A grant that is remembered with a size is never taken back."""
+        if answer.outcome is not Outcome.HIT or answer.size is None:
+            return None
+        if self._grants.remembered(self.repo, digest) != answer.size:
+            return None
+        now = self._caches.now
+        return OnDisk(digest, answer.size, self._store.stat, now, now(), self._intake.touch)
 
     async def blob_object(self, digest: Digest) -> BlobObject | None:
         """See `InBucket`."""

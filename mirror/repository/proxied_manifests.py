@@ -28,6 +28,8 @@ from mirror.ports import Upstream
 from mirror.repository.answers import ManifestAnswer, Outcome
 from mirror.repository.caches import LOOK_EVERY, CachedTag, Caches
 from mirror.repository.questions import Questions
+from mirror.repository.standing.in_memory import InMemory
+from mirror.repository.standing.lasting import Standing
 from mirror.repository.stored import StoredRepository
 from mirror.repository.tag_answers import TagAnswers
 
@@ -233,6 +235,10 @@ class ProxiedManifests:
             return manifest
 
         return await self._caches.once.run(("read", self.repo, digest), read)
+
+    def manifest_stands(self, reference: Reference, answer: ManifestAnswer, *, head: bool) -> Standing | None:
+        """See `Lasting`. HEAD does not compare a manifest in memory with the disk."""
+        return InMemory.of(self._caches, self.repo, reference, answer, self._intake.touch, checked=not head)
 
     # ------------------------------------------------------------------------------------------------- fetch
 

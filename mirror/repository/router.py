@@ -64,6 +64,7 @@ class Router:
         self._lists = lists or ContentLists()
         self._keys = keys or {}
         self._signatures = Signatures()
+        self._forgotten: list[Callable[[], None]] = []
         self._listed: tuple[Repo, ...] = ()
         self._listed_at = float("-inf")
         self._listed_added = -1
@@ -150,6 +151,12 @@ class Router:
         self._made.clear()
         self._members.clear()
         self._routed.clear()
+        for forgotten in self._forgotten:
+            forgotten()
+
+    def when_forgotten(self, forgotten: Callable[[], None]) -> None:
+        """Calls this after each `forget` from now on: for those who keep answers of repositories."""
+        self._forgotten.append(forgotten)
 
     def rule_for(self, repo: Repo) -> RouteRule:
         """Returns the route rule of this repository."""

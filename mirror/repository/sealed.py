@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from mirror import telemetry
@@ -42,6 +43,9 @@ from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAn
 from mirror.repository.caches import LOOK_EVERY, CachedTag, Caches
 from mirror.repository.copied_blobs import CopiedBlobs
 from mirror.repository.miss_report import Misses
+from mirror.repository.standing.in_memory import InMemory
+from mirror.repository.standing.lasting import Standing
+from mirror.repository.standing.on_disk import OnDisk, opened_and_closed
 from mirror.repository.stored import StoredRepository
 
 T = TypeVar("T")
@@ -145,6 +149,10 @@ class SealedRepository:
         self._touch(digest)
         return manifest
 
+    def manifest_stands(self, reference: Reference, answer: ManifestAnswer, *, head: bool) -> Standing | None:
+        """See `Lasting`."""
+        return InMemory.of(self._caches, self.repo, reference, answer, self._touch, checked=False)
+
     # --------------------------------------------------------------------------------------------- blobs
 
     async def blob(self, digest: Digest) -> BlobContent:
@@ -166,6 +174,15 @@ class SealedRepository:
         info, reader = opened
         reader.close()
         return BlobStat(info.size, Outcome.HIT, self.repo.registry)
+
+    def blob_stands(self, digest: Digest, answer: BlobStat) -> Standing | None:
+        """See `Lasting`. A grant that is remembered with a size is never taken back."""
+        if answer.outcome is not Outcome.HIT or answer.size is None:
+            return None
+        if self._grants.remembered(self.repo, digest) != answer.size:
+            return None
+        now = self._caches.now
+        return OnDisk(digest, answer.size, partial(opened_and_closed, self._stored.store.open), now, now(), self._touch)
 
     async def read(self, digest: Digest, limit: int) -> bytes:
         """Returns the whole content of a small blob. Raises like `blob`, and `BlobDamaged` above `limit` bytes."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, TextIO, cast
 
 import structlog
@@ -50,11 +53,14 @@ class _Output:
         self._output = output
 
     def write(self, line: str) -> None:
+        self.write_lines(line, 1)
+
+    def write_lines(self, lines: str, count: int) -> None:
         try:
-            self._output.write(line)
+            self._output.write(lines)
             self._output.flush()
         except (OSError, ValueError):
-            LOG_LOST.inc()
+            LOG_LOST.inc(count)
 
     def flush(self) -> None:
         """Nothing to do: `write` flushes each line."""
@@ -62,19 +68,23 @@ class _Output:
 
 def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
     """Log JSON lines, one event each, to standard error (or `output`). JSON escapes control characters."""
+    global _direct
     number = logging.getLevelNamesMapping()[level.upper()]
+    processors: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+        _redact_event,
+        structlog.processors.JSONRenderer(ensure_ascii=True, separators=(",", ":")),
+    ]
+    lines = _Output(output or sys.stderr)
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            structlog.processors.format_exc_info,
-            _redact_event,
-            structlog.processors.JSONRenderer(ensure_ascii=True, separators=(",", ":")),
-        ],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Output(output or sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, lines)),
         cache_logger_on_first_use=False,
     )
+    _direct = _Direct(lines, processors, tuple(processors), number)
     # libraries log through the standard module; their lines go to the same stream in the same format
     root = logging.getLogger()
     root.handlers[:] = [_Forward()]
@@ -84,3 +94,64 @@ def set_up_logging(level: str = "info", output: TextIO | None = None) -> None:
 class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+
+
+# -------------------------------------------------------------------------------- many lines that differ in few fields
+
+
+@dataclass(frozen=True, slots=True)
+class _Direct:
+    """Where lines go that were made from a `LinePattern`, for as long as the log has these processors."""
+
+    output: _Output
+    processors: list[Any]
+    configured: tuple[Any, ...]
+    level: int
+
+
+_direct: _Direct | None = None
+
+
+class LinePattern:
+    """The lines of one event that differ in few fields. All others are redacted and rendered once."""
+
+    def __init__(self, event: str, fields: Mapping[str, object], varying: Sequence[str]) -> None:
+        """`fields` are in the order of the line; those that are `varying` have any value."""
+        fixed = _redact_event(None, "", {**fields, "event": event})
+        pieces = ["{"]
+        for key, value in {**fixed, "level": "info", "time": ""}.items():
+            pieces[-1] += f"{_JSON(key)}:"
+            if key == "time":
+                pieces[-1] += '"'
+            elif key in varying:
+                pieces.append(",")
+            else:
+                pieces[-1] += f"{_JSON(value)},"
+        #: The text before each varying field, and after the last one, up to the time.
+        self.pieces: Final = tuple(pieces)
+
+    def __repr__(self) -> str:
+        return f"<LinePattern {self.pieces!r}>"
+
+
+_JSON: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+
+
+def takes_lines() -> bool:
+    """True if `write_lines` would write what `log.info` would. False if the log was configured in another way, or does
+    not have such lines.
+    """
+    direct = _direct
+    return (
+        direct is not None
+        and direct.level <= logging.INFO
+        and structlog.get_config()["processors"] is direct.processors
+        and tuple(direct.processors) == direct.configured
+    )
+
+
+def write_lines(lines: Sequence[str]) -> None:
+    """Write lines that were made from a `LinePattern`, each up to its time, which is now. Raises nothing."""
+    if _direct is not None:
+        end = f'{datetime.now(UTC).isoformat().replace("+00:00", "Z")}"}}\n'
+        _direct.output.write_lines(end.join(lines) + end, len(lines))

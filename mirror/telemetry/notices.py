@@ -47,6 +47,11 @@ def listen(listener: Listener) -> Callable[[], None]:
     return lambda: _listeners.remove(listener)
 
 
+def is_listened_to() -> bool:
+    """True if anybody listens to notices of this process."""
+    return bool(_listeners)
+
+
 def notice(what: Notice, **fields: object) -> None:
     """Tells every listener. Never blocks, never raises."""
     for listener in _listeners:

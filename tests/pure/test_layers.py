@@ -27,6 +27,7 @@ _ROOMS: Final = frozenset(
         "policy/upstream",
         "policy/virtual",
         "server/admin",
+        "server/fast",
         "server/peers",
         "server/registry",
         "store/hosted",
@@ -117,8 +118,19 @@ _MAY_IMPORT: Final = {
     # HTTP in front of it
     "server": {"telemetry", "server/registry"},
     "server/peers": _BELOW_ALL | {"peers", "repository", "server/registry"},
+    "server/fast": _BELOW_ALL | {"inspect"},
     "server/registry": _BELOW_ALL
-    | {"access", "caller", "inspect", "policy/clients", "policy/virtual", "repository", "trust", "virtual"},
+    | {
+        "access",
+        "caller",
+        "inspect",
+        "policy/clients",
+        "policy/virtual",
+        "repository",
+        "server/fast",
+        "trust",
+        "virtual",
+    },
     "server/admin": _BELOW_ALL
     | {
         "values",

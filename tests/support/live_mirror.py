@@ -249,6 +249,7 @@ async def live_mirror(
                 server = RegistryServer(
                     app.front,
                     limiter=ConnectionLimiter(stall=config.server.client_stall_timeout),
+                    ready=app.front.ready,
                     access_log=None,
                     keepalive_timeout=75.0,
                     lingering_time=2.0,

@@ -194,6 +194,12 @@ class AccessControl:
             return on_behalf_of(own)
         raise self._refusal(identity, request, wanted)
 
+    def is_settled(self, identity: Identity, repo: Repo) -> bool:
+        """True if what `admit` has allowed this caller is allowed for as long as the process lives: the caller proves
+        nothing, and no upstream is asked about callers.
+        """
+        return identity == ANONYMOUS and self._verifier_of(repo.registry) is None
+
     def admits_to_member(
         self, identity: Identity, repo: Repo, asked: Repo, request: web.BaseRequest, wanted: RegistryRequest
     ) -> bool:

@@ -12,15 +12,16 @@ import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from dataclasses import replace
+from functools import cache, lru_cache, partial
 from typing import Any, Final, Protocol, cast
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpRequestParser, RawRequestMessage
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 
 from mirror import telemetry
 from mirror.errors import Denied, MirrorError, NotServed, RequestError, Unsupported, UpstreamError
@@ -28,9 +29,15 @@ from mirror.inspect.recent_answers import RecentAnswers
 from mirror.oci.reference import Repo
 from mirror.oci.request import Kind, RegistryRequest, parse_request
 from mirror.policy.access_rules import ANONYMOUS, Action, Identity
-from mirror.repository.answers import Outcome
+from mirror.policy.clients.networks import UNIX
+from mirror.repository.answers import ManifestAnswer, Outcome
 from mirror.repository.protocol import Readable, is_hosted
 from mirror.repository.router import Router
+from mirror.repository.standing.lasting import is_lasting
+from mirror.server.fast.exact_requests import END, has_usual_headers, is_whole
+from mirror.server.fast.given_answers import AnswerFacts, GivenAnswers, requests_of, seconds_of, sent_of
+from mirror.server.fast.ready_answers import ListenerAnswers, Offer, ReadyAnswers
+from mirror.server.fast.written_answer import WatchedWriter
 from mirror.server.registry import pull, push
 from mirror.server.registry.access_control import TOKEN_PATH, AccessControl
 from mirror.server.registry.body_rest import RestOfBody
@@ -67,6 +74,10 @@ class Audit(Protocol):
         """Write one entry. Raises nothing."""
 
 
+#: What a request's answer may be given again by, if it may.
+_OFFER: Final = web.RequestKey("offer", Offer)
+
+
 class RegistryHandler:
     """Answers requests. `pages` are served beside the API by their exact path."""
 
@@ -101,6 +112,10 @@ class RegistryHandler:
         #: Requests are numbered. Most numbers are never logged, so they are formatted as identifiers only when needed.
         self._numbers = itertools.count(time.time_ns() // 1_000_000)
         self._name = f"{os.getpid():x}"
+        given = GivenAnswers(lambda: self._id(next(self._numbers)), recent, audit.record if audit is not None else None)
+        #: Small answers that were given a moment ago, for the servers of this handler.
+        self.ready = ReadyAnswers(given.note)
+        router.when_forgotten(self.ready.clear)
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         target: str = request._message.path  # the raw target: aiohttp's URL is already decoded
@@ -129,6 +144,8 @@ class RegistryHandler:
                 wanted = _parse(target)
                 kind = wanted.kind.value
                 response = _checked(await self._answer(request, wanted, record))
+                if span is None and record.answer is not None and response.status == 200:
+                    self._offer(request, target, wanted, record)
         except MirrorError as error:
             record.error = f"{type(error).__name__}: {error}"
             if isinstance(error, UpstreamError):
@@ -142,10 +159,55 @@ class RegistryHandler:
             record.error = f"unexpected {type(error).__name__}"
             response = error_response(MirrorError("an unexpected error; the log has more"), self._id(number))
         finally:
+            record.answer = None
             self._log(request, target, kind, response, record, time.perf_counter() - began, number)
             if span is not None:
                 _note(span, kind, response, record, self._id(number))
         return response
+
+    def _offer(self, request: web.BaseRequest, target: str, wanted: RegistryRequest, record: RequestRecord) -> None:
+        """Offers an answer to the fast path, if this request may be answered there at all. The rights of the caller are
+        judged in the same turn of the event loop as whether the answer stands, and neither takes from the request
+        anything but its bytes.
+        """
+        connection, answer, reference, access = request.protocol, record.answer, wanted.reference, self._access
+        if not isinstance(connection, _Connection) or connection.asked is None or reference is None:
+            return
+        message = request._message
+        if message.version != HttpVersion11 or message.should_close or not has_usual_headers(message.raw_headers):
+            return
+        head = request.method == "HEAD"
+        if head is not (request.method != "GET") or record.error is not None:
+            return
+        repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))
+        if not is_lasting(repository) or str(repository.repo) != record.repository:
+            return
+        if access is not None and not (
+            record.caller == str(ANONYMOUS)
+            and access.is_settled(ANONYMOUS, repository.repo)
+            and access.allows(ANONYMOUS, Action.PULL, repository.repo)
+        ):
+            return
+        if isinstance(answer, ManifestAnswer):
+            standing = repository.manifest_stands(reference, answer, head=head)
+        elif head and answer is not None and self._blobs_for(ANONYMOUS, repository, request, wanted) is repository:
+            standing = repository.blob_stands(wanted.digest, answer)
+        else:
+            return
+        if standing is None:
+            return
+        # as it is when the request has been noted: nobody changes it any more, and it must not keep the answer alive
+        noted = replace(record, answer=None)
+        line, audited = None, None
+        if self._log_requests:
+            line = self._line(request, target, 200, noted, 0.0, "")
+        if self._audit is not None:
+            audited = self._audited(request, wanted.kind.value, 200, noted, "")
+        kind = wanted.kind.value
+        facts = AnswerFacts(
+            kind, request.method, noted, standing.used, line, audited, _notices(kind, request.method, 200, noted)
+        )
+        request[_OFFER] = Offer(standing.stands, facts, self.ready.generation)
 
     def _id(self, number: int) -> str:
         return f"{self._name}-{number:x}"
@@ -275,50 +337,64 @@ class RegistryHandler:
     ) -> None:
         status = response.status if response is not None else 499
         outcome = record.outcome.value
-        _requests(kind, status, outcome).inc()
-        _seconds(kind, outcome).observe(seconds)
+        requests_of(kind, status, outcome).inc()
+        seconds_of(kind, outcome).observe(seconds)
         if record.sent:
-            _sent(outcome).inc(record.sent)
+            sent_of(outcome).inc(record.sent)
         if record.action != _PULL:
             _pushes(record.action, kind, status).inc()
             telemetry.RECEIVED_BYTES.inc(record.received)
         if self._recent is not None and record.repository is not None and (kind != _UPLOAD or status >= 400):
             self._recent.note(kind, request.method, status, record, seconds, self._id(number))
-        if kind == "manifest" and status in (200, 304) and record.action == _PULL:
-            what = {"repository": record.repository, "reference": record.reference, "digest": record.digest}
-            telemetry.notice(telemetry.Notice.MANIFEST_ANSWERED, **what)
-            if status == 200 and request.method == "GET":
-                telemetry.notice(telemetry.Notice.IMAGE_PULLED, **what, by=record.caller)
+        for what, fields in _notices(kind, request.method, status, record):
+            telemetry.notice(what, **fields)
         if self._audit is not None and (
             record.repository is not None or record.caller is not None or status in _REFUSED
         ):
-            self._audit.record(
-                id=self._id(number),
-                caller=record.caller,
-                scope=record.scope,
-                client=self._addresses.of(request),
-                action="login" if kind == "token" else record.action,
-                kind=kind,
-                method=request.method,
-                repository=record.repository,
-                asked=record.notes.get("asked"),
-                reference=record.reference,
-                status=status,
-                bytes=record.received if record.action != _PULL else record.sent,
-                redirected=record.redirected,
-                digest=str(record.digest) if record.action != _PULL and record.digest is not None else None,
-                reason=record.error,
-            )
-        if not self._log_requests:
-            return
+            self._audit.record(**self._audited(request, kind, status, record, self._id(number)))
+        if self._log_requests:
+            telemetry.log.info("request", **self._line(request, target, status, record, seconds, self._id(number)))
+
+    def _audited(
+        self, request: web.BaseRequest, kind: str, status: int, record: RequestRecord, identifier: str
+    ) -> dict[str, object]:
+        """The fields of a line in the audit log."""
+        return {
+            "id": identifier,
+            "caller": record.caller,
+            "scope": record.scope,
+            "client": self._addresses.of(request),
+            "action": "login" if kind == "token" else record.action,
+            "kind": kind,
+            "method": request.method,
+            "repository": record.repository,
+            "asked": record.notes.get("asked"),
+            "reference": record.reference,
+            "status": status,
+            "bytes": record.received if record.action != _PULL else record.sent,
+            "redirected": record.redirected,
+            "digest": str(record.digest) if record.action != _PULL and record.digest is not None else None,
+            "reason": record.error,
+        }
+
+    def _line(
+        self,
+        request: web.BaseRequest,
+        target: str,
+        status: int,
+        record: RequestRecord,
+        seconds: float,
+        identifier: str,
+    ) -> dict[str, object]:
+        """The fields of a line in the access log."""
         line: dict[str, object] = {
-            "id": self._id(number),
+            "id": identifier,
             "client": self._addresses.of(request),
             "method": request.method,
             "path": target[:1024],
             "status": status,
             "bytes": record.sent,
-            "cache": outcome,
+            "cache": record.outcome.value,
             "upstream": record.upstream,
             "duration": round(seconds, 6),
             **record.notes,
@@ -331,7 +407,20 @@ class RegistryHandler:
             line["caller"] = record.caller
         if record.error:
             line["error"] = record.error
-        telemetry.log.info("request", **line)
+        return line
+
+
+def _notices(
+    kind: str, method: str, status: int, record: RequestRecord
+) -> list[tuple[telemetry.Notice, dict[str, object]]]:
+    """What is noticed of an answer."""
+    if kind != "manifest" or status not in (200, 304) or record.action != _PULL:
+        return []
+    what: dict[str, object] = {"repository": record.repository, "reference": record.reference, "digest": record.digest}
+    notices: list[tuple[telemetry.Notice, dict[str, object]]] = [(telemetry.Notice.MANIFEST_ANSWERED, what)]
+    if status == 200 and method == "GET":
+        notices.append((telemetry.Notice.IMAGE_PULLED, {**what, "by": record.caller}))
+    return notices
 
 
 def _note_asked(virtual: VirtualRepository, record: RequestRecord) -> Repo:
@@ -397,27 +486,9 @@ def _client(request: web.BaseRequest) -> str:
     return request.remote or "unix"
 
 
-# Metrics with their labels, cached: `labels()` takes a lock and builds strings, which is too slow for every request.
-
-
-@cache
-def _requests(kind: str, status: int, outcome: str) -> Counter:
-    return telemetry.REQUESTS.labels(kind, status, outcome)
-
-
 @cache
 def _pushes(action: str, kind: str, status: int) -> Counter:
     return telemetry.PUSHES.labels(action, kind, status)
-
-
-@cache
-def _seconds(kind: str, outcome: str) -> Histogram:
-    return telemetry.REQUEST_SECONDS.labels(kind, outcome)
-
-
-@cache
-def _sent(outcome: str) -> Counter:
-    return telemetry.SENT_BYTES.labels(outcome)
 
 
 class RegistryServer(web.Server):
@@ -429,11 +500,20 @@ class RegistryServer(web.Server):
 
     dismissing = False
 
-    def __init__(self, answers: Page, *, limiter: ConnectionLimiter | None = None, **more: Any) -> None:
+    def __init__(
+        self,
+        answers: Page,
+        *,
+        limiter: ConnectionLimiter | None = None,
+        ready: ReadyAnswers | None = None,
+        **more: Any,
+    ) -> None:
+        """`ready` are those of the handler behind `answers`; None: every request goes the ordinary way."""
         # request bodies are never decompressed; one header line may be as long as the whole head
         super().__init__(self._answer, auto_decompress=False, max_field_size=MOST_HEAD, **more)
         self.limiter = limiter or ConnectionLimiter()
         self.unsent = Unsent()
+        self.ready = ready
         self._answers = answers
         self._handshakes: set[Handshake] = set()
 
@@ -465,6 +545,8 @@ class RegistryServer(web.Server):
         body = response.body if isinstance(response, web.Response) else None
         if isinstance(body, bytes) and len(body) > PIECE:
             request._payload_writer = PieceWriter(request.protocol, self._loop, self.unsent)
+        elif self.ready is not None and (offer := request.get(_OFFER)) is not None:
+            cast(_Connection, request.protocol).watch(request, response, offer, self.ready)
         return response
 
     def _make_request(
@@ -499,12 +581,36 @@ def _may_follow(request: web.BaseRequest) -> bool:
 
 #: Bytes of pipelined requests that wait behind the one being answered; above this, reading pauses.
 _MOST_BEHIND: Final = 64 << 10
+#: Requests of one connection that are answered from the table before other clients have their turn.
+_MOST_AT_ONCE: Final = 32
 
 
 class _Connection(RequestHandler):
-    __slots__ = ("_behind", "_key", "_late", "_limiter", "_stays", "_unsent")
+    """A connection. Between two requests, the next one may be answered at once, from the table of ready answers; the
+    parser then sees nothing of it. All else goes to aiohttp.
 
-    def __init__(self, server: web.Server, limiter: ConnectionLimiter, unsent: Unsent, **more: Any) -> None:
+        between requests ── bytes of a ready answer ──> written ──┬── the client reads ──> between requests
+               ^                                                  └── not yet ──> watched, as every answer is
+               │          ── other bytes ──> aiohttp ── answered, and exactly one request was read ───┐
+               └──────────────────────────────────────────────────────────────────────────────────────┘
+    """
+
+    __slots__ = (
+        "_behind",
+        "_between",
+        "_client",
+        "_key",
+        "_late",
+        "_limiter",
+        "_ready",
+        "_ready_here",
+        "_slow",
+        "_stays",
+        "_unsent",
+        "asked",
+    )
+
+    def __init__(self, server: RegistryServer, limiter: ConnectionLimiter, unsent: Unsent, **more: Any) -> None:
         super().__init__(server, **more)
         self._parser = cast(Any, BoundedHeads(self._parser))
         self._limiter = limiter
@@ -515,6 +621,15 @@ class _Connection(RequestHandler):
         self._behind = 0
         #: The timer of a head that is only partly received.
         self._late: asyncio.TimerHandle | None = None
+        self._ready = server.ready
+        self._ready_here: ListenerAnswers | None = None
+        self._client = ""
+        #: True while every byte that has come belongs to a request that is whole.
+        self._between = True
+        #: Waits for a client that has not read an answer from the table yet.
+        self._slow: asyncio.Task[None] | None = None
+        #: The bytes of the request under way, if they are all that came, and may be answered from the table next time.
+        self.asked: bytes | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         stays, key = self._limiter.enter(transport.get_extra_info("peername"))
@@ -536,6 +651,12 @@ class _Connection(RequestHandler):
         # a write waits until the socket has taken all of it
         transport.set_write_buffer_limits(high=high, low=0)
         super().connection_made(transport)
+        # with a certificate, the caller is not anonymous
+        if self._ready is not None and not transport.get_extra_info("peercert"):
+            secure = transport.get_extra_info("sslcontext") is not None
+            self._ready_here = self._ready.listener((secure, transport.get_extra_info("sockname")))
+            peer = self.peername
+            self._client = str(peer[0] if isinstance(peer, tuple) else peer or UNIX)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if not self._stays:
@@ -563,7 +684,17 @@ class _Connection(RequestHandler):
         if not self._stays:
             return
         before = self._request_count
+        if self._ready_here is not None:
+            self.asked = None
+            if self._between and data and self._is_waiting():
+                data = self._answer_known(data)
+                if not data:
+                    return
+                if is_whole(data):
+                    self.asked = data
         super().data_received(data)
+        if self._ready_here is not None:
+            self._look_whether_between(data, before)
         self._behind = self._behind + len(data) if self._messages else 0
         if self._behind > _MOST_BEHIND and not self._buffer_paused:
             self._pause_reading_for_buffer()
@@ -572,6 +703,63 @@ class _Connection(RequestHandler):
         elif self._late is None and data and self._is_waiting():
             # no answer is under way and no request is complete: these bytes begin the head of one
             self._late = self._loop.call_later(self._limiter.head, self._too_late)
+
+    def _answer_known(self, data: bytes) -> bytes:
+        """Answers the requests at the beginning of `data` that the table knows, and returns the rest."""
+        server, here, ready, transport = self._manager, self._ready_here, self._ready, self.transport
+        if not isinstance(server, RegistryServer) or here is None or ready is None or transport is None:
+            return data
+        left = _MOST_AT_ONCE
+        while data and left and not (self._paused or self._close or self._force_close or server.dismissing):
+            left -= 1
+            if ready.give(here, data, transport, self._client):
+                data = b""
+            else:
+                end = data.find(END) + len(END)
+                if not len(END) <= end < len(data) or not ready.give(here, data[:end], transport, self._client):
+                    return data
+                data = data[end:]
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            if self._paused:
+                self._slow = self._loop.create_task(self._await_reader(transport))
+        return data
+
+    async def _await_reader(self, transport: asyncio.Transport) -> None:
+        """A client gets as long to read an answer from the table as for any other."""
+        try:
+            async with asyncio.timeout(self._limiter.stall):
+                await super()._drain_helper()
+        except TimeoutError:
+            self._limiter.dropped("stalled", self.peername)
+            # aiohttp may have closed it meanwhile, which waits for the client, too
+            transport.abort()
+        except ConnectionError:
+            # the client has left
+            pass
+
+    def _look_whether_between(self, data: bytes, before: int) -> None:
+        """After aiohttp's parser got `data`: whether it is at the beginning of a request now."""
+        came = self._request_count - before
+        if came != 1:
+            self.asked = None
+        if self._buffer_paused or self._upgraded:
+            # the parser may have kept some of it
+            self._between = False
+        elif came:
+            last = self._messages[-1][1] if self._messages else None
+            # the last bytes of an end may have come alone
+            ends = (data.endswith(END) or END.endswith(data)) if data else self._between
+            self._between = last is EMPTY_PAYLOAD and ends
+        elif data:
+            self._between = False
+
+    def watch(self, request: web.BaseRequest, response: web.StreamResponse, offer: Offer, ready: ReadyAnswers) -> None:
+        """Put this answer in the table as soon as it is written, if the connection goes on after it."""
+        asked, here = self.asked, self._ready_here
+        self.asked = None
+        if asked is None or here is None or response.keep_alive is False:
+            return
+        request._payload_writer = WatchedWriter(self, self._loop, partial(ready.put, here, asked, offer))
 
     def _is_waiting(self) -> bool:
         # bytes that follow the last ones of a TLS handshake arrive before aiohttp's task has begun to wait
@@ -669,7 +857,7 @@ class _Connection(RequestHandler):
 
 def _refused(request: web.BaseRequest, status: int, message: str) -> web.Response:
     error = RequestError(f"not a request that can be read: {message.splitlines()[0][:120]}")
-    _requests("malformed", status, Outcome.NONE.value).inc()
+    requests_of("malformed", status, Outcome.NONE.value).inc()
     telemetry.log.info("malformed request", client=_client(request), status=status, error=str(error))
     response = error_response(error, "-")
     response.set_status(status)

@@ -26,7 +26,7 @@ from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_ranges
 from mirror.policy.send_limit import WITHHELD, may_send_of_part
-from mirror.repository.answers import BlobContent, BlobStat, Outcome
+from mirror.repository.answers import BlobContent, BlobStat, ManifestAnswer, Outcome
 from mirror.repository.protocol import Fetchable, Readable
 from mirror.server.registry.byteranges import Byteranges
 from mirror.server.registry.redirects import Redirects
@@ -76,6 +76,8 @@ class RequestRecord:
     received: int = 0
     #: The bytes that the client was sent to the bucket for; None if it was not.
     redirected: int | None = None
+    #: What the repository answered, for whoever offers it to the fast path; None once the request is noted.
+    answer: ManifestAnswer | BlobStat | None = None
     #: Headers that the answer has even if it is an error.
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -113,6 +115,7 @@ async def manifest(
     if is_unchanged(request.headers.get("If-None-Match"), answer.digest):
         del headers["Content-Length"]
         return web.Response(status=304, headers=headers)
+    record.answer = answer
     if head:
         return web.Response(headers=headers)
     record.sent = answer.size
@@ -135,6 +138,7 @@ async def blob(
         record.outcome, record.upstream = blob.outcome, blob.upstream
         if is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
             return web.Response(status=304, headers=blob_headers(wanted.digest, None, blob.outcome))
+        record.answer = blob
         headers = blob_headers(wanted.digest, blob.size, blob.outcome)
         _note_namespace(headers, wanted)
         return web.Response(headers=headers)

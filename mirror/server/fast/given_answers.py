@@ -1,0 +1,155 @@
+"""What is noted of answers from the table: the same metrics, lines of log and audit log, and notes of use as of all
+others.
+
+    given ──> in a list ── the requests that arrived at the same time are answered ──> noted together
+
+The list lives for one turn of the event loop, so whoever reads metrics or log sees every answer that a client has got,
+and a worker that is killed loses no more than it does of other requests. Counters are added to once for all answers of
+a turn, and the log is written once: that, and not the counting, is what costs time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import Any, Final, TypeAlias
+
+from prometheus_client import Counter, Histogram
+
+from mirror import telemetry
+from mirror.inspect.recent_answers import Answered, RecentAnswers
+
+#: The fields of a line in the access log that differ from one answer to the next, in the order of the line.
+VARYING: Final = ("id", "client", "duration")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnswerFacts:
+    """What is noted each time that an answer is given. All such answers have status 200.
+
+    `line` and `audited` are the fields of the two logs, with any values in `VARYING` fields; None: nothing is logged.
+    `used` notes the use of the content.
+    """
+
+    kind: str
+    method: str
+    record: Answered
+    used: Callable[[], None]
+    line: Mapping[str, Any] | None
+    audited: Mapping[str, Any] | None
+    notices: Sequence[tuple[telemetry.Notice, Mapping[str, Any]]] = ()
+    pieces: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        pieces = () if self.line is None else telemetry.LinePattern("request", self.line, VARYING).pieces
+        object.__setattr__(self, "pieces", pieces)
+
+
+#: An answer that was given: its facts, the client, and the seconds that it took.
+Given: TypeAlias = tuple[AnswerFacts, str, float]
+
+
+class GivenAnswers:
+    """Notes the answers of one process. `number` makes the identifier of the next request; `audit` writes one line of
+    the audit log.
+    """
+
+    def __init__(
+        self,
+        number: Callable[[], str],
+        recent: RecentAnswers | None = None,
+        audit: Callable[..., None] | None = None,
+    ) -> None:
+        self._number = number
+        self._recent = recent
+        self._audit = audit
+
+    def __repr__(self) -> str:
+        return f"<GivenAnswers {self._recent!r}>"
+
+    def note(self, given: Sequence[Given]) -> None:
+        """Note these answers, in the order in which they were given."""
+        number, directly = self._number, telemetry.takes_lines()
+        lines: list[str] = []
+        turns: dict[AnswerFacts, _Turn] = {}
+        for facts, client, seconds in given:
+            identifier = number()
+            if facts.line is not None:
+                if directly:
+                    before, then, after, end = facts.pieces
+                    lines.append(f'{before}"{identifier}"{then}{_text(client)}{after}{round(seconds, 6)!r}{end}')
+                else:
+                    varying = {"id": identifier, "client": client, "duration": round(seconds, 6)}
+                    telemetry.log.info("request", **{**facts.line, **varying})
+            if facts.audited is not None and self._audit is not None:
+                self._audit(**{**facts.audited, "id": identifier, "client": client})
+            turn = turns.get(facts)
+            if turn is None:
+                turn = turns[facts] = _Turn()
+            turn.count += 1
+            turn.latest, turn.identifier = seconds, identifier
+            if seconds <= telemetry.SHORTEST:
+                turn.short += 1
+                turn.seconds += seconds
+            else:
+                seconds_of(facts.kind, facts.record.outcome.value).observe(seconds)
+        if lines:
+            telemetry.write_lines(lines)
+        for facts, turn in turns.items():
+            self._add(facts, turn)
+
+    def _add(self, facts: AnswerFacts, turn: _Turn) -> None:
+        record, count = facts.record, turn.count
+        kind, outcome = facts.kind, record.outcome.value
+        requests_of(kind, 200, outcome).inc(count)
+        if turn.short:
+            telemetry.observe_short(seconds_of(kind, outcome), turn.short, turn.seconds)
+        if record.sent:
+            sent_of(outcome).inc(record.sent * count)
+        facts.used()
+        if self._recent is not None:
+            # of equal requests only the last one is remembered
+            self._recent.note(kind, facts.method, 200, record, turn.latest, turn.identifier)
+        if telemetry.is_listened_to():
+            for _ in range(count):
+                for what, fields in facts.notices:
+                    telemetry.notice(what, **fields)
+
+
+class _Turn:
+    """The answers with the same facts: how many, how many of them took a short time and how long, and the last one."""
+
+    __slots__ = ("count", "identifier", "latest", "seconds", "short")
+
+    def __init__(self) -> None:
+        self.count = self.short = 0
+        self.seconds = self.latest = 0.0
+        self.identifier = ""
+
+
+@lru_cache(4096)
+def _text(client: str) -> str:
+    return json.dumps(client)
+
+
+# Metrics with their labels, cached: `labels()` takes a lock and builds strings, which is too slow for every request.
+
+
+@cache
+def requests_of(kind: str, status: int, outcome: str) -> Counter:
+    """The counter of answered requests."""
+    return telemetry.REQUESTS.labels(kind, status, outcome)
+
+
+@cache
+def seconds_of(kind: str, outcome: str) -> Histogram:
+    """The histogram of their times."""
+    return telemetry.REQUEST_SECONDS.labels(kind, outcome)
+
+
+@cache
+def sent_of(outcome: str) -> Counter:
+    """The counter of the bytes of their bodies."""
+    return telemetry.SENT_BYTES.labels(outcome)

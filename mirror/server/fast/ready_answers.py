@@ -1,0 +1,207 @@
+"""Answers that are ready to be written again, by the exact bytes of the request: small ones, of content that is here.
+
+    a request, the ordinary way ── 200, by nothing but its bytes, the listener and content here ──> offered
+                                                                                                      │ written
+        ┌──────────────────── it still stands ────────────────────────────────┐                       v
+        v                                                                     │                     ready
+    given again: written to the client at once, counted, logged, noted ───────┴── the same bytes ───┘ │
+                                                                                                      │
+    ended, and the request goes the ordinary way: something that the answer was made of has changed,  │
+    or it was made two seconds ago, or `clear`, or it is the oldest and the table is full  <──────────┘
+
+What an answer depends on, and how an entry follows it:
+
+    its own bytes        method, target (`ns`), Host, Accept, Connection: they are the key. exact_requests.py has the
+                         headers that a request may have; with any other (credentials, cookies, conditions, ranges,
+                         X-Forwarded-For, traces, a body) it is never offered
+    the connection       a table for each listener. Connections with a client certificate have none. While the server
+                         is shutting down, while an answer is under way, while the client does not read, and if the
+                         bytes do not begin with a request, nothing is given from the table
+    rights and rules     only what an anonymous caller gets, where no upstream is asked about callers, and none of who
+                         may push. Rules, routes and lists of content change with the process alone (a reload starts new
+                         ones); upstreams that are replaced while it lives end all entries (`clear`)
+    tags, manifests,     `Standing` (repository/standing): at each hit the facts in memory are compared with those
+    links, files         that the repository would answer from now. Of hosted content the count of changes that all
+                         workers share is read each time, and of a blob the file is looked at, so a change by any worker
+                         or command is seen by the next request. What is deleted, and waits for collection, is
+                         therefore answered by no entry; and no entry outlives two seconds, less than any grace
+    the time             `Date` is that of the hit. No entry outlives the trust in its tag (`tag_ttl`)
+    virtual registries,  never offered: only asking again tells whether the answer still stands
+    buckets, uncertain
+    answers
+
+The table of a listener has at most `MOST` entries and `MOST_BYTES` bytes, with all that entries keep alive; when it is
+full the oldest entry goes. Entries that have ended are removed when they are asked for, or with the next one that is
+put.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from aiohttp.helpers import rfc822_formatted_time
+
+from mirror.server.fast.given_answers import AnswerFacts, Given
+
+#: Entries of one listener, at most.
+MOST: Final = 4096
+#: Bytes of one listener's entries, at most.
+MOST_BYTES: Final = 32 << 20
+#: Bytes of the largest answer: what is written at once, whatever the client reads (registry/writing.py).
+LARGEST: Final = 16 << 10
+#: Local addresses that have a table. A listener on all addresses has one for each that clients use.
+_LISTENERS: Final = 32
+#: An entry's own bytes, and by what the bytes of its answer are multiplied for what it keeps alive: a manifest.
+_ENTRY: Final = 2048
+_KEPT: Final = 6
+
+_DATE: Final = b"\r\nDate: "
+#: Bytes of a date (RFC 9110, 5.6.7).
+_DATE_LENGTH: Final = 29
+
+
+class Output(Protocol):
+    """The transport of a connection."""
+
+    def write(self, data: bytes) -> None:
+        """Write without waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An answer that may be given again: as long as `stands` says so. `facts` are noted at each time. `generation` is
+    that of the table when the answer was made.
+    """
+
+    stands: Callable[[], bool]
+    facts: AnswerFacts
+    generation: int
+
+
+class _Entry:
+    """An answer, cut at its date. `whole` has the date of `second`."""
+
+    __slots__ = ("after", "before", "facts", "second", "stands", "weight", "whole")
+
+    def __init__(self, offer: Offer, before: bytes, after: bytes, weight: int) -> None:
+        self.stands = offer.stands
+        self.facts = offer.facts
+        self.before = before
+        self.after = after
+        self.weight = weight
+        self.second = -1
+        self.whole = b""
+
+
+class ListenerAnswers:
+    """The entries of one listener; the oldest is the first. `weight` is their size in bytes."""
+
+    __slots__ = ("entries", "weight")
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, _Entry] = {}
+        self.weight = 0
+
+    def __repr__(self) -> str:
+        return f"<ListenerAnswers {len(self.entries)} of {self.weight} bytes>"
+
+    def drop(self, request: bytes) -> None:
+        """Remove an entry. Repeatable."""
+        entry = self.entries.pop(request, None)
+        if entry is not None:
+            self.weight -= entry.weight
+
+
+class ReadyAnswers:
+    """The tables of one process. See the drawing of this module."""
+
+    def __init__(
+        self,
+        note: Callable[[Sequence[Given]], None],
+        *,
+        most: int = MOST,
+        most_bytes: int = MOST_BYTES,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`note` is called with the answers that were given, soon after them. `clock` is in epoch seconds, for `Date`
+        alone.
+        """
+        self._note = note
+        self._most = most
+        self._most_bytes = most_bytes
+        self._clock = clock
+        self._listeners: dict[Hashable, ListenerAnswers] = {}
+        self._given: list[Given] = []
+        #: Counts how often all entries were ended. An answer that was made before is not put any more.
+        self.generation = 0
+
+    def __repr__(self) -> str:
+        entries = sum(len(each.entries) for each in self._listeners.values())
+        return f"<ReadyAnswers {entries} of {len(self._listeners)} listeners>"
+
+    def __len__(self) -> int:
+        return sum(len(each.entries) for each in self._listeners.values())
+
+    def listener(self, key: Hashable) -> ListenerAnswers | None:
+        """The table for connections of this listener; None if there are too many."""
+        found = self._listeners.get(key)
+        if found is None and len(self._listeners) < _LISTENERS:
+            found = self._listeners[key] = ListenerAnswers()
+        return found
+
+    def clear(self) -> None:
+        """End all entries: what answers are made of has changed as a whole."""
+        self.generation += 1
+        for each in self._listeners.values():
+            each.entries.clear()
+            each.weight = 0
+
+    def put(self, listener: ListenerAnswers, request: bytes, offer: Offer, written: bytes) -> None:
+        """Keep an answer, as it was `written` to a client for exactly these bytes."""
+        head, date = written.find(b"\r\n\r\n"), written.find(_DATE)
+        if offer.generation != self.generation or len(written) > LARGEST or not 0 < date < head:
+            return
+        if written.find(_DATE, date + 1, head) >= 0:
+            return
+        at = date + len(_DATE)
+        listener.drop(request)
+        entry = _Entry(offer, written[:at], written[at + _DATE_LENGTH :], _ENTRY + len(request) + _KEPT * len(written))
+        entries = listener.entries
+        while entries:
+            oldest = next(iter(entries))
+            is_full = len(entries) >= self._most or listener.weight + entry.weight > self._most_bytes
+            if not is_full and entries[oldest].stands():
+                break
+            listener.drop(oldest)
+        entries[request] = entry
+        listener.weight += entry.weight
+
+    def give(self, listener: ListenerAnswers, request: bytes, output: Output, client: str) -> bool:
+        """Write the answer to a request, if one is ready. Nothing is awaited between the look and the write."""
+        entry = listener.entries.get(request)
+        if entry is None:
+            return False
+        began = time.perf_counter()
+        if not entry.stands():
+            listener.drop(request)
+            return False
+        second = int(self._clock())
+        if entry.second != second:
+            entry.whole = entry.before + rfc822_formatted_time().encode() + entry.after
+            entry.second = second
+        output.write(entry.whole)
+        if not self._given:
+            # after the requests that have arrived at the same time: they are noted together
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._given.append((entry.facts, client, time.perf_counter() - began))
+        return True
+
+    def flush(self) -> None:
+        """Note the answers that were given."""
+        given, self._given = self._given, []
+        if given:
+            self._note(given)
