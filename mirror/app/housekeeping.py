@@ -114,8 +114,7 @@ async def _sweep(config: Config, storage: Storage) -> None:
     if swept.partials or swept.strays:
         telemetry.log.info("leftover files deleted", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
     for wrong in swept.wrong:
-        registry = str(wrong.served[0].get("upstream"))
-        report_wrong_parts(wrong.digest, registry, registry, wrong.served)
+        report_wrong_parts(wrong.digest, str(wrong.served[0].get("upstream", "")), "", wrong.served)
     expired = await asyncio.to_thread(storage.hosted.uploads.sweep, time.time() - config.hosting.upload_timeout)
     if expired.sessions:
         telemetry.log.info("upload sessions expired", sessions=expired.sessions, bytes=expired.bytes)

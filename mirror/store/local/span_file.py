@@ -514,13 +514,13 @@ class SpanFile:
             finally:
                 os.close(descriptor)
         lines: list[Mapping[str, object]] = []
-        for line in text.splitlines()[:_SERVED_LINES]:
+        for line in text.splitlines():
             # a line may be torn by a power cut
             with suppress(ValueError):
                 read = json.loads(line)
                 if isinstance(read, dict):
                     lines.append(read)
-        return lines
+        return lines[:_SERVED_LINES]
 
     def drop(self) -> None:
         with store_errors("dropping spans"):
