@@ -59,6 +59,18 @@ class Growth:
     verified: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The beginning of a growing blob: `offset` bytes of `size` (None: not known yet), which `reader` reads. `filled`:
+    a process fills the blob now.
+    """
+
+    reader: BlobReader
+    offset: int
+    size: int | None
+    filled: bool
+
+
 class Ingest(Protocol):
     """A growing blob that one registry sends, as seen by this process.
 
@@ -296,6 +308,12 @@ class BlobIngester(Protocol):
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         """How far the growing blob is that `registry` sends; None if no process fills it. Blocks. Raises
         `StoreError`.
+        """
+
+    def prefix(self, digest: Digest, registry: str) -> Prefix | None:
+        """The beginning of the growing blob, or of the partial, that `registry` has sent; None if there is none that
+        could be resumed. Makes no file. The caller closes its reader, which goes on to read the same file if the fill
+        begins again with a new one. Blocks. Raises `StoreError`.
         """
 
     def is_filling(self, registry: str, besides: Digest) -> bool:

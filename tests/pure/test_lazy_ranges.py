@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirror.oci.span import MOST_RANGES, Span, is_bounded
-from mirror.policy.fills.lazy_ranges import LARGEST, MOST_PLACES, is_near, lazy_parts, places_of
+from mirror.policy.fills.lazy_ranges import LARGEST, MOST_PLACES, fetch_from, lazy_parts, places_of
 from mirror.policy.rules import LazyRule
 
 KB, MB = 1 << 10, 1 << 20
@@ -89,18 +89,23 @@ def test_as_many_parts_as_podman_asks_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position", "prefix", "rate", "near"),
+    ("start", "prefix", "rate", "first"),
     [
-        (5 * MB, 5 * MB, 0.0, True),
-        (5 * MB - 1, 5 * MB, 0.0, False),  # it is in the prefix
-        (6 * MB - 1, 5 * MB, 0.0, True),
-        (6 * MB, 5 * MB, 0.0, False),
-        (6 * MB, 5 * MB, 2.0 * MB, True),
-        (7 * MB, 5 * MB, 2.0 * MB, False),
+        # nobody fills the blob: what the prefix has is not fetched, but for the block in which it ends
+        (0, 0, None, 0),
+        (5 * MB, 0, None, 5 * MB),
+        (5 * MB, 6 * MB + 9, None, 6 * MB),
+        # a fill comes at most a MiB, or a second, later
+        (5 * MB, 5 * MB, 0.0, 6 * MB),
+        (5 * MB, 4 * MB + 1, 0.0, 5 * MB + BLOCK),
+        (5 * MB, 4 * MB, 0.0, 5 * MB),
+        (6 * MB, 5 * MB, 2.0 * MB, 7 * MB),
+        (7 * MB, 5 * MB, 2.0 * MB, 7 * MB),
+        (5 * MB, 9 * MB, 0.0, 10 * MB),
     ],
 )
-def test_a_fill_that_is_there_soon_is_waited_for(position: int, prefix: int, rate: float, *, near: bool) -> None:
-    assert is_near(position, prefix, rate) is near
+def test_what_comes_soon_by_a_fill_is_not_fetched(start: int, prefix: int, rate: float | None, first: int) -> None:
+    assert fetch_from(start, prefix, rate, BLOCK) == first
 
 
 def test_the_whole_is_fetched_once_a_share_of_it_is_here() -> None:

@@ -20,7 +20,19 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.policy.records import ManifestRecord, Pin, Sighting, TagRecord
 from mirror.policy.unreadable_records import UnreadableRecord
-from mirror.ports import ABSENT, BlobInfo, BlobReader, Body, Condition, Deleted, Growth, Version, Versioned, in_time
+from mirror.ports import (
+    ABSENT,
+    BlobInfo,
+    BlobReader,
+    Body,
+    Condition,
+    Deleted,
+    Growth,
+    Prefix,
+    Version,
+    Versioned,
+    in_time,
+)
 
 T = TypeVar("T")
 
@@ -133,6 +145,14 @@ class MemoryStore:
             if not blob.announced:
                 return Growth(0, None, verified=False)
             return Growth(len(blob.content), blob.size, blob.verified)
+
+    def prefix(self, digest: Digest, registry: str) -> Prefix | None:
+        with self.changed:
+            blob = self._growing.get((registry, digest))
+            if blob is None or not blob.announced:
+                return None
+            reader = MemoryReader(blob)
+            return Prefix(reader, len(blob.content), blob.size, blob.filler is not None)
 
     def is_filling(self, registry: str, besides: Digest) -> bool:
         with self.changed:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -566,6 +567,26 @@ class StoreSuite:
         assert another.filling(DIGEST, "quay.io") is None
         ingest.close()
         assert another.filling(DIGEST, REGISTRY) is None
+
+    def test_the_beginning_of_a_growing_blob(self, store: BlobStore, another: BlobStore) -> None:
+        """It can be read while somebody fills the blob, and as a partial afterwards; to look makes no file."""
+        assert another.prefix(DIGEST, REGISTRY) is None
+        assert another.growing() == {}
+        ingest = filled(store, CONTENT, upto=1000)
+        for is_filled in (True, False):
+            prefix = another.prefix(DIGEST, REGISTRY)
+            assert prefix is not None
+            assert (prefix.offset, prefix.size, prefix.filled) == (1000, len(CONTENT), is_filled)
+            assert prefix.reader.pread(10, 990) == CONTENT[990:1000]
+            prefix.reader.close()
+            ingest.close()
+        assert another.prefix(DIGEST, "quay.io") is None
+
+    def test_a_partial_that_cannot_be_resumed_is_no_beginning(self, store: BlobStore, another: BlobStore) -> None:
+        """Nobody has said yet how large the blob is."""
+        with closing(store.ingest(DIGEST, REGISTRY)) as begun:
+            assert begun.try_lock()
+            assert another.prefix(DIGEST, REGISTRY) is None
 
     def test_registries_meet_under_the_final_name(self, store: BlobStore, another: BlobStore) -> None:
         """The first to be verified is published; the second is as welcome, and neither leaves anything behind."""

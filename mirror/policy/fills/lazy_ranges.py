@@ -61,11 +61,15 @@ def places_of(parts: Iterable[Span], size: int, block: int) -> tuple[Span, ...]:
     return tuple(_merged((_aligned(part, size, block) for part in parts), _JOINED))
 
 
-def is_near(position: int, prefix: int, rate: float) -> bool:
-    """True if a fill that has come to `prefix`, at `rate` bytes per second, is at `position` about as soon as another
-    request would be.
+def fetch_from(start: int, prefix: int, rate: float | None, block: int) -> int:
+    """The first byte, from `start` on, that is to be fetched, and at a block: those before it are in the prefix, or come
+    as soon by the fill as by another request. The blob's fill has come to `prefix`, at `rate` bytes per second; None: it
+    has no fill.
     """
-    return prefix <= position < prefix + max(_NEAR, rate * _NEAR_SECONDS)
+    if rate is not None:
+        soon = prefix + max(_NEAR, round(rate * _NEAR_SECONDS))
+        return start if start >= soon else -(-soon // block) * block
+    return max(start, prefix // block * block)
 
 
 def _aligned(span: Span, size: int, block: int) -> Span:

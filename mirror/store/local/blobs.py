@@ -39,7 +39,7 @@ from typing import Final
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine_limits import QuarantinedBlob
-from mirror.ports import BlobInfo, BlobReader, Body, Deleted, Growth, SupportsFileno
+from mirror.ports import BlobInfo, BlobReader, Body, Deleted, Growth, Prefix, SupportsFileno
 from mirror.store.local import quarantine
 from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
@@ -237,6 +237,28 @@ class LocalStore:
         if state is None or state.inode != file.st_ino or state.boot != boot_id():
             return Growth(0, None, verified=False)
         return Growth(file.st_size, state.size, state.verified)
+
+    def prefix(self, digest: Digest, registry: str) -> Prefix | None:
+        path = self.layout.ingest(digest, registry)
+        with store_errors(f"looking at the partial of {digest}"):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            reader = LocalReader(descriptor)
+            try:
+                state, file = _state_at(path), os.fstat(descriptor)
+                if state is None or state.inode != file.st_ino or state.boot != boot_id():
+                    reader.close()
+                    return None
+                return Prefix(reader, file.st_size, state.size, is_locked(str(path)))
+            except FileNotFoundError:
+                # it was published, or dropped, in this moment
+                reader.close()
+                return None
+            except BaseException:
+                reader.close()
+                raise
 
     def is_filling(self, registry: str, besides: Digest) -> bool:
         own = self.layout.ingest(besides, registry).name

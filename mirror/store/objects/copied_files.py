@@ -23,7 +23,7 @@ from contextlib import suppress
 from mirror.errors import BlobUnknown, StoreError
 from mirror.oci.digest import Digest
 from mirror.policy.quarantine_limits import QuarantinedBlob
-from mirror.ports import BlobInfo, BlobReader, Deleted, Growth
+from mirror.ports import BlobInfo, BlobReader, Deleted, Growth, Prefix
 from mirror.store.local.blobs import LocalIngest, LocalReader, LocalStore, read_file
 from mirror.store.local.layout import CopiesLayout, Layout
 from mirror.store.local.span_file import SpanFile
@@ -120,6 +120,9 @@ class CopiedFiles:
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         return self.copies.filling(digest, registry)
+
+    def prefix(self, digest: Digest, registry: str) -> Prefix | None:
+        return self.copies.prefix(digest, registry)
 
     def is_filling(self, registry: str, besides: Digest) -> bool:
         return self.copies.is_filling(registry, besides)
