@@ -62,9 +62,8 @@ def places_of(parts: Iterable[Span], size: int, block: int) -> tuple[Span, ...]:
 
 
 def fetch_from(start: int, prefix: int, rate: float | None, block: int) -> int:
-    """The first byte, from `start` on, that is to be fetched, and at a block: those before it are in the prefix, or come
-    as soon by the fill as by another request. The blob's fill has come to `prefix`, at `rate` bytes per second; None: it
-    has no fill.
+    """The first byte, from `start` on, that is to be fetched: those before it are in the prefix, or come as soon by the
+    fill as by another request. The blob's fill has come to `prefix`, at `rate` bytes per second; None: it has no fill.
     """
     if rate is not None:
         soon = prefix + max(_NEAR, round(rate * _NEAR_SECONDS))
