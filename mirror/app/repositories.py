@@ -23,6 +23,7 @@ from mirror.fills.bucket_source import BucketReads
 from mirror.fills.filler import Filler
 from mirror.fills.flight import Flight
 from mirror.fills.flights import Flights
+from mirror.fills.lazy_pulls import LazyPulls
 from mirror.fills.read_ahead import ReadAhead
 from mirror.fills.sources import BlobSource
 from mirror.graph.tiered_contents import TieredContents
@@ -131,6 +132,11 @@ def _open_shared(
     )
     flights = Flights(filler)
     storage.eviction.protection.add(flights.digests)
+    lazy = None
+    if any(route.ranges == "lazy" for route in config.route):
+        patience = config.server.wait_for_upstream
+        lazy = LazyPulls(store, storage.eviction.space, executor, label=label, patience=patience)
+        storage.eviction.protection.add(lazy.digests)
     reads = None
     if storage.bucket is not None:
         reads = BucketReads(storage.bucket.bucket, executor, opening=storage.bucket.threads.requests)
@@ -156,6 +162,7 @@ def _open_shared(
         peers=_peers(config, storage, stack),
         restores=cache.restoring if cache else None,
         kept=cached.kept,
+        lazy=lazy,
         catch_up=_catch_up(storage),
     )
     stack.push_async_callback(shared.aclose)

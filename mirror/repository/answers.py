@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import BlobDamaged, DigestMismatch, StoreError, UpstreamInvalid
 from mirror.fills.flight import Flight
+from mirror.fills.lazy_content import FilePiece
 from mirror.fills.sources import BlobSources, SourceLeft, count_received
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import Manifest
@@ -152,6 +153,32 @@ class BlobContent(Protocol):
         """
 
     def close(self) -> None:
+        """Releases the content. Repeatable."""
+
+
+class PartialContent(Protocol):
+    """Parts of a blob that are sent before the whole is verified (`LazyContent`)."""
+
+    @property
+    def size(self) -> int:
+        """Of the whole blob, in bytes."""
+
+    @property
+    def upstream(self) -> str:
+        """The name of the registry."""
+
+    @property
+    def parts(self) -> tuple[Span, ...]:
+        """In the order of the request."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it came about, so far."""
+
+    def pieces(self, part: Span) -> AsyncGenerator[FilePiece | bytes]:
+        """Yields the bytes of one of the parts, in order, as they come. Raises `MirrorError`."""
+
+    async def aclose(self) -> None:
         """Releases the content. Repeatable."""
 
 

@@ -31,9 +31,9 @@ from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.policy.content_rules import ContentLists, ContentRule, check_size
 from mirror.ports import BlobObject
-from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
+from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, PartialContent
 from mirror.repository.hosted import HostedRepository
-from mirror.repository.protocol import InBucket, Pusher, Readable
+from mirror.repository.protocol import GivesParts, InBucket, Pusher, Readable
 from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.standing.lasting import Standing, blob_standing, manifest_standing
 from mirror.trust.cosign import (
@@ -169,6 +169,11 @@ class GuardedRepository(Generic[R]):
         """See `InBucket`."""
         self._lists.check_blob(self.repo, digest)
         return await self._inner.blob_object(digest) if isinstance(self._inner, InBucket) else None
+
+    async def blob_parts(self, digest: Digest, header: str, by: str) -> PartialContent | None:
+        """See `GivesParts`."""
+        self._lists.check_blob(self.repo, digest)
+        return await self._inner.blob_parts(digest, header, by) if isinstance(self._inner, GivesParts) else None
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """Returns the answer to HEAD of a blob. Raises like `blob`."""

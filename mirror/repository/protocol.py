@@ -4,6 +4,7 @@
     Fetchable    what is not here can be brought here           proxied, also guarded
     Writable     clients may push and delete                    hosted
     InBucket     clients may be sent to a bucket for blobs      hosted, proxied, also guarded, virtual
+    GivesParts   clients may be sent unverified parts of blobs  proxied, also guarded, virtual
 
 A caller that wants to fetch asks `isinstance(repository, Fetchable)`.
 """
@@ -19,7 +20,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
 from mirror.ports import BlobObject, Body, Steps
-from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer
+from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, PartialContent
 
 #: Seconds without a byte after which another request may go on with an upload session.
 IDLE: Final = 3.0
@@ -93,6 +94,17 @@ class InBucket(Protocol):
         """Returns the object that certainly has the blob at this moment, for a caller who may have it; nothing that was
         read before the call counts. None if there is none, or if this blob must be sent from here: `blob` then says
         more. Raises `Denied`, and `StoreError` if the bucket cannot be asked.
+        """
+
+
+@runtime_checkable
+class GivesParts(Protocol):
+    """A repository that may send small parts of blobs before the whole is verified."""
+
+    async def blob_parts(self, digest: Digest, header: str, by: str) -> PartialContent | None:
+        """Returns the parts that a `Range` header asks for, once the first bytes are here. The caller closes them. None
+        if this request must be answered in the ordinary way; `blob` then says more. `by` is noted as the one who is
+        sent unverified bytes: a caller, or an address. Raises `Denied`, `UpstreamError`.
         """
 
 

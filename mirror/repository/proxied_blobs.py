@@ -1,6 +1,7 @@
 """The blobs of a proxied repository.
 
     granted, in the store ──> sent from there
+    granted, small parts on a lazy route ──> `lazy_content.py`: sent before the whole is verified
     granted, or not known ──> its flight (`fills/flights.py`), which asks upstream, if granted perhaps the bucket before
     not granted, in the store ──> upstream is asked whether this repository has it ──> granted, sent from the store
 
@@ -20,19 +21,36 @@ from typing import Final
 from mirror.aio.bounded_threads import in_thread
 from mirror.aio.memo import MISSING
 from mirror.caller import caller_mark
-from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, StoreFull, UpstreamNotFound
+from mirror.errors import (
+    BlobDamaged,
+    BlobUnknown,
+    BlobUnreadable,
+    StoreError,
+    StoreFull,
+    UpstreamInvalid,
+    UpstreamNotFound,
+)
+from mirror.fills.flight import InParts
 from mirror.fills.flights import Flights
+from mirror.fills.lazy_blob import Asker
+from mirror.fills.lazy_content import LazyContent
+from mirror.fills.lazy_pulls import LazyPulls
 from mirror.fills.sources import BlobSource, BlobSources, FromUpstream, Pull
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
 from mirror.oci.digest import Digest
+from mirror.oci.span import Span
+from mirror.policy.fills.lazy_ranges import LazyParts, lazy_parts, places_of
+from mirror.policy.fills.span_blocks import BLOCK
+from mirror.policy.rules import LazyRule
 from mirror.ports import BlobInfo, BlobObject, BlobObjects, Upstream
 from mirror.repository.answers import (
     BlobContent,
     BlobStat,
     GrowingContent,
     Outcome,
+    PartialContent,
     StoredContent,
     UncachedContent,
     UpstreamStream,
@@ -49,6 +67,25 @@ _LOOK_AGAIN: Final = 0.1
 _PUBLISHING: Final = 1200
 
 
+class LazyAnswer(LazyContent):
+    """Parts of a blob as an answer: `PartialContent`."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it came about, so far."""
+        if self.bypasses:
+            return Outcome.BYPASS
+        return Outcome.HIT if self.was_here else Outcome.MISS
+
+
+@dataclass(frozen=True, slots=True)
+class LazyRoute:
+    """How small parts of the blobs of a repository are fetched, and when the whole follows them."""
+
+    pulls: LazyPulls
+    rule: LazyRule
+
+
 @dataclass(frozen=True, slots=True)
 class Transfers:
     """How blobs that the store does not have come to this process: into the store by flights, or past it by streams to
@@ -58,7 +95,7 @@ class Transfers:
     `nearer` makes the source of a blob that is asked before its upstream; None if there is none. `peers` makes those
     that are asked after it, given the blob's size in bytes if a manifest says it.
     `objects` says which objects of the bucket have blobs, for clients that are sent there; None if no client is. They
-    are asked in `threads` (None: in those of the event loop).
+    are asked in `threads` (None: in those of the event loop). `lazy`: None if every part waits for the whole.
     """
 
     flights: Flights
@@ -68,6 +105,7 @@ class Transfers:
     peers: Callable[[Digest, int | None], Sequence[BlobSource]] | None = None
     objects: BlobObjects | None = None
     threads: Executor | None = None
+    lazy: LazyRoute | None = None
 
     def sources(self, digest: Digest, pull: Pull, granted: int) -> BlobSources:
         """Returns where a blob comes from: `pull` asks its upstream. A nearer source is asked only if a manifest of the
@@ -204,6 +242,65 @@ class ProxiedBlobs:
     def _sources(self, digest: Digest, granted: int) -> BlobSources:
         return self._transfers.sources(digest, partial(self._upstream.blob, self.repo.name, digest), granted)
 
+    # -------------------------------------------------------------------------------------------------- parts
+
+    async def blob_parts(self, digest: Digest, header: str, by: str) -> PartialContent | None:
+        """See `GivesParts`. Only for a blob that a manifest of this repository names with its size."""
+        granted = -1 if self._transfers.lazy is None else await self._grants.known_size(self.repo, digest)
+        wanted = None if granted is None else lazy_parts(header, granted, BLOCK)
+        if wanted is None or granted is None or not await self._may_be_lazy(digest):
+            return None
+        return await self._open_parts(digest, granted, wanted, by)
+
+    async def part_for_peer(self, digest: Digest, part: Span, size: int, by: str) -> PartialContent | None:
+        """Returns a part for another replica, which has the right to it, and whose size is that of a manifest; None if
+        it must be sent in the ordinary way. Raises like `blob_parts`.
+        """
+        if self._transfers.lazy is None or not await self._may_be_lazy(digest):
+            return None
+        return await self._open_parts(digest, size, LazyParts((part,), places_of([part], size, BLOCK)), by)
+
+    async def _may_be_lazy(self, digest: Digest) -> bool:
+        try:
+            self._store.stat(digest)
+        except BlobUnknown:
+            return not await self._questions.is_unknown(self._key("blob", digest))
+        except StoreError:
+            return False
+        return False
+
+    async def _open_parts(self, digest: Digest, size: int, wanted: LazyParts, by: str) -> PartialContent | None:
+        lazy, upstream = self._transfers.lazy, self._upstream.name
+        if lazy is None:
+            return None
+        asker = self._asker(digest, size)
+        content = LazyAnswer(
+            digest,
+            size,
+            upstream,
+            wanted,
+            asker,
+            self._transfers.executor,
+            self._transfers.received,
+            self._intake.health.failed,
+        )
+        try:
+            await content.open(lazy.pulls.open(digest, upstream, size, lazy.rule, asker), by)
+        except (UpstreamInvalid, UpstreamNotFound):
+            # the ordinary way finds out what is wrong
+            await content.aclose()
+            return None
+        except BaseException:
+            await content.aclose()
+            raise
+        return content
+
+    def _asker(self, digest: Digest, size: int) -> Asker:
+        async def whole() -> None:
+            await self.fetch(digest, lambda received, size: None)
+
+        return Asker(self.repo, lambda: self._sources(digest, size), whole)
+
     # -------------------------------------------------------------------------------------------------- fills
 
     async def _join_flight(self, digest: Digest, granted: int) -> BlobContent:
@@ -224,6 +321,7 @@ class ProxiedBlobs:
                 size=size,
                 on_answer=upstream_has if size is None else None,
                 on_behalf=self.repo,
+                in_parts=InParts.NO if self._transfers.lazy is None else InParts.LAZY,
             )
         except StoreError as error:
             return await self._bypass_store(digest, granted, error)

@@ -57,6 +57,8 @@ class Router:
         self._table = table
         self._rules = [(compile_pattern(pattern), rule) for pattern, rule in rules]
         self._default_rule = default_rule
+        #: True if there is a route on which unverified parts of blobs are sent.
+        self.gives_parts: Final = any(rule.lazy is not None for _, rule in rules)
         self._upstream_for = upstream_for
         self._shared = shared
         self._hosted = hosted
@@ -132,7 +134,8 @@ class Router:
         if self._refuses(repo.registry) or self.rule_for(repo).offline or self._shared.peers(repo) is None:
             return None
         stored = self._shared.stored(repo)
-        return self._shared.blobs(stored, self._upstream_for(repo.registry), hops=hops, besides=besides)
+        lazy = self.rule_for(repo).lazy
+        return self._shared.blobs(stored, self._upstream_for(repo.registry), lazy, hops=hops, besides=besides)
 
     def _make(self, repo: Repo) -> ProxiedRepository | SealedRepository | HostedRepository:
         if self._hosted is not None and self._table.hosts_registry(repo.registry):

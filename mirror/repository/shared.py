@@ -12,6 +12,7 @@ from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
 from mirror.fills.bucket_source import BucketReads
 from mirror.fills.flights import Flights
+from mirror.fills.lazy_pulls import LazyPulls
 from mirror.fills.read_ahead import ReadAhead
 from mirror.fills.sources import BlobSource
 from mirror.intake.grants import Grants
@@ -20,12 +21,12 @@ from mirror.intake.integrity import Integrity
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
-from mirror.policy.rules import RouteRule
+from mirror.policy.rules import LazyRule, RouteRule
 from mirror.ports import BlobObjects, BlobStore, Catalog, Upstream
 from mirror.repository.caches import Caches
 from mirror.repository.miss_report import Misses
 from mirror.repository.proxied import ProxiedRepository
-from mirror.repository.proxied_blobs import ProxiedBlobs, Transfers
+from mirror.repository.proxied_blobs import LazyRoute, ProxiedBlobs, Transfers
 from mirror.repository.proxied_manifests import ProxiedManifests
 from mirror.repository.questions import Questions
 from mirror.repository.sealed import KeptBlobs, SealedRepository
@@ -71,6 +72,8 @@ class Shared:
     peers: Callable[[Repo], PeerReads | None] = lambda _: None
     restores: Restores | None = None
     kept: Callable[[Repo], KeptBlobs | None] = lambda _: None
+    #: Fetches parts of blobs; None if no route sends them unverified.
+    lazy: LazyPulls | None = None
     #: In a cluster, awaited before all repositories are listed: others may have added some. Raises `StoreError`.
     catch_up: Callable[[], Awaitable[None]] | None = None
 
@@ -98,16 +101,22 @@ class Shared:
         asking = self.caches, self.questions
         tags = TagAnswers(repo, upstream, rule, self.histories, *asking, self.intake, label, stored.restore_tag)
         manifests = ProxiedManifests(stored, upstream, tags, self.grants, *asking, self.integrity, self.intake)
-        blobs = self.blobs(stored, upstream)
+        blobs = self.blobs(stored, upstream, rule.lazy)
         pages = TagPages(repo, upstream, *asking, self.intake)
         ahead = self.ahead if rule.prefetch else None
         return ProxiedRepository(stored, upstream, manifests, blobs, pages, *asking, self.intake, ahead)
 
     def blobs(
-        self, stored: StoredRepository, upstream: Upstream, *, hops: int = 0, besides: Collection[str] = ()
+        self,
+        stored: StoredRepository,
+        upstream: Upstream,
+        lazy: LazyRule | None,
+        *,
+        hops: int = 0,
+        besides: Collection[str] = (),
     ) -> ProxiedBlobs:
-        """Makes the blobs of a repository of an upstream. `hops` replicas wait for them, and the members `besides` are
-        not asked for any.
+        """Makes the blobs of a repository of an upstream. `lazy` says whether parts of them are sent unverified. `hops`
+        replicas wait for them, and the members `besides` are not asked for any.
         """
         repo = stored.repo
         reads = self.peers(repo)
@@ -123,6 +132,7 @@ class Shared:
                 None if reads is None else partial(reads.sources, repo, hops=hops, besides=besides),
                 self.objects(repo),
                 self.bucket_reads.opening if self.bucket_reads else None,
+                None if lazy is None or self.lazy is None else LazyRoute(self.lazy, lazy),
             ),
             self.caches,
             self.questions,
@@ -133,6 +143,8 @@ class Shared:
     async def aclose(self) -> None:
         """Ends all fetching, cancels shared work, and waits for pending writes to index and disk. Repeatable."""
         await self.ahead.aclose()
+        if self.lazy is not None:
+            await self.lazy.aclose()
         await self.flights.aclose()
         await self.background.finish()
         await self.caches.once.aclose()

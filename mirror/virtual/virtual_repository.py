@@ -37,8 +37,8 @@ from mirror.oci.reference import Reference, Repo
 from mirror.policy.virtual.members import Answering, VirtualRules
 from mirror.policy.virtual.merging import TagPart, merge_referrers, merge_tags
 from mirror.ports import BlobObject
-from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome
-from mirror.repository.protocol import Fetchable, InBucket, Readable
+from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, PartialContent
+from mirror.repository.protocol import Fetchable, GivesParts, InBucket, Readable
 
 T = TypeVar("T")
 
@@ -264,6 +264,20 @@ class VirtualRepository:
                 found = await member.blob_object(digest)
                 if found is not None:
                     return found
+        return None
+
+    async def blob_parts(self, digest: Digest, header: str, by: str) -> PartialContent | None:
+        """See `GivesParts`: those of the member that `blob` would ask first, if it is certain that the member has the
+        blob.
+        """
+        try:
+            for repo in await self._in_order(digest):
+                member = self.parts.member(repo)
+                if self._admission.admit(repo):
+                    return await member.blob_parts(digest, header, by) if isinstance(member, GivesParts) else None
+        except (Unauthorized, UpstreamError, StoreError, NotFound):
+            # another member may answer
+            return None
         return None
 
     async def stat_blob(self, digest: Digest) -> BlobStat:

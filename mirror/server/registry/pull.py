@@ -9,7 +9,7 @@ import json
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -26,8 +26,8 @@ from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_ranges
 from mirror.policy.send_limit import WITHHELD, may_send_of_part
-from mirror.repository.answers import BlobContent, BlobStat, ManifestAnswer, Outcome
-from mirror.repository.protocol import Fetchable, Readable
+from mirror.repository.answers import BlobContent, BlobStat, ManifestAnswer, Outcome, PartialContent
+from mirror.repository.protocol import Fetchable, GivesParts, Readable
 from mirror.server.registry.byteranges import Byteranges
 from mirror.server.registry.redirects import Redirects
 from mirror.server.registry.responses import (
@@ -39,6 +39,7 @@ from mirror.server.registry.responses import (
     link_to_next,
     link_to_referrers,
     manifest_headers,
+    unverified_headers,
 )
 from mirror.server.registry.sending import ClientGone, Sender, WaitPast
 
@@ -129,9 +130,11 @@ async def blob(
     record: RequestRecord,
     sender: Sender,
     redirects: Redirects | None = None,
+    lazy_for: str | None = None,
 ) -> web.StreamResponse:
     """A blob or a part of it, or where it can be read. An error after the headers breaks the connection, so that a
-    short body never looks complete.
+    short body never looks complete. `lazy_for` is the address of a client that may be sent unverified parts; None: no
+    route allows them.
     """
     if request.method == "HEAD":
         blob = await repository.stat_blob(wanted.digest)
@@ -144,6 +147,8 @@ async def blob(
         return web.Response(headers=headers)
     if redirects is not None and (redirected := await _redirect(request, wanted, repository, record, redirects)):
         return redirected
+    if lazy_for is not None and (sent := await _lazy_parts(request, wanted, repository, record, sender, lazy_for)):
+        return sent
     content = await repository.blob(wanted.digest)
     try:
         record.outcome, record.upstream = content.outcome, content.upstream
@@ -193,6 +198,92 @@ async def blob(
         return response
     finally:
         content.close()
+
+
+async def _lazy_parts(
+    request: web.BaseRequest,
+    wanted: RegistryRequest,
+    repository: Blobs,
+    record: RequestRecord,
+    sender: Sender,
+    client: str,
+) -> web.StreamResponse | None:
+    """Small parts of a blob that is not here, sent before the whole can be verified; None if they must not be."""
+    header = _range_header(request, wanted)
+    if header is None or is_unchanged(request.headers.get("If-None-Match"), wanted.digest):
+        return None
+    if not isinstance(repository, GivesParts):
+        return None
+    content = await repository.blob_parts(wanted.digest, header, record.caller or client)
+    if content is None:
+        return None
+    try:
+        record.upstream = content.upstream
+        record.notes["unverified"] = True
+        parts = content.parts
+        several = Byteranges(parts, content.size) if len(parts) > 1 else None
+        headers = unverified_headers(wanted.digest, content.size, content.outcome, parts[0])
+        _note_namespace(headers, wanted)
+        if several:
+            del headers["Content-Range"]
+            headers |= several.headers
+            record.notes["parts"] = len(parts)
+        response = web.StreamResponse(status=206, headers=headers)
+        try:
+            await response.prepare(request)
+            await _send_pieces(request, response, content, several, record, sender)
+        except ConnectionError as error:
+            record.error = f"client: {error if isinstance(error, ClientGone) else 'left before the answer'}"
+            _break(request)
+        except MirrorError as error:
+            record.error = f"{type(error).__name__}: {error}"
+            _break(request)
+        except BaseException:
+            _break(request)
+            raise
+        return response
+    finally:
+        record.outcome = content.outcome
+        await content.aclose()
+
+
+async def _send_pieces(
+    request: web.BaseRequest,
+    response: web.StreamResponse,
+    content: PartialContent,
+    several: Byteranges | None,
+    record: RequestRecord,
+    sender: Sender,
+) -> None:
+    def sent(count: int) -> None:
+        record.sent += count
+
+    async def write(piece: bytes) -> None:
+        await sender.write(response, piece)
+        sent(len(piece))
+
+    for head, part in several.parts() if several else [(b"", content.parts[0])]:
+        if head:
+            await write(head)
+        async with aclosing(content.pieces(part)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, bytes):
+                    await write(piece)
+                else:
+                    await sender.send(
+                        request, response, piece.reader, piece.start, piece.stop, _up_to(piece.stop), sent
+                    )
+    if several:
+        await write(several.end)
+
+
+def _up_to(stop: int) -> WaitPast:
+    """The `wait_past` of bytes that are here, up to `stop`."""
+
+    async def wait_past(position: int) -> int:
+        return stop
+
+    return wait_past
 
 
 async def _redirect(

@@ -131,6 +131,17 @@ def blob_headers(digest: Digest, size: int | None, outcome: Outcome, span: Span 
     return headers
 
 
+def unverified_headers(digest: Digest, size: int, outcome: Outcome, span: Span) -> dict[str, str]:
+    """Headers of the part `span` of a blob of `size` bytes that is not verified yet. No cache may keep it, or join it
+    to other parts (RFC 9111, 3.4): it has no entity tag.
+    """
+    headers = blob_headers(digest, size, outcome, span)
+    del headers["ETag"]
+    headers["Cache-Control"] = "no-store"
+    headers["Cache-Status"] = f"{_CACHE_STATUS[outcome].partition('; detail=')[0]}; detail=unverified"
+    return headers
+
+
 def redirect_headers(digest: Digest) -> dict[str, str]:
     """The headers of an answer that sends the client elsewhere for a blob. Nobody may keep it: the URL is a secret."""
     return {

@@ -1,0 +1,556 @@
+"""One blob, not in the store, of which small parts are asked for: their bytes are fetched alone, and out of turn.
+
+    enter() ──> open: the spans beside the growing file ──> leave(), idle ──> closed ──> enter() …
+      │
+      ├── want()  the places of a request ──> one fetch each ──┬── whole blocks, claimed ── upstream, or a replica
+      │                                                        └── ended, perhaps with an error
+      └── read()  bytes at a position ──> here, in the prefix, or in the store: a reader
+                    ├── a fetch of this process brings them ────> waits for it; its error is the error of its asker
+                    ├── another process, or a fill, brings them ─> looks every few milliseconds
+                    └── nobody does ────────────────────────────> begins a fetch
+
+A fetch belongs to this process and not to the request that began it: a client that leaves ends none. Claims keep
+threads and processes apart, so each block comes once for the registry. Bytes that are read here are **not verified**.
+
+Whoever has a claim waits for nothing but upstream and, after a break, less than a second. A fetch that somebody else
+has claimed and that stands still is not waited for: `read` raises `StoreError`, and the caller goes past the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeVar
+
+from mirror import telemetry
+from mirror.aio.threads import run_uninterrupted
+from mirror.caller import caller_mark
+from mirror.errors import (
+    BlobUnknown,
+    MirrorError,
+    StoreError,
+    UpstreamInvalid,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+from mirror.fills.sources import BlobSources, SourceLeft, count_received
+from mirror.oci.digest import Digest
+from mirror.oci.span import Span
+from mirror.policy.fills.lazy_ranges import fetch_from
+from mirror.policy.fills.span_blocks import BLOCK
+from mirror.policy.send_limit import Tries, next_try
+from mirror.ports import BlobReader, BlobStore, Body, Claim, Prefix, SaysStop, Spans
+
+T = TypeVar("T")
+
+#: Fetches of one request at the same time.
+_AT_ONCE: Final = 4
+#: Seconds between two looks at what another process, or a fill, brings; longer while nothing comes.
+_LOOK_FIRST: Final = 0.005
+_LOOK_LAST: Final = 0.05
+#: Seconds without a new block after which somebody else's fetch is not waited for.
+_STUCK: Final = 5.0
+#: Seconds for which a claim is kept while nothing is asked.
+_SHORT: Final = 0.5
+#: Bytes around a position in which a new block is a sign that somebody else's fetch moves.
+_AROUND: Final = 64 << 20
+
+
+class NotInParts(UpstreamInvalid):
+    """The blob cannot be had in parts: the ordinary way has to answer."""
+
+
+class RangesIgnored(NotInParts):
+    """Upstream sends more than the part that it was asked for."""
+
+
+class SizeDisputed(NotInParts):
+    """Upstream says another size than the manifest."""
+
+
+class PartRoom(Protocol):
+    """Room for parts in the store."""
+
+    async def take(self, size: int) -> None:
+        """Makes sure that `size` more bytes may be stored. Does not wait long. Raises `StoreFull`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """For whom parts are fetched: by whose rights upstream is asked, and with whose credentials.
+
+    `sources` makes the sources of one fetch, `whole` fetches the whole blob into the store; it raises `MirrorError`.
+    """
+
+    repo: object
+    sources: Callable[[], BlobSources] = field(repr=False)
+    whole: Callable[[], Awaitable[object]] = field(repr=False)
+    caller: str = field(default_factory=caller_mark)
+    context: Context = field(default_factory=copy_context, repr=False)
+
+    def is_like(self, other: Asker) -> bool:
+        """True if what upstream answers to one holds for the other."""
+        return (self.repo, self.caller) == (other.repo, other.caller)
+
+
+@dataclass(frozen=True, slots=True)
+class PartTools:
+    """What all lazy blobs of one process use.
+
+    `executor` runs the threads that receive. `turns` limits the fetches of this process. `avoid` is called if parts of
+    a blob cannot be had. `label` returns the configured upstream that a registry belongs to. A fetch of a blob of which
+    bytes have come waits `patience` seconds, measured by `clock`, for an upstream that does not answer.
+    """
+
+    store: BlobStore
+    executor: Executor
+    room: PartRoom
+    turns: asyncio.Semaphore
+    avoid: Callable[[Digest, str, NotInParts], None]
+    label: Callable[[str], str] = str
+    patience: float = 30.0
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    clock: Callable[[], float] = time.monotonic
+    jitter: Callable[[], float] = random.random
+
+
+@dataclass(frozen=True, slots=True)
+class ReadableNow:
+    """Bytes up to `stop` that can be read now. The caller closes the reader."""
+
+    reader: BlobReader
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """Bytes that are not here. `comes`: somebody else brings them; `seen` differs once anything has come."""
+
+    comes: bool
+    seen: tuple[int, int]
+
+
+class _Fetch:
+    """The bytes of one place, on the way for `asker`."""
+
+    def __init__(self, place: Span, asker: Asker) -> None:
+        self.place = place
+        self.asker = asker
+        self.error: MirrorError | None = None
+
+    def __repr__(self) -> str:
+        return f"<_Fetch {self.place.start}-{self.place.stop} {self.error or ''}>"
+
+    def covers(self, position: int) -> bool:
+        return self.place.start <= position < self.place.stop
+
+
+class LazyBlob:
+    """See the head of this file. One in each process for a digest and the registry that sends it."""
+
+    def __init__(self, digest: Digest, upstream: str, size: int, tools: PartTools) -> None:
+        """`size` is that of the whole blob in bytes, as a manifest says it; `upstream` the registry's name."""
+        self.digest: Final = digest
+        self.upstream: Final = upstream
+        self.size: Final = size
+        #: Requests that read parts now.
+        self.users = 0
+        #: When a part was asked for last, by the clock of the tools.
+        self.asked_at = tools.clock()
+        #: Sources that have given bytes since the files were opened.
+        self.givers: list[BlobSources] = []
+        self._tools = tools
+        self._spans: Spans | None = None
+        self._opening = asyncio.Lock()
+        self._fetches: list[_Fetch] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._woken = False
+        #: True once bytes have come: upstream is waited for then if it breaks off.
+        self._answered = False
+        #: When the prefix was looked at, how long it was, and its rate in bytes per second.
+        self._prefix_seen: tuple[float, int] | None = None
+        self._rate = 0.0
+
+    def __repr__(self) -> str:
+        return f"<LazyBlob {str(self.digest)[:19]}… {self.users} users, {len(self._fetches)} fetches>"
+
+    @property
+    def is_idle(self) -> bool:
+        """True if nobody reads parts, and none is fetched."""
+        return not self.users and not self._tasks
+
+    @property
+    def is_fetching(self) -> bool:
+        """True if this process fetches parts now."""
+        return bool(self._fetches)
+
+    # ------------------------------------------------------------------------------------------------------- its files
+
+    async def enter(self) -> None:
+        """Opens the files. The caller must `leave`. Raises `NotInParts` if the blob is in the store meanwhile, or
+        cannot have spans; `StoreError`.
+        """
+        self.users += 1
+        self.asked_at = self._tools.clock()
+        try:
+            async with self._opening:
+                await self._in_thread(self._open)
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """The counterpart of `enter`."""
+        self.users -= 1
+        self.asked_at = self._tools.clock()
+
+    def _open(self) -> None:
+        if self._spans is not None and self._spans.in_place:
+            return
+        self._close()
+        spans = self._tools.store.spans(self.digest, self.upstream, self.size)
+        if spans is None:
+            raise NotInParts(f"no parts of {self.digest} can be stored", upstream=self.upstream)
+        self._spans = spans
+        # in this order: a commit drops the spans after the blob has its final name
+        with suppress(BlobUnknown, StoreError):
+            self._tools.store.stat(self.digest)
+            spans.drop()
+            self._close()
+            raise NotInParts(f"{self.digest} was published meanwhile", upstream=self.upstream)
+
+    def close(self) -> None:
+        """Closes the files of an idle blob. Repeatable; `enter` opens them again."""
+        if self.is_idle:
+            self._close()
+
+    def _close(self) -> None:
+        spans, self._spans = self._spans, None
+        if spans is not None:
+            spans.close()
+
+    async def aclose(self) -> None:
+        """Ends all fetches: whole blocks stay. Repeatable."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._close()
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    async def want(self, places: Iterable[Span], asker: Asker) -> bool:
+        """Begins to fetch what is not here of these places (whole blocks). False if all of it is here."""
+        missing = await self._in_thread(self._missing, tuple(places))
+        if missing:
+            self._begin(missing, asker)
+        return bool(missing)
+
+    async def read(self, position: int, stop: int, asker: Asker) -> ReadableNow:
+        """Returns a reader of the bytes from `position` on, perhaps not up to `stop`, once there are any.
+
+        Raises `UpstreamError` if they cannot be had, `NotInParts` if they cannot be had in parts, and `StoreError` if
+        the store cannot take or give them, or whoever fetches them makes no progress.
+        """
+        pause, seen, moved_at = _LOOK_FIRST, (-1, -1), self._tools.clock()
+        while True:
+            # both before the look: what happens after it wakes this one, or is seen
+            changed = self._changed
+            awaited = [fetch for fetch in self._fetches if fetch.covers(position)]
+            found = await self._in_thread(self._look, position, stop, unwanted=_close_reader)
+            if isinstance(found, ReadableNow):
+                return found
+            if awaited:
+                await changed.wait()
+                failed = [fetch.error for fetch in awaited if fetch.error and fetch.asker.is_like(asker)]
+                if failed and not any(fetch in self._fetches for fetch in awaited):
+                    raise failed[0].with_traceback(None) from None
+                moved_at = self._tools.clock()
+                continue
+            if not found.comes:
+                start = position // BLOCK * BLOCK
+                self._begin([Span(start, min(-(-stop // BLOCK) * BLOCK, self.size))], asker)
+                continue
+            now = self._tools.clock()
+            if found.seen != seen:
+                seen, moved_at, pause = found.seen, now, _LOOK_FIRST
+            elif now - moved_at > _STUCK:
+                raise StoreError(f"whoever fetches byte {position} of {self.digest} makes no progress")
+            await self._tools.sleep(pause)
+            pause = min(pause * 1.5, _LOOK_LAST)
+
+    def _look(self, position: int, stop: int) -> ReadableNow | _Awaited:
+        """Blocking: what there is at this position. The map first, the prefix last: bytes go from one to the other."""
+        spans = self._opened()
+        taken = spans.taken(Span(position, position + 1))
+        here = spans.here(Span(position, stop))
+        if here and here[0].start == position and (reader := spans.open(here[0])) is not None:
+            return ReadableNow(reader, here[0].stop)
+        prefix = self._prefix()
+        if prefix is not None:
+            if prefix.offset > position:
+                return ReadableNow(prefix.reader, min(stop, prefix.offset))
+            prefix.reader.close()
+        if not spans.in_place or prefix is None:
+            with suppress(BlobUnknown):
+                info, stored = self._tools.store.open(self.digest)
+                if info.size == self.size:
+                    return ReadableNow(stored, stop)
+                stored.close()
+        if not spans.in_place:
+            raise NotInParts(f"{self.digest} was dropped while parts of it were sent", upstream=self.upstream)
+        offset = 0 if prefix is None else prefix.offset
+        comes = bool(taken) or fetch_from(position, offset, self._rate_of(prefix), BLOCK) > position
+        around = Span(max(0, position - _AROUND), min(self.size, position + _AROUND))
+        return _Awaited(comes, (offset, sum(run.length for run in spans.here(around))))
+
+    def _missing(self, places: Sequence[Span]) -> list[Span]:
+        """Blocking: the places of which some bytes are not here."""
+        spans = self._opened()
+        missing = []
+        for place in places:
+            here = spans.here(place)
+            if not here or here[0] != place:
+                missing.append(place)
+        prefix = self._prefix() if missing else None
+        if prefix is not None:
+            prefix.reader.close()
+            missing = [place for place in missing if place.stop > prefix.offset]
+        return missing
+
+    def here(self) -> int:
+        """Blocking: how many bytes of the blob are here. Raises `StoreError`."""
+        spans = self._opened()
+        prefix = self._prefix()
+        offset = 0
+        if prefix is not None:
+            prefix.reader.close()
+            offset = prefix.offset
+        return offset + sum(run.length for run in spans.here(Span(offset, self.size)))
+
+    def _prefix(self) -> Prefix | None:
+        """The beginning of the growing file. Raises `NotInParts` if upstream has said another size for the blob."""
+        prefix = self._tools.store.prefix(self.digest, self.upstream)
+        if prefix is not None and prefix.size not in (None, self.size):
+            prefix.reader.close()
+            raise NotInParts(f"upstream says that {self.digest} has {prefix.size} bytes", upstream=self.upstream)
+        return prefix
+
+    def _rate_of(self, prefix: Prefix | None) -> float | None:
+        """The bytes per second of the blob's fill since it was looked at last; None if it has no fill."""
+        if prefix is None or not prefix.filled:
+            self._prefix_seen = None
+            return None
+        now, before = self._tools.clock(), self._prefix_seen
+        if before is None or now - before[0] > _STUCK:
+            self._rate = 0.0
+        elif now - before[0] < _LOOK_LAST:
+            return self._rate
+        else:
+            self._rate = (prefix.offset - before[1]) / (now - before[0])
+        self._prefix_seen = now, prefix.offset
+        return self._rate
+
+    def _opened(self) -> Spans:
+        if self._spans is None:
+            raise StoreError(f"the parts of {self.digest} are not open")
+        return self._spans
+
+    async def note_served(self, line: dict[str, object]) -> None:
+        """Remembers who is given unverified bytes. Raises `StoreError`."""
+        await self._in_thread(lambda: self._opened().note_served(line))
+
+    # -------------------------------------------------------------------------------------------------------- fetching
+
+    def _begin(self, places: Iterable[Span], asker: Asker) -> None:
+        fetches = [_Fetch(place, asker) for place in places]
+        self._fetches += fetches
+        # with the credentials of who asks
+        context = asker.context.copy()
+        task = asyncio.create_task(self._run(deque(fetches)), name=f"parts of {self.digest}", context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, fetches: deque[_Fetch]) -> None:
+        """Carries out the fetches of one request, some at a time."""
+        waiting = list(fetches)
+
+        async def work() -> None:
+            while fetches:
+                await self._carry_out(fetches.popleft())
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(_AT_ONCE, len(fetches))):
+                    group.create_task(work())
+        finally:
+            for fetch in waiting:
+                self._end(fetch, StoreError("the mirror is stopping"))
+
+    async def _carry_out(self, fetch: _Fetch) -> None:
+        try:
+            async with self._tools.turns:
+                await self._tools.room.take(fetch.place.length)
+                await self._bring(fetch)
+        except MirrorError as error:
+            if isinstance(error, NotInParts):
+                self._tools.avoid(self.digest, self.upstream, error)
+            self._end(fetch, error)
+        except Exception as error:
+            telemetry.log.exception("fetch of parts crashed", digest=str(self.digest))
+            self._end(fetch, StoreError(f"unexpected: {type(error).__name__}"))
+        else:
+            self._end(fetch, None)
+
+    def _end(self, fetch: _Fetch, error: MirrorError | None) -> None:
+        """Repeatable: the first end counts."""
+        if fetch in self._fetches:
+            fetch.error = error
+            self._fetches.remove(fetch)
+            self._wake()
+
+    async def _bring(self, fetch: _Fetch) -> None:
+        """Fetches what nobody else brings of a place. Raises `UpstreamError`, `StoreError`."""
+        sources = fetch.asker.sources()
+        tries = Tries(self._tools.clock())
+        while (claim := await self._in_thread(self._claim, fetch.place, unwanted=_release)) is not None:
+            wait = 0.0
+            try:
+                while wait <= _SHORT and claim.offset < claim.span.stop:
+                    await self._tools.sleep(wait) if wait else None
+                    wait, tries = await self._receive(claim, sources, tries)
+            finally:
+                claim.release()
+                self._wake()
+            if wait > _SHORT:
+                await self._tools.sleep(wait)
+
+    async def _receive(self, claim: Claim, sources: BlobSources, tries: Tries) -> tuple[float, Tries]:
+        """Receives one body. Returns how long to wait before the next one, if the claim is not filled by then."""
+        before, opened = claim.offset, False
+        try:
+            async with sources(claim.offset, claim.span.stop) as body:
+                opened = True
+                is_longer = self._check(body, claim, is_upstream=not sources.name)
+                if sources not in self.givers:
+                    self.givers.append(sources)
+                try:
+                    with telemetry.span("part", mirror__upstream=self.upstream, mirror__offset=claim.offset):
+                        await run_uninterrupted(self._tools.executor, claim.fill, body, self._waker(), stop=body.abort)
+                finally:
+                    if is_longer:
+                        # its connection would carry the rest
+                        body.abort()
+            self._answered = True
+        except SourceLeft:
+            return 0.0, tries
+        except (UpstreamUnavailable, UpstreamThrottled) as error:
+            has_moved = claim.offset > before
+            self._answered = self._answered or has_moved
+            now = self._tools.clock()
+            tries = tries.broken(now, progress=has_moved) if opened else tries.refused(error)
+            wait = None
+            if self._answered:
+                wait = next_try(error, tries, now - tries.since, self._tools.patience, self._tools.jitter())
+            if wait is None:
+                raise
+            telemetry.log.warning(
+                "fetch of parts interrupted",
+                digest=str(self.digest),
+                offset=claim.offset,
+                upstream=self.upstream,
+                reason=str(error),
+            )
+            return wait, tries
+        finally:
+            self._count(sources.name, claim.offset - before)
+        return 0.0, tries
+
+    def _check(self, body: Body, claim: Claim, *, is_upstream: bool) -> bool:
+        """True if the body goes on after the claim. Raises `NotInParts` if it is not to be used."""
+        if body.size not in (None, self.size):
+            body.abort()
+            raise SizeDisputed(
+                f"{self.digest} has {body.size} bytes upstream, and {self.size} in a manifest", upstream=self.upstream
+            )
+        ends = body.stop if isinstance(body, SaysStop) else None
+        is_longer = ends is not None and ends > claim.span.stop
+        if is_upstream and (body.start != claim.offset or is_longer):
+            body.abort()
+            raise RangesIgnored("upstream sends more than the part that it was asked for", upstream=self.upstream)
+        return is_longer
+
+    def _claim(self, place: Span) -> Claim | None:
+        """Blocking: claims the first bytes of the place that nobody else brings; None if there are none left."""
+        while place.start < place.stop:
+            claim = self._opened().claim(place)
+            if claim is None:
+                return None
+            try:
+                # after the claim: bytes that were in the spans a moment ago may be in the prefix now
+                prefix = self._prefix()
+                if prefix is not None:
+                    prefix.reader.close()
+                offset = 0 if prefix is None else prefix.offset
+                first = fetch_from(claim.span.start, offset, self._rate_of(prefix), BLOCK)
+            except BaseException:
+                claim.release()
+                raise
+            if first <= claim.span.start:
+                return claim
+            claim.release()
+            place = Span(first, place.stop)
+        return None
+
+    def _count(self, source: str, received: int) -> None:
+        if source:
+            count_received(source, received)
+            return
+        label = self._tools.label(self.upstream)
+        telemetry.UPSTREAM_BYTES.labels(label).inc(received)
+        telemetry.LAZY_BYTES.labels(label).inc(received)
+
+    def _waker(self) -> Callable[[int], None]:
+        """What a receiving thread calls after each write: cheap, and at most one call on the event loop is pending."""
+        loop = asyncio.get_running_loop()
+
+        def grown(offset: int) -> None:
+            if not self._woken:
+                self._woken = True
+                loop.call_soon_threadsafe(self._wake)
+
+        return grown
+
+    def _wake(self) -> None:
+        self._woken = False
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def accuse(self, reason: str) -> None:
+        """The whole was wrong: the sources that gave parts of it here are not asked for it again for some time."""
+        givers, self.givers = self.givers, []
+        for sources in givers:
+            await sources.accuse(reason)
+
+    async def _in_thread(
+        self, work: Callable[..., T], *arguments: object, unwanted: Callable[[T], None] | None = None
+    ) -> T:
+        return await run_uninterrupted(self._tools.executor, work, *arguments, unwanted=unwanted)
+
+
+def _close_reader(found: ReadableNow | _Awaited) -> None:
+    if isinstance(found, ReadableNow):
+        found.reader.close()
+
+
+def _release(claim: Claim | None) -> None:
+    if claim is not None:
+        claim.release()

@@ -1,0 +1,376 @@
+"""Small parts of a layer that is not here, on a route with `ranges = "lazy"`: fetched alone and sent at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AbstractAsyncContextManager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.oci.digest import Digest
+from mirror.policy.fills.span_blocks import BLOCK
+from tests.support.fake_registry import FakeRegistry, cut, ignore_range, silence, stall, status, throttle, wrong_bytes
+from tests.support.live_mirror import Got, LiveMirror, live_mirror, noise, until
+from tests.support.multipart import parts_of
+from tests.support.scripted import Request, Stall
+
+_LAYER = noise(24_000_000)
+_SIZE = len(_LAYER)
+_DIGEST = Digest.of(_LAYER)
+_AT = f"/v2/library/app/blobs/{_DIGEST}"
+#: The table of contents of a lazy format lies at the end, behind files.
+_FOOTER = (_SIZE - 51, _SIZE - 1)
+_LAST_BLOCK = _SIZE - (_SIZE - 1) // BLOCK * BLOCK
+#: Nothing is fetched that nobody asks for.
+_NEVER = {"lazy_share": 1.0, "lazy_pause": "0s"}
+_SOON = {"lazy_share": 0.0, "lazy_pause": "0s"}
+
+
+@pytest.fixture(autouse=True)
+def _content(registry: FakeRegistry) -> None:
+    registry.add_image("library/app", "v1", [_LAYER])
+
+
+def _lazy(
+    root: Path, registry: FakeRegistry, route: dict[str, Any] | None = None, **settings: Any
+) -> AbstractAsyncContextManager[LiveMirror]:
+    routes = [{"match": "docker.io/**", "ranges": "lazy", **(_NEVER if route is None else route)}]
+    return live_mirror(root, {"docker.io": registry.url}, route=routes, **settings)
+
+
+async def _know(mirror: LiveMirror) -> None:
+    """The manifest says the size of the layer."""
+    assert (await mirror.ask("/v2/library/app/manifests/v1")).status == 200
+
+
+async def _part(mirror: LiveMirror, first: int, last: int, at: str = _AT) -> Got:
+    got = await mirror.ask(at, headers={"Range": f"bytes={first}-{last}"})
+    if got.whole:
+        assert got.status == 206, got.body[:200]
+        assert got.headers["Content-Range"] == f"bytes {first}-{last}/{_SIZE}"
+        assert got.body == _LAYER[first : last + 1]
+    return got
+
+
+def _is_unverified(got: Got) -> bool:
+    marked = got.headers["Cache-Status"].endswith("; detail=unverified")
+    assert marked == (got.headers["Cache-Control"] == "no-store") == ("ETag" not in got.headers)
+    return marked
+
+
+def _of_layer(registry: FakeRegistry) -> list[Request]:
+    return [each for each in registry.of_kind("blobs", "GET") if str(_DIGEST) in each.target]
+
+
+def _asked(registry: FakeRegistry) -> list[tuple[int, int]]:
+    """What upstream was asked for of the layer, as half-open ranges."""
+    asked = []
+    for request in _of_layer(registry):
+        first, _, last = (request.header("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
+        asked.append((int(first), int(last) + 1 if last else _SIZE))
+    return sorted(asked)
+
+
+def _each_byte_once(asked: list[tuple[int, int]]) -> bool:
+    return all(stop <= start for (_, stop), (start, _) in pairwise(asked))
+
+
+# ----------------------------------------------------------------------------------------------------- what comes
+
+
+async def test_a_small_part_costs_its_blocks_alone(tmp_path: Path, registry: FakeRegistry) -> None:
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        got = await _part(mirror, *_FOOTER)
+        assert _is_unverified(got)
+        assert got.headers["Docker-Content-Digest"] == str(_DIGEST)
+        assert _asked(registry) == [(_SIZE - _LAST_BLOCK, _SIZE)]
+        # again, and another part of the same block: nothing is asked
+        assert _is_unverified(await _part(mirror, *_FOOTER))
+        assert _is_unverified(await _part(mirror, _SIZE - _LAST_BLOCK, _SIZE - 100))
+        assert len(_of_layer(registry)) == 1
+        [*_, line] = [line for line in mirror.events("request") if line["path"] == _AT]
+        assert (line["unverified"], line["status"], line["cache"]) == (True, 206, "hit")
+
+
+async def test_the_default_waits_for_the_whole(tmp_path: Path, registry: FakeRegistry) -> None:
+    """On any other route nothing is different: no further request, and no file."""
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}) as mirror:
+        await _know(mirror)
+        got = await _part(mirror, *_FOOTER)
+        assert not _is_unverified(got)
+        assert "ETag" in got.headers
+        assert _asked(registry) == [(0, _SIZE)]
+        await mirror.landed(_DIGEST)
+        assert not [*(tmp_path / "store" / "ingest").iterdir()]
+
+
+async def test_clients_that_ask_at_once_share_the_bytes(tmp_path: Path, registry: FakeRegistry) -> None:
+    gate = Stall()
+    registry.fail("blobs", stall(gate, 1000))
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        first = asyncio.create_task(_part(mirror, 10 * BLOCK, 20 * BLOCK - 1))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        others = [asyncio.create_task(_part(mirror, start * BLOCK + 9, 22 * BLOCK)) for start in range(8, 20)]
+        gate.release()
+        assert all(map(_is_unverified, await asyncio.gather(first, *others)))
+        assert _each_byte_once(_asked(registry))
+        assert sum(stop - start for start, stop in _asked(registry)) == 15 * BLOCK
+
+
+async def test_several_parts_in_one_answer(tmp_path: Path, registry: FakeRegistry) -> None:
+    ranges = [(_SIZE - 100, _SIZE - 1), *((at, at + 99) for at in range(5_000_000, 5_000_000 + 1_000 * 1_023, 1_000))]
+    header = "bytes=" + ",".join(f"{first}-{last}" for first, last in ranges)
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        got = await mirror.ask(_AT, headers={"Range": header})
+        assert got.status == 206
+        assert _is_unverified(got)
+        parts = parts_of(got)
+        assert [(part.first, part.last) for part in parts] == ranges
+        assert all(part.content == _LAYER[part.first : part.last + 1] for part in parts)
+        # near each other: one request for all, and one for the end
+        assert len(_asked(registry)) == 2
+        assert _each_byte_once(_asked(registry))
+
+
+async def test_a_get_of_the_whole_takes_what_is_here(tmp_path: Path, registry: FakeRegistry) -> None:
+    """And holds its end back until the digest is verified."""
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        await _part(mirror, *_FOOTER)
+        await _part(mirror, 9_000_000, 9_500_000)
+        gate = Stall()
+        registry.fail("blobs", stall(gate, 100_000))
+        whole = asyncio.create_task(mirror.ask(_AT))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        assert _is_unverified(await _part(mirror, 15_000_000, 15_000_100))
+        gate.release()
+        got = await whole
+        assert (got.status, got.body == _LAYER) == (200, True)
+        assert not _is_unverified(got)
+        await mirror.landed(_DIGEST)
+        assert _each_byte_once(_asked(registry))
+        assert sum(stop - start for start, stop in _asked(registry)) == _SIZE
+        assert not _is_unverified(await _part(mirror, *_FOOTER))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "bytes=12000000-",  # no end
+        "bytes=0-20000000",  # too large
+        f"bytes={_SIZE}-{_SIZE + 9}",  # outside
+        "bytes=9-3",
+        "lines=1-2",
+    ],
+)
+async def test_all_other_ranges_are_answered_as_ever(tmp_path: Path, registry: FakeRegistry, header: str) -> None:
+    async with (
+        _lazy(tmp_path / "lazy", registry) as lazy,
+        live_mirror(tmp_path / "plain", {"docker.io": registry.url}) as plain,
+    ):
+        answers = []
+        for mirror in (lazy, plain):
+            await _know(mirror)
+            answers.append(await mirror.ask(_AT, headers={"Range": header}))
+        one, other = answers
+        assert (one.status, one.body == other.body) == (other.status, True) if one.status < 400 else one.status == 416
+        for name in ("Content-Range", "Content-Length", "Cache-Control", "ETag"):
+            assert one.headers.get(name) == other.headers.get(name), name
+
+
+async def test_conditions(tmp_path: Path, registry: FakeRegistry) -> None:
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        part = {"Range": "bytes=9000000-9000009"}
+        assert (await mirror.ask(_AT, method="HEAD", headers=part)).headers["Content-Length"] == str(_SIZE)
+        assert (await mirror.ask(_AT, headers={**part, "If-None-Match": f'"{_DIGEST}"'})).status == 304
+        await mirror.landed(_DIGEST)
+
+
+async def test_if_range_of_other_content_gets_the_whole(tmp_path: Path, registry: FakeRegistry) -> None:
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        got = await mirror.ask(_AT, headers={"Range": "bytes=9-19", "If-Range": '"other"'})
+        assert (got.status, got.body == _LAYER) == (200, True)
+
+
+# ------------------------------------------------------------------------------------------------------------ rights
+
+
+async def test_a_repository_without_the_manifest_gets_no_part(tmp_path: Path, registry: FakeRegistry) -> None:
+    """It asks upstream in its own name, and what is sent is verified."""
+    registry.add_blob("library/other", _LAYER)
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        await _part(mirror, *_FOOTER)
+        got = await _part(mirror, *_FOOTER, at=f"/v2/library/other/blobs/{_DIGEST}")
+        assert not _is_unverified(got)
+        refused = await mirror.ask(f"/v2/library/none/blobs/{_DIGEST}", headers={"Range": "bytes=0-9"})
+        assert refused.status == 404
+
+
+async def test_another_registry_gets_no_unverified_bytes(tmp_path: Path, registry: FakeRegistry) -> None:
+    with FakeRegistry() as second:
+        second.add_image("library/app", "v1", [_LAYER])
+        second.fail("blobs", status(503), times=1000)
+        registry.fail("blobs", wrong_bytes)
+        routes = [{"match": "**", "ranges": "lazy", **_NEVER}]
+        upstreams = {"docker.io": registry.url, "ghcr.io": second.url}
+        async with live_mirror(tmp_path / "store", upstreams, route=routes) as mirror:
+            await _know(mirror)
+            wrong = await mirror.ask(_AT, headers={"Range": "bytes=9000000-9000009"})
+            assert (wrong.status, wrong.body == _LAYER[9_000_000:9_000_010]) == (206, False)
+            assert (await mirror.ask("/v2/ghcr.io/library/app/manifests/v1")).status == 200
+            at = f"/v2/ghcr.io/library/app/blobs/{_DIGEST}"
+            got = await mirror.ask(at, headers={"Range": "bytes=9000000-9000009"})
+            assert got.status >= 500 or not got.whole
+
+
+# ------------------------------------------------------------------------------------------------------- completion
+
+
+async def test_the_whole_follows(tmp_path: Path, registry: FakeRegistry) -> None:
+    async with _lazy(tmp_path / "store", registry, _SOON) as mirror:
+        await _know(mirror)
+        await _part(mirror, *_FOOTER)
+        await mirror.landed(_DIGEST)
+        assert mirror.blob_file(_DIGEST).read_bytes() == _LAYER
+        assert _each_byte_once(_asked(registry))
+        assert sum(stop - start for start, stop in _asked(registry)) == _SIZE
+        assert not _is_unverified(await _part(mirror, *_FOOTER))
+        await until(lambda: not [*(tmp_path / "store" / "ingest").iterdir()])
+
+
+async def test_below_the_share_nothing_follows(tmp_path: Path, registry: FakeRegistry) -> None:
+    async with _lazy(tmp_path / "store", registry, {"lazy_share": 0.2, "lazy_pause": "0s"}) as mirror:
+        await _know(mirror)
+        await _part(mirror, 0, 3_000_000)
+        lazy = mirror.app.shared.lazy
+        assert lazy is not None
+        await until(lambda: not lazy._blobs)
+        assert not mirror.app.shared.flights.active()
+        await _part(mirror, 10_000_000, 13_000_000)
+        await mirror.landed(_DIGEST)
+
+
+async def test_a_restart_keeps_what_is_here(tmp_path: Path, registry: FakeRegistry) -> None:
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        await _part(mirror, *_FOOTER)
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        assert _is_unverified(await _part(mirror, *_FOOTER))
+        assert len(_of_layer(registry)) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ faults
+
+
+async def test_wrong_bytes_are_reported_and_dropped(tmp_path: Path, registry: FakeRegistry) -> None:
+    registry.fail("blobs", wrong_bytes)
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        wrong = await mirror.ask(_AT, headers={"Range": "bytes=9000000-9000009"})
+        assert _is_unverified(wrong)
+        assert wrong.body != _LAYER[9_000_000:9_000_010]
+        assert not (await mirror.ask(_AT)).whole
+        await mirror.idle()
+        [line] = mirror.events("unverified parts were wrong")
+        assert (line["digest"], line["upstream"], line["answers"]) == (str(_DIGEST), "docker.io", 1)
+        [served] = line["served"]
+        assert (served["repository"], served["parts"], served["bytes"]) == (
+            "docker.io/library/app",
+            ["9000000-9000009"],
+            10,
+        )
+        assert served["by"] == "127.0.0.1"
+        assert (await mirror.ask(_AT)).body == _LAYER
+
+
+async def test_22_upstream_that_ignores_ranges(tmp_path: Path, registry: FakeRegistry) -> None:
+    """The whole is fetched in the ordinary way, and this upstream is not asked for parts again."""
+    registry.fail("blobs", ignore_range, times=1000)
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        assert not _is_unverified(await _part(mirror, *_FOOTER))
+        assert mirror.events("upstream ignores ranges")
+        other = noise(24_000_001)
+        registry.add_image("library/app", "v2", [other])
+        assert (await mirror.ask("/v2/library/app/manifests/v2")).status == 200
+        registry.forget()
+        digest = Digest.of(other)
+        got = await mirror.ask(f"/v2/library/app/blobs/{digest}", headers={"Range": "bytes=20000000-20000009"})
+        assert got.body == other[20_000_000:20_000_010]
+        assert not _is_unverified(got)
+        # one answer, which has all of it
+        assert [request.start for request in registry.of_kind("blobs", "GET")] == [0]
+
+
+async def test_1_8_a_part_that_breaks_off_is_resumed(tmp_path: Path, registry: FakeRegistry) -> None:
+    registry.fail("blobs", cut(100_000))
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        assert _is_unverified(await _part(mirror, 9_000_000, 9_400_000))
+        assert mirror.events("fetch of parts interrupted")
+        first, second = (each.start for each in _of_layer(registry))
+        assert second == first + 100_000
+
+
+@pytest.mark.parametrize("fault", [status(500), throttle(7), status(401), status(403)])
+async def test_refusals_are_clean_errors(tmp_path: Path, registry: FakeRegistry, fault: Any) -> None:
+    registry.fail("blobs", fault, times=1000)
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        got = await mirror.ask(_AT, headers={"Range": "bytes=9000000-9000009"})
+        assert got.status >= 400
+        assert got.code
+        registry.heal()
+        mirror.clock.forward(100)
+        assert _is_unverified(await _part(mirror, 9_000_000, 9_000_009))
+
+
+async def test_13_404_is_the_answer(tmp_path: Path, registry: FakeRegistry) -> None:
+    registry.fail("blobs", status(404), times=1000)
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        got = await mirror.ask(_AT, headers={"Range": "bytes=9000000-9000009"})
+        assert (got.status, got.code) == (404, "BLOB_UNKNOWN")
+
+
+async def test_23_24_clients_that_leave_end_no_fetch(tmp_path: Path, registry: FakeRegistry) -> None:
+    gate = Stall()
+    registry.fail("blobs", silence(gate))
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        leaving = asyncio.create_task(_part(mirror, 9_000_000, 9_400_000))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        staying = asyncio.create_task(_part(mirror, 9_000_000, 9_400_000))
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        gate.release()
+        assert _is_unverified(await staying)
+        assert len(_of_layer(registry)) == 1
+
+
+async def test_a_wrong_size_in_the_manifest(tmp_path: Path, registry: FakeRegistry) -> None:
+    """Upstream says another: the ordinary way decides, by the digest."""
+    layer = noise(3_000_000)
+    digest = registry.add_blob("library/odd", layer)
+    manifest: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": str(digest), "size": 3_000_009},
+        "layers": [],
+    }
+    registry.add_manifest("library/odd", json.dumps(manifest).encode(), manifest["mediaType"], "v1")
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        assert (await mirror.ask("/v2/library/odd/manifests/v1")).status == 200
+        got = await mirror.ask(f"/v2/library/odd/blobs/{digest}", headers={"Range": "bytes=2000000-2000009"})
+        assert got.body == layer[2_000_000:2_000_010]
+        assert not _is_unverified(got)
