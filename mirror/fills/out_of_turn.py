@@ -275,6 +275,8 @@ class _SpanBody:
         self._stop = span.stop
         self._punches = punches
         self._position = span.start
+        #: Bytes before this are in the growing file: whoever asks for the next ones has written those before.
+        self._written = span.start
         #: The piece that is open.
         self._piece = Span(span.start, span.start)
         self._reader: BlobReader | None = None
@@ -312,9 +314,10 @@ class _SpanBody:
         self._position += count
 
     def _opened(self) -> BlobReader | None:
-        """The reader of the next bytes; None at the end. What was read before is in the growing file by now."""
+        """The reader of the next bytes; None at the end."""
         if self._aborted:
             raise SpansUnreadable("the copy was given up")
+        self._written = self._position
         if self._position >= self._piece.stop:
             self.close()
             if self._position >= self._stop:
@@ -332,12 +335,12 @@ class _SpanBody:
         self._aborted = True
 
     def close(self) -> None:
-        """Close the open piece; what was read of it is given back to the disk. Repeatable."""
+        """Close the open piece; what was copied of it is given back to the disk. Repeatable."""
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.close()
             if self._punches:
-                self._spans.punch(Span(self._piece.start, self._position))
+                self._spans.punch(Span(self._piece.start, self._written))
 
 
 class BoundedBody:

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import os
 import random
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from mirror.fills.flight import Flight, InParts
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.policy.fills.span_blocks import BLOCK, joined
-from mirror.store.local import span_file
+from mirror.store.local import durable, pump, span_file
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout, map_of, spans_of
 from mirror.store.local.span_file import SpanFile
@@ -38,12 +40,23 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 @pytest.fixture
-async def hangar(store: LocalStore) -> AsyncIterator[Hangar]:
+async def make(store: LocalStore) -> AsyncIterator[Callable[[], Hangar]]:
+    """Makes processes that share the store; the files of each are its own."""
+    async with AsyncExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(16))
+
+        def hangar() -> Hangar:
+            made = Hangar(LocalStore(store.layout), executor)
+            stack.push_async_callback(made.flights.aclose)
+            return made
+
+        yield hangar
+
+
+@pytest.fixture
+def hangar(make: Callable[[], Hangar]) -> Hangar:
     """One process."""
-    with ThreadPoolExecutor(16) as executor:
-        made = Hangar(store, executor)
-        yield made
-        await made.flights.aclose()
+    return make()
 
 
 async def _fill(hangar: Hangar, upstream: RangedUpstream, in_parts: InParts, *, size: int | None = _SIZE) -> Flight:
@@ -126,7 +139,7 @@ async def test_broken_answers_go_on_where_they_broke(
 
 
 async def test_an_upstream_that_ignores_ranges_gives_the_whole(hangar: Hangar, store: LocalStore) -> None:
-    """The spans are of no use then, and do no harm (row 60)."""
+    """The spans are of no use then, and do no harm (row 22)."""
     put_spans(store, CONTENT, _blocks(5, 6, 20))
     upstream = RangedUpstream(CONTENT, heeds=False)
     await _fill(hangar, upstream, InParts.AHEAD)
@@ -204,7 +217,7 @@ async def test_who_was_served_right_bytes_is_not_reported(
 async def test_spans_that_cannot_be_read_are_fetched(
     hangar: Hangar, store: LocalStore, in_parts: InParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Row 41: a bad sector under bytes out of turn costs their bytes, and nothing else."""
+    """Row 36: a bad sector under bytes out of turn costs their bytes, and nothing else."""
     put_spans(store, CONTENT, _blocks(5, 6, 7, 20))
 
     def broken(*_: object) -> None:
@@ -236,7 +249,7 @@ async def test_a_map_that_cannot_be_read_is_not_needed(
 async def test_no_room_for_a_map_is_no_reason_to_fail(
     hangar: Hangar, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows 22 and 25: a fill of a lazy route goes on without claims."""
+    """Row 34: a fill of a lazy route goes on without claims."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -244,6 +257,51 @@ async def test_no_room_for_a_map_is_no_reason_to_fail(
     monkeypatch.setattr(span_file, "_pwrite", full)
     await _fill(hangar, RangedUpstream(CONTENT), InParts.LAZY)
     assert _left(store) == []
+
+
+@BOTH
+async def test_34_no_room_for_what_is_copied(
+    hangar: Hangar, store: LocalStore, in_parts: InParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy into the growing file meets a full disk: room is made, and it goes on where it was."""
+    put_spans(store, CONTENT, _blocks(*range(5, 20)))
+    upstream = RangedUpstream(CONTENT)
+    write, refused = durable.write_all, list[bool]()
+
+    def full(descriptor: int, piece: bytes | memoryview) -> None:
+        if os.fstat(descriptor).st_size == 5 * BLOCK and not refused:
+            refused.append(True)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(descriptor, piece)
+
+    monkeypatch.setattr(pump, "write_all", full)
+    monkeypatch.setattr(pump._Splice, "move", lambda *_: None)
+    await _fill(hangar, upstream, in_parts)
+    assert refused
+    assert len(hangar.room.made) == 1
+    assert upstream.given == _SIZE - 15 * BLOCK
+
+
+@BOTH
+async def test_53_another_process_goes_on_with_the_spans(
+    store: LocalStore, in_parts: InParts, make: Callable[[], Hangar]
+) -> None:
+    """The filler ends in the middle: whoever follows takes what it has received, and what came out of turn."""
+    put_spans(store, CONTENT, _blocks(*range(15, 30)))
+    upstream = RangedUpstream(CONTENT)
+    first, second = make(), make()
+    hang = threading.Event()
+    upstream.giving = lambda _: None if upstream.given < 10 * BLOCK else (hang.wait(60), None)[1]
+    flight = await first.flights.join(DIGEST, upstream.pull, upstream="test", size=_SIZE, in_parts=in_parts)
+    await reached(lambda: upstream.given >= 10 * BLOCK)
+    ended = asyncio.create_task(first.flights.aclose())
+    await reached(lambda: upstream.bodies[-1].aborted)
+    hang.set()
+    await ended
+    flight.leave()
+    rest = RangedUpstream(CONTENT)
+    await _fill(second, rest, in_parts)
+    assert upstream.given + rest.given == _SIZE - 15 * BLOCK
 
 
 async def test_dropped_files_do_not_matter(hangar: Hangar, store: LocalStore) -> None:
@@ -295,7 +353,7 @@ async def test_a_claimant_that_dies_leaves_its_blocks(hangar: Hangar, store: Loc
 async def test_a_claimant_that_stands_still_is_not_waited_for(
     hangar: Hangar, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A frozen process must not stop the fills of others (row 24)."""
+    """A frozen process must not stop the fills of others (row 53)."""
     monkeypatch.setattr("mirror.fills.out_of_turn._STUCK", 0.0)
     spans = store.spans(DIGEST, "test", _SIZE)
     assert spans is not None

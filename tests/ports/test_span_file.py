@@ -423,7 +423,7 @@ _HEADER = 64
     ],
     ids=["empty", "garbage", "half a header", "half a map", "too long", "another version", "another size", "inode"],
 )
-def test_41_a_map_that_is_torn_is_not_believed(store: LocalStore, ingest: Path, tear: object) -> None:
+def test_a_map_that_is_torn_is_not_believed(store: LocalStore, ingest: Path, tear: object) -> None:
     """All of it is begun anew."""
     spans = _open(store)
     _fill(spans.claim(_blocks(2, 2)))
@@ -436,7 +436,7 @@ def test_41_a_map_that_is_torn_is_not_believed(store: LocalStore, ingest: Path, 
 
 
 @pytest.mark.parametrize("lost", [map_of, spans_of])
-def test_41_one_of_the_two_files_is_lost(store: LocalStore, ingest: Path, lost: object) -> None:
+def test_one_of_the_two_files_is_lost(store: LocalStore, ingest: Path, lost: object) -> None:
     """The other is worth nothing, even if the kernel gives the inode of the lost one out again."""
     spans = _open(store)
     _fill(spans.claim(_blocks(2, 2)))
@@ -518,7 +518,7 @@ def test_a_process_that_hangs_with_the_lock_stops_nobody_for_ever(
 # ---------------------------------------------------------------------------------------------------------- a full disk
 
 
-def test_22_no_room_for_the_map(store: LocalStore, ingest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_34_no_room_for_the_map(store: LocalStore, ingest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said, and nothing is left."""
 
     def full(*_: object) -> None:
@@ -532,7 +532,7 @@ def test_22_no_room_for_the_map(store: LocalStore, ingest: Path, monkeypatch: py
     assert _open(store).count() == 0
 
 
-def test_22_no_room_for_the_bytes(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_34_no_room_for_the_bytes(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The claim says it; nothing is marked that did not get there."""
     spans = _open(store)
     claim = spans.claim(_blocks(2, 3))
@@ -550,7 +550,7 @@ def test_22_no_room_for_the_bytes(store: LocalStore, monkeypatch: pytest.MonkeyP
     assert spans.here(WHOLE) == [_blocks(2, 3)]
 
 
-def test_22_no_room_for_a_mark(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_34_no_room_for_a_mark(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block without a mark is fetched again."""
     spans = _open(store)
     claim = spans.claim(_blocks(2))

@@ -50,6 +50,7 @@ class RangedUpstream:
         self.heeds = heeds
         self.asked: list[Span] = []
         self.given = 0
+        self.bodies: list[RangedBody] = []
         #: Where the next answers break.
         self.breaks: list[int | None] = []
         #: Called when a request has been answered, with its span.
@@ -67,7 +68,9 @@ class RangedUpstream:
 
     def body(self, span: Span) -> RangedBody:
         """An answer with these bytes."""
-        return RangedBody(self.content, span, self._count, self.breaks.pop(0) if self.breaks else None)
+        body = RangedBody(self.content, span, self._count, self.breaks.pop(0) if self.breaks else None)
+        self.bodies.append(body)
+        return body
 
     def _count(self, count: int) -> None:
         self.giving(count)
