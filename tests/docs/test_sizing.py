@@ -22,6 +22,7 @@ _PAGE: Final = (Path(__file__).resolve().parents[2] / "docs/cluster.md").read_te
 _SHARE: Final = 0.7
 _SEND: Final = 0.21
 _RECEIVE: Final = 1.22
+_GIVE: Final = 0.5
 _MEAN_BLOB: Final = 10e6
 _REDIS: Final = 700
 _REQUESTS: Final = 12
@@ -47,7 +48,7 @@ def test_a_row_is_what_the_arithmetic_gives(row: list[str]) -> None:
     out = nodes * image / time
     replicas = max(3, math.ceil(out / (_SHARE * network / 8)) + 1)
     each = out / (replicas - 1)
-    cores = each * _GIB * _SEND + image * _GIB * _RECEIVE / time
+    cores = each * _GIB * _SEND + image * _GIB * (_RECEIVE + _GIVE) / time
     requests = nodes * _REQUESTS
     assert row[5:] == [
         f"{out:.2f} GB/s",
@@ -89,6 +90,7 @@ def test_the_formulas_have_the_same_numbers() -> None:
         f"{_SHARE:.0%} of one replica's network".replace("%", " %"),
         f"{_SEND} s of CPU for each GiB that it sends",
         f"{_RECEIVE} s for each that it receives",
+        f"{_GIVE} s for each that it gives to another replica",
         f"{_MEAN_BLOB / 1e6:g} MB (a usual mean of blobs)",
         f"{_REDIS} bytes for each blob",
         f"{_REQUESTS} for each node",
