@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
+from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.peers.peer_blobs import HttpPeerBlobs
 from mirror.peers.peer_client import PeerClient
@@ -68,6 +69,27 @@ async def test_a_part_of_a_blob(site: PeerSite, start: int, stop: int, size: int
     for _ in range(2):
         assert await _read(site, start, size, stop) == CONTENT[start:stop]
     assert len(site.upstream.starts) == 1
+
+
+@pytest.mark.parametrize("before", [(1 << 31) - 1, (1 << 32) + 7])
+async def test_the_end_of_a_large_blob(site: PeerSite, before: int) -> None:
+    """Beyond what 31 and 32 bits count; whether the bytes are right is for the replica that has all of them."""
+    digest, size = Digest.of(b"a large blob"), before + SIZE
+    _write_end(Path(site.store.layout.blob(digest)), before)
+    site.given.size = size
+    for start in (before, before + HALF):
+        async with site.blobs.open(site.member, REPO, digest, start, size=size, hops=1, heard=lambda: None) as body:
+            assert body.start == start
+            assert await asyncio.to_thread(_all_of, body) == CONTENT[start - before :]
+    assert not site.upstream.starts
+
+
+def _write_end(file: Path, before: int) -> None:
+    """A file of so many zeros, which take no room, and the content."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as large:
+        large.seek(before)
+        large.write(CONTENT)
 
 
 async def test_130_an_older_member_sends_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
