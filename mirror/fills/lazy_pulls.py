@@ -21,10 +21,12 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
+from mirror.aio.threads import run_uninterrupted
 from mirror.errors import MirrorError, StoreFull
 from mirror.fills.filler import ReservedSpace, Room
 from mirror.fills.lazy_blob import Asker, LazyBlob, NotInParts, PartTools, RangesIgnored, SizeDisputed
 from mirror.oci.digest import Digest
+from mirror.oci.span import Span
 from mirror.policy.rules import LazyRule
 from mirror.ports import BlobStore
 
@@ -90,10 +92,21 @@ class LazyPulls:
         """Returns the digests of the blobs of which parts are read, which must not be evicted."""
         return {digest for (_, digest), blob in self._blobs.items() if not blob.is_idle}
 
-    def is_fetching(self, digest: Digest, upstream: str) -> bool:
-        """True if this process fetches parts of the blob now."""
+    async def are_coming(self, digest: Digest, upstream: str) -> bool:
+        """True if any process of this store fetches parts of the blob now. Raises `StoreError`."""
         blob = self._blobs.get((upstream, digest))
-        return blob is not None and blob.is_fetching
+        if blob is not None and blob.is_fetching:
+            return True
+        return await run_uninterrupted(self._tools.executor, self._are_taken, digest, upstream)
+
+    def _are_taken(self, digest: Digest, upstream: str) -> bool:
+        spans = self._tools.store.spans(digest, upstream, None)
+        if spans is None:
+            return False
+        try:
+            return bool(spans.taken(Span(0, spans.size)))
+        finally:
+            spans.close()
 
     def avoids(self, digest: Digest, upstream: str) -> bool:
         """True if no parts of the blob are fetched: its upstream ignores ranges, or something was wrong with them."""

@@ -99,17 +99,24 @@ class PeerReads:
         return f"<PeerReads {len(self._members.all())} members, {self.waiting} waiting, {len(self._accused)} wrong>"
 
     def sources(
-        self, repo: Repo, digest: Digest, size: int | None, *, hops: int = 0, besides: Collection[str] = ()
+        self,
+        repo: Repo,
+        digest: Digest,
+        size: int | None,
+        *,
+        part: bool = False,
+        hops: int = 0,
+        besides: Collection[str] = (),
     ) -> list[PeerSource]:
         """The members to ask for a blob before its upstream, in this order. `size` is the size of the blob in bytes if
-        a manifest of the repository says it. `hops` counts the replicas that wait for this one, and `besides` are
-        members that are not asked.
+        a manifest of the repository says it. `part`: small parts are asked for, out of turn. `hops` counts the replicas
+        that wait for this one, and `besides` are members that are not asked.
         """
         if hops >= MOST_HOPS:
             return []
         members = self._members
         return [
-            PeerSource(self, member, repo, digest, size, hops + 1)
+            PeerSource(self, member, repo, digest, size, hops + 1, part=part)
             for member in to_ask(members.own, repo.registry, digest, members.all(), members.is_up)
             if member not in besides and self._is_trusted(member, digest) and not self._may_keep(member, repo)
         ]
@@ -155,7 +162,18 @@ class PeerSource:
 
     name: Final = PEER
 
-    def __init__(self, reads: PeerReads, member: str, repo: Repo, digest: Digest, size: int | None, hops: int) -> None:
+    def __init__(
+        self,
+        reads: PeerReads,
+        member: str,
+        repo: Repo,
+        digest: Digest,
+        size: int | None,
+        hops: int,
+        *,
+        part: bool = False,
+    ) -> None:
+        self._part = part
         self._reads = reads
         self.member = member
         self.repo = repo
@@ -199,7 +217,15 @@ class PeerSource:
 
     async def _open(self, stack: AsyncExitStack, watch: _Watch, start: int, stop: int | None) -> Body:
         opening = self._reads.peers.open(
-            self.member, self.repo, self.digest, start, stop, size=self.size, hops=self._hops, heard=watch.heard
+            self.member,
+            self.repo,
+            self.digest,
+            start,
+            stop,
+            size=self.size,
+            hops=self._hops,
+            heard=watch.heard,
+            part=self._part,
         )
         try:
             async with asyncio.timeout(None) as waiting:

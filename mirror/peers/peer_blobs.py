@@ -24,7 +24,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.peers.peer_client import CONNECT, PeerClient, PeerSilent
 from mirror.peers.peer_signer import PeerSigner, SignedCall
-from mirror.policy.cluster.blob_requests import GRANTED, HOPS, OFFSET, SIZE, blob_target, range_headers
+from mirror.policy.cluster.blob_requests import GRANTED, HOPS, OFFSET, PART, SIZE, blob_target, range_headers
 from mirror.policy.cluster.peer_signatures import PeerRefused
 from mirror.ports import Body
 from mirror.upstream.http.body import HttpBody
@@ -77,12 +77,15 @@ class HttpPeerBlobs:
         size: int | None,
         hops: int,
         heard: Callable[[], None],
+        part: bool = False,
     ) -> AsyncIterator[Body]:
         """See `PeerBlobs`. Leaving the context closes the body; no thread may still read it."""
         loop, cancel, trace = asyncio.get_running_loop(), Cancel(), telemetry.trace_headers()
 
         def get() -> HttpBody:
             headers = {HOPS: str(hops), **trace, **({} if size is None else {SIZE: str(size)})}
+            if part:
+                headers[PART] = "yes"
             began = time.perf_counter()
             try:
                 answer, signed = self._get(member, blob_target(repo, digest), headers, start, stop, cancel)

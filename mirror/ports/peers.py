@@ -115,13 +115,15 @@ class PeerBlobs(Protocol):
         size: int | None,
         hops: int,
         heard: Callable[[], None],
+        part: bool = False,
     ) -> AbstractAsyncContextManager[Body]:
         """Opens a blob at a member from the offset `start` up to, but not including, `stop` (None: to its end; a member
         may send more than asked). Entering the context waits for the first byte, however long that takes; `heard` is
         called on the event loop before that, when the head of the answer has come.
 
         `size` is the size of the whole blob if the caller knows it: then the member sends the head at once, before its
-        own source has answered. `hops` counts the replicas that wait for the answer. Raises `UpstreamNotFound` if the
+        own source has answered. `hops` counts the replicas that wait for the answer. `part`: a small part, which
+        may come out of turn, and unverified. Raises `UpstreamNotFound` if the
         member does not have the blob, or may not give it; `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`.
         """
 

@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from mirror.aio.bounded_threads import in_thread
 from mirror.aio.memo import MISSING
@@ -65,6 +65,8 @@ from mirror.repository.tag_pages import LIST_FOR
 #: Seconds between two checks whether another process has published a blob that it has filled, and number of checks.
 _LOOK_AGAIN: Final = 0.1
 _PUBLISHING: Final = 1200
+#: Bytes of a part for another replica: what one of its clients may ask for, and what lies between.
+_LARGEST_PART: Final = 64 << 20
 
 
 class LazyAnswer(LazyContent):
@@ -86,6 +88,13 @@ class LazyRoute:
     rule: LazyRule
 
 
+class PeersOf(Protocol):
+    """Makes the sources of a blob at other replicas."""
+
+    def __call__(self, digest: Digest, size: int | None, *, part: bool = False) -> Sequence[BlobSource]:
+        """Given the blob's size in bytes if a manifest says it. `part`: small parts are asked for, out of turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Transfers:
     """How blobs that the store does not have come to this process: into the store by flights, or past it by streams to
@@ -93,7 +102,7 @@ class Transfers:
 
     `executor` runs the threads that receive a stream; `received` counts the bytes that upstream has sent in streams.
     `nearer` makes the source of a blob that is asked before its upstream; None if there is none. `peers` makes those
-    that are asked after it, given the blob's size in bytes if a manifest says it.
+    that are asked after it.
     `objects` says which objects of the bucket have blobs, for clients that are sent there; None if no client is. They
     are asked in `threads` (None: in those of the event loop). `lazy`: None if every part waits for the whole.
     """
@@ -102,12 +111,12 @@ class Transfers:
     executor: Executor
     received: Callable[[int], None]
     nearer: Callable[[Digest], BlobSource] | None = None
-    peers: Callable[[Digest, int | None], Sequence[BlobSource]] | None = None
+    peers: PeersOf | None = None
     objects: BlobObjects | None = None
     threads: Executor | None = None
     lazy: LazyRoute | None = None
 
-    def sources(self, digest: Digest, pull: Pull, granted: int) -> BlobSources:
+    def sources(self, digest: Digest, pull: Pull, granted: int, *, part: bool = False) -> BlobSources:
         """Returns where a blob comes from: `pull` asks its upstream. A nearer source is asked only if a manifest of the
         repository names the blob, with its size (`granted` >= 0): otherwise an answer of upstream is the right to it,
         or that of another replica, which has asked upstream for the same repository.
@@ -115,7 +124,7 @@ class Transfers:
         is_named = granted >= 0
         nearer = [self.nearer(digest)] if self.nearer is not None and is_named else []
         if self.peers is not None:
-            nearer += self.peers(digest, granted if is_named else None)
+            nearer += self.peers(digest, granted if is_named else None, part=part)
         return BlobSources(*nearer, FromUpstream(pull)) if nearer else BlobSources.of(pull)
 
 
@@ -239,8 +248,9 @@ class ProxiedBlobs:
             transfers.received,
         )
 
-    def _sources(self, digest: Digest, granted: int) -> BlobSources:
-        return self._transfers.sources(digest, partial(self._upstream.blob, self.repo.name, digest), granted)
+    def _sources(self, digest: Digest, granted: int, *, part: bool = False) -> BlobSources:
+        pull = partial(self._upstream.blob, self.repo.name, digest)
+        return self._transfers.sources(digest, pull, granted, part=part)
 
     # -------------------------------------------------------------------------------------------------- parts
 
@@ -256,7 +266,7 @@ class ProxiedBlobs:
         """Returns a part for another replica, which has the right to it, and whose size is that of a manifest; None if
         it must be sent in the ordinary way. Raises like `blob_parts`.
         """
-        if self._transfers.lazy is None or not await self._may_be_lazy(digest):
+        if self._transfers.lazy is None or part.length > _LARGEST_PART or not await self._may_be_lazy(digest):
             return None
         return await self._open_parts(digest, size, LazyParts((part,), places_of([part], size, BLOCK)), by)
 
@@ -299,7 +309,7 @@ class ProxiedBlobs:
         async def whole() -> None:
             await self.fetch(digest, lambda received, size: None)
 
-        return Asker(self.repo, lambda: self._sources(digest, size), whole)
+        return Asker(self.repo, lambda: self._sources(digest, size, part=True), whole)
 
     # -------------------------------------------------------------------------------------------------- fills
 
@@ -355,7 +365,11 @@ class ProxiedBlobs:
         """
         with suppress(BlobUnknown):
             return self._store.stat(digest).size
-        return await self._flights.offset(digest, self._upstream.name)
+        offset = await self._flights.offset(digest, self._upstream.name)
+        lazy = self._transfers.lazy
+        if offset is None and lazy is not None and await lazy.pulls.are_coming(digest, self._upstream.name):
+            return 0
+        return offset
 
     def is_fetching(self, digest: Digest) -> bool:
         """True if this process is fetching the blob, for any repository of this registry."""

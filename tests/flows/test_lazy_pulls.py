@@ -56,27 +56,38 @@ async def _part(mirror: LiveMirror, first: int, last: int, at: str = _AT) -> Got
     return got
 
 
-def _is_unverified(got: Got) -> bool:
+def is_unverified(got: Got) -> bool:
+    """True if an answer says that its bytes are not verified; it says so in three ways, or in none."""
     marked = got.headers["Cache-Status"].endswith("; detail=unverified")
     assert marked == (got.headers["Cache-Control"] == "no-store") == ("ETag" not in got.headers)
     return marked
 
 
+def of_blob(registry: FakeRegistry, digest: Digest) -> list[Request]:
+    """The requests for a blob that upstream has got."""
+    return [each for each in registry.of_kind("blobs", "GET") if str(digest) in each.target]
+
+
+def asked(registry: FakeRegistry, digest: Digest, size: int) -> list[tuple[int, int]]:
+    """What upstream was asked for of a blob, as half-open ranges."""
+    ranges = []
+    for request in of_blob(registry, digest):
+        first, _, last = (request.header("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
+        ranges.append((int(first), int(last) + 1 if last else size))
+    return sorted(ranges)
+
+
 def _of_layer(registry: FakeRegistry) -> list[Request]:
-    return [each for each in registry.of_kind("blobs", "GET") if str(_DIGEST) in each.target]
+    return of_blob(registry, _DIGEST)
 
 
 def _asked(registry: FakeRegistry) -> list[tuple[int, int]]:
-    """What upstream was asked for of the layer, as half-open ranges."""
-    asked = []
-    for request in _of_layer(registry):
-        first, _, last = (request.header("Range") or "bytes=0-").removeprefix("bytes=").partition("-")
-        asked.append((int(first), int(last) + 1 if last else _SIZE))
-    return sorted(asked)
+    return asked(registry, _DIGEST, _SIZE)
 
 
-def _each_byte_once(asked: list[tuple[int, int]]) -> bool:
-    return all(stop <= start for (_, stop), (start, _) in pairwise(asked))
+def each_byte_once(ranges: list[tuple[int, int]]) -> bool:
+    """True if none of these ranges, in their order, overlaps the next."""
+    return all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
 
 
 # ----------------------------------------------------------------------------------------------------- what comes
@@ -86,12 +97,12 @@ async def test_a_small_part_costs_its_blocks_alone(tmp_path: Path, registry: Fak
     async with _lazy(tmp_path / "store", registry) as mirror:
         await _know(mirror)
         got = await _part(mirror, *_FOOTER)
-        assert _is_unverified(got)
+        assert is_unverified(got)
         assert got.headers["Docker-Content-Digest"] == str(_DIGEST)
         assert _asked(registry) == [(_SIZE - _LAST_BLOCK, _SIZE)]
         # again, and another part of the same block: nothing is asked
-        assert _is_unverified(await _part(mirror, *_FOOTER))
-        assert _is_unverified(await _part(mirror, _SIZE - _LAST_BLOCK, _SIZE - 100))
+        assert is_unverified(await _part(mirror, *_FOOTER))
+        assert is_unverified(await _part(mirror, _SIZE - _LAST_BLOCK, _SIZE - 100))
         assert len(_of_layer(registry)) == 1
         [*_, line] = [line for line in mirror.events("request") if line["path"] == _AT]
         assert (line["unverified"], line["status"], line["cache"]) == (True, 206, "hit")
@@ -102,7 +113,7 @@ async def test_the_default_waits_for_the_whole(tmp_path: Path, registry: FakeReg
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}) as mirror:
         await _know(mirror)
         got = await _part(mirror, *_FOOTER)
-        assert not _is_unverified(got)
+        assert not is_unverified(got)
         assert "ETag" in got.headers
         assert _asked(registry) == [(0, _SIZE)]
         await mirror.landed(_DIGEST)
@@ -118,8 +129,8 @@ async def test_clients_that_ask_at_once_share_the_bytes(tmp_path: Path, registry
         await asyncio.to_thread(gate.reached.wait, 60)
         others = [asyncio.create_task(_part(mirror, start * BLOCK + 9, 22 * BLOCK)) for start in range(8, 20)]
         gate.release()
-        assert all(map(_is_unverified, await asyncio.gather(first, *others)))
-        assert _each_byte_once(_asked(registry))
+        assert all(map(is_unverified, await asyncio.gather(first, *others)))
+        assert each_byte_once(_asked(registry))
         assert sum(stop - start for start, stop in _asked(registry)) == 15 * BLOCK
 
 
@@ -130,13 +141,13 @@ async def test_several_parts_in_one_answer(tmp_path: Path, registry: FakeRegistr
         await _know(mirror)
         got = await mirror.ask(_AT, headers={"Range": header})
         assert got.status == 206
-        assert _is_unverified(got)
+        assert is_unverified(got)
         parts = parts_of(got)
         assert [(part.first, part.last) for part in parts] == ranges
         assert all(part.content == _LAYER[part.first : part.last + 1] for part in parts)
         # near each other: one request for all, and one for the end
         assert len(_asked(registry)) == 2
-        assert _each_byte_once(_asked(registry))
+        assert each_byte_once(_asked(registry))
 
 
 async def test_a_get_of_the_whole_takes_what_is_here(tmp_path: Path, registry: FakeRegistry) -> None:
@@ -149,15 +160,15 @@ async def test_a_get_of_the_whole_takes_what_is_here(tmp_path: Path, registry: F
         registry.fail("blobs", stall(gate, 100_000))
         whole = asyncio.create_task(mirror.ask(_AT))
         await asyncio.to_thread(gate.reached.wait, 60)
-        assert _is_unverified(await _part(mirror, 15_000_000, 15_000_100))
+        assert is_unverified(await _part(mirror, 15_000_000, 15_000_100))
         gate.release()
         got = await whole
         assert (got.status, got.body == _LAYER) == (200, True)
-        assert not _is_unverified(got)
+        assert not is_unverified(got)
         await mirror.landed(_DIGEST)
-        assert _each_byte_once(_asked(registry))
+        assert each_byte_once(_asked(registry))
         assert sum(stop - start for start, stop in _asked(registry)) == _SIZE
-        assert not _is_unverified(await _part(mirror, *_FOOTER))
+        assert not is_unverified(await _part(mirror, *_FOOTER))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +222,7 @@ async def test_a_repository_without_the_manifest_gets_no_part(tmp_path: Path, re
         await _know(mirror)
         await _part(mirror, *_FOOTER)
         got = await _part(mirror, *_FOOTER, at=f"/v2/library/other/blobs/{_DIGEST}")
-        assert not _is_unverified(got)
+        assert not is_unverified(got)
         refused = await mirror.ask(f"/v2/library/none/blobs/{_DIGEST}", headers={"Range": "bytes=0-9"})
         assert refused.status == 404
 
@@ -242,9 +253,9 @@ async def test_the_whole_follows(tmp_path: Path, registry: FakeRegistry) -> None
         await _part(mirror, *_FOOTER)
         await mirror.landed(_DIGEST)
         assert mirror.blob_file(_DIGEST).read_bytes() == _LAYER
-        assert _each_byte_once(_asked(registry))
+        assert each_byte_once(_asked(registry))
         assert sum(stop - start for start, stop in _asked(registry)) == _SIZE
-        assert not _is_unverified(await _part(mirror, *_FOOTER))
+        assert not is_unverified(await _part(mirror, *_FOOTER))
         await until(lambda: not [*(tmp_path / "store" / "ingest").iterdir()])
 
 
@@ -265,7 +276,7 @@ async def test_a_restart_keeps_what_is_here(tmp_path: Path, registry: FakeRegist
         await _know(mirror)
         await _part(mirror, *_FOOTER)
     async with _lazy(tmp_path / "store", registry) as mirror:
-        assert _is_unverified(await _part(mirror, *_FOOTER))
+        assert is_unverified(await _part(mirror, *_FOOTER))
         assert len(_of_layer(registry)) == 1
 
 
@@ -277,7 +288,7 @@ async def test_wrong_bytes_are_reported_and_dropped(tmp_path: Path, registry: Fa
     async with _lazy(tmp_path / "store", registry) as mirror:
         await _know(mirror)
         wrong = await mirror.ask(_AT, headers={"Range": "bytes=9000000-9000009"})
-        assert _is_unverified(wrong)
+        assert is_unverified(wrong)
         assert wrong.body != _LAYER[9_000_000:9_000_010]
         assert not (await mirror.ask(_AT)).whole
         await mirror.idle()
@@ -298,7 +309,7 @@ async def test_22_upstream_that_ignores_ranges(tmp_path: Path, registry: FakeReg
     registry.fail("blobs", ignore_range, times=1000)
     async with _lazy(tmp_path / "store", registry) as mirror:
         await _know(mirror)
-        assert not _is_unverified(await _part(mirror, *_FOOTER))
+        assert not is_unverified(await _part(mirror, *_FOOTER))
         assert mirror.events("upstream ignores ranges")
         other = noise(24_000_001)
         registry.add_image("library/app", "v2", [other])
@@ -307,7 +318,7 @@ async def test_22_upstream_that_ignores_ranges(tmp_path: Path, registry: FakeReg
         digest = Digest.of(other)
         got = await mirror.ask(f"/v2/library/app/blobs/{digest}", headers={"Range": "bytes=20000000-20000009"})
         assert got.body == other[20_000_000:20_000_010]
-        assert not _is_unverified(got)
+        assert not is_unverified(got)
         # one answer, which has all of it
         assert [request.start for request in registry.of_kind("blobs", "GET")] == [0]
 
@@ -316,7 +327,7 @@ async def test_1_8_a_part_that_breaks_off_is_resumed(tmp_path: Path, registry: F
     registry.fail("blobs", cut(100_000))
     async with _lazy(tmp_path / "store", registry) as mirror:
         await _know(mirror)
-        assert _is_unverified(await _part(mirror, 9_000_000, 9_400_000))
+        assert is_unverified(await _part(mirror, 9_000_000, 9_400_000))
         assert mirror.events("fetch of parts interrupted")
         first, second = (each.start for each in _of_layer(registry))
         assert second == first + 100_000
@@ -332,7 +343,7 @@ async def test_refusals_are_clean_errors(tmp_path: Path, registry: FakeRegistry,
         assert got.code
         registry.heal()
         mirror.clock.forward(100)
-        assert _is_unverified(await _part(mirror, 9_000_000, 9_000_009))
+        assert is_unverified(await _part(mirror, 9_000_000, 9_000_009))
 
 
 async def test_13_404_is_the_answer(tmp_path: Path, registry: FakeRegistry) -> None:
@@ -354,7 +365,7 @@ async def test_23_24_clients_that_leave_end_no_fetch(tmp_path: Path, registry: F
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
         gate.release()
-        assert _is_unverified(await staying)
+        assert is_unverified(await staying)
         assert len(_of_layer(registry)) == 1
 
 
@@ -373,4 +384,4 @@ async def test_a_wrong_size_in_the_manifest(tmp_path: Path, registry: FakeRegist
         assert (await mirror.ask("/v2/library/odd/manifests/v1")).status == 200
         got = await mirror.ask(f"/v2/library/odd/blobs/{digest}", headers={"Range": "bytes=2000000-2000009"})
         assert got.body == layer[2_000_000:2_000_010]
-        assert not _is_unverified(got)
+        assert not is_unverified(got)

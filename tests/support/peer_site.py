@@ -16,6 +16,7 @@ from mirror.fills.flights import Flights
 from mirror.fills.sources import Pull
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.oci.span import Span
 from mirror.peers.members import ClusterMembers
 from mirror.peers.peer_blobs import HttpPeerBlobs
 from mirror.peers.peer_client import PeerClient
@@ -59,6 +60,9 @@ class GivenBlobs:
         except UpstreamNotFound as error:
             raise BlobUnknown("upstream does not have it") from error
         return GrowingContent(flight, no_stream(digest, "docker.io", self._executor, "this is a test"), Outcome.MISS)
+
+    async def part_for_peer(self, digest: Digest, part: Span, size: int, by: str) -> None:
+        """Every part is sent in the ordinary way."""
 
     async def offset(self, digest: Digest) -> int | None:
         growth = self._store.filling(digest, "docker.io")

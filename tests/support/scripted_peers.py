@@ -63,6 +63,7 @@ class ScriptedPeers:
         size: int | None,
         hops: int,
         heard: Callable[[], None],
+        part: bool = False,
     ) -> AsyncIterator[Body]:
         self.asked.append(PeerAsked(member, repo, digest, start, size, hops))
         peer = self[member]

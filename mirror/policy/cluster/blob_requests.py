@@ -4,6 +4,8 @@
          Content-Range  bytes N-M/*, if no more than up to M, inclusive, is wanted: a replica of a version that does not
                         know this sends the rest of the blob, and the other one leaves when it has what it wanted. (It
                         would refuse a Range with an end, and headers that it does not know are not signed.)
+         Mirror-Part    "yes": a small part, which the other replica sends its own client unverified; it may come out of
+                        turn, and unverified. Not signed, as it allows nobody anything
          Mirror-Hops    how many replicas wait for the answer
          Mirror-Size    the size of the whole blob in bytes, if a manifest says it: the head of the answer then comes at
                         once, and says nothing
@@ -33,6 +35,7 @@ SIZE: Final = "Mirror-Size"
 GRANTED: Final = "Mirror-Granted"
 OFFSET: Final = "Mirror-Offset"
 UP_TO: Final = "Content-Range"
+PART: Final = "Mirror-Part"
 
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,18})-")
@@ -42,7 +45,7 @@ _UP_TO: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/\*")
 @dataclass(frozen=True, slots=True)
 class BlobRequest:
     """A request for a blob from the offset `start` up to, but not including, `stop` (None: to its end). `size` is that
-    of the whole blob in bytes, None if the asking replica does not know it.
+    of the whole blob in bytes, None if the asking replica does not know it. `is_part`: it may come out of turn.
     """
 
     repo: Repo
@@ -51,6 +54,7 @@ class BlobRequest:
     size: int | None
     hops: int
     stop: int | None = None
+    is_part: bool = False
 
 
 def range_headers(start: int, stop: int | None) -> dict[str, str]:
@@ -92,7 +96,8 @@ def parse_blob_request(rest: str, headers: Mapping[str, str]) -> BlobRequest:
         if found is None or int(found[1]) != start or int(found[2]) < start:
             raise ValueError(f"{UP_TO} is not bytes N-M/*, with the N of Range")
         stop = int(found[2]) + 1
-    return BlobRequest(repo, digest, start, size, hops, stop)
+    is_part = headers.get(PART) == "yes" and stop is not None and size is not None and stop <= size
+    return BlobRequest(repo, digest, start, size, hops, stop, is_part)
 
 
 def is_loop(request: BlobRequest) -> bool:

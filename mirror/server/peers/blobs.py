@@ -8,13 +8,14 @@
 
 A replica that says the size has the right already, and its answer must not wait for an upstream: its patience is that
 for a process, not for a registry. To any other, the answer is that of this replica's own upstream, for the same
-repository. As to clients, the last bytes are sent when the digest of the whole is verified.
+repository. As to clients, the last bytes are sent when the digest of the whole is verified; a small
+part that a replica asks for as such comes at once, unverified, if the route here says so too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import nullcontext
+from contextlib import aclosing, nullcontext
 from typing import Final, Protocol
 
 from aiohttp import web
@@ -23,6 +24,7 @@ from mirror import telemetry
 from mirror.errors import BlobUnknown, MirrorError, RangeInvalid, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
+from mirror.oci.span import Span
 from mirror.policy.cluster.blob_requests import (
     GRANTED,
     OFFSET,
@@ -33,9 +35,9 @@ from mirror.policy.cluster.blob_requests import (
     parse_blob_request,
 )
 from mirror.policy.cluster.peer_signatures import PeerRefused
-from mirror.repository.answers import BlobContent
+from mirror.repository.answers import BlobContent, PartialContent
 from mirror.server.peers.peer_front import PeerRequest, PeerVerb
-from mirror.server.registry.sending import Sender
+from mirror.server.registry.sending import Sender, up_to
 
 _OCTETS: Final = "application/octet-stream"
 
@@ -45,6 +47,9 @@ class BlobsForPeers(Protocol):
 
     async def blob(self, digest: Digest) -> BlobContent:
         """See `Readable.blob`."""
+
+    async def part_for_peer(self, digest: Digest, part: Span, size: int, by: str) -> PartialContent | None:
+        """A part that may be sent unverified; None if it is to be sent like any other bytes."""
 
     async def offset(self, digest: Digest) -> int | None:
         """How many bytes of the blob could be sent now; None if it is neither here nor fetched."""
@@ -106,6 +111,8 @@ class PeerBlobAnswers:
 
     async def _at_once(self, peer: PeerRequest, wanted: BlobRequest, blobs: BlobsForPeers) -> web.StreamResponse:
         response = await _begin(peer, wanted, wanted.size)
+        if wanted.is_part and await self._send_part(peer, wanted, blobs, response):
+            return response
         try:
             content = await blobs.blob(wanted.digest)
         except MirrorError as error:
@@ -123,6 +130,40 @@ class PeerBlobAnswers:
         finally:
             content.close()
         return response
+
+    async def _send_part(
+        self, peer: PeerRequest, wanted: BlobRequest, blobs: BlobsForPeers, response: web.StreamResponse
+    ) -> bool:
+        """Sends a small part as it comes, unverified. False if it must be sent in the ordinary way."""
+        if wanted.size is None or wanted.stop is None:
+            return False
+        try:
+            content = await blobs.part_for_peer(
+                wanted.digest, Span(wanted.start, wanted.stop), wanted.size, peer.call.sender
+            )
+            if content is None:
+                return False
+            try:
+                await self._send_pieces(peer, response, content)
+            finally:
+                await content.aclose()
+        except MirrorError as error:
+            _break(peer, wanted, error)
+        except BaseException:
+            _abort(peer)
+            raise
+        return True
+
+    async def _send_pieces(self, peer: PeerRequest, response: web.StreamResponse, content: PartialContent) -> None:
+        sent = telemetry.PEER_SENT_BYTES.inc
+        async with aclosing(content.pieces(content.parts[0])) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, bytes):
+                    await self._sender.write(response, piece)
+                    sent(len(piece))
+                else:
+                    here = up_to(piece.stop)
+                    await self._sender.send(peer.request, response, piece.reader, piece.start, piece.stop, here, sent)
 
     async def _granted(self, peer: PeerRequest, wanted: BlobRequest, blobs: BlobsForPeers) -> web.StreamResponse:
         content = await blobs.blob(wanted.digest)

@@ -41,7 +41,7 @@ from mirror.server.registry.responses import (
     manifest_headers,
     unverified_headers,
 )
-from mirror.server.registry.sending import ClientGone, Sender, WaitPast
+from mirror.server.registry.sending import ClientGone, Sender, WaitPast, up_to
 
 #: Most tags in one page (CVE-2023-2253: an `n` of any size caused an allocation of any size).
 _MOST_TAGS = 10_000
@@ -270,20 +270,9 @@ async def _send_pieces(
                 if isinstance(piece, bytes):
                     await write(piece)
                 else:
-                    await sender.send(
-                        request, response, piece.reader, piece.start, piece.stop, _up_to(piece.stop), sent
-                    )
+                    await sender.send(request, response, piece.reader, piece.start, piece.stop, up_to(piece.stop), sent)
     if several:
         await write(several.end)
-
-
-def _up_to(stop: int) -> WaitPast:
-    """The `wait_past` of bytes that are here, up to `stop`."""
-
-    async def wait_past(position: int) -> int:
-        return stop
-
-    return wait_past
 
 
 async def _redirect(

@@ -42,6 +42,15 @@ _PIECE: Final = 256 << 10
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN})
 
 
+def up_to(stop: int) -> WaitPast:
+    """The `WaitPast` of bytes that are here, up to `stop`."""
+
+    async def wait_past(position: int) -> int:
+        return stop
+
+    return wait_past
+
+
 class ClientGone(ConnectionError):
     """The client left, or read nothing for too long."""
 
