@@ -17,9 +17,9 @@ from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.policy.records import Freeze
 from mirror.store.local.layout import Layout
 from tests.support.fake_registry import FakeRegistry
-from tests.support.live_mirror import LiveMirror, live_mirror, noise
+from tests.support.live_mirror import PATIENCE, LiveMirror, live_mirror, noise
 from tests.support.push_client import PushClient, hosting_mirror
-from tests.support.ready_requests import LAST, Line, request, watching, without_what_varies
+from tests.support.ready_requests import Line, request, watching, without_what_varies
 
 _NAME = "/v2/library/app"
 _LAYER = noise(40_000)
@@ -299,7 +299,9 @@ async def test_callers_about_whom_upstream_is_asked(registry: FakeRegistry, tmp_
 
 
 async def test_requests_in_a_row(registry: FakeRegistry, mirror: LiveMirror) -> None:
-    """Several requests in one packet are answered in their order, whether the table knows all, some or none of them."""
+    """Several requests in one packet are answered in their order: from the table if it knows all of them. If one cannot
+    be parsed, aiohttp answers none of the others, so some known ones are not enough.
+    """
     digest = await _stocked(registry, mirror)
     known = request(f"{_NAME}/manifests/v1"), request(f"{_NAME}/manifests/{digest}", "HEAD")
     line = await Line.to(mirror.port)
@@ -308,13 +310,23 @@ async def test_requests_in_a_row(registry: FakeRegistry, mirror: LiveMirror) -> 
     await line.close()
     other = request(f"{_NAME}/tags/list")
     for row in (known, (*known, other), (other, *known), (known[0], other, known[1]), (*known, *known)):
+        answers = [await _alone(mirror, each) for each in row]
+        line = await Line.to(mirror.port)
         with watching(mirror) as watch:
-            received = await mirror.raw(b"".join(row) + LAST)
-            one_by_one = b"".join([await mirror.raw(each + LAST) for each in row])
-        tail = received[received.rindex(b"HTTP/1.1 200 OK") :]
-        expected = one_by_one.replace(tail, b"") + tail
-        assert without_what_varies(received) == without_what_varies(expected)
-        assert watch.given
+            line.writer.write(b"".join(row))
+            async with asyncio.timeout(PATIENCE):
+                received = await line.reader.readexactly(sum(map(len, answers)))
+            assert without_what_varies(received) == without_what_varies(b"".join(answers))
+            assert watch.given == (len(row) if other not in row else 0)
+        await line.close()
+
+
+async def _alone(mirror: LiveMirror, asked: bytes) -> bytes:
+    line = await Line.to(mirror.port)
+    try:
+        return await line.ask(asked)
+    finally:
+        await line.close()
 
 
 async def test_a_request_in_pieces(registry: FakeRegistry, mirror: LiveMirror, line: Line) -> None:

@@ -34,7 +34,7 @@ from mirror.repository.answers import ManifestAnswer, Outcome
 from mirror.repository.protocol import Readable, is_hosted
 from mirror.repository.router import Router
 from mirror.repository.standing.lasting import is_lasting
-from mirror.server.fast.exact_requests import END, has_usual_headers, is_whole
+from mirror.server.fast.exact_requests import END, has_usual_headers, is_whole, split
 from mirror.server.fast.given_answers import AnswerFacts, GivenAnswers, requests_of, seconds_of, sent_of
 from mirror.server.fast.ready_answers import ListenerAnswers, Offer, ReadyAnswers
 from mirror.server.fast.written_answer import WatchedWriter
@@ -633,8 +633,8 @@ class _Connection(RequestHandler):
         self._client = ""
         #: True while every byte that has come belongs to a request that is whole.
         self._between = True
-        #: Waits for a client that has not read an answer from the table yet.
-        self._slow: asyncio.Task[None] | None = None
+        #: The timer of an answer from the table that the client has not read yet.
+        self._slow: asyncio.TimerHandle | None = None
         #: The bytes of the request under way, if they are all that came, and may be answered from the table next time.
         self.asked: bytes | None = None
 
@@ -670,6 +670,7 @@ class _Connection(RequestHandler):
             return
         self._limiter.leave(self._key)
         self._in_time()
+        self._has_read()
         super().connection_lost(exc)
 
     async def _drain_helper(self) -> None:
@@ -712,37 +713,40 @@ class _Connection(RequestHandler):
             self._late = self._loop.call_later(self._limiter.head, self._too_late)
 
     def _answer_known(self, data: bytes) -> bytes:
-        """Answers the requests at the beginning of `data` that the table knows, and returns the rest."""
+        """Answers `data` if it consists of requests that the table knows; returns what is left of it. Otherwise all of
+        it is left: if one request is malformed, aiohttp answers none of those that came with it.
+        """
         server, here, ready, transport = self._manager, self._ready_here, self._ready, self.transport
         if not isinstance(server, RegistryServer) or here is None or ready is None or transport is None:
             return data
-        left = _MOST_AT_ONCE
-        while data and left and not (self._paused or self._close or self._force_close or server.dismissing):
-            left -= 1
-            if ready.give(here, data, transport, self._client):
-                data = b""
-            else:
-                end = data.find(END) + len(END)
-                if not len(END) <= end < len(data) or not ready.give(here, data[:end], transport, self._client):
-                    return data
-                data = data[end:]
+        asked = [data] if data in here.entries else split(data, here.entries, _MOST_AT_ONCE)
+        for request in asked:
+            if self._paused or self._close or self._force_close or server.dismissing:
+                break
+            if not ready.give(here, request, transport, self._client):
+                break
+            data = data[len(request) :]
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
             if self._paused:
-                self._slow = self._loop.create_task(self._await_reader(transport))
+                # a client gets as long to read this answer as any other
+                self._slow = self._loop.call_later(self._limiter.stall, self._has_stalled, transport)
         return data
 
-    async def _await_reader(self, transport: asyncio.Transport) -> None:
-        """A client gets as long to read an answer from the table as for any other."""
-        try:
-            async with asyncio.timeout(self._limiter.stall):
-                await super()._drain_helper()
-        except TimeoutError:
-            self._limiter.dropped("stalled", self.peername)
-            # aiohttp may have closed it meanwhile, which waits for the client, too
-            transport.abort()
-        except ConnectionError:
-            # the client has left
-            pass
+    def resume_writing(self) -> None:
+        """Called once the client has read all that was written."""
+        super().resume_writing()
+        self._has_read()
+
+    def _has_read(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+
+    def _has_stalled(self, transport: asyncio.Transport) -> None:
+        self._slow = None
+        self._limiter.dropped("stalled", self.peername)
+        # aiohttp may have closed it as idle meanwhile, which waits for the client as well
+        transport.abort()
 
     def _look_whether_between(self, data: bytes, before: int) -> None:
         """After aiohttp's parser got `data`: whether it is at the beginning of a request now."""

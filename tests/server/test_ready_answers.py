@@ -1,0 +1,271 @@
+"""The table of ready answers, and connections that are answered from it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from mirror.repository.answers import Outcome
+from mirror.server.fast.given_answers import AnswerFacts, Given
+from mirror.server.fast.ready_answers import LARGEST, ListenerAnswers, Offer, ReadyAnswers
+from mirror.server.registry.connection_limit import ConnectionLimiter
+from mirror.server.registry.handler import RegistryServer
+from mirror.server.registry.pull import RequestRecord
+from tests.support.live_mirror import _logging_to, until
+from tests.support.ready_requests import request
+
+_ASKED = request("/v2/library/app/manifests/v1")
+_DATE = b"Date: Thu, 01 Jan 1970 00:00:00 GMT"
+_BODY = b"x" * 100
+
+
+def _written(body: bytes = _BODY) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%s\r\nServer: mirror\r\n\r\n" % (len(body), _DATE)
+    return head + body
+
+
+_FACTS = AnswerFacts("manifest", "GET", RequestRecord(Outcome.HIT), lambda: None, None, None)
+
+
+class _Table:
+    """A table with one listener, and what was noted."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.noted: list[Given] = []
+        self.ready = ReadyAnswers(self.noted.extend, **limits)
+        here = self.ready.listener("here")
+        assert here is not None
+        self.here: ListenerAnswers = here
+        self.stands = True
+
+    def offer(self, stands: Callable[[], bool] | None = None) -> Offer:
+        return Offer(stands or (lambda: self.stands), _FACTS, self.ready.generation)
+
+    def put(self, asked: bytes = _ASKED, written: bytes = _written()) -> None:
+        self.ready.put(self.here, asked, self.offer(), written)
+
+    def give(self, asked: bytes = _ASKED) -> bytes | None:
+        output = _Output()
+        return output.written if self.ready.give(self.here, asked, output, "192.0.2.1") else None
+
+
+class _Output:
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+
+async def test_an_answer_is_given_with_the_date_of_now() -> None:
+    """Everything else is as it was written."""
+    table = _Table()
+    assert table.give() is None
+    table.put()
+    answer = table.give()
+    assert answer is not None
+    date = answer[answer.index(b"Date: ") :][: len(_DATE)]
+    assert answer == _written().replace(_DATE, date)
+    assert abs(parsedate_to_datetime(date[6:].decode()).timestamp() - time.time()) < 3600
+    assert table.give(_ASKED + b" ") is None
+    assert not table.noted
+    await asyncio.sleep(0)
+    [(facts, client, seconds)] = table.noted
+    assert (facts, client) == (_FACTS, "192.0.2.1")
+    assert seconds >= 0
+
+
+async def test_each_second_has_its_own_date() -> None:
+    """The bytes are put together once a second."""
+    now = [time.time()]
+    table = _Table(clock=lambda: now[0])
+    table.put()
+    first = table.give()
+    now[0] -= 1
+    again = table.give()
+    assert first is not None
+    assert again is not None
+    assert len(first) == len(again)
+
+
+async def test_an_answer_that_does_not_stand_is_gone() -> None:
+    """It does not come back when the facts do: it was asked, and ended."""
+    table = _Table()
+    table.put()
+    table.stands = False
+    assert table.give() is None
+    table.stands = True
+    assert table.give() is None
+    assert (len(table.ready), table.here.weight) == (0, 0)
+
+
+async def test_all_end_together() -> None:
+    """And an answer that was made before the end is not put after it."""
+    table = _Table()
+    before = table.offer()
+    table.put()
+    table.ready.clear()
+    assert table.give() is None
+    table.ready.put(table.here, _ASKED, before, _written())
+    assert table.give() is None
+    table.put()
+    assert table.give() is not None
+
+
+async def test_listeners_share_nothing() -> None:
+    """What was answered at one address is not answered at another; and there are not more tables than a few."""
+    table = _Table()
+    table.put()
+    other = table.ready.listener("there")
+    assert other is not None
+    assert not table.ready.give(other, _ASKED, _Output(), "192.0.2.1")
+    assert table.ready.listener("here") is table.here
+    given = [table.ready.listener(number) for number in range(100)]
+    assert given[0] is not None
+    assert given[-1] is None
+
+
+async def test_the_table_is_bounded() -> None:
+    """By entries and by bytes; the oldest goes. What has ended goes with the next one that is put."""
+    table = _Table(most=3)
+    for number in range(5):
+        table.put(b"%d" % number)
+    assert [table.give(b"%d" % number) is not None for number in range(5)] == [False, False, True, True, True]
+    table.stands = False
+    table.put(b"x")
+    assert len(table.ready) == 1
+
+    table = _Table(most_bytes=200_000)
+    for number in range(50):
+        table.put(b"%d" % number, _written(b"x" * 10_000))
+    assert 0 < table.here.weight <= 200_000
+    assert len(table.ready) == 3
+    table = _Table()
+    table.put(written=_written(b"x" * LARGEST))
+    assert not len(table.ready)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        _written().replace(_DATE, b"X: y"),
+        _written().replace(_DATE, _DATE + b"\r\n" + _DATE),
+        b"HTTP/1.1 200 OK\r\n\r\n\r\n" + _DATE,
+        b"",
+    ],
+)
+async def test_answers_without_exactly_one_date_are_not_kept(written: bytes) -> None:
+    """There is no way to give them again."""
+    table = _Table()
+    table.put(written=written)
+    assert not len(table.ready)
+
+
+# ------------------------------------------------------------------------------------------------- a connection
+
+
+class _Transport(asyncio.Transport):
+    """Takes nothing, once it is told to."""
+
+    def __init__(self, **extra: object) -> None:
+        super().__init__({"peername": ("192.0.2.1", 1), "sockname": ("192.0.2.9", 2), **extra})
+        self.protocol: Any = None
+        self.takes = True
+        self.written = b""
+        self.aborted = self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+        if not self.takes:
+            self.protocol.pause_writing()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+        self.protocol.connection_lost(None)
+
+
+async def _nothing(_request: web.BaseRequest) -> web.StreamResponse:
+    raise AssertionError("this request was to be answered from the table")
+
+
+class _Connected:
+    """A connection to a server whose table has one answer."""
+
+    def __init__(self, *, stall: float = 3600.0, **extra: object) -> None:
+        self.table = _Table()
+        key = (extra.get("sslcontext") is not None, ("192.0.2.9", 2))
+        here = self.table.ready.listener(key)
+        assert here is not None
+        self.table.here = here
+        self.table.put()
+        limiter = ConnectionLimiter(stall=stall)
+        self.server = RegistryServer(_nothing, limiter=limiter, ready=self.table.ready, access_log=None)
+        self.transport = _Transport(**extra)
+        self.protocol = self.transport.protocol = self.server()
+        self.protocol.connection_made(self.transport)
+
+    def end(self) -> None:
+        self.protocol.connection_lost(None)
+
+
+async def test_a_client_that_does_not_read_is_dropped_in_the_end() -> None:
+    """Also if it sends nothing more, and if the time of an idle connection has passed meanwhile."""
+    output = io.StringIO()
+    with _logging_to(output):
+        for is_idle in (False, True):
+            connected = _Connected(stall=0.0)
+            connected.transport.takes = False
+            connected.protocol.data_received(_ASKED)
+            assert connected.transport.written
+            assert not connected.transport.aborted
+            if is_idle:
+                connected.protocol.force_close()
+            await until(partial(getattr, connected.transport, "aborted"))
+
+
+async def test_a_client_that_reads_late_stays() -> None:
+    """While it does not, aiohttp has its requests; afterwards the table answers again."""
+    connected = _Connected()
+    connected.transport.takes = False
+    connected.protocol.data_received(_ASKED)
+    first = connected.transport.written
+    assert connected.protocol._slow is not None
+    connected.transport.takes = True
+    connected.protocol.resume_writing()
+    assert connected.protocol._slow is None
+    connected.protocol.data_received(_ASKED)
+    assert connected.transport.written == first * 2
+    connected.end()
+
+
+async def test_connections_with_a_certificate_have_no_table() -> None:
+    """Their caller is somebody."""
+    assert _Connected(sslcontext=object()).protocol._ready_here is not None
+    assert _Connected(sslcontext=object(), peercert={"subject": ()}).protocol._ready_here is None
+
+
+async def test_a_turn_has_an_end() -> None:
+    """A client that sends many requests at once does not hold up the others: what is too many goes to aiohttp."""
+    connected = _Connected()
+    connected.protocol.data_received(_ASKED * 32)
+    assert connected.transport.written.count(b"HTTP/1.1 200 OK") == 32
+    connected.protocol.data_received(_ASKED * 33)
+    assert connected.transport.written.count(b"HTTP/1.1 200 OK") == 32
+    connected.end()
