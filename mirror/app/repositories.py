@@ -122,21 +122,22 @@ def _open_shared(
         if cache is not None and not flight.source:
             cache.kept.published(flight.upstream, info.digest)
 
+    lazy = None
+    if any(route.ranges == "lazy" for route in config.route):
+        patience = config.server.wait_for_upstream
+        lazy = LazyPulls(store, storage.eviction.space, executor, label=label, patience=patience)
+        storage.eviction.protection.add(lazy.digests)
     filler = Filler(
         store,
         storage.eviction.space,
         executor,
         published=published,
         label=label,
+        found_wrong=lazy.found_wrong if lazy else None,
         patience=config.server.wait_for_upstream,
     )
     flights = Flights(filler)
     storage.eviction.protection.add(flights.digests)
-    lazy = None
-    if any(route.ranges == "lazy" for route in config.route):
-        patience = config.server.wait_for_upstream
-        lazy = LazyPulls(store, storage.eviction.space, executor, label=label, patience=patience)
-        storage.eviction.protection.add(lazy.digests)
     reads = None
     if storage.bucket is not None:
         reads = BucketReads(storage.bucket.bucket, executor, opening=storage.bucket.threads.requests)

@@ -85,6 +85,7 @@ class Filler:
         *,
         published: Callable[[BlobInfo, Flight], Awaitable[None]],
         label: Callable[[str], str] = str,
+        found_wrong: Callable[[Digest, str, str], Awaitable[None]] | None = None,
         patience: float = 30.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
@@ -94,8 +95,9 @@ class Filler:
         occupies one thread from upstream's headers to its end.
 
         `published` is called with each blob that this process has published, and the flight that brought it. `label`
-        returns, for the metrics, the configured upstream that a registry belongs to. A fill waits `patience` seconds,
-        measured by `clock`, for an upstream that does not answer.
+        returns, for the metrics, the configured upstream that a registry belongs to. `found_wrong` is called with the
+        digest of each blob of a lazy route that was wrong, its registry, and what was wrong with it. A fill waits
+        `patience` seconds, measured by `clock`, for an upstream that does not answer.
         """
         self.store = store
         self.executor = executor
@@ -104,6 +106,7 @@ class Filler:
         self._room = room
         self._published = published
         self._label = label
+        self._found_wrong = found_wrong
         self._jitter = jitter
         self._clock = clock
         self._outages = Outages()
@@ -142,6 +145,8 @@ class Filler:
             ingest.abort(keep=False)
             if turns:
                 await turns.report()
+            if turns and turns.is_lazy and self._found_wrong is not None:
+                await self._found_wrong(flight.digest, flight.upstream, str(error))
             if turns and turns.used:
                 # bytes of several sources were put together: none is accused, and they are asked once more
                 flight.again = flight.sources.again()

@@ -33,6 +33,8 @@ from mirror.ports import BlobReader, Body, Claim, Ingest, Spans, SupportsFileno,
 
 #: Bytes of the map that are looked at in one go, in bytes of the blob.
 _WINDOW: Final = 4 << 30
+#: Bytes of a blob, up to which nobody asks for a part: the smallest one is a block, and would be half of it.
+_SMALL: Final = 2 * BLOCK
 #: Seconds between two looks at a claim: the first while it grows, otherwise longer, up to the last.
 _LOOK_FIRST: Final = 0.005
 _LOOK_LAST: Final = 0.05
@@ -183,7 +185,7 @@ class OutOfTurn:
         claim. The bytes behind `span.stop` are somebody else's. None if nothing is claimed.
         """
         size = self._flight.size
-        if not self.is_lazy or self._skips or size is None or ingest.offset >= size:
+        if not self.is_lazy or self._skips or size is None or not max(ingest.offset, _SMALL) < size:
             return None
         if stop is None and size - ingest.offset > 2 * self._piece:
             # asked for before the size was known: parts of so much need not wait for it

@@ -164,6 +164,7 @@ async def test_wrong_spans_are_dropped_and_the_next_try_is_plain(
     await again.over.wait()
     assert store.read(DIGEST, _SIZE) == CONTENT
     assert upstream.given == _SIZE - 2 * BLOCK + _SIZE
+    assert hangar.wrong == ([(DIGEST, "test")] if in_parts is InParts.LAZY else [])
     assert _left(store) == []
 
 

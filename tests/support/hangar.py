@@ -124,8 +124,22 @@ class Hangar:
             self.slept.append(seconds)
             await asyncio.sleep(0)
 
+        self.wrong: list[tuple[Digest, str]] = []
+
+        async def is_wrong(digest: Digest, registry: str, reason: str) -> None:
+            self.wrong.append((digest, registry))
+
         self.flights = Flights(
-            Filler(store, self.room, executor, published=note, patience=patience, sleep=nap, jitter=lambda: 0.5)
+            Filler(
+                store,
+                self.room,
+                executor,
+                published=note,
+                found_wrong=is_wrong,
+                patience=patience,
+                sleep=nap,
+                jitter=lambda: 0.5,
+            )
         )
 
     async def join(
