@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
+
+from mirror.aio.singleflight import cancel_and_wait
+from mirror.aio.threads import uninterrupted
 
 _Item = TypeVar("_Item")
 
@@ -22,3 +25,20 @@ async def batches_in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[
     iterator = iter(items)
     while batch := await asyncio.to_thread(lambda: list(islice(iterator, size))):
         yield batch
+
+
+async def batches_ahead(items: Iterable[_Item], size: int) -> AsyncGenerator[list[_Item], None]:
+    """Like `batches_in_thread`, but the next list is read while the caller works on one. To be closed (`aclose`)."""
+    iterator = iter(items)
+
+    async def read() -> list[_Item]:
+        return await uninterrupted(asyncio.to_thread(lambda: list(islice(iterator, size))))
+
+    pending = asyncio.create_task(read())
+    try:
+        while batch := await pending:
+            pending = asyncio.create_task(read())
+            yield batch
+    finally:
+        # a generator cannot be closed while a thread runs it
+        await cancel_and_wait(pending)

@@ -25,8 +25,8 @@ from mirror.eviction.protection import Protection
 from mirror.eviction.purge import Purge
 from mirror.eviction.quarantine_sweep import QuarantineSweeper
 from mirror.eviction.rebuilding import IndexRebuilder
-from mirror.eviction.reconcile import ensure
 from mirror.eviction.rounds import EvictionRounds
+from mirror.eviction.shared_rebuild import ensure
 from mirror.eviction.space import Space
 from mirror.eviction.usage import StoreUsage
 from mirror.eviction.write_behind import WriteBehind
@@ -373,7 +373,7 @@ def _make_eviction(
     rebuilder = IndexRebuilder(
         index,
         write_behind,
-        lambda: ensure(store, catalog, index, exclusive=lambda: locks.hold("rebuild"), places=places),
+        lambda: ensure(store, catalog, index, try_hold=locks.try_hold, places=places),
         now=now,
     )
     space = Space(

@@ -1,12 +1,14 @@
 """Makes the index agree with the disk, which is authoritative. No upstream is asked.
 
-    absent or lost ── every blob put ── records without a file dropped ── links and names put ── MARK ──> whole
+    absent or lost ── links and names put ── every blob put ── records without a file dropped ── MARK ──> whole
           ^                                                                                                │
           └────────────── FLUSHALL, a new index file, or found to lack blobs: no MARK <────────────────────┘
 
 Every step is repeatable and may run while the mirror works: a blob that is put again counts once, the later time of
-use stays, and a record is dropped only after a second look at the disk. An interrupted run has set no mark and is done
-again. A second run changes nothing.
+use stays, and a record is dropped only after a second look at the disk. An interrupted run has set no mark; a rebuild,
+which `shared_rebuild.py` does in parts, goes on with the parts that are not done. A second run changes nothing.
+
+What manifests name comes before the blobs, whose place in the order of use then need not be moved again.
 
 If a manifest cannot be read at the moment, the blobs that it names would look as if nothing named them, and would be
 evicted first. So everything else is corrected, but no mark is set; until a later run succeeds, eviction asks the disk
@@ -27,13 +29,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
 from mirror import telemetry
-from mirror.aio.batches import batches, batches_in_thread
+from mirror.aio.batches import batches_ahead, batches_in_thread
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
@@ -42,7 +44,7 @@ from mirror.intake.grants import granted_by
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, References
-from mirror.ports import Blobs, Catalog, ContentIndex
+from mirror.ports import BlobInfo, Blobs, Catalog, ContentIndex
 
 #: The marker of an index that this code has rebuilt. Another marker means that it was rebuilt by other rules.
 MARK: Final = "3"
@@ -67,7 +69,8 @@ _Item = TypeVar("_Item")
 class Reconciled:
     """The result of a run: `blobs` on disk and their `bytes`; how many blobs were `added` to the index; how many
     records were `dropped`; how many `repositories`, `manifests` and `links` were found; and how many manifests were
-    `skipped` because they are damaged, malformed or gone.
+    `skipped` because they are damaged, malformed or gone. `resumed`: parts of a rebuild were done before this process
+    took part in it.
     """
 
     blobs: int
@@ -78,33 +81,12 @@ class Reconciled:
     manifests: int
     links: int
     skipped: int
+    resumed: bool = False
 
 
 async def is_whole(index: ContentIndex) -> bool:
     """True if the index knows everything that the disk has. Raises `IndexUnavailable`."""
     return await index.marker() == MARK
-
-
-async def ensure(
-    store: Blobs,
-    catalog: Catalog,
-    index: ContentIndex,
-    *,
-    exclusive: Callable[[], AbstractAsyncContextManager[object]],
-    places: BlobPlaces | None = None,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> Reconciled | None:
-    """Rebuilds the index if it is not whole; returns None if it is.
-
-    `exclusive` holds a lock across all processes of this store. The lock is for rebuilds only: evictions must not wait
-    for it. Raises `IndexUnavailable`, `StoreError`.
-    """
-    if await is_whole(index):
-        return None
-    async with exclusive():
-        if await is_whole(index):
-            return None
-        return await reconcile(store, catalog, index, places=places, sleep=sleep)
 
 
 async def reconcile(
@@ -120,53 +102,56 @@ async def reconcile(
     done.
     """
     telemetry.log.info("reconcile started")
-    call = _Patient(sleep)
+    call = PatientCalls(sleep)
     token = await call(index.begin_rebuild)
     before = (await call(index.usage)).blobs
-    blobs = total = 0
-    async for batch in batches_in_thread(store.walk(), _BATCH):
-        records = [ContentRecord(info.digest, info.size, info.used_at) for info in batch]
-        await call(partial(index.put, records))
-        blobs += len(batch)
-        total += sum(info.size for info in batch)
+    writing = IndexWriting(store, catalog, index, places, call)
+    async for repos in batches_in_thread(catalog.repositories(), 1):
+        await writing.repository(repos[0])
+    await writing.blobs(store.walk())
     after = (await call(index.usage)).blobs
-    dropped = await _drop_strays(store, index, call) if after > blobs else 0
-    repositories, read, links, skipped = await _link(store, catalog, index, places or BlobPlaces.only(store), call)
+    dropped = await drop_strays(store, index, call) if after > writing.counts.blobs else 0
+    writing.raise_trouble()
     await call(partial(index.set_marker, MARK, token))
-    result = Reconciled(blobs, total, max(0, after - before), dropped, repositories, read, links, skipped)
-    telemetry.log.info("reconcile ended", **{name: getattr(result, name) for name in Reconciled.__slots__})
+    result = replace(writing.counts, added=max(0, after - before), dropped=dropped)
+    log_ended(result)
     return result
 
 
-class _Patient:
+def log_ended(result: Reconciled) -> None:
+    """Logs what a process has done."""
+    telemetry.log.info("reconcile ended", **{name: getattr(result, name) for name in Reconciled.__slots__})
+
+
+class PatientCalls:
     """Calls the index, and retries a few times with waits if it does not answer. Every call here is repeatable."""
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
-        self._sleep = sleep
+        """`sleep` waits so many seconds."""
+        self.sleep: Final = sleep
 
     async def __call__(self, operation: Callable[[], Awaitable[_Item]]) -> _Item:
+        """Returns the result. Raises `IndexUnavailable` if all tries fail."""
         for wait in _WAITS:
             try:
                 return await operation()
             except IndexUnavailable:
-                await self._sleep(wait)
+                await self.sleep(wait)
         return await operation()
 
 
-async def _drop_strays(store: Blobs, index: ContentIndex, call: _Patient) -> int:
+async def drop_strays(store: Blobs, index: ContentIndex, call: PatientCalls) -> int:
     """Drops the records whose file is gone; returns how many."""
-    dropped = 0
-    recorded = await call(partial(_all_recorded, index))
-    for batch in batches(recorded, _BATCH):
-        strays = await asyncio.to_thread(_absent, store, batch)
-        await call(partial(index.drop, strays))
-        dropped += len(strays)
-    return dropped
+    strays: set[Digest] = set()
 
+    async def drop() -> None:
+        async for digests in index.digests():
+            absent = await asyncio.to_thread(_absent, store, digests)
+            await index.drop(absent)
+            strays.update(absent)
 
-async def _all_recorded(index: ContentIndex) -> list[Digest]:
-    """Returns all digests in the index, each once."""
-    return list({digest: None async for batch in index.digests() for digest in batch})
+    await call(drop)
+    return len(strays)
 
 
 def _absent(store: Blobs, digests: Iterable[Digest]) -> list[Digest]:
@@ -174,50 +159,99 @@ def _absent(store: Blobs, digests: Iterable[Digest]) -> list[Digest]:
     return [digest for digest in digests if not has_blob(store, digest)]
 
 
-async def _link(
-    store: Blobs, catalog: Catalog, index: ContentIndex, places: BlobPlaces, call: _Patient
-) -> tuple[int, int, int, int]:
-    """Writes to the index what each manifest names, and links to each repository the blobs that it may serve. Returns
-    the numbers of repositories, manifests, links, and skipped manifests. Raises `StoreError` at the end if some
-    manifests could not be read.
-    """
-    repositories = manifests = links = 0
-    reader = _Reader(places.cache, store, catalog, places.contents)
-    async for batch in batches_in_thread(catalog.repositories(), 1):
-        repo = batch[0]
-        is_hosted = places.is_hosted(repo)
-        if is_hosted and not places.has_copies:
-            continue
-        repositories += 1
+class IndexWriting:
+    """Writes to the index what the disk has, in parts. `counts` are what this object has done."""
+
+    def __init__(
+        self, store: Blobs, catalog: Catalog, index: ContentIndex, places: BlobPlaces | None, call: PatientCalls
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._index = index
+        self._places = places or BlobPlaces.only(store)
+        self._call = call
+        self._reader = _Reader(self._places.cache, store, catalog, self._places.contents)
+        self._counts = Reconciled(0, 0, 0, 0, 0, 0, 0, 0)
+
+    def __repr__(self) -> str:
+        return f"<IndexWriting {self.counts}>"
+
+    @property
+    def counts(self) -> Reconciled:
+        """What was found and written so far; `added` and `dropped` are 0."""
+        return replace(self._counts, skipped=self._reader.skipped)
+
+    @property
+    def unread(self) -> int:
+        """How many manifests could not be read so far."""
+        return self._reader.unread
+
+    def raise_trouble(self) -> None:
+        """Raises `StoreError` if some manifests could not be read."""
+        if self._reader.trouble is not None:
+            raise StoreError(
+                f"not all manifests could be read ({self.unread} not), so what they name is not known: "
+                f"{self._reader.trouble}"
+            )
+
+    async def repository(self, repo: Repo) -> None:
+        """Writes what each manifest of the repository names, and links to the repository the blobs that it may serve.
+        Raises `IndexUnavailable`, and `StoreError` if the manifests cannot be listed.
+        """
+        is_hosted = self._places.is_hosted(repo)
+        if is_hosted and not self._places.has_copies:
+            return
+        manifests = links = 0
         used: dict[Digest, float] = {}
-        read = reader.read_copy if is_hosted else reader.read
-        async for found in batches_in_thread(walk(catalog, read, reader.note, batch), 50):
-            granted: dict[Digest, int] = {}
-            for _, digest, manifest in found:
-                used[digest] = manifest.used_at
-                for blob, size in manifest.granted.items():
-                    granted[blob] = max(size, granted.get(blob, -1))
-            if granted:
-                await call(partial(index.link, repo, granted))
-            await call(partial(index.record_references, [manifest.references for _, _, manifest in found]))
-            manifests += len(found)
-            links += len(granted)
+        read = self._reader.read_copy if is_hosted else self._reader.read
+        async with aclosing(batches_ahead(walk(self._catalog, read, self._reader.note, [repo]), 50)) as batches:
+            async for found in batches:
+                granted: dict[Digest, int] = {}
+                records = []
+                for _, digest, manifest in found:
+                    used[digest] = manifest.used_at
+                    records.append(ContentRecord(digest, manifest.size, manifest.used_at))
+                    for blob, size in manifest.granted.items():
+                        granted[blob] = max(size, granted.get(blob, -1))
+                if granted:
+                    await self._call(partial(self._index.link, repo, granted))
+                # without the record of a manifest itself, the index does not take what it names
+                await self._call(partial(self._index.put, records))
+                references = [manifest.references for _, _, manifest in found]
+                await self._call(partial(self._index.record_references, references))
+                manifests += len(found)
+                links += len(granted)
         # only after all names are known: the disk notes the use of a manifest alone, and the index counts it for the
         # indexes above it as well
-        await call(partial(index.touch, used))
-    if reader.trouble is not None:
-        raise StoreError(
-            f"not all manifests could be read ({reader.unread} not), so what they name is not known: {reader.trouble}"
+        await self._call(partial(self._index.touch, used))
+        counts = self._counts
+        self._counts = replace(
+            counts,
+            repositories=counts.repositories + 1,
+            manifests=counts.manifests + manifests,
+            links=counts.links + links,
         )
-    return repositories, manifests, links, reader.skipped
+
+    async def blobs(self, infos: Iterable[BlobInfo]) -> int:
+        """Puts these blobs into the index; returns how many. Raises `IndexUnavailable`, `StoreError`."""
+        blobs = total = 0
+        async with aclosing(batches_ahead(infos, _BATCH)) as batches:
+            async for batch in batches:
+                records = [ContentRecord(info.digest, info.size, info.used_at) for info in batch]
+                await self._call(partial(self._index.put, records))
+                blobs += len(batch)
+                total += sum(info.size for info in batch)
+        self._counts = replace(self._counts, blobs=self._counts.blobs + blobs, bytes=self._counts.bytes + total)
+        return blobs
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadManifest:
-    """What a manifest names, when it was last used (epoch seconds), and the blobs that its repository may serve because
-    of it, with sizes in bytes (-1 if not known).
+    """What a manifest of `size` bytes names, when it was last used (epoch seconds), and the blobs that its repository
+    may serve because of it, with sizes in bytes (-1 if not known).
     """
 
+    size: int
     references: References
     used_at: float
     granted: Mapping[Digest, int]
@@ -241,7 +275,7 @@ class _Reader:
         """Blocking: reads one manifest. Raises `StoreError`."""
         self.skipped += 1
         try:
-            used_at = self._cache.stat(digest).used_at
+            info = self._cache.stat(digest)
         except BlobUnknown:
             # evicted: nothing to log
             _forget(self._contents, self._catalog, repo, digest)
@@ -259,18 +293,18 @@ class _Reader:
         if manifest is None:
             return None
         self.skipped -= 1
-        return _ReadManifest(References.of(manifest), used_at, granted)
+        return _ReadManifest(info.size, References.of(manifest), info.used_at, granted)
 
     def read_copy(self, _: Repo, digest: Digest) -> _ReadManifest | None:
         """Blocking: reads one manifest of a hosted repository, if the disk has a copy of it. That gives no right to
         anything, and nothing is deleted. Raises `StoreError`.
         """
         try:
-            used_at = self._store.stat(digest).used_at
+            info = self._store.stat(digest)
         except BlobUnknown:
             return None
         manifest = manifest_of_bytes(self._store, digest)
-        return _ReadManifest(References.of(manifest), used_at, {}) if manifest else None
+        return _ReadManifest(info.size, References.of(manifest), info.used_at, {}) if manifest else None
 
     def note(self, repo: Repo, digest: Digest, error: StoreError) -> None:
         """Notes that a manifest could not be read, or, if its bytes are damaged, that it names nothing."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +37,7 @@ from mirror.index.sqlite_file import connect, file_lock, inode_of, is_busy, is_d
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, read_repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
+from mirror.ports import RebuildState
 from mirror.telemetry import INDEX_FAILURES, log
 
 #: Written to `PRAGMA user_version`. A file of another schema is replaced by a new one.
@@ -46,6 +48,19 @@ _BATCH: Final = 250
 
 #: Also made in a file that an older version has created.
 _HOLDERS: Final = "CREATE INDEX IF NOT EXISTS holders ON links (digest, repo);"
+
+#: Likewise. A row for each part that is done, with the token of its rebuild; the row of the part '' has the token of
+#: the rebuild that runs. A mark ends it.
+_REBUILD: Final = """
+CREATE TABLE IF NOT EXISTS rebuild (
+    part  TEXT PRIMARY KEY,
+    token TEXT NOT NULL,
+    blobs INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS rebuild_ended AFTER INSERT ON marker BEGIN
+    DELETE FROM rebuild;
+END;
+"""
 
 _CREATE: Final = f"""
 BEGIN IMMEDIATE;
@@ -77,6 +92,7 @@ CREATE TABLE links (
 CREATE TABLE usage (blobs INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO usage VALUES (0, 0);
 CREATE TABLE marker (mark TEXT NOT NULL);
+{_REBUILD}
 CREATE TRIGGER content_added AFTER INSERT ON content BEGIN
     UPDATE usage SET blobs = blobs + 1, bytes = bytes + new.size;
     UPDATE content SET parents = (SELECT count(*) FROM edges WHERE child = new.digest)
@@ -149,6 +165,15 @@ _DIGESTS: Final = "SELECT digest FROM content WHERE digest > ? AND digest < x'' 
 _LINK: Final = """
 INSERT INTO links (repo, digest, size) SELECT ?, key, value FROM json_each(?) WHERE true
 ON CONFLICT (repo, digest) DO UPDATE SET size = excluded.size WHERE excluded.size >= 0
+"""
+_IS_CURRENT: Final = "SELECT 1 FROM rebuild WHERE part = '' AND token = ?"
+_NOTE_REBUILT: Final = """
+INSERT OR REPLACE INTO rebuild (part, token, blobs)
+SELECT ?, token, ? FROM rebuild WHERE part = '' AND token = ?
+"""
+_SET_MARKER: Final = """
+INSERT OR REPLACE INTO marker (rowid, mark)
+SELECT 1, ? WHERE ? = '' OR EXISTS (SELECT 1 FROM rebuild WHERE part = '' AND token = ?)
 """
 _UNLINK: Final = "DELETE FROM links WHERE repo = ? AND digest IN (SELECT value FROM json_each(?))"
 
@@ -287,13 +312,32 @@ class EmbeddedIndex:
         rows = await self._read("SELECT max(mark) FROM marker")
         return str(rows[0][0]) if rows and rows[0][0] is not None else None
 
-    async def begin_rebuild(self) -> str:
-        """Nothing is noted: a file that is replaced is seen by all who use it."""
-        return ""
+    async def begin_rebuild(self, rules: str = "") -> str:
+        """Leave a token that goes with the file."""
+        token = f"{rules}.{secrets.token_hex(8)}"
+        await self._write("INSERT OR REPLACE INTO rebuild (part, token, blobs) VALUES ('', ?, 0)", token)
+        return token
+
+    async def rebuild_state(self, rules: str) -> RebuildState | None:
+        """The rebuild whose token is there, and the parts that were noted with the same token."""
+        rows = await self._read("SELECT part, token, blobs FROM rebuild")
+        [token] = [str(token) for part, token, _ in rows if part == ""] or [""]
+        if not token.startswith(f"{rules}."):
+            return None
+        parts = ((part, blobs) for part, noted, blobs in rows if part != "" and noted == token)
+        return RebuildState(token, {str(part): blobs for part, blobs in parts if isinstance(blobs, int)})
+
+    async def note_rebuilt(self, part: str, blobs: int, token: str) -> None:
+        """Note that a part is done, if the token is still there."""
+        await self._write(_NOTE_REBUILT, part, blobs, token)
+        if not await self._read("SELECT 1 FROM rebuild WHERE part = ? AND token = ?", part, token):
+            raise _lost()
 
     async def set_marker(self, mark: str, token: str = "") -> None:
-        """Set the mark; a rebuild does this as its last step."""
-        await self._write("INSERT OR REPLACE INTO marker (rowid, mark) VALUES (1, ?)", mark)
+        """Set the mark; a rebuild does this as its last step. That ends all rebuilds, in the same transaction."""
+        if token and not await self._read(_IS_CURRENT, token):
+            raise _lost()
+        await self._write(_SET_MARKER, mark, token, token)
 
     async def clear(self) -> None:
         """Drop everything by starting a new file: deleting a million rows would hold the write lock for a minute."""
@@ -411,7 +455,7 @@ def _prepare(path: Path, busy_timeout: float) -> int:
                 connection.executescript(_CREATE)
         else:
             with connect(path, busy_timeout) as connection:
-                connection.execute(_HOLDERS)
+                connection.executescript(f"BEGIN IMMEDIATE; {_HOLDERS} {_REBUILD} COMMIT;")
         inode = inode_of(path)
         if inode is None:
             raise FileNotFoundError(path)
@@ -431,6 +475,10 @@ def _is_current(connection: sqlite3.Connection) -> bool:
 
 def _unavailable(error: Exception) -> IndexUnavailable:
     return IndexUnavailable(f"the embedded index failed: {error}")
+
+
+def _lost() -> IndexUnavailable:
+    return IndexUnavailable("the embedded index was replaced, or rebuilt elsewhere, during the rebuild")
 
 
 def _written(names: References) -> str:

@@ -13,6 +13,7 @@ braces make it the hash tag: all keys of a store have one slot, and so one serve
     bytes     counter      the sum of `sizes`
     marker    string       the mark of the last complete rebuild, and the server to which it was written
     rebuild   string       the token of the rebuild that runs
+    rebuilt   hash         the parts of it that are done, to the number of blobs of each
     repos     set          names of the repositories that have links, so that `clear` finds them
     links:<registry>/<name>  hash  digest to bytes
 
@@ -62,6 +63,7 @@ from mirror.index.redis_primary import NotPrimary, PrimaryUnknown, RedisPool
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, read_repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
+from mirror.ports import RebuildState
 from mirror.telemetry import BREAKER, INDEX_FAILURES, log
 
 #: Part of every key. Records of another schema are neither found nor changed.
@@ -84,7 +86,7 @@ class Keys:
     #: In the order in which the scripts unpack them.
     NAMES: Final = (
         *("loose", "root", "named", "sizes", "names", "parents", "indexes"),
-        *("bytes", "marker", "rebuild", "repos"),
+        *("bytes", "marker", "rebuild", "rebuilt", "repos"),
     )
 
     def __init__(self, store_id: str) -> None:
@@ -248,17 +250,33 @@ class RedisIndex:
         mark = await self._run(scripts.MARKER, [await self._server()])
         return _text(mark) if mark is not None else None
 
-    async def begin_rebuild(self) -> str:
+    async def begin_rebuild(self, rules: str = "") -> str:
         """Leave a token that a loss of the records takes away."""
-        token = f"{secrets.token_hex(8)}{await self._server()}"
+        token = f"{rules}.{secrets.token_hex(8)}{await self._server()}"
         await self._run(scripts.BEGIN_REBUILD, [token])
         return token
+
+    async def rebuild_state(self, rules: str) -> RebuildState | None:
+        """The rebuild whose token is there. None also if the token was left at another server, before a fail-over."""
+        server = await self._server()
+        token, done = await self._run(scripts.REBUILD_STATE)
+        text = _text(token) if token is not None else ""
+        if not text.startswith(f"{rules}.") or not text.endswith(server):
+            return None
+        pairs = zip(map(_text, done[::2]), map(_integer, done[1::2]), strict=True)
+        return RebuildState(text, {part: blobs for part, blobs in pairs if blobs is not None})
+
+    async def note_rebuilt(self, part: str, blobs: int, token: str) -> None:
+        """Note that a part is done, if the token is still there."""
+        server = await self._server()
+        if not token.endswith(server) or not await self._run(scripts.NOTE_REBUILT, [part, blobs, token]):
+            raise _lost()
 
     async def set_marker(self, mark: str, token: str = "") -> None:
         """Set the mark; a rebuild does this as its last step."""
         server = await self._server()
         if (token and not token.endswith(server)) or not await self._run(scripts.SET_MARKER, [mark, server, token]):
-            raise IndexUnavailable("Redis was emptied or failed over during the rebuild of the index")
+            raise _lost()
 
     async def _server(self) -> str:
         """The server that has the keys, as it is written to marks; empty if it cannot change."""
@@ -343,6 +361,10 @@ class RedisIndex:
         if open != self._shown_open:
             self._shown_open = open
             BREAKER.inc(1 if open else -1)
+
+
+def _lost() -> IndexUnavailable:
+    return IndexUnavailable("Redis was emptied or failed over during the rebuild of the index")
 
 
 class _WrongType(IndexUnavailable):

@@ -30,7 +30,7 @@ def _name(script: str) -> str:
 
 
 _LOCALS: Final = """
-local loose, root, named, sizes, names, parents, indexes, bytes, marker, rebuild, repos, links = unpack(KEYS)
+local loose, root, named, sizes, names, parents, indexes, bytes, marker, rebuild, rebuilt, repos, links = unpack(KEYS)
 """
 # A blob is in exactly one of the three sorted sets; `parents` and `names` alone determine which one.
 _ROLES: Final = (
@@ -239,7 +239,7 @@ if redis.call('EXISTS', links) == 0 then redis.call('SREM', repos, ARGV[1]) end
 """
 )
 _FORGET_RECORDS: Final = (
-    "redis.call('UNLINK', marker, rebuild, loose, root, named, sizes, names, parents, indexes, bytes)\n"
+    "redis.call('UNLINK', marker, rebuild, rebuilt, loose, root, named, sizes, names, parents, indexes, bytes)\n"
 )
 # A rebuild only adds records, so inconsistent records must be deleted before it. After a fail-over nothing is
 # inconsistent, but something may be missing. ARGV: the server.
@@ -270,6 +270,7 @@ return false
 BEGIN_REBUILD: Final = (
     _LOCALS
     + """
+redis.call('UNLINK', rebuilt)
 redis.call('SET', rebuild, ARGV[1])
 """
 )
@@ -279,7 +280,28 @@ SET_MARKER: Final = (
     + """
 if ARGV[3] ~= '' and redis.call('GET', rebuild) ~= ARGV[3] then return 0 end
 redis.call('SET', marker, ARGV[1] .. ARGV[2])
-redis.call('UNLINK', rebuild)
+redis.call('UNLINK', rebuild, rebuilt)
+return 1
+"""
+)
+REBUILD_STATE: Final = (
+    _LOCALS
+    + """
+local cursor, done = '0', {}
+repeat
+    local page = redis.call('HSCAN', rebuilt, cursor, 'COUNT', 1000)
+    cursor = page[1]
+    for _, each in ipairs(page[2]) do done[#done + 1] = each end
+until cursor == '0'
+return {redis.call('GET', rebuild), done}
+"""
+)
+# ARGV: the part, its blobs, and the token.
+NOTE_REBUILT: Final = (
+    _LOCALS
+    + """
+if redis.call('GET', rebuild) ~= ARGV[3] then return 0 end
+redis.call('HSET', rebuilt, ARGV[1], ARGV[2])
 return 1
 """
 )

@@ -268,6 +268,13 @@ class Blobs(Protocol):
         """
 
 
+class PartedBlobs(Blobs, Protocol):
+    """Blobs that several processes can walk over, each over a part of them."""
+
+    def walk_part(self, digits: str) -> Iterable[BlobInfo]:
+        """Like `walk`, but only the blobs whose hexadecimal digits begin with these two. Blocks."""
+
+
 class BlobWriter(Protocol):
     """Store small blobs."""
 
@@ -386,5 +393,5 @@ class DiskUsage(Protocol):
         """Record times of last use on disk, so that they survive the loss of the index. Skips unknown blobs. Blocks."""
 
 
-class BlobStore(RepairableBlobs, BlobWriter, BlobIngester, BlobDeleter, Quarantine, DiskUsage, Protocol):
+class BlobStore(RepairableBlobs, PartedBlobs, BlobWriter, BlobIngester, BlobDeleter, Quarantine, DiskUsage, Protocol):
     """All that a store of blobs on a local disk does. `stat` and `open` are quick enough for the event loop."""

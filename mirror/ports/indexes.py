@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
 from mirror.ports.remotes import TagBatch
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildState:
+    """A rebuild that runs, or was interrupted: its `token`, and the parts that are done, with the number of blobs that
+    each has put into the index.
+    """
+
+    token: str
+    done: Mapping[str, int]
 
 
 class ContentIndex(Protocol):
@@ -73,8 +84,18 @@ class ContentIndex(Protocol):
     async def marker(self) -> str | None:
         """The mark set at the end of the last complete rebuild; None if the index was lost since."""
 
-    async def begin_rebuild(self) -> str:
-        """Note that a rebuild begins. Returns a token for `set_marker`."""
+    async def begin_rebuild(self, rules: str = "") -> str:
+        """Note that a rebuild by these rules begins, with no part done. Returns a token for `set_marker`. Any earlier
+        rebuild is forgotten.
+        """
+
+    async def rebuild_state(self, rules: str) -> RebuildState | None:
+        """The rebuild by these rules that has begun, in any process; None if there is none. It is forgotten when the
+        index may have lost what it has put there, and when a mark is set.
+        """
+
+    async def note_rebuilt(self, part: str, blobs: int, token: str) -> None:
+        """Note that a part is done. Raises `IndexUnavailable` if the rebuild of this token is forgotten."""
 
     async def set_marker(self, mark: str, token: str = "") -> None:
         """Set the mark. A rebuild does so last, so that an interrupted rebuild is recognised; with its token it raises

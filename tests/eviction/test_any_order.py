@@ -33,7 +33,8 @@ from mirror.errors import (
 )
 from mirror.eviction.pinned_images import PinnedContent
 from mirror.eviction.purge import Purge
-from mirror.eviction.reconcile import ensure, reconcile
+from mirror.eviction.reconcile import reconcile
+from mirror.eviction.shared_rebuild import ensure
 from mirror.fills.filler import Filler
 from mirror.fills.flights import Flights
 from mirror.graph.references import ReferenceReader
@@ -48,6 +49,7 @@ from mirror.values.sizes import Capacity
 from tests.support.clock import Clock
 from tests.support.eviction_parts import make_eviction
 from tests.support.following import read_to_end
+from tests.support.free_locks import FreeLocks
 from tests.support.memory_index import MemoryIndex
 from tests.support.scripted_loop import ScriptedLoop
 from tests.support.unreliable_disk import UnreliableCatalog, UnreliableFreezes, UnreliablePins, UnreliableStore
@@ -168,7 +170,7 @@ class _Store(RuleBasedStateMachine):
             self._act(self._pull(repo, tag, image, []))
 
     def _start(self) -> None:
-        self.turn, self.rebuild_turn = asyncio.Lock(), asyncio.Lock()
+        self.turn, self.rebuild_locks = asyncio.Lock(), FreeLocks()
         references = ReferenceReader(self.store, self.catalog)
         pinned = PinnedContent(
             self.catalog, self.pins, (), references, frozen=self.freezes.look, answer=self._answer_of_tag
@@ -182,7 +184,7 @@ class _Store(RuleBasedStateMachine):
             protected=lambda: self.flights.digests(),
             pinned=pinned.digests,
             rebuild=lambda: ensure(
-                self.store, self.catalog, self.index, exclusive=lambda: _locked(self.rebuild_turn), sleep=_no_sleep
+                self.store, self.catalog, self.index, try_hold=self.rebuild_locks.try_hold, sleep=_no_sleep
             ),
             now=self.clock,
         )

@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import structlog
 
 from mirror.errors import IndexUnavailable
-from mirror.eviction.reconcile import MARK, Reconciled, ensure, reconcile
+from mirror.eviction.reconcile import MARK, Reconciled, reconcile
 from mirror.graph.blob_places import BlobPlaces
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex
@@ -291,56 +290,6 @@ async def test_many_blobs(index: ContentIndex, disk: Disk) -> None:
     assert await index.usage() == disk.usage
 
 
-async def test_it_is_done_only_when_needed(disk: Disk) -> None:
-    """`ensure` rebuilds an index without its marker, or with another one, and leaves a whole one alone."""
-    index = MemoryIndex()
-    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is not None
-    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is None
-    await index.set_marker("of an older version")
-    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is not None
-    await index.clear()
-    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is not None
-    assert await index.usage() == disk.usage
-
-
-def nullcontext_factory() -> AbstractAsyncContextManager[None]:
-    """For one process alone."""
-    return nullcontext()
-
-
-async def test_several_workers_rebuild_once(disk: Disk) -> None:
-    """Of workers that find the index lost at the same time, one rebuilds it, the others wait and find it whole."""
-    index = MemoryIndex()
-    lock = asyncio.Lock()
-
-    @asynccontextmanager
-    async def exclusive() -> AsyncIterator[None]:
-        async with lock:
-            yield
-
-    results = await asyncio.gather(*(ensure(disk.store, disk.catalog, index, exclusive=exclusive) for _ in range(4)))
-    assert sum(result is not None for result in results) == 1
-
-
-@pytest.mark.parametrize("failing", ["put", "link", "record_references", "set_marker"])
-async def test_an_interrupted_rebuild_shows(disk: Disk, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows 49, 53: wherever the index goes away there is no marker, and the next run completes it."""
-    index = MemoryIndex()
-
-    async def fail(*_: object) -> None:
-        raise IndexUnavailable("gone")
-
-    waits: list[float] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(index, failing, fail)
-        with pytest.raises(IndexUnavailable):
-            await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory, sleep=remember(waits))
-    assert waits == [1.0, 2.0, 4.0, 8.0]
-    assert await index.marker() is None
-    assert await ensure(disk.store, disk.catalog, index, exclusive=nullcontext_factory) is not None
-    assert await index.usage() == disk.usage
-
-
 def remember(waits: list[float]) -> Callable[[float], Awaitable[None]]:
     """A `sleep` that takes no time."""
 
@@ -367,7 +316,7 @@ async def test_an_index_that_is_late_now_and_then(disk: Disk) -> None:
     index = Late()
     waits: list[float] = []
     result = await reconcile(disk.store, disk.catalog, index, sleep=remember(waits))
-    assert waits == [1.0] * 4
+    assert waits == [1.0] * 6
     assert result.added == 3007
     assert await index.usage() == disk.usage
 

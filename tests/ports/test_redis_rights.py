@@ -97,7 +97,11 @@ async def _use_all(address: RedisAddress) -> None:
     assert await index.linked(repo, digest(1)) == 1
     assert await index.holders(digest(1), 5) == [repo]
     await index.unlink(repo, [digest(1), digest(2)])
-    await index.set_marker("whole", await index.begin_rebuild())
+    token = await index.begin_rebuild("3")
+    await index.note_rebuilt("part", 1, token)
+    assert await index.rebuild_state("3")
+    assert await index.records([digest(1)])
+    await index.set_marker("whole", token)
     assert await index.marker() == "whole"
     await index.link(repo, {digest(1): 1})
     await index.drop([digest(1), digest(2)])

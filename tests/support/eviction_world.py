@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
 
 from mirror.errors import IndexUnavailable, StoreError
-from mirror.eviction.reconcile import ensure
+from mirror.eviction.shared_rebuild import ensure
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
@@ -19,6 +19,7 @@ from mirror.ports import BlobInfo, ContentIndex, Deleted
 from mirror.values.sizes import Capacity
 from tests.support.clock import Clock
 from tests.support.eviction_parts import EvictionParts, make_eviction
+from tests.support.free_locks import FreeLocks
 from tests.support.memory_index import MemoryIndex
 from tests.support.memory_store import MemoryCatalog, MemoryIngest, MemoryStore
 
@@ -140,7 +141,7 @@ class World:
     async def rebuild(self) -> None:
         """As `ensure` does it."""
         self.rebuilds += 1
-        await ensure(self.store, self.catalog, self.port, exclusive=lambda: locked(asyncio.Lock()))
+        await ensure(self.store, self.catalog, self.port, try_hold=FreeLocks().try_hold)
 
     async def publish(self, number: int) -> BlobInfo:
         """Publish a blob; the index learns of it if it answers."""

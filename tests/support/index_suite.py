@@ -6,10 +6,13 @@ import asyncio
 import random
 from collections.abc import Iterable, Sequence
 
+import pytest
+
+from mirror.errors import IndexUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
-from mirror.ports import ContentIndex
+from mirror.ports import ContentIndex, RebuildState
 from tests.support.memory_index import MemoryIndex
 
 ALPINE = Repo("docker.io", "library/alpine")
@@ -310,6 +313,46 @@ class IndexSuite:
         assert await index.linked(ALPINE, digest(1)) == 7
         await index.link(ALPINE, {digest(1): 8})
         assert await index.linked(ALPINE, digest(1)) == 8
+
+    async def test_a_rebuild_is_seen_by_all_until_its_mark(self, index: ContentIndex, another: ContentIndex) -> None:
+        """Its token and its parts; by other rules it is none. The mark ends it, whoever sets one."""
+        assert await index.rebuild_state("3") is None
+        token = await index.begin_rebuild("3")
+        assert await another.rebuild_state("3") == RebuildState(token, {})
+        for number in range(200):
+            await another.note_rebuilt(f"part {number}", number, token)
+        await index.note_rebuilt("part 7", 70, token)
+        expected = {**{f"part {number}": number for number in range(200)}, "part 7": 70}
+        assert await index.rebuild_state("3") == RebuildState(token, expected)
+        assert await index.rebuild_state("4") is None
+        assert await index.rebuild_state("") is None
+        await another.set_marker("whole", token)
+        assert await index.rebuild_state("3") is None
+        with pytest.raises(IndexUnavailable):
+            await index.note_rebuilt("part 8", 1, token)
+        assert await index.rebuild_state("3") is None
+        await index.begin_rebuild("3")
+        await index.set_marker("incomplete")
+        assert await another.rebuild_state("3") is None
+
+    async def test_another_rebuild_begins_with_nothing_done(self, index: ContentIndex) -> None:
+        """What the one before has done, or does yet, counts no more."""
+        old = await index.begin_rebuild("3")
+        await index.note_rebuilt("part", 1, old)
+        new = await index.begin_rebuild("3")
+        assert new != old
+        assert await index.rebuild_state("3") == RebuildState(new, {})
+        for late in (index.note_rebuilt("part", 1, old), index.set_marker("whole", old)):
+            with pytest.raises(IndexUnavailable):
+                await late
+        assert await index.rebuild_state("3") == RebuildState(new, {})
+        assert await index.marker() is None
+        await index.note_rebuilt("part", 5, new)
+        await index.clear()
+        assert await index.rebuild_state("3") is None
+        # as a comparison, whose rules have no name
+        await index.begin_rebuild()
+        assert await index.rebuild_state("3") is None
 
     async def test_the_marker_is_what_was_set_last(self, index: ContentIndex) -> None:
         """Set, set again, and seen by others."""

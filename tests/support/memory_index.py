@@ -6,9 +6,11 @@ import heapq
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
+from mirror.errors import IndexUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
+from mirror.ports import RebuildState
 
 
 class MemoryIndex:
@@ -21,6 +23,8 @@ class MemoryIndex:
         self._links: dict[Repo, dict[Digest, int]] = {}
         self._bytes = 0
         self._marker: str | None = None
+        self._rebuild: RebuildState | None = None
+        self._rebuilds = 0
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
         """Add or replace records; the later time of last use counts."""
@@ -128,13 +132,27 @@ class MemoryIndex:
         """The mark of the last complete rebuild; None if there is none."""
         return self._marker
 
-    async def begin_rebuild(self) -> str:
-        """Nothing is ever lost here."""
-        return ""
+    async def begin_rebuild(self, rules: str = "") -> str:
+        """Leave a token; another one ends the rebuild."""
+        self._rebuilds += 1
+        self._rebuild = RebuildState(f"{rules}.{self._rebuilds}", {})
+        return self._rebuild.token
+
+    async def rebuild_state(self, rules: str) -> RebuildState | None:
+        """The rebuild whose token is there."""
+        return self._rebuild if self._rebuild and self._rebuild.token.startswith(f"{rules}.") else None
+
+    async def note_rebuilt(self, part: str, blobs: int, token: str) -> None:
+        """Note that a part is done, if the token is still there."""
+        if self._rebuild is None or self._rebuild.token != token:
+            raise IndexUnavailable("there is another rebuild")
+        self._rebuild = RebuildState(token, {**self._rebuild.done, part: blobs})
 
     async def set_marker(self, mark: str, token: str = "") -> None:
         """Set the mark; a rebuild does this as its last step."""
-        self._marker = mark
+        if token and (self._rebuild is None or self._rebuild.token != token):
+            raise IndexUnavailable("there is another rebuild")
+        self._marker, self._rebuild = mark, None
 
     async def clear(self) -> None:
         """Drop all records, links and the mark."""
@@ -143,7 +161,7 @@ class MemoryIndex:
         self._parents.clear()
         self._links.clear()
         self._bytes = 0
-        self._marker = None
+        self._marker = self._rebuild = None
 
     async def aclose(self) -> None:
         """Does nothing. Repeatable."""

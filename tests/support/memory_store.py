@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
 
@@ -194,6 +195,13 @@ class MemoryStore:
             for digest, used_at in seen.items():
                 if digest in self._present:
                     self._present[digest].used_at = used_at
+
+    def walk_part(self, digits: str) -> Iterator[BlobInfo]:
+        with self.changed:
+            part = sorted(digest for digest in self._present if digest.hex.startswith(digits))
+        for digest in part:
+            with suppress(BlobUnknown):
+                yield self.stat(digest)
 
     def walk(self) -> Iterator[BlobInfo]:
         with self.changed:

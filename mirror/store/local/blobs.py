@@ -307,6 +307,9 @@ class LocalStore:
     def walk(self) -> Iterator[BlobInfo]:
         return walk_files(self.layout.blobs)
 
+    def walk_part(self, digits: str) -> Iterator[BlobInfo]:
+        return walk_files(self.layout.blobs, digits)
+
     def free(self) -> tuple[int, int]:
         with store_errors("asking for free space"):
             disk = os.statvfs(self.layout.root)
@@ -351,10 +354,14 @@ def read_file(info: BlobInfo, reader: LocalReader, limit: int) -> bytes:
     return content
 
 
-def walk_files(root: Path) -> Iterator[BlobInfo]:
-    """The blobs below `<root>/<algorithm>/<ab>/`, sorted by digest. Raises `StoreError`."""
+def walk_files(root: Path, digits: str | None = None) -> Iterator[BlobInfo]:
+    """The blobs below `<root>/<algorithm>/<ab>/`, sorted by digest; all of them, or those below `<ab>` = `digits`.
+    Raises `StoreError`.
+    """
     for algorithm, length in HEX_LENGTHS.items():
         for folder in sorted(_folders(root / algorithm), key=lambda entry: entry.name):
+            if digits is not None and folder.name != digits:
+                continue
             with store_errors("listing blobs"):
                 entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             for entry in entries:

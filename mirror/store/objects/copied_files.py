@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from mirror.errors import BlobUnknown, StoreError
@@ -95,11 +95,11 @@ class CopiedFiles:
 
     def walk(self) -> Iterator[BlobInfo]:
         """See `Blobs`. A blob that is in both places comes once."""
-        before = None
-        for info in heapq.merge(self.copies.walk(), self.cache.walk(), key=lambda info: info.digest):
-            if info.digest != before:
-                yield info
-            before = info.digest
+        return _merged(self.copies.walk(), self.cache.walk())
+
+    def walk_part(self, digits: str) -> Iterator[BlobInfo]:
+        """Likewise."""
+        return _merged(self.copies.walk_part(digits), self.cache.walk_part(digits))
 
     def put(self, digest: Digest, content: bytes) -> BlobInfo:
         return self.copies.put(digest, content)
@@ -152,3 +152,12 @@ class CopiedFiles:
     def mark_used(self, seen: Mapping[Digest, float]) -> None:
         for store in self._both:
             store.mark_used(seen)
+
+
+def _merged(*walks: Iterable[BlobInfo]) -> Iterator[BlobInfo]:
+    """What the walks find, sorted as they are; what several find comes once."""
+    before = None
+    for info in heapq.merge(*walks, key=lambda info: info.digest):
+        if info.digest != before:
+            yield info
+        before = info.digest
