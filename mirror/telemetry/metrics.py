@@ -82,6 +82,16 @@ UPSTREAM_ERRORS: Final = Counter(
 UPSTREAM_BYTES: Final = Counter(
     "mirror_upstream_bytes", "Bytes of blobs received from upstreams, stored or not", ["upstream"]
 )
+FURTHER_BYTES: Final = Counter(
+    "mirror_further_connection_bytes",
+    "Bytes of blobs received by further connections for the same blob, also counted as received from the upstream",
+    ["upstream"],
+)
+CONNECTIONS_GIVEN_BACK: Final = Counter(
+    "mirror_connections_given_back",
+    "Further connections for a blob that ended before the blob was here: no gain, slow, failed, throttled, no parts, store",
+    ["upstream", "reason"],
+)
 BUDGET_LIMIT: Final = Gauge(
     "mirror_upstream_budget_limit",
     "Pulls that an upstream allows in its window, if it states the number",

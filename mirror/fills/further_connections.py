@@ -1,0 +1,349 @@
+"""Further connections of a fill: they fetch bytes ahead of the prefix into the spans, while that makes the whole faster.
+
+    answered ── upstream serves parts ──> the pace is measured ──> connections are begun, kept, given back ──> aclose
+                                                │
+         one connection: gap behind the prefix ── claimed ── opened ── received ──> the next gap
+                                                     └── no turn, refused, broken, cut ──> given back; what came stays
+
+A further connection is never needed: whatever happens to it, the filler fetches the rest. It waits for no turn at the
+upstream, is asked for once, and its failure is no failure of the upstream (`BlobParts.further`). The filler's own
+connection always goes on at the prefix; it waits for a further one that is there before it only while that brings
+about as much as its own would (`hurry`). All connections end before the blob is verified, and whenever the fill ends.
+
+What an upstream does is remembered for some minutes: that it ignores ranges or wants few requests, and how many
+connections were best.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Final
+
+from mirror import telemetry
+from mirror.aio.caches import TtlCache
+from mirror.aio.singleflight import cancel_and_wait
+from mirror.aio.threads import run_uninterrupted
+from mirror.errors import (
+    BlobDamaged,
+    StoreError,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
+from mirror.oci.digest import Digest
+from mirror.oci.span import Span
+from mirror.policy.fills.fill_ahead import RampUp, further_span, is_straggler, own_stop
+from mirror.policy.fills.span_blocks import gaps
+from mirror.ports import BlobParts, Body, Claim, Ingest, SaysStop, Spans
+
+#: Seconds between two looks at the pace.
+_TICK: Final = 0.05
+#: Seconds until a turn is looked for again when none was free.
+_NO_TURN: Final = 1.0
+#: Seconds for which it is remembered what an upstream does, and of how many.
+_REMEMBERED: Final = 300.0
+_MOST_REMEMBERED: Final = 1000
+
+
+class ConnectionMemory:
+    """How many connections were best for the blobs of each upstream lately, by the name of its registry."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` counts seconds."""
+        self._best: TtlCache[str, int] = TtlCache(_MOST_REMEMBERED, _REMEMBERED, clock)
+        self._whole: TtlCache[str, bool] = TtlCache(_MOST_REMEMBERED, _REMEMBERED, clock)
+
+    def __repr__(self) -> str:
+        return f"<ConnectionMemory {dict(self._best)}>"
+
+    def best(self, upstream: str) -> int | None:
+        """The number of connections that was best; None if that is not known."""
+        return 1 if upstream in self._whole else self._best.get(upstream)
+
+    def note_best(self, upstream: str, connections: int) -> None:
+        """A fill has found out how many are best; 1 also if the upstream wants fewer requests."""
+        self._best[upstream] = connections
+
+    def note_whole(self, upstream: str) -> None:
+        """The upstream sends the whole blob when it is asked for a part."""
+        self._whole[upstream] = True
+
+    def sends_parts(self, upstream: str) -> bool:
+        """False if the upstream was asked for a part lately, and has sent the whole."""
+        return upstream not in self._whole
+
+
+class _Connection:
+    """One further connection, and the part that it fetches."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.claim = claim
+        #: What it reads; None while it waits for its answer.
+        self.body: Body | None = None
+        #: Bytes of this part so far.
+        self.received = 0
+        self.is_cut = False
+
+    def __repr__(self) -> str:
+        return f"<_Connection for {self.claim.span}, {self.received} bytes{', cut' if self.is_cut else ''}>"
+
+    @property
+    def ends(self) -> int | None:
+        """Where its answer ends."""
+        return self.body.stop if isinstance(self.body, SaysStop) else None
+
+    def fetches(self, offset: int) -> bool:
+        """True if the byte is one of its part."""
+        return self.claim.span.start <= offset < self.claim.span.stop
+
+    def takes(self, claim: Claim) -> None:
+        """It goes on with the next part."""
+        self.claim = claim
+
+    def cut(self) -> None:
+        """End the part here."""
+        self.is_cut = True
+        self.claim.cut()
+        if self.body is not None:
+            self.body.abort()
+
+
+class FurtherConnections:
+    """Those of one fill. On the event loop only."""
+
+    def __init__(
+        self,
+        parts: BlobParts,
+        upstream: str,
+        digest: Digest,
+        memory: ConnectionMemory,
+        executor: Executor,
+        *,
+        label: str,
+        spans: Callable[[int], Spans | None],
+        sleep: Callable[[float], Awaitable[None]],
+        clock: Callable[[], float],
+    ) -> None:
+        """`spans` opens those of the blob, given its size in bytes; None: they are not to be used. `label` is the
+        configured upstream that the registry `upstream` belongs to.
+        """
+        self._parts = parts
+        self._upstream = upstream
+        self._digest = digest
+        self._memory = memory
+        self._executor = executor
+        self._label = label
+        self._spans = spans
+        self._sleep = sleep
+        self._clock = clock
+        self._ramp = RampUp(parts.most, memory.best(upstream))
+        self._began: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._running: set[_Connection] = set()
+        self._no_turn_until = float("-inf")
+        #: Bytes of all requests that are over, and of the parts that are.
+        self._received = 0
+        self._ingest: Ingest | None = None
+        #: The filler's own request, from its opening to its end.
+        self._own: Span | None = None
+        #: What the filler waits for: the connection, since when, and the bytes that it had then.
+        self._awaited: tuple[_Connection, float, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<FurtherConnections {len(self._running)} of {self._ramp!r}>"
+
+    # --------------------------------------------------------------------------------------- called by the filler
+
+    def next_stop(self, ingest: Ingest, size: int, stop: int | None) -> int | None:
+        """Where the filler's next request is to end, which may go up to `stop` (None: to the end of the blob, which has
+        `size` bytes). It is the filler's until `ended`.
+        """
+        self.ended()
+        self._ingest, self._awaited = ingest, None
+        seconds = 0.0 if self._began is None else self._clock() - self._began
+        end = own_stop(self._ramp, ingest.offset, size, seconds) or size
+        end = end if stop is None else min(stop, end)
+        self._own = Span(ingest.offset, end)
+        return end if end < size else None
+
+    def answered(self, body: Body, size: int | None) -> None:
+        """The filler's request has been answered by the upstream itself. `size` is that of the whole blob, in bytes."""
+        if self._began is None:
+            self._began = self._clock()
+        own = self._own
+        if own is None or size is None or own.stop >= size:
+            return
+        ends = body.stop if isinstance(body, SaysStop) else None
+        if body.start != own.start or ends is None or ends > own.stop:
+            self._memory.note_whole(self._upstream)
+            self._ramp.alone()
+            self._own = Span(own.start, size)
+        elif self._task is None and self._parts.most > 1:
+            rest = size - own.start
+            self._task = asyncio.create_task(self._look_after(size, rest), name=f"connections for {self._digest}")
+
+    def ended(self) -> None:
+        """The filler's request is over, well or not. Repeatable."""
+        own, self._own = self._own, None
+        if own is not None and self._ingest is not None:
+            self._received += max(0, self._ingest.offset - own.start)
+
+    def hurry(self, offset: int) -> None:
+        """The filler waits for the bytes from `offset` on: ends a further connection that is too slow with them."""
+        found = next((each for each in self._running if each.fetches(offset)), None)
+        if found is None:
+            self._awaited = None
+        elif self._awaited is None or self._awaited[0] is not found:
+            self._awaited = found, self._clock(), found.received
+        else:
+            _, since, before = self._awaited
+            brought, rate = found.received - before, self._ramp.rate / self._ramp.wanted
+            if is_straggler(self._clock() - since, brought, rate, has_begun=found.received > 0):
+                self._awaited = None
+                self._ramp.lost()
+                found.cut()
+
+    def throttled(self) -> None:
+        """The upstream wants fewer requests: no more connections than the filler's own."""
+        self._memory.note_best(self._upstream, 1)
+        self._ramp.alone()
+
+    async def aclose(self) -> None:
+        """Ends all connections, and returns once they have ended. Repeatable."""
+        self.ended()
+        try:
+            if self._task is not None:
+                await cancel_and_wait(self._task)
+            await cancel_and_wait(*(each.task for each in self._running if each.task is not None))
+        finally:
+            self._task = None
+            self._parts.release()
+            if self._ramp.has_learnt:
+                self._memory.note_best(self._upstream, self._ramp.wanted)
+
+    # -------------------------------------------------------------------------------------------------- behind it
+
+    async def _look_after(self, size: int, rest: int) -> None:
+        """Measures, and begins connections. `rest` bytes were missing when this began."""
+        while True:
+            received = self._total()
+            self._ramp.sample(self._clock(), received, rest - received)
+            while len(self._running) + 1 < self._ramp.wanted and self._begin(size):
+                pass
+            await self._sleep(_TICK)
+
+    def _total(self) -> int:
+        """The bytes that all connections have brought."""
+        own = max(0, self._ingest.offset - self._own.start) if self._own and self._ingest else 0
+        return self._received + own + sum(each.received for each in self._running)
+
+    def _begin(self, size: int) -> bool:
+        """Begins one more connection. False if there is nothing for it to fetch, or no turn."""
+        claim = None if self._clock() < self._no_turn_until else self._claim(size)
+        if claim is None:
+            return False
+        connection = _Connection(claim)
+        self._running.add(connection)
+        connection.task = asyncio.create_task(self._run(connection, size), name=f"connection for {self._digest}")
+        connection.task.add_done_callback(lambda _: self._running.discard(connection))
+        return True
+
+    def _claim(self, size: int) -> Claim | None:
+        """Claims the next part for a further connection; None if there is none, or spans cannot be used."""
+        if self._ingest is None:
+            return None
+        try:
+            spans = self._spans(size)
+            if spans is None:
+                self._ramp.alone()
+                return None
+            wanted = Span(self._own.stop if self._own else self._ingest.offset, size)
+            # in this order, see `Spans.taken`
+            taken = spans.taken(wanted)
+            free = gaps(wanted, [*taken, *spans.here(wanted)])
+            span = further_span(self._ramp, free, size)
+            return None if span is None else spans.claim(span)
+        except StoreError as error:
+            self._note_end("store", error)
+            self._ramp.alone()
+            return None
+
+    async def _run(self, connection: _Connection, size: int) -> None:
+        try:
+            while await self._receive(connection, size):
+                if connection.is_cut:
+                    self._note_end("slow")
+                    return
+                if len(self._running) + 1 > self._ramp.wanted:
+                    self._note_end("no gain")
+                    return
+                claim = self._claim(size)
+                if claim is None:
+                    return
+                connection.takes(claim)
+        except UpstreamThrottled as error:
+            self._note_end("throttled", error)
+            self.throttled()
+        except UpstreamInvalid as error:
+            self._note_end("no parts", error)
+            self._memory.note_whole(self._upstream)
+            self._ramp.alone()
+        except (UpstreamError, BlobDamaged) as error:
+            self._note_end("failed", error)
+            self._ramp.lost()
+        except StoreError as error:
+            self._note_end("store", error)
+            self._ramp.alone()
+        except Exception:
+            telemetry.log.exception("connection for a blob crashed", digest=str(self._digest))
+            self._ramp.lost()
+
+    async def _receive(self, connection: _Connection, size: int) -> bool:
+        """Receives the part that the connection has claimed. False if there was no turn for it. Raises `UpstreamError`,
+        `StoreError`.
+        """
+        claim, loop = connection.claim, asyncio.get_running_loop()
+        start, stop = claim.offset, claim.span.stop
+
+        def grown(offset: int) -> None:
+            if not connection.received:
+                loop.call_soon_threadsafe(self._has_first_byte)
+            connection.received = offset - start
+
+        try:
+            async with self._parts.further(start, stop, size) as body:
+                if body is None:
+                    self._no_turn_until = self._clock() + _NO_TURN
+                    return False
+                connection.body = body
+                if not connection.is_cut:
+                    await run_uninterrupted(self._executor, claim.fill, body, grown, stop=body.abort)
+                return True
+        except UpstreamUnavailable:
+            if connection.is_cut or (connection.received and claim.offset == connection.ends):
+                # the rest is fetched by the filler; or the answer had less than was asked for, and there is a new gap
+                return True
+            raise
+        finally:
+            connection.body = None
+            claim.release()
+            count, connection.received = connection.received, 0
+            self._received += count
+            telemetry.UPSTREAM_BYTES.labels(self._label).inc(count)
+            telemetry.FURTHER_BYTES.labels(self._label).inc(count)
+
+    def _has_first_byte(self) -> None:
+        self._ramp.is_sending(self._clock(), self._total())
+
+    def _note_end(self, reason: str, error: Exception | None = None) -> None:
+        telemetry.CONNECTIONS_GIVEN_BACK.labels(self._label, reason).inc()
+        telemetry.log.info(
+            "connection given back",
+            digest=str(self._digest),
+            upstream=self._upstream,
+            reason=f"{reason}: {error}" if error else reason,
+        )
