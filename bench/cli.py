@@ -15,6 +15,7 @@ from bench.content import make_image
 from bench.machine import facts, filesystem
 from bench.measure import COLD, WARM, Bench, Scale, measure_cold, measure_warm
 from bench.origin import Origin
+from bench.parallel import measure_parallel
 from bench.process import BenchFailed, say
 from bench.pushing import measure_pushes
 from bench.results import Results
@@ -34,7 +35,7 @@ from bench.systems import (
 from bench.table import as_json, as_table
 
 _MIB: Final = 1 << 20
-_GROUPS: Final = [*WARM, *COLD, "push", "tls", "bucket", "replicas"]
+_GROUPS: Final = [*WARM, *COLD, "parallel", "push", "tls", "bucket", "replicas"]
 #: What needs an object store is measured only if it is asked for.
 _USUAL: Final = _GROUPS[:-2]
 #: The systems of the figures about the bucket, in the order of the table's columns.
@@ -117,6 +118,8 @@ def _measure(
             if warm := [group for group in WARM if group in only]:
                 measure_warm(bench, warm)
             measure_cold(bench, [group for group in COLD if group in only])
+            if "parallel" in only:
+                measure_parallel(bench)
             if "push" in only:
                 say("push")
                 measure_pushes(bench)

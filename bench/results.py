@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from bench.systems import MIRROR, MIRROR_ON_DISK, NGINX, ONE_MIRROR, REGISTRY
 
-Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push", "bucket", "replicas", "tls"]
+Group = Literal["warm", "cold", "stampede", "slow", "small", "stalled", "push", "bucket", "replicas", "tls", "parallel"]
 
 
 def quantile(values: Sequence[float], part: float) -> float:
@@ -72,6 +72,14 @@ FIGURES: Final[Sequence[Figure]] = (
     Figure("cold.cpu", "cold", "— its CPU", "s/GiB", (_with_hash("cold.hash"), _at_most(0.4, REGISTRY))),
     Figure("cold.hash", "cold", "— SHA-256 alone", "s/GiB"),
     Figure("cold.upstream", "cold", "— upstream bytes", "× blob", (_at_most(1.0),)),
+    Figure("limited.rate", "parallel", "cold blob, 40 MiB/s a connection", "MiB/s", (_at_least(3.3, NGINX),)),
+    Figure("limited.cpu", "parallel", "— its CPU", "s/GiB"),
+    Figure("limited.requests", "parallel", "— upstream requests", ""),
+    Figure("limited.upstream", "parallel", "— upstream bytes", "× blob", (_at_most(1.0),)),
+    Figure("unlimited.rate", "parallel", "the same, not limited", "MiB/s", (_at_least(0.95, NGINX),)),
+    Figure("unlimited.cpu", "parallel", "— its CPU", "s/GiB"),
+    Figure("unlimited.requests", "parallel", "— upstream requests", ""),
+    Figure("unlimited.upstream", "parallel", "— upstream bytes", "× blob", (_at_most(1.0),)),
     Figure("stampede.seconds", "stampede", "100 clients, one cold blob", "s", (_at_most(1.1, NGINX),)),
     Figure("stampede.cpu", "stampede", "— CPU", "s"),
     Figure("stampede.first", "stampede", "— first byte, median", "ms", (_at_most(50),)),

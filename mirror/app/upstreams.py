@@ -138,7 +138,11 @@ class Upstreams:
             telemetry.BUDGET_REMAINING.labels(label).set(budget.remaining)
 
         of_mirrors = replace(_counting(label), whose=caller_mark if settings.access == "verify" else lambda: "")
-        limits = Limits(blobs_at_once=settings.max_concurrent_downloads, lists=self._lists)
+        limits = Limits(
+            blobs_at_once=settings.max_concurrent_downloads,
+            connections_per_blob=settings.connections_per_blob,
+            lists=self._lists,
+        )
 
         def at(
             url: str, reach: ReachSettings, names: Sequence[str], *, limits: Limits, hooks: Hooks

@@ -311,6 +311,15 @@ class UpstreamSettings(ReachSettings):
     max_concurrent_downloads: int = Field(
         32, ge=1, le=1000, description="Maximum number of simultaneous downloads, per worker."
     )
+    connections_per_blob: int = Field(
+        4,
+        ge=1,
+        le=16,
+        description=(
+            "Maximum number of connections over which a large blob comes, while each makes it faster; each counts as a "
+            "download."
+        ),
+    )
     connect_timeout: Seconds = Field(5.0, description="Time limit for opening a connection, including TLS.")
     read_timeout: Seconds = Field(
         30.0, description="A download that receives no byte for this long is resumed with a new request."

@@ -39,6 +39,7 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.fills.flight import NOTICE_BYTES, Flight, InParts
+from mirror.fills.further_connections import ConnectionMemory
 from mirror.fills.out_of_turn import BoundedBody, OutOfTurn
 from mirror.fills.outages import Outages
 from mirror.fills.sources import OnAnswer, SourceLeft, count_received
@@ -110,6 +111,8 @@ class Filler:
         self._jitter = jitter
         self._clock = clock
         self._outages = Outages()
+        #: How many connections were best for the blobs of each upstream.
+        self.connections = ConnectionMemory(clock)
 
     async def fill(self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None) -> None:
         """Fills the ingest, whose lock this process has, and publishes the blob. Raises what ended the fill.
@@ -173,7 +176,9 @@ class Filler:
 
     def _out_of_turn(self, flight: Flight) -> OutOfTurn:
         label = self._label(flight.upstream)
-        return OutOfTurn(flight, self.executor, label=label, sleep=self.sleep, clock=self._clock)
+        return OutOfTurn(
+            flight, self.executor, label=label, memory=self.connections, sleep=self.sleep, clock=self._clock
+        )
 
     async def _download_or_copy(
         self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None, turns: OutOfTurn | None
@@ -256,6 +261,7 @@ class Filler:
                         ingest.expect(size)
                         flight.announce(ingest.reader)
                         if turns:
+                            turns.answered(body)
                             await self._write_piece(flight, ingest, body, stop, turns)
                         else:
                             await self._write(flight, ingest, body)
@@ -269,6 +275,8 @@ class Filler:
                 except SourceLeft as error:
                     self._log_interruption(flight, ingest, error, 0)
                 except (UpstreamUnavailable, UpstreamThrottled) as error:
+                    if turns:
+                        turns.request_ended(error)
                     now = self._clock()
                     tries = tries.broken(now, progress=ingest.offset > before) if answered else tries.refused(error)
                     if ingest.offset > before:
@@ -286,8 +294,12 @@ class Filler:
                     # other files took the reserved space; without more room the followers go on uncached
                     await self._room.make_room(NOTICE_BYTES if flight.size is None else flight.size - ingest.offset)
                 finally:
+                    if turns:
+                        turns.request_ended()
                     self._count_received(flight, max(0, ingest.offset - before))
         finally:
+            if turns:
+                await turns.end_connections()
             if reservation:
                 reservation.release()
 

@@ -119,15 +119,11 @@ class Flights:
         while True:
             flight = self._flights.get((upstream, digest))
             if flight is None:
+                sources = BlobSources.of(pull)
                 flight = Flight(
-                    digest,
-                    upstream,
-                    size,
-                    on_behalf,
-                    BlobSources.of(pull),
-                    self._filler.store if store is None else store,
+                    digest, upstream, size, on_behalf, sources, self._filler.store if store is None else store
                 )
-                flight.in_parts = in_parts
+                flight.in_parts = InParts.AHEAD if in_parts is InParts.NO and sources.parts else in_parts
                 self._start(flight, on_answer)
             flight.follow()
             try:

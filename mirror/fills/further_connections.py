@@ -1,4 +1,4 @@
-"""Further connections of a fill: they fetch bytes ahead of the prefix into the spans, while that makes the whole faster.
+"""Further connections of a fill fetch bytes ahead of the prefix into the spans, while that makes the whole faster.
 
     answered ── upstream serves parts ──> the pace is measured ──> connections are begun, kept, given back ──> aclose
                                                 │
@@ -37,10 +37,14 @@ from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.policy.fills.fill_ahead import RampUp, further_span, is_straggler, own_stop
 from mirror.policy.fills.span_blocks import gaps
-from mirror.ports import BlobParts, Body, Claim, Ingest, SaysStop, Spans
+from mirror.ports import BlobParts, Body, Claim, Ingest, SaysStop, SaysWaiting, Spans
 
 #: Seconds between two looks at the pace.
 _TICK: Final = 0.05
+#: Bytes that have arrived and wait, from which on this machine is slower than the upstream.
+_MANY: Final = 512 << 10
+#: Bytes out of turn that may wait for the filler.
+_MOST_AHEAD: Final = 512 << 20
 #: Seconds until a turn is looked for again when none was free.
 _NO_TURN: Final = 1.0
 #: Seconds for which it is remembered what an upstream does, and of how many.
@@ -110,6 +114,8 @@ class _Connection:
         self.claim.cut()
         if self.body is not None:
             self.body.abort()
+        elif self.task is not None:
+            self.task.cancel()
 
 
 class FurtherConnections:
@@ -148,8 +154,9 @@ class FurtherConnections:
         #: Bytes of all requests that are over, and of the parts that are.
         self._received = 0
         self._ingest: Ingest | None = None
-        #: The filler's own request, from its opening to its end.
+        #: The filler's own request, from its opening to its end, and its answer.
         self._own: Span | None = None
+        self._body: Body | None = None
         #: What the filler waits for: the connection, since when, and the bytes that it had then.
         self._awaited: tuple[_Connection, float, int] | None = None
 
@@ -174,7 +181,7 @@ class FurtherConnections:
         """The filler's request has been answered by the upstream itself. `size` is that of the whole blob, in bytes."""
         if self._began is None:
             self._began = self._clock()
-        own = self._own
+        own, self._body = self._own, body
         if own is None or size is None or own.stop >= size:
             return
         ends = body.stop if isinstance(body, SaysStop) else None
@@ -188,6 +195,7 @@ class FurtherConnections:
 
     def ended(self) -> None:
         """The filler's request is over, well or not. Repeatable."""
+        self._body = None
         own, self._own = self._own, None
         if own is not None and self._ingest is not None:
             self._received += max(0, self._ingest.offset - own.start)
@@ -204,6 +212,7 @@ class FurtherConnections:
             brought, rate = found.received - before, self._ramp.rate / self._ramp.wanted
             if is_straggler(self._clock() - since, brought, rate, has_begun=found.received > 0):
                 self._awaited = None
+                self._note_end("slow")
                 self._ramp.lost()
                 found.cut()
 
@@ -215,15 +224,22 @@ class FurtherConnections:
     async def aclose(self) -> None:
         """Ends all connections, and returns once they have ended. Repeatable."""
         self.ended()
-        try:
-            if self._task is not None:
-                await cancel_and_wait(self._task)
-            await cancel_and_wait(*(each.task for each in self._running if each.task is not None))
-        finally:
-            self._task = None
-            self._parts.release()
-            if self._ramp.has_learnt:
-                self._memory.note_best(self._upstream, self._ramp.wanted)
+        is_cancelled = False
+        while self._task is not None or self._running:
+            # the files of the fill are closed after this: whoever cancels the fill has to wait for the threads
+            try:
+                if self._task is not None:
+                    await cancel_and_wait(self._task)
+                self._task = None
+                await cancel_and_wait(*(each.task for each in self._running if each.task is not None))
+                self._running.clear()
+            except asyncio.CancelledError:
+                is_cancelled = True
+        self._parts.release()
+        if self._ramp.has_learnt:
+            self._memory.note_best(self._upstream, self._ramp.wanted)
+        if is_cancelled:
+            raise asyncio.CancelledError
 
     # -------------------------------------------------------------------------------------------------- behind it
 
@@ -231,7 +247,9 @@ class FurtherConnections:
         """Measures, and begins connections. `rest` bytes were missing when this began."""
         while True:
             received = self._total()
-            self._ramp.sample(self._clock(), received, rest - received)
+            bodies = [body for body in (self._body, *(each.body for each in self._running)) if body is not None]
+            behind = sum(isinstance(body, SaysWaiting) and body.waiting() >= _MANY for body in bodies)
+            self._ramp.sample(self._clock(), received, rest - received, behind / len(bodies) if bodies else None)
             while len(self._running) + 1 < self._ramp.wanted and self._begin(size):
                 pass
             await self._sleep(_TICK)
@@ -264,7 +282,11 @@ class FurtherConnections:
             wanted = Span(self._own.stop if self._own else self._ingest.offset, size)
             # in this order, see `Spans.taken`
             taken = spans.taken(wanted)
-            free = gaps(wanted, [*taken, *spans.here(wanted)])
+            here = spans.here(wanted)
+            if sum(run.length for run in here) >= _MOST_AHEAD:
+                # the filler has to copy them first
+                return None
+            free = gaps(wanted, [*taken, *here])
             span = further_span(self._ramp, free, size)
             return None if span is None else spans.claim(span)
         except StoreError as error:
@@ -276,7 +298,6 @@ class FurtherConnections:
         try:
             while await self._receive(connection, size):
                 if connection.is_cut:
-                    self._note_end("slow")
                     return
                 if len(self._running) + 1 > self._ramp.wanted:
                     self._note_end("no gain")

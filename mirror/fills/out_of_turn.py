@@ -23,8 +23,9 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import StoreError
+from mirror.errors import StoreError, UpstreamThrottled
 from mirror.fills.flight import Flight, InParts
+from mirror.fills.further_connections import ConnectionMemory, FurtherConnections
 from mirror.fills.wrong_parts import report_wrong_parts
 from mirror.oci.span import Span
 from mirror.policy.fills.fill_steps import Fetch, Step, Take, next_step, piece_of
@@ -63,15 +64,31 @@ class OutOfTurn:
         executor: Executor,
         *,
         label: str,
+        memory: ConnectionMemory,
         sleep: Callable[[float], Awaitable[None]],
         clock: Callable[[], float],
     ) -> None:
-        """`label` is the configured upstream that the flight's registry belongs to."""
+        """`label` is the configured upstream that the flight's registry belongs to. `memory`: what is known of each
+        upstream.
+        """
         self._flight = flight
         self._executor = executor
         self._label = label
         self._sleep = sleep
         self._clock = clock
+        self._further = None
+        if (parts := flight.sources.parts) is not None:
+            self._further = FurtherConnections(
+                parts,
+                flight.upstream,
+                flight.digest,
+                memory,
+                executor,
+                label=label,
+                spans=self.spans,
+                sleep=sleep,
+                clock=clock,
+            )
         self._spans: Spans | None = None
         self._given_up = False
         self._piece = piece_of(0, 0)
@@ -104,6 +121,7 @@ class OutOfTurn:
         """Copies what is next and here, and waits for what others fetch. Returns where the next request ends; None: at
         the end of the blob. All bytes may be here afterwards. Raises `StoreFull` if the prefix cannot grow.
         """
+        self._flight.sources.last_stop = None
         pause, patient = _LOOK_FIRST, True
         reach, since = ingest.offset, self._clock()
         while True:
@@ -124,6 +142,8 @@ class OutOfTurn:
                 telemetry.log.info("claim not waited for", digest=str(self._flight.digest), offset=ingest.offset)
                 patient = False
                 continue
+            if self._further is not None:
+                self._further.hurry(step.reach)
             await self._sleep(pause)
             pause = min(pause * 1.5, _LOOK_LAST)
 
@@ -144,11 +164,32 @@ class OutOfTurn:
 
     def _bounded(self, ingest: Ingest, stop: int | None) -> int | None:
         size = self._flight.size
-        if not self.is_lazy or self._given_up or size is None:
+        if self._given_up or size is None:
             return stop
-        # whole blocks: others can claim no less
-        piece_end = (ingest.offset + self._piece) // BLOCK * BLOCK
-        return stop if piece_end >= (size if stop is None else stop) else piece_end
+        if self.is_lazy:
+            # whole blocks: others can claim no less
+            piece_end = (ingest.offset + self._piece) // BLOCK * BLOCK
+            stop = stop if piece_end >= (size if stop is None else stop) else piece_end
+        if self._further is not None:
+            self._flight.sources.last_stop = self._further.next_stop(ingest, size, stop)
+        return stop
+
+    def answered(self, body: Body) -> None:
+        """A source has answered: what comes now is the beginning, or the next piece."""
+        if self._further is not None and not self._flight.sources.name and not self._given_up:
+            self._further.answered(body, self._flight.size)
+
+    def request_ended(self, error: Exception | None = None) -> None:
+        """The request is over, perhaps with an error. Repeatable."""
+        if self._further is not None:
+            self._further.ended()
+            if isinstance(error, UpstreamThrottled):
+                self._further.throttled()
+
+    async def end_connections(self) -> None:
+        """Ends what fetches bytes ahead. Repeatable."""
+        if self._further is not None:
+            await self._further.aclose()
 
     async def _take(self, ingest: Ingest, span: Span) -> bool:
         """Copies bytes that are here. False if they cannot be read; nothing is asked of spans any more then."""

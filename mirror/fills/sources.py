@@ -19,7 +19,7 @@ from typing import Final, Protocol, TypeAlias
 
 from mirror import telemetry
 from mirror.errors import StoreError, UpstreamError, UpstreamNotFound, UpstreamUnavailable
-from mirror.ports import Body
+from mirror.ports import BlobParts, Body
 
 
 class Pull(Protocol):
@@ -85,8 +85,10 @@ class FromUpstream:
     member: Final = ""
     gave: Final = False
 
-    def __init__(self, pull: Pull) -> None:
+    def __init__(self, pull: Pull, parts: BlobParts | None = None) -> None:
+        """`parts`: the same blob over several connections, whose `pull` it is; None: it comes by one."""
         self.pull = pull
+        self.parts = parts
 
     async def accuse(self, reason: str) -> bool:
         """See `BlobSource`; `gave` says that it is never accused."""
@@ -100,6 +102,9 @@ class BlobSources:
         """At least one."""
         self._all = sources
         self._next = 0
+        #: Where a request to the last source is to end; None: where the caller says. Nearer sources need not be asked
+        #: for pieces.
+        self.last_stop: int | None = None
 
     def __repr__(self) -> str:
         return f"<BlobSources {[source.name or 'upstream' for source in self._all]} at {self._next}>"
@@ -115,6 +120,12 @@ class BlobSources:
         return self.current.name
 
     @property
+    def parts(self) -> BlobParts | None:
+        """The blob at its upstream over several connections; None: it comes by one."""
+        last = self._all[-1]
+        return last.parts if isinstance(last, FromUpstream) else None
+
+    @property
     def current(self) -> BlobSource:
         """The source that was opened last, or is opened next."""
         return self._all[self._next]
@@ -124,7 +135,7 @@ class BlobSources:
         that the last one raises.
         """
         if self._next == len(self._all) - 1:
-            return self._all[-1].pull(start, stop)
+            return self._all[-1].pull(start, stop if self.last_stop is None else self.last_stop)
         return self._open_nearer(start, stop)
 
     @asynccontextmanager
@@ -134,7 +145,8 @@ class BlobSources:
                 source = self._all[self._next]
                 is_last = self._next == len(self._all) - 1
                 try:
-                    body = await stack.enter_async_context(source.pull(start, stop))
+                    end = self.last_stop if is_last and self.last_stop is not None else stop
+                    body = await stack.enter_async_context(source.pull(start, end))
                     break
                 except (UpstreamError, StoreError) as error:
                     if is_last:

@@ -37,6 +37,14 @@ class SaysStop(Protocol):
 
 
 @runtime_checkable
+class SaysWaiting(Protocol):
+    """A body that says how much of it has arrived already, which shows whether its sender or its reader is slower."""
+
+    def waiting(self) -> int:
+        """Bytes that have arrived and were not read yet, at least. From any thread; quick."""
+
+
+@runtime_checkable
 class SupportsSplice(Protocol):
     """A body that can lend its socket, so that the kernel moves its bytes."""
 

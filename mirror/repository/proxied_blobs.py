@@ -41,10 +41,11 @@ from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
+from mirror.policy.fills.fill_ahead import LEAST_REST
 from mirror.policy.fills.lazy_ranges import LazyParts, lazy_parts, places_of
 from mirror.policy.fills.span_blocks import BLOCK
 from mirror.policy.rules import LazyRule
-from mirror.ports import BlobInfo, BlobObject, BlobObjects, Upstream
+from mirror.ports import BlobInfo, BlobObject, BlobObjects, BlobParts, Upstream
 from mirror.repository.answers import (
     BlobContent,
     BlobStat,
@@ -116,16 +117,19 @@ class Transfers:
     threads: Executor | None = None
     lazy: LazyRoute | None = None
 
-    def sources(self, digest: Digest, pull: Pull, granted: int, *, part: bool = False) -> BlobSources:
+    def sources(
+        self, digest: Digest, pull: Pull, granted: int, *, part: bool = False, parts: BlobParts | None = None
+    ) -> BlobSources:
         """Returns where a blob comes from: `pull` asks its upstream. A nearer source is asked only if a manifest of the
         repository names the blob, with its size (`granted` >= 0): otherwise an answer of upstream is the right to it,
-        or that of another replica, which has asked upstream for the same repository.
+        or that of another replica, which has asked upstream for the same repository. `parts`: it may come over several
+        connections.
         """
         is_named = granted >= 0
         nearer = [self.nearer(digest)] if self.nearer is not None and is_named else []
         if self.peers is not None:
             nearer += self.peers(digest, granted if is_named else None, part=part)
-        return BlobSources(*nearer, FromUpstream(pull)) if nearer else BlobSources.of(pull)
+        return BlobSources(*nearer, FromUpstream(pull, parts))
 
 
 class ProxiedBlobs:
@@ -311,6 +315,13 @@ class ProxiedBlobs:
 
         return Asker(self.repo, lambda: self._sources(digest, size, part=True), whole)
 
+    def _flight_sources(self, digest: Digest, granted: int) -> BlobSources:
+        """The same, for a flight: a large blob may come over several connections."""
+        if granted < LEAST_REST:
+            return self._sources(digest, granted)
+        parts = self._upstream.parts(self.repo.name, digest)
+        return self._transfers.sources(digest, parts.pull, granted, parts=parts if parts.most > 1 else None)
+
     # -------------------------------------------------------------------------------------------------- fills
 
     async def _join_flight(self, digest: Digest, granted: int) -> BlobContent:
@@ -326,7 +337,7 @@ class ProxiedBlobs:
         try:
             flight = await self._flights.join(
                 digest,
-                self._sources(digest, granted),
+                self._flight_sources(digest, granted),
                 upstream=self._upstream.name,
                 size=size,
                 on_answer=upstream_has if size is None else None,

@@ -89,7 +89,7 @@ FURTHER_BYTES: Final = Counter(
 )
 CONNECTIONS_GIVEN_BACK: Final = Counter(
     "mirror_connections_given_back",
-    "Further connections for a blob that ended before the blob was here: no gain, slow, failed, throttled, no parts, store",
+    "Further connections for a blob that ended early: no gain, slow, failed, throttled, no parts, store",
     ["upstream", "reason"],
 )
 BUDGET_LIMIT: Final = Gauge(

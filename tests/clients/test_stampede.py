@@ -77,8 +77,8 @@ def _expect_all_right(clients: list[Client], size: int) -> None:
     assert not wrong, f"{len(wrong)} of {len(clients)}: {wrong[:5]}"
 
 
-def test_two_hundred_clients_on_one_cold_blob_cost_one_request(library: Library, directory: Path) -> None:
-    """200 clients over 4 workers: upstream sees one GET, and every byte of all 200 answers is right."""
+def test_two_hundred_clients_on_one_cold_blob_cost_one_download(library: Library, directory: Path) -> None:
+    """200 clients over 4 workers: upstream sends each byte once, and every byte of all 200 answers is right."""
     image = library.images["big"]
     digest = image.native.layers[0].digest
     encoded = digest.partition(":")[2]
@@ -98,7 +98,10 @@ def test_two_hundred_clients_on_one_cold_blob_cost_one_request(library: Library,
         crowd.finish()
         _expect_all_right(crowd.clients, crowd.size)
         asked = [request for request in registry.requests() if request.path.endswith(digest)]
-        assert [(request.method, request.status, request.written) for request in asked] == [("GET", 200, crowd.size)]
+        # a large blob is asked for in parts, each byte once
+        assert {request.method for request in asked} == {"GET"}
+        assert sum(request.written or 0 for request in asked) == crowd.size
+        assert len(asked) <= 20
 
 
 def test_real_clients_at_once_share_every_download(library: Library, directory: Path) -> None:

@@ -8,7 +8,8 @@
                                  (as long as its next request)
 
 What a link or an upstream gives in all is shared by its connections, and a further one then brings nothing but work.
-What it gives to each connection is multiplied. Only a trial tells the two apart: nobody announces such limits.
+What it gives to each connection is multiplied. Only a trial tells the two apart: nobody announces such limits. If bytes
+wait in the kernel because this machine takes them too slowly, nothing is tried: bytes out of turn are written twice.
 
 Without the bytes that are left to it, the filler would soon find everything that is next to be coming already, and its
 own connection would have nothing to do.
@@ -33,11 +34,13 @@ _PIECE_SECONDS: Final = 2.0
 _LEAST_PIECE: Final = 8 << 20
 _MOST_PIECE: Final = 128 << 20
 #: Bytes of the last requests, which are smaller so that all connections end together.
-_LAST_PIECE: Final = 2 << 20
+_LAST_PIECE: Final = 4 << 20
 #: Into how many requests for each connection the rest is divided at least.
-_SHARES: Final = 2
+_SHARES: Final = 1
 #: Seconds until the rest would be here below which nothing is changed any more.
 _SOON: Final = 1.5
+#: Bytes a second that no further connection is tried for: to hash and to write them is the limit then, or soon.
+_FAST: Final = 200 << 20
 #: Seconds over which a rate is measured, and since the last change until it is.
 _WINDOW: Final = 0.3
 #: By how much the whole must become faster, and the seconds of a trial: until it can succeed, and until it fails.
@@ -45,6 +48,11 @@ _GAIN: Final = 1.15
 _TRIAL_AT_LEAST: Final = 0.2
 _TRIAL_WHOLE: Final = 0.6
 _TRIAL_AT_MOST: Final = 2.0
+#: What one sample counts among the last ones; the share of connections that says that this machine is the narrow place,
+#: and that it is not.
+_SHARE: Final = 0.1
+_FULL: Final = 0.5
+_FREE: Final = 0.25
 
 #: Seconds that the filler waits for a connection without a first byte, and over which it judges one that sends.
 _LATE: Final = 0.5
@@ -84,12 +92,18 @@ class RampUp:
         self._trial: _Trial | None = None
         self._rate_before = 0.0
         self._is_opening = False
+        #: The share of the connections whose bytes have waited for this machine lately.
+        self._behind = _FREE
 
     def __repr__(self) -> str:
         return f"<RampUp {self.wanted} of {self._most}{', settled' if self.is_settled else ''}, {self.rate:.0f} B/s>"
 
-    def sample(self, now: float, received: int, rest: int) -> None:
-        """All connections together have brought `received` bytes at `now` seconds, and `rest` bytes are missing."""
+    def sample(self, now: float, received: int, rest: int, behind: float | None = 0.0) -> None:
+        """All connections together have brought `received` bytes at `now` seconds, and `rest` bytes are missing.
+        `behind` is the share of them whose bytes have arrived faster than they were taken; None: there are none.
+        """
+        if behind is not None:
+            self._behind += (behind - self._behind) * _SHARE
         if self._changed_at is None:
             self._changed_at = now
         samples = self._samples
@@ -103,7 +117,12 @@ class RampUp:
             return
         if self._trial is not None:
             self._judge(self._trial, now, received)
-        elif not self._is_opening and now - self._changed_at >= _WINDOW <= seconds and not self.ends_soon(rest):
+        elif (
+            not self._is_opening
+            and self._behind < _FREE
+            and now - self._changed_at >= _WINDOW <= seconds
+            and not self.ends_soon(rest)
+        ):
             # the connection that is tried has to be faster than the others were just before it
             self._rate_before = self.rate
             self._is_opening = True
@@ -111,7 +130,12 @@ class RampUp:
 
     def _judge(self, trial: _Trial, now: float, received: int) -> None:
         seconds, gained = now - trial.began, received - trial.bytes
-        if seconds >= _TRIAL_AT_LEAST and gained > 0 and gained >= _GAIN * trial.rate * max(seconds, _TRIAL_WHOLE):
+        if self.is_full and seconds >= _TRIAL_WHOLE:
+            # what else comes only waits; at another time it may not
+            self.wanted -= 1
+            self._trial = None
+            self.is_settled = True
+        elif seconds >= _TRIAL_AT_LEAST and gained > 0 and gained >= _GAIN * trial.rate * max(seconds, _TRIAL_WHOLE):
             # the rate of the last moment is that of all of them by now
             self._trial, self._changed_at = None, trial.began
             self.is_settled = self.has_learnt = self.wanted >= self._most
@@ -136,9 +160,14 @@ class RampUp:
         self.wanted = 1
         self._settle()
 
+    @property
+    def is_full(self) -> bool:
+        """True if this machine is the narrow place: bytes arrive faster than they are taken."""
+        return self._behind >= _FULL
+
     def ends_soon(self, rest: int) -> bool:
-        """True if the rest will be here before a change could make a difference."""
-        return rest < LEAST_REST // 2 or rest <= self.rate * _SOON
+        """True if the rest will be here before a change could make a difference, or comes as fast as it can be used."""
+        return rest < LEAST_REST // 2 or rest <= self.rate * _SOON or self.rate >= _FAST
 
     def _settle(self) -> None:
         self.is_settled, self._is_opening, self._trial = True, False, None
@@ -149,11 +178,11 @@ def own_stop(ramp: RampUp, offset: int, size: int, seconds: float) -> int | None
     `seconds`.
     """
     rest = size - offset
-    if ramp.wanted == 1 and (ramp.is_settled or (seconds >= _WINDOW and ramp.ends_soon(rest))):
+    if ramp.wanted == 1 and (ramp.is_settled or (seconds >= _WINDOW and (ramp.is_full or ramp.ends_soon(rest)))):
         return None
     if ramp.wanted == 1:
         # nothing is known yet, or there is nothing to gain but what a trial might show later
-        piece = LEAST_REST if not seconds else max(LEAST_REST, rest // 4)
+        piece = min(LEAST_REST, rest // 2) if not seconds else max(LEAST_REST, rest // 4)
     else:
         piece = _piece(ramp.rate / ramp.wanted, rest, ramp.wanted)
     return _up_to(offset + piece, size)
@@ -165,8 +194,10 @@ def further_span(ramp: RampUp, gaps: Sequence[Span], size: int) -> Span | None:
     As many bytes at the beginning of the gaps as the filler's own next request has are left to it.
     """
     rest = sum(gap.length for gap in gaps)
-    piece = _piece(ramp.rate / ramp.wanted, rest, ramp.wanted)
-    left = piece
+    piece = left = _piece(ramp.rate / ramp.wanted, rest, ramp.wanted)
+    if not ramp.is_settled:
+        # the connection may be given back after it
+        piece = min(piece, LEAST_REST)
     for gap in gaps:
         start = _aligned(gap.start + left)
         left = max(0, left - gap.length)

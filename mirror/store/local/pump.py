@@ -90,10 +90,11 @@ def place(body: Body, descriptor: int, at: int, stop: Callable[[], int], grown: 
 
     with _Splice() as splice:
         while at < stop():
+            before = at
             # not more at once: `stop()` may become less
             splice.move(body, descriptor, at, min(stop(), at + _PIPE), advance)
-            if at >= stop():
-                break
+            if at > before:
+                continue
             received = _receive(body, at, None, min(_RECEIVE, stop() - at))
             if not received:
                 break

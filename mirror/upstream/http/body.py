@@ -7,9 +7,12 @@ HttpBody     reading ──┬── all bytes arrived ──> the connection is
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import ssl
+import sys
+import termios
 import threading
 import time
 import weakref
@@ -203,6 +206,14 @@ class HttpBody:
             raise self._broken("the connection was closed")
         self._remaining -= count
         self._count(count, waited)
+
+    def waiting(self) -> int:
+        """See `SaysWaiting`: what the kernel has, encrypted or not."""
+        with self._lock:
+            if self._connection is None:
+                return 0
+            count = fcntl.ioctl(self._connection.fileno(), termios.FIONREAD, bytes(4))
+        return int.from_bytes(count, sys.byteorder)
 
     def abort(self) -> None:
         """Make a blocked `readinto` fail soon. Callable from any thread, repeatable."""
