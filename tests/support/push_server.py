@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -42,8 +42,14 @@ class Answered:
 class _Router:
     """One hosted repository, and the names of those to mount from."""
 
+    #: See `Router`.
+    gives_parts = False
+
     def __init__(self, repository: MemoryWritable) -> None:
         self.repository = repository
+
+    def when_forgotten(self, forgotten: Callable[[], None]) -> None:
+        """See `Router`; nothing is forgotten here."""
 
     def resolve(self, name: str, *, host: str | None, ns: str | None) -> Any:
         check_name(name)
