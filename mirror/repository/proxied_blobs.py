@@ -320,7 +320,10 @@ class ProxiedBlobs:
         if granted < LEAST_REST:
             return self._sources(digest, granted)
         parts = self._upstream.parts(self.repo.name, digest)
-        return self._transfers.sources(digest, parts.pull, granted, parts=parts if parts.most > 1 else None)
+        if parts.most <= 1 and self._transfers.lazy is None:
+            return self._sources(digest, granted)
+        # also if one connection is all: a lazy blob comes piece by piece, in one turn at the upstream
+        return self._transfers.sources(digest, parts.pull, granted, parts=parts)
 
     # -------------------------------------------------------------------------------------------------- fills
 
