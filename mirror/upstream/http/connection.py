@@ -11,17 +11,19 @@ import contextlib
 import io
 import select
 import socket
-import ssl
 import struct
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from mirror.upstream.http.tls_stream import TlsStream
+
 
 class Connection(io.RawIOBase):
     """One connection. Heads and chunks are read through a buffer; `take` reads from the socket once it is drained.
 
-    `origin` is the scheme, host and port that the connection serves. `read_timeout` is in seconds.
+    `origin` is the scheme, host and port that the connection serves. `read_timeout` is in seconds. `tls` is None for
+    plain TCP.
     """
 
     def __init__(
@@ -30,10 +32,12 @@ class Connection(io.RawIOBase):
         origin: tuple[str, str, int],
         read_timeout: float,
         clock: Callable[[], float],
+        tls: TlsStream | None = None,
     ) -> None:
         self._socket = connection
+        self._tls = tls
         self.origin = origin
-        self.is_tls = isinstance(connection, ssl.SSLSocket)
+        self.is_tls = tls is not None
         self.read_timeout = read_timeout
         self._clock = clock
         self._deadline: float | None = None
@@ -52,19 +56,19 @@ class Connection(io.RawIOBase):
 
     def send(self, request: bytes) -> None:
         """Send all of the request."""
-        self._socket.sendall(request)
+        (self._tls or self._socket).sendall(request)
 
     def end_of_head(self) -> None:
         """Mark the end of the head: from here on, each single wait is limited by the read time-out."""
         self._deadline = None
-        if self.is_tls:
-            self._socket.settimeout(0)  # `_receive` polls
-            return
         # the kernel's time-out leaves the descriptor blocking: reads need no poll before them, and splice can wait
         self._socket.settimeout(None)
         whole, part = divmod(self.read_timeout, 1)
         limit = struct.pack("@ll", int(whole), max(int(part * 1e6), 0 if whole else 1))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        if self.is_tls:
+            # TLS may have to answer something of its own while it reads
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def readable(self) -> bool:
         return True
@@ -78,7 +82,6 @@ class Connection(io.RawIOBase):
             if remaining <= 0:
                 raise TimeoutError("the head of an answer took too long")
             self._socket.settimeout(remaining)
-            return self._socket.recv_into(buffer)
         return self._receive(memoryview(buffer))
 
     def take(self, buffer: memoryview) -> int:
@@ -87,28 +90,7 @@ class Connection(io.RawIOBase):
 
     def _receive(self, buffer: memoryview) -> int:
         """Read what the socket has. Waits only for the first byte, at most the read time-out."""
-        if not self.is_tls:
-            return self._socket.recv_into(buffer)
-        # TLS gives one record of at most 16 KiB a call: take all that have arrived, to save the caller calls
-        count = 0
-        while count < len(buffer):
-            try:
-                received = self._socket.recv_into(buffer[count:])
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                if count:
-                    break
-                self._wait(select.POLLOUT if isinstance(error, ssl.SSLWantWriteError) else select.POLLIN)
-                continue
-            if not received:
-                break
-            count += received
-        return count
-
-    def _wait(self, event: int) -> None:
-        poll = select.poll()
-        poll.register(self._socket, event)
-        if not poll.poll(self.read_timeout * 1000):
-            raise TimeoutError("no bytes arrived in time")
+        return self._socket.recv_into(buffer) if self._tls is None else self._tls.recv_into(buffer)
 
     def is_drained(self) -> bool:
         """True once everything in the buffer has been returned. From the first call on, the buffer reads no more."""
@@ -125,23 +107,20 @@ class Connection(io.RawIOBase):
             return False
         if not self.is_drained():
             return False
+        if self._tls is not None and not self._tls.is_drained:
+            return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLHUP | select.POLLERR)
-        if self.is_tls and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
-            return False
         return not poll.poll(0)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def shut_down(self) -> None:
-        """Wake a thread that is blocked in a read. Callable from any thread.
-
-        It shuts down the TCP socket, not TLS: an SSL socket's own shutdown drops the session that the reader uses.
-        """
+        """Wake a thread that is blocked in a read. Callable from any thread. It shuts down the TCP socket, not TLS."""
         self._shut = True
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def detach(self) -> int:
         """Return the descriptor, shut down but open; the caller closes it."""

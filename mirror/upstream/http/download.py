@@ -38,6 +38,7 @@ from mirror.upstream.http.connection import Connection, IdleConnections
 from mirror.upstream.http.dialing import AddressRefused, check_literal, dial
 from mirror.upstream.http.proxies import Proxy, open_tunnel
 from mirror.upstream.http.throttled_hosts import ThrottledHosts
+from mirror.upstream.http.tls_stream import TlsStream
 from mirror.upstream.http.transport import Endpoint
 
 #: The most bytes of an error's text that are read; the rest is dropped.
@@ -277,13 +278,13 @@ class Transfer:
     def _connect(self, url: Url, proxy: Proxy | None) -> Connection:
         try:
             connection = self._dial(url, proxy)
+            tls = None
             if url.scheme == "https":
-                connection.settimeout(
-                    self._endpoint.timeouts.connect
-                )  # anew: what TCP has left may be too short for TLS
-                tls = self._endpoint.identity_for(url) or self._endpoint.tls.context
+                # anew: what TCP has left may be too short for TLS
+                connection.settimeout(self._endpoint.timeouts.connect)
+                context = self._endpoint.identity_for(url) or self._endpoint.tls.context
                 try:
-                    connection = tls.wrap_socket(connection, server_hostname=self._endpoint.tls.name or url.host)
+                    tls = TlsStream(connection, context, self._endpoint.tls.name or url.host, clock=self._clock)
                 except BaseException:
                     connection.close()
                     raise
@@ -295,7 +296,7 @@ class Transfer:
             ) from error
         except (OSError, ValueError) as error:
             raise DialFailed(f"no connection to {url.authority}: {describe(error)}", upstream=self._upstream) from error
-        return Connection(connection, url.origin, self._endpoint.timeouts.read, self._clock)
+        return Connection(connection, url.origin, self._endpoint.timeouts.read, self._clock, tls)
 
     def _dial(self, url: Url, proxy: Proxy | None) -> socket.socket:
         if proxy is None:
