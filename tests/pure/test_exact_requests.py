@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mirror.server.fast.exact_requests import LONGEST, has_usual_headers, is_whole, split
+from mirror.server.fast.exact_requests import LONGEST, has_usual_headers, is_whole
 
 _ASKED = b"GET /v2/a/manifests/b HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -76,16 +74,3 @@ _HOST = (b"Host", b"x")
 def test_usual_headers(headers: list[tuple[bytes, bytes]], usual: bool) -> None:
     """Only those that are known to change nothing."""
     assert has_usual_headers(headers) is usual
-
-
-@given(st.lists(st.sampled_from([_ASKED, _ASKED.replace(b"b", b"c"), _ASKED.replace(b"GET", b"HEAD")]), max_size=6))
-def test_requests_in_a_row_are_split(row: list[bytes]) -> None:
-    """All of them, or none."""
-    known = {*row}
-    joined = b"".join(row)
-    assert split(joined, known, 6) == row
-    assert split(joined + _ASKED[:-1], known, 7) == []
-    assert split(joined + b"GET /x HTTP/1.1\r\n\r\n", known, 7) == []
-    if row:
-        assert split(joined, known, len(row) - 1) == []
-        assert split(joined, known - {row[-1]}, 6) == []

@@ -52,32 +52,46 @@ class _Table:
     def put(self, asked: bytes = _ASKED, written: bytes = _written()) -> None:
         self.ready.put(self.here, asked, self.offer(), written)
 
-    def give(self, asked: bytes = _ASKED) -> bytes | None:
-        output = _Output()
-        return output.written if self.ready.give(self.here, asked, output, "192.0.2.1") else None
+    async def give(self, asked: bytes = _ASKED, listener: ListenerAnswers | None = None) -> bytes | None:
+        """The answer; None if the request goes the ordinary way."""
+        connection = _Asking(asked, self.noted)
+        self.ready.ask(listener or self.here, connection)
+        assert connection.answer is None
+        await asyncio.sleep(0)
+        assert connection.went_on is (connection.answer is None)
+        return connection.answer
 
 
-class _Output:
-    def __init__(self) -> None:
-        self.written = b""
+class _Asking:
+    """A connection that holds a request."""
 
-    def write(self, data: bytes) -> None:
-        self.written += data
+    def __init__(self, held: bytes, noted: list[Given]) -> None:
+        self.held = held
+        self.client = "192.0.2.1"
+        self.answer: bytes | None = None
+        self.went_on = False
+        self._noted = noted
+
+    def send(self, answer: bytes) -> None:
+        # it is noted before anybody can have it
+        assert self._noted
+        self.answer = answer
+
+    def go_on(self) -> None:
+        self.went_on = True
 
 
 async def test_an_answer_is_given_with_the_date_of_now() -> None:
     """Everything else is as it was written."""
     table = _Table()
-    assert table.give() is None
+    assert await table.give() is None
     table.put()
-    answer = table.give()
+    answer = await table.give()
     assert answer is not None
     date = answer[answer.index(b"Date: ") :][: len(_DATE)]
     assert answer == _written().replace(_DATE, date)
     assert abs(parsedate_to_datetime(date[6:].decode()).timestamp() - time.time()) < 3600
-    assert table.give(_ASKED + b" ") is None
-    assert not table.noted
-    await asyncio.sleep(0)
+    assert await table.give(_ASKED + b" ") is None
     [(facts, client, seconds)] = table.noted
     assert (facts, client) == (_FACTS, "192.0.2.1")
     assert seconds >= 0
@@ -88,9 +102,9 @@ async def test_each_second_has_its_own_date() -> None:
     now = [time.time()]
     table = _Table(clock=lambda: now[0])
     table.put()
-    first = table.give()
+    first = await table.give()
     now[0] -= 1
-    again = table.give()
+    again = await table.give()
     assert first is not None
     assert again is not None
     assert len(first) == len(again)
@@ -101,9 +115,9 @@ async def test_an_answer_that_does_not_stand_is_gone() -> None:
     table = _Table()
     table.put()
     table.stands = False
-    assert table.give() is None
+    assert await table.give() is None
     table.stands = True
-    assert table.give() is None
+    assert await table.give() is None
     assert (len(table.ready), table.here.weight) == (0, 0)
 
 
@@ -113,11 +127,11 @@ async def test_all_end_together() -> None:
     before = table.offer()
     table.put()
     table.ready.clear()
-    assert table.give() is None
+    assert await table.give() is None
     table.ready.put(table.here, _ASKED, before, _written())
-    assert table.give() is None
+    assert await table.give() is None
     table.put()
-    assert table.give() is not None
+    assert await table.give() is not None
 
 
 async def test_listeners_share_nothing() -> None:
@@ -126,7 +140,7 @@ async def test_listeners_share_nothing() -> None:
     table.put()
     other = table.ready.listener("there")
     assert other is not None
-    assert not table.ready.give(other, _ASKED, _Output(), "192.0.2.1")
+    assert await table.give(listener=other) is None
     assert table.ready.listener("here") is table.here
     given = [table.ready.listener(number) for number in range(100)]
     assert given[0] is not None
@@ -138,7 +152,7 @@ async def test_the_table_is_bounded() -> None:
     table = _Table(most=3)
     for number in range(5):
         table.put(b"%d" % number)
-    assert [table.give(b"%d" % number) is not None for number in range(5)] == [False, False, True, True, True]
+    assert [await table.give(b"%d" % number) is not None for number in range(5)] == [False, False, True, True, True]
     table.stands = False
     table.put(b"x")
     assert len(table.ready) == 1
@@ -233,6 +247,7 @@ async def test_a_client_that_does_not_read_is_dropped_in_the_end() -> None:
             connected = _Connected(stall=0.0)
             connected.transport.takes = False
             connected.protocol.data_received(_ASKED)
+            await asyncio.sleep(0)
             assert connected.transport.written
             assert not connected.transport.aborted
             if is_idle:
@@ -245,12 +260,14 @@ async def test_a_client_that_reads_late_stays() -> None:
     connected = _Connected()
     connected.transport.takes = False
     connected.protocol.data_received(_ASKED)
+    await asyncio.sleep(0)
     first = connected.transport.written
     assert connected.protocol._slow is not None
     connected.transport.takes = True
     connected.protocol.resume_writing()
     assert connected.protocol._slow is None
     connected.protocol.data_received(_ASKED)
+    await asyncio.sleep(0)
     assert connected.transport.written == first * 2
     connected.end()
 
@@ -261,11 +278,53 @@ async def test_connections_with_a_certificate_have_no_table() -> None:
     assert _Connected(sslcontext=object(), peercert={"subject": ()}).protocol._ready_here is None
 
 
-async def test_a_turn_has_an_end() -> None:
-    """A client that sends many requests at once does not hold up the others: what is too many goes to aiohttp."""
+async def test_what_follows_in_the_same_turn_is_answered_behind_it() -> None:
+    """Then aiohttp has both, and in their order."""
     connected = _Connected()
-    connected.protocol.data_received(_ASKED * 32)
-    assert connected.transport.written.count(b"HTTP/1.1 200 OK") == 32
-    connected.protocol.data_received(_ASKED * 33)
-    assert connected.transport.written.count(b"HTTP/1.1 200 OK") == 32
+    connected.protocol.data_received(_ASKED)
+    connected.protocol.data_received(b"GET")
+    assert connected.protocol.held == _ASKED + b"GET"
+    await asyncio.sleep(0)
+    assert not connected.protocol.held
+    assert not connected.transport.written
+    assert len(connected.protocol._messages) == 1
     connected.end()
+
+
+async def test_an_entry_is_compared_once_for_all_that_have_asked() -> None:
+    """After the last of them has asked."""
+    table, compared = _Table(), list[int]()
+
+    def stands() -> bool:
+        compared.append(1)
+        return True
+
+    table.ready.put(table.here, _ASKED, table.offer(stands), _written())
+    asking = [_Asking(_ASKED, table.noted) for _ in range(5)]
+    for each in asking:
+        table.ready.ask(table.here, each)
+    assert not compared
+    await asyncio.sleep(0)
+    assert len(compared) == 1
+    assert len({each.answer for each in asking}) == 1
+    assert len(table.noted) == 5
+
+
+async def test_answers_are_sent_even_if_they_cannot_be_noted() -> None:
+    """Nobody waits for an answer because of that."""
+
+    def fail(_given: object) -> None:
+        raise OSError("on purpose")
+
+    table, caught = _Table(), list[object]()
+    ready = ReadyAnswers(fail)
+    here = ready.listener("here")
+    assert here is not None
+    ready.put(here, _ASKED, table.offer(), _written())
+    table.noted.append((_FACTS, "", 0.0))
+    asking = _Asking(_ASKED, table.noted)
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: caught.append(context["exception"]))
+    ready.ask(here, asking)
+    await asyncio.sleep(0)
+    assert asking.answer is not None
+    assert len(caught) == 1

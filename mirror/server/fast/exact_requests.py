@@ -7,7 +7,7 @@ and what differs in each request (traces).
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 #: The end of a head (RFC 9112, 2.1).
@@ -24,20 +24,6 @@ _REPEATED: Final = b"accept"
 def is_whole(data: bytes) -> bool:
     """True if this may be exactly one request without a body: one head, and nothing after it."""
     return len(data) <= LONGEST and data.find(END) == len(data) - 4 and data.startswith(_METHODS)
-
-
-def split(data: bytes, known: Container[bytes], most: int) -> list[bytes]:
-    """The requests that `data` consists of, if all are `known`, and at most so many; none otherwise."""
-    requests: list[bytes] = []
-    start = 0
-    while start < len(data) and len(requests) < most:
-        stop = data.find(END, start) + len(END)
-        request = data[start:stop]
-        if stop < len(END) or request not in known:
-            return []
-        requests.append(request)
-        start = stop
-    return requests if start == len(data) else []
 
 
 def has_usual_headers(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -1,11 +1,10 @@
 """What is noted of answers from the table: the same metrics, lines of log and audit log, and notes of use as of all
 others.
 
-    given ──> in a list ── the requests that arrived at the same time are answered ──> noted together
+    requests that have arrived at the same time ──> their answers are noted together ──> and then sent
 
-The list lives for one turn of the event loop, so whoever reads metrics or log sees every answer that a client has got,
-and a worker that is killed loses no more than it does of other requests. Counters are added to once for all answers of
-a turn, and the log is written once: that, and not the counting, is what costs time.
+So whoever reads metrics or log sees every answer that a client has got. Counters are added to once for all answers of a
+turn of the event loop, and the log is written once: that, and not the counting, is what costs time.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class AnswerFacts:
         object.__setattr__(self, "pieces", pieces)
 
 
-#: An answer that was given: its facts, the client, and the seconds that it took.
+#: An answer that is given: its facts, the client, and the seconds that it took.
 Given: TypeAlias = tuple[AnswerFacts, str, float]
 
 

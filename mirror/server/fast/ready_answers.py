@@ -4,7 +4,7 @@
                                                                                                       │ written
         ┌──────────────────── it still stands ────────────────────────────────┐                       v
         v                                                                     │                     ready
-    given again: written to the client at once, counted, logged, noted ───────┴── the same bytes ───┘ │
+    given again: counted, logged, noted, and written to the client ───────────┴── the same bytes ─────┤
                                                                                                       │
     ended, and the request goes the ordinary way: something that the answer was made of has changed,  │
     or it was made two seconds ago, or `clear`, or it is the oldest and the table is full  <──────────┘
@@ -16,7 +16,7 @@ What an answer depends on, and how an entry follows it:
                          X-Forwarded-For, traces, a body) it is never offered
     the connection       a table for each listener. Connections with a client certificate have none. While the server
                          is shutting down, while an answer is under way, while the client does not read, and if the
-                         bytes do not begin with a request, nothing is given from the table
+                         bytes are not exactly one request, nothing is given from the table
     rights and rules     only what an anonymous caller gets, where no upstream is asked about callers, and none of who
                          may push. Rules, routes and lists of content change with the process alone (a reload starts new
                          ones); upstreams that are replaced while it lives end all entries (`clear`)
@@ -64,11 +64,17 @@ _DATE: Final = b"\r\nDate: "
 _DATE_LENGTH: Final = 29
 
 
-class Output(Protocol):
-    """The transport of a connection."""
+class Asking(Protocol):
+    """A connection that holds the bytes of a request, and of nothing else. `client` is its address for logs."""
 
-    def write(self, data: bytes) -> None:
-        """Write without waiting."""
+    client: str
+    held: bytes
+
+    def send(self, answer: bytes) -> None:
+        """Send this answer, if the client is still there; nothing is held any more. Raises nothing."""
+
+    def go_on(self) -> None:
+        """Let what is held go the ordinary way. Raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +133,13 @@ class ReadyAnswers:
         most_bytes: int = MOST_BYTES,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`note` is called with the answers that were given, soon after them. `clock` is in epoch seconds, for `Date`
-        alone.
-        """
+        """`note` is called with answers just before they are sent. `clock` is in epoch seconds, for `Date` alone."""
         self._note = note
         self._most = most
         self._most_bytes = most_bytes
         self._clock = clock
         self._listeners: dict[Hashable, ListenerAnswers] = {}
-        self._given: list[Given] = []
+        self._asking: list[tuple[ListenerAnswers, Asking, float]] = []
         #: Counts how often all entries were ended. An answer that was made before is not put any more.
         self.generation = 0
 
@@ -180,28 +184,41 @@ class ReadyAnswers:
         entries[request] = entry
         listener.weight += entry.weight
 
-    def give(self, listener: ListenerAnswers, request: bytes, output: Output, client: str) -> bool:
-        """Write the answer to a request, if one is ready. Nothing is awaited between the look and the write."""
-        entry = listener.entries.get(request)
-        if entry is None:
-            return False
-        began = time.perf_counter()
-        if not entry.stands():
-            listener.drop(request)
-            return False
-        second = int(self._clock())
-        if entry.second != second:
-            entry.whole = entry.before + rfc822_formatted_time().encode() + entry.after
-            entry.second = second
-        output.write(entry.whole)
-        if not self._given:
-            # after the requests that have arrived at the same time: they are noted together
-            asyncio.get_running_loop().call_soon(self.flush)
-        self._given.append((entry.facts, client, time.perf_counter() - began))
-        return True
+    def ask(self, listener: ListenerAnswers, connection: Asking) -> None:
+        """Answer the request that this connection holds, once all have been read that have arrived at the same time."""
+        if not self._asking:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self._asking.append((listener, connection, time.perf_counter()))
 
-    def flush(self) -> None:
-        """Note the answers that were given."""
-        given, self._given = self._given, []
-        if given:
-            self._note(given)
+    def _turn(self) -> None:
+        """Answers what was asked in this turn of the event loop: all is noted first, and then sent, so whoever has an
+        answer finds it in the metrics and the log. An entry is compared with its facts once, after all the requests
+        for it have arrived.
+        """
+        asking, self._asking = self._asking, []
+        given: list[Given] = []
+        answers: list[tuple[Asking, bytes]] = []
+        compared: dict[_Entry, bool] = {}
+        second, clock = int(self._clock()), time.perf_counter
+        for listener, connection, began in asking:
+            request = connection.held
+            entry = listener.entries.get(request)
+            stands = False
+            if entry is not None:
+                known = compared.get(entry)
+                stands = compared[entry] = entry.stands() if known is None else known
+            if entry is None or not stands:
+                listener.drop(request)
+                connection.go_on()
+                continue
+            if entry.second != second:
+                entry.whole = entry.before + rfc822_formatted_time().encode() + entry.after
+                entry.second = second
+            given.append((entry.facts, connection.client, clock() - began))
+            answers.append((connection, entry.whole))
+        try:
+            if given:
+                self._note(given)
+        finally:
+            for connection, answer in answers:
+                connection.send(answer)

@@ -34,7 +34,7 @@ from mirror.repository.answers import ManifestAnswer, Outcome
 from mirror.repository.protocol import Readable, is_hosted
 from mirror.repository.router import Router
 from mirror.repository.standing.lasting import is_lasting
-from mirror.server.fast.exact_requests import END, has_usual_headers, is_whole, split
+from mirror.server.fast.exact_requests import END, has_usual_headers, is_whole
 from mirror.server.fast.given_answers import AnswerFacts, GivenAnswers, requests_of, seconds_of, sent_of
 from mirror.server.fast.ready_answers import ListenerAnswers, Offer, ReadyAnswers
 from mirror.server.fast.written_answer import WatchedWriter
@@ -588,8 +588,6 @@ def _may_follow(request: web.BaseRequest) -> bool:
 
 #: Bytes of pipelined requests that wait behind the one being answered; above this, reading pauses.
 _MOST_BEHIND: Final = 64 << 10
-#: Requests of one connection that are answered from the table before other clients have their turn.
-_MOST_AT_ONCE: Final = 32
 
 
 class _Connection(RequestHandler):
@@ -605,7 +603,6 @@ class _Connection(RequestHandler):
     __slots__ = (
         "_behind",
         "_between",
-        "_client",
         "_key",
         "_late",
         "_limiter",
@@ -615,6 +612,8 @@ class _Connection(RequestHandler):
         "_stays",
         "_unsent",
         "asked",
+        "client",
+        "held",
     )
 
     def __init__(self, server: RegistryServer, limiter: ConnectionLimiter, unsent: Unsent, **more: Any) -> None:
@@ -630,7 +629,9 @@ class _Connection(RequestHandler):
         self._late: asyncio.TimerHandle | None = None
         self._ready = server.ready
         self._ready_here: ListenerAnswers | None = None
-        self._client = ""
+        self.client = ""
+        #: Bytes for which the table was asked in this turn of the event loop.
+        self.held = b""
         #: True while every byte that has come belongs to a request that is whole.
         self._between = True
         #: The timer of an answer from the table that the client has not read yet.
@@ -663,7 +664,7 @@ class _Connection(RequestHandler):
             secure = transport.get_extra_info("sslcontext") is not None
             self._ready_here = self._ready.listener((secure, transport.get_extra_info("sockname")))
             peer = self.peername
-            self._client = str(peer[0] if isinstance(peer, tuple) else peer or UNIX)
+            self.client = str(peer[0] if isinstance(peer, tuple) else peer or UNIX)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if not self._stays:
@@ -691,18 +692,56 @@ class _Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         if not self._stays:
             return
+        here, ready = self._ready_here, self._ready
+        if here is None or ready is None:
+            self._receive(data)
+        elif self.held:
+            # behind a request that the table was asked for in this turn of the event loop
+            self.held += data
+        elif data in here.entries and self._may_ask():
+            self.held = data
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+            ready.ask(here, self)
+        else:
+            self._pass_on(data)
+
+    def _may_ask(self) -> bool:
+        """Whether the next bytes may be answered from the table: they begin a request, and there is no other one."""
+        return (
+            self._between
+            and self._is_waiting()
+            and not (self._paused or self._close or self._force_close or self.transport is None)
+            and not cast(RegistryServer, self._manager).dismissing
+        )
+
+    def send(self, answer: bytes) -> None:
+        """See `Asking`."""
+        self.held = b""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write(answer)
+        if self._paused:
+            # a client gets as long to read this answer as any other
+            self._slow = self._loop.call_later(self._limiter.stall, self._has_stalled, transport)
+
+    def go_on(self) -> None:
+        """See `Asking`."""
+        data, self.held = self.held, b""
+        if self.transport is not None:
+            self._pass_on(data)
+
+    def _pass_on(self, data: bytes) -> None:
+        """Gives bytes to aiohttp, and watches how they are answered."""
         before = self._request_count
-        if self._ready_here is not None:
-            self.asked = None
-            if self._between and data and self._is_waiting():
-                data = self._answer_known(data)
-                if not data:
-                    return
-                if is_whole(data):
-                    self.asked = data
+        is_first = self._between and self._is_waiting()
+        self.asked = data if is_first and is_whole(data) else None
+        self._receive(data)
+        self._look_whether_between(data, before)
+
+    def _receive(self, data: bytes) -> None:
+        before = self._request_count
         super().data_received(data)
-        if self._ready_here is not None:
-            self._look_whether_between(data, before)
         self._behind = self._behind + len(data) if self._messages else 0
         if self._behind > _MOST_BEHIND and not self._buffer_paused:
             self._pause_reading_for_buffer()
@@ -711,26 +750,6 @@ class _Connection(RequestHandler):
         elif self._late is None and data and self._is_waiting():
             # no answer is under way and no request is complete: these bytes begin the head of one
             self._late = self._loop.call_later(self._limiter.head, self._too_late)
-
-    def _answer_known(self, data: bytes) -> bytes:
-        """Answers `data` if it consists of requests that the table knows; returns what is left of it. Otherwise all of
-        it is left: if one request is malformed, aiohttp answers none of those that came with it.
-        """
-        server, here, ready, transport = self._manager, self._ready_here, self._ready, self.transport
-        if not isinstance(server, RegistryServer) or here is None or ready is None or transport is None:
-            return data
-        asked = [data] if data in here.entries else split(data, here.entries, _MOST_AT_ONCE)
-        for request in asked:
-            if self._paused or self._close or self._force_close or server.dismissing:
-                break
-            if not ready.give(here, request, transport, self._client):
-                break
-            data = data[len(request) :]
-            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-            if self._paused:
-                # a client gets as long to read this answer as any other
-                self._slow = self._loop.call_later(self._limiter.stall, self._has_stalled, transport)
-        return data
 
     def resume_writing(self) -> None:
         """Called once the client has read all that was written."""
