@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import aiohttp
@@ -38,6 +38,8 @@ class OneBlob:
     """A repository with one blob, which is in the bucket."""
 
     repo = Repo("corp", "app")
+    #: See `Router`.
+    gives_parts = False
 
     def __init__(self) -> None:
         self.found: BlobObject | None = BlobObject(DIGEST, KEY, len(CONTENT))
@@ -63,6 +65,9 @@ class OneBlob:
 
     def resolve(self, name: str, **_: object) -> OneBlob:
         return self
+
+    def when_forgotten(self, forgotten: Callable[[], None]) -> None:
+        """See `Router`; nothing is forgotten here."""
 
 
 class Front:
