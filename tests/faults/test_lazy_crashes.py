@@ -29,6 +29,7 @@ from tests.support.forked_workers import ForkedWorkers
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import write_config
 from tests.support.ranged_upstream import RangedBody
+from tests.support.scripted import Answering, Request, Script, Stall
 from tests.support.stubborn import Stubborn
 
 _LAYERS = (2_000_000, 3_000_000)
@@ -139,6 +140,57 @@ def test_41_killed_while_parts_are_read(
     assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]
     wrong = [line for line in map(json.loads, filter(None, log.splitlines())) if "wrong" in str(line.get("event"))]
     assert not wrong
+
+
+class _Pause(Stall):
+    """A moment of an upstream that limits the rate of each connection."""
+
+    def wait(self) -> None:
+        """By the upstream's thread."""
+        time.sleep(0.05)
+
+
+def _slowly(request: Request, answer: Answering) -> Script:
+    """Twenty megabytes a second and connection, at most."""
+    [head, body] = answer(request)
+    assert isinstance(body, bytes)
+    pieces = (body[at : at + (1 << 20)] for at in range(0, len(body), 1 << 20))
+    return [head, *(step for piece in pieces for step in (_Pause(), piece))]
+
+
+def test_41_killed_while_a_blob_comes_over_several_connections(
+    registry: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
+) -> None:
+    """Rows 41 and 58 of blobs that come in parallel: whoever goes on takes the bytes that came ahead, and they are
+    right.
+    """
+    kills = times("KILLS", 8)
+    layers = [noise(48 << 20, seed=48), noise(40 << 20, seed=40)]
+    registry.add_image("library/large", "v1", layers)
+    registry.fail("blobs", _slowly, times=10_000)
+    config = write_config(tmp_path, {"docker.io": registry.url}, workers=1)
+    chance = random.Random(5)
+    with (
+        ForkedWorkers(config) as workers,
+        Stubborn(workers.port, [("library/large", "v1")], clients=2, tries=400, pause=0.01) as pulls,
+    ):
+        for _ in range(kills):
+            workers.start()
+            time.sleep(chance.uniform(0, 1.0))  # the moment of the fault, not a wait for anything
+            workers.kill()
+        workers.start()
+        pulls.wait_for_pulls(2)
+        pulls.leave()
+    log = workers.log.read_text()
+    asked = [request.header("Range") or "" for request in registry.of_kind("blobs", "GET")]
+    bounded = [each for each in asked if each and not each.endswith("-")]
+    tally(kills=kills, pulls=pulls.pulled, requests=len(asked), bounded=len(bounded))
+    assert bounded, "no blob came in parts, so nothing was tried"
+    assert not pulls.corrupt
+    assert not pulls.failed
+    assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]
+    assert "do not match" not in log
+    assert not [file for file in (tmp_path / "store" / "ingest").iterdir() if file.suffix != ".state"]
 
 
 class _Spans:
