@@ -22,7 +22,7 @@ from mirror.app.administration import open_administration
 from mirror.app.bucket import make_room_for_waiting
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due, sweep_when_due
-from mirror.app.housekeeping import fetching_through, keep_ledger, run_housekeeping, run_scrubs
+from mirror.app.housekeeping import fetching_through, keep_ledger, resume_lazy_pulls, run_housekeeping, run_scrubs
 from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket, keep_cache, until_listed
 from mirror.app.object_storage.redirecting import open_redirects
 from mirror.app.reporting import open_reports
@@ -214,6 +214,7 @@ async def build(
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
                 beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
                 *([keep_bucket(storage, repositories.router.forget)] if storage.bucket is not None else []),
+                *([resume_lazy_pulls(storage, repositories.router)] if repositories.router.gives_parts else []),
                 recent.run(),
                 admin.workers.run(),
                 admin.traffic.run(),

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from mirror import telemetry
 from mirror.app.storage import LEDGER_LOCK, SCRUB_LOCK, Storage, blob_places, quota_rules, scrub_records
 from mirror.config import Config
-from mirror.errors import BucketUnavailable, IndexUnavailable, StoreError
+from mirror.errors import BucketUnavailable, IndexUnavailable, MirrorError, StoreError
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
 from mirror.eviction.shared_rebuild import ensure
@@ -21,9 +21,11 @@ from mirror.graph.damage import restore_hosted
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.oci.digest import Digest
+from mirror.oci.reference import read_repo
 from mirror.ports import Uploads
 from mirror.repository.caches import Caches
 from mirror.repository.protocol import Fetchable
+from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.router import Router
 from mirror.store.hosted.backup_folder import last_backup
 from mirror.store.local.recovery import sweep
@@ -212,6 +214,34 @@ async def run_scrubs(config: Config, storage: Storage, scrub: Scrub) -> None:
         since=storage.layout.marker.stat().st_mtime,
         try_hold=lambda: storage.locks.try_hold(SCRUB_LOCK),
     )
+
+
+async def resume_lazy_pulls(storage: Storage, router: Router) -> None:
+    """After a restart, lets the whole of blobs follow of which clients have read parts before. The worker that holds
+    the lock does this for all, and once.
+    """
+    lease = None
+    try:
+        lease = await storage.locks.try_hold("lazy-pulls")
+        if lease:
+            for note in await asyncio.to_thread(storage.store.asked_in_parts):
+                with suppress(MirrorError):
+                    await _resume_parts(note, router)
+            # none of the others begins it again while this one is here
+            await asyncio.Event().wait()
+    except StoreError as error:
+        telemetry.log.warning("lazy blobs not found again", reason=str(error))
+    finally:
+        if lease:
+            lease.release()
+
+
+async def _resume_parts(note: Mapping[str, object], router: Router) -> None:
+    """Raises `MirrorError` if the repository is not served any more."""
+    repo = read_repo(str(note.get("repository")))
+    repository = None if repo is None else router.repository(repo)
+    if isinstance(repository, ProxiedRepository):
+        await repository.resume_parts(Digest.parse(str(note.get("digest"))))
 
 
 def fetching_through(router: Router, caches: Caches) -> Callable[[Owner, Digest], Awaitable[None]]:

@@ -145,9 +145,16 @@ class LazyPulls:
             yield blob
         finally:
             blob.leave()
-            self.tend(blob, rule, asker)
+            self._tend_later(blob, rule, asker)
 
-    def tend(self, blob: LazyBlob, rule: LazyRule, asker: Asker) -> None:
+    def resume(self, digest: Digest, upstream: str, size: int, rule: LazyRule, asker: Asker) -> None:
+        """Lets the whole of a blob be fetched once it is time, of which parts were asked for before a restart."""
+        blob = self._blobs.get((upstream, digest))
+        if blob is None:
+            blob = self._blobs[upstream, digest] = LazyBlob(digest, upstream, size, self._tools)
+            self._tend_later(blob, rule, asker)
+
+    def _tend_later(self, blob: LazyBlob, rule: LazyRule, asker: Asker) -> None:
         """Lets the whole blob be fetched for the last asker once it is time. Returns at once."""
         self._latest[blob] = rule, asker
         if blob not in self._tending:

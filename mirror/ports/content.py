@@ -312,6 +312,11 @@ class BlobIngester(Protocol):
         Blocks. Raises `StoreError`.
         """
 
+    def asked_in_parts(self) -> Sequence[Mapping[str, object]]:
+        """The last note (`Spans.note_served`) about each growing blob that has spans and notes, in no order. Blocks.
+        Raises `StoreError`.
+        """
+
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         """How far the growing blob is that `registry` sends; None if no process fills it. Blocks. Raises
         `StoreError`.

@@ -67,6 +67,7 @@ class ProxiedRepository:
         self.manifest_stands = manifests.manifest_stands
         self.blob_stands = blobs.blob_stands
         self.blob_parts = blobs.blob_parts
+        self.resume_parts = blobs.resume_parts
         self.read = blobs.read
         self.fetch = blobs.fetch
         self.is_fetching = blobs.is_fetching

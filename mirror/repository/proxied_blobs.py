@@ -274,6 +274,12 @@ class ProxiedBlobs:
             return None
         return await self._open_parts(digest, size, LazyParts((part,), places_of([part], size, BLOCK)), by)
 
+    async def resume_parts(self, digest: Digest) -> None:
+        """Lets the whole of a blob follow of which parts were sent before a restart, if it is time."""
+        lazy, granted = self._transfers.lazy, await self._grants.known_size(self.repo, digest)
+        if lazy is not None and granted is not None and granted >= 0 and await self._may_be_lazy(digest):
+            lazy.pulls.resume(digest, self._upstream.name, granted, lazy.rule, self._asker(digest, granted))
+
     async def _may_be_lazy(self, digest: Digest) -> bool:
         try:
             self._store.stat(digest)

@@ -138,6 +138,10 @@ class MemoryStore:
                 if key[1] in digests and blob.filler is None:
                     del self._growing[key]
 
+    def asked_in_parts(self) -> Sequence[Mapping[str, object]]:
+        """None: this store keeps no bytes that came out of turn."""
+        return []
+
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         with self.changed:
             blob = self._growing.get((registry, digest))

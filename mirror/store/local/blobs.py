@@ -43,10 +43,10 @@ from mirror.ports import BlobInfo, BlobReader, Body, Deleted, Growth, Prefix, Su
 from mirror.store.local import quarantine
 from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
-from mirror.store.local.layout import LAYOUT, Layout, digest_of_ingest, state_of
+from mirror.store.local.layout import LAYOUT, Layout, digest_of_ingest, map_of, state_of
 from mirror.store.local.locks import is_locked, locked
 from mirror.store.local.pump import pump
-from mirror.store.local.span_file import SpanFile, disk_space, drop_spans, open_spans
+from mirror.store.local.span_file import SpanFile, disk_space, drop_spans, open_spans, read_served
 from mirror.store.records.record_keys import digest_from
 
 _BLOCK: Final = 1 << 20
@@ -222,6 +222,13 @@ class LocalStore:
                 drop_spans(partial)
                 with suppress(FileNotFoundError):
                     drop_partial(partial, oldest=math.inf)
+
+    def asked_in_parts(self) -> Sequence[Mapping[str, object]]:
+        with store_errors("listing growing blobs"):
+            names = {entry.name for entry in os.scandir(self.layout.ingests)}
+        ingests = [self.layout.ingests / name.removesuffix(".served") for name in names if name.endswith(".served")]
+        notes = [read_served(ingest)[-1:] for ingest in ingests if map_of(ingest).name in names]
+        return [note for last in notes for note in last]
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         path = self.layout.ingest(digest, registry)

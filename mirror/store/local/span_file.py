@@ -504,23 +504,7 @@ class SpanFile:
                 os.close(descriptor)
 
     def served(self) -> Sequence[Mapping[str, object]]:
-        with store_errors("reading who was served"):
-            try:
-                descriptor = os.open(served_of(self._ingest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return []
-            try:
-                text = os.pread(descriptor, _SERVED_BYTES, 0)
-            finally:
-                os.close(descriptor)
-        lines: list[Mapping[str, object]] = []
-        for line in text.splitlines():
-            # a line may be torn by a power cut
-            with suppress(ValueError):
-                read = json.loads(line)
-                if isinstance(read, dict):
-                    lines.append(read)
-        return lines[:_SERVED_LINES]
+        return read_served(self._ingest)
 
     def drop(self) -> None:
         with store_errors("dropping spans"):
@@ -540,6 +524,27 @@ class SpanFile:
 
     def __del__(self) -> None:
         self.close()
+
+
+def read_served(ingest: Path) -> list[Mapping[str, object]]:
+    """The notes beside a growing blob about who was given unverified bytes, the oldest first. Raises `StoreError`."""
+    with store_errors("reading who was served"):
+        try:
+            descriptor = os.open(served_of(ingest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return []
+        try:
+            text = os.pread(descriptor, _SERVED_BYTES, 0)
+        finally:
+            os.close(descriptor)
+    lines: list[Mapping[str, object]] = []
+    for line in text.splitlines():
+        # a line may be torn by a power cut
+        with suppress(ValueError):
+            read = json.loads(line)
+            if isinstance(read, dict):
+                lines.append(read)
+    return lines[:_SERVED_LINES]
 
 
 class SpanClaim:

@@ -118,6 +118,10 @@ class CopiedFiles:
         # the growing blobs of both places lie in one folder
         self.cache.drop_growing(digests)
 
+    def asked_in_parts(self) -> Sequence[Mapping[str, object]]:
+        # copies come from the bucket, whole
+        return []
+
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         return self.copies.filling(digest, registry)
 

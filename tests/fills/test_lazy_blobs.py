@@ -1,0 +1,296 @@
+"""Small parts of one blob in one process: who brings which bytes, who waits for whom, and what becomes of the whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirror.errors import StoreError, StoreFull, UpstreamDenied, UpstreamUnavailable
+from mirror.fills.flight import InParts
+from mirror.fills.lazy_blob import Asker, NotInParts
+from mirror.fills.lazy_content import FilePiece, LazyContent
+from mirror.fills.lazy_pulls import LazyPulls
+from mirror.fills.sources import BlobSources
+from mirror.oci.digest import Digest
+from mirror.oci.span import Span
+from mirror.policy.fills.lazy_ranges import LazyParts, places_of
+from mirror.policy.fills.span_blocks import BLOCK
+from mirror.policy.rules import LazyRule
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
+from tests.support.cancelling import Baseline, cancelled_everywhere
+from tests.support.hangar import CONTENT, DIGEST, HALF, SIZE, GatedUpstream, Hangar
+from tests.support.live_mirror import until
+from tests.support.stepped_time import SteppedTime
+
+_NEVER = LazyRule(share=1.0, pause=0.0)
+_PART = Span(10 * BLOCK + 7, 12 * BLOCK + 9)
+
+
+class _Site:
+    """Lazy pulls over a store, and the flights of the same process. Time passes only if a test lets it."""
+
+    def __init__(self, root: Path, executor: ThreadPoolExecutor) -> None:
+        self.store = LocalStore(Layout(root))
+        self.executor = executor
+        self.hangar = Hangar(self.store, executor)
+        self.upstream = GatedUpstream(is_open=True)
+        self.time = SteppedTime()
+        self.pulls = LazyPulls(self.store, self.hangar.room, executor, sleep=self.time.sleep, clock=self.time)
+        self.failures: list[StoreError] = []
+        #: Who wanted the whole.
+        self.completed: list[object] = []
+
+    def asker(self, repo: object = "library/app") -> Asker:
+        async def whole() -> None:
+            self.completed.append(repo)
+
+        return Asker(repo, lambda: BlobSources.of(self.upstream.pull), whole)
+
+    async def content(self, *parts: Span, repo: object = "library/app", rule: LazyRule = _NEVER) -> LazyContent:
+        """The answer to one request, once its first bytes are here."""
+        asker = self.asker(repo)
+        content = LazyContent(
+            DIGEST,
+            SIZE,
+            "docker.io",
+            LazyParts(parts, places_of(parts, SIZE, BLOCK)),
+            asker,
+            self.executor,
+            lambda count: None,
+            lambda error, digest: self.failures.append(error),
+        )
+        try:
+            await content.open(self.pulls.open(DIGEST, "docker.io", SIZE, rule, asker), "user:alice")
+        except BaseException:
+            await content.aclose()
+            raise
+        return content
+
+    async def get(self, *parts: Span, repo: object = "library/app", rule: LazyRule = _NEVER) -> list[bytes]:
+        """The bytes of each part."""
+        content = await self.content(*parts, repo=repo, rule=rule)
+        try:
+            return [await _read(content, part) for part in parts]
+        finally:
+            await content.aclose()
+
+
+async def _read(content: LazyContent, part: Span) -> bytes:
+    whole = b""
+    async for piece in content.pieces(part):
+        if isinstance(piece, FilePiece):
+            whole += piece.reader.pread(piece.stop - piece.start, piece.start)
+        else:
+            whole += piece
+    return whole
+
+
+def _of(part: Span) -> bytes:
+    return CONTENT[part.start : part.stop]
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[_Site]:
+    with ThreadPoolExecutor(16) as executor:
+        site = _Site(tmp_path / "store", executor)
+        yield site
+        site.upstream.gate.set()
+        await site.pulls.aclose()
+        await site.hangar.flights.aclose()
+
+
+async def test_whole_blocks_are_fetched_once(site: _Site) -> None:
+    assert await site.get(_PART) == [_of(_PART)]
+    assert await site.get(Span(11 * BLOCK, 11 * BLOCK + 1), _PART) == [
+        _of(Span(11 * BLOCK, 11 * BLOCK + 1)),
+        _of(_PART),
+    ]
+    assert (site.upstream.starts, site.upstream.stops) == ([10 * BLOCK], [13 * BLOCK])
+
+
+async def test_who_is_sent_bytes_is_noted_before(site: _Site) -> None:
+    content = await site.content(_PART)
+    [note] = site.store.asked_in_parts()
+    assert (note["repository"], note["by"], note["digest"]) == ("library/app", "user:alice", str(DIGEST))
+    assert (note["parts"], note["bytes"]) == ([f"{_PART.start}-{_PART.stop - 1}"], _PART.length)
+    await content.aclose()
+
+
+async def test_bytes_that_a_fill_brings_soon_are_waited_for(site: _Site) -> None:
+    filling = GatedUpstream()
+    flight = await site.hangar.flights.join(DIGEST, filling.pull, upstream="docker.io", size=SIZE, in_parts=InParts.NO)
+    await flight.wait_past(HALF - 2 * BLOCK)
+    near = Span(HALF + BLOCK, HALF + BLOCK + 9)
+    waiting = asyncio.create_task(site.get(near))
+    await site.time.go_on(lambda: site.time.now > 1.0)
+    assert not waiting.done()
+    filling.gate.set()
+    await flight.over.wait()
+    await site.time.go_on(waiting.done)
+    assert waiting.result() == [_of(near)]
+    assert not site.upstream.starts
+    flight.leave()
+
+
+async def test_what_a_partial_has_is_not_fetched(site: _Site) -> None:
+    broken = GatedUpstream(is_open=True)
+    broken.troubles = [UpstreamUnavailable("gone", upstream="docker.io") for _ in range(9)]
+    flight = await site.hangar.flights.join(DIGEST, broken.pull, upstream="docker.io", size=SIZE)
+    await flight.over.wait()
+    flight.leave()
+    before, behind = Span(BLOCK, BLOCK + 9), Span(HALF - 9, HALF + 9)
+    assert await site.get(before) == [_of(before)]
+    assert site.upstream.starts == []
+    assert await site.get(behind) == [_of(behind)]
+    assert (site.upstream.starts, site.upstream.stops) == ([HALF], [HALF + BLOCK])
+
+
+async def test_bytes_that_somebody_else_fetches_are_waited_for(site: _Site) -> None:
+    spans = site.store.spans(DIGEST, "docker.io", SIZE)
+    assert spans is not None
+    claim = spans.claim(_PART)
+    assert claim is not None
+    waiting = asyncio.create_task(site.get(_PART))
+    await site.time.go_on(lambda: site.time.now > 1.0)
+    assert not waiting.done()
+    # it ends without a byte: the waiting one goes on
+    claim.release()
+    spans.close()
+    await site.time.go_on(waiting.done)
+    assert waiting.result() == [_of(_PART)]
+
+
+async def test_23_a_fetch_that_stands_still_is_not_waited_for(site: _Site) -> None:
+    """The part comes past the store, for this client alone."""
+    spans = site.store.spans(DIGEST, "docker.io", SIZE)
+    assert spans is not None
+    claim = spans.claim(_PART)
+    assert claim is not None
+    waiting = asyncio.create_task(site.content(_PART))
+    await site.time.go_on(waiting.done)
+    content = waiting.result()
+    assert content.bypasses
+    assert await _read(content, _PART) == _of(_PART)
+    await content.aclose()
+    assert (site.upstream.starts, site.upstream.stops) == ([_PART.start], [_PART.stop])
+    assert "no progress" in str(site.failures[0])
+    claim.release()
+    spans.close()
+
+
+async def test_34_a_store_without_room_is_passed_by(site: _Site) -> None:
+    site.hangar.room.full = True
+    content = await site.content(_PART)
+    assert content.bypasses
+    assert await _read(content, _PART) == _of(_PART)
+    await content.aclose()
+    assert isinstance(site.failures[0], StoreFull)
+
+
+async def test_a_store_that_fails_is_passed_by(site: _Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise StoreError("read-only")
+
+    monkeypatch.setattr(site.store, "spans", fail)
+    content = await site.content(_PART)
+    assert content.bypasses
+    assert await _read(content, _PART) == _of(_PART)
+    await content.aclose()
+
+
+async def test_what_is_refused_to_one_is_not_refused_to_others(site: _Site) -> None:
+    site.upstream.refusals = [UpstreamDenied("no", upstream="docker.io")]
+    with pytest.raises(UpstreamDenied):
+        await site.get(_PART, repo="private/app")
+    site.upstream.refusals = [UpstreamDenied("no", upstream="docker.io")]
+    both = [site.get(_PART, repo="private/app"), site.get(_PART, repo="library/app")]
+    refused, got = await asyncio.gather(*both, return_exceptions=True)
+    assert isinstance(refused, UpstreamDenied)
+    assert got == [_of(_PART)]
+
+
+async def test_a_break_is_resumed_at_the_byte(site: _Site) -> None:
+    site.upstream.gate_at = 11 * BLOCK + 5
+    site.upstream.troubles = [UpstreamUnavailable("broke off", upstream="docker.io")]
+    getting = asyncio.create_task(site.get(_PART))
+    await site.time.go_on(getting.done)
+    assert getting.result() == [_of(_PART)]
+    assert site.upstream.starts == [10 * BLOCK, 11 * BLOCK + 5]
+
+
+# ------------------------------------------------------------------------------------------------------- the whole
+
+
+async def test_the_whole_is_wanted_after_the_pause(site: _Site) -> None:
+    rule = LazyRule(share=0.1, pause=12.0)
+    await site.get(_PART, rule=rule)
+    await until(lambda: site.time.sleeping == 1)
+    await site.time.go_on(lambda: site.time.now >= 5.0)
+    # one more in between: the pause begins anew
+    await site.get(Span(0, 1), rule=rule)
+    began = site.time.now
+    await site.time.go_on(lambda: bool(site.completed))
+    assert site.completed == ["library/app"]
+    assert site.time.now >= began + 12.0
+    await until(lambda: not site.pulls._blobs)
+
+
+async def test_below_the_share_the_whole_is_not_wanted(site: _Site) -> None:
+    await site.get(_PART, rule=LazyRule(share=0.9, pause=3.0))
+    await site.time.go_on(lambda: not site.pulls._blobs)
+    assert not site.completed
+    assert await site.get(_PART) == [_of(_PART)]
+    assert len(site.upstream.starts) == 1
+
+
+async def test_what_was_wrong_is_not_had_in_parts_for_a_while(site: _Site) -> None:
+    other = Digest.of(b"another")
+    await site.get(_PART)
+    await site.pulls.found_wrong(DIGEST, "docker.io", "not what it should be")
+    assert site.pulls.avoids(DIGEST, "docker.io")
+    with pytest.raises(NotInParts):
+        await site.get(_PART)
+    assert not site.pulls.avoids(other, "docker.io")
+    assert not site.pulls.avoids(DIGEST, "ghcr.io")
+
+
+# -------------------------------------------------------------------------------------------------------- cancelled
+
+
+@pytest.mark.parametrize("name", ["LazyBlob._run", "LazyBlob._run.<locals>.work", "_request"])
+async def test_63_cancelled_at_every_await(tmp_path: Path, name: str) -> None:
+    """Nothing is left over, whatever is cancelled; who is not cancelled gets the bytes, or an error."""
+    baseline = Baseline()
+    rounds = 0
+
+    async def scenario() -> None:
+        nonlocal rounds
+        rounds += 1
+        with ThreadPoolExecutor(4) as executor:
+            site = _Site(tmp_path / str(rounds), executor)
+            site.time = SteppedTime()
+
+            async def _request() -> None:
+                try:
+                    assert await site.get(_PART, Span(0, 9)) == [_of(_PART), _of(Span(0, 9))]
+                except (UpstreamUnavailable, StoreError):
+                    return
+
+            tasks = [asyncio.create_task(_request()) for _ in range(2)]
+            await asyncio.gather(*tasks, return_exceptions=True)
+            errors = [task.exception() for task in tasks if not task.cancelled()]
+            assert errors.count(None) == len(errors) >= 1
+            await site.pulls.aclose()
+            spans = site.store.spans(DIGEST, "docker.io", SIZE)
+            assert spans is not None
+            assert not spans.taken(Span(0, SIZE))
+            spans.close()
+
+    assert await cancelled_everywhere(name, scenario) > 1
+    await baseline.reached()
