@@ -292,5 +292,5 @@ async def test_63_cancelled_at_every_await(tmp_path: Path, name: str) -> None:
             assert not spans.taken(Span(0, SIZE))
             spans.close()
 
-    assert await cancelled_everywhere(name, scenario) > 1
+    assert await cancelled_everywhere(name, scenario) >= 1
     await baseline.reached()
