@@ -208,12 +208,12 @@ def _collect(parts: HostedParts, rules: CollectionRules) -> list[MeasuredRound]:
     rounds = []
     for number in range(_ROUNDS):
         at = now + number * (rules.grace + 60.0)
-        rounds.append(_measure(number + 1, parts, rules, at))
+        rounds.append(measure_round(number + 1, parts, rules, at))
         say(f"round {number + 1}: {sum(rounds[-1].steps):.1f} s of the processor")
     return rounds
 
 
-def _measure(number: int, parts: HostedParts, rules: CollectionRules, at: float) -> MeasuredRound:
+def measure_round(number: int, parts: HostedParts, rules: CollectionRules, at: float) -> MeasuredRound:
     measured, report = MeasuredRound(number), CollectionReport(at)
     steps: Iterator[None] = collection_round(parts, rules, lambda: ClockReading(at, at), report)
     repositories, walk, ended = 0, 0.0, False

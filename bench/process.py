@@ -148,14 +148,19 @@ def cpu_seconds(root: int) -> float:
 
 def memory(root: int) -> int:
     """Bytes that a process and its descendants hold, pages that they share counted once (PSS). Without the kernel's."""
-    total = 0
+    return sum(memory_of_each(root))
+
+
+def memory_of_each(root: int) -> list[int]:
+    """Likewise, of each of these processes."""
+    found = []
     for pid in _tree(root):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
+        found.append(sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")))
+    return found
 
 
 def settle(measure: Callable[[], float], *, change: float, pause: float, limit: float = 30.0) -> float:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -434,9 +434,23 @@ def hosted_repositories(config: Config) -> Callable[[Repo], bool]:
 
 def blob_places(config: Config, storage: Storage | LocalDisk) -> BlobPlaces:
     """Where the blobs of each repository are read, for display and export."""
+    is_hosted = hosted_repositories(config)
+    holders = _holders(storage) if config.hosted else lambda _digest, _most: ()
     if storage.blobs is not None:
-        return BlobPlaces(storage.store, storage.blobs.shown(), hosted_repositories(config), has_copies=True)
-    return BlobPlaces(storage.store, storage.contents, hosted_repositories(config))
+        return BlobPlaces(storage.store, storage.blobs.shown(), is_hosted, True, holders)
+    return BlobPlaces(storage.store, storage.contents, is_hosted, False, holders)
+
+
+def _holders(storage: Storage | LocalDisk) -> Callable[[Digest, int], Sequence[Repo]]:
+    ledger = storage.hosted.ledger
+
+    def holders(digest: Digest, most: int) -> Sequence[Repo]:
+        # a command that only looks makes no ledger
+        if not storage.layout.ledger.exists() or not ledger.is_complete():
+            raise IndexUnavailable("the ledger of hosted content is not complete")
+        return ledger.holders(digest, most)
+
+    return holders
 
 
 def scrub_records(layout: Layout) -> JsonRecords:

@@ -403,10 +403,10 @@ class Overview:
         )
 
     async def detail(self, image: CachedImage) -> ImageDetail:
-        """Returns all details of an image. If the index does not know what other images share, every manifest here is
-        read. Raises `StoreError`.
+        """Returns all details of an image. Reads every manifest of its repository; if index and ledger do not know what
+        other repositories share, every manifest here. Raises `StoreError`.
         """
-        shared = await self._shared_by_index(image)
+        shared = await (self._shared_by_links(image) if image.hosted else self._shared_by_index(image))
         return await asyncio.to_thread(self._detail, image, shared)
 
     def _detail(self, image: CachedImage, shared: set[Digest] | None) -> ImageDetail:
@@ -446,18 +446,37 @@ class Overview:
         ours = Counter(child for children in named.values() for child in {*children})
         children = (child for named in below.values() for child in named)
         shared = {child.record.digest for child in children if child.parents > ours[child.record.digest]}
-        return shared | await asyncio.to_thread(self._manifests_elsewhere, image)
+        elsewhere = await self._elsewhere(image.repo, named)
+        if elsewhere is None:
+            return None
+        own = set(named)
+        return shared | elsewhere | await asyncio.to_thread(self._named_in, image.repo, own, own)
 
-    def _manifests_elsewhere(self, image: CachedImage) -> set[Digest]:
-        """Blocking: returns the manifests of the image that other repositories have, or that another manifest of its
-        own repository names.
-        """
-        own = set(image.closure.named)
-        shared = self._named_in(image.repo, own, own)
-        for repo in self._catalog.repositories():
-            if repo != image.repo:
-                shared |= own & set(self._catalog.manifest_digests(repo))
-        return shared
+    async def _shared_by_links(self, image: CachedImage) -> set[Digest] | None:
+        """Likewise, of a hosted image, by the repositories that have a link to its parts."""
+        if self._index is None:
+            return None
+        own, wanted = set(image.closure.named), {node.digest for node in image.closure.present}
+        try:
+            elsewhere = await self._elsewhere(image.repo, wanted) if await is_whole(self._index) else None
+        except IndexUnavailable:
+            return None
+        if elsewhere is None:
+            return None
+        return elsewhere | await asyncio.to_thread(self._named_in, image.repo, wanted, own)
+
+    async def _elsewhere(self, repo: Repo, digests: Iterable[Digest]) -> set[Digest] | None:
+        """Returns those of these digests that other repositories have; None if that is not known."""
+        found: set[Digest] = set()
+        try:
+            for digest in digests:
+                holders = await self._index.holders(digest, 2) if self._index is not None else ()
+                hosted = await asyncio.to_thread(self._blobs.hosted_holders, digest, 2)
+                if any(holder != repo for holder in (*holders, *hosted)):
+                    found.add(digest)
+        except IndexUnavailable:
+            return None
+        return found
 
     def _shared_by_disk(self, image: CachedImage) -> set[Digest]:
         """Blocking: like `_shared_by_index`, but reads all manifests that are here."""

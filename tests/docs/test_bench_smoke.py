@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -11,13 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from bench import collecting
+from bench import collecting, growing, growing_index, growing_store
 from bench.cli import main
 from bench.client import download, download_encrypted
 from bench.process import BenchFailed
 from bench.results import FIGURES, Results
 from bench.systems import COMPARED, MIRROR, NGINX, REGISTRY
 from bench.table import as_table
+from mirror.app.storage import blob_places, open_storage
+from mirror.config import load
+from mirror.eviction.reconcile import reconcile
+from mirror.inspect.images import Overview
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
 from tests.support.certificates import Certificate
 
 
@@ -149,6 +156,48 @@ def test_the_client_takes_no_other_answer_over_tls(answer: bytes, tmp_path: Path
     """A wrong status, length or end of an encrypted answer is a failed run as well."""
     with _encrypted(answer, tmp_path) as port, pytest.raises(BenchFailed):
         download_encrypted(port, "/v2/bench/blob/blobs/x", 40000, 1)
+
+
+def test_what_is_added_is_told() -> None:
+    """A slope for each figure that several sizes have, for 100,000 blobs."""
+    results = {
+        100_000: {"rebuild, s": 2.0, "constant": 7.0},
+        300_000: {"rebuild, s": 6.0, "constant": 7.0, "once": 1.0},
+    }
+    lines = growing.table(results)
+    assert lines[0] == "| figure | 100,000 | 300,000 | for each 100,000 more |"
+    assert lines[2:] == [
+        "| rebuild, s | 2 | 6 | 2 |",
+        "| constant | 7 | 7 | 0 |",
+        "| once | – | 1 | – |",
+    ]
+
+
+async def test_a_store_that_the_bench_writes_is_one_that_mirrors_leave(tmp_path: Path) -> None:
+    """The mirror finds all images of it complete, cached and hosted, and each blob where it belongs."""
+    root = tmp_path / "store"
+    LocalStore(Layout(root))
+    made = growing_store.write_store(root, 2_496)
+    config = load(growing.configuration(tmp_path, ""))
+    async with open_storage(config) as storage:
+        places = blob_places(config, storage)
+        overview = Overview(places, storage.stored.shown.catalog, storage.index)
+        images = [image async for image in overview.images()]
+        found = await reconcile(storage.evictable, storage.stored.evicted, storage.index, places=places)
+        hosted = [info.digest for info in storage.contents.walk()]
+    assert len(images) == made.images == 400
+    assert all(image.complete for image in images)
+    assert sum(image.hosted for image in images) == made.hosted_images == 100
+    assert (found.repositories, found.skipped) == (3, 0)
+    assert len(hosted) == made.blobs == 4 * found.blobs // 3
+    assert sum(1 for file in root.rglob("*") if file.is_file()) >= made.files
+
+
+def test_an_index_alone_is_measured(tmp_path: Path) -> None:
+    """Every figure is there, and no file is left."""
+    figures = asyncio.run(growing_index.measure_index(tmp_path / "index.sqlite", 1000))
+    assert all(value > 0 for value in figures.values())
+    assert [file.name for file in tmp_path.iterdir() if "lock" not in file.name] == []
 
 
 def test_collection_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 
 from mirror.errors import IndexUnavailable
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.reconcile import reconcile
+from mirror.graph.blob_places import BlobPlaces
 from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
@@ -401,6 +402,59 @@ async def test_what_the_index_knows_is_not_read(here: Here) -> None:
     assert (await overview.detail(image)).shared == 4
     assert image.root.digest in read
     assert other.digest not in read
+
+
+@pytest.mark.parametrize("hosted", [False, True])
+async def test_one_image_costs_its_repository(hosted: bool) -> None:
+    """Whatever else is here: no other repository is listed or read to tell what the image shares with it."""
+    others = [Repo("ghcr.io", f"owner/app{number}") for number in range(20)]
+
+    listed: set[Repo] = set()
+
+    class Listed(MemoryCatalog):
+        def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
+            listed.add(repo)
+            return super().manifest_digests(repo)
+
+    catalog, store = Listed(), _Counted()
+    here, index = Here(store, catalog), MemoryIndex()
+    here.image([b"base" * 50, b"own"], config={"only": 1}, tag="v1")
+    for number, repo in enumerate(others):
+        here.image([b"base" * 50, f"{number}".encode()], config={"only": 1}, repo=repo, tag="v1")
+    await reconcile(store, catalog, index)
+    base, config = Digest.of(b"base" * 50), Digest.of(json.dumps({"only": 1}).encode())
+
+    def holders(digest: Digest, most: int) -> Sequence[Repo]:
+        return [APP, others[3]][:most] if digest in (base, config) else [APP]
+
+    places = BlobPlaces(store, store, lambda repo: hosted, hosted_holders=holders if hosted else lambda _d, _m: ())
+    overview = Overview(places, catalog, index)
+    image = await overview.image(APP, "v1")
+    assert image
+    listed.clear()
+    store.reads = 0
+    detail = await overview.detail(image)
+    assert detail.shared == store.stat(base).size + store.stat(config).size
+    assert listed == {APP}
+    assert store.reads <= 3
+
+
+async def test_what_a_hosted_image_shares_if_the_ledger_does_not_say() -> None:
+    """All manifests are read."""
+    here, index = Here(MemoryStore(), MemoryCatalog()), MemoryIndex()
+    here.image([b"base" * 50, b"own"], config={"only": 1}, tag="v1")
+    here.image([b"base" * 50, b"theirs"], config={"only": 2}, repo=Repo("ghcr.io", "owner/app"), tag="v1")
+    await reconcile(here.store, here.catalog, index)
+
+    def unknown(_digest: Digest, _most: int) -> Sequence[Repo]:
+        raise IndexUnavailable("not complete")
+
+    overview = Overview(
+        BlobPlaces(here.store, here.store, lambda repo: True, hosted_holders=unknown), here.catalog, index
+    )
+    image = await overview.image(APP, "v1")
+    assert image
+    assert (await overview.detail(image)).shared == 200
 
 
 async def test_everything_about_one(here: Here) -> None:
