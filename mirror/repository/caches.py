@@ -56,7 +56,7 @@ class Caches:
         #: Reads of the disk and questions to upstreams that are under way.
         self.once = SingleFlight()
         self.tags: CountedLru[tuple[Repo, str], CachedTag] = CountedLru(16 << 20, lambda _: 512, name="tags")
-        self.manifests: CountedLru[tuple[Repo, Digest], Manifest] = CountedLru(64 << 20, _weight, name="manifests")
+        self.manifests: CountedLru[tuple[Repo, Digest], Manifest] = CountedLru(64 << 20, weight, name="manifests")
         #: When the disk was last checked for a manifest that is in memory (epoch seconds).
         self.checked: LruCache[Digest, float] = LruCache(4 << 20, lambda _: 256, name="checked manifests")
         self.described = Described(store, catalog, self.once)
@@ -73,6 +73,6 @@ class Caches:
             self.manifests.pop((repo, digest), None)
 
 
-def _weight(manifest: Manifest) -> int:
+def weight(manifest: Manifest) -> int:
     """Returns roughly the bytes of memory that a manifest takes: each descriptor is some objects and a digest."""
     return 2 * len(manifest.content) + 800 * (len(manifest.manifests) + len(manifest.blobs)) + 1024

@@ -55,9 +55,10 @@ MOST_BYTES: Final = 32 << 20
 LARGEST: Final = 16 << 10
 #: Local addresses that have a table. A listener on all addresses has one for each that clients use.
 _LISTENERS: Final = 32
-#: An entry's own bytes, and by what the bytes of its answer are multiplied for what it keeps alive: a manifest.
-_ENTRY: Final = 2048
-_KEPT: Final = 6
+#: Bytes of an entry without its request, its answer and the content that it keeps alive.
+_ENTRY: Final = 4 << 10
+#: Bytes of the largest entry, as a share of all: one must not push out many.
+_SHARE: Final = 16
 
 _DATE: Final = b"\r\nDate: "
 #: Bytes of a date (RFC 9110, 5.6.7).
@@ -80,12 +81,14 @@ class Asking(Protocol):
 @dataclass(frozen=True, slots=True)
 class Offer:
     """An answer that may be given again: as long as `stands` says so. `facts` are noted at each time. `generation` is
-    that of the table when the answer was made.
+    that of the table when the answer was made. `kept` are the bytes of the content that the offer keeps alive: also the
+    answer to HEAD of a manifest keeps all of it.
     """
 
     stands: Callable[[], bool]
     facts: AnswerFacts
     generation: int
+    kept: int = 0
 
 
 class _Entry:
@@ -173,7 +176,11 @@ class ReadyAnswers:
             return
         at = date + len(_DATE)
         listener.drop(request)
-        entry = _Entry(offer, written[:at], written[at + _DATE_LENGTH :], _ENTRY + len(request) + _KEPT * len(written))
+        # the answer is there in two parts, and as a whole
+        weight = _ENTRY + len(request) + 2 * len(written) + offer.kept
+        if weight > self._most_bytes // _SHARE:
+            return
+        entry = _Entry(offer, written[:at], written[at + _DATE_LENGTH :], weight)
         entries = listener.entries
         while entries:
             oldest = next(iter(entries))

@@ -31,6 +31,7 @@ from mirror.oci.request import Kind, RegistryRequest, parse_request
 from mirror.policy.access_rules import ANONYMOUS, Action, Identity
 from mirror.policy.clients.networks import UNIX
 from mirror.repository.answers import ManifestAnswer, Outcome
+from mirror.repository.caches import weight
 from mirror.repository.protocol import Readable, is_hosted
 from mirror.repository.router import Router
 from mirror.repository.standing.lasting import is_lasting
@@ -208,7 +209,8 @@ class RegistryHandler:
         facts = AnswerFacts(
             kind, request.method, noted, standing.used, line, audited, _notices(kind, request.method, 200, noted)
         )
-        request[_OFFER] = Offer(standing.stands, facts, self.ready.generation)
+        kept = weight(answer.manifest) if isinstance(answer, ManifestAnswer) and answer.manifest is not None else 0
+        request[_OFFER] = Offer(standing.stands, facts, self.ready.generation, kept)
 
     def _id(self, number: int) -> str:
         return f"{self._name}-{number:x}"
@@ -676,6 +678,8 @@ class _Connection(RequestHandler):
 
     async def _drain_helper(self) -> None:
         """Every wait for the client to read happens here, whatever is being sent. Raises `ConnectionError`."""
+        # an answer behind one from the table: the client is dropped once, and this answer knows why
+        self._has_read()
         try:
             async with asyncio.timeout(self._limiter.stall):
                 await super()._drain_helper()
