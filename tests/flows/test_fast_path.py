@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from mirror import telemetry
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.policy.records import Freeze
+from mirror.server.registry.handler import RegistryServer
 from mirror.store.local.layout import Layout
+from tests.support.certificates import Certificate
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import PATIENCE, LiveMirror, live_mirror, noise
 from tests.support.push_client import PushClient, hosting_mirror
@@ -391,6 +394,31 @@ async def test_a_client_that_reads_nothing(registry: FakeRegistry, tmp_path: Pat
             writer.close()
         assert not reader.at_eof()
         assert mirror.events("connections dropped")
+
+
+async def test_over_tls(registry: FakeRegistry, mirror: LiveMirror, line: Line, tmp_path: Path) -> None:
+    """The same answers, of a table of their own."""
+    await _stocked(registry, mirror)
+    asked = request(f"{_NAME}/manifests/v1")
+    await _is_ready(mirror, line, asked)
+    expected = without_what_varies(await line.ask(asked))
+    certificate = Certificate(tmp_path / "tls")
+    server = RegistryServer(mirror.app.front, ready=mirror.app.front.ready, access_log=None)
+    protocol = partial(server.over_tls, certificate.server())
+    listening = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    secure = Line(
+        *await asyncio.open_connection("127.0.0.1", port, ssl=certificate.client(), server_hostname="localhost")
+    )
+    with watching(mirror) as watch:
+        for number in range(4):
+            assert without_what_varies(await secure.ask(asked)) == expected
+            # the first one is not known to this listener
+            assert watch.given == number
+    await secure.close()
+    listening.close()
+    server.pre_shutdown()
+    await server.shutdown(0.1)
 
 
 async def test_a_connection_ends_after_its_next_answer_when_the_server_stops(

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 
+from mirror.aio.caches import CacheStats
 from mirror.repository.answers import Outcome
 from mirror.server.fast.given_answers import AnswerFacts, Given
 from mirror.server.fast.ready_answers import LARGEST, ListenerAnswers, Offer, ReadyAnswers
@@ -161,6 +162,7 @@ async def test_the_table_is_bounded() -> None:
     for number in range(50):
         table.put(b"%d" % number, _written(b"x" * 10_000))
     assert 0 < table.here.weight <= 200_000
+    assert table.ready.stats() == CacheStats(3, table.here.weight, 200_000)
     assert len(table.ready) == 3
     table = _Table()
     table.put(written=_written(b"x" * LARGEST))
@@ -289,6 +291,33 @@ async def test_what_follows_in_the_same_turn_is_answered_behind_it() -> None:
     assert not connected.transport.written
     assert len(connected.protocol._messages) == 1
     connected.end()
+
+
+class _Guarded(dict[bytes, Any]):
+    """Notes the lengths of what it is asked for."""
+
+    def __init__(self, entries: dict[bytes, Any]) -> None:
+        super().__init__(entries)
+        self.lengths: list[int] = []
+
+    def __contains__(self, key: object) -> bool:
+        self.lengths.append(len(cast(bytes, key)))
+        return super().__contains__(key)
+
+
+async def test_bodies_are_not_looked_up() -> None:
+    """To hash each piece of a large push would cost as much as to receive it."""
+    connected = _Connected()
+    entries = connected.table.here.entries = _Guarded(connected.table.here.entries)
+    head = b"PUT /v2/corp/app/manifests/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    for piece in (head, b"x" * 100_000, b"x" * 300):
+        connected.protocol.data_received(piece)
+    connected.end()
+    connected = _Connected()
+    connected.table.here.entries = entries
+    connected.protocol.data_received(b"x" * 100_000)
+    connected.end()
+    assert entries.lengths == [len(head)]
 
 
 async def test_an_entry_is_compared_once_for_all_that_have_asked() -> None:

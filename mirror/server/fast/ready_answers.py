@@ -45,6 +45,7 @@ from typing import Final, Protocol
 
 from aiohttp.helpers import rfc822_formatted_time
 
+from mirror.aio.caches import CacheStats, show
 from mirror.server.fast.given_answers import AnswerFacts, Given
 
 #: Entries of one listener, at most.
@@ -145,6 +146,7 @@ class ReadyAnswers:
         self._asking: list[tuple[ListenerAnswers, Asking, float]] = []
         #: Counts how often all entries were ended. An answer that was made before is not put any more.
         self.generation = 0
+        show("ready answers", self)
 
     def __repr__(self) -> str:
         entries = sum(len(each.entries) for each in self._listeners.values())
@@ -152,6 +154,11 @@ class ReadyAnswers:
 
     def __len__(self) -> int:
         return sum(len(each.entries) for each in self._listeners.values())
+
+    def stats(self) -> CacheStats:
+        """How full the tables are."""
+        weight = sum(each.weight for each in self._listeners.values())
+        return CacheStats(len(self), weight, self._most_bytes * max(1, len(self._listeners)))
 
     def listener(self, key: Hashable) -> ListenerAnswers | None:
         """The table for connections of this listener; None if there are too many."""

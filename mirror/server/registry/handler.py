@@ -35,7 +35,7 @@ from mirror.repository.caches import weight
 from mirror.repository.protocol import Readable, is_hosted
 from mirror.repository.router import Router
 from mirror.repository.standing.lasting import is_lasting
-from mirror.server.fast.exact_requests import END, has_usual_headers, is_whole
+from mirror.server.fast.exact_requests import END, LONGEST, has_usual_headers, is_whole
 from mirror.server.fast.given_answers import AnswerFacts, GivenAnswers, requests_of, seconds_of, sent_of
 from mirror.server.fast.ready_answers import ListenerAnswers, Offer, ReadyAnswers
 from mirror.server.fast.written_answer import WatchedWriter
@@ -702,7 +702,7 @@ class _Connection(RequestHandler):
         elif self.held:
             # behind a request that the table was asked for in this turn of the event loop
             self.held += data
-        elif data in here.entries and self._may_ask():
+        elif self._between and len(data) <= LONGEST and data in here.entries and self._may_ask():
             self.held = data
             self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
             ready.ask(here, self)
@@ -710,10 +710,9 @@ class _Connection(RequestHandler):
             self._pass_on(data)
 
     def _may_ask(self) -> bool:
-        """Whether the next bytes may be answered from the table: they begin a request, and there is no other one."""
+        """Whether a request may be answered from the table now: no other one is under way."""
         return (
-            self._between
-            and self._is_waiting()
+            self._is_waiting()
             and not (self._paused or self._close or self._force_close or self.transport is None)
             and not cast(RegistryServer, self._manager).dismissing
         )
