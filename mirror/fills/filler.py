@@ -227,6 +227,8 @@ class Filler:
             except BlobDamaged:
                 if flight.announced.done():
                     raise
+                if turns:
+                    await turns.report()
                 await self._run(ingest.restart)
             else:
                 flight.announce(ingest.reader)

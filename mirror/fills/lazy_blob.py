@@ -223,7 +223,9 @@ class LazyBlob:
         # in this order: a commit drops the spans after the blob has its final name
         with suppress(BlobUnknown, StoreError):
             self._tools.store.stat(self.digest)
-            spans.drop()
+            # what was sent of them is compared with the blob first, by the sweep
+            if not spans.served():
+                spans.drop()
             self._close()
             raise NotInParts(f"{self.digest} was published meanwhile", upstream=self.upstream)
 
@@ -335,6 +337,10 @@ class LazyBlob:
             prefix.reader.close()
             offset = prefix.offset
         return offset + sum(run.length for run in spans.here(Span(offset, self.size)))
+
+    def sync(self) -> None:
+        """Blocking: makes what is here survive a power cut. Raises `StoreError`."""
+        self._opened().sync()
 
     def _prefix(self) -> Prefix | None:
         """The beginning of the growing file. Raises `NotInParts` if upstream has said another size for the blob."""

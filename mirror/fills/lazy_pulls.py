@@ -200,6 +200,9 @@ class LazyPulls:
                 await blob.enter()
                 try:
                     here = await asyncio.to_thread(blob.here)
+                    if not rule.has_enough(here, blob.size):
+                        # it may stay like this for long
+                        await asyncio.to_thread(blob.sync)
                 finally:
                     blob.leave()
                 if rule.has_enough(here, blob.size):

@@ -26,6 +26,7 @@ from mirror.store.local.span_file import SpanFile
 from tests.support.following import read_to_end
 from tests.support.hangar import Hangar, reached
 from tests.support.ranged_upstream import RangedUpstream, put_spans
+from tests.support.store_suite import Pieces
 
 _SIZE = 40 * BLOCK + 1234
 CONTENT = random.Random(16).randbytes(_SIZE)
@@ -165,6 +166,22 @@ async def test_wrong_spans_are_dropped_and_the_next_try_is_plain(
     assert store.read(DIGEST, _SIZE) == CONTENT
     assert upstream.given == _SIZE - 2 * BLOCK + _SIZE
     assert hangar.wrong == ([(DIGEST, "test")] if in_parts is InParts.LAZY else [])
+    assert _left(store) == []
+
+
+@BOTH
+async def test_a_whole_that_a_dead_process_left_is_wrong(hangar: Hangar, store: LocalStore, in_parts: InParts) -> None:
+    """It may have been put together of these spans: they are dropped with it, and one fill is enough."""
+    lies = CONTENT[: 20 * BLOCK] + bytes(BLOCK) + CONTENT[21 * BLOCK :]
+    put_spans(store, lies, _blocks(20), named=DIGEST)
+    left = store.ingest(DIGEST, "test")
+    assert left.try_lock()
+    left.expect(_SIZE)
+    left.fill(Pieces(lies), lambda: None)
+    left.close()
+    upstream = RangedUpstream(CONTENT)
+    await _fill(hangar, upstream, in_parts)
+    assert upstream.given == _SIZE
     assert _left(store) == []
 
 

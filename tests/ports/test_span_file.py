@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mirror.errors import BlobDamaged, StoreError, StoreFull, UpstreamInvalid, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
-from mirror.policy.fills.span_blocks import BLOCK, MOST_BYTES
+from mirror.policy.fills.span_blocks import BLOCK, MOST_BYTES, SYNCED
 from mirror.ports import BlobInfo, Claim, SupportsFileno
 from mirror.store.local import span_file
 from mirror.store.local.blobs import LocalStore
@@ -617,6 +617,8 @@ def test_the_sweep_leaves_what_is_of_use(store: LocalStore, ingest: Path) -> Non
     """Fresh ones, and claimed ones however old."""
     put_spans(store, CONTENT, [_blocks(5, 2)], registry=REGISTRY)
     assert sweep(store.layout, keep=3600, now=lambda: 0.0).partials == 0
+    # and a power cut does not cost them any more
+    assert set(_open(store).states(range(5, 7))) == {SYNCED}
     claim = _open(store).claim(_blocks(8))
     assert claim is not None
     assert sweep(store.layout, keep=3600, now=lambda: LATER).partials == 0

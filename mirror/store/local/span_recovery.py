@@ -77,6 +77,7 @@ def _sweep_one(
         if served := _sent_beside(spans, digest, blob):
             is_wrong(WrongSpans(digest, served))
         elif served is None and touched >= oldest and (spans.count() or touched >= made):
+            spans.sync()
             return False
         spans.drop()
     finally:
