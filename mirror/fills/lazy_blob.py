@@ -56,7 +56,7 @@ _AT_ONCE: Final = 4
 _LOOK_FIRST: Final = 0.005
 _LOOK_LAST: Final = 0.05
 #: Seconds without a new block after which somebody else's fetch is not waited for.
-_STUCK: Final = 5.0
+_STUCK: Final = 10.0
 #: Seconds for which a claim is kept while nothing is asked.
 _SHORT: Final = 0.5
 #: Bytes around a position in which a new block is a sign that somebody else's fetch moves.

@@ -141,6 +141,7 @@ class LazyPulls:
             blob = self._blobs[upstream, digest] = LazyBlob(digest, upstream, size, self._tools)
         self._latest[blob] = rule, asker
         await blob.enter()
+        telemetry.LAZY_ANSWERS.labels(self._tools.label(upstream)).inc()
         try:
             yield blob
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from contextlib import AbstractAsyncContextManager
 from itertools import pairwise
@@ -244,6 +245,47 @@ async def test_another_registry_gets_no_unverified_bytes(tmp_path: Path, registr
             assert got.status >= 500 or not got.whole
 
 
+async def test_each_caller_is_confirmed_by_upstream(tmp_path: Path) -> None:
+    """With `access = "verify"`: bytes that came for one are sent to another only with rights of the other's own."""
+    users = {"alice": "alices-word", "bob": "bobs-word"}
+    with FakeRegistry(tokens=True, users=users) as private:
+        private.rights = {"alice": {"acme/secret"}, "bob": set()}
+        private.add_image("acme/secret", "v1", [_LAYER])
+        upstreams = {"reg.example": {"url": private.url, "access": "verify"}}
+        routes = [{"match": "**", "ranges": "lazy", **_NEVER}]
+        async with live_mirror(tmp_path / "store", upstreams, route=routes) as mirror:
+            statuses = []
+            for user in ("alice", "bob", "alice"):
+                word = base64.b64encode(f"{user}:{users[user]}".encode()).decode()
+                headers = {"Authorization": f"Basic {word}", "Range": "bytes=9000000-9000009"}
+                await mirror.ask("/v2/acme/secret/manifests/v1", headers={"Authorization": f"Basic {word}"})
+                got = await mirror.ask(f"/v2/acme/secret/blobs/{_DIGEST}", headers=headers)
+                statuses.append(got.status)
+            assert statuses == [206, 404, 206]
+            assert len(of_blob(private, _DIGEST)) == 1
+
+
+async def test_rules_about_content_hold_for_parts(tmp_path: Path, registry: FakeRegistry) -> None:
+    denied = noise(24_000_002)
+    registry.add_image("library/bad", "v1", [denied])
+    content = {"deny": [f"docker.io/library/bad@{Digest.of(denied)}"]}
+    async with _lazy(tmp_path / "store", registry, content=content) as mirror:
+        await _know(mirror)
+        assert is_unverified(await _part(mirror, *_FOOTER))
+        await mirror.ask("/v2/library/bad/manifests/v1")
+        at = f"/v2/library/bad/blobs/{Digest.of(denied)}"
+        assert (await mirror.ask(at, headers={"Range": "bytes=9-19"})).status == 403
+        assert not of_blob(registry, Digest.of(denied))
+
+
+async def test_parts_under_a_virtual_name(tmp_path: Path, registry: FakeRegistry) -> None:
+    virtual = [{"name": "all", "members": ["docker.io"]}]
+    async with _lazy(tmp_path / "store", registry, virtual=virtual) as mirror:
+        assert (await mirror.ask("/v2/all/library/app/manifests/v1")).status == 200
+        assert is_unverified(await _part(mirror, *_FOOTER, at=f"/v2/all/library/app/blobs/{_DIGEST}"))
+        assert len(_of_layer(registry)) == 1
+
+
 # ------------------------------------------------------------------------------------------------------- completion
 
 
@@ -385,3 +427,44 @@ async def test_a_wrong_size_in_the_manifest(tmp_path: Path, registry: FakeRegist
         got = await mirror.ask(f"/v2/library/odd/blobs/{digest}", headers={"Range": "bytes=2000000-2000009"})
         assert got.body == layer[2_000_000:2_000_010]
         assert not is_unverified(got)
+
+
+async def test_7_a_part_that_stalls_is_resumed(tmp_path: Path, registry: FakeRegistry) -> None:
+    gate = Stall()
+    registry.fail("blobs", stall(gate, 100_000))
+    upstreams = {"docker.io": {"url": registry.url, "read_timeout": "0.3s"}}
+    routes = [{"match": "**", "ranges": "lazy", **_NEVER}]
+    async with live_mirror(tmp_path / "store", upstreams, route=routes) as mirror:
+        await _know(mirror)
+        assert is_unverified(await _part(mirror, 9_000_000, 9_400_000))
+        first, *_, last = (each.start for each in _of_layer(registry))
+        assert last == first + 100_000
+        gate.release()
+
+
+async def test_25_a_client_that_does_not_read_stops_nobody(tmp_path: Path, registry: FakeRegistry) -> None:
+    async with _lazy(tmp_path / "store", registry, _SOON) as mirror:
+        await _know(mirror)
+        _, writer = await mirror.connect()
+        head = f"GET {_AT} HTTP/1.1\r\nHost: mirror\r\nRange: bytes=2000000-7000000\r\n\r\n"
+        writer.write(head.encode())
+        await until(lambda: bool(_of_layer(registry)))
+        assert is_unverified(await _part(mirror, 2_000_000, 7_000_000))
+        writer.close()
+        await mirror.landed(_DIGEST)
+        assert mirror.blob_file(_DIGEST).read_bytes() == _LAYER
+
+
+async def test_60_a_part_is_sent_to_its_end_whatever_happens_to_the_blob(
+    tmp_path: Path, registry: FakeRegistry
+) -> None:
+    """The whole is published, and evicted, while a part is read."""
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        async with mirror.open(_AT, headers={"Range": "bytes=2000000-7000000"}) as response:
+            body = await response.content.readexactly(1000)
+            assert (await mirror.ask(_AT)).whole
+            await mirror.landed(_DIGEST)
+            mirror.app.storage.store.delete(_DIGEST)
+            body += await response.content.read()
+        assert body == _LAYER[2_000_000:7_000_001]
