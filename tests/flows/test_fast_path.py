@@ -46,9 +46,7 @@ async def _stocked(registry: FakeRegistry, mirror: LiveMirror) -> Digest:
 
 
 async def test_small_answers_are_given_again(registry: FakeRegistry, mirror: LiveMirror, line: Line) -> None:
-    """Manifests by tag and digest, GET and HEAD, and HEAD of blobs: the second answer of each kind is the first one, to
-    the byte, and no other repository answer was asked for.
-    """
+    """Manifests by tag and digest, GET and HEAD, and HEAD of blobs: the third answer is the first one, to the byte."""
     digest = await _stocked(registry, mirror)
     with watching(mirror) as watch:
         for target, methods in {
@@ -59,6 +57,8 @@ async def test_small_answers_are_given_again(registry: FakeRegistry, mirror: Liv
         }.items():
             for method in methods:
                 first = await line.ask(request(target, method))
+                # the second time, it has come before
+                await line.ask(request(target, method))
                 assert watch.reset() == 0
                 again = await line.ask(request(target, method))
                 assert watch.reset() == 1
@@ -413,8 +413,8 @@ async def test_over_tls(registry: FakeRegistry, mirror: LiveMirror, line: Line, 
     with watching(mirror) as watch:
         for number in range(4):
             assert without_what_varies(await secure.ask(asked)) == expected
-            # the first one is not known to this listener
-            assert watch.given == number
+            # the first ones are not known to this listener
+            assert watch.given == max(0, number - 1)
     await secure.close()
     listening.close()
     server.pre_shutdown()
@@ -464,6 +464,7 @@ async def test_metrics_log_and_notes_are_those_of_other_answers(
     stop = telemetry.listen(lambda what, fields: noticed.append((what, dict(fields))))
     try:
         with watching(mirror) as watch:
+            await line.ask(asked)
             await line.ask(asked)
             watch.reset()
             given = await three()

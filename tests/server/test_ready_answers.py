@@ -135,6 +135,16 @@ async def test_all_end_together() -> None:
     assert await table.give() is not None
 
 
+async def test_a_request_that_comes_once_is_not_offered() -> None:
+    """Only what has come before is; and what is remembered of that is bounded."""
+    here = _Table().here
+    assert [here.is_repeated(_ASKED) for _ in range(3)] == [False, True, True]
+    assert not here.is_repeated(_ASKED + b"x")
+    for number in range(10_000):
+        here.is_repeated(b"%d" % number)
+    assert len(here.seen) <= 4096
+
+
 async def test_listeners_share_nothing() -> None:
     """What was answered at one address is not answered at another; and there are not more tables than a few."""
     table = _Table()
@@ -158,12 +168,13 @@ async def test_the_table_is_bounded() -> None:
     table.put(b"x")
     assert len(table.ready) == 1
 
-    table = _Table(most_bytes=200_000)
+    table = _Table(most_bytes=500_000)
     for number in range(50):
         table.put(b"%d" % number, _written(b"x" * 10_000))
-    assert 0 < table.here.weight <= 200_000
-    assert table.ready.stats() == CacheStats(3, table.here.weight, 200_000)
-    assert len(table.ready) == 3
+    assert 400_000 < table.here.weight <= 500_000
+    assert table.ready.stats() == CacheStats(len(table.ready), table.here.weight, 500_000)
+    assert await table.give(b"0") is None
+    assert await table.give(b"49") is not None
     table = _Table()
     table.put(written=_written(b"x" * LARGEST))
     assert not len(table.ready)

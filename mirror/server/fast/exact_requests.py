@@ -16,7 +16,17 @@ END: Final = b"\r\n\r\n"
 LONGEST: Final = 2048
 _METHODS: Final = (b"GET /v2/", b"HEAD /v2/")
 #: Headers that a request may have once.
-_ONCE: Final = frozenset({b"host", b"user-agent", b"accept-encoding", b"accept-language", b"connection"})
+_ONCE: Final = frozenset(
+    {
+        b"host",
+        b"user-agent",
+        b"accept-encoding",
+        b"accept-language",
+        b"connection",
+        # sent by podman and CRI-O
+        b"docker-distribution-api-version",
+    }
+)
 #: Docker sends one for each media type.
 _REPEATED: Final = b"accept"
 

@@ -39,11 +39,14 @@ class AnswerFacts:
     line: Mapping[str, Any] | None
     audited: Mapping[str, Any] | None
     notices: Sequence[tuple[telemetry.Notice, Mapping[str, Any]]] = ()
-    pieces: tuple[str, ...] = field(init=False)
+    _pieces: list[str] = field(init=False, default_factory=list)
 
-    def __post_init__(self) -> None:
-        pieces = () if self.line is None else telemetry.LinePattern("request", self.line, VARYING).pieces
-        object.__setattr__(self, "pieces", pieces)
+    @property
+    def pieces(self) -> Sequence[str]:
+        """The line around its varying fields; made when it is first needed: most answers are never given again."""
+        if not self._pieces and self.line is not None:
+            self._pieces.extend(telemetry.LinePattern("request", self.line, VARYING).pieces)
+        return self._pieces
 
 
 #: An answer that is given: its facts, the client, and the seconds that it took.

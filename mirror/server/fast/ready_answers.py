@@ -1,6 +1,6 @@
 """Answers that are ready to be written again, by the exact bytes of the request: small ones, of content that is here.
 
-    a request, the ordinary way ── 200, by nothing but its bytes, the listener and content here ──> offered
+    a request that has come before ── 200, by nothing but its bytes, the listener and content here ─> offered
                                                                                                       │ written
         ┌──────────────────── it still stands ────────────────────────────────┐                       v
         v                                                                     │                     ready
@@ -54,6 +54,8 @@ MOST: Final = 4096
 MOST_BYTES: Final = 32 << 20
 #: Bytes of the largest answer: what is written at once, whatever the client reads (registry/writing.py).
 LARGEST: Final = 16 << 10
+#: Requests of one listener that are remembered before they are offered, at most.
+_MOST_SEEN: Final = 4096
 #: Local addresses that have a table. A listener on all addresses has one for each that clients use.
 _LISTENERS: Final = 32
 #: Bytes of an entry without its request, its answer and the content that it keeps alive.
@@ -108,16 +110,31 @@ class _Entry:
 
 
 class ListenerAnswers:
-    """The entries of one listener; the oldest is the first. `weight` is their size in bytes."""
+    """The entries of one listener; the oldest is the first. `weight` is their size in bytes. `seen` has the hashes of
+    requests that were answered in the ordinary way lately.
+    """
 
-    __slots__ = ("entries", "weight")
+    __slots__ = ("entries", "seen", "weight")
 
     def __init__(self) -> None:
         self.entries: dict[bytes, _Entry] = {}
         self.weight = 0
+        self.seen: set[int] = set()
 
     def __repr__(self) -> str:
         return f"<ListenerAnswers {len(self.entries)} of {self.weight} bytes>"
+
+    def is_repeated(self, request: bytes) -> bool:
+        """True if the request has come before. To offer an answer costs more than to note that it may be asked for
+        again, and many requests come once.
+        """
+        number = hash(request)
+        if number in self.seen:
+            return True
+        if len(self.seen) >= _MOST_SEEN:
+            self.seen.clear()
+        self.seen.add(number)
+        return False
 
     def drop(self, request: bytes) -> None:
         """Remove an entry. Repeatable."""

@@ -738,7 +738,8 @@ class _Connection(RequestHandler):
         """Gives bytes to aiohttp, and watches how they are answered."""
         before = self._request_count
         is_first = self._between and self._is_waiting()
-        self.asked = data if is_first and is_whole(data) else None
+        here = self._ready_here
+        self.asked = data if is_first and here is not None and is_whole(data) and here.is_repeated(data) else None
         self._receive(data)
         self._look_whether_between(data, before)
 
