@@ -59,6 +59,8 @@ _LOOK_LAST: Final = 0.05
 _STUCK: Final = 10.0
 #: Seconds for which a claim is kept while nothing is asked.
 _SHORT: Final = 0.5
+#: Fetches that one reader begins for a byte: others may fail by the rights of somebody else.
+_MOST_BEGUN: Final = 8
 #: Bytes around a position in which a new block is a sign that somebody else's fetch moves.
 _AROUND: Final = 64 << 20
 
@@ -113,7 +115,7 @@ class PartTools:
     executor: Executor
     room: PartRoom
     turns: asyncio.Semaphore
-    avoid: Callable[[Digest, str, NotInParts], None]
+    avoid: Callable[[LazyBlob, NotInParts], None]
     label: Callable[[str], str] = str
     patience: float = 30.0
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -216,13 +218,19 @@ class LazyBlob:
         if self._spans is not None and self._spans.in_place:
             return
         self._close()
-        spans = self._tools.store.spans(self.digest, self.upstream, self.size)
+        store = self._tools.store
+        there = store.spans(self.digest, self.upstream, None)
+        if there is not None and there.size != self.size:
+            # two manifests disagree: the digest of the whole decides, and nothing of the other is dropped for this one
+            there.close()
+            raise NotInParts(f"parts of {self.digest} are here for {there.size} bytes", upstream=self.upstream)
+        spans = there or store.spans(self.digest, self.upstream, self.size)
         if spans is None:
             raise NotInParts(f"no parts of {self.digest} can be stored", upstream=self.upstream)
         self._spans = spans
         # in this order: a commit drops the spans after the blob has its final name
         with suppress(BlobUnknown, StoreError):
-            self._tools.store.stat(self.digest)
+            store.stat(self.digest)
             # what was sent of them is compared with the blob first, by the sweep
             if not spans.served():
                 spans.drop()
@@ -262,7 +270,7 @@ class LazyBlob:
         Raises `UpstreamError` if they cannot be had, `NotInParts` if they cannot be had in parts, and `StoreError` if
         the store cannot take or give them, or whoever fetches them makes no progress.
         """
-        pause, seen, moved_at = _LOOK_FIRST, (-1, -1), self._tools.clock()
+        pause, seen, moved_at, begun = _LOOK_FIRST, (-1, -1), self._tools.clock(), 0
         while True:
             # both before the look: what happens after it wakes this one, or is seen
             changed = self._changed
@@ -278,6 +286,9 @@ class LazyBlob:
                 moved_at = self._tools.clock()
                 continue
             if not found.comes:
+                begun += 1
+                if begun > _MOST_BEGUN:
+                    raise StoreError(f"byte {position} of {self.digest} does not come")
                 start = position // BLOCK * BLOCK
                 self._begin([Span(start, min(-(-stop // BLOCK) * BLOCK, self.size))], asker)
                 continue
@@ -408,7 +419,10 @@ class LazyBlob:
                 await self._bring(fetch)
         except MirrorError as error:
             if isinstance(error, NotInParts):
-                self._tools.avoid(self.digest, self.upstream, error)
+                self._tools.avoid(self, error)
+            if isinstance(error, SizeDisputed):
+                with suppress(StoreError):
+                    await self._in_thread(self._opened().drop)
             self._end(fetch, error)
         except Exception as error:
             telemetry.log.exception("fetch of parts crashed", digest=str(self.digest))

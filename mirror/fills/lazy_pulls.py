@@ -39,6 +39,8 @@ _AT_ONCE: Final = 16
 _MOST_COMPLETED: Final = 2
 #: Seconds after which the files of a blob of which nobody reads parts are closed.
 _CLOSE_AFTER: Final = 5.0
+#: Seconds between two looks whether parts are still read and fetched, at the least.
+_SHORTEST: Final = 0.05
 #: Room that is reserved in one go for the parts of all blobs, in bytes, and seconds that a part waits for it.
 _STEP: Final = 64 << 20
 _ROOM_PATIENCE: Final = 1.0
@@ -81,7 +83,8 @@ class LazyPulls:
         self._ignoring: TtlCache[str, bool] = TtlCache(
             _MOST_AVOIDED, _AVOIDED, clock, name="upstreams that ignore ranges"
         )
-        self._unfit: TtlCache[tuple[str, Digest], bool] = TtlCache(
+        #: Blobs that were wrong, or (with a size) of which upstream says another size.
+        self._unfit: TtlCache[tuple[str, Digest, int | None], bool] = TtlCache(
             _MOST_AVOIDED, _AVOIDED, clock, name="blobs without lazy parts"
         )
 
@@ -108,21 +111,23 @@ class LazyPulls:
         finally:
             spans.close()
 
-    def avoids(self, digest: Digest, upstream: str) -> bool:
+    def avoids(self, digest: Digest, upstream: str, size: int) -> bool:
         """True if no parts of the blob are fetched: its upstream ignores ranges, or something was wrong with them."""
-        return upstream in self._ignoring or (upstream, digest) in self._unfit
+        unfit = self._unfit
+        return upstream in self._ignoring or (upstream, digest, None) in unfit or (upstream, digest, size) in unfit
 
-    def _avoid(self, digest: Digest, upstream: str, error: NotInParts) -> None:
+    def _avoid(self, blob: LazyBlob, error: NotInParts) -> None:
+        upstream, digest = blob.upstream, blob.digest
         if isinstance(error, RangesIgnored):
             if upstream not in self._ignoring:
                 telemetry.log.info("upstream ignores ranges", upstream=upstream, digest=str(digest))
             self._ignoring[upstream] = True
         elif isinstance(error, SizeDisputed):
-            self._unfit[upstream, digest] = True
+            self._unfit[upstream, digest, blob.size] = True
 
     async def found_wrong(self, digest: Digest, upstream: str, reason: str) -> None:
         """The blob has been received, partly in parts, and is wrong: it is not had in parts for some time."""
-        self._unfit[upstream, digest] = True
+        self._unfit[upstream, digest, None] = True
         blob = self._blobs.get((upstream, digest))
         if blob is not None:
             await blob.accuse(reason)
@@ -134,13 +139,18 @@ class LazyPulls:
         """Yields the blob, entered. `size` is that of the whole blob in bytes, as a manifest says it. After that, the
         whole is fetched for the `asker` as `rule` says. Raises `NotInParts`, `StoreError`.
         """
-        if self.avoids(digest, upstream):
+        if self.avoids(digest, upstream, size):
             raise NotInParts(f"{digest} is not had in parts now", upstream=upstream)
         blob = self._blobs.get((upstream, digest))
-        if blob is None or blob.size != size:
+        if blob is not None and blob.size != size:
+            raise NotInParts(f"parts of {digest} are had for {blob.size} bytes", upstream=upstream)
+        if blob is None:
             blob = self._blobs[upstream, digest] = LazyBlob(digest, upstream, size, self._tools)
-        self._latest[blob] = rule, asker
-        await blob.enter()
+        try:
+            await blob.enter()
+        except BaseException:
+            self._forget(blob)
+            raise
         telemetry.LAZY_ANSWERS.labels(self._tools.label(upstream)).inc()
         try:
             yield blob
@@ -175,19 +185,23 @@ class LazyPulls:
         finally:
             # without a pause after the look: whoever asks next begins anew
             del self._tending[blob]
-            if blob.is_idle:
-                blob.close()
-                self._latest.pop(blob, None)
-                if self._blobs.get((blob.upstream, blob.digest)) is blob:
-                    del self._blobs[blob.upstream, blob.digest]
+            self._forget(blob)
             if not self._blobs:
                 self._space.release()
+
+    def _forget(self, blob: LazyBlob) -> None:
+        """Closes a blob that nobody uses, and that nothing looks after."""
+        if blob.is_idle and blob not in self._tending:
+            blob.close()
+            self._latest.pop(blob, None)
+            if self._blobs.get((blob.upstream, blob.digest)) is blob:
+                del self._blobs[blob.upstream, blob.digest]
 
     async def _quiet(self, blob: LazyBlob) -> None:
         """Returns once no part of the blob was asked for during the pause of its rule."""
         asked_at = None
         while asked_at != blob.asked_at or not blob.is_idle:
-            asked_at, pause = blob.asked_at, self._latest[blob][0].pause
+            asked_at, pause = blob.asked_at, max(self._latest[blob][0].pause, _SHORTEST)
             await self._tools.sleep(min(pause, _CLOSE_AFTER))
             if pause > _CLOSE_AFTER:
                 if asked_at == blob.asked_at:

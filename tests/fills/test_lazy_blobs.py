@@ -224,6 +224,29 @@ async def test_a_break_is_resumed_at_the_byte(site: _Site) -> None:
     assert site.upstream.starts == [10 * BLOCK, 11 * BLOCK + 5]
 
 
+async def test_a_manifest_with_another_size_drops_nothing(site: _Site) -> None:
+    """Whoever may push such a manifest takes no parts away from others."""
+    await site.get(_PART)
+    asker = site.asker("evil/app")
+    for _ in range(2):
+        with pytest.raises(NotInParts):
+            async with site.pulls.open(DIGEST, "docker.io", 2 * SIZE, _NEVER, asker):
+                raise AssertionError
+        assert await site.get(_PART) == [_of(_PART)]
+        assert len(site.upstream.starts) == 1
+        # and when nobody has it open
+        await site.time.go_on(lambda: not site.pulls._blobs)
+
+
+async def test_a_size_that_upstream_denies_leaves_nothing(site: _Site) -> None:
+    site.upstream.says = SIZE + 1
+    with pytest.raises(NotInParts):
+        await site.get(_PART)
+    assert site.pulls.avoids(DIGEST, "docker.io", SIZE)
+    assert not site.pulls.avoids(DIGEST, "docker.io", SIZE + 1)
+    assert site.store.spans(DIGEST, "docker.io", None) is None
+
+
 # ------------------------------------------------------------------------------------------------------- the whole
 
 
@@ -253,11 +276,11 @@ async def test_what_was_wrong_is_not_had_in_parts_for_a_while(site: _Site) -> No
     other = Digest.of(b"another")
     await site.get(_PART)
     await site.pulls.found_wrong(DIGEST, "docker.io", "not what it should be")
-    assert site.pulls.avoids(DIGEST, "docker.io")
+    assert site.pulls.avoids(DIGEST, "docker.io", SIZE)
     with pytest.raises(NotInParts):
         await site.get(_PART)
-    assert not site.pulls.avoids(other, "docker.io")
-    assert not site.pulls.avoids(DIGEST, "ghcr.io")
+    assert not site.pulls.avoids(other, "docker.io", SIZE)
+    assert not site.pulls.avoids(DIGEST, "ghcr.io", SIZE)
 
 
 # -------------------------------------------------------------------------------------------------------- cancelled

@@ -97,7 +97,8 @@ def test_as_many_parts_as_podman_asks_for() -> None:
         (5 * MB, 6 * MB + 9, None, 6 * MB),
         # a fill comes at most a MiB, or a second, later
         (5 * MB, 5 * MB, 0.0, 6 * MB),
-        (5 * MB, 4 * MB + 1, 0.0, 5 * MB + BLOCK),
+        (5 * MB - 1, 4 * MB + 1, 0.0, 5 * MB),
+        (5 * MB + 1, 4 * MB + 9, 0.0, 5 * MB + 1),
         (5 * MB, 4 * MB, 0.0, 5 * MB),
         (6 * MB, 5 * MB, 2.0 * MB, 7 * MB),
         (7 * MB, 5 * MB, 2.0 * MB, 7 * MB),

@@ -66,8 +66,9 @@ def fetch_from(start: int, prefix: int, rate: float | None, block: int) -> int:
     fill as by another request. The blob's fill has come to `prefix`, at `rate` bytes per second; None: it has no fill.
     """
     if rate is not None:
-        soon = prefix + max(_NEAR, round(rate * _NEAR_SECONDS))
-        return start if start >= soon else -(-soon // block) * block
+        # a whole block, so that a position and its block are judged alike
+        soon = (prefix + max(_NEAR, round(rate * _NEAR_SECONDS))) // block * block
+        return max(start, soon)
     return max(start, prefix // block * block)
 
 
