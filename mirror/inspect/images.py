@@ -29,6 +29,7 @@ from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Closure, Node, Role, shown_closure
 from mirror.graph.manifests import for_display, stored_descriptor, stored_manifest
 from mirror.graph.walk import any_may_be_missing, walk
+from mirror.inspect.untagged_lists import UntaggedLists
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
@@ -176,10 +177,12 @@ class Overview:
         freezes: Iterable[Freeze] = (),
         rules: StayRules = StayRules(),  # noqa: B008 -- immutable
         unread: Iterable[UnreadableRecord] = (),
+        untagged: UntaggedLists | None = None,
     ) -> None:
         """`rules` pin further images; they are applied to each repository when it is read. `unread` are the freezes
-        that cannot be read.
+        that cannot be read. Overviews that share `untagged` give pages that continue each other.
         """
+        self._untagged = untagged or UntaggedLists()
         self._blobs = store if isinstance(store, BlobPlaces) else BlobPlaces.only(store)
         self._catalog = catalog
         self._index: ContentIndex | None = index
@@ -284,26 +287,30 @@ class Overview:
                 looked[root.digest] = self._look_into(repo, root)
             yield tag, self._entry(repo, tag, root, looked[root.digest])
         if selection is None or selection.has_tag(None):
-            tagged = {root.digest for tag in tags if (root := _known(roots, tag, partial(self._shown_root, repo)))}
             known = {digest: named for closure, _ in looked.values() for digest, named in closure.named.items()}
-            for root in self._untagged(repo, tagged, known):
-                name = str(root.digest)
-                if ":" not in behind or name > behind:
-                    yield name, self._entry(repo, None, root, self._look_into(repo, root))
 
-    def _untagged(
+            def find() -> Sequence[Digest]:
+                tagged = {root.digest for tag in tags if (root := _known(roots, tag, partial(self._shown_root, repo)))}
+                return self._untagged_in(repo, tagged, known)
+
+            untagged = self._untagged.find(repo, find, continues=":" in behind)
+            first = bisect.bisect_right(untagged, behind, key=str) if ":" in behind else 0
+            for digest in untagged[first:]:
+                root = self._shown_root(repo, digest)
+                yield str(digest), self._entry(repo, None, root, self._look_into(repo, root)) if root else None
+
+    def _untagged_in(
         self, repo: Repo, tagged: Set[Digest], known: Mapping[Digest, Collection[Digest]]
-    ) -> list[Descriptor]:
-        """Blocking: returns the manifests to which no tag points and which no manifest here names, sorted by their
-        digests as text. `known` is what some of the manifests name; two files are read for each of the others.
+    ) -> Sequence[Digest]:
+        """Blocking: returns the manifests to which no tag points and which no manifest here names, sorted as text.
+        `known` is what some of the manifests name; two files are read for each of the others.
         """
         named = set(tagged).union(*known.values())
         candidates = [digest for digest in self._catalog.manifest_digests(repo) if digest not in known]
         for digest in candidates:
             manifest = self._shown(repo, digest)
             named.update(child.digest for child in (manifest.manifests if manifest else ()))
-        untagged = (digest for digest in sorted(candidates, key=str) if digest not in named)
-        return [root for digest in untagged if (root := self._shown_root(repo, digest))]
+        return [digest for digest in sorted(candidates, key=str) if digest not in named]
 
     def _entry(
         self, repo: Repo, tag: str | None, root: Descriptor, looked: tuple[Closure, tuple[PlatformHere, ...]]

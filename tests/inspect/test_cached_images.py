@@ -13,7 +13,8 @@ from mirror.errors import IndexUnavailable
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.reconcile import reconcile
 from mirror.graph.blob_places import BlobPlaces
-from mirror.inspect.images import CachedImage, Overview
+from mirror.inspect.images import CachedImage, Overview, PageCursor
+from mirror.inspect.untagged_lists import UntaggedLists
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Repo
@@ -293,6 +294,42 @@ async def test_a_listing_reads_each_manifest_once() -> None:
     assert len(page.images) == 4 * 21
     assert store.reads == 4 * (20 * 3 + 2 + 1)
     assert index.calls == 1
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_pages_of_images_without_tags_cost_what_they_show(slow: bool) -> None:
+    """The first page looks at the whole repository; those that continue it do not, if that was slow. What was deleted
+    since is not in them, and a list that begins later has what came.
+    """
+    store, clock = _Counted(), [0.0]
+    here = Here(store, MemoryCatalog())
+    roots = [here.image([f"{number}".encode()]) for number in range(60)]
+
+    def now() -> float:
+        clock[0] += float(slow)
+        return clock[0]
+
+    untagged, names, reads = UntaggedLists(now), [], []
+    begin: PageCursor | None = None
+    while True:
+        store.reads = 0
+        overview = Overview(store, here.catalog, MemoryIndex(), untagged=untagged)
+        page = await overview.page(select("**", _TABLE), [APP], begin, 6, 1000)
+        names += [image.root.digest for image in page.images]
+        reads.append(store.reads)
+        if page.next is None:
+            break
+        if begin is None:
+            gone = max(roots, key=lambda root: str(root.digest))
+            here.catalog.drop_manifest(APP, gone.digest)
+        begin = page.next
+    assert names == sorted((root.digest for root in roots if root != gone), key=str)
+    assert reads[0] >= 60
+    assert all(each <= 2 * 7 if slow else each >= 59 for each in reads[1:])
+    new = here.image([b"new"])
+    overview = Overview(store, here.catalog, MemoryIndex(), untagged=untagged)
+    page = await overview.page(select("**", _TABLE), [APP], None, 500, 1000)
+    assert new.digest in {image.root.digest for image in page.images}
 
 
 @pytest.mark.parametrize("seed", range(8))

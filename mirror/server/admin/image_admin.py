@@ -36,6 +36,7 @@ from mirror.inspect.as_json import (
     victims_json,
 )
 from mirror.inspect.images import Overview, cursor_of, cursor_text
+from mirror.inspect.untagged_lists import UntaggedLists
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Victim
 from mirror.policy.hosted.stay_rules import StayRules
@@ -100,6 +101,7 @@ class ImageAdmin:
         self._table = table
         self._subjects = UnreadableRecordOwners(catalog)
         self._repositories: CostlyCache[list[Repo]] = CostlyCache(name="repository list")
+        self._untagged = UntaggedLists()
         self._plans: CostlyCache[VictimsJson] = CostlyCache(name="eviction plans")
 
     # ---------------------------------------------------------------------------------------------------- images
@@ -137,7 +139,7 @@ class ImageAdmin:
         """Blocking: reads a small file for each pin and freeze."""
         pinned = pinned_images(self._pins, (), self._catalog, time.time(), self._subjects)
         freezes, unread = self._freezes.look()
-        return Overview(self._blobs, self._catalog, self._index, pinned, freezes, self._rules, unread)
+        return Overview(self._blobs, self._catalog, self._index, pinned, freezes, self._rules, unread, self._untagged)
 
     # ------------------------------------------------------------------------------------------------------ pins
 
