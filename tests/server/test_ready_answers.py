@@ -6,6 +6,7 @@ import asyncio
 import io
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, cast
@@ -76,7 +77,7 @@ class _Asking:
     def send(self, answer: bytes) -> None:
         # it is noted before anybody can have it
         assert self._noted
-        self.answer = answer
+        self.answer, self.held = answer, b""
 
     def go_on(self) -> None:
         self.went_on = True
@@ -145,6 +146,30 @@ async def test_a_request_that_comes_once_is_not_offered() -> None:
     assert len(here.seen) <= 4096
 
 
+async def test_an_error_keeps_nobody_waiting() -> None:
+    """If one entry cannot be compared, whoever has asked before gets an answer, and all others go the ordinary way."""
+    table, other = _Table(), request("/v2/library/other/manifests/v1")
+
+    def fails() -> bool:
+        raise OSError("a disk that fails")
+
+    table.put()
+    table.ready.put(table.here, other, table.offer(fails), _written())
+    asking = [_Asking(asked, table.noted) for asked in (_ASKED, other, _ASKED)]
+    errors: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    try:
+        for connection in asking:
+            table.ready.ask(table.here, connection)
+        await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(None)
+    assert [(each.answer is not None, each.went_on) for each in asking] == [(True, False), (False, True), (False, True)]
+    assert len(table.noted) == 1
+    assert [type(error) for error in errors] == [OSError]
+
+
 async def test_listeners_share_nothing() -> None:
     """What was answered at one address is not answered at another; and there are not more tables than a few."""
     table = _Table()
@@ -175,6 +200,9 @@ async def test_the_table_is_bounded() -> None:
     assert table.ready.stats() == CacheStats(len(table.ready), table.here.weight, 500_000)
     assert await table.give(b"0") is None
     assert await table.give(b"49") is not None
+    # one that is large beside all others is not kept at all
+    table.ready.put(table.here, b"large", replace(table.offer(), kept=60_000), _written())
+    assert await table.give(b"large") is None
     table = _Table()
     table.put(written=_written(b"x" * LARGEST))
     assert not len(table.ready)

@@ -229,6 +229,27 @@ class ReadyAnswers:
         asking, self._asking = self._asking, []
         given: list[Given] = []
         answers: list[tuple[Asking, bytes]] = []
+        # whatever fails, nobody is kept waiting
+        try:
+            try:
+                self._look_up(asking, given, answers)
+            finally:
+                if given:
+                    self._note(given)
+        finally:
+            for connection, answer in answers:
+                connection.send(answer)
+            for _, connection, _ in asking:
+                if connection.held:
+                    connection.go_on()
+
+    def _look_up(
+        self,
+        asking: Sequence[tuple[ListenerAnswers, Asking, float]],
+        given: list[Given],
+        answers: list[tuple[Asking, bytes]],
+    ) -> None:
+        """Adds what is to be noted, and to be sent; lets all others go on."""
         compared: dict[_Entry, bool] = {}
         second, clock = int(self._clock()), time.perf_counter
         for listener, connection, began in asking:
@@ -247,9 +268,3 @@ class ReadyAnswers:
                 entry.second = second
             given.append((entry.facts, connection.client, clock() - began))
             answers.append((connection, entry.whole))
-        try:
-            if given:
-                self._note(given)
-        finally:
-            for connection, answer in answers:
-                connection.send(answer)
