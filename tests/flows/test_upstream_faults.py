@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,14 @@ _AT = f"/v2/library/app/blobs/{_DIGEST}"
 @pytest.fixture(autouse=True)
 def _layer(registry: FakeRegistry) -> None:
     registry.add_blob("library/app", _LAYER)
+
+
+@pytest.fixture(params=["verified", "lazy"])
+async def mirror(registry: FakeRegistry, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[LiveMirror]:
+    """Also with a route whose fills leave room for parts: whole blobs come like on any other."""
+    routes = [{"match": "docker.io/**", "ranges": request.param}]
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=routes) as running:
+        yield running
 
 
 def _answering(script: Callable[[], Script]) -> Fault:
