@@ -39,7 +39,12 @@ class AnswerFacts:
     line: Mapping[str, Any] | None
     audited: Mapping[str, Any] | None
     notices: Sequence[tuple[telemetry.Notice, Mapping[str, Any]]] = ()
+    #: The labels of its metrics: the kind of resource, and the outcome.
+    labels: tuple[str, str] = field(init=False)
     _pieces: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", (self.kind, self.record.outcome.value))
 
     @property
     def pieces(self) -> Sequence[str]:
@@ -75,7 +80,8 @@ class GivenAnswers:
         """Note these answers, in the order in which they were given."""
         number, directly = self._number, telemetry.takes_lines()
         lines: list[str] = []
-        turns: dict[AnswerFacts, _Turn] = {}
+        counts: dict[tuple[str, str], _Counts] = {}
+        latest: dict[AnswerFacts, _Latest] = {}
         for facts, client, seconds in given:
             identifier = number()
             if facts.line is not None:
@@ -87,48 +93,69 @@ class GivenAnswers:
                     telemetry.log.info("request", **{**facts.line, **varying})
             if facts.audited is not None and self._audit is not None:
                 self._audit(**{**facts.audited, "id": identifier, "client": client})
-            turn = turns.get(facts)
-            if turn is None:
-                turn = turns[facts] = _Turn()
-            turn.count += 1
-            turn.latest, turn.identifier = seconds, identifier
+            count = counts.get(facts.labels)
+            if count is None:
+                count = counts[facts.labels] = _Counts()
+            count.answers += 1
+            count.sent += facts.record.sent
             if seconds <= telemetry.SHORTEST:
-                turn.short += 1
-                turn.seconds += seconds
+                count.short += 1
+                count.seconds += seconds
             else:
-                seconds_of(facts.kind, facts.record.outcome.value).observe(seconds)
+                seconds_of(*facts.labels).observe(seconds)
+            last = latest.get(facts)
+            if last is None:
+                last = latest[facts] = _Latest()
+            last.answers += 1
+            last.seconds, last.identifier = seconds, identifier
         if lines:
             telemetry.write_lines(lines)
-        for facts, turn in turns.items():
-            self._add(facts, turn)
+        for labels, count in counts.items():
+            _add(labels, count)
+        for facts, last in latest.items():
+            self._note_use(facts, last)
 
-    def _add(self, facts: AnswerFacts, turn: _Turn) -> None:
-        record, count = facts.record, turn.count
-        kind, outcome = facts.kind, record.outcome.value
-        requests_of(kind, 200, outcome).inc(count)
-        if turn.short:
-            telemetry.observe_short(seconds_of(kind, outcome), turn.short, turn.seconds)
-        if record.sent:
-            sent_of(outcome).inc(record.sent * count)
+    def _note_use(self, facts: AnswerFacts, last: _Latest) -> None:
         facts.used()
         if self._recent is not None:
             # of equal requests only the last one is remembered
-            self._recent.note(kind, facts.method, 200, record, turn.latest, turn.identifier)
+            self._recent.note(facts.kind, facts.method, 200, facts.record, last.seconds, last.identifier)
         if telemetry.is_listened_to():
-            for _ in range(count):
+            for _ in range(last.answers):
                 for what, fields in facts.notices:
                     telemetry.notice(what, **fields)
 
 
-class _Turn:
-    """The answers with the same facts: how many, how many of them took a short time and how long, and the last one."""
+class _Counts:
+    """Answers with the same labels: how many, the bytes of their bodies, and how many took a short time, and how long
+    together.
+    """
 
-    __slots__ = ("count", "identifier", "latest", "seconds", "short")
+    __slots__ = ("answers", "seconds", "sent", "short")
 
     def __init__(self) -> None:
-        self.count = self.short = 0
-        self.seconds = self.latest = 0.0
+        self.answers = self.sent = self.short = 0
+        self.seconds = 0.0
+
+
+class _Latest:
+    """Answers with the same facts: how many, and the time and identifier of the last one."""
+
+    __slots__ = ("answers", "identifier", "seconds")
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.seconds = 0.0
         self.identifier = ""
+
+
+def _add(labels: tuple[str, str], counts: _Counts) -> None:
+    kind, outcome = labels
+    requests_of(kind, 200, outcome).inc(counts.answers)
+    if counts.short:
+        telemetry.observe_short(seconds_of(kind, outcome), counts.short, counts.seconds)
+    if counts.sent:
+        sent_of(outcome).inc(counts.sent)
 
 
 @lru_cache(4096)
