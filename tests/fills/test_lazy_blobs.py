@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mirror.oci.span import Span
 from mirror.policy.fills.lazy_ranges import LazyParts, places_of
 from mirror.policy.fills.span_blocks import BLOCK
 from mirror.policy.rules import LazyRule
+from mirror.ports import Body
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from tests.support.cancelling import Baseline, cancelled_everywhere
@@ -42,6 +44,8 @@ class _Site:
         self.upstream = GatedUpstream(is_open=True)
         self.time = SteppedTime()
         self.pulls = LazyPulls(self.store, self.hangar.room, executor, sleep=self.time.sleep, clock=self.time)
+        #: Repositories that upstream refuses, once it is let answer.
+        self.refused: dict[object, asyncio.Event] = {}
         self.failures: list[StoreError] = []
         #: Who wanted the whole.
         self.completed: list[object] = []
@@ -50,7 +54,15 @@ class _Site:
         async def whole() -> None:
             self.completed.append(repo)
 
-        return Asker(repo, lambda: BlobSources.of(self.upstream.pull), whole)
+        @asynccontextmanager
+        async def pull(start: int, stop: int | None = None) -> AsyncIterator[Body]:
+            if repo in self.refused:
+                await self.refused[repo].wait()
+                raise UpstreamDenied("no", upstream="docker.io")
+            async with self.upstream.pull(start, stop) as body:
+                yield body
+
+        return Asker(repo, lambda: BlobSources.of(pull), whole)
 
     async def content(self, *parts: Span, repo: object = "library/app", rule: LazyRule = _NEVER) -> LazyContent:
         """The answer to one request, once its first bytes are here."""
@@ -205,14 +217,16 @@ async def test_a_store_that_fails_is_passed_by(site: _Site, monkeypatch: pytest.
 
 
 async def test_what_is_refused_to_one_is_not_refused_to_others(site: _Site) -> None:
-    site.upstream.refusals = [UpstreamDenied("no", upstream="docker.io")]
+    """The other one waits for the same fetch, and begins its own when that is refused."""
+    site.refused["private/app"] = asyncio.Event()
+    refused = asyncio.create_task(site.get(_PART, repo="private/app"))
+    await until(lambda: any(blob.is_fetching for blob in site.pulls._blobs.values()))
+    allowed = asyncio.create_task(site.get(_PART))
+    await until(lambda: any(blob.users == 2 for blob in site.pulls._blobs.values()))
+    site.refused["private/app"].set()
     with pytest.raises(UpstreamDenied):
-        await site.get(_PART, repo="private/app")
-    site.upstream.refusals = [UpstreamDenied("no", upstream="docker.io")]
-    both = [site.get(_PART, repo="private/app"), site.get(_PART, repo="library/app")]
-    refused, got = await asyncio.gather(*both, return_exceptions=True)
-    assert isinstance(refused, UpstreamDenied)
-    assert got == [_of(_PART)]
+        await refused
+    assert await allowed == [_of(_PART)]
 
 
 async def test_a_break_is_resumed_at_the_byte(site: _Site) -> None:

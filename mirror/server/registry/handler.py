@@ -296,7 +296,8 @@ class RegistryHandler:
         repository = virtual.seen_by(visitor)
         if wanted.kind is Kind.BLOB:
             blobs = visible_blobs(repository, visitor, self._access, identity, request, wanted)
-            return await self._pull_blob(request, wanted, blobs, record)
+            lazy_for = self._addresses.of(request) if self._gives_parts else None
+            return await pull.blob(request, wanted, blobs, record, self._sender, self._redirects, lazy_for)
         return await self._pull(request, wanted, repository, record, identity)
 
     async def _pull(
@@ -312,18 +313,13 @@ class RegistryHandler:
                 return await pull.manifest(request, wanted, repository, record)
             case Kind.BLOB:
                 source = self._blobs_for(identity, repository, request, wanted)
-                return await self._pull_blob(request, wanted, source, record)
+                lazy_for = self._addresses.of(request) if self._gives_parts else None
+                return await pull.blob(request, wanted, source, record, self._sender, self._redirects, lazy_for)
             case Kind.TAGS:
                 return await pull.tags(request, wanted, repository, record)
             case Kind.REFERRERS:
                 return await pull.referrers(request, wanted, repository, record)
         raise NotServed("not a path of this API")
-
-    async def _pull_blob(
-        self, request: web.BaseRequest, wanted: RegistryRequest, blobs: pull.Blobs, record: RequestRecord
-    ) -> web.StreamResponse:
-        lazy_for = self._addresses.of(request) if self._gives_parts and "Range" in request.headers else None
-        return await pull.blob(request, wanted, blobs, record, self._sender, self._redirects, lazy_for)
 
     def _blobs_for(
         self, identity: Identity, repository: Readable, request: web.BaseRequest, wanted: RegistryRequest
