@@ -157,6 +157,9 @@ class FurtherConnections:
         #: The filler's own request, from its opening to its end, and its answer.
         self._own: Span | None = None
         self._body: Body | None = None
+        self._own_since = 0.0
+        #: The bytes a second of the filler's last request.
+        self._own_rate = 0.0
         #: What the filler waits for: the connection, since when, and the bytes that it had then.
         self._awaited: tuple[_Connection, float, int] | None = None
 
@@ -182,6 +185,7 @@ class FurtherConnections:
         if self._began is None:
             self._began = self._clock()
         own, self._body = self._own, body
+        self._own_since = self._clock()
         if own is None or size is None or own.stop >= size:
             return
         ends = body.stop if isinstance(body, SaysStop) else None
@@ -198,7 +202,10 @@ class FurtherConnections:
         self._body = None
         own, self._own = self._own, None
         if own is not None and self._ingest is not None:
-            self._received += max(0, self._ingest.offset - own.start)
+            count, seconds = max(0, self._ingest.offset - own.start), self._clock() - self._own_since
+            self._received += count
+            if count and seconds > 0:
+                self._own_rate = count / seconds
 
     def hurry(self, offset: int) -> None:
         """The filler waits for the bytes from `offset` on: ends a further connection that is too slow with them."""
@@ -209,8 +216,8 @@ class FurtherConnections:
             self._awaited = found, self._clock(), found.received
         else:
             _, since, before = self._awaited
-            brought, rate = found.received - before, self._ramp.rate / self._ramp.wanted
-            if is_straggler(self._clock() - since, brought, rate, has_begun=found.received > 0):
+            brought = found.received - before
+            if is_straggler(self._clock() - since, brought, self._own_rate, has_begun=found.received > 0):
                 self._awaited = None
                 self._note_end("slow")
                 self._ramp.lost()

@@ -232,3 +232,5 @@ def test_who_is_not_waited_for() -> None:
     assert not is_straggler(0.9, 0, 1000.0, has_begun=True)
     assert not is_straggler(2.0, 1100, 1000.0, has_begun=True)
     assert is_straggler(2.0, 900, 1000.0, has_begun=True)
+    assert is_straggler(1.0, 0, 0.0, has_begun=True)
+    assert not is_straggler(1.0, 1, 0.0, has_begun=True)

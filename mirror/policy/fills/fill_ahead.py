@@ -208,11 +208,12 @@ def further_span(ramp: RampUp, gaps: Sequence[Span], size: int) -> Span | None:
 
 def is_straggler(waited: float, brought: int, rate: float, *, has_begun: bool) -> bool:
     """True if the filler, which has `waited` seconds for bytes that a further connection fetches, should fetch them
-    itself: the connection has brought nothing so far, or, in that time, much less than one of `rate` bytes a second.
+    itself: the connection has brought nothing so far, or, in that time, nothing or much less than the filler's own,
+    which had `rate` bytes a second.
     """
     if not has_begun:
         return waited >= _LATE
-    return waited >= _SLOW and brought < rate * waited / 2
+    return waited >= _SLOW and (not brought or brought < rate * waited / 2)
 
 
 def _piece(rate: float, rest: int, connections: int) -> int:

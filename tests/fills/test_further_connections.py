@@ -1,0 +1,400 @@
+"""Large blobs over several connections: each byte comes once, and whatever happens to a further connection, the blob
+comes as it would without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mirror import telemetry
+from mirror.aio.memo import Memo
+from mirror.errors import DigestMismatch, StoreError, StoreFull
+from mirror.fills.filler import Filler
+from mirror.fills.flight import Flight
+from mirror.fills.flights import Flights
+from mirror.fills.sources import BlobSources, FromUpstream
+from mirror.oci.digest import Digest
+from mirror.ports import BlobInfo
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
+from mirror.store.local.span_file import SpanClaim
+from mirror.upstream.registry import RegistryUpstream
+from tests.support.cancelling import Baseline, cancelled_everywhere
+from tests.support.clock import Clock
+from tests.support.fake_registry import (
+    FakeRegistry,
+    Fault,
+    cut,
+    ignore_range,
+    reset,
+    silence,
+    stall,
+    status,
+    throttle,
+    wrong_bytes,
+)
+from tests.support.following import read_to_end
+from tests.support.hangar import EndlessRoom, reached
+from tests.support.registry_upstream import registry_upstream
+from tests.support.scripted import Answering, Request, Script, Stall, reply
+
+_MIB = 1 << 20
+_SIZE = 24 * _MIB + 4321
+_LAYER = random.Random(59).randbytes(_SIZE)
+_DIGEST = Digest.of(_LAYER)
+_NAME = "team/app"
+
+
+class Site:
+    """Flights of one process, by a clock that stands still, from a registry for which three connections were best."""
+
+    def __init__(
+        self,
+        registry: FakeRegistry,
+        upstream: RegistryUpstream,
+        store: LocalStore,
+        executor: ThreadPoolExecutor,
+        clock: Clock,
+    ) -> None:
+        self.registry = registry
+        self.upstream = upstream
+        self.store = store
+        self.room = EndlessRoom()
+        self.clock = clock
+        #: The body of the filler's first request waits here.
+        self.gate = Stall()
+        self._gates: list[Stall] = [self.gate]
+
+        async def note(info: BlobInfo, flight: Flight) -> None: ...
+
+        async def nap(_seconds: float) -> None:
+            await asyncio.sleep(0.001)
+
+        self.filler = Filler(
+            store, self.room, executor, published=note, sleep=nap, clock=self.clock, jitter=lambda: 0.0
+        )
+        self.flights = Flights(self.filler)
+        self.filler.connections.note_best("test", 3)
+
+    def hold(self) -> Stall:
+        """Another gate, open at the end at the latest."""
+        self._gates.append(Stall())
+        return self._gates[-1]
+
+    def let_go(self) -> None:
+        """Open all gates."""
+        for gate in self._gates:
+            gate.release()
+
+    async def join(self) -> Flight:
+        """The flight, whose filler stands at the gate."""
+        self.registry.fail("blobs", stall(self.gate, after=_MIB))
+        return await self.begin()
+
+    async def begin(self) -> Flight:
+        parts = self.upstream.parts(_NAME, _DIGEST)
+        sources = BlobSources(FromUpstream(parts.pull, parts))
+        return await self.flights.join(_DIGEST, sources, upstream="test", size=_SIZE)
+
+    async def finish(self, flight: Flight, *, leaves: bool = False) -> None:
+        """To the last byte, published. `leaves`: files beside the blob may be left, which are swept later."""
+        try:
+            assert await read_to_end(flight) == _LAYER
+        finally:
+            flight.leave()
+        await flight.over.wait()
+        assert self.store.read(_DIGEST, _SIZE) == _LAYER
+        assert leaves or not list(self.store.layout.ingests.iterdir())
+
+    def asked(self) -> list[str]:
+        """The ranges that were asked for."""
+        return [request.header("Range") or "" for request in self.registry.of_kind("blobs")]
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as made:
+        made.add_blob(_NAME, _LAYER)
+        yield made
+
+
+@pytest.fixture
+async def site(registry: FakeRegistry, tmp_path: Path) -> AsyncIterator[Site]:
+    with ThreadPoolExecutor(16) as executor:
+        memo, clock = Memo(), Clock()
+        upstream = registry_upstream(
+            "test", registry.url, executor=executor, memo=memo, clock=clock, connections_per_blob=3
+        )
+        made = Site(registry, upstream, LocalStore(Layout(tmp_path)), executor, clock)
+        yield made
+        made.let_go()
+        await made.flights.aclose()
+        await upstream.aclose()
+        await memo.aclose()
+
+
+def _received() -> int:
+    return int(sum(count for _, count in telemetry.counted("mirror_upstream_bytes")))
+
+
+def _given_back(reason: str) -> int:
+    found = telemetry.counted("mirror_connections_given_back")
+    return int(sum(count for labels, count in found if labels["reason"] == reason))
+
+
+async def test_each_byte_once(site: Site) -> None:
+    """Three connections at once, of which two bring bytes from ahead, while the filler's own waits."""
+    before = _received()
+    flight = await site.join()
+    await reached(lambda: site.registry.count("blobs") >= 4)
+    site.gate.release()
+    await site.finish(flight)
+    assert _received() - before == _SIZE
+    ranges = sorted(
+        (int(text[6:].partition("-")[0]), int(text.partition("-")[2] or _SIZE - 1)) for text in site.asked()
+    )
+    assert [first for first, _ in ranges] == [0, *(last + 1 for _, last in ranges[:-1])]
+    assert ranges[-1][1] == _SIZE - 1
+    assert len(ranges) < 20
+
+
+async def test_one_connection_is_one_request(site: Site) -> None:
+    """If that was best, nothing else is asked for."""
+    site.filler.connections.note_best("test", 1)
+    flight = await site.begin()
+    await site.finish(flight)
+    assert site.asked() == [""]
+
+
+def _another_part(request: Request, answer: Answering) -> Script:
+    return reply(206, b"x" * 100, {"Content-Range": f"bytes 0-99/{_SIZE}"})
+
+
+def _another_size(request: Request, answer: Answering) -> Script:
+    first = request.start
+    return reply(206, b"x" * 100, {"Content-Range": f"bytes {first}-{first + 99}/{_SIZE + 1}"})
+
+
+def _less(request: Request, answer: Answering) -> Script:
+    first = request.start
+    last = first + (int((request.header("Range") or "").partition("-")[2]) - first) // 2
+    return reply(206, _LAYER[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{_SIZE}"})
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (cut(_MIB + 5), "failed"),
+        (reset(_MIB + 5), "failed"),
+        (ignore_range, "no parts"),
+        (_another_part, "no parts"),
+        (_another_size, "no parts"),
+        (status(416), "no parts"),
+        (throttle(), "throttled"),
+        (status(503), "failed"),
+        (status(503, {"Retry-After": "9"}), "throttled"),
+        (status(401), "failed"),
+        (status(404), "failed"),
+    ],
+)
+async def test_further_connections_that_fail(site: Site, fault: Fault, reason: str) -> None:
+    """Faults rows 1, 3, 8, 10, 12, 22: they are given back, and what they have brought stays."""
+    before, ended = _received(), _given_back(reason)
+    # the first request is the filler's own
+    site.registry.fail("blobs", stall(site.gate, after=_MIB))
+    site.registry.fail("blobs", fault, times=2)
+    flight = await site.begin()
+    await reached(lambda: _given_back(reason) - ended == 2)
+    site.gate.release()
+    await site.finish(flight)
+    # a cut connection may have had bytes of a block that was not whole
+    assert _SIZE <= _received() - before <= _SIZE + 2 * (64 << 10)
+    assert site.upstream.health()[0].state == "ok"
+    assert site.filler.connections.best("test") == (1 if reason in ("throttled", "no parts") else 3)
+
+
+async def test_parts_that_are_shorter_than_asked(site: Site) -> None:
+    """Faults row 22: a server may send less; the rest is asked for anew."""
+    before = _received()
+    site.registry.fail("blobs", stall(site.gate, after=_MIB))
+    site.registry.fail("blobs", _less, times=4)
+    flight = await site.begin()
+    await reached(lambda: site.registry.count("blobs") >= 7)
+    site.gate.release()
+    await site.finish(flight)
+    # blocks that were not whole come again
+    assert _SIZE <= _received() - before <= _SIZE + 4 * (64 << 10)
+
+
+@pytest.mark.parametrize("after", [None, 0, 3 * _MIB])
+async def test_further_connections_that_stand_still(site: Site, after: int | None) -> None:
+    """Faults rows 6 and 7: the filler waits a moment for them, then fetches their bytes itself."""
+    before, ended = _received(), _given_back("slow")
+    gates = [site.hold(), site.hold()]
+    site.registry.fail("blobs", stall(site.gate, after=_MIB))
+    for gate in gates:
+        site.registry.fail("blobs", silence(gate) if after is None else stall(gate, after))
+    flight = await site.begin()
+    await reached(lambda: all(gate.reached.is_set() for gate in gates))
+    site.gate.release()
+    reading = asyncio.create_task(site.finish(flight))
+    while not reading.done():
+        site.clock.time += 0.3
+        await asyncio.sleep(0.01)
+    await reading
+    assert _given_back("slow") - ended == 2
+    assert _received() - before <= _SIZE + 2 * (3 * _MIB)
+
+
+async def test_an_upstream_that_serves_no_parts(site: Site) -> None:
+    """Faults row 22: the filler takes the whole as it comes, and nobody else asks; the next blob is asked for whole."""
+    before = _received()
+    site.registry.fail("blobs", ignore_range)
+    flight = await site.begin()
+    await site.finish(flight)
+    assert site.registry.count("blobs") == 1
+    assert _received() - before == _SIZE
+    assert not site.filler.connections.sends_parts("test")
+    site.store.delete(_DIGEST)
+    flight = await site.begin()
+    await site.finish(flight)
+    assert site.asked()[1:] == [""]
+
+
+async def test_the_filler_is_throttled(site: Site) -> None:
+    """Faults row 10: then the others are not wanted either."""
+    site.registry.fail("blobs", cut(_MIB))
+    site.registry.fail("blobs", throttle(), times=30)
+    flight = await site.begin()
+    await reached(lambda: site.filler.connections.best("test") == 1)
+    site.registry.heal()
+    reading = asyncio.create_task(site.finish(flight))
+    while not reading.done():
+        site.clock.time += 5
+        await asyncio.sleep(0.01)
+    await reading
+
+
+async def test_wrong_bytes_of_a_further_connection(site: Site) -> None:
+    """Faults row 4: the clients' connections break before the last bytes, and nothing of it is used again."""
+    site.registry.fail("blobs", stall(site.gate, after=_MIB))
+    site.registry.fail("blobs", wrong_bytes, times=2)
+    flight = await site.begin()
+    await reached(lambda: site.registry.count("blobs") >= 3)
+    site.gate.release()
+    with pytest.raises(DigestMismatch):
+        await read_to_end(flight)
+    flight.leave()
+    await flight.over.wait()
+    again = flight.successor or await site.begin()
+    if flight.successor is not None:
+        again.follow()
+    await site.finish(again)
+
+
+async def test_no_turn_is_free(site: Site, registry: FakeRegistry, tmp_path: Path) -> None:
+    """Every connection counts as a download: if others have all turns, the blob comes over one."""
+    site.upstream._blobs = asyncio.Semaphore(1)
+    flight = await site.join()
+    await reached(site.gate.reached.is_set)
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    assert registry.count("blobs") == 1
+    site.gate.release()
+    await site.finish(flight)
+    assert not site.upstream._blobs.locked()
+
+
+@pytest.mark.parametrize("error", [StoreFull("the disk is full"), StoreError("the disk fails")])
+async def test_34_a_disk_that_takes_nothing_out_of_turn(
+    site: Site, monkeypatch: pytest.MonkeyPatch, error: StoreError
+) -> None:
+    """Faults row 34: the filler goes on alone."""
+
+    def fill(claim: SpanClaim, body: object, grown: Callable[[int], None]) -> None:
+        raise error
+
+    monkeypatch.setattr(SpanClaim, "fill", fill)
+    ended = _given_back("store")
+    flight = await site.join()
+    await reached(lambda: _given_back("store") > ended)
+    site.gate.release()
+    await site.finish(flight)
+
+
+async def test_65_a_mirror_that_stops(site: Site) -> None:
+    """Row 65: no task, claim or descriptor is left, the partial is kept, and what came out of turn is not lost."""
+    await site.finish(await site.begin())
+    site.store.delete(_DIGEST)
+    before = _received()
+    baseline = Baseline()
+    gates = [site.hold(), site.hold()]
+    site.registry.fail("blobs", stall(site.gate, after=_MIB))
+    for gate in gates:
+        site.registry.fail("blobs", stall(gate, 2 * _MIB))
+    flight = await site.begin()
+    await reached(lambda: all(gate.reached.is_set() for gate in gates))
+    await site.flights.aclose()
+    flight.leave()
+    site.let_go()
+    await baseline.reached()
+    again = await site.begin()
+    await site.finish(again)
+    # up to what the kernel had, and the blocks that were not whole
+    assert _received() - before <= _SIZE + 3 * (64 << 10)
+
+
+@pytest.mark.parametrize("inside", ["Flights._run", "FurtherConnections._look_after", "FurtherConnections._run"])
+async def test_63_cancelled_at_every_await(site: Site, inside: str) -> None:
+    """Row 63: whatever is cancelled, nothing of it is left, and the next pull has every byte."""
+    # so that all connections are there that may stay open
+    await site.finish(await site.begin())
+    site.store.delete(_DIGEST)
+    baseline = Baseline()
+
+    async def scenario() -> None:
+        site.filler.connections.note_best("test", 3)
+        flight = None
+        try:
+            flight = await site.begin()
+            assert await read_to_end(flight) == _LAYER
+        except (StoreError, asyncio.CancelledError):
+            pass
+        finally:
+            if flight is not None:
+                flight.leave()
+        await reached(lambda: not site.flights.active())
+        await site.finish(await site.begin(), leaves=True)
+        assert site.room.open == 0
+        site.store.delete(_DIGEST)
+        await baseline.reached()
+
+    assert await cancelled_everywhere(inside, scenario) > 1
+
+
+async def test_41_a_partial_with_bytes_ahead_is_taken_over(site: Site, tmp_path: Path) -> None:
+    """Rows 41 and 58: another process goes on with the prefix and with what came out of turn."""
+    before = _received()
+    gates = [site.hold(), site.hold()]
+    site.registry.fail("blobs", stall(site.gate, after=_MIB))
+    for gate in gates:
+        site.registry.fail("blobs", stall(gate, 2 * _MIB))
+    flight = await site.begin()
+    await reached(lambda: all(gate.reached.is_set() for gate in gates))
+    await site.flights.aclose()
+    flight.leave()
+    spans = site.store.spans(_DIGEST, "test", None)
+    assert spans is not None
+    assert spans.count() > 2 * _MIB
+    spans.close()
+    with ThreadPoolExecutor(16) as executor:
+        other = Site(site.registry, site.upstream, LocalStore(Layout(tmp_path)), executor, site.clock)
+        await other.finish(await other.begin())
+        await other.flights.aclose()
+    assert _received() - before <= _SIZE + 3 * (64 << 10)
