@@ -389,10 +389,10 @@ async def test_41_a_partial_with_bytes_ahead_is_taken_over(site: Site, tmp_path:
     await reached(lambda: all(gate.reached.is_set() for gate in gates))
     spans = site.store.spans(_DIGEST, "test", None)
     assert spans is not None
-    await reached(lambda: spans.count() == 4 * _MIB)
+    await reached(lambda: spans.count() > 3 * _MIB)
     await site.flights.aclose()
     flight.leave()
-    assert spans.count() == 4 * _MIB
+    assert spans.count() > 3 * _MIB
     spans.close()
     with ThreadPoolExecutor(16) as executor:
         other = Site(site.registry, site.upstream, LocalStore(Layout(tmp_path)), executor, site.clock)

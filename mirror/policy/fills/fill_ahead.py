@@ -198,12 +198,16 @@ def further_span(ramp: RampUp, gaps: Sequence[Span], size: int) -> Span | None:
     if not ramp.is_settled:
         # the connection may be given back after it
         piece = min(piece, LEAST_REST)
+    short: Span | None = None
     for gap in gaps:
         start = _aligned(gap.start + left)
         left = max(0, left - gap.length)
         if start < gap.stop:
-            return Span(start, min(gap.stop, start + piece))
-    return None
+            span = Span(start, min(gap.stop, start + piece))
+            if span.length >= _LAST_PIECE:
+                return span
+            short = short or span
+    return short
 
 
 def is_straggler(waited: float, brought: int, rate: float, *, has_begun: bool) -> bool:
