@@ -15,7 +15,6 @@ from mirror.config import Config
 from mirror.errors import BucketUnavailable, IndexUnavailable, MirrorError, StoreError
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
-from mirror.eviction.shared_rebuild import ensure
 from mirror.fills.wrong_parts import report_wrong_parts
 from mirror.graph.damage import restore_hosted
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
@@ -133,12 +132,13 @@ async def _compare(config: Config, storage: Storage, comparisons: ReconcileTimer
     began, done = time.monotonic(), False
     try:
         listed = await asyncio.to_thread(storage.bucket_is_listed)
-        store, catalog, places = storage.evictable, storage.stored.evicted, blob_places(config, storage)
         # a lost index is rebuilt by all workers together. What was done before a restart may be out of date
-        rebuilt = await ensure(store, catalog, storage.index, try_hold=storage.locks.try_hold, places=places)
+        rebuilt = await storage.eviction.rebuild()
         if rebuilt is None or rebuilt.resumed:
             async with storage.locks.hold("rebuild"):
-                await reconcile(store, catalog, storage.index, places=places)
+                await reconcile(
+                    storage.evictable, storage.stored.evicted, storage.index, places=blob_places(config, storage)
+                )
         # without a list of the bucket, copies of hosted images were not known as such
         done = listed
     finally:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from mirror.eviction.protection import Protection
 from mirror.eviction.purge import Purge
 from mirror.eviction.quarantine_sweep import QuarantineSweeper
 from mirror.eviction.rebuilding import IndexRebuilder
+from mirror.eviction.reconcile import Reconciled
 from mirror.eviction.rounds import EvictionRounds
 from mirror.eviction.shared_rebuild import ensure
 from mirror.eviction.space import Space
@@ -203,7 +204,9 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """What keeps the store within its capacity, and the index in step with the disk."""
+    """What keeps the store within its capacity, and the index in step with the disk. `rebuild` takes part in a rebuild
+    of the index (`shared_rebuild.ensure`), once at a time in this process.
+    """
 
     write_behind: WriteBehind
     protection: Protection
@@ -211,6 +214,7 @@ class Eviction:
     evictor: Evictor
     space: Space
     rounds: EvictionRounds
+    rebuild: Callable[[], Awaitable[Reconciled | None]]
 
 
 def open_disk(config: Config, bucket: Bucket | None = None, *, serves: bool = False) -> LocalDisk:
@@ -370,10 +374,17 @@ def _make_eviction(
         exclusive=lambda: locks.hold("evict"),
         now=now,
     )
+    turn = asyncio.Lock()
+
+    async def rebuild() -> Reconciled | None:
+        # requests share the interpreter with it: one thread that reads manifests is enough
+        async with turn:
+            return await ensure(store, catalog, index, try_hold=locks.try_hold, places=places)
+
     rebuilder = IndexRebuilder(
         index,
         write_behind,
-        lambda: ensure(store, catalog, index, try_hold=locks.try_hold, places=places),
+        rebuild,
         now=now,
     )
     space = Space(
@@ -390,7 +401,7 @@ def _make_eviction(
         reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
     )
     rounds = EvictionRounds(space, usage, write_behind, rebuilder)
-    return Eviction(write_behind, protection, pinned, evictor, space, rounds)
+    return Eviction(write_behind, protection, pinned, evictor, space, rounds, rebuild)
 
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:

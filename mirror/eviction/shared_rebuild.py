@@ -174,7 +174,9 @@ class _SharedRebuild:
             await self._call(partial(self._index.note_rebuilt, part.name, blobs, token))
 
     def _all_parts(self) -> Iterator[_Part]:
-        """Blocking. Raises `StoreError`."""
+        """Blocking: those that have something, so that a small store needs few calls of the index. What comes later is
+        written to the index as it comes. Raises `StoreError`.
+        """
         repositories: dict[int, list[Repo]] = {}
         for repo in self._catalog.repositories():
             repositories.setdefault(zlib.crc32(str(repo).encode()) % _PARTS, []).append(repo)
@@ -183,7 +185,8 @@ class _SharedRebuild:
         for number in range(_PARTS):
             each = 256 // _PARTS
             digits = [f"{first:02x}" for first in range(number * each, (number + 1) * each)]
-            yield _Part(f"blobs {number}", f"rebuild-{number}", partial(self._put, digits))
+            if any(True for each in digits for _ in self._store.walk_part(each)):
+                yield _Part(f"blobs {number}", f"rebuild-{number}", partial(self._put, digits))
 
     async def _put(self, digits: list[str], writing: IndexWriting) -> int:
         return await writing.blobs(info for each in digits for info in self._store.walk_part(each))
