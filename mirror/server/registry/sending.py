@@ -1,7 +1,7 @@
 """Send bytes from an open file to a client's socket, without copying them through this process if possible.
 
     plain TCP     `os.sendfile` on a duplicate of the socket, as much as the socket takes, then wait until it takes more
-    TLS, chunked  read a piece, write it to the transport, wait until it has left
+    TLS, chunked  read a piece, in a thread unless it is in memory, write it to the transport, wait until it has left
 
 Several parts of a file are sent in the same ways, one after the other, with a few bytes from memory before each.
 
@@ -237,7 +237,12 @@ class Sender:
                 raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
             while position < limit:
                 size = min(limit - position, _PIECE)
-                piece = await loop.run_in_executor(self._executor, reader.pread, size, position)
+                if isinstance(reader, SupportsFileno) and _is_cached(reader.fileno(), position, size):
+                    piece = reader.pread(size, position)
+                    # other clients get their turn even if the transport takes everything at once
+                    await asyncio.sleep(0)
+                else:
+                    piece = await loop.run_in_executor(self._executor, reader.pread, size, position)
                 if not piece:
                     raise BlobDamaged(f"the file ends at {position}, {limit} bytes were announced")
                 await self.write(response, piece)
