@@ -12,8 +12,9 @@
 A fetch belongs to this process and not to the request that began it: a client that leaves ends none. Claims keep
 threads and processes apart, so each block comes once for the registry. Bytes that are read here are **not verified**.
 
-Whoever has a claim waits for nothing but upstream and, after a break, less than a second. A fetch that somebody else
-has claimed and that stands still is not waited for: `read` raises `StoreError`, and the caller goes past the store.
+Whoever has a claim waits for nothing but upstream and, after a break, less than a second: the turn at the upstream is
+taken before the claim, because a fill of the blob keeps its own while it waits for the claim. Bytes that somebody else
+has claimed and that stand still are not waited for: `read` raises `StoreError`, and the caller goes past the store.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 from mirror import telemetry
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.aio.threads import run_uninterrupted
 from mirror.caller import caller_mark
 from mirror.errors import (
@@ -55,6 +57,8 @@ _AT_ONCE: Final = 4
 #: Seconds between two looks at what another process, or a fill, brings; longer while nothing comes.
 _LOOK_FIRST: Final = 0.005
 _LOOK_LAST: Final = 0.05
+#: Seconds between two looks while a fetch of this process waits for its turn.
+_LOOK_AGAIN: Final = 0.25
 #: Seconds without a new block after which somebody else's fetch is not waited for.
 _STUCK: Final = 10.0
 #: Seconds for which a claim is kept while nothing is asked.
@@ -146,6 +150,8 @@ class _Fetch:
         self.place = place
         self.asker = asker
         self.error: MirrorError | None = None
+        #: False while it waits for its turn: a fill may bring the bytes first.
+        self.has_claim = False
 
     def __repr__(self) -> str:
         return f"<_Fetch {self.place.start}-{self.place.stop} {self.error or ''}>"
@@ -279,7 +285,7 @@ class LazyBlob:
             if isinstance(found, ReadableNow):
                 return found
             if awaited:
-                await changed.wait()
+                await self._wait_for_fetch(changed, awaited)
                 failed = [fetch.error for fetch in awaited if fetch.error and fetch.asker.is_like(asker)]
                 if failed and not any(fetch in self._fetches for fetch in awaited):
                     raise failed[0].with_traceback(None) from None
@@ -299,6 +305,17 @@ class LazyBlob:
                 raise StoreError(f"whoever fetches byte {position} of {self.digest} makes no progress")
             await self._tools.sleep(pause)
             pause = min(pause * 1.5, _LOOK_LAST)
+
+    async def _wait_for_fetch(self, changed: asyncio.Event, awaited: Sequence[_Fetch]) -> None:
+        """Returns once something has come, or may have come otherwise."""
+        if all(fetch.has_claim for fetch in awaited):
+            await changed.wait()
+            return
+        waiting = {asyncio.ensure_future(changed.wait()), asyncio.ensure_future(self._tools.sleep(_LOOK_AGAIN))}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel_and_wait(*waiting)
 
     def _look(self, position: int, stop: int) -> ReadableNow | _Awaited:
         """Blocking: what there is at this position. The map first, the prefix last: bytes go from one to the other."""
@@ -414,9 +431,8 @@ class LazyBlob:
 
     async def _carry_out(self, fetch: _Fetch) -> None:
         try:
-            async with self._tools.turns:
-                await self._tools.room.take(fetch.place.length)
-                await self._bring(fetch)
+            await self._tools.room.take(fetch.place.length)
+            await self._bring(fetch)
         except MirrorError as error:
             if isinstance(error, NotInParts):
                 self._tools.avoid(self, error)
@@ -440,18 +456,35 @@ class LazyBlob:
     async def _bring(self, fetch: _Fetch) -> None:
         """Fetches what nobody else brings of a place. Raises `UpstreamError`, `StoreError`."""
         sources = fetch.asker.sources()
-        tries = Tries(self._tools.clock())
-        while (claim := await self._in_thread(self._claim, fetch.place, unwanted=_release)) is not None:
-            wait = 0.0
-            try:
-                while wait <= _SHORT and claim.offset < claim.span.stop:
-                    await self._tools.sleep(wait) if wait else None
-                    wait, tries = await self._receive(claim, sources, tries)
-            finally:
-                claim.release()
-                self._wake()
-            if wait > _SHORT:
-                await self._tools.sleep(wait)
+        tries: Tries | None = Tries(self._tools.clock())
+        try:
+            while tries is not None:
+                await sources.take_turn()
+                async with self._tools.turns:
+                    wait, tries = await self._bring_some(fetch, sources, tries)
+                if wait:
+                    sources.release()
+                    await self._tools.sleep(wait)
+        finally:
+            sources.release()
+
+    async def _bring_some(self, fetch: _Fetch, sources: BlobSources, tries: Tries) -> tuple[float, Tries | None]:
+        """Claims bytes of a place and fetches them. Returns how long to wait before this is done again, and the tries
+        so far; None: nothing is left to fetch.
+        """
+        claim = await self._in_thread(self._claim, fetch.place, unwanted=_release)
+        if claim is None:
+            return 0.0, None
+        fetch.has_claim, wait = True, 0.0
+        try:
+            while wait <= _SHORT and claim.offset < claim.span.stop:
+                await self._tools.sleep(wait) if wait else None
+                wait, tries = await self._receive(claim, sources, tries)
+        finally:
+            claim.release()
+            fetch.has_claim = False
+            self._wake()
+        return (wait if wait > _SHORT else 0.0), tries
 
     async def _receive(self, claim: Claim, sources: BlobSources, tries: Tries) -> tuple[float, Tries]:
         """Receives one body. Returns how long to wait before the next one, if the claim is not filled by then."""
@@ -519,6 +552,10 @@ class LazyBlob:
                 prefix = self._prefix()
                 if prefix is not None:
                     prefix.reader.close()
+                elif self._is_stored():
+                    # published a moment ago: the spans are dropped after that
+                    claim.release()
+                    return None
                 offset = 0 if prefix is None else prefix.offset
                 first = fetch_from(claim.span.start, offset, self._rate_of(prefix), BLOCK)
             except BaseException:
@@ -529,6 +566,11 @@ class LazyBlob:
             claim.release()
             place = Span(first, place.stop)
         return None
+
+    def _is_stored(self) -> bool:
+        with suppress(BlobUnknown, StoreError):
+            return self._tools.store.stat(self.digest).size == self.size
+        return False
 
     def _count(self, source: str, received: int) -> None:
         if source:

@@ -19,7 +19,7 @@ from typing import Final
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import StoreError, UpstreamInvalid, UpstreamUnavailable
 from mirror.fills.lazy_blob import Asker, LazyBlob
-from mirror.fills.sources import SourceLeft, count_received
+from mirror.fills.sources import BlobSources, SourceLeft, count_received
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.policy.fills.lazy_ranges import LazyParts
@@ -141,7 +141,16 @@ class LazyContent:
 
     async def _past_the_store(self, part: Span) -> AsyncGenerator[bytes]:
         """Yields the bytes of a part from upstream. They are stored nowhere. Raises `UpstreamError`."""
-        sources, position = self._asker.sources(), part.start
+        sources = self._asker.sources()
+        try:
+            async with aclosing(self._from(sources, part)) as received:
+                async for content in received:
+                    yield content
+        finally:
+            sources.release()
+
+    async def _from(self, sources: BlobSources, part: Span) -> AsyncGenerator[bytes]:
+        position = part.start
         buffer = bytearray(min(_CHUNK, max(1, part.length)))
         while position < part.stop:
             before = position

@@ -125,6 +125,18 @@ class BlobSources:
         last = self._all[-1]
         return last.parts if isinstance(last, FromUpstream) else None
 
+    async def take_turn(self) -> None:
+        """Waits for a turn at the upstream, which is kept until `release`: see `BlobParts`. Also while a nearer source
+        is asked, because upstream may have to be asked in its place.
+        """
+        if self.parts is not None:
+            await self.parts.take_turn()
+
+    def release(self) -> None:
+        """Gives the turn back. Repeatable."""
+        if self.parts is not None:
+            self.parts.release()
+
     @property
     def current(self) -> BlobSource:
         """The source that was opened last, or is opened next."""

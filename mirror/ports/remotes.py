@@ -27,6 +27,7 @@ class BlobParts(Protocol):
 
     pull ── a turn among the blobs under way, kept from one part to the next ──> pull … ──> release
        └── further: a turn of its own, if one is free at once
+    take_turn ── a turn, kept whatever becomes of the parts ──> pull … ──> release
     """
 
     @property
@@ -35,6 +36,11 @@ class BlobParts(Protocol):
 
     def pull(self, start: int, stop: int | None = None) -> AbstractAsyncContextManager[Body]:
         """See `Upstream.blob`. If the upstream has several addresses, further parts come from the one that answered."""
+
+    async def take_turn(self) -> None:
+        """Waits for the turn of the parts that come, which `pull` then need not wait for: for small parts of a blob,
+        whose bytes others wait for as soon as they are claimed. Repeatable.
+        """
 
     def further(self, start: int, stop: int, size: int) -> AbstractAsyncContextManager[Body | None]:
         """A part by a further connection, without which the blob comes as well; `size` is that of the whole blob in
@@ -46,7 +52,7 @@ class BlobParts(Protocol):
         """
 
     def release(self) -> None:
-        """Give the turn back that `pull` has kept. Repeatable."""
+        """Give the turn back that was kept. Repeatable."""
 
 
 class Upstream(Protocol):

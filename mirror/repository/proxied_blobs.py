@@ -252,9 +252,9 @@ class ProxiedBlobs:
             transfers.received,
         )
 
-    def _sources(self, digest: Digest, granted: int, *, part: bool = False) -> BlobSources:
+    def _sources(self, digest: Digest, granted: int) -> BlobSources:
         pull = partial(self._upstream.blob, self.repo.name, digest)
-        return self._transfers.sources(digest, pull, granted, part=part)
+        return self._transfers.sources(digest, pull, granted)
 
     # -------------------------------------------------------------------------------------------------- parts
 
@@ -319,7 +319,11 @@ class ProxiedBlobs:
         async def whole() -> None:
             await self.fetch(digest, lambda received, size: None)
 
-        return Asker(self.repo, lambda: self._sources(digest, size, part=True), whole)
+        def sources() -> BlobSources:
+            parts = self._upstream.parts(self.repo.name, digest)
+            return self._transfers.sources(digest, parts.pull, size, part=True, parts=parts)
+
+        return Asker(self.repo, sources, whole)
 
     def _flight_sources(self, digest: Digest, granted: int) -> BlobSources:
         """The same, for a flight: a large blob may come over several connections."""

@@ -102,15 +102,20 @@ class EndpointsUpstream:
         """See `Upstream`."""
         return EndpointBlobParts(
             [member.parts(repo, digest) for member in self.members],
-            lambda open_at: self._opened(digest, lambda member: open_at(self.members.index(member))),
+            lambda open_at, is_small: self._opened(
+                None if is_small else digest, lambda member: open_at(self.members.index(member))
+            ),
+            lambda: self._order()[0],
             self._failed,
         )
 
     @asynccontextmanager
     async def _opened(
-        self, digest: Digest, open_at: Callable[[RegistryUpstream], AbstractAsyncContextManager[Body]]
+        self, digest: Digest | None, open_at: Callable[[RegistryUpstream], AbstractAsyncContextManager[Body]]
     ) -> AsyncIterator[tuple[int, Body]]:
-        """The body of the first member that answers, and the number of that member."""
+        """The body of the first member that answers, and the number of that member. None for a digest: it does not
+        matter who gave the blob before, nor will it. Small parts of one blob come from the same member.
+        """
 
         async def enter(member: RegistryUpstream) -> tuple[AsyncExitStack, Body]:
             async with AsyncExitStack() as stack:
@@ -123,7 +128,8 @@ class EndpointsUpstream:
 
         race = _Race(self._order(digest), self.members, enter, leave, self._hedge_after, self._failed)
         number, (stack, body) = await self._run(race)
-        self._given[digest] = number
+        if digest is not None:
+            self._given[digest] = number
         async with stack:
             try:
                 yield number, body

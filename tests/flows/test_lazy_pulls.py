@@ -135,6 +135,33 @@ async def test_clients_that_ask_at_once_share_the_bytes(tmp_path: Path, registry
         assert sum(stop - start for start, stop in _asked(registry)) == 15 * BLOCK
 
 
+async def test_a_part_that_waits_for_its_turn_keeps_no_fill_waiting(tmp_path: Path, registry: FakeRegistry) -> None:
+    """One download at a time, and the fill has the turn: whoever waits for one has claimed nothing meanwhile."""
+    layer = noise(40_000_000)
+    registry.add_image("library/large", "v1", [layer])
+    digest, gate = Digest.of(layer), Stall()
+    registry.fail("blobs", stall(gate, 1000))
+    upstreams = {"docker.io": {"url": registry.url, "max_concurrent_downloads": 1}}
+    routes = [{"match": "**", "ranges": "lazy", **_NEVER}]
+    async with live_mirror(tmp_path / "store", upstreams, route=routes) as mirror:
+        assert (await mirror.ask("/v2/library/large/manifests/v1")).status == 200
+        path = f"/v2/library/large/blobs/{digest}"
+        whole = asyncio.create_task(mirror.ask(path))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        starts = range(20_000_000, 40_000_000, 5_000_000)
+        ranges = [f"bytes={start}-{start + 9}" for start in starts]
+        parts = [asyncio.create_task(mirror.ask(path, headers={"Range": each})) for each in ranges]
+        assert mirror.app.shared.lazy is not None
+        blobs = mirror.app.shared.lazy._blobs
+        await until(lambda: [len(blob._fetches) for blob in blobs.values()] == [len(starts)])
+        gate.release()
+        assert (await whole).body == layer
+        for start, got in zip(starts, await asyncio.gather(*parts), strict=True):
+            assert got.body == layer[start : start + 10]
+        assert not mirror.events("claim not waited for")
+        assert each_byte_once(asked(registry, digest, len(layer)))
+
+
 async def test_several_parts_in_one_answer(tmp_path: Path, registry: FakeRegistry) -> None:
     ranges = [(_SIZE - 100, _SIZE - 1), *((at, at + 99) for at in range(5_000_000, 5_000_000 + 1_000 * 1_023, 1_000))]
     header = "bytes=" + ",".join(f"{first}-{last}" for first, last in ranges)

@@ -195,3 +195,34 @@ async def test_parts_come_from_the_address_that_answered(build: Build) -> None:
         assert await _further(parts, 5000, 6000) == _LAYER[5000:6000]
         assert (mirror.count("blobs"), origin.count("blobs")) == (4, 2)
         parts.release()
+
+
+async def test_a_turn_that_was_taken_first_outlives_an_error(registry: FakeRegistry, build: Build) -> None:
+    """Whoever has claimed bytes asks again at once: others wait for them, perhaps with the next turn."""
+    upstream = build(registry.url, blobs_at_once=1, retries=0)
+    parts = upstream.parts(_NAME, _DIGEST)
+    await parts.take_turn()
+    await parts.take_turn()
+    other = asyncio.create_task(_part(upstream.parts(_NAME, _DIGEST), 0))
+    registry.fail("blobs", cut(10))
+    with pytest.raises(UpstreamUnavailable):
+        await _part(parts, 0, 1000)
+    assert await _part(parts, 10) == _LAYER[10:]
+    await _turn_of_the_loop()
+    assert not other.done()
+    parts.release()
+    assert await other == _LAYER
+
+
+async def test_small_parts_come_from_the_nearest_address(build: Build) -> None:
+    """One after another, also if it has just given one: the registry itself is farther away, or counts them."""
+    with FakeRegistry() as mirror, FakeRegistry() as origin:
+        for each in (mirror, origin):
+            each.add_blob(_NAME, _LAYER)
+        upstream = EndpointsUpstream([build(mirror.url, retries=0), build(origin.url, retries=0)])
+        for start in (0, 1000, 2000):
+            parts = upstream.parts(_NAME, _DIGEST)
+            await parts.take_turn()
+            assert await _part(parts, start, start + 1000) == _LAYER[start : start + 1000]
+            parts.release()
+        assert (mirror.count("blobs"), origin.count("blobs")) == (3, 0)
