@@ -26,6 +26,8 @@ from tests.support.skopeo import Skopeo, compare_directory
 _MIB: Final = 1 << 20
 _LAYER: Final = 64 * _MIB
 _GATE: Final = 24 * _MIB
+#: Each request is for all that is missing, so that what is asked for after a fault says what was here.
+_ONE: Final = "connections_per_blob = 1"
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_real_clients_at_once_share_every_download(library: Library, directory: 
 
 def test_followers_outlive_the_filling_worker(upstream: GatedRegistry, layer: Path, directory: Path) -> None:
     """`kill -9` of the filler in mid-blob: other workers' clients get every byte, by a Range from where it stopped."""
-    config = write_config(directory, {"docker.io": upstream.url}, workers=4)
+    config = write_config(directory, {"docker.io": upstream.url}, workers=4, upstream=_ONE)
     target = f"/v2/{upstream.repository}/blobs/{upstream.digest}"
     with MirrorProcess(config) as mirror, Crowd(mirror.port, target, layer) as crowd:
         mirror.wait_for_workers(4)
@@ -163,7 +165,7 @@ def test_followers_outlive_the_filling_worker(upstream: GatedRegistry, layer: Pa
 
 def test_a_partial_outlives_the_whole_mirror(upstream: GatedRegistry, layer: Path, directory: Path) -> None:
     """After `kill -9` of every process in mid-blob, the next mirror on the store goes on from the partial."""
-    config = write_config(directory, {"docker.io": upstream.url})
+    config = write_config(directory, {"docker.io": upstream.url}, upstream=_ONE)
     target = f"/v2/{upstream.repository}/blobs/{upstream.digest}"
     with MirrorProcess(config) as mirror, Crowd(mirror.port, target, layer) as crowd:
         _learn_image(mirror, upstream.repository)
@@ -188,7 +190,7 @@ def test_a_mirror_that_is_told_to_stop_finishes_its_answers(
     upstream: GatedRegistry, layer: Path, directory: Path
 ) -> None:
     """SIGTERM in mid-blob: the answers that have begun end complete, and the exit code is 0."""
-    config = write_config(directory, {"docker.io": upstream.url})
+    config = write_config(directory, {"docker.io": upstream.url}, upstream=_ONE)
     target = f"/v2/{upstream.repository}/blobs/{upstream.digest}"
     with MirrorProcess(config) as mirror, Crowd(mirror.port, target, layer) as crowd:
         _learn_image(mirror, upstream.repository)
