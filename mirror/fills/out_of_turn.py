@@ -42,6 +42,8 @@ _LOOK_LAST: Final = 0.05
 #: Seconds without a new block after which a claim is not waited for any more: bytes that come twice are better than
 #: none.
 _STUCK: Final = 20.0
+#: The same after a claim that was not waited for, until one moves: a frozen process may have many.
+_STUCK_AGAIN: Final = 1.0
 #: Bytes that are copied before their room in `.spans` is given back.
 _COPIED: Final = 8 << 20
 
@@ -92,6 +94,8 @@ class OutOfTurn:
         self._spans: Spans | None = None
         self._given_up = False
         self._piece = piece_of(0, 0)
+        #: Seconds for which a claim that does not move is waited for.
+        self._patience = _STUCK
         #: True if some bytes of the present request are here.
         self._skips = False
         #: True if any byte of the growing blob came from spans.
@@ -138,7 +142,9 @@ class OutOfTurn:
             now = self._clock()
             if step.reach > reach:
                 pause, reach, since = _LOOK_FIRST, step.reach, now
-            elif now - since > _STUCK:
+                self._patience = _STUCK
+            elif now - since > self._patience:
+                self._patience = min(_STUCK, _STUCK_AGAIN)
                 telemetry.log.info("claim not waited for", digest=str(self._flight.digest), offset=ingest.offset)
                 patient = False
                 continue

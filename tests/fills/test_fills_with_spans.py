@@ -383,6 +383,33 @@ async def test_a_claimant_that_stands_still_is_not_waited_for(
     claim.release()
 
 
+async def test_a_frozen_process_is_waited_for_once(
+    hangar: Hangar, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many blocks it has claimed (row 53)."""
+    now = [0.0]
+
+    async def sleep(seconds: float) -> None:
+        now[0] += seconds
+        await asyncio.sleep(0)
+
+    filler = hangar.flights._filler
+    monkeypatch.setattr(filler, "sleep", sleep)
+    monkeypatch.setattr(filler, "_clock", lambda: now[0])
+    monkeypatch.setattr("mirror.policy.fills.fill_steps._LEAST_PIECE", 2 * BLOCK)
+    monkeypatch.setattr("mirror.policy.fills.fill_steps._MOST_PIECE", 2 * BLOCK)
+    spans = store.spans(DIGEST, "test", _SIZE)
+    assert spans is not None
+    claims = [spans.claim(Span(number * BLOCK, (number + 1) * BLOCK)) for number in range(5, 40, 5)]
+    upstream = RangedUpstream(CONTENT)
+    await _fill(hangar, upstream, InParts.LAZY)
+    assert upstream.given == _SIZE
+    assert now[0] < 40
+    for claim in claims:
+        assert claim is not None
+        claim.release()
+
+
 async def test_a_part_that_is_fetched_meanwhile_is_not_fetched_again(hangar: Hangar, store: LocalStore) -> None:
     """On a lazy route, a claim that was made before the answer ends the piece of the filler."""
     claims = []
