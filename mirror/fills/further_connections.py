@@ -10,8 +10,8 @@ upstream, is asked for once, and its failure is no failure of the upstream (`Blo
 connection always goes on at the prefix; it waits for a further one that is there before it only while that brings
 about as much as its own would (`hurry`). All connections end before the blob is verified, and whenever the fill ends.
 
-What an upstream does is remembered for some minutes: that it ignores ranges or wants few requests, and how many
-connections were best.
+What an upstream does is remembered for some minutes: that it ignores or refuses ranges, or wants few requests, and how
+many connections were best.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ConnectionMemory:
         self._best[upstream] = connections
 
     def note_whole(self, upstream: str) -> None:
-        """The upstream sends the whole blob when it is asked for a part."""
+        """The upstream sends the whole blob when it is asked for a part, or nothing else."""
         self._whole[upstream] = True
 
     def sends_parts(self, upstream: str) -> bool:
@@ -186,14 +186,15 @@ class FurtherConnections:
             self._began = self._clock()
         own, self._body = self._own, body
         self._own_since = self._clock()
-        if own is None or size is None or own.stop >= size:
+        if own is None or size is None:
             return
         ends = body.stop if isinstance(body, SaysStop) else None
-        if body.start != own.start or ends is None or ends > own.stop:
+        is_bounded = own.stop < size
+        if body.start != own.start or (is_bounded and (ends is None or ends > own.stop)):
             self._memory.note_whole(self._upstream)
             self._ramp.alone()
             self._own = Span(own.start, size)
-        elif self._task is None and self._parts.most > 1:
+        elif is_bounded and self._task is None and self._parts.most > 1:
             rest = size - own.start
             self._task = asyncio.create_task(self._look_after(size, rest), name=f"connections for {self._digest}")
 

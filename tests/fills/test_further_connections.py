@@ -14,10 +14,11 @@ import pytest
 
 from mirror import telemetry
 from mirror.aio.memo import Memo
-from mirror.errors import DigestMismatch, StoreError, StoreFull
+from mirror.errors import DigestMismatch, StoreError, StoreFull, UpstreamError, UpstreamThrottled
 from mirror.fills.filler import Filler
 from mirror.fills.flight import Flight
 from mirror.fills.flights import Flights
+from mirror.fills.further_connections import ConnectionMemory
 from mirror.fills.sources import BlobSources, FromUpstream
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo
@@ -397,3 +398,136 @@ async def test_41_a_partial_with_bytes_ahead_is_taken_over(site: Site, tmp_path:
         await other.finish(await other.begin())
         await other.flights.aclose()
     assert _received() - before <= _SIZE + 3 * (64 << 10)
+
+
+def _refuses_ranges(code: int, headers: dict[str, str], *, but: int = 0) -> Fault:
+    """This status for every request with a range but the first few."""
+    left = [None] * but
+
+    def fault(request: Request, answer: Answering) -> Script:
+        if request.header("Range") is None:
+            return answer(request)
+        if left:
+            left.pop()
+            return answer(request)
+        return status(code, headers)(request, answer)
+
+    return fault
+
+
+def _forget(site: Site) -> None:
+    """As after a start: nothing is known of the upstream."""
+    site.filler.connections = ConnectionMemory(site.clock)
+
+
+_REFUSALS = [(429, {"Retry-After": "120"}), (503, {"Retry-After": "9"}), (503, {}), (403, {}), (416, {}), (400, {})]
+
+
+@pytest.mark.parametrize(("code", "headers"), _REFUSALS)
+async def test_a_refused_first_part(site: Site, code: int, headers: dict[str, str]) -> None:
+    """A blob of which no part may be asked for comes as it would over one connection; the next one is asked for
+    whole.
+    """
+    _forget(site)
+    before = _received()
+    site.registry.fail("blobs", _refuses_ranges(code, headers), times=100)
+    await site.finish(await site.begin())
+    first, second = site.asked()
+    assert first.startswith("bytes=0-")
+    assert second == ""
+    assert _received() - before == _SIZE
+    assert site.upstream.health()[0].state == "ok"
+    assert not site.filler.connections.sends_parts("test")
+    site.store.delete(_DIGEST)
+    await site.finish(await site.begin())
+    assert site.asked()[2:] == [""]
+
+
+@pytest.mark.parametrize(("code", "headers"), _REFUSALS)
+async def test_a_refused_later_part(site: Site, code: int, headers: dict[str, str]) -> None:
+    """Clients have bytes of the first part when the second is refused: the blob goes on, and they notice nothing."""
+    _forget(site)
+    site.registry.fail("blobs", _refuses_ranges(code, headers, but=1), times=100)
+    await site.finish(await site.begin())
+    first, second, *more = site.asked()
+    assert first.startswith("bytes=0-")
+    assert not second.startswith("bytes=0-")
+    # once more, unless the status says that it was the range
+    assert more == ([""] if code == 416 else ["", second])
+    assert site.upstream.health()[0].state == "ok"
+    assert not site.filler.connections.sends_parts("test")
+
+
+@pytest.mark.parametrize(("code", "headers"), _REFUSALS)
+async def test_a_partial_that_cannot_be_resumed(site: Site, tmp_path: Path, code: int, headers: dict[str, str]) -> None:
+    """It is not asked for in vain for ever: the next pull has every byte, and the next blob is asked for whole."""
+    _forget(site)
+    flight = await site.join()
+    await reached(lambda: flight.received >= _MIB)
+    await site.flights.aclose()
+    flight.leave()
+    site.let_go()
+    site.registry.forget()
+    site.registry.fail("blobs", _refuses_ranges(code, headers), times=100)
+    with ThreadPoolExecutor(16) as executor:
+        other = Site(site.registry, site.upstream, LocalStore(Layout(tmp_path)), executor, site.clock)
+        _forget(other)
+        await other.finish(await other.begin())
+        await other.flights.aclose()
+    first, *more = site.asked()
+    assert not first.startswith("bytes=0-")
+    assert more == ([""] if code == 416 else ["", first])
+    assert site.upstream.health()[0].state == "ok"
+    assert not other.filler.connections.sends_parts("test")
+
+
+@pytest.mark.parametrize(("code", "headers"), [(429, {"Retry-After": "120"}), (503, {}), (403, {})])
+async def test_a_part_that_is_refused_once(site: Site, code: int, headers: dict[str, str]) -> None:
+    """An upstream that refuses for a moment goes on with parts: what is here does not come again."""
+    _forget(site)
+    before = _received()
+    site.registry.fail("blobs", lambda request, answer: answer(request))
+    site.registry.fail("blobs", status(code, headers))
+    await site.finish(await site.begin())
+    first, second, third, fourth, *_ = site.asked()
+    assert (third, fourth) == ("", second)
+    assert first != second
+    assert _received() - before == _SIZE
+    assert site.filler.connections.sends_parts("test")
+
+
+async def test_an_upstream_that_throttles_everything(site: Site) -> None:
+    """It is left alone for as long as it wants, and the whole is not tried in the place of each part."""
+    _forget(site)
+    site.registry.fail("blobs", throttle(), times=100)
+    with pytest.raises(UpstreamThrottled) as caught:
+        await site.begin()
+    assert caught.value.retry_after == 7
+    first, second = site.asked()
+    assert first.startswith("bytes=0-")
+    assert second == ""
+    with pytest.raises(UpstreamThrottled):
+        await site.begin()
+    assert len(site.asked()) == 2
+    assert not site.upstream._blobs.locked()
+    site.clock.time += 8
+    _forget(site)
+    with pytest.raises(UpstreamThrottled):
+        await site.begin()
+    assert site.asked()[2:] == [first]
+    site.clock.time += 60
+    _forget(site)
+    with pytest.raises(UpstreamThrottled):
+        await site.begin()
+    assert site.asked()[3:] == [first, ""]
+
+
+@pytest.mark.parametrize(("fault", "kind"), [(status(403), "UpstreamDenied"), (status(400), "UpstreamInvalid")])
+async def test_an_upstream_that_refuses_everything(site: Site, fault: Fault, kind: str) -> None:
+    """The error is that of the part."""
+    _forget(site)
+    site.registry.fail("blobs", fault, times=100)
+    with pytest.raises(UpstreamError) as caught:
+        await site.begin()
+    assert type(caught.value).__name__ == kind
+    assert site.asked()[1:] == [""]

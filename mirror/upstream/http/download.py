@@ -6,6 +6,14 @@ An exchange:
                                               ├── 2xx: a `body.HttpBody`, read by the caller in a thread
                                               └── else: the answer's text, up to 64 KiB
 
+Some servers refuse every request for a part, by a limit on `Range` or a rule of a firewall, and answer the same request
+without one. Others refuse for a moment, or whatever is asked. Only further requests tell them apart:
+
+    part refused ── the whole ──┬── refused too ──> the refusal; the whole is not tried again for a minute
+                                └── answered ──┬── from byte 0 on ────────────────────────────> the whole
+                                               └── else: the part again ──┬── answered ───────> the part
+                                                                          └── refused again ──> the whole
+
 Everything here blocks and uses no event loop. A `Transfer` belongs to one endpoint: endpoints never share connections,
 nor what the other side may associate with a connection.
 """
@@ -49,6 +57,11 @@ REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 #: Statuses that are accepted for content, whichever of them it is: the digest decides whether the bytes are right.
 CONTENT: Final = frozenset({200, 201, 203, 206})
+
+#: Statuses by which a server may refuse a request because of its range. 416 alone says that it was the range.
+_MAY_REFUSE_RANGES: Final = frozenset({400, 403, 429, 503})
+#: Seconds for which the whole is not asked for after a refused part, because the whole was refused as well.
+_REFUSES_ALL: Final = 60.0
 
 _LONGEST_LINE: Final = 64 * 1024
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
@@ -151,6 +164,8 @@ class Transfer:
         self._hosts = hosts or ThrottledHosts(endpoint.name, clock)
         self._clock = clock
         self._idle = IdleConnections(most_idle, longest_idle, clock)
+        #: Until when a refusal is not taken for one of ranges. Several threads set it; any of their values will do.
+        self._refuses_all_until = float("-inf")
 
     def get(
         self,
@@ -172,7 +187,8 @@ class Transfer:
         The answer has a body if its status is in `CONTENT`; so has a 416 to a range that begins where the blob ends.
         The body's `start` is 0 if upstream ignored the range, and its `stop` says whether it goes on after `stop`. The
         request is repeated without a range if a 206 begins after `start`, names no range, or is a part of an encoded
-        body, and if the range is refused otherwise. The first byte alone may be encoded: nobody reads it.
+        body, and if the range is refused otherwise; see the head of this file for refusals that do not say that it was
+        the range. With `attempts=1` nothing is repeated. The first byte alone may be encoded: nobody reads it.
 
         Raises `DialFailed`, `DialTimedOut`, `UpstreamUnavailable`, `UpstreamTimeout`, `UpstreamInvalid`,
         `UpstreamOffLimits`, `HostThrottled`.
@@ -184,6 +200,13 @@ class Transfer:
         wanted["Accept-Encoding"] = "identity"
         cancel = cancel or Cancel()
         answer = self._follow(url, wanted, (start, stop) if ranged else None, cancel, passes)
+        if ranged and attempts > 1 and answer is not None and answer.status in _MAY_REFUSE_RANGES:
+            return self._past_refusal(
+                answer,
+                lambda: self.get(url, headers, attempts=attempts - 1, cancel=cancel, passes=passes),
+                # nothing comes in vain if the whole is taken from its first byte on
+                (lambda: self._follow(url, wanted, (start, stop), cancel, passes)) if start else None,
+            )
         if answer is not None and not (answer.status == 416 and ranged):
             return answer
         if not ranged or attempts <= 1:
@@ -193,6 +216,26 @@ class Transfer:
     def close(self) -> None:
         """Close the idle connections. Bodies that are being read stay open. Repeatable."""
         self._idle.close()
+
+    def _past_refusal(
+        self, refusal: Answer, ask_whole: Callable[[], Answer], ask_part: Callable[[], Answer | None] | None
+    ) -> Answer:
+        """The answer to a request for a part that was refused: the refusal, or an answer with a body. `ask_part` sends
+        that request again; None: the whole is as good.
+        """
+        if self._clock() < self._refuses_all_until:
+            return refusal
+        whole = _answer_with_body(ask_whole)
+        if whole is None or whole.body is None:
+            self._refuses_all_until = self._clock() + _REFUSES_ALL
+            return refusal
+        part = None if ask_part is None else _answer_with_body(ask_part)
+        if part is None:
+            return whole
+        # the server refuses for a moment: what is here already need not come again
+        whole.body.abort()
+        whole.body.close()
+        return part
 
     def _follow(
         self,
@@ -421,6 +464,15 @@ class Transfer:
 
     def __repr__(self) -> str:
         return f"<Transfer from {self._endpoint.described}, {self._idle!r}>"
+
+
+def _answer_with_body(ask: Callable[[], Answer | None]) -> Answer | None:
+    """What a request on which nothing depends has brought; None if that is no body."""
+    try:
+        answer = ask()
+    except UpstreamError:
+        return None
+    return None if answer is None or answer.body is None else answer
 
 
 def request_head(url: Url, headers: Mapping[str, str], *, relayed: bool, method: str = "GET") -> bytes:
