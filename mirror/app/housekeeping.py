@@ -10,12 +10,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from mirror import telemetry
-from mirror.app.storage import LEDGER_LOCK, SCRUB_LOCK, Storage, blob_places, quota_rules, scrub_records
+from mirror.app.storage import (
+    LEDGER_LOCK,
+    SCRUB_LOCK,
+    Storage,
+    blob_places,
+    quota_rules,
+    scrub_records,
+    sweep_and_report,
+)
 from mirror.config import Config
 from mirror.errors import BucketUnavailable, IndexUnavailable, MirrorError, StoreError
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
-from mirror.fills.wrong_parts import report_wrong_parts
 from mirror.graph.damage import restore_hosted
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.hosting.quotas import Quotas, ScopeUsage
@@ -27,7 +34,6 @@ from mirror.repository.protocol import Fetchable
 from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.router import Router
 from mirror.store.hosted.backup_folder import last_backup
-from mirror.store.local.recovery import sweep
 
 #: Seconds between two sweeps of what crashes have left.
 _SWEEP_EVERY = 3600.0
@@ -112,11 +118,9 @@ async def run_housekeeping(config: Config, storage: Storage) -> None:
 
 
 async def _sweep(config: Config, storage: Storage) -> None:
-    swept = await asyncio.to_thread(sweep, storage.layout, keep=config.store.partials_max_age, now=time.time)
+    swept = await asyncio.to_thread(sweep_and_report, config, storage.layout, keep=config.store.partials_max_age)
     if swept.partials or swept.strays:
         telemetry.log.info("leftover files deleted", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
-    for wrong in swept.wrong:
-        report_wrong_parts(wrong.digest, str(wrong.served[0].get("upstream", "")), "", wrong.served)
     expired = await asyncio.to_thread(storage.hosted.uploads.sweep, time.time() - config.hosting.upload_timeout)
     if expired.sessions:
         telemetry.log.info("upload sessions expired", sessions=expired.sessions, bytes=expired.bytes)

@@ -31,6 +31,7 @@ from mirror.eviction.shared_rebuild import ensure
 from mirror.eviction.space import Space
 from mirror.eviction.usage import StoreUsage
 from mirror.eviction.write_behind import WriteBehind
+from mirror.fills.wrong_parts import report_unchecked_parts, report_wrong_parts
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.references import ReferenceReader
 from mirror.index.embedded import EmbeddedIndex
@@ -69,7 +70,7 @@ from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
 from mirror.store.local.purge_notices import PurgeNotices
-from mirror.store.local.recovery import sweep
+from mirror.store.local.recovery import Swept, sweep
 from mirror.store.objects.copied_files import CacheBesideCopies
 from mirror.values.sizes import parse_capacity, parse_size
 
@@ -398,10 +399,23 @@ def _make_eviction(
         ),
         Watermarks(parse_capacity(settings.capacity), settings.high_water, settings.low_water),
         rebuilder=rebuilder,
-        reclaim=lambda: sweep(layout, keep=_IDLE, now=time.time).bytes,
+        reclaim=lambda: sweep_and_report(config, layout, keep=_IDLE).bytes,
     )
     rounds = EvictionRounds(space, usage, write_behind, rebuilder)
     return Eviction(write_behind, protection, pinned, evictor, space, rounds, rebuild)
+
+
+def sweep_and_report(config: Config, layout: Layout, *, keep: float) -> Swept:
+    """See `sweep`. Also reports what it finds out about parts that were sent. Blocks. Raises `StoreError`."""
+    swept = sweep(layout, keep=keep, now=time.time)
+    for wrong in swept.wrong:
+        upstream = str(wrong.served[-1].get("upstream", ""))
+        # as in `Upstreams.label`
+        route = routing_table(config).registry(upstream)
+        report_wrong_parts(wrong.digest, upstream, route[1].name if route else "", wrong.served)
+    for sent in swept.unchecked:
+        report_unchecked_parts(sent.digest, sent.served)
+    return swept
 
 
 def _open_index(config: Config, layout: Layout, store_id: str) -> ContentIndex:

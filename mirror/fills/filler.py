@@ -146,8 +146,7 @@ class Filler:
         except BlobDamaged as error:
             # any byte may be wrong: the file is dropped, and the clients' connections break before the last bytes
             ingest.abort(keep=False)
-            if turns:
-                await turns.report()
+            await self._report(flight, turns)
             if turns and turns.is_lazy and self._found_wrong is not None:
                 await self._found_wrong(flight.digest, flight.upstream, str(error))
             if turns and turns.used:
@@ -173,6 +172,17 @@ class Filler:
             telemetry.FLIGHTS.dec()
             telemetry.FILLED.labels(self._label(flight.upstream), result).inc()
             telemetry.FILL_SECONDS.labels(self._label(flight.upstream)).observe(time.monotonic() - began)
+
+    async def _report(self, flight: Flight, turns: OutOfTurn | None) -> None:
+        """The blob is wrong: drops its spans, and reports who was sent some of them. There may be some even if this
+        fill looked for none (`turns` is None): its route was a lazy one before.
+        """
+        if turns:
+            await turns.report()
+        else:
+            looked = self._out_of_turn(flight)
+            await looked.report()
+            looked.close()
 
     def _out_of_turn(self, flight: Flight) -> OutOfTurn:
         label = self._label(flight.upstream)
@@ -227,8 +237,7 @@ class Filler:
             except BlobDamaged:
                 if flight.announced.done():
                     raise
-                if turns:
-                    await turns.report()
+                await self._report(flight, turns)
                 await self._run(ingest.restart)
             else:
                 flight.announce(ingest.reader)

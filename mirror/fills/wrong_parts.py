@@ -1,4 +1,4 @@
-"""Reports that clients were sent unverified parts of a blob that turned out to be wrong."""
+"""Reports about clients that were sent unverified parts: of a blob that was wrong, or that nobody fetched whole."""
 
 from __future__ import annotations
 
@@ -27,4 +27,15 @@ def report_wrong_parts(digest: Digest, upstream: str, label: str, served: Sequen
     )
     telemetry.notice(
         telemetry.Notice.PARTS_WRONG, digest=str(digest), upstream=upstream, answers=len(served), served=named
+    )
+
+
+def report_unchecked_parts(digest: Digest, served: Sequence[Mapping[str, object]]) -> None:
+    """Says in the log who was sent parts of a blob that were dropped before the whole could be verified."""
+    telemetry.log.info(
+        "unverified parts never checked",
+        digest=str(digest),
+        upstream=str(served[-1].get("upstream", "")) if served else "",
+        answers=len(served),
+        served=[dict(line) for line in served[-_MOST_NAMED:]],
     )

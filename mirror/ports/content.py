@@ -226,8 +226,8 @@ class Spans(Protocol):
         """
 
     def note_served(self, line: Mapping[str, object]) -> None:
-        """Remember who was given unverified bytes. The note also gets the registry, as `upstream`. One that is too
-        long, or one too many, is left out. Raises `StoreError`.
+        """Remember who was given unverified bytes. The note also gets the registry, as `upstream`. What is too long of
+        it is cut. The latest notes are kept, 50 at the least. Raises `StoreFull`, `StoreError`.
         """
 
     def served(self) -> Sequence[Mapping[str, object]]:

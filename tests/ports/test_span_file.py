@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,11 +27,12 @@ from mirror.oci.span import Span
 from mirror.policy.fills.span_blocks import BLOCK, MOST_BYTES, SYNCED
 from mirror.ports import BlobInfo, Claim, SupportsFileno
 from mirror.store.local import span_file
+from mirror.store.local.beside.served_notes import FULL
+from mirror.store.local.beside.span_recovery import SentParts
 from mirror.store.local.blobs import LocalStore
-from mirror.store.local.layout import Layout, map_of, served_of, spans_of
+from mirror.store.local.layout import Layout, earlier_of, map_of, served_of, spans_of
 from mirror.store.local.recovery import sweep
 from mirror.store.local.span_file import SpanFile
-from mirror.store.local.span_recovery import WrongSpans
 from tests.support.ranged_upstream import RangedBody, put_spans
 from tests.support.store_suite import LATER, REGISTRY, Pieces, committed, filled
 
@@ -583,12 +586,55 @@ def test_who_was_served(store: LocalStore, ingest: Path) -> None:
         {"upstream": REGISTRY, "client": "10.0.0.1", "start": 5},
         {"upstream": REGISTRY, "client": "10.0.0.2"},
     ]
-    spans.note_served({"client": "x" * 5000})
-    assert len(spans.served()) == 2
-    for number in range(1000):
+    spans.note_served({"client": "x" * 5000, "parts": ["0-9"] * 5000})
+    assert spans.served()[2:] == [{"upstream": REGISTRY, "client": "x" * 256, "parts": []}]
+
+
+def test_the_latest_notes_are_kept(store: LocalStore, ingest: Path) -> None:
+    """Whoever was served last is the likeliest to still have wrong bytes. A note that a power cut has torn costs no
+    other.
+    """
+    spans = _open(store)
+    for number in range(5000):
         spans.note_served({"client": f"{number:0100}"})
-    assert len(spans.served()) == 200
-    assert served_of(ingest).stat().st_size <= 64 << 10
+        if number in (4000, 4990):
+            with served_of(ingest).open("ab") as file:
+                file.write(b'{"client": "to')
+    kept = [int(str(note["client"])) for note in spans.served()]
+    assert kept == list(range(5000 - len(kept), 5000))
+    assert len(kept) > 50
+    assert FULL <= served_of(ingest).stat().st_size + earlier_of(ingest).stat().st_size <= 2 * FULL
+    spans.drop()
+    assert not list(ingest.parent.iterdir())
+
+
+def test_several_write_notes_at_once(store: LocalStore, ingest: Path) -> None:
+    """Threads are to the files what processes are: each note has an open file of its own."""
+    with ThreadPoolExecutor(8) as writers:
+        spans = _open(store)
+        list(writers.map(lambda number: spans.note_served({"number": number, "by": "x" * 200}), range(3000)))
+    # what was put aside is never replaced by a file that is nearly empty
+    numbers = [note["number"] for note in spans.served()]
+    assert len(numbers) == len(set(numbers))
+    assert len(numbers) >= FULL // 300
+    assert max(map(int, map(str, numbers))) == 2999
+
+
+def test_full_notes_that_nobody_renames(store: LocalStore, ingest: Path) -> None:
+    """A process stands still that has begun to: nobody waits for it, and the file does not grow for ever."""
+    spans = _open(store)
+    for number in range(600):
+        spans.note_served({"number": number, "by": "x" * 150})
+    with served_of(ingest).open("rb") as frozen:
+        fcntl.flock(frozen, fcntl.LOCK_EX)
+        with suppress(StoreError):
+            for number in range(2000):
+                spans.note_served({"number": number, "by": "x" * 150})
+        with pytest.raises(StoreError, match="rename"):
+            spans.note_served({"number": 0, "by": "x" * 150})
+        assert served_of(ingest).stat().st_size <= 2 * FULL
+    spans.note_served({"number": -1})
+    assert spans.served()[-1]["number"] == -1
 
 
 # ------------------------------------------------------------------------------------------- counted, swept and purged
@@ -632,7 +678,23 @@ def test_the_sweep_leaves_what_is_of_use(store: LocalStore, ingest: Path) -> Non
     assert not list(ingest.parent.iterdir())
 
 
-@pytest.mark.parametrize("suffix", [".spans", ".map", ".served"])
+@pytest.mark.parametrize("has_spans", [True, False])
+def test_the_sweep_says_who_was_sent_what_nobody_can_check(store: LocalStore, ingest: Path, has_spans: bool) -> None:
+    """Notes do not end in silence if the whole never came."""
+    spans = _open(store)
+    _fill(spans.claim(_blocks(5)))
+    spans.note_served({"client": "10.0.0.1"})
+    if not has_spans:
+        map_of(ingest).unlink()
+        spans_of(ingest).unlink()
+    assert not sweep(store.layout, keep=3600, now=lambda: 0.0).unchecked
+    swept = sweep(store.layout, keep=3600, now=lambda: LATER)
+    assert swept.unchecked == (SentParts(DIGEST, [{"upstream": REGISTRY, "client": "10.0.0.1"}]),)
+    assert not swept.wrong
+    assert not list(ingest.parent.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".spans", ".map", ".served", ".earlier"])
 def test_the_sweep_drops_single_files(store: LocalStore, ingest: Path, suffix: str) -> None:
     """Once they are old."""
     path = ingest.with_name(ingest.name + suffix)
@@ -655,7 +717,7 @@ def test_the_sweep_compares_with_the_blob(store: LocalStore, ingest: Path, is_ri
     _fill(spans.claim(_blocks(5)), content)
     spans.note_served({"client": "10.0.0.1"})
     wrong = sweep(store.layout, keep=3600, now=lambda: 0.0).wrong
-    told = WrongSpans(DIGEST, [{"upstream": REGISTRY, "client": "10.0.0.1"}])
+    told = SentParts(DIGEST, [{"upstream": REGISTRY, "client": "10.0.0.1"}])
     assert wrong == (() if is_right else (told,))
     assert not list(ingest.parent.iterdir())
 

@@ -41,12 +41,13 @@ from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import BlobInfo, BlobReader, Body, Deleted, Growth, Prefix, SupportsFileno
 from mirror.store.local import quarantine
+from mirror.store.local.beside.served_notes import read_served
 from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
 from mirror.store.local.layout import LAYOUT, Layout, digest_of_ingest, map_of, state_of
 from mirror.store.local.locks import is_locked, locked
 from mirror.store.local.pump import pump
-from mirror.store.local.span_file import SpanFile, disk_space, drop_spans, open_spans, read_served
+from mirror.store.local.span_file import SpanFile, disk_space, drop_spans, open_spans
 from mirror.store.records.record_keys import digest_from
 
 _BLOCK: Final = 1 << 20

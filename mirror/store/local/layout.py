@@ -9,8 +9,9 @@
     │   ├── <registry>-<algorithm>-<hex>        growing, or a partial that waits to be resumed; its filler holds its
     │   │                                       flock; <registry> is a hash of the name of the sending registry
     │   ├── <registry>-<algorithm>-<hex>.state  its state, for followers in other processes (`ingest_state.py`)
-    │   ├── <registry>-<algorithm>-<hex>.spans, .map, .served   bytes of it that came out of turn, which of them are
-    │   │                                       here, and who was given some of them (`span_file.py`)
+    │   ├── <registry>-<algorithm>-<hex>.spans, .map   bytes of it that came out of turn, and which of them are here
+    │   │                                       (`span_file.py`)
+    │   ├── <registry>-<algorithm>-<hex>.served, .earlier   who was given some of them (`beside/served_notes.py`)
     │   ├── <algorithm>-<hex>, with .state      a partial of an older version: dropped at start-up
     │   └── tmp-<random>                        a small file that will be renamed to its final name
     ├── quarantine/
@@ -270,6 +271,11 @@ def map_of(ingest: Path) -> Path:
 def served_of(ingest: Path) -> Path:
     """Who was given unverified bytes of a growing blob."""
     return ingest.with_name(f"{ingest.name}.served")
+
+
+def earlier_of(ingest: Path) -> Path:
+    """The notes before those of `served_of`."""
+    return ingest.with_name(f"{ingest.name}.earlier")
 
 
 def digest_of_ingest(name: str) -> Digest | None:

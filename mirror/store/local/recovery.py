@@ -6,7 +6,7 @@
     partial, locked                             left: a process fills it
     state file without its partial              dropped once it is older than any commit could take: a commit drops it
                                                 as its last step, after the blob's new name is durable
-    bytes out of turn beside a partial          see `span_recovery.py`
+    bytes out of turn beside a partial          see `beside/span_recovery.py`
     tmp-*                                       dropped once it is older than any write could take
     anything else                               foreign: left alone
 
@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mirror.store.local.beside.span_recovery import SUFFIXES, SentParts, sweep_spans
 from mirror.store.local.blobs import drop_partial
 from mirror.store.local.durable import store_errors
 from mirror.store.local.layout import Layout, digest_of_ingest
-from mirror.store.local.span_recovery import SUFFIXES, WrongSpans, sweep_spans
 from mirror.store.records.record_keys import digest_from
 
 #: Seconds. Writing and renaming a small file takes far less.
@@ -38,13 +38,14 @@ _COMMIT: Final = 3600.0
 @dataclass(frozen=True, slots=True)
 class Swept:
     """The number of partials and of other files that were dropped, and their size in bytes. `wrong` are bytes out of
-    turn that were sent to clients and differ from the blob.
+    turn that were sent to clients and differ from the blob, and `unchecked` those that cannot be compared any more.
     """
 
     partials: int = 0
     strays: int = 0
     bytes: int = 0
-    wrong: tuple[WrongSpans, ...] = ()
+    wrong: tuple[SentParts, ...] = ()
+    unchecked: tuple[SentParts, ...] = ()
 
 
 def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
@@ -72,7 +73,7 @@ def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
     if not beside:
         return Swept(partials, strays, size)
     spans = sweep_spans(layout, beside, keep=keep, now=now())
-    return Swept(partials + spans.blobs, strays, size + spans.bytes, spans.wrong)
+    return Swept(partials + spans.blobs, strays, size + spans.bytes, spans.wrong, spans.unchecked)
 
 
 def _last_named(status: os.stat_result) -> float:

@@ -3,7 +3,7 @@
     <name>          the growing blob itself: a prefix of the blob, without holes (`blobs.LocalIngest`)
     <name>.spans    a sparse file of the size of the blob: bytes out of turn, at their own offsets
     <name>.map      which blocks of `.spans` are here: a header, and one byte for each block
-    <name>.served   JSON lines: who was given unverified bytes
+    <name>.served   who was given unverified bytes (`beside/served_notes.py`)
 
 The life of a block:
 
@@ -31,7 +31,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import json
 import os
 import stat
 import struct
@@ -58,9 +57,10 @@ from mirror.policy.fills.span_blocks import (
     without,
 )
 from mirror.ports import BlobReader, Body
+from mirror.store.local.beside.served_notes import note_served, read_served
 from mirror.store.local.durable import store_errors
 from mirror.store.local.ingest_state import boot_id
-from mirror.store.local.layout import map_of, served_of, spans_of
+from mirror.store.local.layout import earlier_of, map_of, served_of, spans_of
 from mirror.store.local.pump import place, skip_first
 
 _HEADER: Final = struct.Struct("<8sqQ16s24x")
@@ -72,11 +72,6 @@ _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 #: How often, and with which pause in seconds, a lock of a few system calls is asked for.
 _TRIES: Final = 100
 _PAUSE: Final = 0.005
-
-#: Bytes of `.served`, of one line of it, and how many lines are read.
-_SERVED_BYTES: Final = 64 << 10
-_SERVED_LINE: Final = 2048
-_SERVED_LINES: Final = 200
 
 #: Bytes that are compared in one go.
 _COMPARED: Final = 1 << 20
@@ -254,7 +249,7 @@ def _unlink(ingest: Path) -> None:
 def drop_spans(ingest: Path) -> bool:
     """Drop whatever files of this kind are beside the growing blob. True if there were any. Raises `OSError`."""
     found = False
-    for path in (map_of(ingest), spans_of(ingest), served_of(ingest)):
+    for path in (map_of(ingest), spans_of(ingest), served_of(ingest), earlier_of(ingest)):
         with suppress(FileNotFoundError):
             os.unlink(path)
             found = True
@@ -491,17 +486,7 @@ class SpanFile:
             _punch(self._data, blocks.start * BLOCK, len(blocks) * BLOCK)
 
     def note_served(self, line: Mapping[str, object]) -> None:
-        text = json.dumps({"upstream": self.registry, **line}, ensure_ascii=True, default=str).encode() + b"\n"
-        if len(text) > _SERVED_LINE:
-            return
-        with store_errors("noting who was served"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(served_of(self._ingest), flags, 0o600)
-            try:
-                if os.fstat(descriptor).st_size + len(text) <= _SERVED_BYTES:
-                    os.write(descriptor, text)
-            finally:
-                os.close(descriptor)
+        note_served(self._ingest, {"upstream": self.registry, **line})
 
     def served(self) -> Sequence[Mapping[str, object]]:
         return read_served(self._ingest)
@@ -524,27 +509,6 @@ class SpanFile:
 
     def __del__(self) -> None:
         self.close()
-
-
-def read_served(ingest: Path) -> list[Mapping[str, object]]:
-    """The notes beside a growing blob about who was given unverified bytes, the oldest first. Raises `StoreError`."""
-    with store_errors("reading who was served"):
-        try:
-            descriptor = os.open(served_of(ingest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return []
-        try:
-            text = os.pread(descriptor, _SERVED_BYTES, 0)
-        finally:
-            os.close(descriptor)
-    lines: list[Mapping[str, object]] = []
-    for line in text.splitlines():
-        # a line may be torn by a power cut
-        with suppress(ValueError):
-            read = json.loads(line)
-            if isinstance(read, dict):
-                lines.append(read)
-    return lines[:_SERVED_LINES]
 
 
 class SpanClaim:
