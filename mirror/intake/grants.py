@@ -6,15 +6,17 @@ this repository. Grants are looked up in this order:
 
     memory of this process ──> index ──> manifests of the repository on disk ──> (the caller asks upstream)
 
-The disk is read if the index has no answer: the index may be lost, late or down, while the disk is authoritative. A
+The disk is read if the index has no answer: the index may be lost, late or down, while the disk is authoritative. The
+manifests that were used last are read first, until one grants the blob, or until a rebuild has told the index. A
 manifest that cannot be read at the moment may grant any blob, so if no other manifest grants the blob, `size` raises.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -22,9 +24,8 @@ from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
 from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
-from mirror.errors import BlobDamaged, IndexUnavailable, RecordDamaged, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import StoredManifest, read_stored
-from mirror.graph.walk import walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import CHECKED, Manifest
 from mirror.oci.reference import Repo
@@ -35,6 +36,8 @@ _MOST: Final = 200_000
 
 #: Seconds until all manifests of a repository are read from the disk again.
 _READ_EVERY: Final = 2.0
+#: Manifests that are read at a time, before somebody looks whether one of them grants the blob.
+_STEP: Final = 16
 
 #: Seconds that an answer waits for a grant to be written to the index.
 _PATIENCE: Final = 0.25
@@ -77,8 +80,8 @@ class Grants:
         self._store = store
         self._sizes: LruCache[tuple[Repo, Digest], int] = LruCache(_MOST, name="grants")
         self._once = SingleFlight()
-        self._read: LruCache[Repo, tuple[float, dict[Digest, int]]] = LruCache(
-            64 << 20, lambda read: 512 + 256 * len(read[1]), name="blobs by repository"
+        self._read: LruCache[Repo, _Reading] = LruCache(
+            64 << 20, lambda read: read.weight(), name="blobs by repository"
         )
         self._background = BackgroundTasks()
 
@@ -93,10 +96,7 @@ class Grants:
         remembered = self._sizes.get(key)
         if remembered is not None and remembered >= 0:
             return remembered
-        try:
-            size = await self._index.linked(repo, digest)
-        except IndexUnavailable:
-            size = None
+        size = await self._linked(repo, digest)
         if size is None or size < 0:
             # without a size, a truncated blob on the disk looks like a whole one; another process may have fetched a
             # manifest that has the size
@@ -123,8 +123,13 @@ class Grants:
     async def give(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         """Grants these blobs to the repository, with their sizes in bytes (-1: unknown)."""
         self._remember(repo, blobs)
-        # the index may be busy with a rebuild; an answer must not wait for that
+        # the index may be busy with a rebuild; an answer must not wait long for that
         await self._background.start_and_wait(self._link(repo, blobs), _PATIENCE)
+
+    def give_later(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+        """Like `give`, but the index is written in the background: the disk gives other processes the same grants."""
+        self._remember(repo, blobs)
+        self._background.start(self._link(repo, blobs))
 
     async def _link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         # without the index, this process remembers the grant; others find it by the manifest on disk or ask upstream
@@ -145,47 +150,135 @@ class Grants:
         """Returns the size that the repository's manifests grant for the blob (None: no grant), and the error if one of
         them could not be read.
 
-        All manifests are read again only every few seconds, because clients can ask for any number of invented digests.
-        Manifests that are new since, or could not be read, are looked for on each call, because another process may
-        have fetched one just now.
+        Manifests are read, those used last first, until one grants the blob; the next call goes on from there. All are
+        read again only every few seconds, because clients can ask for any number of invented digests. Manifests that
+        are new since, or could not be read, are looked for on each call, because another process may have fetched one
+        just now.
         """
-        read = self._read.get(repo)
-        if read is None or time.monotonic() - read[0] > _READ_EVERY:
-            ours = not self._once.under_way(repo)
-            granted, error = await self._once.run(repo, lambda: self._from_disk(repo, {}))
-            at = time.monotonic()
-            self._read[repo] = at, granted
-            if ours:
-                return granted.get(digest), error
-        else:
-            (at, granted), error = read, None
-        if digest not in granted:
+        reading, ours = self._read.get(repo), False
+        if reading is None or reading.is_over(time.monotonic()):
+            reading, ours = _Reading(self._store, self._catalog, repo, time.monotonic()), True
+            self._read[repo] = reading
+        async with reading:
+            # without a size, it may be named once more, with one
+            while (size := reading.granted.get(digest)) in (None, -1) and not reading.is_done:
+                await self._once.run(reading, reading.step)
+                # it weighs more now
+                self._read[repo] = reading
+                if digest not in reading.granted and (linked := await self._linked(repo, digest)) not in (None, -1):
+                    # a rebuild of the index, or another process, was quicker
+                    return linked, None
+        error = reading.error
+        if size is None and not ours:
             # a read that began before this call may have missed newer manifests
-            added, error = await self._once.run_since((repo, "since"), lambda: self._from_disk(repo, granted))
-            if added:
-                granted = {**granted, **added}
-                self._read[repo] = at, granted
-        return granted.get(digest), error
+            added, error = await self._once.run_since((repo, "since"), lambda: self._since(repo, reading.granted))
+            reading.granted.update(added)
+            size = reading.granted.get(digest)
+        return size, error
 
-    async def _from_disk(self, repo: Repo, skip: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
-        return await asyncio.to_thread(self._read_manifests, repo, skip)
+    async def _linked(self, repo: Repo, digest: Digest) -> int | None:
+        """Returns what the index says; None also if it does not answer."""
+        with suppress(IndexUnavailable):
+            return await self._index.linked(repo, digest)
+        return None
 
-    def _read_manifests(self, repo: Repo, skip: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
-        """Blocking: returns what the manifests that are not in `skip` grant, and the error if one cannot be read."""
-        granted: dict[Digest, int] = {}
-        failures: list[StoreError] = []
+    async def _since(self, repo: Repo, known: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
+        """Reads the manifests that are not among the known ones."""
+        reading = _Reading(self._store, self._catalog, repo, time.monotonic(), known)
+        while not reading.is_done:
+            await reading.step()
+        return reading.granted, reading.error
 
-        def read(repo: Repo, digest: Digest) -> StoredManifest | None:
-            return None if digest in skip else read_stored(self._store, self._catalog, repo, digest)
 
-        def note(_repo: Repo, _digest: Digest, error: StoreError) -> None:
-            # a damaged manifest grants nothing
-            if not isinstance(error, (BlobDamaged, RecordDamaged)):
-                failures.append(error)
+class _Reading:
+    """Reads the manifests of a repository once, in steps, those used last first.
 
+    begun ── step: listed ── step: some are read ──> … ── all are read ──> done ── some seconds ──> over
+                 │  nobody waits for more
+                 └──> rests, and goes on with the next caller, or is over some seconds after it began
+    """
+
+    def __init__(
+        self, store: BlobStore, catalog: Catalog, repo: Repo, began_at: float, skip: Container[Digest] = ()
+    ) -> None:
+        """`began_at` is in seconds of the monotonic clock. The manifests in `skip` are not read."""
+        #: What the manifests that were read so far grant, with sizes in bytes.
+        self.granted: dict[Digest, int] = {}
+        #: The last error of a manifest that may grant anything.
+        self.error: StoreError | None = None
+        self.is_done = False
+        self._store = store
+        self._catalog = catalog
+        self._repo = repo
+        self._skip = skip
+        #: Those that wait to be read, the next one last; None before they are listed.
+        self._waiting: list[Digest] | None = None
+        self._callers = 0
+        #: When it began, or was done.
+        self._at = began_at
+
+    def __repr__(self) -> str:
+        waiting = "not listed" if self._waiting is None else f"{len(self._waiting)} waiting"
+        return f"<_Reading {self._repo}: {len(self.granted)} granted, {waiting}>"
+
+    async def __aenter__(self) -> _Reading:
+        self._callers += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._callers -= 1
+
+    def is_over(self, now: float) -> bool:
+        """True if it must not be believed any more: the manifests may have changed since."""
+        return not self._callers and now - self._at > _READ_EVERY
+
+    def weight(self) -> int:
+        """Returns how much memory it takes, roughly, in bytes."""
+        return 512 + 256 * (len(self.granted) + len(self._waiting or ()))
+
+    async def step(self) -> None:
+        """Lists the manifests, or reads the next few."""
+        if self.is_done:
+            return
         try:
-            for _, _, stored in walk(self._catalog, read, note, [repo]):
-                granted.update(granted_by(stored))
+            if self._waiting is None:
+                self._waiting = await asyncio.to_thread(self._listed)
+            else:
+                self.granted.update(await asyncio.to_thread(self._next))
         except StoreError as error:
-            failures.append(error)
-        return granted, failures[-1] if failures else None
+            # not all that there are are known
+            self.error, self._waiting = error, []
+        if not self._waiting:
+            self.is_done = True
+            self._at = time.monotonic()
+
+    def _listed(self) -> list[Digest]:
+        """Blocking: the manifests that are to be read, the one used last at the end."""
+        digests = [each for each in self._catalog.manifest_digests(self._repo) if each not in self._skip]
+        return digests if len(digests) <= _STEP else sorted(digests, key=self._used_at)
+
+    def _used_at(self, digest: Digest) -> float:
+        try:
+            return self._store.stat(digest).used_at
+        except BlobUnknown:
+            return 0.0
+        except StoreError:
+            # to read it gives the error that counts
+            return math.inf
+
+    def _next(self) -> dict[Digest, int]:
+        """Blocking: reads the next manifests, and returns what they grant."""
+        waiting, granted = self._waiting or [], dict[Digest, int]()
+        for _ in range(min(_STEP, len(waiting))):
+            digest = waiting.pop()
+            try:
+                stored = read_stored(self._store, self._catalog, self._repo, digest)
+            except (BlobDamaged, RecordDamaged):
+                # a damaged manifest grants nothing
+                continue
+            except StoreError as error:
+                self.error = error
+                continue
+            if stored is not None:
+                granted.update(granted_by(stored))
+        return granted

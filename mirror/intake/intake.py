@@ -11,7 +11,7 @@ wait for that: after a power cut, upstream is only asked again. An import does, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Final, Protocol, TypeVar
 
@@ -190,13 +190,30 @@ class Intake:
         """
         granted: dict[Digest, int] = {}
         for each in stored:
-            manifest = each.manifest
             granted |= granted_by(each)
-            recording = self._index.record_references(References.of(manifest), len(manifest.content))
-            await self._background.start_and_wait(recording, _PATIENCE)
-            for blob in manifest.blobs:
-                if blob.data is not None:
-                    await self.put_embedded(blob.digest, blob.data)
+            await self._background.start_and_wait(self._record_references(each.manifest), _PATIENCE)
+            await self._put_all_embedded(each.manifest)
+        self._keep(repo, stored, granted)
+        await self._grants.give(repo, granted)
+
+    async def record_loaded(self, repo: Repo, stored: StoredManifest) -> None:
+        """Like `record_manifests`, for a manifest that the disk had before. Nobody waits for the index, which mostly
+        knows it already or may be busy with a rebuild: other processes learn the same from the disk.
+        """
+        granted = granted_by(stored)
+        await self._put_all_embedded(stored.manifest)
+        self._keep(repo, [stored], granted)
+        self._background.start(self._record_references(stored.manifest))
+        self._grants.give_later(repo, granted)
+
+    async def _record_references(self, manifest: Manifest) -> None:
+        await self._index.record_references(References.of(manifest), len(manifest.content))
+
+    async def _put_all_embedded(self, manifest: Manifest) -> None:
+        for blob in manifest.blobs:
+            if blob.data is not None:
+                await self.put_embedded(blob.digest, blob.data)
+
+    def _keep(self, repo: Repo, stored: Sequence[StoredManifest], granted: Mapping[Digest, int]) -> None:
         if self._behind is not None:
             self._behind.recorded(repo, [each.manifest.digest for each in stored], granted)
-        await self._grants.give(repo, granted)

@@ -74,7 +74,7 @@ class StoredRepository:
         stored = await self.manifest(digest)
         if stored is None:
             return None
-        await self._intake.record_manifests(self.repo, stored)
+        await self._intake.record_loaded(self.repo, stored)
         return stored.manifest
 
     async def restore_tag(self, tag: str) -> bool:
