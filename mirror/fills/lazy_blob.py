@@ -61,6 +61,8 @@ _LOOK_LAST: Final = 0.05
 _LOOK_AGAIN: Final = 0.25
 #: Seconds without a new block after which somebody else's fetch is not waited for.
 _STUCK: Final = 10.0
+#: Seconds for which an upstream that ignores ranges, and a blob of which parts were wrong, are not asked for parts.
+AVOIDED: Final = 600.0
 #: Seconds for which a claim is kept while nothing is asked.
 _SHORT: Final = 0.5
 #: Fetches that one reader begins for a byte: others may fail by the rights of somebody else.
@@ -225,6 +227,7 @@ class LazyBlob:
             return
         self._close()
         store = self._tools.store
+        self._refuse_avoided()
         there = store.spans(self.digest, self.upstream, None)
         if there is not None and there.size != self.size:
             # two manifests disagree: the digest of the whole decides, and nothing of the other is dropped for this one
@@ -234,6 +237,8 @@ class LazyBlob:
         if spans is None:
             raise NotInParts(f"no parts of {self.digest} can be stored", upstream=self.upstream)
         self._spans = spans
+        # again: another process may have found out, and dropped the spans before these were made
+        self._refuse_avoided()
         # in this order: a commit drops the spans after the blob has its final name
         with suppress(BlobUnknown, StoreError):
             store.stat(self.digest)
@@ -242,6 +247,12 @@ class LazyBlob:
                 spans.drop()
             self._close()
             raise NotInParts(f"{self.digest} was published meanwhile", upstream=self.upstream)
+
+    def _refuse_avoided(self) -> None:
+        """Raises `NotInParts` if any process of this store has found that parts of the blob must not be asked for."""
+        if self._tools.store.avoids_parts(self.upstream, self.digest, AVOIDED):
+            self._close()
+            raise NotInParts(f"{self.digest} is not had in parts now", upstream=self.upstream)
 
     def close(self) -> None:
         """Closes the files of an idle blob. Repeatable; `enter` opens them again."""
@@ -436,6 +447,9 @@ class LazyBlob:
         except MirrorError as error:
             if isinstance(error, NotInParts):
                 self._tools.avoid(self, error)
+            if isinstance(error, RangesIgnored):
+                with suppress(StoreError):
+                    await self._in_thread(self._tools.store.avoid_parts, self.upstream, None)
             if isinstance(error, SizeDisputed):
                 with suppress(StoreError):
                     await self._in_thread(self._opened().drop)

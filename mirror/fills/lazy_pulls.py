@@ -4,6 +4,7 @@
       │                          ^                │    └── less is here ──> its files are closed, the bytes stay
       │                          └── open() ──────┘
       └── NotInParts: its upstream ignores ranges, or its parts were wrong lately ──> the ordinary way
+                      (known to this process, and by the store to the others)
 
 The whole is fetched by an ordinary flight. It takes what is here, fetches the rest, and finds out whether what clients
 were sent was right.
@@ -24,14 +25,12 @@ from mirror.aio.caches import TtlCache
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import MirrorError, StoreFull
 from mirror.fills.filler import ReservedSpace, Room
-from mirror.fills.lazy_blob import Asker, LazyBlob, NotInParts, PartTools, RangesIgnored, SizeDisputed
+from mirror.fills.lazy_blob import AVOIDED, Asker, LazyBlob, NotInParts, PartTools, RangesIgnored, SizeDisputed
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.policy.rules import LazyRule
 from mirror.ports import BlobStore
 
-#: Seconds for which an upstream that ignores ranges, and a blob of which parts were wrong, are not asked for parts.
-_AVOIDED: Final = 600.0
 _MOST_AVOIDED: Final = 10_000
 #: Fetches of one process at the same time.
 _AT_ONCE: Final = 16
@@ -81,11 +80,11 @@ class LazyPulls:
         self._latest: dict[LazyBlob, tuple[LazyRule, Asker]] = {}
         self._completing = asyncio.Semaphore(_MOST_COMPLETED)
         self._ignoring: TtlCache[str, bool] = TtlCache(
-            _MOST_AVOIDED, _AVOIDED, clock, name="upstreams that ignore ranges"
+            _MOST_AVOIDED, AVOIDED, clock, name="upstreams that ignore ranges"
         )
         #: Blobs that were wrong, or (with a size) of which upstream says another size.
         self._unfit: TtlCache[tuple[str, Digest, int | None], bool] = TtlCache(
-            _MOST_AVOIDED, _AVOIDED, clock, name="blobs without lazy parts"
+            _MOST_AVOIDED, AVOIDED, clock, name="blobs without lazy parts"
         )
 
     def __repr__(self) -> str:

@@ -280,7 +280,11 @@ class OutOfTurn:
         if spans is None:
             return
         try:
-            self._report(spans.served())
+            served = spans.served()
+            if served or self.is_lazy:
+                # in this order: another process that finds no spans any more makes none
+                self._flight.store.avoid_parts(self._flight.upstream, self._flight.digest)
+            self._report(served)
         finally:
             spans.drop()
             spans.close()

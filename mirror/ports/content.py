@@ -317,6 +317,16 @@ class BlobIngester(Protocol):
         Raises `StoreError`.
         """
 
+    def avoid_parts(self, registry: str, digest: Digest | None) -> None:
+        """Remember, for every process, that small parts of the blob (None: of any blob) that `registry` sends must not
+        be asked for now. Repeatable. Blocks. Raises `StoreFull`, `StoreError`.
+        """
+
+    def avoids_parts(self, registry: str, digest: Digest, seconds: float) -> bool:
+        """True if that was said of the blob, or of any blob of `registry`, in the last `seconds`. Blocks. Raises
+        `StoreError`.
+        """
+
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         """How far the growing blob is that `registry` sends; None if no process fills it. Blocks. Raises
         `StoreError`.

@@ -187,6 +187,41 @@ def test_67_a_good_configuration_takes_effect(full: FakeRegistry, tmp_path: Path
             assert len(mirror.wait_for_workers(1)) == 1
 
 
+def test_67_lazy_routes_take_effect_and_end(full: FakeRegistry, tmp_path: Path) -> None:
+    """Row 67: `ranges`, `lazy_share` and `lazy_pause` hold for the workers after SIGHUP. What was sent before is
+    compared if the route is not a lazy one any more.
+    """
+    layers = [noise(2_000_000, seed=seed) for seed in (11, 12, 13, 14)]
+    full.add_image("library/lazy", "v1", layers)
+    config = write_config(tmp_path, {"docker.io": full.url}, workers=1)
+    text = config.read_text()
+    lazy = 'tag_ttl = "5m"\nranges = "lazy"\nlazy_share = {share}\nlazy_pause = "{pause}"'
+    settings = [
+        ("verified", text, True),
+        ("lazy", text.replace('tag_ttl = "5m"', lazy.format(share="0.0", pause="1d")), False),
+        ("lazy", text.replace('tag_ttl = "5m"', lazy.format(share="1.0", pause="0s")), False),
+        ("lazy", text.replace('tag_ttl = "5m"', lazy.format(share="0.0", pause="0s")), True),
+    ]
+    config.write_text(settings[0][1])
+    with MirrorProcess(config) as mirror:
+        for number, ((ranges, written, comes_whole), layer) in enumerate(zip(settings, layers, strict=True)):
+            if number:
+                [old] = mirror.worker_pids()
+                config.write_text(written)
+                _hang_up(mirror)
+                mirror.wait_for_event("stopped", worker=old)
+            assert mirror.get("/v2/library/lazy/manifests/v1")[0] == 200
+            blob = f"/v2/library/lazy/blobs/{Digest.of(layer)}"
+            answer, headers, body = mirror.get(blob, {"Range": "bytes=1000000-1000009"})
+            assert (answer, body) == (206, layer[1_000_000:1_000_010])
+            assert headers["Cache-Status"].endswith("; detail=unverified") is (ranges == "lazy")
+            file = tmp_path / "store" / "blobs" / "sha256" / Digest.of(layer).hex[:2] / Digest.of(layer).hex
+            if comes_whole:
+                eventually(file.exists, "the whole follows")
+            else:
+                assert not file.exists()
+
+
 def test_66_certificates_are_renewed(full: FakeRegistry, tmp_path: Path) -> None:
     """Row 66: after SIGHUP new connections see the new certificate; a pair that does not match leaves the old one."""
     first, second = Certificate(tmp_path / "a"), Certificate(tmp_path / "b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.fills.span_blocks import SYNCED
 from mirror.policy.image_names import Image
+from mirror.store.local.layout import Layout
 from mirror.store.local.recovery import sweep
 from mirror.store.local.span_file import SpanFile
-from tests.support.fake_registry import FakeRegistry, wrong_bytes
+from tests.support.fake_registry import FakeRegistry, ignore_range, wrong_bytes
 from tests.support.live_mirror import live_mirror, noise, until
 
 _LAYER = noise(4_000_000, seed=31)
@@ -97,8 +99,64 @@ async def test_a_route_that_was_switched_back(registry: FakeRegistry, tmp_path: 
             await asyncio.to_thread(sweep_and_report, mirror.config, mirror.app.storage.layout, keep=86400)
         [line] = mirror.events("unverified parts were wrong")
         assert (line["digest"], line["upstream"], line["answers"]) == (str(Digest.of(_LAYER)), "docker.io", 1)
-        assert not [file.name for file in (tmp_path / "store" / "ingest").iterdir() if "." in file.name]
+        left = {file.suffix for file in (tmp_path / "store" / "ingest").iterdir()}
+        assert left == (set() if is_right else {".avoid"})
     assert _wrong_blobs() == before + 1
+
+
+async def test_what_was_found_wrong_is_known_to_every_worker(registry: FakeRegistry, tmp_path: Path) -> None:
+    """No other worker begins lazy parts anew. After ten minutes they are tried again."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    upstreams = {"docker.io": registry.url}
+    async with live_mirror(tmp_path / "store", upstreams, route=_ROUTES) as mirror:
+        assert (await mirror.ask("/v2/library/app/manifests/v1")).status == 200
+        registry.fail("blobs", wrong_bytes, times=2)
+        assert (await mirror.ask(_AT, headers=_PART)).body != _LAYER[3_000_000:3_001_000]
+        assert not (await mirror.ask(_AT)).whole
+        await mirror.idle()
+        assert mirror.events("unverified parts were wrong")
+        # the second try was right
+        await mirror.landed(Digest.of(_LAYER))
+    await _expect_lazy(registry, tmp_path, f"{Layout(tmp_path / 'store').ingest(Digest.of(_LAYER), 'docker.io').name}")
+
+
+async def test_an_upstream_that_ignores_ranges_is_known_to_every_worker(registry: FakeRegistry, tmp_path: Path) -> None:
+    """Whichever blob it was that showed it."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    other = noise(4_000_000, seed=32)
+    registry.add_image("library/other", "v1", [other])
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=_ROUTES) as mirror:
+        assert (await mirror.ask("/v2/library/other/manifests/v1")).status == 200
+        registry.fail("blobs", ignore_range, times=1000)
+        at = f"/v2/library/other/blobs/{Digest.of(other)}"
+        assert (await mirror.ask(at, headers=_PART)).body == other[3_000_000:3_001_000]
+        await mirror.landed(Digest.of(other))
+        registry.heal()
+    await _expect_lazy(
+        registry, tmp_path, Layout(tmp_path / "store").ingest(Digest.of(other), "docker.io").name.partition("-")[0]
+    )
+
+
+async def _expect_lazy(registry: FakeRegistry, root: Path, name: str) -> None:
+    """A worker that has found out nothing asks for parts only once the note of this name is old."""
+    note = root / "store" / "ingest" / f"{name}.avoid"
+    async with live_mirror(root / "store", {"docker.io": registry.url}, route=_ROUTES) as mirror:
+        assert (await mirror.ask("/v2/library/app/manifests/v1")).status == 200
+        for age, is_lazy in ((0, False), (700, True)):
+            mirror.app.storage.store.delete(Digest.of(_LAYER))
+            os.utime(note, (0, time.time() - age))
+            registry.forget()
+            got = await mirror.ask(_AT, headers=_PART)
+            assert got.body == _LAYER[3_000_000:3_001_000]
+            assert got.headers["Cache-Status"].endswith("; detail=unverified") is is_lazy
+            assert len(registry.of_kind("blobs", "GET")) == 1
+            if not is_lazy:
+                await mirror.landed(Digest.of(_LAYER))
+        await asyncio.to_thread(sweep_and_report, mirror.config, mirror.app.storage.layout, keep=86400)
+        assert note.exists()
+        os.utime(note, (0, time.time() - 4000))
+        await asyncio.to_thread(sweep_and_report, mirror.config, mirror.app.storage.layout, keep=86400)
+        assert not note.exists()
 
 
 async def test_parts_that_nobody_can_check_are_reported(registry: FakeRegistry, tmp_path: Path) -> None:

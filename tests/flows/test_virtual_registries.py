@@ -15,7 +15,7 @@ from mirror.errors import RequestError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from tests.support.fake_registry import FakeRegistry, status
-from tests.support.live_mirror import Got, LiveMirror
+from tests.support.live_mirror import Got, LiveMirror, noise
 from tests.support.push_client import OPEN, PushClient, descriptor, document, hosting_mirror
 
 ALL: Final = {"name": "all", "members": ["corp", "docker.io", "quay.io"], "writable": "corp"}
@@ -310,6 +310,24 @@ async def test_a_push_on_a_name_of_an_upstream_uploads_what_is_missing(
         assert (await mirror.ask(target, method="HEAD")).status == 200
         assert (await mirror.ask("/v2/all/library/alpine/manifests/patched")).body == content
         assert (await mirror.ask("/v2/all/library/alpine/manifests/v1")).status == 404
+
+
+async def test_lazy_parts_for_a_caller_who_may_push(tmp_path: Path, hub: FakeRegistry, quay: FakeRegistry) -> None:
+    """As for anybody else, unless the writable member has the blob: that is sent."""
+    layer = noise(3_000_000)
+    hub.add_image("library/alpine", "v1", [layer])
+    rules = [_PULL, {**OPEN, "callers": ["token:in"]}]
+    route = [{"match": "docker.io/**", "ranges": "lazy", "lazy_share": 1.0, "lazy_pause": "0s"}]
+    async with _virtual_mirror(tmp_path, hub, quay, rules=rules, access=_TOKENS, route=route) as mirror:
+        assert (await mirror.ask("/v2/all/library/alpine/manifests/v1")).status == 200
+        target = f"/v2/all/library/alpine/blobs/{Digest.of(layer)}"
+        for is_lazy in (True, False):
+            got = await mirror.ask(target, headers={**_as("in"), "Range": "bytes=2000000-2000009"})
+            assert (got.status, got.body) == (206, layer[2_000_000:2_000_010])
+            assert got.headers["Cache-Status"].endswith("; detail=unverified") is is_lazy
+            if is_lazy:
+                mirror.session.headers.update(_as("in"))
+                await PushClient(mirror, "corp/library/alpine").push_image("v1", layer)
 
 
 async def test_where_no_push_goes(tmp_path: Path, hub: FakeRegistry, quay: FakeRegistry) -> None:

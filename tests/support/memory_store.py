@@ -142,6 +142,13 @@ class MemoryStore:
         """None: this store keeps no bytes that came out of turn."""
         return []
 
+    def avoid_parts(self, registry: str, digest: Digest | None) -> None:
+        """Remembers nothing: no parts are asked for without spans."""
+
+    def avoids_parts(self, registry: str, digest: Digest, seconds: float) -> bool:
+        """See `avoid_parts`."""
+        return False
+
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         with self.changed:
             blob = self._growing.get((registry, digest))

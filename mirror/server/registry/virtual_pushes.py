@@ -16,8 +16,8 @@ from mirror.oci.digest import Digest
 from mirror.oci.request import RegistryRequest
 from mirror.policy.access_rules import Action, Identity
 from mirror.ports import BlobObject
-from mirror.repository.answers import BlobContent, BlobStat
-from mirror.repository.protocol import InBucket, Pusher, Readable, Writable, is_hosted
+from mirror.repository.answers import BlobContent, BlobStat, PartialContent
+from mirror.repository.protocol import GivesParts, InBucket, Pusher, Readable, Writable, is_hosted
 from mirror.server.registry.access_control import AccessControl, MountSource
 from mirror.server.registry.pull import Blobs
 from mirror.server.registry.visitor import VirtualVisitor
@@ -121,6 +121,16 @@ class WritableMembersBlobs:
             return await self._writable.blob_for_push(digest, self._pusher)
         except BlobUnknown:
             return await self._blobs.blob(digest)
+
+    async def blob_parts(self, digest: Digest, header: str, by: str) -> PartialContent | None:
+        """See `GivesParts`: of the others, if the writable member has not got the blob for the caller."""
+        if not isinstance(self._blobs, GivesParts):
+            return None
+        try:
+            (await self._writable.blob_for_push(digest, self._pusher)).close()
+        except BlobUnknown:
+            return await self._blobs.blob_parts(digest, header, by)
+        return None
 
     async def blob_object(self, digest: Digest) -> BlobObject | None:
         """See `InBucket`: of the writable member, and then of the others."""

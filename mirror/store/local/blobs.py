@@ -31,6 +31,7 @@ import math
 import os
 import secrets
 import stat as modes
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,7 +45,7 @@ from mirror.store.local import quarantine
 from mirror.store.local.beside.served_notes import read_served
 from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
-from mirror.store.local.layout import LAYOUT, Layout, digest_of_ingest, map_of, state_of
+from mirror.store.local.layout import LAYOUT, Layout, avoided_of, digest_of_ingest, map_of, state_of
 from mirror.store.local.locks import is_locked, locked
 from mirror.store.local.pump import pump
 from mirror.store.local.span_file import SpanFile, disk_space, drop_spans, open_spans
@@ -52,6 +53,8 @@ from mirror.store.records.record_keys import digest_from
 
 _BLOCK: Final = 1 << 20
 _SPANS: Final = ".spans"
+#: A digest, where only the registry of a growing blob is of interest.
+_ANY: Final = Digest.of(b"")
 #: Not every C library has preadv2.
 _NOWAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 
@@ -230,6 +233,31 @@ class LocalStore:
         ingests = [self.layout.ingests / name.removesuffix(".served") for name in names if name.endswith(".served")]
         notes = [read_served(ingest)[-1:] for ingest in ingests if map_of(ingest).name in names]
         return [note for last in notes for note in last]
+
+    def avoid_parts(self, registry: str, digest: Digest | None) -> None:
+        with store_errors("noting that parts must not be asked for"):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self._avoided(registry, digest), flags, 0o600)
+            try:
+                os.utime(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def avoids_parts(self, registry: str, digest: Digest, seconds: float) -> bool:
+        with store_errors("looking whether parts may be asked for"):
+            for each in (digest, None):
+                with suppress(FileNotFoundError):
+                    age = time.time() - os.lstat(self._avoided(registry, each)).st_mtime
+                    # a clock that was set back must not make it last for ever
+                    if -seconds < age < seconds:
+                        return True
+        return False
+
+    def _avoided(self, registry: str, digest: Digest | None) -> Path:
+        if digest is not None:
+            return avoided_of(self.layout.ingest(digest, registry))
+        of_registry = self.layout.ingest(_ANY, registry)
+        return avoided_of(of_registry.with_name(of_registry.name.partition("-")[0]))
 
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         path = self.layout.ingest(digest, registry)

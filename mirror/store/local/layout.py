@@ -12,6 +12,8 @@
     │   ├── <registry>-<algorithm>-<hex>.spans, .map   bytes of it that came out of turn, and which of them are here
     │   │                                       (`span_file.py`)
     │   ├── <registry>-<algorithm>-<hex>.served, .earlier   who was given some of them (`beside/served_notes.py`)
+    │   ├── <registry>-<algorithm>-<hex>.avoid, <registry>.avoid   empty: no small parts of it, or of any blob of
+    │   │                                       the registry, are asked for now
     │   ├── <algorithm>-<hex>, with .state      a partial of an older version: dropped at start-up
     │   └── tmp-<random>                        a small file that will be renamed to its final name
     ├── quarantine/
@@ -276,6 +278,13 @@ def served_of(ingest: Path) -> Path:
 def earlier_of(ingest: Path) -> Path:
     """The notes before those of `served_of`."""
     return ingest.with_name(f"{ingest.name}.earlier")
+
+
+def avoided_of(ingest: Path) -> Path:
+    """An empty file: small parts of the growing blob must not be asked for, since it was touched. Also with only the
+    hash of the registry: of no blob of that one.
+    """
+    return ingest.with_name(f"{ingest.name}.avoid")
 
 
 def digest_of_ingest(name: str) -> Digest | None:

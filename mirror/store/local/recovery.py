@@ -7,6 +7,7 @@
     state file without its partial              dropped once it is older than any commit could take: a commit drops it
                                                 as its last step, after the blob's new name is durable
     bytes out of turn beside a partial          see `beside/span_recovery.py`
+    *.avoid                                     dropped once it is older than anybody would look at it
     tmp-*                                       dropped once it is older than any write could take
     anything else                               foreign: left alone
 
@@ -31,6 +32,8 @@ from mirror.store.records.record_keys import digest_from
 
 #: Seconds. Writing and renaming a small file takes far less.
 _TEMPORARY: Final = 3600.0
+#: Seconds. Nobody avoids parts for so long.
+_AVOIDED: Final = 3600.0
 #: Seconds. Many times what a disk needs to sync the largest blob.
 _COMMIT: Final = 3600.0
 
@@ -66,6 +69,9 @@ def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
             elif entry.name.startswith("tmp-") and _last_named(status) < now() - _TEMPORARY:
                 os.unlink(entry.path)
                 strays, size = strays + 1, size + status.st_size
+            elif entry.name.endswith(".avoid"):
+                if status.st_mtime < now() - _AVOIDED:
+                    os.unlink(entry.path)
             elif _is_stray_state(layout, entry.name) and status.st_mtime < now() - _COMMIT:
                 os.unlink(entry.path)
                 strays += 1

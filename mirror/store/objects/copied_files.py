@@ -122,6 +122,12 @@ class CopiedFiles:
         # copies come from the bucket, whole
         return []
 
+    def avoid_parts(self, registry: str, digest: Digest | None) -> None:
+        self.copies.avoid_parts(registry, digest)
+
+    def avoids_parts(self, registry: str, digest: Digest, seconds: float) -> bool:
+        return self.copies.avoids_parts(registry, digest, seconds)
+
     def filling(self, digest: Digest, registry: str) -> Growth | None:
         return self.copies.filling(digest, registry)
 
