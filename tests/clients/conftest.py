@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,10 +52,9 @@ class Site:
         """Where its upstream's log ends now."""
         return len(self.upstream_of(image).requests())
 
-    def fetched(self, image: Published, since: int) -> Counter[str]:
-        """How often each blob was asked of its upstream since a mark, by any method, ranged or whole."""
-        asked = self.upstream_of(image).requests()[since:]
-        return Counter(request.path.rpartition("/")[2] for request in asked if request.is_blob)
+    def fetched(self, image: Published, since: int) -> dict[str, int]:
+        """How many bytes upstream has sent of each blob that it was asked for since a mark, by any method."""
+        return self.upstream_of(image).sent(since=since)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from tests.clients.conftest import Library
@@ -63,13 +62,12 @@ def test_redis_may_be_emptied_hung_and_killed_under_pulls(library: Library, dire
     ):
         skopeo, target = Skopeo(directory, mirror.address), directory / "copy"
 
-        def pull(image: Published) -> Counter[str]:
-            """Pull, and return the bytes that upstream sent."""
+        def pull(image: Published) -> dict[str, int]:
+            """Pull, and return the bytes that upstream sent, by blob."""
             before = len(registry.requests())
             skopeo.copy(image.name, target, "--all")
             compare_directory(target, image, every_platform=True)
-            asked = registry.requests()[before:]
-            return Counter(request.path.rpartition("/")[2] for request in asked if request.is_blob)
+            return registry.sent(since=before)
 
         expect_each_once(pull(warm), wanted_blobs(warm))
         assert not pull(warm)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -152,8 +151,7 @@ def test_several_at_once(library: Library, directory: Path, shared: bool) -> Non
             names = [image.name for image in images]
             done = list(pool.map(lambda _: _run(*names, "-c", config, "--json"), range(3)))
         assert [one.returncode for one in done] == [0, 0, 0], [one.stdout + one.stderr for one in done]
-        fetched = Counter(request.path.rpartition("/")[2] for request in upstream.blob_gets())
-        expect_each_once(fetched, {digest for image in images for digest in image.blobs})
+        expect_each_once(upstream.sent(), {digest: size for image in images for digest, size in image.blobs.items()})
         assert _run(*names, "-c", config, "--json").returncode == 0
 
 

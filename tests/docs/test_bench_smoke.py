@@ -82,7 +82,7 @@ def test_the_table_has_every_row_and_judges_it() -> None:
     assert verdicts["warm1.cpu"] is True  # 0.9 of nginx, at most 1.2
     assert verdicts["tag.rate"] is False  # 0.9 of nginx is enough, 2.25 times distribution is not
     assert verdicts["stalled.memory"] is True
-    assert verdicts["tag.cpu"] is None
+    assert verdicts["tlscrowd.cpu"] is None
     # at most 1.15 times what nginx takes and the hash that it does not make: 10 and 9
     assert verdicts["tlscold.cpu"] is True
     results.values["tlscold.cpu"][MIRROR] = [22.0]

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -140,6 +141,23 @@ class RegistryProcess:
     def blob_gets(self, *, since: int = 0) -> list[Request]:
         """GETs of blobs, from request number `since` (of `requests`) on."""
         return [request for request in self.requests()[since:] if request.is_blob and request.method == "GET"]
+
+    def sent(self, *, since: int = 0) -> dict[str, int]:
+        """How many bytes it has sent of each blob that it was asked for, by digest, from request number `since` (of
+        `requests`) on. Returns once all of these requests are answered.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            asked = [request for request in self.requests()[since:] if request.is_blob]
+            # a request is logged as answered a moment after its client has the bytes
+            if all(request.written is not None for request in asked):
+                break
+            assert time.monotonic() < deadline, f"not answered: {asked}"
+        sent: dict[str, int] = {}
+        for request in asked:
+            digest = request.path.rpartition("/")[2]
+            sent[digest] = sent.get(digest, 0) + (request.written or 0)
+        return sent
 
     def __enter__(self) -> RegistryProcess:
         return self.start()
