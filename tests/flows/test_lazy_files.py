@@ -18,8 +18,9 @@ from mirror.policy.image_names import Image
 from mirror.store.local.layout import Layout
 from mirror.store.local.recovery import sweep
 from mirror.store.local.span_file import SpanFile
-from tests.support.fake_registry import FakeRegistry, ignore_range, wrong_bytes
-from tests.support.live_mirror import live_mirror, noise, until
+from tests.support.fake_registry import FakeRegistry, ignore_range, stall, wrong_bytes
+from tests.support.live_mirror import live_mirror, noise, reached, until
+from tests.support.scripted import Stall
 
 _LAYER = noise(4_000_000, seed=31)
 _AT = f"/v2/library/app/blobs/{Digest.of(_LAYER)}"
@@ -173,3 +174,86 @@ async def test_parts_that_nobody_can_check_are_reported(registry: FakeRegistry, 
         assert (line["digest"], line["upstream"], line["answers"]) == (str(Digest.of(_LAYER)), "docker.io", 1)
         assert [served["by"] for served in line["served"]] == ["127.0.0.1"]
         assert not list((tmp_path / "store" / "ingest").iterdir())
+
+
+async def test_a_purge_while_a_part_is_fetched(registry: FakeRegistry, tmp_path: Path) -> None:
+    """The client gets its part, or an answer that breaks; never other bytes. Nothing is left that anybody believes."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    gate = Stall()
+    registry.fail("blobs", stall(gate, 100))
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=_ROUTES) as mirror:
+        assert (await mirror.ask("/v2/library/app/manifests/v1")).status == 200
+        asking = asyncio.create_task(mirror.ask(_AT, headers=_PART))
+        await reached(gate)
+        await mirror.app.admin.images.purge(Image(_APP, "v1"))
+        gate.release()
+        got = await asking
+        assert got.status != 206 or not got.whole or got.body == _LAYER[3_000_000:3_001_000]
+        assert (await mirror.ask("/v2/library/app/manifests/v1")).status == 200
+        again = await mirror.ask(_AT, headers=_PART)
+        assert (again.status, again.body) == (206, _LAYER[3_000_000:3_001_000])
+        assert (await mirror.ask(_AT)).body == _LAYER
+        await mirror.landed(Digest.of(_LAYER))
+        await until(lambda: not list((tmp_path / "store" / "ingest").iterdir()))
+
+
+async def test_room_is_made_while_a_part_is_fetched(registry: FakeRegistry, tmp_path: Path) -> None:
+    """What is being fetched stays, whatever else goes; idle parts go, and are fetched again if they are wanted."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    gate = Stall()
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=_ROUTES) as mirror:
+        assert (await mirror.ask("/v2/library/app/manifests/v1")).status == 200
+        layout = mirror.app.storage.layout
+        for is_busy in (True, False):
+            if is_busy:
+                registry.fail("blobs", stall(gate, 100))
+            asking = asyncio.create_task(mirror.ask(_AT, headers=_PART))
+            if is_busy:
+                await reached(gate)
+            else:
+                await asking
+            swept = await asyncio.to_thread(sweep_and_report, mirror.config, layout, keep=-60)
+            gate.release()
+            assert (await asking).body == _LAYER[3_000_000:3_001_000]
+            assert swept.partials == (0 if is_busy else 1)
+            assert bool(list(layout.ingests.iterdir())) is is_busy
+        assert (await mirror.ask(_AT, headers=_PART)).body == _LAYER[3_000_000:3_001_000]
+        assert len(registry.of_kind("blobs", "GET")) == 2
+
+
+async def test_two_registries_with_one_digest(registry: FakeRegistry, tmp_path: Path) -> None:
+    """One gives wrong bytes in parts, and the other the right blob. No client of the other gets a wrong byte, and those
+    who got some are reported once the wrong bytes are compared.
+    """
+    registry.add_image("library/app", "v1", [_LAYER])
+    with FakeRegistry() as lying:
+        lying.add_image("library/app", "v1", [_LAYER])
+        lying.fail("blobs", wrong_bytes, times=1000)
+        upstreams = {"docker.io": registry.url, "ghcr.io": lying.url}
+        routes = [{**_ROUTES[0], "match": "**"}]
+        at = {"docker.io": _AT, "ghcr.io": f"/v2/ghcr.io/library/app/blobs/{Digest.of(_LAYER)}"}
+        async with live_mirror(tmp_path / "store", upstreams, route=routes) as mirror:
+            for name in ("", "ghcr.io/"):
+                assert (await mirror.ask(f"/v2/{name}library/app/manifests/v1")).status == 200
+            starts = [number * 300_000 for number in range(12)]
+            parts = [
+                (
+                    name,
+                    start,
+                    asyncio.create_task(mirror.ask(at[name], headers={"Range": f"bytes={start}-{start + 99}"})),
+                )
+                for start in starts
+                for name in at
+            ]
+            for name, start, asking in parts:
+                got = await asking
+                assert (got.status, got.headers["Cache-Status"].endswith("; detail=unverified")) == (206, True)
+                assert (got.body == _LAYER[start : start + 100]) is (name == "docker.io")
+            assert (await mirror.ask(at["docker.io"])).body == _LAYER
+            await mirror.landed(Digest.of(_LAYER))
+            # now it is verified, for the other as well
+            assert (await mirror.ask(at["ghcr.io"], headers=_PART)).body == _LAYER[3_000_000:3_001_000]
+            await asyncio.to_thread(sweep_and_report, mirror.config, mirror.app.storage.layout, keep=86400)
+            [line] = mirror.events("unverified parts were wrong")
+            assert (line["upstream"], line["answers"]) == ("ghcr.io", len(starts))
+            await until(lambda: not list((tmp_path / "store" / "ingest").iterdir()))
