@@ -21,6 +21,7 @@ from mirror.app.storage import (
 )
 from mirror.config import Config
 from mirror.errors import BucketUnavailable, IndexUnavailable, MirrorError, StoreError
+from mirror.eviction.giving_way import GivesWay
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
 from mirror.graph.damage import restore_hosted
@@ -141,7 +142,11 @@ async def _compare(config: Config, storage: Storage, comparisons: ReconcileTimer
         if rebuilt is None or rebuilt.resumed:
             async with storage.locks.hold("rebuild"):
                 await reconcile(
-                    storage.evictable, storage.stored.evicted, storage.index, places=blob_places(config, storage)
+                    storage.evictable,
+                    storage.stored.evicted,
+                    storage.index,
+                    places=blob_places(config, storage),
+                    give_way=GivesWay(storage.eviction.write_behind, now=time.time),
                 )
         # without a list of the bucket, copies of hosted images were not known as such
         done = listed

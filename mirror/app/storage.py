@@ -20,6 +20,7 @@ from mirror.app.stored_records import BucketUse, RecordViews, StoredRecords, ope
 from mirror.config import Config, routing_table
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.eviction.evictor import Evictor
+from mirror.eviction.giving_way import GivesWay
 from mirror.eviction.pinned_images import PinnedContent
 from mirror.eviction.protection import Protection
 from mirror.eviction.purge import Purge
@@ -377,10 +378,12 @@ def _make_eviction(
     )
     turn = asyncio.Lock()
 
+    give_way = GivesWay(write_behind, now=now)
+
     async def rebuild() -> Reconciled | None:
         # requests share the interpreter with it: one thread that reads manifests is enough
         async with turn:
-            return await ensure(store, catalog, index, try_hold=locks.try_hold, places=places)
+            return await ensure(store, catalog, index, try_hold=locks.try_hold, places=places, give_way=give_way)
 
     rebuilder = IndexRebuilder(
         index,

@@ -35,8 +35,9 @@ from functools import partial
 from typing import Final, TypeVar
 
 from mirror import telemetry
-from mirror.aio.batches import batches_ahead, batches_in_thread
+from mirror.aio.batches import batches, batches_ahead, batches_in_thread
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
+from mirror.eviction.giving_way import nobody
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
 from mirror.graph.walk import walk
@@ -51,8 +52,10 @@ MARK: Final = "3"
 #: The marker of an index that is known to lack something.
 INCOMPLETE: Final = "incomplete"
 
-#: Blobs in one call of the index.
-_BATCH: Final = 1000
+#: Blobs or links in one call of the index, and manifests whose names are recorded together. Few, because clients of all
+#: processes wait for the writer of the index, and between two steps they get their turn.
+_BATCH: Final = 100
+_MANIFESTS: Final = 10
 
 #: Seconds to wait before each retry if the index did not answer. Among thousands of calls one may be late, which must
 #: not end the whole run.
@@ -95,17 +98,18 @@ async def reconcile(
     index: ContentIndex,
     *,
     places: BlobPlaces | None = None,
+    give_way: Callable[[float], Awaitable[None]] = nobody,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled:
-    """Reads the whole disk and corrects the index. `places` is None if nothing is hosted here. Raises
-    `IndexUnavailable` and `StoreError`. If a manifest cannot be read, `StoreError` is raised after everything else was
-    done.
+    """Reads the whole disk and corrects the index. `places` is None if nothing is hosted here; `give_way` is called
+    after each step with the seconds that it took, and pauses. Raises `IndexUnavailable` and `StoreError`. If a manifest
+    cannot be read, `StoreError` is raised after everything else was done.
     """
     telemetry.log.info("reconcile started")
     call = PatientCalls(sleep)
     token = await call(index.begin_rebuild)
     before = (await call(index.usage)).blobs
-    writing = IndexWriting(store, catalog, index, places, call)
+    writing = IndexWriting(store, catalog, index, places, call, give_way)
     async for repos in batches_in_thread(catalog.repositories(), 1):
         await writing.repository(repos[0])
     await writing.blobs(store.walk())
@@ -163,13 +167,20 @@ class IndexWriting:
     """Writes to the index what the disk has, in parts. `counts` are what this object has done."""
 
     def __init__(
-        self, store: Blobs, catalog: Catalog, index: ContentIndex, places: BlobPlaces | None, call: PatientCalls
+        self,
+        store: Blobs,
+        catalog: Catalog,
+        index: ContentIndex,
+        places: BlobPlaces | None,
+        call: PatientCalls,
+        give_way: Callable[[float], Awaitable[None]] = nobody,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._index = index
         self._places = places or BlobPlaces.only(store)
         self._call = call
+        self._give_way = give_way
         self._reader = _Reader(self._places.cache, store, catalog, self._places.contents)
         self._counts = Reconciled(0, 0, 0, 0, 0, 0, 0, 0)
 
@@ -204,8 +215,9 @@ class IndexWriting:
         manifests = links = 0
         used: dict[Digest, float] = {}
         read = self._reader.read_copy if is_hosted else self._reader.read
-        async with aclosing(batches_ahead(walk(self._catalog, read, self._reader.note, [repo]), 50)) as batches:
-            async for found in batches:
+        manifests_read = walk(self._catalog, read, self._reader.note, [repo])
+        async with aclosing(batches_ahead(manifests_read, _MANIFESTS)) as ahead:
+            async for found in ahead:
                 granted: dict[Digest, int] = {}
                 records = []
                 for _, digest, manifest in found:
@@ -213,17 +225,18 @@ class IndexWriting:
                     records.append(ContentRecord(digest, manifest.size, manifest.used_at))
                     for blob, size in manifest.granted.items():
                         granted[blob] = max(size, granted.get(blob, -1))
-                if granted:
-                    await self._call(partial(self._index.link, repo, granted))
+                for links_of in batches(granted.items(), _BATCH):
+                    await self._step(partial(self._index.link, repo, dict(links_of)))
                 # without the record of a manifest itself, the index does not take what it names
-                await self._call(partial(self._index.put, records))
+                await self._step(partial(self._index.put, records))
                 references = [manifest.references for _, _, manifest in found]
-                await self._call(partial(self._index.record_references, references))
+                await self._step(partial(self._index.record_references, references))
                 manifests += len(found)
                 links += len(granted)
         # only after all names are known: the disk notes the use of a manifest alone, and the index counts it for the
         # indexes above it as well
-        await self._call(partial(self._index.touch, used))
+        for uses in batches(used.items(), _BATCH):
+            await self._step(partial(self._index.touch, dict(uses)))
         counts = self._counts
         self._counts = replace(
             counts,
@@ -235,14 +248,20 @@ class IndexWriting:
     async def blobs(self, infos: Iterable[BlobInfo]) -> int:
         """Puts these blobs into the index; returns how many. Raises `IndexUnavailable`, `StoreError`."""
         blobs = total = 0
-        async with aclosing(batches_ahead(infos, _BATCH)) as batches:
-            async for batch in batches:
-                records = [ContentRecord(info.digest, info.size, info.used_at) for info in batch]
-                await self._call(partial(self._index.put, records))
+        records = (ContentRecord(info.digest, info.size, info.used_at) for info in infos)
+        async with aclosing(batches_ahead(records, _BATCH)) as ahead:
+            async for batch in ahead:
+                await self._step(partial(self._index.put, batch))
                 blobs += len(batch)
-                total += sum(info.size for info in batch)
+                total += sum(record.size for record in batch)
         self._counts = replace(self._counts, blobs=self._counts.blobs + blobs, bytes=self._counts.bytes + total)
         return blobs
+
+    async def _step(self, write: Callable[[], Awaitable[None]]) -> None:
+        """A short write, and then whoever waits. Raises `IndexUnavailable`."""
+        began = time.monotonic()
+        await self._call(write)
+        await self._give_way(time.monotonic() - began)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.errors import IndexUnavailable
+from mirror.eviction.giving_way import nobody
 from mirror.eviction.reconcile import (
     MARK,
     IndexWriting,
@@ -65,17 +66,20 @@ async def ensure(
     *,
     try_hold: TryHold,
     places: BlobPlaces | None = None,
+    give_way: Callable[[float], Awaitable[None]] = nobody,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled | None:
     """Rebuilds the index if it is not whole, together with all processes that call this; returns None if it is whole,
     otherwise, once it is, what this process has done.
 
-    `try_hold` takes locks that all processes of this store share. Evictions must not wait for them. Raises
-    `IndexUnavailable`, and `StoreError`, also if a manifest cannot be read: all parts are done then but its own.
+    `try_hold` takes locks that all processes of this store share. Evictions must not wait for them. `give_way` is as in
+    `reconcile`. Raises `IndexUnavailable`, and `StoreError`, also if a manifest cannot be read: all parts are done then
+    but its own.
     """
     if await is_whole(index):
         return None
-    return await _SharedRebuild(store, catalog, index, try_hold, places, sleep).run()
+    writing = IndexWriting(store, catalog, index, places, PatientCalls(sleep), give_way)
+    return await _SharedRebuild(store, catalog, index, try_hold, writing, sleep).run()
 
 
 class _SharedRebuild:
@@ -87,7 +91,7 @@ class _SharedRebuild:
         catalog: Catalog,
         index: ContentIndex,
         try_hold: TryHold,
-        places: BlobPlaces | None,
+        writing: IndexWriting,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._store = store
@@ -96,7 +100,7 @@ class _SharedRebuild:
         self._try_hold = try_hold
         self._sleep = sleep
         self._call = PatientCalls(sleep)
-        self._writing = IndexWriting(store, catalog, index, places, self._call)
+        self._writing = writing
         self._parts: list[_Part] = []
         #: Parts in which this process could not read all manifests.
         self._failed: set[str] = set()

@@ -85,6 +85,11 @@ class WriteBehind:
             _remember(self._marked, digest, now)
             _remember(self._unmarked, digest, now)
 
+    @property
+    def used_at(self) -> float:
+        """When a blob was last used, in epoch seconds; -inf if none was since the last flush."""
+        return next(reversed(self._touches.values()), float("-inf"))
+
     def uses(self) -> dict[Digest, float]:
         """Returns the times of use (epoch seconds) that were not yet written to the index. The disk lacks most of them
         too.

@@ -36,8 +36,10 @@ _MOST: Final = 200_000
 
 #: Seconds until all manifests of a repository are read from the disk again.
 _READ_EVERY: Final = 2.0
-#: Manifests that are read at a time, before somebody looks whether one of them grants the blob.
-_STEP: Final = 16
+#: Manifests that are read before somebody looks whether one of them grants the blob: at first, and at most. Each step
+#: reads twice as many as the one before it.
+_FEW: Final = 16
+_MANY: Final = 256
 
 #: Seconds that an answer waits for a grant to be written to the index.
 _PATIENCE: Final = 0.25
@@ -213,6 +215,7 @@ class _Reading:
         self._skip = skip
         #: Those that wait to be read, the next one last; None before they are listed.
         self._waiting: list[Digest] | None = None
+        self._most = _FEW
         self._callers = 0
         #: When it began, or was done.
         self._at = began_at
@@ -255,7 +258,7 @@ class _Reading:
     def _listed(self) -> list[Digest]:
         """Blocking: the manifests that are to be read, the one used last at the end."""
         digests = [each for each in self._catalog.manifest_digests(self._repo) if each not in self._skip]
-        return digests if len(digests) <= _STEP else sorted(digests, key=self._used_at)
+        return digests if len(digests) <= _FEW else sorted(digests, key=self._used_at)
 
     def _used_at(self, digest: Digest) -> float:
         try:
@@ -269,7 +272,8 @@ class _Reading:
     def _next(self) -> dict[Digest, int]:
         """Blocking: reads the next manifests, and returns what they grant."""
         waiting, granted = self._waiting or [], dict[Digest, int]()
-        for _ in range(min(_STEP, len(waiting))):
+        count, self._most = min(self._most, len(waiting)), min(2 * self._most, _MANY)
+        for _ in range(count):
             digest = waiting.pop()
             try:
                 stored = read_stored(self._store, self._catalog, self._repo, digest)

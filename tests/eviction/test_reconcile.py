@@ -311,13 +311,13 @@ async def test_an_index_that_is_late_now_and_then(disk: Disk) -> None:
                 raise IndexUnavailable("late")
             await super().put(records)
 
-    for number in range(3000):
+    for number in range(300):
         disk.add(str(number).encode())
     index = Late()
     waits: list[float] = []
     result = await reconcile(disk.store, disk.catalog, index, sleep=remember(waits))
     assert waits == [1.0] * 6
-    assert result.added == 3007
+    assert result.added == 307
     assert await index.usage() == disk.usage
 
 

@@ -14,8 +14,10 @@ from typing import Any, Final
 import pytest
 
 from mirror.errors import IndexUnavailable, StoreError
+from mirror.eviction.giving_way import GivesWay
 from mirror.eviction.reconcile import INCOMPLETE, MARK, Reconciled, reconcile
 from mirror.eviction.shared_rebuild import ensure
+from mirror.eviction.write_behind import WriteBehind
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
@@ -231,6 +233,69 @@ async def test_a_manifest_that_cannot_be_read_is_a_part_that_is_not_done() -> No
     assert index.manifests.total() - before == 4 * result.repositories < 40
     assert await index.marker() == MARK
     assert unread in await index.successors([unread])
+
+
+async def test_each_step_is_short_and_clients_go_first_after_it() -> None:
+    """However large a repository is, no write has more than a hundred rows, and after each clients get their turn."""
+    store, catalog = CountedStore(), MemoryCatalog()
+    here, repo = Here(store, catalog), Repo("docker.io", "team/large")
+    layers = [[f"layer {image} {number}".encode() for number in range(20)] for image in range(150)]
+    for image, contents in enumerate(layers):
+        here.image(contents, repo=repo, tag=f"v{image}")
+    rows: list[int] = []
+    turns = 0
+
+    class Measured(MemoryIndex):
+        async def put(self, records: Sequence[ContentRecord]) -> None:
+            rows.append(len(records))
+            await super().put(records)
+
+        async def link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
+            rows.append(len(blobs))
+            await super().link(repo, blobs)
+
+        async def touch(self, seen: Mapping[Digest, float]) -> None:
+            rows.append(len(seen))
+            await super().touch(seen)
+
+        async def record_references(self, manifests: Sequence[References]) -> None:
+            rows.append(10 * len(manifests))
+            await super().record_references(manifests)
+
+    async def give_way(_took: float) -> None:
+        nonlocal turns
+        turns += 1
+        assert turns == len(rows)
+
+    index = Measured()
+    await ensure(store, catalog, index, try_hold=FreeLocks().try_hold, give_way=give_way, sleep=no_sleep)
+    assert (await index.usage()).blobs == 150 * 21 + 1
+    assert max(rows) == 100
+    assert turns == len(rows) > 90
+
+
+async def test_clients_go_first_only_if_there_are_any() -> None:
+    """Pauses grow with the step, up to a limit, and end a second after the last use."""
+    clock, pauses = [1000.0], list[float]()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    uses = WriteBehind(MemoryStore(), MemoryIndex(), now=lambda: clock[0])
+    give_way = GivesWay(uses, now=lambda: clock[0], sleep=sleep)
+    await give_way(0.01)
+    assert pauses == []
+    uses.touch(Digest.of(b"pulled"))
+    for took in (0.01, 60.0):
+        await give_way(took)
+    assert pauses == [0.02, 0.2]
+    clock[0] += 1.0
+    await give_way(0.01)
+    assert len(pauses) == 2
+    uses.touch(Digest.of(b"pulled"))
+    await uses.flush()
+    await give_way(0.01)
+    assert len(pauses) == 2
 
 
 # --------------------------------------------------------------------------------------------------- interruptions
