@@ -28,6 +28,7 @@ from mirror.fills.flight import Flight, InParts
 from mirror.fills.further_connections import ConnectionMemory, FurtherConnections
 from mirror.fills.wrong_parts import report_wrong_parts
 from mirror.oci.span import Span
+from mirror.policy.fills.fill_ahead import LEAST_REST
 from mirror.policy.fills.fill_steps import Fetch, Step, Take, next_step, piece_of
 from mirror.policy.fills.span_blocks import BLOCK
 from mirror.ports import BlobReader, Body, Claim, Ingest, Spans, SupportsFileno, SupportsSplice
@@ -79,7 +80,8 @@ class OutOfTurn:
         self._sleep = sleep
         self._clock = clock
         self._further = None
-        if (parts := flight.sources.parts) is not None:
+        parts = flight.sources.parts
+        if parts is not None and not (self.is_lazy and (flight.size or 0) < LEAST_REST):
             self._further = FurtherConnections(
                 parts,
                 flight.upstream,
@@ -193,9 +195,10 @@ class OutOfTurn:
                 self._further.throttled()
 
     async def end_connections(self) -> None:
-        """Ends what fetches bytes ahead. Repeatable."""
+        """Ends what fetches bytes ahead, and gives the turn at the upstream back. Repeatable."""
         if self._further is not None:
             await self._further.aclose()
+        self._flight.sources.release()
 
     async def _take(self, ingest: Ingest, span: Span) -> bool:
         """Copies bytes that are here. False if they cannot be read; nothing is asked of spans any more then."""

@@ -327,12 +327,13 @@ class ProxiedBlobs:
 
     def _flight_sources(self, digest: Digest, granted: int) -> BlobSources:
         """The same, for a flight: a large blob may come over several connections."""
-        if granted < LEAST_REST:
+        # a lazy blob comes piece by piece, in one turn at the upstream, also if one connection is all
+        is_lazy = self._transfers.lazy is not None and granted >= 0
+        if granted < LEAST_REST and not is_lazy:
             return self._sources(digest, granted)
         parts = self._upstream.parts(self.repo.name, digest)
-        if parts.most <= 1 and self._transfers.lazy is None:
+        if parts.most <= 1 and not is_lazy:
             return self._sources(digest, granted)
-        # also if one connection is all: a lazy blob comes piece by piece, in one turn at the upstream
         return self._transfers.sources(digest, parts.pull, granted, parts=parts)
 
     # -------------------------------------------------------------------------------------------------- fills

@@ -33,6 +33,7 @@ from tests.support.fake_registry import (
     Fault,
     cut,
     ignore_range,
+    refuse_ranges,
     reset,
     silence,
     stall,
@@ -50,6 +51,8 @@ _SIZE = 24 * _MIB + 4321
 _LAYER = random.Random(59).randbytes(_SIZE)
 _DIGEST = Digest.of(_LAYER)
 _NAME = "team/app"
+#: Seconds of a pause, from which on it is one that upstream asked for.
+_ASKED_FOR = 5.0
 
 
 class Site:
@@ -74,8 +77,11 @@ class Site:
 
         async def note(info: BlobInfo, flight: Flight) -> None: ...
 
-        async def nap(_seconds: float) -> None:
+        async def nap(seconds: float) -> None:
+            # a wait that upstream asked for ends by the clock: a fill may not use up its tries before a test goes on
+            until = clock.time + (seconds if seconds >= _ASKED_FOR else 0.0)
             await asyncio.sleep(0.001)
+            await reached(lambda: clock.time >= until)
 
         self.filler = Filler(
             store, self.room, executor, published=note, sleep=nap, clock=self.clock, jitter=lambda: 0.0
@@ -400,21 +406,6 @@ async def test_41_a_partial_with_bytes_ahead_is_taken_over(site: Site, tmp_path:
     assert _received() - before <= _SIZE + 3 * (64 << 10)
 
 
-def _refuses_ranges(code: int, headers: dict[str, str], *, but: int = 0) -> Fault:
-    """This status for every request with a range but the first few."""
-    left = [None] * but
-
-    def fault(request: Request, answer: Answering) -> Script:
-        if request.header("Range") is None:
-            return answer(request)
-        if left:
-            left.pop()
-            return answer(request)
-        return status(code, headers)(request, answer)
-
-    return fault
-
-
 def _forget(site: Site) -> None:
     """As after a start: nothing is known of the upstream."""
     site.filler.connections = ConnectionMemory(site.clock)
@@ -430,7 +421,7 @@ async def test_a_refused_first_part(site: Site, code: int, headers: dict[str, st
     """
     _forget(site)
     before = _received()
-    site.registry.fail("blobs", _refuses_ranges(code, headers), times=100)
+    site.registry.fail("blobs", refuse_ranges(code, headers), times=100)
     await site.finish(await site.begin())
     first, second = site.asked()
     assert first.startswith("bytes=0-")
@@ -447,7 +438,7 @@ async def test_a_refused_first_part(site: Site, code: int, headers: dict[str, st
 async def test_a_refused_later_part(site: Site, code: int, headers: dict[str, str]) -> None:
     """Clients have bytes of the first part when the second is refused: the blob goes on, and they notice nothing."""
     _forget(site)
-    site.registry.fail("blobs", _refuses_ranges(code, headers, but=1), times=100)
+    site.registry.fail("blobs", refuse_ranges(code, headers, but=1), times=100)
     await site.finish(await site.begin())
     first, second, *more = site.asked()
     assert first.startswith("bytes=0-")
@@ -468,7 +459,7 @@ async def test_a_partial_that_cannot_be_resumed(site: Site, tmp_path: Path, code
     flight.leave()
     site.let_go()
     site.registry.forget()
-    site.registry.fail("blobs", _refuses_ranges(code, headers), times=100)
+    site.registry.fail("blobs", refuse_ranges(code, headers), times=100)
     with ThreadPoolExecutor(16) as executor:
         other = Site(site.registry, site.upstream, LocalStore(Layout(tmp_path)), executor, site.clock)
         _forget(other)

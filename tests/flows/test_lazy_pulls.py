@@ -14,7 +14,17 @@ import pytest
 
 from mirror.oci.digest import Digest
 from mirror.policy.fills.span_blocks import BLOCK
-from tests.support.fake_registry import FakeRegistry, cut, ignore_range, silence, stall, status, throttle, wrong_bytes
+from tests.support.fake_registry import (
+    FakeRegistry,
+    cut,
+    ignore_range,
+    refuse_ranges,
+    silence,
+    stall,
+    status,
+    throttle,
+    wrong_bytes,
+)
 from tests.support.live_mirror import Got, LiveMirror, live_mirror, noise, until
 from tests.support.multipart import parts_of
 from tests.support.scripted import Request, Stall
@@ -160,6 +170,29 @@ async def test_a_part_that_waits_for_its_turn_keeps_no_fill_waiting(tmp_path: Pa
             assert got.body == layer[start : start + 10]
         assert not mirror.events("claim not waited for")
         assert each_byte_once(asked(registry, digest, len(layer)))
+
+
+async def test_a_fill_in_pieces_keeps_its_turn(tmp_path: Path, registry: FakeRegistry) -> None:
+    """A blob that is asked for meanwhile comes after the last piece, however small the first one is."""
+    other, gate = registry.add_image("library/other", "v1", [noise(9_000)]), Stall()
+    layer = Digest.of(noise(9_000))
+    registry.fail("blobs", stall(gate, 1000))
+    upstreams = {"docker.io": {"url": registry.url, "max_concurrent_downloads": 1}}
+    routes = [{"match": "**", "ranges": "lazy", **_NEVER}]
+    async with live_mirror(tmp_path / "store", upstreams, route=routes) as mirror:
+        await _know(mirror)
+        assert (await mirror.ask(f"/v2/library/other/manifests/{other}")).status == 200
+        whole = asyncio.create_task(mirror.ask(_AT))
+        await asyncio.to_thread(gate.reached.wait, 60)
+        small = asyncio.create_task(mirror.ask(f"/v2/library/other/blobs/{layer}"))
+        await until(lambda: len(mirror.app.shared.flights.active()) == 2)
+        gate.release()
+        assert (await whole).body == _LAYER
+        assert (await small).body == noise(9_000)
+        assert len(_asked(registry)) > 1
+        assert each_byte_once(_asked(registry))
+        last = registry.of_kind("blobs", "GET")[-1]
+        assert str(layer) in last.target
 
 
 async def test_several_parts_in_one_answer(tmp_path: Path, registry: FakeRegistry) -> None:
@@ -390,6 +423,16 @@ async def test_22_upstream_that_ignores_ranges(tmp_path: Path, registry: FakeReg
         assert not is_unverified(got)
         # one answer, which has all of it
         assert [request.start for request in registry.of_kind("blobs", "GET")] == [0]
+
+
+@pytest.mark.parametrize("code", [403, 429])
+async def test_22_upstream_that_refuses_ranges(tmp_path: Path, registry: FakeRegistry, code: int) -> None:
+    """Like one that ignores them: parts wait for the whole, which is asked for at once."""
+    registry.fail("blobs", refuse_ranges(code, {"Retry-After": "120"}), times=100)
+    async with _lazy(tmp_path / "store", registry) as mirror:
+        await _know(mirror)
+        assert not is_unverified(await _part(mirror, 9_000_000, 9_000_100))
+        await mirror.landed(_DIGEST)
 
 
 async def test_1_8_a_part_that_breaks_off_is_resumed(tmp_path: Path, registry: FakeRegistry) -> None:

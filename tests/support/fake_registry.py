@@ -114,6 +114,21 @@ def ignore_range(request: Request, answer: Answering) -> Script:
     )
 
 
+def refuse_ranges(code: int, headers: Mapping[str, str] | None = None, *, but: int = 0) -> Fault:
+    """Another status for every request with a range but the first few; the fault has to be queued for all requests."""
+    left = [None] * but
+
+    def fault(request: Request, answer: Answering) -> Script:
+        if request.header("Range") is None:
+            return answer(request)
+        if left:
+            left.pop()
+            return answer(request)
+        return status(code, headers)(request, answer)
+
+    return fault
+
+
 # ----------------------------------------------------------------------------------------------------- registry
 
 
