@@ -287,7 +287,7 @@ class FurtherConnections:
             if spans is None:
                 self._ramp.alone()
                 return None
-            wanted = Span(self._own.stop if self._own else self._ingest.offset, size)
+            wanted = Span(self._fillers(self._ingest), size)
             # in this order, see `Spans.taken`
             taken = spans.taken(wanted)
             here = spans.here(wanted)
@@ -296,11 +296,20 @@ class FurtherConnections:
                 return None
             free = gaps(wanted, [*taken, *here])
             span = further_span(self._ramp, free, size)
-            return None if span is None else spans.claim(span)
+            claim = None if span is None else spans.claim(span)
+            if claim is not None and claim.span.start < self._fillers(self._ingest):
+                # a thread of the filler has copied these bytes meanwhile: they are no gap, but in the prefix
+                claim.release()
+                return None
+            return claim
         except StoreError as error:
             self._note_end("store", error)
             self._ramp.alone()
             return None
+
+    def _fillers(self, ingest: Ingest) -> int:
+        """The offset before which the bytes are in the prefix, or asked for by the filler."""
+        return self._own.stop if self._own else ingest.offset
 
     async def _run(self, connection: _Connection, size: int) -> None:
         try:

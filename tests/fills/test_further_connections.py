@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -18,10 +20,11 @@ from mirror.errors import DigestMismatch, StoreError, StoreFull, UpstreamError, 
 from mirror.fills.filler import Filler
 from mirror.fills.flight import Flight
 from mirror.fills.flights import Flights
-from mirror.fills.further_connections import ConnectionMemory
+from mirror.fills.further_connections import ConnectionMemory, FurtherConnections
 from mirror.fills.sources import BlobSources, FromUpstream
 from mirror.oci.digest import Digest
-from mirror.ports import BlobInfo
+from mirror.oci.span import Span
+from mirror.ports import BlobInfo, Ingest
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.span_file import SpanClaim
@@ -43,6 +46,7 @@ from tests.support.fake_registry import (
 )
 from tests.support.following import read_to_end
 from tests.support.hangar import EndlessRoom, reached
+from tests.support.ranged_upstream import RangedBody
 from tests.support.registry_upstream import registry_upstream
 from tests.support.scripted import Answering, Request, Script, Stall, reply
 
@@ -169,6 +173,45 @@ async def test_each_byte_once(site: Site) -> None:
     assert [first for first, _ in ranges] == [0, *(last + 1 for _, last in ranges[:-1])]
     assert ranges[-1][1] == _SIZE - 1
     assert len(ranges) < 20
+
+
+async def test_bytes_that_the_filler_copies_meanwhile_are_no_gap(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They leave the spans for the prefix between two looks: no further connection fetches them again."""
+    copied = Span(0, 20 * _MIB)
+    spans = site.store.spans(_DIGEST, "test", _SIZE)
+    assert spans is not None
+    claim = spans.claim(copied)
+    assert claim is not None
+    claim.fill(RangedBody(_LAYER, copied, lambda count: None), lambda offset: None)
+    claim.release()
+    prefix = SimpleNamespace(offset=0)
+    look = spans.taken
+
+    def copied_meanwhile(wanted: Span) -> Sequence[Span]:
+        prefix.offset = copied.stop
+        spans.punch(copied)
+        return look(wanted)
+
+    monkeypatch.setattr(spans, "taken", copied_meanwhile)
+    connections = FurtherConnections(
+        site.upstream.parts(_NAME, _DIGEST),
+        "test",
+        _DIGEST,
+        site.filler.connections,
+        site.filler.executor,
+        label="test",
+        spans=lambda size: spans,
+        sleep=asyncio.sleep,
+        clock=site.clock,
+    )
+    connections._ingest = cast(Ingest, prefix)
+    assert connections._claim(_SIZE) is None
+    rest = connections._claim(_SIZE)
+    if rest is not None:
+        assert rest.span.start >= copied.stop
+        rest.release()
+    spans.close()
+    await connections.aclose()
 
 
 async def test_one_connection_is_one_request(site: Site) -> None:
