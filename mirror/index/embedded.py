@@ -171,6 +171,10 @@ _NOTE_REBUILT: Final = """
 INSERT OR REPLACE INTO rebuild (part, token, blobs)
 SELECT ?, token, ? FROM rebuild WHERE part = '' AND token = ?
 """
+# another rebuild leaves what the one before has noted
+_IS_NOTED: Final = """
+SELECT 1 FROM rebuild WHERE part = ? AND token = ? AND token = (SELECT token FROM rebuild WHERE part = '')
+"""
 _SET_MARKER: Final = """
 INSERT OR REPLACE INTO marker (rowid, mark)
 SELECT 1, ? WHERE ? = '' OR EXISTS (SELECT 1 FROM rebuild WHERE part = '' AND token = ?)
@@ -330,7 +334,7 @@ class EmbeddedIndex:
     async def note_rebuilt(self, part: str, blobs: int, token: str) -> None:
         """Note that a part is done, if the token is still there."""
         await self._write(_NOTE_REBUILT, part, blobs, token)
-        if not await self._read("SELECT 1 FROM rebuild WHERE part = ? AND token = ?", part, token):
+        if not await self._read(_IS_NOTED, part, token):
             raise _lost()
 
     async def set_marker(self, mark: str, token: str = "") -> None:

@@ -494,6 +494,7 @@ async def test_every_worker_lists_names(registry: FakeRegistry, tmp_path: Path) 
         await index.drop([root])
     async with running(registry, tmp_path / "store") as mirror:
         await pull(mirror, "v1")
+        # what is read from the disk is written to the index behind the answer
+        await until(lambda: not mirror.app.shared.background)
         found = await mirror.app.storage.index.successors([root])
         assert {each.record.digest for each in found[root]} == image - {root}
-        await until(lambda: not mirror.app.shared.background)

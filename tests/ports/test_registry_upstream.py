@@ -410,7 +410,8 @@ async def test_a_signed_url_that_has_run_out(build: Build) -> None:
         registry.fail("cdn", status(403))
         assert (await pull(upstream, digest, 6))[2] == LAYER[6:]
         targets = [request.target for request in registry.of_kind("cdn")]
-        assert len(set(targets)) == len(targets) == 4
+        # the refused part may have been refused for its range: the whole is asked for before the part is again
+        assert len(set(targets)) == len(targets) == 5
 
 
 async def test_a_range_that_is_ignored(registry: FakeRegistry, build: Build) -> None:
