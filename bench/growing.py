@@ -35,6 +35,7 @@ from bench.growing_store import CACHED, HOSTED, INDEX_TYPE, GrownStore, room_nee
 from bench.machine import facts, filesystem
 from bench.process import BenchFailed, Server, cpu_seconds, memory_of_each, say
 from bench.results import quantile
+from bench.systems import listening_port
 from mirror.app.collecting import collection_rules
 from mirror.app.hosting import disk_parts
 from mirror.app.storage import open_storage
@@ -204,7 +205,7 @@ def _mirror(config: Path) -> Iterator[tuple[Server, int, float]]:
     argv = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
     server = Server(argv, log=config.with_name("output"), cwd=_ROOT)
     try:
-        port = server.line(_listening, "listening")
+        port = server.line(listening_port, "listening")
 
         def answers() -> bool | None:
             try:
@@ -216,16 +217,6 @@ def _mirror(config: Path) -> Iterator[tuple[Server, int, float]]:
         yield server, port, time.monotonic() - began
     finally:
         server.stop()
-
-
-def _listening(line: str) -> int | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(event, dict) or event.get("event") != "listening":
-        return None
-    return int(str(event["address"]).rpartition(":")[2])
 
 
 class _Client:

@@ -219,12 +219,13 @@ capacity = "50GB"
 {more}""")
     argv = [sys.executable, "-m", "mirror", "serve", "--config", str(config)]
     server = Server(argv, log=directory / "output", cwd=_ROOT)
-    port = server.line(_listening, "listening")
+    port = server.line(listening_port, "listening")
     wait_listening(server, port)
     return Running(name, port, server)
 
 
-def _listening(line: str) -> int | None:
+def listening_port(line: str) -> int | None:
+    """The port in the line by which a mirror says that it listens; None for any other line."""
     try:
         event = json.loads(line)
     except ValueError:

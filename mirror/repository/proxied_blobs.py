@@ -206,13 +206,9 @@ class ProxiedBlobs:
         return BlobStat(remembered, Outcome.DESCRIBED, self._upstream.name)
 
     def blob_stands(self, digest: Digest, answer: BlobStat) -> Standing | None:
-        """See `Lasting`. A grant that is remembered with a size is never taken back."""
-        if answer.outcome is not Outcome.HIT or answer.size is None:
-            return None
-        if self._grants.remembered(self.repo, digest) != answer.size:
-            return None
-        now = self._caches.now
-        return OnDisk(digest, answer.size, self._store.stat, now, now(), self._intake.touch)
+        """See `Lasting`."""
+        granted = self._grants.remembered(self.repo, digest)
+        return OnDisk.of(digest, answer, granted, self._store.stat, self._caches.now, self._intake.touch)
 
     async def blob_object(self, digest: Digest) -> BlobObject | None:
         """See `InBucket`."""

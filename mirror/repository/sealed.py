@@ -176,13 +176,10 @@ class SealedRepository:
         return BlobStat(info.size, Outcome.HIT, self.repo.registry)
 
     def blob_stands(self, digest: Digest, answer: BlobStat) -> Standing | None:
-        """See `Lasting`. A grant that is remembered with a size is never taken back."""
-        if answer.outcome is not Outcome.HIT or answer.size is None:
-            return None
-        if self._grants.remembered(self.repo, digest) != answer.size:
-            return None
-        now = self._caches.now
-        return OnDisk(digest, answer.size, partial(opened_and_closed, self._stored.store.open), now, now(), self._touch)
+        """See `Lasting`."""
+        granted = self._grants.remembered(self.repo, digest)
+        look = partial(opened_and_closed, self._stored.store.open)
+        return OnDisk.of(digest, answer, granted, look, self._caches.now, self._touch)
 
     async def read(self, digest: Digest, limit: int) -> bytes:
         """Returns the whole content of a small blob. Raises like `blob`, and `BlobDamaged` above `limit` bytes."""

@@ -14,13 +14,13 @@ meanwhile, each would wait for the other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamUnavailable
 from mirror.ports import Body
-from mirror.upstream.http.body import HttpBody
+from mirror.upstream.http.body import EncodedBody, HttpBody
 
 #: Opens a part, for which there is a turn: its start and its stop (None: the end of the blob).
 Open: TypeAlias = Callable[[int, int | None], AbstractAsyncContextManager[Body]]
@@ -32,6 +32,20 @@ OpenFurther: TypeAlias = Callable[[int, int, int], Coroutine[Any, Any, HttpBody]
 Race: TypeAlias = Callable[
     [Callable[[int], AbstractAsyncContextManager[Body]], bool], AbstractAsyncContextManager[tuple[int, Body]]
 ]
+
+
+@contextmanager
+def closed_after(body: HttpBody | EncodedBody) -> Iterator[None]:
+    """Closes the body at the end. If its answer was invalid, its end is not trusted either: the connection is not used
+    again.
+    """
+    try:
+        yield
+    except UpstreamInvalid:
+        body.abort()
+        raise
+    finally:
+        body.close()
 
 
 class RegistryBlobParts:
@@ -82,13 +96,8 @@ class RegistryBlobParts:
         # does not wait: a turn is free
         async with self._turns:
             body = await self._open_further(start, stop, size)
-            try:
+            with closed_after(body):
                 yield body
-            except UpstreamInvalid:
-                body.abort()
-                raise
-            finally:
-                body.close()
 
     def release(self) -> None:
         """See `BlobParts`."""

@@ -29,7 +29,7 @@ from mirror.policy.upstream.budget import Budget, is_spent, patience
 from mirror.policy.upstream.heads import WORTH_A_GET, is_worth_a_get, read_head
 from mirror.policy.upstream.retrying import Circuit, parse_http_date
 from mirror.ports import Body, TagBatch
-from mirror.upstream.blob_parts import RegistryBlobParts
+from mirror.upstream.blob_parts import RegistryBlobParts, closed_after
 from mirror.upstream.calls import Call, Calls
 from mirror.upstream.credentials.source import CredentialSource, GivenCredentials
 from mirror.upstream.elsewhere import Elsewhere
@@ -201,14 +201,8 @@ class RegistryUpstream:
     async def _opened(self, repo: str, digest: Digest, start: int, stop: int | None) -> AsyncIterator[Body]:
         """Like `blob`, whose turn among the blobs under way the caller has."""
         body = await self._get_blob("blob", repo, digest, start=start, stop=stop)
-        try:
+        with closed_after(body):
             yield body
-        except UpstreamInvalid:
-            # the answer was invalid, so its end is not trusted either: the connection is not used again
-            body.abort()
-            raise
-        finally:
-            body.close()
 
     def parts(self, repo: str, digest: Digest) -> RegistryBlobParts:
         """See `Upstream`."""

@@ -207,12 +207,18 @@ async def test_a_wrong_upstream_is_asked_twice_not_for_ever(hangar: Hangar, stor
     assert _left(store) == []
 
 
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The reports of wrong parts."""
+    reports: list[object] = []
+    monkeypatch.setattr("mirror.fills.out_of_turn.report_wrong_parts", lambda *what: reports.append(what))
+    return reports
+
+
 async def test_who_was_served_wrong_bytes_is_reported(
-    hangar: Hangar, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    hangar: Hangar, store: LocalStore, reported: list[object]
 ) -> None:
     """Also if the whole that came is right: a span that differs from it was given to somebody."""
-    reported: list[object] = []
-    monkeypatch.setattr("mirror.fills.out_of_turn.report_wrong_parts", lambda *what: reported.append(what))
     lies = CONTENT[: 20 * BLOCK] + bytes(BLOCK) + CONTENT[21 * BLOCK :]
     put_spans(store, lies, _blocks(20), named=DIGEST)
     spans = store.spans(DIGEST, "test", None)
@@ -225,11 +231,9 @@ async def test_who_was_served_wrong_bytes_is_reported(
 
 
 async def test_who_was_served_right_bytes_is_not_reported(
-    hangar: Hangar, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    hangar: Hangar, store: LocalStore, reported: list[object]
 ) -> None:
     """Nothing was wrong."""
-    reported: list[object] = []
-    monkeypatch.setattr("mirror.fills.out_of_turn.report_wrong_parts", lambda *what: reported.append(what))
     put_spans(store, CONTENT, _blocks(20))
     spans = store.spans(DIGEST, "test", None)
     assert spans is not None

@@ -112,6 +112,16 @@ class Site:
         self.registry.fail("blobs", stall(self.gate, after=_MIB))
         return await self.begin()
 
+    async def join_two_ahead(self) -> Flight:
+        """The flight, whose filler and two further connections stand at gates, these after two MiB each."""
+        gates = [self.hold(), self.hold()]
+        self.registry.fail("blobs", stall(self.gate, after=_MIB))
+        for gate in gates:
+            self.registry.fail("blobs", stall(gate, 2 * _MIB))
+        flight = await self.begin()
+        await reached(lambda: all(gate.reached.is_set() for gate in gates))
+        return flight
+
     async def begin(self) -> Flight:
         parts = self.upstream.parts(_NAME, _DIGEST)
         sources = BlobSources(FromUpstream(parts.pull, parts))
@@ -387,12 +397,7 @@ async def test_65_a_mirror_that_stops(site: Site) -> None:
     site.store.delete(_DIGEST)
     before = _received()
     baseline = Baseline()
-    gates = [site.hold(), site.hold()]
-    site.registry.fail("blobs", stall(site.gate, after=_MIB))
-    for gate in gates:
-        site.registry.fail("blobs", stall(gate, 2 * _MIB))
-    flight = await site.begin()
-    await reached(lambda: all(gate.reached.is_set() for gate in gates))
+    flight = await site.join_two_ahead()
     await site.flights.aclose()
     flight.leave()
     site.let_go()
@@ -434,12 +439,7 @@ async def test_63_cancelled_at_every_await(site: Site, inside: str) -> None:
 async def test_41_a_partial_with_bytes_ahead_is_taken_over(site: Site, tmp_path: Path) -> None:
     """Rows 41 and 58: another process goes on with the prefix and with what came out of turn."""
     before = _received()
-    gates = [site.hold(), site.hold()]
-    site.registry.fail("blobs", stall(site.gate, after=_MIB))
-    for gate in gates:
-        site.registry.fail("blobs", stall(gate, 2 * _MIB))
-    flight = await site.begin()
-    await reached(lambda: all(gate.reached.is_set() for gate in gates))
+    flight = await site.join_two_ahead()
     spans = site.store.spans(_DIGEST, "test", None)
     assert spans is not None
     await reached(lambda: spans.count() > 3 * _MIB)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mirror.errors import MirrorError
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo, BlobReader
+from mirror.repository.answers import BlobStat, Outcome
 from mirror.repository.standing.lasting import LONGEST
 
 
@@ -30,6 +31,23 @@ class OnDisk:
     now: Callable[[], float]
     since: float
     touch: Callable[[Digest], None]
+
+    @classmethod
+    def of(
+        cls,
+        digest: Digest,
+        answer: BlobStat,
+        granted: int | None,
+        look: Callable[[Digest], BlobInfo],
+        now: Callable[[], float],
+        touch: Callable[[Digest], None],
+    ) -> OnDisk | None:
+        """An answer that is given again; None if it does not rest on the file alone. `granted` is the size that the
+        process remembers of the repository's grant: one with a size is never taken back.
+        """
+        if answer.outcome is not Outcome.HIT or answer.size is None or granted != answer.size:
+            return None
+        return cls(digest, answer.size, look, now, now(), touch)
 
     def __repr__(self) -> str:
         return f"<OnDisk {self.digest}>"

@@ -8,8 +8,8 @@ import asyncio
 import json
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -180,21 +180,12 @@ async def blob(
         response = web.StreamResponse(status=206 if spans else 200, headers=headers)
         if size is None:
             response.enable_chunked_encoding()
-        try:
+        with _broken_on_errors(request, record):
             await response.prepare(request)
             if several:
                 await _send_several(request, response, content, several, record, sender)
             else:
                 await _send(request, response, content, span, size, record, sender)
-        except ConnectionError as error:
-            record.error = f"client: {error if isinstance(error, ClientGone) else 'left before the answer'}"
-            _break(request)
-        except MirrorError as error:
-            record.error = f"{type(error).__name__}: {error}"
-            _break(request)
-        except BaseException:
-            _break(request)
-            raise
         return response
     finally:
         content.close()
@@ -229,18 +220,9 @@ async def _lazy_parts(
             headers |= several.headers
             record.notes["parts"] = len(parts)
         response = web.StreamResponse(status=206, headers=headers)
-        try:
+        with _broken_on_errors(request, record):
             await response.prepare(request)
             await _send_pieces(request, response, content, several, record, sender)
-        except ConnectionError as error:
-            record.error = f"client: {error if isinstance(error, ClientGone) else 'left before the answer'}"
-            _break(request)
-        except MirrorError as error:
-            record.error = f"{type(error).__name__}: {error}"
-            _break(request)
-        except BaseException:
-            _break(request)
-            raise
         return response
     finally:
         record.outcome = content.outcome
@@ -392,6 +374,24 @@ def _guarded(content: BlobContent, span: Span, size: int) -> WaitPast:
         return limit if limit > position else await content.wait_past(size - 1)
 
     return wait_past
+
+
+@contextmanager
+def _broken_on_errors(request: web.BaseRequest, record: RequestRecord) -> Iterator[None]:
+    """An error while a body is sent breaks the connection. That of the client, the store or upstream is noted, and ends
+    here.
+    """
+    try:
+        yield
+    except ConnectionError as error:
+        record.error = f"client: {error if isinstance(error, ClientGone) else 'left before the answer'}"
+        _break(request)
+    except MirrorError as error:
+        record.error = f"{type(error).__name__}: {error}"
+        _break(request)
+    except BaseException:
+        _break(request)
+        raise
 
 
 def _break(request: web.BaseRequest) -> None:

@@ -138,6 +138,16 @@ def make_folder(path: AnyPath, *, below: AnyPath, sync: Sync = sync_folder) -> b
     return bool(missing)
 
 
+def is_named(descriptor: int, path: AnyPath) -> bool:
+    """True if the path leads to this open file. Raises `OSError`."""
+    try:
+        named = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    own = os.fstat(descriptor)
+    return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+
+
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all of `data`, in several writes if need be. Raises `OSError`.
 

@@ -58,7 +58,7 @@ from mirror.policy.fills.span_blocks import (
 )
 from mirror.ports import BlobReader, Body
 from mirror.store.local.beside.served_notes import note_served, read_served
-from mirror.store.local.durable import store_errors
+from mirror.store.local.durable import is_named, store_errors
 from mirror.store.local.ingest_state import boot_id
 from mirror.store.local.layout import earlier_of, map_of, served_of, spans_of
 from mirror.store.local.pump import place, skip_first
@@ -100,7 +100,7 @@ def _open(ingest: Path, registry: str, size: int | None) -> SpanFile | None:
             return None
         data = -1
         try:
-            if _lock_pair(descriptor) and _is_at(descriptor, path):
+            if _lock_pair(descriptor) and is_named(descriptor, path):
                 there = _read_header(descriptor)
                 if there is not None:
                     data = _open_data(ingest, there)
@@ -143,15 +143,6 @@ def _lock_pair(descriptor: int) -> bool:
 
 def _unlock_pair(descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, _HEADER.size, 0))
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        named = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    own = os.fstat(descriptor)
-    return (named.st_ino, named.st_dev) == (own.st_ino, own.st_dev)
 
 
 def _read_header(descriptor: int) -> tuple[int, int, bytes] | None:
@@ -315,7 +306,7 @@ class SpanFile:
     @property
     def in_place(self) -> bool:
         try:
-            return _is_at(self._descriptor, self._map)
+            return is_named(self._descriptor, self._map)
         except OSError:
             return False
 

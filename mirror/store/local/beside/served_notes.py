@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror.errors import StoreError, StoreFull
-from mirror.store.local.durable import store_errors
+from mirror.store.local.durable import is_named, store_errors
 from mirror.store.local.layout import earlier_of, served_of
 
 #: Bytes of `.served` from which on it becomes `.earlier`; and those beyond which no note is made, because the process
@@ -70,7 +70,7 @@ def _put_aside(ingest: Path, descriptor: int) -> bool:
     except BlockingIOError:
         return False
     # under the lock: otherwise a new and nearly empty file could be put aside as well
-    if _is_named(descriptor, served_of(ingest)):
+    if is_named(descriptor, served_of(ingest)):
         with suppress(FileNotFoundError):
             os.rename(served_of(ingest), earlier_of(ingest))
     return True
@@ -106,12 +106,3 @@ def _read(path: Path) -> tuple[tuple[int, int], bytes] | None:
         return (status.st_dev, status.st_ino), os.pread(descriptor, _MOST, 0)
     finally:
         os.close(descriptor)
-
-
-def _is_named(descriptor: int, path: Path) -> bool:
-    try:
-        named = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    own = os.fstat(descriptor)
-    return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
