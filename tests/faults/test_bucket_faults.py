@@ -305,7 +305,7 @@ def test_119_the_bucket_has_wrong_bytes(seaweedfs: SeaweedFS, registry: FakeRegi
                 continue
             assert answer.status in (404, 503), answer
         assert eventually(lambda: site.blob("corp/app", hosted).status == 404, "it is damage")
-        assert [line for line in site.mirror.log if line["event"] == "hosted blob lost in the bucket"]
+        site.mirror.wait_for_event("hosted blob lost in the bucket")
         assert site.push_blob("corp/app", hosted).status == 201
         site.lose_disk()
         assert site.pull("corp/app", "v1") == manifest
@@ -334,7 +334,7 @@ def test_120_a_hosted_object_is_gone(seaweedfs: SeaweedFS, tmp_path: Path) -> No
         site.delete_object(key)
         site.lose_disk()
         eventually(lambda: site.blob("corp/app", _LAYER).status == 404, "it is damage")
-        assert [line for line in site.mirror.log if line["event"] == "hosted blob lost in the bucket"]
+        site.mirror.wait_for_event("hosted blob lost in the bucket")
         assert site.push_blob("corp/app", _LAYER).status == 201
         assert site.pull("corp/app", "v1") == manifest
 
