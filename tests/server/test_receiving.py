@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from mirror.errors import Denied, QuotaExceeded
 from mirror.oci.digest import Digest
@@ -217,6 +218,39 @@ async def test_broken_chunks(server: PushServer, broken: bytes) -> None:
     assert _statuses(await reader.read()) in ([400], [])
     writer.close()
     await until(lambda: not server.repository.busy)
+
+
+_BROKEN = {"chunk": b"zz\r\n", "trailer": b"0\r\nx y: z\r\n\r\n"}
+
+
+@pytest.mark.parametrize("what", _BROKEN)
+@pytest.mark.parametrize("reader", ["push", "nobody"])
+async def test_32_one_line_tells_of_a_malformed_body(
+    server: PushServer, what: str, reader: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Row 32: whether it is read by the push or, behind a refusal, passed over."""
+    location = await server.begin()
+    if reader == "nobody":
+        server.gate.refuse = Denied("user:alice may not push here")
+    head = f"PATCH {location} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    with capture_logs() as lines:
+        client, writer = await server.connect()
+        writer.write(head + b"3\r\nabc\r\n")
+        if reader == "nobody":
+            answer = await client.readuntil(b"}]}")
+        else:
+            await until(lambda: any(server.repository.sessions.values()))
+        writer.write(_BROKEN[what])
+        if reader == "push":
+            answer = await client.readuntil(b"}]}")
+            assert b"the body broke off after 3 bytes: it is malformed: " in answer
+        assert await client.read() == b""
+        writer.close()
+    assert _statuses(answer) == [400 if reader == "push" else 403]
+    (line,) = (line for line in lines if line["event"] == "malformed request")
+    assert line["client"] == "127.0.0.1"
+    assert line["error"].startswith("not a body that can be read: ")
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # ------------------------------------------------------------------------------------------------ slow clients

@@ -45,7 +45,7 @@ from mirror.server.registry.body_rest import RestOfBody
 from mirror.server.registry.client_addresses import ClientAddresses
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handshake import Handshake
-from mirror.server.registry.head_limit import MOST_HEAD, BoundedHeads
+from mirror.server.registry.head_limit import MOST_HEAD, BoundedHeads, reason_in
 from mirror.server.registry.pull import RequestRecord
 from mirror.server.registry.receiving import Receiver, expects_continue
 from mirror.server.registry.redirects import Redirects
@@ -657,12 +657,12 @@ class _Connection(RequestHandler):
         # a write waits until the socket has taken all of it
         transport.set_write_buffer_limits(high=high, low=0)
         super().connection_made(transport)
+        peer = self.peername
+        self.client = str(peer[0] if isinstance(peer, tuple) else peer or UNIX)
         # with a certificate, the caller is not anonymous
         if self._ready is not None and not transport.get_extra_info("peercert"):
             secure = transport.get_extra_info("sslcontext") is not None
             self._ready_here = self._ready.listener((secure, transport.get_extra_info("sockname")))
-            peer = self.peername
-            self.client = str(peer[0] if isinstance(peer, tuple) else peer or UNIX)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if not self._stays:
@@ -865,6 +865,15 @@ class _Connection(RequestHandler):
         self._late = None
         self.drop("slow")
 
+    def log_exception(self, *args: Any, **more: Any) -> None:
+        """Called for an error behind a request that was answered, as when aiohttp reads the rest of its body."""
+        error = more.get("exc_info")
+        if isinstance(error, RequestPayloadError):
+            # whoever read the body has counted and answered it
+            telemetry.log.info("malformed request", client=self.client, error=f"not a body that can be read: {error}")
+        else:
+            super().log_exception(*args, **more)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -878,7 +887,7 @@ class _Connection(RequestHandler):
         if status >= 500:
             telemetry.log.error("connection crashed", reason=repr(exc))
         else:
-            return _refused(request, status, message or "malformed")
+            return _refused(request, status, message or "")
         response = error_response(MirrorError("an unexpected error; the log has more"), "-")
         response.set_status(status)
         response.force_close()
@@ -886,7 +895,7 @@ class _Connection(RequestHandler):
 
 
 def _refused(request: web.BaseRequest, status: int, message: str) -> web.Response:
-    error = RequestError(f"not a request that can be read: {message.splitlines()[0][:120]}")
+    error = RequestError(f"not a request that can be read: {reason_in(message)}")
     requests_of("malformed", status, Outcome.NONE.value).inc()
     telemetry.log.info("malformed request", client=_client(request), status=status, error=str(error))
     response = error_response(error, "-")

@@ -52,7 +52,7 @@ class BoundedHeads:
         except HttpProcessingError as error:
             if in_body:
                 # aiohttp answers this on the connection; whoever reads the body would wait for ever
-                self._body.set_exception(RequestPayloadError(error.message), error)
+                self._body.set_exception(RequestPayloadError(reason_in(error.message)), error)
             raise
         if messages:
             self._body = messages[-1][1]
@@ -77,6 +77,11 @@ class BoundedHeads:
         self._refused = True
         error = BadHttpMessage(f"the head of the request is larger than {MOST_HEAD:,} bytes")
         return (*before, (_ErrInfo(400, error, error.message), EMPTY_PAYLOAD)), False, b""
+
+
+def reason_in(message: str) -> str:
+    """Why aiohttp's parser refused a request, without the bytes of the request that the message shows."""
+    return message.partition("\n")[0][:120].rstrip(":") or "malformed"
 
 
 def _size(message: RawRequestMessage) -> int:

@@ -240,7 +240,9 @@ class ClientBody:
                     piece += stream.read_nowait()
             except TimeoutError:
                 piece = b""
-            except (ConnectionError, ClientError, RequestPayloadError, RuntimeError) as error:
+            except RequestPayloadError as error:
+                raise self._broken(f"it is malformed: {error}") from error
+            except (ConnectionError, ClientError, RuntimeError) as error:
                 raise self._broken("the client left") from error
             self._keep_up(len(piece), began)
             if piece:
