@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from bench.content import make_image
-from bench.machine import facts, filesystem
+from bench.machine import facts, private_directory
 from bench.measure import COLD, WARM, Bench, Scale, measure_cold, measure_warm
 from bench.origin import Origin
 from bench.parallel import measure_parallel
@@ -102,10 +101,7 @@ class _names:
 def _measure(
     scale: Scale, only: Sequence[str], systems: Sequence[str], place: Path | None
 ) -> tuple[Results, dict[str, str]]:
-    with tempfile.TemporaryDirectory(prefix="mirror-bench-", dir=place) as name:
-        directory = Path(name)
-        if filesystem(directory) == "tmpfs":
-            raise BenchFailed(f"{directory} is memory; choose a directory on a disk with --dir")
+    with private_directory(place) as directory:
         machine = facts(directory)
         files = directory / "files"
         say("making content")

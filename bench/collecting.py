@@ -17,16 +17,15 @@ import json
 import os
 import resource
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from bench.content import MANIFEST_TYPE
-from bench.machine import facts, filesystem
-from bench.process import say
+from bench.machine import facts, private_directory
+from bench.process import BenchFailed, say
 from bench.results import quantile
 from mirror.app.collecting import collection_rules
 from mirror.app.hosting import disk_parts
@@ -74,47 +73,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, help="where the private directory is made; a disk, not memory")
     parser.add_argument("--json", type=Path, help="write every figure to this file as well")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="mirror-bench-", dir=options.dir) as name:
-        directory = Path(name)
-        if filesystem(directory) == "tmpfs":
-            print(f"bench: {directory} is memory; choose a directory on a disk with --dir", file=sys.stderr)
-            return 1
-        machine = facts(directory)
-        if options.bucket:
-            return _in_bucket(directory, options, machine)
-        config = _config(directory)
-        say(f"writing {options.blobs} blobs")
-        manifests = asyncio.run(_with_parts(config, lambda parts: _write_store(parts, config, options.blobs)))
-        say("collecting")
-        rounds = asyncio.run(_with_parts(config, lambda parts: _collect(parts, collection_rules(config))))
+    try:
+        with private_directory(options.dir) as directory:
+            machine = facts(directory)
+            measure = _in_bucket if options.bucket else _on_disk
+            rows, measured, rounds = measure(directory, options)
+    except BenchFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    facts_of_run = {
-        "blobs": str(options.blobs),
-        "manifests": str(manifests),
-        "memory at most": f"{peak} MiB",
-        **machine,
-    }
-    print("\n".join([*_table(rounds), "", *(f"{name}: {value}" for name, value in facts_of_run.items())]))
+    facts_of_run = {**measured, "memory at most": f"{peak} MiB", **machine}
+    print("\n".join([*rows, "", *(f"{name}: {value}" for name, value in facts_of_run.items())]))
     if options.json:
-        options.json.write_text(json.dumps({"run": facts_of_run, "rounds": [_figures(each) for each in rounds]}) + "\n")
+        options.json.write_text(json.dumps({"run": facts_of_run, "rounds": rounds}) + "\n")
     return 0
 
 
-def _in_bucket(directory: Path, options: argparse.Namespace, machine: Mapping[str, str]) -> int:
+#: The table of a run, what it was about, and the figures of each round.
+_Measured = tuple[list[str], dict[str, str], Any]
+
+
+def _on_disk(directory: Path, options: argparse.Namespace) -> _Measured:
+    config = _config(directory)
+    say(f"writing {options.blobs} blobs")
+    manifests = asyncio.run(_with_parts(config, lambda parts: _write_store(parts, config, options.blobs)))
+    say("collecting")
+    rounds = asyncio.run(_with_parts(config, lambda parts: _collect(parts, collection_rules(config))))
+    about = {"blobs": str(options.blobs), "manifests": str(manifests)}
+    return _table(rounds), about, [_figures(each) for each in rounds]
+
+
+def _in_bucket(directory: Path, options: argparse.Namespace) -> _Measured:
     # imported here: only this needs what tests use to start an object store
     from bench.collecting_bucket import measure
 
-    table, figures = measure(directory, options.bucket, options.blobs)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    facts_of_run = {
-        **{name: str(value) for name, value in figures["bucket"].items()},
-        "memory at most": f"{peak} MiB",
-        **machine,
-    }
-    print("\n".join([*table, "", *(f"{name}: {value}" for name, value in facts_of_run.items())]))
-    if options.json:
-        options.json.write_text(json.dumps({"run": facts_of_run, "rounds": figures["rounds"]}) + "\n")
-    return 0
+    rows, figures = measure(directory, options.bucket, options.blobs)
+    return rows, {name: str(value) for name, value in figures["bucket"].items()}, figures["rounds"]
 
 
 def _config(directory: Path) -> Config:

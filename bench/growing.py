@@ -19,7 +19,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from bench.collecting import measure_round
 from bench.content import MANIFEST_TYPE
 from bench.growing_index import measure_index
 from bench.growing_store import CACHED, HOSTED, INDEX_TYPE, GrownStore, room_needed, write_store
-from bench.machine import facts, filesystem
+from bench.machine import facts, private_directory
 from bench.process import BenchFailed, Server, cpu_seconds, memory_of_each, say
 from bench.results import quantile
 from bench.systems import listening_port
@@ -79,13 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--sizes: at least {_SMALLEST} blobs, so that there is a hosted repository")
     results: dict[int, Figures] = {}
     indexes: dict[int, Figures] = {}
-    with tempfile.TemporaryDirectory(prefix="mirror-bench-", dir=options.dir) as name:
-        directory = Path(name)
-        if filesystem(directory) == "tmpfs":
-            print(f"bench: {directory} is memory; choose a directory on a disk with --dir", file=sys.stderr)
-            return 1
-        machine = facts(directory)
-        try:
+    try:
+        with private_directory(options.dir) as directory:
+            machine = facts(directory)
             for size in sizes:
                 _check_room(directory, size)
                 results[size] = _measure(directory / str(size), size, redis=options.redis)
@@ -93,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for size in index_sizes:
                 say(f"an index of {size} blobs")
                 indexes[size] = asyncio.run(measure_index(directory / "index.sqlite", size))
-        except BenchFailed as error:
-            print(f"bench: {error}", file=sys.stderr)
-            return 1
+    except BenchFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     tables = [table(results), table(indexes)] if indexes else [table(results)]
     print("\n\n".join([*("\n".join(each) for each in tables if each)]))
     print("\n" + "\n".join(f"{name}: {value}" for name, value in machine.items()))

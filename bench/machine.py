@@ -8,12 +8,15 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from bench.process import program
+from bench.process import BenchFailed, program
 
 _PAGE: Final = 4096
 _STEP: Final = 64 << 20
@@ -61,6 +64,18 @@ def filesystem(path: Path) -> str:
         if path.is_relative_to(mount) and len(mount) >= len(found[0]):
             found = mount, kind
     return found[1]
+
+
+@contextmanager
+def private_directory(place: Path | None) -> Iterator[Path]:
+    """An empty directory below `place` (None: where temporary files are), deleted afterwards.
+
+    Raises `BenchFailed` if it is in memory: no figure of a disk could be measured there.
+    """
+    with tempfile.TemporaryDirectory(prefix="mirror-bench-", dir=place) as name:
+        if filesystem(Path(name)) == "tmpfs":
+            raise BenchFailed(f"{name} is memory; choose a directory on a disk with --dir")
+        yield Path(name)
 
 
 def facts(directory: Path) -> dict[str, str]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bench import collecting, growing, growing_index, growing_store
+from bench import collecting, growing, growing_index, growing_store, machine
 from bench.cli import main
 from bench.client import download, download_encrypted
 from bench.process import BenchFailed
@@ -26,6 +27,20 @@ from mirror.inspect.images import Overview
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from tests.support.certificates import Certificate
+
+
+@pytest.mark.parametrize("command", [main, collecting.main, growing.main], ids=["run", "collect", "growth"])
+def test_no_figure_is_measured_in_memory(
+    command: Callable[[list[str]], int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every command that measures a disk refuses a directory that is none, and leaves nothing in it."""
+    monkeypatch.setattr(machine, "filesystem", lambda path: "tmpfs")
+    assert command(["--dir", str(tmp_path)]) == 1
+    assert re.fullmatch(r"bench: .* is memory; choose a directory on a disk with --dir\n", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_small_run_measures_every_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
