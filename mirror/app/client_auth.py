@@ -111,7 +111,7 @@ async def open_gate(
         issued,
         repositories.upstreams.table,
         repository_of=repositories.router.guarded,
-        verifier_of=lambda registry: verifier if repositories.upstreams.label(registry) in verified else None,
+        verifier_of=lambda registry: verifier if repositories.upstreams.table.label(registry) in verified else None,
         virtual=virtual_rules(config),
         realm=access.realm,
         addresses=addresses,

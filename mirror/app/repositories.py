@@ -81,7 +81,7 @@ async def open_repositories(
     stack.push_async_callback(upstreams.aclose)
     upstreams.open()
 
-    shared = _open_shared(config, storage, memo, filling, upstreams.label, now, stack)
+    shared = _open_shared(config, storage, memo, filling, upstreams.table.label, now, stack)
     hosting = open_hosting(config, storage, shared, upstreams.table.hosts_registry)
     return Repositories(upstreams, shared, hosting, _open_router(config, storage, upstreams, shared, hosting, stack))
 

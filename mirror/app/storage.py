@@ -413,9 +413,7 @@ def sweep_and_report(config: Config, layout: Layout, *, keep: float) -> Swept:
     swept = sweep(layout, keep=keep, now=time.time)
     for wrong in swept.wrong:
         upstream = str(wrong.served[-1].get("upstream", ""))
-        # as in `Upstreams.label`
-        route = routing_table(config).registry(upstream)
-        report_wrong_parts(wrong.digest, upstream, route[1].name if route else "", wrong.served)
+        report_wrong_parts(wrong.digest, upstream, routing_table(config).label(upstream), wrong.served)
     for sent in swept.unchecked:
         report_unchecked_parts(sent.digest, sent.served)
     return swept

@@ -123,13 +123,6 @@ class Upstreams:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    def label(self, name: str) -> str:
-        """The name of the entry that a registry belongs to, for metrics: the configuration bounds the number of
-        entries, while clients can invent names under a wildcard. Empty if the registry is unknown.
-        """
-        route = self.table.registry(name)
-        return route[1].name if route else ""
-
     def _make(self, name: str, settings: UpstreamSettings) -> RegistryUpstream | EndpointsUpstream:
         label = settings.name
 
@@ -174,7 +167,7 @@ class Upstreams:
 
     def takes_pushes(self, name: str) -> bool:
         """True if the configuration lets this mirror push to the registry."""
-        settings = self._settings.get(self.label(name))
+        settings = self._settings.get(self.table.label(name))
         return settings is not None and settings.push
 
     def writer(self, name: str) -> RegistryWriter:
@@ -185,7 +178,7 @@ class Upstreams:
         if writer is None:
             if not self.takes_pushes(name):
                 raise KeyError(name)
-            settings = self._settings[self.label(name)]
+            settings = self._settings[self.table.label(name)]
             endpoint = _endpoint(name, settings.url or f"https://{name}", settings, settings)
             credentials = _credentials(endpoint, settings, [name, *settings.aliases])
             hooks = _counting(settings.name)

@@ -129,6 +129,13 @@ class RoutingTable:
                 return name, entry
         return None
 
+    def label(self, name: str) -> str:
+        """The name of the entry that a registry belongs to, for metrics: the configuration bounds the number of
+        entries, while clients can invent names under a wildcard. Empty if the registry is unknown.
+        """
+        found = self.registry(name)
+        return found[1].name if found is not None else ""
+
     def is_registry(self, first: str) -> bool:
         """Whether the first of several parts of a name is meant as a registry, configured or not."""
         entry = self.exact.get(first.lower())

@@ -181,3 +181,19 @@ def test_patterns(pattern: str, fits: list[str], fits_not: list[str]) -> None:
     compiled = compile_pattern(pattern)
     assert all(compiled.fullmatch(text) for text in fits)
     assert not any(compiled.fullmatch(text) for text in fits_not)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("docker.io", "docker.io"),
+        ("index.docker.io", "docker.io"),
+        ("made-up.pkg.dev", "*.pkg.dev"),
+        ("a.special.gcr.io", "*.special.gcr.io"),
+        ("quay.io", ""),
+        ("", ""),
+    ],
+)
+def test_labels_are_those_of_the_configuration(name: str, label: str) -> None:
+    """However many names clients make up, metrics have one label for each entry."""
+    assert _TABLE.label(name) == label
