@@ -63,6 +63,31 @@ def no_bucket_on_a_loop() -> Iterator[None]:
     assert not CALLS_ON_LOOPS, "\n".join(CALLS_ON_LOOPS)
 
 
+@pytest.fixture(autouse=True)
+def no_parameter_is_raised(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The parameters of tests live as long as the run. An exception among them that was raised refers to the frames it
+    has passed, and so to the files and connections of this test, which other tests of the process then find open.
+    """
+    yield
+    callspec = getattr(request.node, "callspec", None)
+    for name, value in callspec.params.items() if callspec else ():
+        raised = [one for one in _exceptions(value) if one.__traceback__ is not None]
+        assert not raised, (
+            f"the parameter {name} has {raised}, which was raised: take its type, and make one in the test"
+        )
+
+
+def _exceptions(value: object) -> Iterator[BaseException]:
+    if isinstance(value, BaseException):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _exceptions(one)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for one in value:
+            yield from _exceptions(one)
+
+
 @pytest.fixture(scope="session")
 def sentinel_set() -> Iterator[SentinelSet]:
     """One of this test process, started for the first test that wants it: `redis_sentinels` is for tests."""

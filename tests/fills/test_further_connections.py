@@ -374,14 +374,14 @@ async def test_no_turn_is_free(site: Site, registry: FakeRegistry, tmp_path: Pat
     assert not site.upstream._blobs.locked()
 
 
-@pytest.mark.parametrize("error", [StoreFull("the disk is full"), StoreError("the disk fails")])
+@pytest.mark.parametrize("kind", [StoreFull, StoreError])
 async def test_34_a_disk_that_takes_nothing_out_of_turn(
-    site: Site, monkeypatch: pytest.MonkeyPatch, error: StoreError
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: type[StoreError]
 ) -> None:
     """Faults row 34: the filler goes on alone."""
 
     def fill(claim: SpanClaim, body: object, grown: Callable[[int], None]) -> None:
-        raise error
+        raise kind("the disk takes nothing")
 
     monkeypatch.setattr(SpanClaim, "fill", fill)
     ended = _given_back("store")

@@ -158,15 +158,18 @@ async def test_125_a_peer_that_is_down_costs_one_try(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refusal", "is_up"),
+    ("kind", "reason", "status", "is_up"),
     [
-        (UpstreamNotFound("no such blob", upstream="peer", status=404), True),
-        (UpstreamUnavailable("its upstream is down", upstream="peer", status=503), True),
-        (UpstreamInvalid("speaks version 2 of the protocol", upstream="peer", status=400), False),
+        (UpstreamNotFound, "no such blob", 404, True),
+        (UpstreamUnavailable, "its upstream is down", 503, True),
+        (UpstreamInvalid, "speaks version 2 of the protocol", 400, False),
     ],
 )
-async def test_125_a_peer_that_says_no_is_left_for_the_next(site: Site, refusal: UpstreamError, is_up: bool) -> None:
+async def test_125_a_peer_that_says_no_is_left_for_the_next(
+    site: Site, kind: type[UpstreamError], reason: str, status: int, is_up: bool
+) -> None:
     """Row 125: whatever its reason; one of another version is left alone for a while."""
+    refusal = kind(reason, upstream="peer", status=status)
     site.owner.refusal = site.second.refusal = refusal
     assert (await site.fetch()).source == ""
     assert site.asked == [(_OWNER, 0), (_SECOND, 0)]

@@ -28,12 +28,14 @@ def _login(realm: str) -> ProbeAnswer:
 
 
 class _Scripted(Visitor):
-    """A visitor whose requests are answered from a list, by method and path; an exception is raised."""
+    """A visitor whose requests are answered from a list, by method and path; a kind of exception is raised."""
 
     asked: list[tuple[str, str | None]]
-    answers: dict[str, ProbeAnswer | Exception]
+    answers: dict[str, ProbeAnswer | type[Exception]]
 
-    def __init__(self, answers: Mapping[str, ProbeAnswer | Exception], account: ClientLogin | None = None) -> None:
+    def __init__(
+        self, answers: Mapping[str, ProbeAnswer | type[Exception]], account: ClientLogin | None = None
+    ) -> None:
         super().__init__(_MIRROR, account=account)
         set_ = object.__setattr__
         set_(self, "answers", {**_GOOD, **answers})
@@ -56,13 +58,13 @@ class _Scripted(Visitor):
         answer = self.answers[
             f"{line} with a token" if authorization and f"{line} with a token" in self.answers else line
         ]
-        if isinstance(answer, Exception):
+        if isinstance(answer, type):
             raise answer
         return answer
 
 
 _SESSION = ProbeAnswer(202, {"location": f"{_UPLOADS}a-session"}, b"")
-_GOOD: dict[str, ProbeAnswer | Exception] = {
+_GOOD: dict[str, ProbeAnswer | type[Exception]] = {
     f"POST {_UPLOADS}": _login("https://mirror.example.com/token"),
     "GET /token": ProbeAnswer(200, {}, b'{"token": "a-token"}'),
     f"POST {_UPLOADS} with a token": _SESSION,
@@ -74,7 +76,9 @@ _UNKNOWN = _error(404, "NAME_UNKNOWN", "no such repository")
 _ALICE = ClientLogin("alice", "s3cret")
 
 
-def _look(answers: Mapping[str, ProbeAnswer | Exception], account: ClientLogin | None = _ALICE) -> dict[str, Finding]:
+def _look(
+    answers: Mapping[str, ProbeAnswer | type[Exception]], account: ClientLogin | None = _ALICE
+) -> dict[str, Finding]:
     return {finding.what: finding for finding in TrialPush(_Scripted(answers, account), "corp/app").look()}
 
 
@@ -120,7 +124,7 @@ def test_everybody_may_push() -> None:
         ({"GET /token": _error(401, "UNAUTHORIZED")}, "login", "status 401", "user name and password"),
         ({"GET /token": ProbeAnswer(404, {}, b"<html>")}, "login", "status 404", "forward /token"),
         ({"GET /token": ProbeAnswer(200, {}, b"<html>")}, "login", "no token", "proxy"),
-        ({"GET /token": ConnectionRefusedError()}, "login", "sends clients to", "Host"),
+        ({"GET /token": ConnectionRefusedError}, "login", "sends clients to", "Host"),
         (
             {_TAG: _UNKNOWN, f"POST {_UPLOADS} with a token": _UNKNOWN},
             "pull corp/app",
@@ -154,8 +158,8 @@ def test_everybody_may_push() -> None:
             "Location",
         ),
         ({_BODY: ProbeAnswer(413, {}, b"<html>")}, "large bodies", "413", "client_max_body_size 0"),
-        ({_BODY: TimeoutError()}, "large bodies", "before all of it", "buffering"),
-        ({_TAG: ConnectionResetError()}, "reach", "ConnectionResetError", "running"),
+        ({_BODY: TimeoutError}, "large bodies", "before all of it", "buffering"),
+        ({_TAG: ConnectionResetError}, "reach", "ConnectionResetError", "running"),
     ],
 )
 def test_what_is_wrong_is_named(answers: dict[str, Any], what: str, text: str, advice: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -54,11 +54,11 @@ def test_this_replica_is_a_member_also_if_the_name_does_not_say_so() -> None:
     assert members.peers() == [_C]
 
 
-@pytest.mark.parametrize("failing", [OSError("no such name"), []])
-def test_the_last_answer_stays_while_the_lookup_fails(failing: OSError | list[str]) -> None:
+@pytest.mark.parametrize("answer", [lambda: OSError("no such name"), list], ids=["fails", "empty"])
+def test_the_last_answer_stays_while_the_lookup_fails(answer: Callable[[], OSError | list[str]]) -> None:
     members, names, lookup = _lookup(_Clock())
     asyncio.run(lookup.look_up())
-    names.answer = failing
+    names.answer = answer()
     asyncio.run(lookup.look_up())
     assert members.all() == (_A, _B)
 

@@ -83,10 +83,10 @@ def test_jitter(failures: int, jitter: float) -> None:
     assert _next(UpstreamTimeout("stalled", upstream="x"), tries, jitter=jitter) == wait
 
 
-@pytest.mark.parametrize("error", [UpstreamInvalid("x", upstream="x"), UpstreamDenied("x", upstream="x")])
-def test_what_is_not_worth_another_try(error: UpstreamInvalid | UpstreamDenied) -> None:
+@pytest.mark.parametrize("kind", [UpstreamInvalid, UpstreamDenied])
+def test_what_is_not_worth_another_try(kind: type[UpstreamInvalid] | type[UpstreamDenied]) -> None:
     """Wrong bytes and refusals do not get better by asking again."""
-    assert _next(error, Tries(0.0, refusals=1)) is None
+    assert _next(kind("x", upstream="x"), Tries(0.0, refusals=1)) is None
 
 
 def test_10_throttled() -> None:

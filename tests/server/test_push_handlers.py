@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mirror.errors import BlobReferenced, Denied, NoRoomForPush, QuotaExceeded, TooManyUploads
+from mirror.errors import BlobReferenced, Denied, MirrorError, NoRoomForPush, QuotaExceeded, TooManyUploads
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, OCI_MANIFEST
 from mirror.policy.access_rules import Action
@@ -357,19 +357,21 @@ async def test_methods_that_a_resource_lacks(server: PushServer, method: str, ta
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "code"),
+    ("kind", "reason", "status", "code"),
     [
-        (QuotaExceeded("corp has 10 GB, and may have 10 GB"), 403, "DENIED"),
-        (NoRoomForPush("the disk is full"), 507, "DENIED"),
-        (TooManyUploads("100 uploads are open"), 429, "TOOMANYREQUESTS"),
+        (QuotaExceeded, "corp has 10 GB, and may have 10 GB", 403, "DENIED"),
+        (NoRoomForPush, "the disk is full", 507, "DENIED"),
+        (TooManyUploads, "100 uploads are open", 429, "TOOMANYREQUESTS"),
     ],
 )
-async def test_refused_before_the_body(server: PushServer, error: Any, status: int, code: str) -> None:
+async def test_refused_before_the_body(
+    server: PushServer, kind: type[MirrorError], reason: str, status: int, code: str
+) -> None:
     """Rows 88, 89 and 104: with a message that the client shows, before a byte is sent."""
-    server.repository.refuse = error
+    server.repository.refuse = kind(reason)
     answer = await server.ask("POST", _UPLOADS)
     assert _failed(answer) == (status, code)
-    assert _error(answer)["message"] == str(error)
+    assert _error(answer)["message"] == reason
     assert ("Retry-After" in answer.headers) == (status == 429)
 
 
