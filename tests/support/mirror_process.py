@@ -137,7 +137,11 @@ class MirrorProcess:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """The log up to now; lines that are not JSON stand as `{"event": "raw", "line": …}`."""
+        """The log up to now; lines that are not JSON stand as `{"event": "raw", "line": …}`.
+
+        What the mirror logs before it does something is there for whoever has seen that. What it logs afterwards, as
+        the line of a request that was answered, may come later: `wait_for_event`.
+        """
         return [_entry(line) for line in self._process.lines]
 
     def requests(self, *, path: str = "") -> list[dict[str, Any]]:
@@ -235,7 +239,7 @@ class MirrorProcess:
 
     def stop(self) -> int:
         """SIGTERM; the exit code once it has drained. Repeatable."""
-        return self._process.stop(timeout=60.0)
+        return self._process.stop()
 
     def kill(self) -> None:
         """SIGKILL to it and every worker. Repeatable."""

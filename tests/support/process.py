@@ -4,12 +4,15 @@
                                          └─> kill()  SIGKILL
 
 Two threads read stdout and stderr, so that no program ever blocks on a full pipe and every line is there when a test
-fails. Programs are ended by their own process id only.
+fails. `lines` reads what is left in the pipes before it answers: a line that a program wrote before it did something is
+there for whoever has seen what it did, however late the threads get their turn. Programs are ended by their own process
+id only.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -17,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -103,7 +106,6 @@ class ProgramProcess:
         command = [program(str(argv[0])), *map(str, argv[1:])]
         self.name = name or Path(command[0]).name
         self._lines: list[str] = []
-        self._closed = 0
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
             command,
@@ -115,22 +117,44 @@ class ProgramProcess:
             # signals meant for the tests (a Ctrl-C) end the tests, whose clean-up then ends this
             start_new_session=True,
         )
+        #: The pipes that may have more, with the beginning of a line whose end has not come yet.
+        self._pipes: dict[IO[bytes], bytes] = {
+            stream: b"" for stream in (self._process.stdout, self._process.stderr) if stream is not None
+        }
         self._readers = [
             threading.Thread(target=self._read, args=(stream,), name=f"{self.name}-output", daemon=True)
-            for stream in (self._process.stdout, self._process.stderr)
-            if stream is not None
+            for stream in self._pipes
         ]
+        for stream in self._pipes:
+            os.set_blocking(stream.fileno(), False)
         for reader in self._readers:
             reader.start()
 
     def _read(self, stream: IO[bytes]) -> None:
-        with stream:
-            for line in stream:
-                with self._changed:
-                    self._lines.append(line.decode(errors="replace").rstrip("\r\n"))
-                    self._changed.notify_all()
-        with self._changed:
-            self._closed += 1
+        poll = select.poll()
+        poll.register(stream, select.POLLIN)
+        while True:
+            poll.poll()
+            with self._changed:
+                self._take(stream)
+                if stream not in self._pipes:
+                    stream.close()
+                    return
+
+    def _take(self, stream: IO[bytes]) -> None:
+        """Everything that is in a pipe now; called with the lock held. At its end the pipe is taken out of `_pipes`."""
+        while stream in self._pipes:
+            try:
+                piece = os.read(stream.fileno(), 1 << 16)
+            except BlockingIOError:
+                return
+            *whole, rest = (self._pipes[stream] + piece).split(b"\n")
+            if piece:
+                self._pipes[stream] = rest
+            else:
+                del self._pipes[stream]
+                whole += [rest] if rest else []
+            self._lines += [line.decode(errors="replace").rstrip("\r\n") for line in whole]
             self._changed.notify_all()
 
     @property
@@ -145,8 +169,10 @@ class ProgramProcess:
 
     @property
     def lines(self) -> list[str]:
-        """Everything written so far, stdout and stderr in order of arrival."""
+        """Everything written so far, also what no thread has read yet; stdout and stderr in order of arrival."""
         with self._changed:
+            for stream in list(self._pipes):
+                self._take(stream)
             return list(self._lines)
 
     def tail(self) -> str:
@@ -167,7 +193,7 @@ class ProgramProcess:
                     seen += 1
                     if answer is not None and answer is not False:
                         return answer
-                if self._closed == len(self._readers):
+                if not self._pipes:
                     break
                 if not self._changed.wait(deadline - time.monotonic()):
                     raise ProgramFailed(f"{self.name}: not within {timeout:g} s: {what}\n{self.tail()}")
@@ -183,12 +209,14 @@ class ProgramProcess:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired as error:
             raise ProgramFailed(f"{self.name}: still running after {timeout:g} s\n{self.tail()}") from error
+        # a child that outlives the program may hold the pipes open: what it says is no longer waited for, and all that
+        # the program said is in `lines`
         # a child that outlives the program may hold the pipes open: what it says is no longer waited for
         for reader in self._readers:
             reader.join(5.0)
         return code
 
-    def stop(self, timeout: float = 30.0) -> int:
+    def stop(self, timeout: float = PATIENCE) -> int:
         """SIGTERM, then SIGKILL after `timeout` seconds. Returns the exit code (negative: a signal). Repeatable."""
         if self.running:
             self._process.terminate()
@@ -204,7 +232,7 @@ class ProgramProcess:
             self._process.kill()
         return self.wait()
 
-    def __enter__(self) -> ProgramProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
