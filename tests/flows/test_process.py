@@ -233,6 +233,16 @@ def test_37_descriptors(config: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_descriptors_have_room_from_the_start(config: Path) -> None:
+    """The kernel need not make its table of descriptors larger while clients wait, which takes 10 to 30 ms."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with MirrorProcess(config, "--workers", "2") as mirror:
+        for pid in mirror.wait_for_workers(2):
+            size = re.search(r"^FDSize:\s+(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+            assert size is not None
+            assert int(size[1]) >= min(16_384, hard)
+
+
 def test_tls(config: Path, tmp_path: Path) -> None:
     """Over TLS the same bytes, cold, warm and in parts, and the connection serves on."""
     certificate = Certificate(tmp_path)
