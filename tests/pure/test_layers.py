@@ -49,6 +49,7 @@ _BELOW_ALL: Final = {
     "policy/fills",
     "policy/hosted",
     "ports",
+    "rounds",
     "telemetry",
     "aio",
 }
@@ -71,6 +72,8 @@ _MAY_IMPORT: Final = {
     "policy/upstream": {"errors", "oci"},
     "ports": {"oci", "policy", "policy/cluster", "policy/events", "policy/hosted"},
     "policy/virtual": {"errors", "oci", "policy"},
+    # background work, which logs its errors and keeps locks
+    "rounds": {"errors", "ports", "telemetry"},
     # whom work is done for: what asks upstream and what keeps callers apart read it
     "caller": {"oci"},
     # adapters: never each other, nor what uses them
