@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 
 from mirror import telemetry
 from mirror.app.storage import (
@@ -20,7 +21,7 @@ from mirror.app.storage import (
     sweep_and_report,
 )
 from mirror.config import Config
-from mirror.errors import BucketUnavailable, IndexUnavailable, MirrorError, StoreError
+from mirror.errors import BucketUnavailable, MirrorError, StoreError
 from mirror.eviction.giving_way import GivesWay
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
@@ -34,6 +35,7 @@ from mirror.repository.caches import Caches
 from mirror.repository.protocol import Fetchable
 from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.router import Router
+from mirror.rounds import KeptLock, run_rounds
 from mirror.store.hosted.backup_folder import last_backup
 
 #: Seconds between two sweeps of what crashes have left.
@@ -89,33 +91,35 @@ async def run_housekeeping(config: Config, storage: Storage) -> None:
     that a worker published before it was killed, but did not enter in the index: without it they would never be
     evicted.
     """
-    lease = None
     index_came_back = storage.eviction.write_behind.index_came_back
     comparisons = ReconcileTimer(time.monotonic)
     swept_at = -_SWEEP_EVERY
-    try:
-        while True:
-            try:
-                lease = lease or await storage.locks.try_hold("house")
-                if lease and time.monotonic() - swept_at >= _SWEEP_EVERY:
-                    swept_at = time.monotonic()
-                    await _sweep(config, storage)
-                if lease and comparisons.due_in() <= 0:
-                    await _compare(config, storage, comparisons)
-            except (StoreError, IndexUnavailable) as error:
-                telemetry.log.warning("housekeeping failed", reason=str(error))
-            except Exception:
-                # no error may end this task: nothing would be cleared up any more
-                telemetry.log.exception("housekeeping crashed")
-            pause = min(_SWEEP_EVERY, max(1.0, comparisons.due_in())) if lease else _SUCCEED_AFTER
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await index_came_back.wait()
-                    comparisons.wanted()
-                    index_came_back.clear()
-    finally:
-        if lease:
-            lease.release()
+
+    def pause() -> float:
+        return min(_SWEEP_EVERY, max(1.0, comparisons.due_in())) if house.lease else _SUCCEED_AFTER
+
+    async def keep_house() -> float:
+        nonlocal swept_at
+        if index_came_back.is_set():
+            index_came_back.clear()
+            comparisons.wanted()
+        if await house.taken():
+            if time.monotonic() - swept_at >= _SWEEP_EVERY:
+                swept_at = time.monotonic()
+                await _sweep(config, storage)
+            if comparisons.due_in() <= 0:
+                await _compare(config, storage, comparisons)
+        return pause()
+
+    with KeptLock(partial(storage.locks.try_hold, "house")) as house:
+        await run_rounds(
+            keep_house,
+            _SUCCEED_AFTER,
+            failed="housekeeping failed",
+            crashed="housekeeping crashed",
+            after_error=pause,
+            woken=index_came_back,
+        )
 
 
 async def _sweep(config: Config, storage: Storage) -> None:
@@ -163,36 +167,29 @@ async def keep_ledger(config: Config, storage: Storage) -> None:
     rules, hosted = quota_rules(config), storage.hosted
     quotas = Quotas(hosted.ledger, rules)
     upkeep = LedgerUpkeep(hosted.ledger, hosted.records, hosted.strict.catalog, [entry.name for entry in config.hosted])
-    lease, completed_at = None, -_COMPLETE_EVERY
-    try:
-        while True:
-            pause = _SUCCEED_AFTER
-            try:
-                lease = lease or await storage.locks.try_hold(LEDGER_LOCK)
-                if lease and not await asyncio.to_thread(storage.bucket_is_listed):
-                    pause = _LOOK_FOR_LIST
-                elif lease:
-                    due = time.monotonic() - completed_at >= _COMPLETE_EVERY
-                    if due or not await asyncio.to_thread(hosted.ledger.is_complete):
-                        corrections = await upkeep.complete()
-                        completed_at = time.monotonic()
-                        telemetry.LEDGER_COMPLETE.set(time.time())
-                        telemetry.log.info("ledger completed", corrections=corrections)
-                    for usage in await quotas.usage():
-                        _show_usage(usage)
-                    await _show_uploads(hosted.uploads)
-                    if (backed_up := await asyncio.to_thread(last_backup, storage.layout)) is not None:
-                        telemetry.BACKUP_COMPLETE.set(backed_up)
-                    pause = _SHOW_EVERY
-            except (StoreError, IndexUnavailable) as error:
-                telemetry.log.warning("ledger not completed", reason=str(error))
-            except Exception:
-                # no error may end this task: the ledger would stay incomplete
-                telemetry.log.exception("ledger upkeep crashed")
-            await asyncio.sleep(pause)
-    finally:
-        if lease:
-            lease.release()
+    completed_at = -_COMPLETE_EVERY
+
+    async def keep() -> float:
+        nonlocal completed_at
+        if not await lock.taken():
+            return _SUCCEED_AFTER
+        if not await asyncio.to_thread(storage.bucket_is_listed):
+            return _LOOK_FOR_LIST
+        due = time.monotonic() - completed_at >= _COMPLETE_EVERY
+        if due or not await asyncio.to_thread(hosted.ledger.is_complete):
+            corrections = await upkeep.complete()
+            completed_at = time.monotonic()
+            telemetry.LEDGER_COMPLETE.set(time.time())
+            telemetry.log.info("ledger completed", corrections=corrections)
+        for usage in await quotas.usage():
+            _show_usage(usage)
+        await _show_uploads(hosted.uploads)
+        if (backed_up := await asyncio.to_thread(last_backup, storage.layout)) is not None:
+            telemetry.BACKUP_COMPLETE.set(backed_up)
+        return _SHOW_EVERY
+
+    with KeptLock(partial(storage.locks.try_hold, LEDGER_LOCK)) as lock:
+        await run_rounds(keep, _SUCCEED_AFTER, failed="ledger not completed", crashed="ledger upkeep crashed")
 
 
 def _show_usage(usage: ScopeUsage) -> None:

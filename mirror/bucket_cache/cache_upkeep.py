@@ -18,15 +18,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 from mirror import telemetry
 from mirror.aio.batches import batches_in_thread
 from mirror.bucket_cache.cached_keys import BLOBS, RECORDS, RecordKind, blob_key, parse_blob_key, parse_record_key
-from mirror.errors import IndexUnavailable, StoreError
 from mirror.oci.digest import Digest
 from mirror.ports import BookedObject, Bucket, Lease, ObjectBook, ObjectInfo
+from mirror.rounds import KeptLock, run_rounds
 
 #: Seconds between two rounds, and between two listings.
 _EVERY: Final = 60.0
@@ -79,9 +80,8 @@ class CacheUpkeep:
         self._protected = protected
         self._restore = restore
         self._try_hold = try_hold
-        self._evicts = evicts
         self._share = share
-        self._evicting: Lease | None = None
+        self._evicting = None if evicts is None else KeptLock(evicts)
         self._now = now
         self._sleep = sleep
         self._list_at = float("-inf")
@@ -91,33 +91,26 @@ class CacheUpkeep:
 
     async def run(self) -> None:
         """Does a round every minute, until cancelled."""
-        lease: Lease | None = None
-        trouble = ""
-        try:
-            while True:
-                try:
-                    lease = lease or await self._try_hold()
-                    if lease is not None:
-                        await self.tick()
-                    trouble = ""
-                except (StoreError, IndexUnavailable) as error:
-                    if str(error) != trouble:
-                        telemetry.log.warning("upkeep of bucket cache failed", reason=str(error))
-                    trouble = str(error)
-                except Exception:
-                    # no error may end this task: the bucket would grow without limit
-                    telemetry.log.exception("upkeep of bucket cache crashed")
-                await self._sleep(_EVERY)
-        finally:
-            for held in (self._evicting, lease):
-                if held is not None:
-                    held.release()
+
+        async def tick_if_ours() -> None:
+            if await lock.taken() is not None:
+                await self.tick()
+
+        with KeptLock(self._try_hold) as lock, self._evicting or nullcontext():
+            await run_rounds(
+                tick_if_ours,
+                _EVERY,
+                failed="upkeep of bucket cache failed",
+                crashed="upkeep of bucket cache crashed",
+                once=True,
+                sleep=self._sleep,
+            )
 
     async def tick(self) -> None:
         """Does one round. Raises `StoreError`, `IndexUnavailable`."""
         completed = await asyncio.to_thread(self._book.completed_at)
         now = self._now()
-        every = _LIST_EVERY if self._evicts is None else _LIST_EVERY_BESIDES_OTHERS
+        every = _LIST_EVERY if self._evicting is None else _LIST_EVERY_BESIDES_OTHERS
         if now >= self._list_at and (completed is None or not 0 <= now - completed < every):
             self._list_at = now + _LIST_AGAIN
             await self.list_all()
@@ -130,14 +123,7 @@ class CacheUpkeep:
 
     async def _may_evict(self) -> bool:
         """Whether this process, of all replicas, is the one that deletes. Raises `StoreError`."""
-        if self._evicts is None:
-            return True
-        if self._evicting is not None and self._evicting.lost.is_set():
-            self._evicting.release()
-            self._evicting = None
-        if self._evicting is None:
-            self._evicting = await self._evicts()
-        return self._evicting is not None
+        return self._evicting is None or await self._evicting.taken() is not None
 
     async def list_all(self) -> None:
         """Lists the bucket's cache, and corrects the book. Raises `StoreError`, `IndexUnavailable`."""
@@ -193,7 +179,7 @@ class CacheUpkeep:
             if not victims:
                 telemetry.log.warning("bucket cache full", reason="pins and freezes protect the rest", bytes=excess)
                 return
-            if self._evicting is not None and self._evicting.lost.is_set():
+            if self._evicting is not None and self._evicting.is_lost:
                 return
             await asyncio.to_thread(self._delete, victims)
             excess -= sum(each.size for each in victims)

@@ -19,13 +19,15 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import IndexUnavailable, RecordChanged, StoreError
+from mirror.errors import RecordChanged, StoreError
 from mirror.events.announcing import OutboxAnnouncer
 from mirror.events.bucket_outbox import BucketOutbox, StoredChange
 from mirror.ports import ABSENT, Bucket, Expected, Lease, Locks, NotChanged, Version
+from mirror.rounds import KeptLock, run_rounds
 
 RUNS: Final = "runs/"
 #: Seconds between two beats, between two looks at the other runs, and without a beat until a run counts as gone.
@@ -87,25 +89,18 @@ class EventAdoption:
             tasks.create_task(self._repeat(self._lease, self.adopt, _LOOK_EVERY))
 
     async def _repeat(self, lock: str, work: Callable[[Lease], Awaitable[object]], pause: float) -> None:
-        lease: Lease | None = None
-        try:
-            while True:
-                try:
-                    if lease is not None and lease.lost.is_set():
-                        lease.release()
-                        lease = None
-                    lease = lease or await self._locks.try_hold(lock)
-                    if lease is not None:
-                        await work(lease)
-                except (StoreError, IndexUnavailable) as error:
-                    telemetry.log.warning("events not adopted", reason=str(error))
-                except Exception:
-                    # no error may end this task: events of replicas that are gone would never be delivered
-                    telemetry.log.exception("adoption of events crashed")
-                await self._sleep(pause)
-        finally:
-            if lease is not None:
-                lease.release()
+        async def work_if_ours() -> None:
+            if (lease := await kept.taken()) is not None:
+                await work(lease)
+
+        with KeptLock(partial(self._locks.try_hold, lock)) as kept:
+            await run_rounds(
+                work_if_ours,
+                pause,
+                failed="events not adopted",
+                crashed="adoption of events crashed",
+                sleep=self._sleep,
+            )
 
     # -------------------------------------------------------------------------------------------------------- beats
 

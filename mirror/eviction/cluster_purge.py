@@ -29,6 +29,7 @@ from mirror.oci.digest import Digest
 from mirror.policy.image_names import Image, name_of
 from mirror.ports import Lease
 from mirror.ports.peers import Notice, Notices, Purge
+from mirror.rounds import KeptLock, run_rounds
 
 #: Seconds until the command says who has not confirmed.
 _PATIENCE: Final = 2.0
@@ -122,28 +123,25 @@ class ClusterPurge:
         """Does what was ordered while this replica was away, and asks again those that have not confirmed; until
         cancelled. `try_hold` gets the lease of the one process of this replica that does it.
         """
-        lease: Lease | None = None
-        reason, rounds = "", 0
-        try:
-            while True:
-                try:
-                    lease = lease or await try_hold()
-                    if lease is not None:
-                        await self.round()
-                    elif rounds % _LOOKS == 0:
-                        await asyncio.to_thread(self._known.look)
-                    rounds += 1
-                    reason = ""
-                except MirrorError as error:
-                    if str(error) != reason:
-                        reason = str(error)
-                        telemetry.log.warning("purge orders not read", reason=reason)
-                except Exception:
-                    telemetry.log.exception("purge orders crashed")
-                await asyncio.sleep(_EVERY)
-        finally:
-            if lease is not None:
-                lease.release()
+        rounds = 0
+
+        async def round_or_look() -> None:
+            nonlocal rounds
+            if await lock.taken() is not None:
+                await self.round()
+            elif rounds % _LOOKS == 0:
+                await asyncio.to_thread(self._known.look)
+            rounds += 1
+
+        with KeptLock(try_hold) as lock:
+            await run_rounds(
+                round_or_look,
+                _EVERY,
+                failed="purge orders not read",
+                crashed="purge orders crashed",
+                expected=(MirrorError,),
+                once=True,
+            )
 
     async def round(self) -> None:
         """One round. An order that cannot be carried out does not hold up the others. Raises `StoreError`."""

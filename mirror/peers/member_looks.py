@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from mirror import telemetry
 from mirror.peers.members import ClusterMembers
 from mirror.peers.notice_text import write_notice
 from mirror.peers.peer_client import PeerClient, PeerSilent
@@ -24,6 +23,7 @@ from mirror.peers.peer_notices import TARGET
 from mirror.policy.cluster.peer_signatures import PeerRefused
 from mirror.ports.locking import Lease
 from mirror.ports.peers import Notice
+from mirror.rounds import KeptLock, run_rounds
 
 #: Seconds between two looks, and the part of them by which a pause may be shorter or longer: replicas that started
 #: together would ask each other at the same moments.
@@ -55,20 +55,14 @@ class MemberLooks:
 
     async def run(self, try_hold: Callable[[], Awaitable[Lease | None]]) -> None:
         """Looks until it is cancelled. `try_hold` gets the lease of the one process of this replica that asks all."""
-        lease: Lease | None = None
-        try:
-            while True:
-                try:
-                    lease = lease or await try_hold()
-                    await self.look(everyone=lease is not None)
-                except Exception:
-                    # no error may end this task: what is known would stay as it is
-                    telemetry.log.exception("looks at replicas crashed")
-                # no secret depends on it
-                await self._sleep(_PAUSE * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
-        finally:
-            if lease is not None:
-                lease.release()
+
+        async def look() -> float:
+            await self.look(everyone=await lock.taken() is not None)
+            # no secret depends on it
+            return _PAUSE * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+
+        with KeptLock(try_hold) as lock:
+            await run_rounds(look, _PAUSE, crashed="looks at replicas crashed", sleep=self._sleep)
 
     async def look(self, *, everyone: bool) -> None:
         """Asks all other members at the same time, or those that this process leaves alone."""

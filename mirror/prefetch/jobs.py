@@ -37,6 +37,7 @@ from mirror.prefetch.batch import prefetch
 from mirror.prefetch.job_record import Job, JobJson, JobState
 from mirror.prefetch.progress import ProgressMeter
 from mirror.repository.protocol import Readable
+from mirror.rounds import run_rounds
 from mirror.values.platforms import parse_platforms
 
 #: Seconds between two looks at the queue; between two looks after an error; and between two records of progress.
@@ -226,22 +227,20 @@ class Jobs:
 
     async def run(self) -> None:
         """Run waiting jobs until cancelled; the jobs that this process runs then are interrupted."""
+
+        async def start_waiting() -> None:
+            self._wake.clear()
+            await self._start_waiting()
+
         try:
-            while True:
-                self._wake.clear()
-                pause = _LOOK_EVERY
-                try:
-                    await self._start_waiting()
-                except StoreError as error:
-                    telemetry.log.warning("job queue failed", reason=str(error))
-                    pause = _AFTER_ERROR
-                except Exception:
-                    # any error is survived: without this task no job would ever run again
-                    telemetry.log.exception("job queue crashed")
-                    pause = _AFTER_ERROR
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await self._wake.wait()
+            await run_rounds(
+                start_waiting,
+                _LOOK_EVERY,
+                failed="job queue failed",
+                crashed="job queue crashed",
+                after_error=_AFTER_ERROR,
+                woken=self._wake,
+            )
         finally:
             await cancel_and_wait(*self._running.values())
 

@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any, Final
 
 from mirror.aio.singleflight import cancel_and_wait
-from mirror.errors import IndexUnavailable, StoreError
 from mirror.ports import Lease, Locks
+from mirror.rounds import KeptLock, run_rounds
 
 #: Seconds between two looks for rules that have something to do, and between two attempts to take over from a process
 #: that died; and the same after an error.
@@ -27,42 +27,44 @@ AFTER_ERROR: Final = 60.0
 class RuleScheduler(ABC):
     """A schedule, as one process sees it."""
 
-    def __init__(self, locks: Locks, lock: str, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """`lock` is the name of the scheduler's lock."""
+    def __init__(
+        self, locks: Locks, lock: str, sleep: Callable[[float], Awaitable[None]], *, failed: str, crashed: str
+    ) -> None:
+        """`lock` is the name of the scheduler's lock. `failed` is the event for the log if the store, or the index,
+        cannot be used, `crashed` that of any other error.
+        """
         self._locks = locks
         self._lock = lock
         self._sleep = sleep
+        self._failed = failed
+        self._crashed = crashed
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Run the rules until cancelled, while this process has the scheduler's lock. When cancelled, runs are
         interrupted.
         """
-        lock = None
-        try:
-            while self._has_rules:
-                pause = _LOOK_EVERY
-                try:
-                    if lock is not None and lock.lost.is_set():
-                        # each run has a lock of its own, and finds out whether it was lost
-                        lock.release()
-                        lock = None
-                    if lock is None:
-                        lock = await self._try_lock()
-                    if lock is not None:
-                        await self.tick()
-                except (StoreError, IndexUnavailable) as error:
-                    self._failed(error)
-                    pause = AFTER_ERROR
-                except Exception:
-                    # any error is survived: without this task no rule would ever run again
-                    self._crashed()
-                    pause = AFTER_ERROR
-                await self._sleep(self._spread(pause))
-        finally:
-            await cancel_and_wait(*self._running.values())
-            if lock is not None:
-                lock.release()
+        if not self._has_rules:
+            return
+
+        async def look() -> float:
+            # if it was lost, runs go on: each has a lock of its own, and finds out whether that was lost
+            if await lock.taken() is not None:
+                await self.tick()
+            return self._spread(_LOOK_EVERY)
+
+        with KeptLock(self._try_lock) as lock:
+            try:
+                await run_rounds(
+                    look,
+                    _LOOK_EVERY,
+                    failed=self._failed,
+                    crashed=self._crashed,
+                    after_error=lambda: self._spread(AFTER_ERROR),
+                    sleep=self._sleep,
+                )
+            finally:
+                await cancel_and_wait(*self._running.values())
 
     async def _try_lock(self) -> Lease | None:
         """Become the process that looks, if there is none. Raises `StoreError`, `IndexUnavailable`."""
@@ -86,14 +88,6 @@ class RuleScheduler(ABC):
     @abstractmethod
     async def _began(self) -> None:
         """This process looks from now on."""
-
-    @abstractmethod
-    def _failed(self, error: Exception) -> None:
-        """Log that the store, or the index, cannot be used."""
-
-    @abstractmethod
-    def _crashed(self) -> None:
-        """Log the present exception."""
 
     def _spread(self, seconds: float) -> float:
         """How long to wait in place of so many seconds."""

@@ -31,7 +31,7 @@ class SyncScheduler(RuleScheduler):
     """Runs the rules that are due."""
 
     def __init__(self, sync: Sync, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        super().__init__(sync.locks, "sync", sleep)
+        super().__init__(sync.locks, "sync", sleep, failed="sync scheduler failed", crashed="sync scheduler crashed")
         self.sync = sync
         self._not_before: dict[str, float] = {}
         #: When the record of a rule that other replicas run as well is read again.
@@ -50,12 +50,6 @@ class SyncScheduler(RuleScheduler):
             succeeded = (await asyncio.to_thread(self.sync.records_of(rule).get, rule)).succeeded
             if succeeded is not None:
                 telemetry.SYNC_SUCCESS.labels(rule.name).set(succeeded)
-
-    def _failed(self, error: Exception) -> None:
-        telemetry.log.warning("sync scheduler failed", reason=str(error))
-
-    def _crashed(self) -> None:
-        telemetry.log.exception("sync scheduler crashed")
 
     async def tick(self) -> None:
         """See `RuleScheduler`."""

@@ -48,7 +48,13 @@ class ReplicationScheduler(RuleScheduler):
         """`jitter` gives a fraction from 0 to 1, by which waits differ between sites. `ready` returns once it is known
         what is here; None if that is always known.
         """
-        super().__init__(replications.locks, "replication", sleep)
+        super().__init__(
+            replications.locks,
+            "replication",
+            sleep,
+            failed="replication scheduler failed",
+            crashed="replication scheduler crashed",
+        )
         self.replications = replications
         self._jitter = jitter
         self._ready = ready
@@ -74,12 +80,6 @@ class ReplicationScheduler(RuleScheduler):
         self._compared.clear()
         telemetry.log.info("replication scheduler started", rules=len(self.replications.runs), worker=os.getpid())
         await asyncio.to_thread(self._show_successes)
-
-    def _failed(self, error: Exception) -> None:
-        telemetry.log.warning("replication scheduler failed", reason=str(error))
-
-    def _crashed(self) -> None:
-        telemetry.log.exception("replication scheduler crashed")
 
     def _spread(self, seconds: float) -> float:
         return seconds * (1 + self._jitter() / 2)

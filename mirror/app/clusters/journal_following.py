@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-from mirror import telemetry
 from mirror.aio.bounded_threads import in_thread
 from mirror.app.clustering import Cluster
 from mirror.app.storage import Storage, quota_rules
@@ -28,6 +27,7 @@ from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.journal_names import OPERATED, OPERATORS, of_kind, of_repo, repo_path
 from mirror.ports import Notice, Version
+from mirror.rounds import KeptLock, run_rounds
 from mirror.store.records.record_keys import repo_from
 
 #: Seconds between two looks, and how many of them there are for each look at all journals.
@@ -97,30 +97,26 @@ async def follow_journals(config: Config, storage: Storage) -> None:
     if use is None or use.journals is None:
         return
     upkeep = _upkeep(config, storage)
-    followed, lease, looks, following = _FollowedRepositories(use, upkeep), None, 0, use.journals.following
-    try:
-        while True:
-            try:
-                lease = lease or await storage.locks.try_hold(_LOCK)
-                if lease and use.owner.is_confirmed:
-                    look = partial(use.journals.look, OPERATORS, _EVERY / 2, patient=False)
-                    await in_thread(use.threads.looks, look)
-                    if looks % _LOOKS == 0:
-                        await followed.follow()
-                        following.goes_on()
-                    looks += 1
-                    await asyncio.to_thread(use.tree.read_doubted, _READ_AGAIN, _READING)
-            except (StoreError, IndexUnavailable) as error:
-                following.failed(error)
-                # that it goes on is certain once all journals were looked at
-                looks = 0
-            except Exception:
-                # no error may end this task: lists would stay as they are
-                telemetry.log.exception("following of journals crashed")
-            await asyncio.sleep(_EVERY)
-    finally:
-        if lease:
-            lease.release()
+    journals, following = use.journals, use.journals.following
+    followed, looks = _FollowedRepositories(use, upkeep), 0
+
+    async def look() -> None:
+        nonlocal looks
+        try:
+            if await lock.taken() and use.owner.is_confirmed:
+                await in_thread(use.threads.looks, partial(journals.look, OPERATORS, _EVERY / 2, patient=False))
+                if looks % _LOOKS == 0:
+                    await followed.follow()
+                    following.goes_on()
+                looks += 1
+                await asyncio.to_thread(use.tree.read_doubted, _READ_AGAIN, _READING)
+        except (StoreError, IndexUnavailable) as error:
+            following.failed(error)
+            # that it goes on is certain once all journals were looked at
+            looks = 0
+
+    with KeptLock(partial(storage.locks.try_hold, _LOCK)) as lock:
+        await run_rounds(look, _EVERY, crashed="following of journals crashed")
 
 
 def catches_up_quotas(config: Config, storage: Storage, use: BucketUse) -> LedgerCatchUp:

@@ -12,12 +12,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from mirror import telemetry
 from mirror.app.storage import BUCKET_LOCK, Storage
 from mirror.app.stored_records import BucketUse
-from mirror.errors import BucketUnavailable, BucketUnfit, IndexUnavailable, MirrorError, StoreError
+from mirror.errors import BucketUnavailable, BucketUnfit, MirrorError, StoreError
+from mirror.rounds import KeptLock, run_rounds
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.objects.record_listing import RecordListing
@@ -78,43 +80,45 @@ async def keep_bucket(storage: Storage, rerouted: Callable[[], None] = lambda: N
     use = storage.bucket
     if use is None:
         return
-    lease, due_at, lists_again, reason, refused = None, 0.0, True, "", use.owner.refused
-    was_ours = True
-    try:
-        while True:
-            try:
-                await asyncio.to_thread(use.owner.confirm)
-                lease = lease or await storage.locks.try_hold(BUCKET_LOCK)
-                if lease:
-                    is_ours = await asyncio.to_thread(use.owner.watch)
-                    telemetry.BUCKET_OURS.set(is_ours)
-                    is_complete = await asyncio.to_thread(use.memory.is_complete)
-                    if is_ours and not was_ours:
-                        due_at, lists_again = 0.0, True
-                    was_ours = is_ours
-                    if is_ours and (time.monotonic() >= due_at or not is_complete):
-                        await list_records(storage.layout, use)
-                        due_at = time.monotonic() + (_AGAIN_AFTER if lists_again else _LIST_EVERY)
-                        lists_again = False
-                    telemetry.BUCKET_MEMORY_COMPLETE.set(await asyncio.to_thread(use.memory.is_complete))
-                pause, reason = _LOOK_EVERY, ""
-            except (StoreError, IndexUnavailable) as error:
-                if isinstance(error, BucketUnfit):
-                    telemetry.BUCKET_OURS.set(0)
-                if str(error) != reason:
-                    telemetry.log.warning("bucket records not listed", reason=str(error))
-                pause, reason = _RETRY, str(error)
-            except Exception:
-                # no error may end this task: the records would stay unlisted
-                telemetry.log.exception("bucket upkeep crashed")
-                pause = _LOOK_EVERY
+    due_at, lists_again, was_ours, refused = 0.0, True, True, use.owner.refused
+
+    async def watch() -> None:
+        nonlocal due_at, lists_again, was_ours
+        is_ours = await asyncio.to_thread(use.owner.watch)
+        telemetry.BUCKET_OURS.set(is_ours)
+        is_complete = await asyncio.to_thread(use.memory.is_complete)
+        if is_ours and not was_ours:
+            due_at, lists_again = 0.0, True
+        was_ours = is_ours
+        if is_ours and (time.monotonic() >= due_at or not is_complete):
+            await list_records(storage.layout, use)
+            due_at = time.monotonic() + (_AGAIN_AFTER if lists_again else _LIST_EVERY)
+            lists_again = False
+        telemetry.BUCKET_MEMORY_COMPLETE.set(await asyncio.to_thread(use.memory.is_complete))
+
+    async def look() -> None:
+        nonlocal refused
+        try:
+            await asyncio.to_thread(use.owner.confirm)
+            if await lock.taken():
+                await watch()
+        except BucketUnfit:
+            telemetry.BUCKET_OURS.set(0)
+            raise
+        finally:
             if use.owner.refused != refused:
                 refused = use.owner.refused
                 rerouted()
-            await asyncio.sleep(pause)
-    finally:
-        if lease:
-            lease.release()
+
+    with KeptLock(partial(storage.locks.try_hold, BUCKET_LOCK)) as lock:
+        await run_rounds(
+            look,
+            _LOOK_EVERY,
+            failed="bucket records not listed",
+            crashed="bucket upkeep crashed",
+            after_error=_RETRY,
+            once=True,
+        )
 
 
 async def list_records(layout: Layout, use: BucketUse) -> RecordListing:

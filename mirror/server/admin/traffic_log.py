@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Final
 
 from typing_extensions import TypedDict
@@ -20,6 +21,7 @@ from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.policy.traffic import Traffic, add_point, read_points, since
 from mirror.ports import Locks, Records
+from mirror.rounds import KeptLock
 from mirror.values.json_types import Bytes, Count, Seconds, Timestamp, about
 from mirror.values.timestamps import format_moment
 
@@ -128,17 +130,12 @@ class TrafficLog:
 
     async def run(self) -> None:
         """Record a point each minute if this process gets the lock; until cancelled. Releases the lock at the end."""
-        lease = None
-        try:
+        with KeptLock(partial(self._locks.try_hold, "traffic")) as lock:
             while True:
                 await asyncio.sleep(self._every)
                 with suppress(StoreError):
-                    lease = lease or await self._locks.try_hold("traffic")
-                    if lease:
+                    if await lock.taken():
                         await asyncio.to_thread(self.record)
-        finally:
-            if lease:
-                lease.release()
 
 
 def _written(traffic: Traffic) -> list[int]:
