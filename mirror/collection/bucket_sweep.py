@@ -119,8 +119,8 @@ class BucketSweeper:
         await run_when_due(
             lambda: self._wait(every),
             self.run,
-            failed=lambda reason: telemetry.log.warning("sweep failed", reason=reason),
-            crashed=lambda: telemetry.log.exception("sweep crashed"),
+            failed="sweep failed",
+            crashed="sweep crashed",
             sleep=self._sleep,
         )
 

@@ -124,8 +124,8 @@ class GarbageCollector:
         await run_when_due(
             lambda: self._wait(every),
             self.run,
-            failed=lambda reason: telemetry.log.warning("collection failed", reason=reason),
-            crashed=lambda: telemetry.log.exception("collection crashed"),
+            failed="collection failed",
+            crashed="collection crashed",
             sleep=self._sleep,
         )
 

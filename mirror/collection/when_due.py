@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from mirror.collection.grace_clock import CLOCK_SLACK, GraceClock
-from mirror.errors import IndexUnavailable, StoreError
+from mirror.rounds import run_rounds
 
-#: Seconds between two attempts if another process does the work, or if it failed.
-_TRY_AGAIN: Final = 60.0
+#: Seconds between two looks at the longest, also if another process does the work, or if it failed.
 _LOOK_EVERY: Final = 60.0
 
 
@@ -30,25 +29,19 @@ async def run_when_due(
     wait: Callable[[], float],
     run: Callable[[], Awaitable[object | None]],
     *,
-    failed: Callable[[str], object],
-    crashed: Callable[[], object],
+    failed: str,
+    crashed: str,
     sleep: Callable[[float], Awaitable[None]],
 ) -> None:
     """Does the rounds that are due, until it is cancelled. `wait` blocks: it returns the seconds until the next round.
-    `run` returns None if another process is at it. `failed` is called with the reason if the store or the index fails,
-    `crashed` while any other error is handled.
+    `run` returns None if another process is at it. `failed` and `crashed`: see `run_rounds`.
     """
-    while True:
-        try:
-            seconds = await asyncio.to_thread(wait)
-            if seconds <= 0 and await run() is None:
-                seconds = _TRY_AGAIN
-        except (StoreError, IndexUnavailable) as error:
-            failed(str(error))
-            seconds = _TRY_AGAIN
-        except Exception:
-            # no error may end the task: no round would be done any more
-            crashed()
-            seconds = _TRY_AGAIN
+
+    async def run_if_due() -> float:
+        seconds = await asyncio.to_thread(wait)
+        if seconds <= 0 and await run() is None:
+            return _LOOK_EVERY
         # not all the time at once: another process may do the next round
-        await sleep(min(max(seconds, 0.0), _LOOK_EVERY))
+        return min(max(seconds, 0.0), _LOOK_EVERY)
+
+    await run_rounds(run_if_due, _LOOK_EVERY, failed=failed, crashed=crashed, sleep=sleep)

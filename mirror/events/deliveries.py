@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import IndexUnavailable, StoreError
 from mirror.events.announcing import OutboxAnnouncer
 from mirror.events.endpoint_queue import Delivery, EndpointQueue
 from mirror.ports import Lease, Locks
+from mirror.rounds import run_rounds
 
 #: Seconds between two attempts to take over an endpoint, and before work goes on that has failed.
 _TAKE_OVER_AFTER: Final = 15.0
@@ -70,14 +70,9 @@ class EventDeliveries:
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Repeats work that fails: no error may end it, because events would no longer be delivered."""
-        while True:
-            try:
-                await work()
-            except (StoreError, IndexUnavailable) as error:
-                telemetry.log.warning("events not delivered", reason=str(error))
-            except Exception:
-                telemetry.log.exception("delivery of events crashed")
-            await self._sleep(_AGAIN_AFTER)
+        await run_rounds(
+            work, _AGAIN_AFTER, failed="events not delivered", crashed="delivery of events crashed", sleep=self._sleep
+        )
 
     async def _deliver(self, endpoint: str) -> None:
         # a name of letters and digits has a lock file of its own, which may be held for long

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from mirror import telemetry
-from mirror.errors import StoreError
 from mirror.eviction.rebuilding import IndexRebuilder
 from mirror.eviction.space import Space
 from mirror.eviction.usage import StoreUsage
 from mirror.eviction.write_behind import WriteBehind
+from mirror.rounds import run_rounds
 
 
 class EvictionRounds:
@@ -36,21 +35,17 @@ class EvictionRounds:
 
     async def run(self) -> None:
         """Does a round every `interval` seconds, until cancelled. Then ends a rebuild and a walk that are under way."""
-        trouble: str | None = None
         try:
-            while True:
-                await self._sleep(self._interval)
-                try:
-                    await self.tick()
-                    trouble = None
-                except StoreError as error:
-                    if str(error) != trouble:
-                        # logged once: a disk that is read-only, or full of pinned images, stays so for many rounds
-                        telemetry.log.warning("eviction failed", reason=str(error))
-                    trouble = str(error)
-                except Exception:
-                    # go on after any error: without this task nothing is evicted until the disk is full
-                    telemetry.log.exception("eviction crashed")
+            await self._sleep(self._interval)
+            await run_rounds(
+                self.tick,
+                self._interval,
+                failed="eviction failed",
+                crashed="eviction crashed",
+                # a disk that is read-only, or full of pinned images, stays so for many rounds
+                once=True,
+                sleep=self._sleep,
+            )
         finally:
             await self._rebuilder.aclose()
             await self._usage.aclose()

@@ -54,6 +54,7 @@ from mirror.ports import (
     SupportsFileno,
     SupportsReadOnce,
 )
+from mirror.rounds import run_rounds
 from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 
 #: Bytes in one read.
@@ -475,21 +476,17 @@ async def scrub_when_due(
     One process at a time scrubs: the one that gets the lock. `try_hold` returns it, or None if another process has
     it. An interrupted scrub is continued without waiting until the next one is due.
     """
-    while True:
-        try:
-            due = _is_due(await asyncio.to_thread(read_progress, records), every, since, now())
-            lease = await try_hold() if due else None
-            if lease is not None:
-                with lease:
-                    # another process may just have finished a scrub
-                    if _is_due(await asyncio.to_thread(read_progress, records), every, since, now()):
-                        await scrub_all(scrub, store, records, now=now)
-        except StoreError as error:
-            telemetry.log.warning("scrub failed", reason=str(error))
-        except Exception:
-            # go on after any error: without this task the disk is never checked again
-            telemetry.log.exception("scrub crashed")
-        await sleep(look_every)
+
+    async def scrub_if_due() -> None:
+        due = _is_due(await asyncio.to_thread(read_progress, records), every, since, now())
+        lease = await try_hold() if due else None
+        if lease is not None:
+            with lease:
+                # another process may just have finished a scrub
+                if _is_due(await asyncio.to_thread(read_progress, records), every, since, now()):
+                    await scrub_all(scrub, store, records, now=now)
+
+    await run_rounds(scrub_if_due, look_every, failed="scrub failed", crashed="scrub crashed", sleep=sleep)
 
 
 def _is_due(last: ScrubProgress | None, every: float, since: float, now: float) -> bool:

@@ -33,6 +33,7 @@ from mirror.retention.repository_retention import (
 )
 from mirror.retention.retention_marks import RetentionMarks
 from mirror.retention.retention_report import RetentionReport
+from mirror.rounds import run_rounds
 
 #: Who asks for rounds that are due.
 SCHEDULE: Final = "schedule"
@@ -218,17 +219,17 @@ class Retention:
 
     async def run_when_due(self, plan: Plan) -> None:
         """Does the rounds that are due. Runs until cancelled."""
-        while self.has_rules:
-            try:
-                if await asyncio.to_thread(self._is_due, plan):
-                    await self.go_on(plan)
-            except (StoreError, IndexUnavailable) as error:
-                telemetry.log.warning("retention failed", reason=str(error))
-            except Exception:
-                # no error may end this task: nothing would be deleted any more
-                telemetry.log.exception("retention crashed")
-            # not all the time at once: another process may do the next round
-            await self._sleep(_LOOK_EVERY)
+        if not self.has_rules:
+            return
+
+        async def go_on_if_due() -> None:
+            if await asyncio.to_thread(self._is_due, plan):
+                await self.go_on(plan)
+
+        # not all the time at once: another process may do the next round
+        await run_rounds(
+            go_on_if_due, _LOOK_EVERY, failed="retention failed", crashed="retention crashed", sleep=self._sleep
+        )
 
 
 def _result(steps: Generator[None, None, RepositoryPlan]) -> RepositoryPlan:
