@@ -123,16 +123,16 @@ class Filler:
         result = "failed"
         flight.filled_here = True
         telemetry.FLIGHTS.inc()
-        turns = None if flight.in_parts is InParts.NO else self._out_of_turn(flight)
+        out_of_turn = None if flight.in_parts is InParts.NO else self._begin_out_of_turn(flight)
         try:
             await self._run(ingest.resume)
-            if await self._download_or_copy(flight, ingest, on_answer, turns):
+            if await self._download_or_copy(flight, ingest, on_answer, out_of_turn):
                 # the blob is in the store, and no byte of this upstream was sent to a client
                 ingest.abort(keep=False)
                 flight.stored = True
                 result = "stored"
-                if turns:
-                    await turns.settle(flight.reader)
+                if out_of_turn:
+                    await out_of_turn.settle(flight.reader)
                 return
             await self._run(ingest.verify)
             flight.stop_watching()
@@ -140,16 +140,16 @@ class Filler:
             info = await self._run(ingest.commit)
             flight.stored = True
             await self._published(info, flight)
-            if turns:
-                await turns.settle(flight.reader)
+            if out_of_turn:
+                await out_of_turn.settle(flight.reader)
             result = "stored"
         except BlobDamaged as error:
             # any byte may be wrong: the file is dropped, and the clients' connections break before the last bytes
             ingest.abort(keep=False)
-            await self._report(flight, turns)
-            if turns and turns.is_lazy and self._found_wrong is not None:
+            await self._report(flight, out_of_turn)
+            if out_of_turn and out_of_turn.is_lazy and self._found_wrong is not None:
                 await self._found_wrong(flight.digest, flight.upstream, str(error))
-            if turns and turns.used:
+            if out_of_turn and out_of_turn.used:
                 # bytes of several sources were put together: none is accused, and they are asked once more
                 flight.again = flight.sources.again()
             else:
@@ -166,38 +166,38 @@ class Filler:
             # the followers have the whole, verified blob; only the store lacks it
             telemetry.log.error("blob cannot be published", digest=str(flight.digest), reason=str(error))
         finally:
-            if turns:
-                turns.close()
+            if out_of_turn:
+                out_of_turn.close()
             flight.stop_watching()
             telemetry.FLIGHTS.dec()
             telemetry.FILLED.labels(self._label(flight.upstream), result).inc()
             telemetry.FILL_SECONDS.labels(self._label(flight.upstream)).observe(time.monotonic() - began)
 
-    async def _report(self, flight: Flight, turns: OutOfTurn | None) -> None:
+    async def _report(self, flight: Flight, out_of_turn: OutOfTurn | None) -> None:
         """The blob is wrong: drops its spans, and reports who was sent some of them. There may be some even if this
-        fill looked for none (`turns` is None): its route was a lazy one before.
+        fill looked for none (`out_of_turn` is None): its route was a lazy one before.
         """
-        if turns:
-            await turns.report()
+        if out_of_turn:
+            await out_of_turn.report()
         else:
-            looked = self._out_of_turn(flight)
+            looked = self._begin_out_of_turn(flight)
             await looked.report()
             looked.close()
 
-    def _out_of_turn(self, flight: Flight) -> OutOfTurn:
+    def _begin_out_of_turn(self, flight: Flight) -> OutOfTurn:
         label = self._label(flight.upstream)
         return OutOfTurn(
             flight, self.executor, label=label, memory=self.connections, sleep=self.sleep, clock=self._clock
         )
 
     async def _download_or_copy(
-        self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None, turns: OutOfTurn | None
+        self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None, out_of_turn: OutOfTurn | None
     ) -> bool:
         """Receives every byte from upstream, or the rest from the store if the blob is published meanwhile.
 
         True if the blob was published before upstream answered: the flight has landed and needs no ingest.
         """
-        receiving = asyncio.create_task(self._download(flight, ingest, on_answer, turns))
+        receiving = asyncio.create_task(self._download(flight, ingest, on_answer, out_of_turn))
         publishing = asyncio.create_task(self._wait_until_published(flight))
         try:
             await asyncio.wait({receiving, publishing}, return_when=asyncio.FIRST_COMPLETED)
@@ -227,9 +227,9 @@ class Filler:
                 return await open_verified(flight.store, self.executor, flight.digest, flight.size)
 
     async def _download(
-        self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None, turns: OutOfTurn | None
+        self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None, out_of_turn: OutOfTurn | None
     ) -> None:
-        """Receives every byte, over as many answers as needed. `turns`: those that came out of turn need not come."""
+        """Receives every byte, over as many answers as needed. Those that are here `out_of_turn` are not asked for."""
         if ingest.size is not None and ingest.offset == ingest.size:
             # another process died between the last byte and the commit; the file may be wrong
             try:
@@ -237,7 +237,7 @@ class Filler:
             except BlobDamaged:
                 if flight.announced.done():
                     raise
-                await self._report(flight, turns)
+                await self._report(flight, out_of_turn)
                 await self._run(ingest.restart)
             else:
                 flight.announce(ingest.reader)
@@ -249,9 +249,9 @@ class Filler:
             while True:
                 before, answered = ingest.offset, False
                 try:
-                    if turns:
+                    if out_of_turn:
                         try:
-                            stop = await turns.next_stop(ingest)
+                            stop = await out_of_turn.next_stop(ingest)
                         finally:
                             before = ingest.offset
                         if flight.announced.done() and before == flight.size:
@@ -261,33 +261,33 @@ class Filler:
                         self._outages.answered(_asked(flight), self._clock())
                         disputed = None not in (flight.size, body.size) and flight.size != body.size
                         size = self._agree(flight, body.size)
-                        if turns:
-                            flight.size = size = turns.agree(size)
+                        if out_of_turn:
+                            flight.size = size = out_of_turn.agree(size)
                         if reservation is None:
                             reservation = await self._room.reserve(None if size is None else size - ingest.offset)
-                        if on_answer and not (granted and turns):
+                        if on_answer and not (granted and out_of_turn):
                             # before `expect`: followers take an announced size as proof that upstream has answered
                             await on_answer(size)
                         granted = True
                         ingest.expect(size)
                         flight.announce(ingest.reader)
-                        if turns:
-                            turns.answered(body)
-                            await self._write_piece(flight, ingest, body, stop, turns)
+                        if out_of_turn:
+                            out_of_turn.answered(body)
+                            await self._write_piece(flight, ingest, body, stop, out_of_turn)
                         else:
                             await self._write(flight, ingest, body)
                         if disputed:
                             # the body may have been cut: its connection may still carry the rest, so do not reuse it
                             body.abort()
-                    if not turns or flight.size in (None, ingest.offset):
+                    if not out_of_turn or flight.size in (None, ingest.offset):
                         return
                     if ingest.offset == before:
                         raise UpstreamUnavailable(f"no byte from {before} on was sent", upstream=flight.upstream)
                 except SourceLeft as error:
                     self._log_interruption(flight, ingest, error, 0)
                 except (UpstreamUnavailable, UpstreamThrottled) as error:
-                    if turns:
-                        turns.request_ended(error)
+                    if out_of_turn:
+                        out_of_turn.request_ended(error)
                     now = self._clock()
                     tries = tries.broken(now, progress=ingest.offset > before) if answered else tries.refused(error)
                     if ingest.offset > before:
@@ -305,12 +305,12 @@ class Filler:
                     # other files took the reserved space; without more room the followers go on uncached
                     await self._room.make_room(NOTICE_BYTES if flight.size is None else flight.size - ingest.offset)
                 finally:
-                    if turns:
-                        turns.request_ended()
+                    if out_of_turn:
+                        out_of_turn.request_ended()
                     self._count_received(flight, max(0, ingest.offset - before))
         finally:
-            if turns:
-                await turns.end_connections()
+            if out_of_turn:
+                await out_of_turn.end_connections()
             if reservation:
                 reservation.release()
 
@@ -382,10 +382,10 @@ class Filler:
                 raise
 
     async def _write_piece(
-        self, flight: Flight, ingest: Ingest, body: Body, stop: int | None, turns: OutOfTurn
+        self, flight: Flight, ingest: Ingest, body: Body, stop: int | None, out_of_turn: OutOfTurn
     ) -> None:
         """Like `_write`, but not beyond what somebody else is fetching by now. `stop` is where the request ends."""
-        claim = turns.hold(ingest, stop)
+        claim = out_of_turn.hold(ingest, stop)
         before, began = ingest.offset, self._clock()
         try:
             end = flight.size if stop is None else stop
@@ -395,7 +395,7 @@ class Filler:
                 body.abort()
             else:
                 await self._write(flight, ingest, body)
-            turns.has_received(ingest.offset - before, self._clock() - began)
+            out_of_turn.has_received(ingest.offset - before, self._clock() - began)
         finally:
             if claim is not None:
                 claim.release()

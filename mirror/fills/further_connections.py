@@ -47,7 +47,7 @@ _MANY: Final = 512 << 10
 _MOST_AHEAD: Final = 512 << 20
 #: Seconds until a turn is looked for again when none was free.
 _NO_TURN: Final = 1.0
-#: Seconds for which it is remembered what an upstream does, and of how many.
+#: Seconds for which it is remembered what an upstream does, and how many upstreams are remembered.
 _REMEMBERED: Final = 300.0
 _MOST_REMEMBERED: Final = 1000
 
@@ -72,7 +72,7 @@ class ConnectionMemory:
         self._best[upstream] = connections
 
     def note_whole(self, upstream: str) -> None:
-        """The upstream sends the whole blob when it is asked for a part, or nothing else."""
+        """The upstream sends the whole blob, or nothing, when it is asked for a part."""
         self._whole[upstream] = True
 
     def sends_parts(self, upstream: str) -> bool:
@@ -119,7 +119,7 @@ class _Connection:
 
 
 class FurtherConnections:
-    """Those of one fill. On the event loop only."""
+    """The further connections of one fill. On the event loop only."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class FurtherConnections:
         self._task: asyncio.Task[None] | None = None
         self._running: set[_Connection] = set()
         self._no_turn_until = float("-inf")
-        #: Bytes of all requests that are over, and of the parts that are.
+        #: Bytes of the filler's requests that are over, and of further parts that are.
         self._received = 0
         self._ingest: Ingest | None = None
         #: The filler's own request, from its opening to its end, and its answer.

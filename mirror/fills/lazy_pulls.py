@@ -125,7 +125,7 @@ class LazyPulls:
             self._unfit[upstream, digest, blob.size] = True
 
     async def found_wrong(self, digest: Digest, upstream: str, reason: str) -> None:
-        """The blob has been received, partly in parts, and is wrong: it is not had in parts for some time."""
+        """The blob has been received, partly in parts, and is wrong: it is not fetched in parts for some time."""
         self._unfit[upstream, digest, None] = True
         blob = self._blobs.get((upstream, digest))
         if blob is not None:
@@ -139,10 +139,10 @@ class LazyPulls:
         whole is fetched for the `asker` as `rule` says. Raises `NotInParts`, `StoreError`.
         """
         if self.avoids(digest, upstream, size):
-            raise NotInParts(f"{digest} is not had in parts now", upstream=upstream)
+            raise NotInParts(f"{digest} is not fetched in parts now", upstream=upstream)
         blob = self._blobs.get((upstream, digest))
         if blob is not None and blob.size != size:
-            raise NotInParts(f"parts of {digest} are had for {blob.size} bytes", upstream=upstream)
+            raise NotInParts(f"parts of {digest} are fetched for a size of {blob.size} bytes", upstream=upstream)
         if blob is None:
             blob = self._blobs[upstream, digest] = LazyBlob(digest, upstream, size, self._tools)
         try:
@@ -158,7 +158,7 @@ class LazyPulls:
             self._tend_later(blob, rule, asker)
 
     def resume(self, digest: Digest, upstream: str, size: int, rule: LazyRule, asker: Asker) -> None:
-        """Lets the whole of a blob be fetched once it is time, of which parts were asked for before a restart."""
+        """Lets the whole of a blob follow, of which parts were asked for before a restart."""
         blob = self._blobs.get((upstream, digest))
         if blob is None:
             blob = self._blobs[upstream, digest] = LazyBlob(digest, upstream, size, self._tools)

@@ -71,8 +71,8 @@ class OutOfTurn:
         sleep: Callable[[float], Awaitable[None]],
         clock: Callable[[], float],
     ) -> None:
-        """`label` is the configured upstream that the flight's registry belongs to. `memory`: what is known of each
-        upstream.
+        """`label` is the configured upstream that the flight's registry belongs to. `memory` knows how many connections
+        were best for each upstream.
         """
         self._flight = flight
         self._executor = executor
@@ -112,8 +112,8 @@ class OutOfTurn:
         return self._flight.in_parts is InParts.LAZY
 
     def spans(self, size: int | None = None) -> Spans | None:
-        """The spans of the growing blob; `size`: made if there are none. None if there are none, or they are not to be
-        used. Quick. Raises `StoreFull`, `StoreError`.
+        """The spans of the growing blob; with a `size` they are made if there are none. None if there are none, or they
+        are not to be used. Quick. Raises `StoreFull`, `StoreError`.
         """
         if self._given_up:
             return None
@@ -238,7 +238,7 @@ class OutOfTurn:
         if not self.is_lazy or self._skips or size is None or not max(ingest.offset, _SMALL) < size:
             return None
         if stop is None and size - ingest.offset > 2 * self._piece:
-            # asked for before the size was known: parts of so much need not wait for it
+            # the request was made before the size was known, and has no end: parts of so much need not wait for it
             return None
         with self._needless():
             spans = self.spans(size)

@@ -35,21 +35,20 @@ _LEAST_PIECE: Final = 8 << 20
 _MOST_PIECE: Final = 128 << 20
 #: Bytes of the last requests, which are smaller so that all connections end together.
 _LAST_PIECE: Final = 4 << 20
-#: Into how many requests for each connection the rest is divided at least.
-_SHARES: Final = 1
-#: Seconds until the rest would be here below which nothing is changed any more.
+#: Seconds: if the rest would be here sooner, nothing is changed any more.
 _SOON: Final = 1.5
-#: Bytes a second that no further connection is tried for: to hash and to write them is the limit then, or soon.
+#: Bytes a second from which on no further connection is tried: hashing and writing are the limit then, or soon.
 _FAST: Final = 200 << 20
-#: Seconds over which a rate is measured, and since the last change until it is.
+#: Seconds over which a rate is measured, and that must have passed since the last change.
 _WINDOW: Final = 0.3
-#: By how much the whole must become faster, and the seconds of a trial: until it can succeed, and until it fails.
+#: By how much the whole must become faster in a trial, and its seconds: from which on it can succeed; for which a gain
+#: must be enough, however soon it came; and after which it fails.
 _GAIN: Final = 1.15
 _TRIAL_AT_LEAST: Final = 0.2
 _TRIAL_WHOLE: Final = 0.6
 _TRIAL_AT_MOST: Final = 2.0
-#: What one sample counts among the last ones; the share of connections that says that this machine is the narrow place,
-#: and that it is not.
+#: The weight of one sample in the average share of connections whose bytes wait for this machine; the share from which
+#: on this machine is the narrow place, and below which a further connection may be tried.
 _SHARE: Final = 0.1
 _FULL: Final = 0.5
 _FREE: Final = 0.25
@@ -83,7 +82,7 @@ class RampUp:
         self.wanted = 1 if known is None else max(1, min(known, most))
         #: True if no further one will be tried.
         self.is_settled = known is not None or most <= 1
-        #: True if a trial has said, by this blob, how many are best.
+        #: True if trials with this blob have shown how many are best.
         self.has_learnt = False
         #: The bytes a second of all connections, over the last moment; 0 while not known.
         self.rate = 0.0
@@ -131,7 +130,7 @@ class RampUp:
     def _judge(self, trial: _Trial, now: float, received: int) -> None:
         seconds, gained = now - trial.began, received - trial.bytes
         if self.is_full and seconds >= _TRIAL_WHOLE:
-            # what else comes only waits; at another time it may not
+            # further bytes would only wait for this machine; at another time it may be free
             self.wanted -= 1
             self._trial = None
             self.is_settled = True
@@ -223,7 +222,7 @@ def is_straggler(waited: float, brought: int, rate: float, *, has_begun: bool) -
 def _piece(rate: float, rest: int, connections: int) -> int:
     """The bytes of one request, in whole blocks, by a connection of this rate."""
     wanted = min(_MOST_PIECE, max(_LEAST_PIECE, rate * _PIECE_SECONDS))
-    return _aligned(int(max(_LAST_PIECE, min(wanted, rest / (connections * _SHARES)))))
+    return _aligned(int(max(_LAST_PIECE, min(wanted, rest / connections))))
 
 
 def _aligned(offset: int) -> int:

@@ -26,7 +26,8 @@ _LARGEST_SHARE: Final = 0.25
 _JOINED: Final = 512 << 10
 #: Places in the blob at which one request may ask upstream.
 MOST_PLACES: Final = 64
-#: Bytes before which a fill is always waited for, and seconds of its present rate.
+#: A fill is waited for if its prefix ends at most so many bytes before the part, or will reach it within so many
+#: seconds at its present rate.
 _NEAR: Final = 1 << 20
 _NEAR_SECONDS: Final = 1.0
 
