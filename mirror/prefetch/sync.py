@@ -18,14 +18,22 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mirror import telemetry
-from mirror.errors import AlreadyRunning, LeaseLost, RuleUnknown
+from mirror.errors import AlreadyRunning, LeaseLost
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import next_run, period_end
 from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.run_leases import Leases, RunLeases
-from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, SyncRule, SyncRuleJson, is_running, run_noting
+from mirror.prefetch.sync_rules import (
+    RuleRecord,
+    RuleRecords,
+    SyncRule,
+    SyncRuleJson,
+    find_rule,
+    is_running,
+    run_noting,
+)
 from mirror.prefetch.sync_run import first_failure, run_sync
 from mirror.repository.protocol import Readable
 from mirror.values.timestamps import moment
@@ -64,11 +72,7 @@ class Sync:
 
     def rule(self, name: str) -> SyncRule:
         """The rule of this name. Raises `RuleUnknown`."""
-        rule = self.rules.get(name)
-        if rule is None:
-            known = ", ".join(self.rules) or "there are none"
-            raise RuleUnknown(f"no sync rule {name[:80]!r} ({known})")
-        return rule
+        return find_rule(self.rules, name, "sync")
 
     def records_of(self, rule: SyncRule) -> RuleRecords:
         """Where the last run of a rule is recorded."""

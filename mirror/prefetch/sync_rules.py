@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 
@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.aio.threads import uninterrupted
-from mirror.errors import LeaseLost, StoreError
+from mirror.errors import LeaseLost, RuleUnknown, StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.schedule import Last, Plan, spread
 from mirror.ports import Lease, Locks, Records
@@ -151,6 +151,15 @@ class RecordedRule(Protocol):
 
     @property
     def lock(self) -> str: ...
+
+
+def find_rule(rules: Mapping[str, T], name: str, kind: str) -> T:
+    """The rule of this name. Raises `RuleUnknown`, which names those that there are; `kind` is what they do."""
+    rule = rules.get(name)
+    if rule is None:
+        known = ", ".join(rules) or "there are none"
+        raise RuleUnknown(f"no {kind} rule {name[:80]!r} ({known})")
+    return rule
 
 
 async def is_running(rule: RecordedRule, record: RuleRecord, locks: Locks) -> bool:

@@ -18,12 +18,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mirror import telemetry
-from mirror.errors import AlreadyRunning, RuleUnknown
+from mirror.errors import AlreadyRunning
 from mirror.policy.schedule import next_run
 from mirror.ports import Lease, Locks, Records
 from mirror.prefetch.jobs import Ended
 from mirror.prefetch.progress import ProgressMeter
-from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, is_running, run_noting
+from mirror.prefetch.sync_rules import RuleRecord, RuleRecords, find_rule, is_running, run_noting
 from mirror.replication.replication_rules import ReplicationRule, ReplicationRuleJson
 from mirror.replication.rule_run import RuleRun, RunReport, RunWanted
 from mirror.values.timestamps import moment
@@ -57,11 +57,7 @@ class Replications:
 
     def named(self, name: str) -> RuleRun:
         """The rule of this name. Raises `RuleUnknown`."""
-        run = self.runs.get(name)
-        if run is None:
-            known = ", ".join(self.runs) or "there are none"
-            raise RuleUnknown(f"no replication rule {name[:80]!r} ({known})")
-        return run
+        return find_rule(self.runs, name, "replication")
 
     async def status(self) -> list[ReplicationRuleJson]:
         """Every rule with its last result and the time of its next full comparison, as JSON. Raises `StoreError`."""
