@@ -106,6 +106,26 @@ class Got:
         return self.headers["Cache-Status"].removeprefix("mirror; ")
 
 
+async def exchange(port: int, *pieces: bytes) -> bytes:
+    """Send raw bytes on a new connection; returns the bytes received until the server closes it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            with suppress(ConnectionError):  # it may close in the middle of nonsense
+                await writer.drain()
+        received = bytearray()
+        async with asyncio.timeout(PATIENCE):
+            with suppress(ConnectionError):
+                while piece := await reader.read(1 << 20):
+                    received += piece
+        return bytes(received)
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
 class LiveMirror:
     """A running mirror and a client of it."""
 
@@ -150,23 +170,8 @@ class LiveMirror:
         return self.session.request(method, url, headers=headers, allow_redirects=False)
 
     async def raw(self, *pieces: bytes) -> bytes:
-        """Send raw bytes on a new connection; returns the bytes received until the mirror closes it."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            for piece in pieces:
-                writer.write(piece)
-                with suppress(ConnectionError):  # it may close in the middle of nonsense
-                    await writer.drain()
-            received = bytearray()
-            async with asyncio.timeout(PATIENCE):
-                with suppress(ConnectionError):
-                    while piece := await reader.read(1 << 20):
-                        received += piece
-            return bytes(received)
-        finally:
-            writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
+        """See `exchange`."""
+        return await exchange(self.port, *pieces)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A bare connection; the caller closes it. Its buffer is small: who does not read stops the other side."""

@@ -11,7 +11,7 @@ import asyncio
 import io
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from mirror.policy.access_rules import Action, AuthMethod, Identity
 from mirror.server.registry.handler import RegistryHandler, RegistryServer
 from mirror.server.registry.push import Elsewhere, Pushes
 from mirror.server.registry.receiving import Receiver
-from tests.support.live_mirror import PATIENCE
+from tests.support.live_mirror import PATIENCE, exchange
 from tests.support.memory_writable import FreePusher, MemoryWritable
 
 
@@ -132,21 +132,8 @@ class PushServer:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
     async def raw(self, *pieces: bytes) -> bytes:
-        """Send bytes as they are on a connection of their own; what comes back until it is closed."""
-        reader, writer = await self.connect()
-        try:
-            for piece in pieces:
-                writer.write(piece)
-                with suppress(ConnectionError):
-                    await writer.drain()
-            received = bytearray()
-            async with asyncio.timeout(PATIENCE):
-                with suppress(ConnectionError):
-                    while piece := await reader.read(1 << 20):
-                        received += piece
-            return bytes(received)
-        finally:
-            writer.close()
+        """See `exchange`."""
+        return await exchange(self.port, *pieces)
 
 
 @asynccontextmanager
