@@ -8,11 +8,11 @@
                                            │
     all parts done ──> leader: records without a file dropped ── MARK ──> whole
 
-What is done is noted in the index itself, so that it is lost with what it says. A process that dies gives up its locks:
-another one becomes the leader, and its part is done again, which changes nothing that was right. What clients and
-evictions change meanwhile is written to the index as always; a part that is done stays as it was written since.
+Which parts are done is noted in the index itself: if the index is lost again, the notes are lost with it. When a
+process dies, the kernel gives up its locks: another one becomes the leader, and the part is done again, which changes
+nothing that was right. Clients and evictions write their changes to the index as always, also in parts that are done.
 
-The parts are the repositories, by a hash of their names, and then the blobs, by the first two digits.
+The parts are the repositories, by a hash of their names, and then the blobs, by the first two digits of their digests.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ async def ensure(
     otherwise, once it is, what this process has done.
 
     `try_hold` takes locks that all processes of this store share. Evictions must not wait for them. `give_way` is as in
-    `reconcile`. Raises `IndexUnavailable`, and `StoreError`, also if a manifest cannot be read: all parts are done then
-    but its own.
+    `reconcile`. Raises `IndexUnavailable`, and `StoreError`, also if a manifest cannot be read: its part is not done
+    then, and all others are.
     """
     if await is_whole(index):
         return None
@@ -109,7 +109,7 @@ class _SharedRebuild:
         self._resumed: bool | None = None
 
     async def run(self) -> Reconciled | None:
-        """Until the index is whole. Raises `IndexUnavailable`, `StoreError`."""
+        """Leads or helps until the index is whole. Raises `IndexUnavailable`, `StoreError`."""
         while True:
             lease = await self._try_hold("rebuild")
             if lease is not None:
@@ -178,8 +178,8 @@ class _SharedRebuild:
             await self._call(partial(self._index.note_rebuilt, part.name, blobs, token))
 
     def _all_parts(self) -> Iterator[_Part]:
-        """Blocking: those that have something, so that a small store needs few calls of the index. What comes later is
-        written to the index as it comes. Raises `StoreError`.
+        """Blocking: the parts that are not empty, so that a small store needs few calls of the index. Content that
+        comes later is written to the index when it comes. Raises `StoreError`.
         """
         repositories: dict[int, list[Repo]] = {}
         for repo in self._catalog.repositories():

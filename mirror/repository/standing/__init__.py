@@ -9,7 +9,7 @@ from, and `stands` compares them with those that the repository would use now; w
 process (files, counts of changes) is looked at each time. It never waits, and it stands for two seconds at most,
 whatever it rests on.
 
-lasting.py     what says it, and which repositories have it
+lasting.py     `Standing`, and which repositories give one
 in_memory.py   answers from what this process remembers
 on_disk.py     answers that rest on a file
 recorded.py    answers that rest on records of a hosted repository

@@ -1,4 +1,4 @@
-"""What says whether an answer still stands, and which repositories have it."""
+"""`Standing`, which says whether an answer still stands, and the repositories that give one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Lasting(Readable, Protocol):
     """A repository that can say whether its answers still stand."""
 
     def manifest_stands(self, reference: Reference, answer: ManifestAnswer, *, head: bool) -> Standing | None:
-        """Returns what says whether this answer to GET, or to HEAD, still stands; None if only asking again can."""
+        """Returns the standing of this answer to GET, or to HEAD; None if only asking again can tell whether it still
+        stands.
+        """
 
     def blob_stands(self, digest: Digest, answer: BlobStat) -> Standing | None:
         """The same for the answer to HEAD of a blob."""
@@ -50,10 +52,10 @@ def is_lasting(repository: Readable) -> TypeGuard[Lasting]:
 
 
 def manifest_standing(inner: Readable, reference: Reference, answer: ManifestAnswer, *, head: bool) -> Standing | None:
-    """Returns what `inner` says, if it can say anything."""
+    """Returns the standing that `inner` gives; None if it gives none."""
     return inner.manifest_stands(reference, answer, head=head) if is_lasting(inner) else None
 
 
 def blob_standing(inner: Readable, digest: Digest, answer: BlobStat) -> Standing | None:
-    """Returns what `inner` says, if it can say anything."""
+    """Returns the standing that `inner` gives; None if it gives none."""
     return inner.blob_stands(digest, answer) if is_lasting(inner) else None

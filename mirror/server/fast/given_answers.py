@@ -3,8 +3,8 @@ others.
 
     requests that have arrived at the same time ──> their answers are noted together ──> and then sent
 
-So whoever reads metrics or log sees every answer that a client has got. Counters are added to once for all answers of a
-turn of the event loop, and the log is written once: that, and not the counting, is what costs time.
+So whoever reads metrics or log sees every answer that a client has got. For all answers of a turn of the event loop,
+each counter is raised once and the log is written once: what costs time is each such call, not what it adds or writes.
 """
 
 from __future__ import annotations
