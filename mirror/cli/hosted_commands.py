@@ -220,9 +220,12 @@ def gc(
     config: ConfigFile = None,
     run: Annotated[bool, typer.Option("--run", help="Do a round of collection first.")] = False,
     sweep: Annotated[bool, typer.Option("--sweep", help="Sweep the bucket first, or go on with its sweep.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Collect nothing, only list (the default).")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List what of the hosted content waits to be collected, since when, why, and when it may go."""
+    if dry_run and (run or sweep):
+        raise ConfigError(["--dry-run excludes --run and --sweep: without these, nothing is collected anyway"])
     loaded = load(config, level="warning")
     check_there(loaded)
     if run:

@@ -77,6 +77,19 @@ def test_it_tells_what_waits_and_collects(site: _Site) -> None:
     assert [(line["action"], line["blobs"]) for line in audited] == [("collect", 0), ("collect", 0), ("collect", 1)]
 
 
+def test_a_dry_run_is_the_default(site: _Site) -> None:
+    """`--dry-run` lists the same as no option, changes nothing, and goes with neither a round nor a sweep."""
+    site.gc("--run")
+    assert site.gc("--dry-run", "--json").json == site.gc("--json").json
+    for other in ("--run", "--sweep"):
+        refused = site.gc("--dry-run", other)
+        assert refused.status != 0
+        assert "--dry-run excludes" in refused.err
+    [waiting] = site.gc("--json").json["waiting"]
+    assert (waiting["kind"], site.gc("--json").json["last"]["links"]) == ("link", 0)
+    assert [line["action"] for line in site.audit()] == ["collect"]
+
+
 def test_status_shows_the_last_round(site: _Site) -> None:
     """Also if no server runs."""
     assert site.run("status", "--json").json["collection"] is None
