@@ -24,12 +24,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from bench.collecting import measure_round
 from bench.content import MANIFEST_TYPE
-from bench.growing_index import measure_index
+from bench.growing_index import measure_redis, measure_sqlite
 from bench.growing_store import CACHED, HOSTED, INDEX_TYPE, GrownStore, room_needed, write_store
 from bench.machine import facts, private_directory
 from bench.process import BenchFailed, Server, cpu_seconds, memory_of_each, say
@@ -56,12 +56,20 @@ _PER: Final = 100_000
 #: Tags that are pulled for the first time after a start, and requests that show what pulls cost without a rebuild.
 _FIRST_PULLS: Final = 200
 _AT_REST: Final = 2000
+#: A prime, so that requests come to every tag of every repository.
+_STEP: Final = 7919
+#: Seconds for which a client pulls while an index is rebuilt.
+_BESIDE: Final = 20.0
 #: Seconds that a rebuild may take before the run gives up.
 _PATIENCE: Final = 7200.0
 #: The part of the bytes that an eviction is planned for.
 _EVICTED: Final = 0.01
 
+T = TypeVar("T")
+
 Figures = dict[str, float]
+#: Seconds of each answer, by the kind of request.
+Waits = dict[str, list[float]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench/growth.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", default="10000,100000", help="numbers of blobs; default: 10000,100000")
     parser.add_argument("--index-sizes", default="", help="numbers of records in the index alone: 1000000,10000000")
-    parser.add_argument("--redis", action="store_true", help="rebuild an index in Redis as well; needs redis-server")
+    parser.add_argument("--redis", action="store_true", help="an index in Redis as well; needs redis-server")
     parser.add_argument("--dir", type=Path, help="where the private directory is made; a disk, not memory")
+    parser.add_argument("--keep", type=Path, help="a directory of stores that are used again, and left there")
     parser.add_argument("--json", type=Path, help="write every figure to this file as well")
     options = parser.parse_args(argv)
     sizes, index_sizes = _numbers(options.sizes), _numbers(options.index_sizes)
@@ -82,12 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with private_directory(options.dir) as directory:
             machine = facts(directory)
             for size in sizes:
-                _check_room(directory, size)
-                results[size] = _measure(directory / str(size), size, redis=options.redis)
-                shutil.rmtree(directory / str(size))
+                place = (options.keep or directory) / str(size)
+                results[size] = _measure(place, size, redis=options.redis)
+                if not options.keep:
+                    shutil.rmtree(place)
             for size in index_sizes:
-                say(f"an index of {size} blobs")
-                indexes[size] = asyncio.run(measure_index(directory / "index.sqlite", size))
+                say(f"an index of {size} blobs in SQLite")
+                indexes[size] = asyncio.run(measure_sqlite(directory / "index.sqlite", size))
+                if options.redis:
+                    say(f"an index of {size} blobs in Redis")
+                    indexes[size] |= asyncio.run(measure_redis(size))
     except BenchFailed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -141,11 +154,8 @@ def slope(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def _measure(directory: Path, blobs: int, *, redis: bool) -> Figures:
-    say(f"writing {blobs} blobs")
+    made = _store(directory, blobs)
     root = directory / "store"
-    root.mkdir(parents=True)
-    LocalStore(Layout(root))
-    made = write_store(root, blobs)
     figures: Figures = {name: float(value) for name, value in made.facts().items()}
     if redis:
         # imported here: only this needs what tests use to start Redis
@@ -154,16 +164,34 @@ def _measure(directory: Path, blobs: int, *, redis: bool) -> Figures:
         with RedisServer() as server:
             config = configuration(directory, f'[index]\nurl = "{server.url}"\n')
             say("rebuilding the index in Redis")
-            figures |= {f"Redis: {name}": value for name, value in _rebuild(config, made).items()}
+            found = _rebuild(config, made, lambda: server.command("FLUSHALL"))
+            figures |= {f"Redis: {name}": value for name, value in found.items()}
+            figures["Redis: memory, MiB"] = _memory_of(server.command("INFO", "memory")) / 2**20
     config = configuration(directory, "")
     say("rebuilding the index in SQLite")
-    figures |= _rebuild(config, made)
+    figures |= _rebuild(config, made, lambda: _remove_index(root))
+    figures["size of the index, MiB"] = sum(file.stat().st_size for file in root.glob("index.sqlite*")) / 2**20
     say("asking a restarted mirror")
     figures |= _restarted(config, made)
     say("running commands and steps")
     figures |= _commands(config, made)
     figures |= asyncio.run(_steps(load(config)))
     return figures
+
+
+def _store(directory: Path, blobs: int) -> GrownStore:
+    """The store of this directory, which is written unless an earlier run has left it."""
+    facts_of = directory / "made.json"
+    if facts_of.exists():
+        return GrownStore.from_json(facts_of.read_text())
+    say(f"writing {blobs} blobs")
+    root = directory / "store"
+    root.mkdir(parents=True)
+    _check_room(root, blobs)
+    LocalStore(Layout(root))
+    made = write_store(root, blobs)
+    facts_of.write_text(made.to_json())
+    return made
 
 
 def configuration(directory: Path, more: str) -> Path:
@@ -228,33 +256,47 @@ class _Client:
         return response.status
 
 
-def _rebuild(config: Path, made: GrownStore) -> Figures:
-    """With an index that is not there."""
-    root = load(config).store.root
-    for file in Path(root).glob("index.sqlite*"):
-        file.unlink()
+def _rebuild(config: Path, made: GrownStore, lose: Callable[[], object]) -> Figures:
+    """Twice with an index that is not there: alone until it is whole, and for some seconds beside pulls."""
+    lose()
     with _mirror(config) as (server, port, ready):
         began = time.monotonic() - ready
-        waits: list[float] = []
+        asyncio.run(_wait_whole(load(config)))
+        figures = {
+            "start until ready, s": ready,
+            "rebuild of a lost index, s": time.monotonic() - began,
+            "— of the processor, s": cpu_seconds(server.pid),
+            "— memory of a worker (PSS), MiB": max(memory_of_each(server.pid)) / 2**20,
+        }
+        rest: Waits = {}
+        _pull(port, made, rest, _AT_REST)
+    lose()
+    with _mirror(config) as (_, port, _):
+        waits: Waits = {}
         whole = threading.Event()
         client = threading.Thread(target=_pull_until, args=(port, made, waits, whole))
         client.start()
         try:
-            asyncio.run(_wait_whole(load(config)))
-            took = time.monotonic() - began
+            with suppress(TimeoutError):
+                asyncio.run(asyncio.wait_for(_wait_whole(load(config)), _BESIDE))
         finally:
             whole.set()
             client.join()
-        processor = cpu_seconds(server.pid)
-        rest: list[float] = []
-        _pull(port, made, rest, _AT_REST)
-        return {
-            "start until ready, s": ready,
-            "rebuild of a lost index, s": took,
-            "— of the processor, s": processor,
-            **_spread("pulls while it is rebuilt", waits),
-            **_spread("pulls afterwards", rest),
-        }
+    for name, seconds in waits.items():
+        figures |= _spread(f"{name} while it is rebuilt", seconds)
+        figures |= _spread(f"{name} afterwards", rest[name])
+    return figures
+
+
+def _remove_index(root: Path) -> None:
+    for file in root.glob("index.sqlite*"):
+        file.unlink()
+
+
+def _memory_of(information: bytes) -> float:
+    """In bytes, of what Redis says about its memory."""
+    [used] = [line for line in information.decode().split() if line.startswith("used_memory:")]
+    return float(used.partition(":")[2])
 
 
 async def _wait_whole(config: Config) -> None:
@@ -271,25 +313,32 @@ async def _wait_whole(config: Config) -> None:
             await asyncio.sleep(0.25)
 
 
-def _requests(made: GrownStore) -> Iterator[tuple[str, str]]:
-    """Manifests by tag, and HEADs of blobs, all over the store."""
-    tags, blobs = itertools.cycle(made.tags[::-7]), itertools.cycle(made.wanted)
+def _requests(made: GrownStore) -> Iterator[tuple[str, str, str]]:
+    """Manifests by tag, and HEADs of blobs, all over the store: kind, method and path."""
+    tags, blobs = _all_over(made.tags), _all_over(made.wanted)
     while True:
         repo, tag = next(tags)
-        yield "GET", f"/v2/{repo}/manifests/{tag}"
+        yield "manifest by tag", "GET", f"/v2/{repo}/manifests/{tag}"
         repo, digest = next(blobs)
-        yield "HEAD", f"/v2/{repo}/blobs/{digest}"
+        yield "HEAD of a blob", "HEAD", f"/v2/{repo}/blobs/{digest}"
 
 
-def _pull_until(port: int, made: GrownStore, waits: list[float], end: threading.Event) -> None:
+def _all_over(items: Sequence[T]) -> Iterator[T]:
+    """The items without end, neighbours far from each other."""
+    return (items[number * _STEP % len(items)] for number in itertools.count())
+
+
+def _pull_until(port: int, made: GrownStore, waits: Waits, end: threading.Event) -> None:
     client, requests = _Client(port), _requests(made)
     while not end.is_set():
-        waits.append(_timed(client, *next(requests)))
+        kind, method, path = next(requests)
+        waits.setdefault(kind, []).append(_timed(client, method, path))
 
 
-def _pull(port: int, made: GrownStore, waits: list[float], count: int) -> None:
+def _pull(port: int, made: GrownStore, waits: Waits, count: int) -> None:
     client = _Client(port)
-    waits += [_timed(client, *request) for request in itertools.islice(_requests(made), count)]
+    for kind, method, path in itertools.islice(_requests(made), count):
+        waits.setdefault(kind, []).append(_timed(client, method, path))
 
 
 def _timed(client: _Client, method: str, path: str) -> float:

@@ -1,4 +1,5 @@
-"""Writes a store of many small images, cached and hosted, as mirrors leave it: file by file, without a mirror.
+"""Writes a store of many small images, cached and hosted, as mirrors leave it: file by file, without a mirror, one
+process for each core.
 
 An image has a config and three layers of its own, and names four more that the images of its repository share. Every
 fifth image is an index of two such images. A repository has a hundred images, each with a tag. Every fourth repository
@@ -12,7 +13,9 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,15 +38,24 @@ _OWN_LAYERS: Final = 3
 _SHARED_LAYERS: Final = 4
 _INDEX_EVERY: Final = 5
 _HOSTED_EVERY: Final = 4
+#: Repositories that a process writes before it takes the next ones.
+_TAKEN: Final = 8
+#: Clients ask for one of so many blobs of cached images.
+_WANTED_EVERY: Final = 24
 #: Seconds since everything was fetched; images were used one after the other since then.
 _AGE: Final = 10 * 86400.0
+#: An index names two images. An image has a config, its own layers and a manifest.
+_IMAGES_OF_REPOSITORY: Final = _PER_REPOSITORY + _PER_REPOSITORY // _INDEX_EVERY
+_BLOBS_OF_REPOSITORY: Final = (
+    _SHARED_LAYERS + _IMAGES_OF_REPOSITORY * (_OWN_LAYERS + 2) + _PER_REPOSITORY // _INDEX_EVERY
+)
 #: Bytes on the disk of the smallest file.
 _BLOCK: Final = 4096
 
 
 @dataclass(slots=True)
 class GrownStore:
-    """What a store has: numbers of `blobs`, `images` (tags), `manifests`, `repositories` and `files`; some tags, and
+    """What a store has: numbers of `blobs`, `images` (tags), `manifests`, `repositories` and `files`; all tags, and
     some digests with a repository that may serve them.
     """
 
@@ -54,13 +66,41 @@ class GrownStore:
     repositories: int = 0
     files: int = 0
     tags: list[tuple[Repo, str]] = field(default_factory=list, repr=False)
-    #: Names and sizes of everything that a manifest has, of a few images.
+    #: Blobs of cached images, all over the store.
     wanted: list[tuple[Repo, Digest]] = field(default_factory=list, repr=False)
 
     def facts(self) -> Mapping[str, int]:
         """The numbers, by name."""
-        names = ("blobs", "images", "hosted_images", "manifests", "repositories", "files")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _NUMBERS}
+
+    def add(self, other: GrownStore) -> None:
+        """Count what another writer has written as well."""
+        for name in _NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.tags += other.tags
+        self.wanted += other.wanted
+
+    def to_json(self) -> str:
+        """For `from_json`."""
+        tags = [(str(repo), tag) for repo, tag in self.tags]
+        wanted = [(str(repo), str(digest)) for repo, digest in self.wanted]
+        return json.dumps({**self.facts(), "tags": tags, "wanted": wanted})
+
+    @classmethod
+    def from_json(cls, text: str) -> GrownStore:
+        """The inverse of `to_json`."""
+        content = json.loads(text)
+        content["tags"] = [(_repo(name), tag) for name, tag in content["tags"]]
+        content["wanted"] = [(_repo(name), Digest.parse(digest)) for name, digest in content["wanted"]]
+        return cls(**content)
+
+
+_NUMBERS: Final = ("blobs", "images", "hosted_images", "manifests", "repositories", "files")
+
+
+def _repo(name: str) -> Repo:
+    registry, _, rest = name.partition("/")
+    return Repo(registry, rest)
 
 
 def room_needed(blobs: int) -> tuple[int, int]:
@@ -71,24 +111,36 @@ def room_needed(blobs: int) -> tuple[int, int]:
 
 def write_store(root: Path, blobs: int) -> GrownStore:
     """Write a store of at least so many blobs, in whole repositories, below a root that a mirror has opened before."""
-    writer = _Writer(Layout(root))
-    number = 0
-    while writer.made.blobs < blobs:
+    repositories = -(-blobs // _BLOBS_OF_REPOSITORY)
+    parts = [range(first, min(first + _TAKEN, repositories)) for first in range(0, repositories, _TAKEN)]
+    made, began = GrownStore(), time.time() - _AGE
+    if len(parts) == 1:
+        made = _write_repositories(root, began, parts[0])
+    else:
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as processes:
+            for part in processes.map(_write_repositories, *zip(*((root, began, each) for each in parts), strict=True)):
+                made.add(part)
+    Layout(root).repositories_added.write_bytes(b"." * repositories)
+    os.sync()
+    return made
+
+
+def _write_repositories(root: Path, began: float, numbers: range) -> GrownStore:
+    writer = _Writer(Layout(root), began)
+    for number in numbers:
         hosted = number % _HOSTED_EVERY == _HOSTED_EVERY - 1
         repo = Repo(HOSTED if hosted else CACHED, f"team-{number % 50}/app-{number}")
         writer.repository(repo, hosted=hosted)
-        number += 1
-    layout = Layout(root)
-    layout.repositories_added.write_bytes(b"." * number)
-    os.sync()
     return writer.made
 
 
 class _Writer:
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, began: float) -> None:
+        """Everything was fetched at `began`, in epoch seconds."""
         self._layout = layout
-        self._began = time.time() - _AGE
+        self._began = began
         self.made = GrownStore()
+        self._cached = 0
 
     def repository(self, repo: Repo, *, hosted: bool) -> None:
         """Write one repository of a hundred images."""
@@ -145,8 +197,10 @@ class _Writer:
         if hosted:
             link = linked(digest, len(content), self._began).to_json()
             self._write(f"{self._layout.links(repo)}/{file_name(digest)}", link)
-        elif len(self.made.wanted) < 1000:
-            self.made.wanted.append((repo, digest))
+        else:
+            self._cached += 1
+            if self._cached % _WANTED_EVERY == 0:
+                self.made.wanted.append((repo, digest))
         return digest, len(content)
 
     def _file(self, digest: Digest, content: bytes, hosted: bool) -> None:

@@ -7,13 +7,16 @@ import contextlib
 import json
 import re
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis import Redis
 
-from bench import collecting, growing, growing_index, growing_store, machine
+from bench import collecting, growing, growing_bulk, growing_index, growing_store, machine
 from bench.cli import main
 from bench.client import download, download_encrypted
 from bench.process import BenchFailed
@@ -23,10 +26,13 @@ from bench.table import as_table
 from mirror.app.storage import blob_places, open_storage
 from mirror.config import load
 from mirror.eviction.reconcile import reconcile
+from mirror.index.embedded import EmbeddedIndex
+from mirror.index.redis import Keys, RedisIndex
 from mirror.inspect.images import Overview
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from tests.support.certificates import Certificate
+from tests.support.redis_server import RedisServer
 
 
 @pytest.mark.parametrize("command", [main, collecting.main, growing.main], ids=["run", "collect", "growth"])
@@ -208,11 +214,87 @@ async def test_a_store_that_the_bench_writes_is_one_that_mirrors_leave(tmp_path:
     assert sum(1 for file in root.rglob("*") if file.is_file()) >= made.files
 
 
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """An empty one for each test."""
+    with RedisServer() as server:
+        yield server
+
+
+def test_a_store_that_was_kept_is_used_again(tmp_path: Path) -> None:
+    """What several processes have written is counted once, and read back."""
+    root = tmp_path / "store"
+    LocalStore(Layout(root))
+    made = growing_store.write_store(root, 9 * 624)
+    assert (made.blobs, made.repositories, made.hosted_images) == (9 * 624, 9, 200)
+    assert len({repo for repo, _ in made.tags}) == 9
+    assert sum(1 for _ in LocalStore(Layout(root)).walk()) == 7 * 624
+    assert growing_store.GrownStore.from_json(made.to_json()) == made
+
+
 def test_an_index_alone_is_measured(tmp_path: Path) -> None:
-    """Every figure is there, and no file is left."""
-    figures = asyncio.run(growing_index.measure_index(tmp_path / "index.sqlite", 1000))
-    assert all(value > 0 for value in figures.values())
+    """Every figure is there, of SQLite and of Redis, and no file is left."""
+    figures = asyncio.run(growing_index.measure_sqlite(tmp_path / "index.sqlite", 1000))
+    figures |= asyncio.run(growing_index.measure_redis(1000))
+    assert all(value > 0 for name, value in figures.items() if "memory of the process" not in name), figures
     assert [file.name for file in tmp_path.iterdir() if "lock" not in file.name] == []
+
+
+async def test_an_sqlite_index_that_the_bench_writes_is_one_that_calls_write(tmp_path: Path) -> None:
+    """Every row of every table is the same, and so are the SQL indexes and triggers."""
+    made = growing_bulk.MadeContent(300)
+    written, called = tmp_path / "written.sqlite", tmp_path / "called.sqlite"
+    for path in (written, called):
+        index = EmbeddedIndex(path)
+        await index.usage()
+        if path == called:
+            await growing_bulk.write_by_calls(index, made)
+        await index.aclose()
+    growing_bulk.write_sqlite(written, made)
+    assert _rows(written) == _rows(called)
+    assert len(_rows(written)["content"]) == made.blobs == 1500
+    index = EmbeddedIndex(written)
+    found = [digest async for page in index.digests() for digest in page]
+    assert [str(digest) for digest in found] == sorted(digest for digest, _ in made.in_order())
+    await index.aclose()
+
+
+def _rows(path: Path) -> dict[str, list[str]]:
+    """Of each table, and of the schema."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables = ["sqlite_master", *(name for (name,) in found)]
+        columns = {"sqlite_master": "sql"}
+        return {
+            table: sorted(map(str, connection.execute(f"SELECT {columns.get(table, '*')} FROM {table}")))
+            for table in tables
+        }
+
+
+async def test_a_redis_index_that_the_bench_writes_is_one_that_calls_write(redis_server: RedisServer) -> None:
+    """Every key has the same type and content."""
+    made = growing_bulk.MadeContent(300)
+    with Redis(unix_socket_path=str(redis_server.socket), decode_responses=True) as client:
+        growing_bulk.write_redis(client, "written", made)
+        index = RedisIndex(redis_server.address, store_id="called", budget=60.0)
+        await growing_bulk.write_by_calls(index, made)
+        await index.aclose()
+        assert _keys(client, "written") == _keys(client, "called")
+        assert len(_keys(client, "written")["sizes"]) == made.blobs
+
+
+def _keys(client: Any, store_id: str) -> dict[str, Any]:
+    readers = {
+        "hash": client.hgetall,
+        "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        "set": client.smembers,
+        "string": client.get,
+    }
+    prefix = f"{{{Keys(store_id).tag}}}:"
+    return {
+        key.removeprefix(prefix): readers[client.type(key)](key) for key in client.scan_iter() if key.startswith(prefix)
+    }
 
 
 def test_collection_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
