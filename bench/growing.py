@@ -42,6 +42,7 @@ from mirror.config import Config, load
 from mirror.errors import IndexUnavailable
 from mirror.eviction.candidates import from_index
 from mirror.eviction.reconcile import MARK
+from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.store.local.blobs import LocalStore
@@ -157,6 +158,9 @@ def _measure(directory: Path, blobs: int, *, redis: bool) -> Figures:
     made = _store(directory, blobs)
     root = directory / "store"
     figures: Figures = {name: float(value) for name, value in made.facts().items()}
+    say("filling the ledger")
+    _lose(root, "hosted.sqlite")
+    figures |= asyncio.run(_ledger(load(configuration(directory, ""))))
     if redis:
         # imported here: only this needs what tests use to start Redis
         from tests.support.redis_server import RedisServer
@@ -169,7 +173,7 @@ def _measure(directory: Path, blobs: int, *, redis: bool) -> Figures:
             figures["Redis: memory, MiB"] = _memory_of(server.command("INFO", "memory")) / 2**20
     config = configuration(directory, "")
     say("rebuilding the index in SQLite")
-    figures |= _rebuild(config, made, lambda: _remove_index(root))
+    figures |= _rebuild(config, made, lambda: _lose(root, "index.sqlite"))
     figures["size of the index, MiB"] = sum(file.stat().st_size for file in root.glob("index.sqlite*")) / 2**20
     say("asking a restarted mirror")
     figures |= _restarted(config, made)
@@ -256,6 +260,20 @@ class _Client:
         return response.status
 
 
+async def _ledger(config: Config) -> Figures:
+    """The ledger of hosted content that was lost, and one that is complete, in this process."""
+    figures: Figures = {}
+    async with open_storage(config) as storage:
+        strict = storage.hosted.strict.catalog
+        registries = [entry.name for entry in config.hosted]
+        upkeep = LedgerUpkeep(storage.hosted.ledger, storage.hosted.records, strict, registries)
+        for name in ("ledger: filled, of the processor, s", "ledger: compared, of the processor, s"):
+            began = time.process_time()
+            await upkeep.complete()
+            figures[name] = time.process_time() - began
+    return figures
+
+
 def _rebuild(config: Path, made: GrownStore, lose: Callable[[], object]) -> Figures:
     """Twice with an index that is not there: alone until it is whole, and for some seconds beside pulls."""
     lose()
@@ -288,8 +306,8 @@ def _rebuild(config: Path, made: GrownStore, lose: Callable[[], object]) -> Figu
     return figures
 
 
-def _remove_index(root: Path) -> None:
-    for file in root.glob("index.sqlite*"):
+def _lose(root: Path, name: str) -> None:
+    for file in root.glob(f"{name}*"):
         file.unlink()
 
 
@@ -357,6 +375,7 @@ def _spread(name: str, seconds: Sequence[float]) -> Figures:
 def _restarted(config: Path, made: GrownStore) -> Figures:
     with _mirror(config) as (server, port, ready):
         figures = {"start with a whole index until ready, s": ready}
+        began = cpu_seconds(server.pid)
         chosen = made.tags[:: max(1, len(made.tags) // _FIRST_PULLS)][:_FIRST_PULLS]
         client = _Client(port)
         for turn in ("first pull of a tag", "second pull of a tag"):
@@ -378,8 +397,10 @@ def _restarted(config: Path, made: GrownStore) -> Figures:
             "status": "status",
         }.items():
             figures[f"admin: {name}, ms"] = ask(path) * 1000
-        each = memory_of_each(server.pid)
-        figures["memory of a worker (PSS), MiB"] = max(each) / 2**20
+        output = config.with_name("output")
+        server.wait(lambda: "reconcile ended" in output.read_text() or None, "comparing index and disk", _PATIENCE)
+        figures["comparison with the disk, of the processor, s"] = cpu_seconds(server.pid) - began
+        figures["memory of a worker (PSS), MiB"] = max(memory_of_each(server.pid)) / 2**20
         return figures
 
 

@@ -65,16 +65,18 @@ class Server:
         """The root of the process tree."""
         return self._process.pid
 
-    def wait(self, answer: Callable[[], T | None], what: str) -> T:
-        """Ask until the answer is not None. Raises `BenchFailed` when the program ends before, or after a minute."""
-        deadline = time.monotonic() + PATIENCE
+    def wait(self, answer: Callable[[], T | None], what: str, patience: float = PATIENCE) -> T:
+        """Ask until the answer is not None. Raises `BenchFailed` when the program ends before, or after so many
+        seconds.
+        """
+        deadline = time.monotonic() + patience
         while (found := answer()) is None:
             if self._process.poll() is not None:
                 raise BenchFailed(
                     f"{self.name} ended (exit code {self._process.returncode}) before {what}: {self._tail()}"
                 )
             if time.monotonic() > deadline:
-                raise BenchFailed(f"{self.name}: not within {PATIENCE:g} s: {what}: {self._tail()}")
+                raise BenchFailed(f"{self.name}: not within {patience:g} s: {what}: {self._tail()}")
             time.sleep(0.02)
         return found
 

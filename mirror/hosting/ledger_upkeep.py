@@ -10,12 +10,16 @@ is looked at again: a change that came between is then noted by one of both.
 
 Where the ledger is known to be incomplete, every record of a link is read. Otherwise only names are compared, which is
 quick, and enough after a power cut or a lost race.
+
+Corrections are noted some dozens at a time: a ledger that was lost has one for each link here, and each change of it
+writes several pages.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Final
 
@@ -28,6 +32,8 @@ from mirror.ports import Catalog, HostedRecords, LinkLedger
 
 #: Records that are looked at before the thread is given back.
 _STEP: Final = 200
+#: Corrections that are noted together: pushes wait for some milliseconds meanwhile.
+_TOGETHER: Final = 50
 
 
 class LedgerUpkeep:
@@ -89,28 +95,35 @@ class LedgerUpkeep:
         )
         for batch in batches(names, _STEP):
             gone.difference_update(batch)
-            yield sum(self._settle(repo, digest, digest in noted) for digest in batch if every or digest not in noted)
+            yield self._settle(repo, {digest: digest in noted for digest in batch if every or digest not in noted})
         for batch in batches(gone, _STEP):
-            yield sum(self._settle(repo, digest, True) for digest in batch)
+            yield self._settle(repo, dict.fromkeys(batch, True))
 
-    def _settle(self, repo: Repo, digest: Digest, noted: bool) -> bool:
-        """Note what the records say about one digest, until they say the same again. True if that was a correction."""
-        before = noted
+    def _settle(self, repo: Repo, noted: Mapping[Digest, bool]) -> int:
+        """Note what the records say about these digests, until they say the same again. `noted` tells whether each is
+        noted now. Returns how many were corrected.
+        """
+        corrected = Counter[Digest]()
         # the second look is mostly the last
         for _ in range(3):
+            wrong = dict(self._wrong(repo, noted))
+            for some in batches(wrong.items(), _TOGETHER):
+                self._ledger.correct(repo, dict(some))
+            corrected.update(wrong.keys())
+            noted = {digest: size is not None for digest, size in wrong.items()}
+        # what was corrected twice is noted as before
+        return sum(count % 2 for count in corrected.values())
+
+    def _wrong(self, repo: Repo, noted: Mapping[Digest, bool]) -> Iterator[tuple[Digest, int | None]]:
+        """Those about which the records say something else, with what they say."""
+        for digest, is_noted in noted.items():
             try:
                 size = self._size(repo, digest)
             except RecordDamaged:
                 # it cannot be told: what is noted stays
-                return False
-            if (size is not None) == noted:
-                break
-            if size is None:
-                self._ledger.remove(repo, digest)
-            else:
-                self._ledger.add(repo, digest, size)
-            noted = size is not None
-        return noted != before
+                continue
+            if (size is not None) != is_noted:
+                yield digest, size
 
     def _size(self, repo: Repo, digest: Digest) -> int | None:
         """The size in bytes of a blob or manifest that counts for the repository; None if it has none."""

@@ -130,6 +130,16 @@ class SqliteLedger:
     def remove(self, repo: Repo, digest: Digest) -> None:
         self._queue.write(lambda connection: connection.execute(_REMOVE, (str(digest), str(repo))))
 
+    def correct(self, repo: Repo, content: Mapping[Digest, int | None]) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            for digest, size in content.items():
+                if size is None:
+                    connection.execute(_REMOVE, (str(digest), str(repo)))
+                else:
+                    _add(connection, repo, str(digest), size, {})
+
+        self._queue.write(work)
+
     def usage(self, scope: str) -> int:
         return self._reading.run(lambda connection: _used(connection, scope))
 

@@ -313,6 +313,11 @@ class LinkLedger(Protocol):
     def remove(self, repo: Repo, digest: Digest) -> None:
         """Note that a repository no longer has the content. Repeatable. Raises `IndexUnavailable`."""
 
+    def correct(self, repo: Repo, content: Mapping[Digest, int | None]) -> None:
+        """Note content that a repository has, with its sizes in bytes, and, where that is None, content that it no
+        longer has: together, at the cost of few changes. Raises `IndexUnavailable`; then nothing may be noted.
+        """
+
     def usage(self, scope: str) -> int:
         """The bytes of the distinct blobs and manifests of a scope; 0 for an unknown scope. Raises
         `IndexUnavailable`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,7 @@ from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.hosted.quotas import ScopePatterns
+from mirror.policy.hosted.quotas import Overrun, ScopePatterns
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
 from mirror.policy.records import ManifestRecord
 from mirror.ports import Versioned
@@ -184,6 +184,38 @@ async def test_a_disk_that_cannot_be_read_leaves_it_incomplete(
     await upkeep.complete()
     assert ledger.is_complete()
     assert list(ledger.noted(APP)) == [blob(1)]
+
+
+class CountingLedger(MemoryLedger):
+    """Counts its changes."""
+
+    changes = 0
+
+    def add(self, repo: Repo, digest: Digest, size: int, limits: Mapping[str, int] | None = None) -> Overrun | None:
+        self.changes += 1
+        return super().add(repo, digest, size, limits)
+
+    def remove(self, repo: Repo, digest: Digest) -> None:
+        self.changes += 1
+        super().remove(repo, digest)
+
+    def correct(self, repo: Repo, content: Mapping[Digest, int | None]) -> None:
+        self.changes += 1
+        super().correct(repo, content)
+
+
+async def test_a_lost_ledger_is_filled_with_few_changes(records: ChangingRecords, catalog: MemoryCatalog) -> None:
+    """Not one for each link: there may be a million."""
+    ledger = CountingLedger(ScopePatterns({"corp": ()}))
+    upkeep = LedgerUpkeep(ledger, records, catalog, ("corp",))
+    for number in range(1000):
+        records.put_link(APP, link(number))
+    assert await upkeep.complete() == 1000
+    assert ledger.changes <= 25
+    for number in range(1000):
+        records.drop_link(APP, blob(number))
+    assert await upkeep.complete() == 1000
+    assert ledger.changes <= 50
 
 
 async def test_many_links(upkeep: LedgerUpkeep, ledger: MemoryLedger, records: ChangingRecords) -> None:

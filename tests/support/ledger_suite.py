@@ -90,6 +90,17 @@ class LedgerSuite:
         assert ledger.usage("corp/team-a/**") == 100
         assert ledger.add(APP, blob(4), 0, limits) is None
 
+    def test_corrections_come_together(self, ledger: LinkLedger, another: LinkLedger) -> None:
+        """What is there already, or is not there, is no error; other repositories keep what they have."""
+        ledger.add(APP, blob(1), 100)
+        ledger.add(APP, blob(2), 50)
+        ledger.add(OTHER, blob(1), 100)
+        another.correct(APP, {blob(1): None, blob(2): 50, blob(3): 7, blob(4): None})
+        another.correct(LAB, {})
+        assert sorted(ledger.noted(APP)) == sorted([blob(2), blob(3)])
+        assert list(ledger.holders(blob(1), 9)) == [OTHER]
+        assert (ledger.usage("corp"), ledger.usage("corp/team-a/**")) == (157, 57)
+
     def test_it_is_complete_when_somebody_says_so(self, ledger: LinkLedger, another: LinkLedger) -> None:
         """For everyone, and not before."""
         assert not ledger.is_complete()

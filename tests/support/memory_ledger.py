@@ -36,6 +36,16 @@ class MemoryLedger:
         with self._changing:
             self._noted.get(repo, {}).pop(digest, None)
 
+    def correct(self, repo: Repo, content: Mapping[Digest, int | None]) -> None:
+        self._check()
+        with self._changing:
+            noted = self._noted.setdefault(repo, {})
+            for digest, size in content.items():
+                if size is None:
+                    noted.pop(digest, None)
+                else:
+                    noted.setdefault(digest, size)
+
     def usage(self, scope: str) -> int:
         self._check()
         return sum(self._content(scope).values())
