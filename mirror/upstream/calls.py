@@ -144,7 +144,7 @@ class Calls:
 
     async def once(self, call: Call) -> Answer:
         """The answer to a call on which nothing depends. It is sent only while the registry is well and pulls are left,
-        and only once; its failure changes nothing for other calls. Raises `UpstreamError`.
+        and only once, or again with a new token; its failure changes nothing for other calls. Raises `UpstreamError`.
         """
         account, now = self._accounts.current, self._clocks.monotonic()
         if account.throttled_until > now or (account.budget and is_spent(account.budget, self._clocks.now())):
@@ -153,10 +153,13 @@ class Calls:
         if self.circuit is not CLOSED:
             message = f"{self._endpoint.described} did not answer recently"
             raise UpstreamCircuitOpen(message, upstream=self._upstream, retry_after=0.0)
-        passes = await Login(self._tokens, self._elsewhere, call.scope).passes()
-        answer = await self._send(call, passes)
-        if call.is_usable(answer):
-            return answer
+        login, learnt = Login(self._tokens, self._elsewhere, call.scope), True
+        while learnt:
+            passes = await login.passes()
+            answer = await self._send(call, passes)
+            if call.is_usable(answer):
+                return answer
+            learnt = answer.status == 401 and await self._learn(login, answer, passes)
         message, status = f"{self._sender(answer)} answers {answer.status}", answer.status
         if is_throttling(status, answer.fields.get("Retry-After")):
             raise UpstreamThrottled(message, upstream=self._upstream, status=status, retry_after=0.0)
