@@ -194,6 +194,10 @@ class FurtherConnections:
             self._memory.note_whole(self._upstream)
             self._ramp.alone()
             self._own = Span(own.start, size)
+            # the filler is sent their bytes as well
+            for each in self._running:
+                self._note_end("no gain")
+                each.cut()
         elif is_bounded and self._task is None and self._parts.most > 1:
             rest = size - own.start
             self._task = asyncio.create_task(self._look_after(size, rest), name=f"connections for {self._digest}")

@@ -331,6 +331,20 @@ async def test_an_upstream_that_serves_no_parts(site: Site) -> None:
     assert site.asked()[1:] == [""]
 
 
+async def test_the_whole_comes_while_others_bring_parts(site: Site) -> None:
+    """Row 22: an upstream that ignores the range of a later request sends their bytes to the filler as well."""
+    before, ended = _received(), _given_back("no gain")
+    flight = await site.join_two_ahead()
+    site.registry.fail("blobs", ignore_range)
+    site.gate.release()
+    await reached(lambda: _given_back("no gain") - ended == 2)
+    site.let_go()
+    await site.finish(flight)
+    assert site.registry.count("blobs") == 4
+    # what they had brought by then comes twice
+    assert _received() - before <= _SIZE + 2 * 2 * _MIB
+
+
 async def test_the_filler_is_throttled(site: Site) -> None:
     """Faults row 10: then the others are not wanted either."""
     site.registry.fail("blobs", cut(_MIB))
