@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from mirror import telemetry
 from mirror.oci.digest import Digest
+from mirror.policy.fills.span_blocks import BLOCK
+from mirror.upstream.registry import RegistryUpstream
 from tests.support.fake_registry import (
     FakeRegistry,
     Fault,
@@ -23,7 +27,8 @@ from tests.support.fake_registry import (
     wrong_bytes,
 )
 from tests.support.live_mirror import Got, LiveMirror, live_mirror, noise, reached, until
-from tests.support.scripted import Close, Script, Stall, chunked, head, reply
+from tests.support.scripted import Answering, Close, Request, Script, Stall, chunked, head, reply
+from tests.support.several_connections import CONNECTIONS, HeldConnections, Whose, small_parts
 
 _LAYER = noise(1 << 20)
 _SIZE = len(_LAYER)
@@ -37,11 +42,27 @@ def _layer(registry: FakeRegistry) -> None:
 
 
 @pytest.fixture(params=["verified", "lazy"])
-async def mirror(registry: FakeRegistry, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[LiveMirror]:
-    """Also with a route whose fills leave room for parts: whole blobs come like on any other."""
-    routes = [{"match": "docker.io/**", "ranges": request.param}]
-    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=routes) as running:
+async def mirror(
+    registry: FakeRegistry, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[LiveMirror]:
+    """Also with a route whose fills leave room for parts: whole blobs come like on any other. With `Whose`: the layer
+    comes over several connections, some of which meet the faults.
+    """
+    is_parallel = isinstance(request.param, Whose)
+    routes = [{"match": "docker.io/**", "ranges": "verified" if is_parallel else request.param}]
+    upstream = {"url": registry.url, "connections_per_blob": CONNECTIONS}
+    held = None
+    if is_parallel:
+        small_parts(monkeypatch.setattr)
+        registry.tokens = True
+        registry.add_image("library/app", "v1", [_LAYER])
+    async with live_mirror(tmp_path / "store", {"docker.io": upstream}, route=routes) as running:
+        if is_parallel:
+            await running.ask("/v2/library/app/manifests/v1")
+            registry.forget()
+            held = HeldConnections(registry, request.param)
         yield running
+    assert held is None or held.were_open
 
 
 def _answering(script: Callable[[], Script]) -> Fault:
@@ -468,6 +489,131 @@ async def test_9_upstream_is_drained_at_its_own_rate(registry: FakeRegistry, mir
     writer.write(f"GET /v2/library/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     await mirror.landed(digest)
     writer.close()
+
+
+# ------------------------------------------------------------------------- one of several connections of a blob
+
+
+def _expired(registry: FakeRegistry) -> Fault:
+    def fault(request: Request, answer: Answering) -> Script:
+        registry.expire_tokens()
+        return answer(request)
+
+    return fault
+
+
+def _named(content_range: str | None, count: int = 1000) -> Fault:
+    """A part under a name that may be wrong: `{first}` and `{last}` are those that were asked for."""
+
+    def fault(request: Request, answer: Answering) -> Script:
+        first, last = request.start, request.start + count - 1
+        named = {} if content_range is None else {"Content-Range": content_range.format(first=first, last=last)}
+        return reply(206, _LAYER[first : last + 1], named)
+
+    return fault
+
+
+def _in_chunks(*, end: bool) -> Fault:
+    def fault(request: Request, answer: Answering) -> Script:
+        start, body = _head_and_body(answer(request))
+        start = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", start)
+        return [start, chunked(body[:70_000], end=False), *([chunked(body[70_000:])] if end else [Close()])]
+
+    return fault
+
+
+def _with_more(request: Request, answer: Answering) -> Script:
+    return [*answer(request), _LAYER[:5000]]
+
+
+def _redirected(to: str) -> Fault:
+    return lambda request, answer: reply(307, b"", {"Location": to})
+
+
+def _head_and_body(script: Script) -> tuple[bytes, bytes]:
+    sent = b"".join(step for step in script if isinstance(step, bytes))
+    start, gap, body = sent.partition(b"\r\n\r\n")
+    return start + gap, body
+
+
+_FAULTS: dict[str, Fault] = {
+    "cut at once": cut(0),
+    "cut": cut(70_000),
+    "reset at once": reset(0),
+    "reset": reset(70_000),
+    "400": status(400),
+    "401": status(401),
+    "403": status(403),
+    "404": status(404),
+    "416": status(416),
+    "429": status(429, {"Retry-After": "3"}),
+    "500": status(500),
+    "503": status(503),
+    "503, later": status(503, {"Retry-After": "3"}),
+    "page": html(),
+    "page of a proxy": html(502),
+    "whole": ignore_range,
+    "gzip": gzipped,
+    "less": _named(f"bytes {{first}}-{{last}}/{_SIZE}"),
+    "no range": _named(None),
+    "another part": _named(f"bytes 5-1004/{_SIZE}"),
+    "a later part": _named(f"bytes 900000-900999/{_SIZE}"),
+    "another size": _named(f"bytes {{first}}-{{last}}/{_SIZE + 1}"),
+    "unknown size": _named("bytes {first}-{last}/*"),
+    "nonsense": _named("nonsense"),
+    "more": _with_more,
+    "chunked": _in_chunks(end=True),
+    "chunked, cut": _in_chunks(end=False),
+    "no http": lambda request, answer: [b"SSH-2.0-OpenSSH_9.2\r\n", Close()],
+    "nothing": lambda request, answer: [Close()],
+    "lengths": lambda request, answer: [head(206, [("Content-Length", "3"), ("Content-Length", "4")]), b"abcd"],
+    "redirect to nobody": _redirected("http://127.0.0.1:1/data"),
+    "redirect in a circle": lambda request, answer: reply(307, b"", {"Location": request.target}),
+    "wrong bytes": wrong_bytes,
+}
+
+
+#: What ends the answers that have begun if the filler itself meets it; the next one is whole.
+_ENDS = {"401", "404", "page", "gzip", "another part", "another size"}
+#: After these, what came ahead may come once more.
+_WHOLE = {"416", "whole", "no range", "a later part", "nonsense"}
+
+
+@pytest.mark.parametrize("mirror", [*Whose], indirect=True)
+@pytest.mark.parametrize("name", [*_FAULTS, "expired"])
+async def test_1_22_any_fault_of_one_of_several_connections(
+    registry: FakeRegistry, mirror: LiveMirror, name: str, request: pytest.FixtureRequest
+) -> None:
+    """Rows 1 to 16 and 22: clients notice nothing of what a further connection meets, and of what the filler's own one
+    meets no more than if it were alone. The mirror looks at the end whether the others were open.
+    """
+    is_fillers = request.node.callspec.params["mirror"] is Whose.FILLER
+    before = _received()
+    registry.fail("blobs", _expired(registry) if name == "expired" else _FAULTS[name])
+    answer = await mirror.ask(_AT)
+    await mirror.idle()
+    if name == "wrong bytes":
+        assert not answer.whole
+        assert len(answer.body) <= _SIZE - 65536
+    elif name in _ENDS and is_fillers:
+        _is_broken(answer)
+    else:
+        _is_whole(answer)
+        assert _received() - before <= _SIZE + (_SIZE // 2 if name in _WHOLE and is_fillers else BLOCK)
+    mirror.clock.forward(10)
+    _is_whole(await mirror.ask(_AT))
+    await mirror.idle()
+    upstream = mirror.app.router._upstream_for("docker.io")
+    assert isinstance(upstream, RegistryUpstream)
+    assert upstream.health()[0].state == "ok"
+    assert not [*(mirror.root / "ingest").iterdir()]
+    if name == "expired":
+        assert registry.count("token") == 1
+        assert not [line for line in mirror.events("connection given back") if line["reason"].startswith("failed")]
+
+
+def _received() -> int:
+    return int(sum(count for _, count in telemetry.counted("mirror_upstream_bytes")))
 
 
 # ------------------------------------------------------------------------------------------------------- secrets

@@ -284,6 +284,11 @@ class FakeRegistry:
     # ----------------------------------------------------------------------------------------------- the log
 
     @property
+    def arrivals(self) -> threading.Condition:
+        """Notified when a request has come, which is in `requests` by then."""
+        return self._front.arrivals
+
+    @property
     def requests(self) -> list[Request]:
         """All that came to the registry and its token service, in order."""
         return list(self._front.requests)

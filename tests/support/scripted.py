@@ -151,6 +151,11 @@ class Scripted:
         with self._lock:
             self._queued.setdefault(path, []).append(_joined(script))
 
+    @property
+    def arrivals(self) -> threading.Condition:
+        """Notified when a request has come, which is in `requests` by then."""
+        return self._lock
+
     def asked(self, path: str, method: str | None = None) -> list[Request]:
         """The requests for one path so far."""
         with self._lock:
