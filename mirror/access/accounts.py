@@ -18,6 +18,7 @@ import bcrypt
 
 from mirror.access.htpasswd import LONGEST_PASSWORD, parse_htpasswd
 from mirror.errors import ConfigError, MirrorError
+from mirror.folders import sync_folder
 
 #: A check then takes a tenth of a second of a core.
 _COST: Final = 11
@@ -104,11 +105,7 @@ def _replace(path: Path, text: str, owner: tuple[int, int] | None) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 @contextmanager

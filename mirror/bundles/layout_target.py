@@ -17,6 +17,7 @@ from typing import Protocol
 from mirror.bundles.layout_source import file_errors
 from mirror.bundles.tar_members import END, file_header, folder_header, padding
 from mirror.errors import BundleError
+from mirror.folders import sync_folder
 
 
 class LayoutTarget(Protocol):
@@ -80,7 +81,7 @@ class TarTarget:
             os.fsync(self._file.fileno())
             self._file.close()
             self._temporary.rename(self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
 
     def abandon(self) -> None:
         with suppress(OSError):
@@ -125,9 +126,9 @@ class FolderTarget:
     def finish(self) -> None:
         with file_errors(f"writing {self._path}"):
             for folder, _folders, _files in os.walk(self._temporary):
-                _sync_folder(Path(folder))
+                sync_folder(Path(folder))
             self._temporary.rename(self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
 
     def abandon(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -140,11 +141,3 @@ def _parents(name: str) -> list[str]:
 def _expect_size(name: str, size: int, written: int) -> None:
     if written != size:
         raise BundleError(f"{name} has {written} bytes, where {size} were expected")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

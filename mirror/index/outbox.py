@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from mirror.errors import StoreError, StoreFull
+from mirror.folders import sync_folder
 from mirror.index.sqlite_file import (
     CurrentConnection,
     connect,
@@ -563,7 +564,7 @@ class SqliteOutbox:
             connection.execute("PRAGMA journal_mode = WAL")
         os.rename(fresh, self._path)
         for folder in (self._folder, self._folder.parent):
-            _sync(folder)
+            sync_folder(folder)
 
 
 def _is_current(connection: sqlite3.Connection) -> bool:
@@ -632,14 +633,6 @@ def _open_lock(folder: Path, name: str) -> int:
     except FileNotFoundError:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(folder / name, flags, 0o600)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _failed(error: Exception) -> StoreError:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from mirror.folders import sync_folder
 from mirror.nodes.plan import NodeRefused
 
 #: The number of symbolic links that the kernel follows on one path (path_resolution(7)).
@@ -91,7 +92,7 @@ class NodeFiles:
             real = self.real(path)
             for folder in self.missing(path):
                 self.real(folder).mkdir(mode=0o755)
-                _sync(self.real(folder).parent)
+                sync_folder(self.real(folder).parent)
             model = real if like is None else self.real(like)
             _put(real, content.encode(), model if model.exists() else None, secret=secret)
 
@@ -154,7 +155,7 @@ def _put(target: Path, content: bytes, model: Path | None, *, secret: bool = Fal
         with suppress(OSError):
             temporary.unlink()
         raise
-    _sync(target.parent)
+    sync_folder(target.parent)
 
 
 def _copy_metadata(model: Path, descriptor: int, target: Path) -> None:
@@ -164,14 +165,6 @@ def _copy_metadata(model: Path, descriptor: int, target: Path) -> None:
         os.fchown(descriptor, status.st_uid, status.st_gid)
     shutil.copystat(model, target)
     os.utime(target)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

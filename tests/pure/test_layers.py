@@ -42,6 +42,7 @@ _ROOMS: Final = frozenset(
 #: What every room may import.
 _BELOW_ALL: Final = {
     "errors",
+    "folders",
     "oci",
     "policy",
     "policy/cluster",
@@ -58,6 +59,7 @@ _MAY_IMPORT: Final = {
     # leaves
     "errors": set[str](),
     "aio": set(),
+    "folders": set(),
     "heartbeat": set(),
     "telemetry": set(),
     # pure
@@ -150,7 +152,7 @@ _MAY_IMPORT: Final = {
         "server/registry",
     },
     # machines that pull
-    "nodes": {"errors", "oci", "policy", "policy/upstream", "values"},
+    "nodes": {"errors", "folders", "oci", "policy", "policy/upstream", "values"},
 }
 
 #: Libraries that only some parts may know.

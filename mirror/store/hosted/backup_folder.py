@@ -44,12 +44,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from mirror.errors import BlobUnknown, ConfigError, StoreError
+from mirror.folders import sync_folder
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, LinkState
 from mirror.policy.records import ManifestRecord
 from mirror.store.hosted.contents import LocalContents
-from mirror.store.local.durable import make_folder, store_errors, sync_folder, write_all, write_whole
+from mirror.store.local.durable import make_folder, store_errors, write_all, write_whole
 from mirror.store.local.file_tree import read_file
 from mirror.store.local.layout import Layout
 from mirror.store.local.local_records import local_catalog, local_repository_records

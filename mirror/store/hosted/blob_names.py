@@ -45,6 +45,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged
+from mirror.folders import sync_folder
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.hosted_records import QueuedBlob
 from mirror.policy.quarantine_limits import QuarantinedBlob
@@ -58,7 +59,6 @@ from mirror.store.local.durable import (
     make_folder,
     read_whole,
     store_errors,
-    sync_folder,
     write_whole,
 )
 from mirror.store.local.layout import Layout

@@ -38,12 +38,13 @@ from pathlib import Path
 from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
+from mirror.folders import sync_folder
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import BlobInfo, BlobReader, Body, Deleted, Growth, Prefix, SupportsFileno
 from mirror.store.local import quarantine
 from mirror.store.local.beside.served_notes import read_served
-from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, sync_folder, write_whole
+from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, write_whole
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
 from mirror.store.local.layout import LAYOUT, Layout, avoided_of, digest_of_ingest, map_of, state_of
 from mirror.store.local.locks import is_locked, locked

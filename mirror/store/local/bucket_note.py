@@ -11,7 +11,8 @@ import json
 from contextlib import suppress
 
 from mirror.errors import StoreError
-from mirror.store.local.durable import ABSENT_ERRNOS, read_whole, store_errors, sync_folder, write_whole
+from mirror.folders import sync_folder
+from mirror.store.local.durable import ABSENT_ERRNOS, read_whole, store_errors, write_whole
 from mirror.store.local.layout import Layout
 
 

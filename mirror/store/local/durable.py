@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final, TypeAlias
 
 from mirror.errors import StoreError, StoreFull
+from mirror.folders import sync_folder
 
 #: A path of any form. `str` is the quickest: a push needs so many paths that `Path` would be a quarter of its cost.
 AnyPath: TypeAlias = str | os.PathLike[str]
@@ -72,15 +73,6 @@ class _StoreErrors:
         if isinstance(error, OSError):
             kind = StoreFull if error.errno in _FULL else StoreError
             raise kind(f"{self._what}: {os.strerror(error.errno) if error.errno else error}") from error
-
-
-def sync_folder(path: AnyPath) -> None:
-    """Make renames in a folder durable. Raises `OSError`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class PendingSyncs:
