@@ -12,9 +12,15 @@
 A fetch belongs to this process and not to the request that began it: a client that leaves ends none. Claims keep
 threads and processes apart, so each block comes once for the registry. Bytes that are read here are **not verified**.
 
-Whoever has a claim waits for nothing but upstream and, after a break, less than a second: the turn at the upstream is
-taken before the claim, because a fill of the blob keeps its own while it waits for the claim. Bytes that somebody else
-has claimed and that stand still are not waited for: `read` raises `StoreError`, and the caller goes past the store.
+Whoever has a claim waits for nothing but a source's answer and its bytes. The turn at the upstream is taken before the
+claim, because a fill of the blob keeps its own while it waits for the claim; before a pause, or a turn at another
+address of the upstream, the claim is given back. So others can fetch the bytes meanwhile, and whoever has other rights
+does. Bytes that somebody else has claimed and that stand still are not waited for: `read` raises `StoreError`, and the
+caller goes past the store.
+
+    turn ── claim ── asked ── received ── given back ──> turn, the rest of the place …
+      ^                └── no turn, broken off, throttled ──> given back ── pause ──┐
+      └─────────────────────────────────────────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -48,7 +54,7 @@ from mirror.oci.span import Span
 from mirror.policy.fills.lazy_ranges import fetch_from
 from mirror.policy.fills.span_blocks import BLOCK
 from mirror.policy.send_limit import Tries, next_try
-from mirror.ports import BlobReader, BlobStore, Body, Claim, Prefix, SaysStop, Spans
+from mirror.ports import AskAgain, BlobReader, BlobStore, Body, Claim, Prefix, SaysStop, Spans
 
 T = TypeVar("T")
 
@@ -57,14 +63,12 @@ _AT_ONCE: Final = 4
 #: Seconds between two looks at what another process, or a fill, brings; longer while nothing comes.
 _LOOK_FIRST: Final = 0.005
 _LOOK_LAST: Final = 0.05
-#: Seconds between two looks while a fetch of this process waits for its turn.
+#: Seconds between two looks while a fetch of this process brings nothing: something else may.
 _LOOK_AGAIN: Final = 0.25
 #: Seconds without a new block after which somebody else's fetch is not waited for.
 _STUCK: Final = 10.0
 #: Seconds for which an upstream that ignores ranges, and a blob of which parts were wrong, are not asked for parts.
 AVOIDED: Final = 600.0
-#: Seconds for which a claim is kept while nothing is asked.
-_SHORT: Final = 0.5
 #: Fetches that one reader begins for a byte: others may fail by the rights of somebody else.
 _MOST_BEGUN: Final = 8
 #: Bytes around a position in which a new block is a sign that somebody else's fetch moves.
@@ -152,14 +156,18 @@ class _Fetch:
         self.place = place
         self.asker = asker
         self.error: MirrorError | None = None
-        #: False while it waits for its turn: a fill may bring the bytes first.
-        self.has_claim = False
+        #: True while it waits to ask again.
+        self.pauses = False
 
     def __repr__(self) -> str:
         return f"<_Fetch {self.place.start}-{self.place.stop} {self.error or ''}>"
 
     def covers(self, position: int) -> bool:
         return self.place.start <= position < self.place.stop
+
+    def is_awaited_by(self, asker: Asker) -> bool:
+        """False if the asker should rather fetch the bytes: the pause may be one for other rights or credentials."""
+        return not self.pauses or self.asker.is_like(asker)
 
 
 class LazyBlob:
@@ -291,12 +299,12 @@ class LazyBlob:
         while True:
             # both before the look: what happens after it wakes this one, or is seen
             changed = self._changed
-            awaited = [fetch for fetch in self._fetches if fetch.covers(position)]
+            awaited = [fetch for fetch in self._fetches if fetch.covers(position) and fetch.is_awaited_by(asker)]
             found = await self._in_thread(self._look, position, stop, unwanted=_close_reader)
             if isinstance(found, ReadableNow):
                 return found
             if awaited:
-                await self._wait_for_fetch(changed, awaited)
+                await self._wait_for_fetch(changed)
                 failed = [fetch.error for fetch in awaited if fetch.error and fetch.asker.is_like(asker)]
                 if failed and not any(fetch in self._fetches for fetch in awaited):
                     raise failed[0].with_traceback(None) from None
@@ -317,11 +325,8 @@ class LazyBlob:
             await self._tools.sleep(pause)
             pause = min(pause * 1.5, _LOOK_LAST)
 
-    async def _wait_for_fetch(self, changed: asyncio.Event, awaited: Sequence[_Fetch]) -> None:
+    async def _wait_for_fetch(self, changed: asyncio.Event) -> None:
         """Returns once something has come, or may have come otherwise."""
-        if all(fetch.has_claim for fetch in awaited):
-            await changed.wait()
-            return
         waiting = {asyncio.ensure_future(changed.wait()), asyncio.ensure_future(self._tools.sleep(_LOOK_AGAIN))}
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -478,30 +483,33 @@ class LazyBlob:
                     wait, tries = await self._bring_some(fetch, sources, tries)
                 if wait:
                     sources.release()
-                    await self._tools.sleep(wait)
+                    await self._pause(fetch, wait)
         finally:
             sources.release()
 
+    async def _pause(self, fetch: _Fetch, seconds: float) -> None:
+        fetch.pauses = True
+        self._wake()
+        try:
+            await self._tools.sleep(seconds)
+        finally:
+            fetch.pauses = False
+
     async def _bring_some(self, fetch: _Fetch, sources: BlobSources, tries: Tries) -> tuple[float, Tries | None]:
-        """Claims bytes of a place and fetches them. Returns how long to wait before this is done again, and the tries
-        so far; None: nothing is left to fetch.
+        """Claims bytes of a place and asks for them once. Returns how long to wait before this is done again, and the
+        tries so far; None: nothing is left to fetch.
         """
         claim = await self._in_thread(self._claim, fetch.place, unwanted=_release)
         if claim is None:
             return 0.0, None
-        fetch.has_claim, wait = True, 0.0
         try:
-            while wait <= _SHORT and claim.offset < claim.span.stop:
-                await self._tools.sleep(wait) if wait else None
-                wait, tries = await self._receive(claim, sources, tries)
+            return await self._receive(claim, sources, tries)
         finally:
             claim.release()
-            fetch.has_claim = False
             self._wake()
-        return (wait if wait > _SHORT else 0.0), tries
 
     async def _receive(self, claim: Claim, sources: BlobSources, tries: Tries) -> tuple[float, Tries]:
-        """Receives one body. Returns how long to wait before the next one, if the claim is not filled by then."""
+        """Receives one body. Returns how long to wait before the next one."""
         before, opened = claim.offset, False
         try:
             async with sources(claim.offset, claim.span.stop) as body:
@@ -519,10 +527,13 @@ class LazyBlob:
             self._answered = True
         except SourceLeft:
             return 0.0, tries
+        except AskAgain as error:
+            return error.retry_after, tries
         except (UpstreamUnavailable, UpstreamThrottled) as error:
-            has_moved = claim.offset > before
-            self._answered = self._answered or has_moved
+            self._answered = self._answered or claim.offset > before
             now = self._tools.clock()
+            # what came of a block that is not whole comes again
+            has_moved = claim.offset // BLOCK > before // BLOCK
             tries = tries.broken(now, progress=has_moved) if opened else tries.refused(error)
             wait = None
             if self._answered:

@@ -122,8 +122,12 @@ class PeerReads:
         ]
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """One blob may be read here. Raises `UpstreamNotFound` if too many are read for too long."""
+    async def turn(self, *, waits: bool = True) -> AsyncIterator[None]:
+        """One blob may be read here. Raises `UpstreamNotFound` if too many are read for too long; if it does not wait,
+        at once.
+        """
+        if not waits and self._turns.locked():
+            raise UpstreamNotFound("too many blobs are read from other replicas", upstream=PEER)
         self.waiting += 1
         try:
             async with asyncio.timeout(self._patience):
@@ -192,7 +196,8 @@ class PeerSource:
         """See `BlobSource`. Returns with the first byte: what fails before it is as if nobody had been asked. A member
         that runs an older version sends the rest of the blob, whatever `stop` is.
         """
-        async with self._reads.turn(), self._watched(start, stop) as body:
+        # others wait for a small part that is being asked for, and must not wait for turns as well
+        async with self._reads.turn(waits=not self._part), self._watched(start, stop) as body:
             yield body
 
     @asynccontextmanager

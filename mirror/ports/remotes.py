@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mirror.errors import UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
@@ -22,12 +23,22 @@ class TagBatch:
     more: bool
 
 
+class AskAgain(UpstreamUnavailable):
+    """A part is to be asked for again in `retry_after` seconds, once there is a turn for it: see `BlobParts`."""
+
+    def __init__(self, message: str, *, upstream: str, status: int | None = None, retry_after: float) -> None:
+        super().__init__(message, upstream=upstream, status=status)
+        self.retry_after = retry_after
+
+
 class BlobParts(Protocol):
     """One blob of an upstream that is received in parts, perhaps over several connections at once; for one flight.
 
     pull ── a turn among the blobs under way, kept from one part to the next ──> pull … ──> release
        └── further: a turn of its own, if one is free at once
-    take_turn ── a turn, kept whatever becomes of the parts ──> pull … ──> release
+    take_turn ── a turn, kept whatever becomes of the parts ──> pull, which does not wait … ──> release
+                     ^                                            │
+                     └── what has to be waited for is over ───────┴── `AskAgain`
     """
 
     @property
@@ -38,8 +49,9 @@ class BlobParts(Protocol):
         """See `Upstream.blob`. If the upstream has several addresses, further parts come from the one that answered."""
 
     async def take_turn(self) -> None:
-        """Waits for the turn of the parts that come, which `pull` then need not wait for: for small parts of a blob,
-        whose bytes others wait for as soon as they are claimed. Repeatable.
+        """Waits for the turn of the next part, and for a token if one is needed. From then on `pull` waits for answers
+        alone, and raises `AskAgain` where it would have to wait for anything else: for small parts of a blob, whose
+        bytes others wait for as soon as they are claimed. Repeatable.
         """
 
     def further(self, start: int, stop: int, size: int) -> AbstractAsyncContextManager[Body | None]:

@@ -11,7 +11,7 @@ send ──┬── 401: challenge learnt, one new token, sent again once ─�
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +38,7 @@ from mirror.policy.upstream.retrying import (
     parse_retry_after,
     throttle_seconds,
 )
+from mirror.ports import AskAgain
 from mirror.upstream.credentials.source import CredentialsUnavailable
 from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.http.download import Answer, DialFailed, DialTimedOut
@@ -59,7 +60,8 @@ class Call:
     """One call, for metrics named `event`. `send` sends one request of it; `retries` limits the further tries.
 
     `is_usable` tells whether the call can use an answer; any other answer is raised as an error. An error for which
-    `has_fallback` is True is not reported as a failure, because the caller goes on with another call.
+    `has_fallback` is True is not reported as a failure, because the caller goes on with another call. `tries` are those
+    before, by a caller that pauses itself: it gets an `AskAgain` where a pause is due. None: pauses are made here.
     """
 
     event: str
@@ -68,6 +70,7 @@ class Call:
     is_usable: Callable[[Answer], bool]
     retries: int
     has_fallback: Callable[[UpstreamError], bool] = lambda error: False
+    tries: int | None = None
 
 
 class Calls:
@@ -104,7 +107,7 @@ class Calls:
         """The answer to a call. Raises the `UpstreamError` of its last try, which `Hooks.on_failure` gets, too."""
         try:
             return await self._try(call)
-        except UpstreamNotFound:
+        except (UpstreamNotFound, AskAgain):
             raise
         except UpstreamError as error:
             if not call.has_fallback(error):
@@ -113,7 +116,7 @@ class Calls:
 
     async def _try(self, call: Call) -> Answer:
         login = Login(self._tokens, self._elsewhere, call.scope)
-        tries = 1
+        tries = 1 + (call.tries or 0)
         while True:
             with self._admitted():
                 try:
@@ -123,7 +126,7 @@ class Calls:
                     self._note_failure(error)
                     if tries > call.retries or not self._is_passing(error):
                         raise
-                    await self._pause(tries)
+                    await self._pause(call, tries, error)
                     tries += 1
                     continue
             if self.circuit.delay:
@@ -139,8 +142,15 @@ class Calls:
             failure.elsewhere = self._is_elsewhere(answer)
             if tries > call.retries or not _is_unavailable(failure):
                 raise failure
-            await self._pause(tries)
+            await self._pause(call, tries, failure)
             tries += 1
+
+    async def prepare(self, scope: Scope) -> None:
+        """Obtains the token for calls of this scope, if one is needed and can be had now. Raises nothing: a call that
+        needs it finds out.
+        """
+        with suppress(UpstreamError), self._admitted():
+            await Login(self._tokens, self._elsewhere, scope).passes()
 
     async def once(self, call: Call) -> Answer:
         """The answer to a call on which nothing depends. It is sent only while the registry is well and pulls are left,
@@ -200,8 +210,11 @@ class Calls:
         finally:
             self._hooks.observe(call.event, status, self._clocks.monotonic() - began)
 
-    async def _pause(self, tries: int) -> None:
-        await self._clocks.sleep(back_off(tries, self._clocks.jitter()))
+    async def _pause(self, call: Call, tries: int, error: UpstreamError) -> None:
+        seconds = back_off(tries, self._clocks.jitter())
+        if call.tries is not None:
+            raise AskAgain(str(error), upstream=self._upstream, status=error.status, retry_after=seconds) from error
+        await self._clocks.sleep(seconds)
 
     async def _learn(self, login: Login, answer: Answer, passes: Passes) -> bool:
         """Learn from a 401. True if the request should be sent again."""

@@ -31,7 +31,7 @@ from mirror.oci.reference import Reference
 from mirror.policy.upstream.budget import Budget
 from mirror.policy.upstream.endpoint_order import in_order
 from mirror.policy.upstream.retrying import CLOSED, Circuit
-from mirror.ports import Body, TagBatch
+from mirror.ports import AskAgain, Body, TagBatch
 from mirror.upstream.blob_parts import EndpointBlobParts
 from mirror.upstream.endpoint_health import Health
 from mirror.upstream.registry import RegistryUpstream
@@ -102,19 +102,23 @@ class EndpointsUpstream:
         """See `Upstream`."""
         return EndpointBlobParts(
             [member.parts(repo, digest) for member in self.members],
-            lambda open_at, is_small: self._opened(
-                None if is_small else digest, lambda member: open_at(self.members.index(member))
+            lambda open_at, failures: self._opened(
+                digest if failures is None else None, lambda member: open_at(self.members.index(member)), failures
             ),
-            lambda: self._order()[0],
+            lambda besides: next(number for number in self._order() if number not in besides),
             self._failed,
         )
 
     @asynccontextmanager
     async def _opened(
-        self, digest: Digest | None, open_at: Callable[[RegistryUpstream], AbstractAsyncContextManager[Body]]
+        self,
+        digest: Digest | None,
+        open_at: Callable[[RegistryUpstream], AbstractAsyncContextManager[Body]],
+        failures: dict[int, UpstreamError] | None = None,
     ) -> AsyncIterator[tuple[int, Body]]:
         """The body of the first member that answers, and the number of that member. None for a digest: it does not
-        matter who gave the blob before, nor will it. Small parts of one blob come from the same member.
+        matter who gave the blob before, nor will it. Small parts of one blob come from the same member. `failures` are
+        those of members that are not asked any more.
         """
 
         async def enter(member: RegistryUpstream) -> tuple[AsyncExitStack, Body]:
@@ -126,7 +130,7 @@ class EndpointsUpstream:
         async def leave(entered: tuple[AsyncExitStack, Body]) -> None:
             await entered[0].aclose()
 
-        race = _Race(self._order(digest), self.members, enter, leave, self._hedge_after, self._failed)
+        race = _Race(self._order(digest), self.members, enter, leave, self._hedge_after, self._failed, failures)
         number, (stack, body) = await self._run(race)
         if digest is not None:
             self._given[digest] = number
@@ -205,8 +209,8 @@ class EndpointsUpstream:
         return in_order(self._circuits, self._clock(), probing=self._probing, avoid=avoid)
 
     def _failed(self, number: int, error: UpstreamError) -> None:
-        if isinstance(error, UpstreamCircuitOpen):
-            return  # the endpoint was not asked
+        if isinstance(error, UpstreamCircuitOpen | AskAgain):
+            return  # the endpoint was not asked, or will be asked again
         url = self.members[number].url
         telemetry.ENDPOINT_FAILURES.labels(self.name, url, type(error).__name__).inc()
         if not isinstance(error, UpstreamUnavailable | UpstreamInvalid):
@@ -224,6 +228,7 @@ class _Race(Generic[T]):
     """One call, to one endpoint after another or to several at once; the first answer wins.
 
     `discard` releases an answer that lost. `failed` is called with the number and the error of each failed endpoint.
+    `errors` are those of endpoints that have failed before, and are not asked; others are added.
     """
 
     def __init__(
@@ -234,19 +239,24 @@ class _Race(Generic[T]):
         discard: Callable[[T], Awaitable[None]],
         hedge_after: float | None,
         failed: Callable[[int, UpstreamError], None],
+        errors: dict[int, UpstreamError] | None = None,
     ) -> None:
-        self.order = order
-        self._waiting = list(order)
+        self._errors = {} if errors is None else errors
+        self.order = [number for number in order if number not in self._errors]
+        self._waiting = list(self.order)
         self._members = members
         self._ask = ask
         self._discard = discard
         self._hedge_after = hedge_after
         self._failed = failed
         self._running: dict[asyncio.Task[T], int] = {}
-        self._errors: dict[int, UpstreamError] = {}
+        #: What the caller has to wait for, of endpoints that may answer then.
+        self._again: list[AskAgain] = []
 
     async def run(self) -> tuple[int, T]:
-        """The number and the answer of the winner. Raises the error of the last member if all fail."""
+        """The number and the answer of the winner. Raises the error of the last member if all fail, and `AskAgain` if
+        some have not been asked to the end.
+        """
         try:
             while self._running or self._waiting:
                 if not self._running:
@@ -260,6 +270,8 @@ class _Race(Generic[T]):
                     self._ask_next()
         finally:
             await self._cancel()
+        if self._again:
+            raise min(self._again, key=lambda error: error.retry_after)
         raise self._errors[len(self._members) - 1]
 
     def _ask_next(self) -> None:
@@ -273,7 +285,10 @@ class _Race(Generic[T]):
         number = self._running.pop(task)
         if not isinstance(error, UpstreamError):
             raise error
-        self._errors[number] = error
+        if isinstance(error, AskAgain):
+            self._again.append(error)
+        else:
+            self._errors[number] = error
         self._failed(number, error)
         return True
 

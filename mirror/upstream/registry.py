@@ -198,16 +198,23 @@ class RegistryUpstream:
             yield body
 
     @asynccontextmanager
-    async def _opened(self, repo: str, digest: Digest, start: int, stop: int | None) -> AsyncIterator[Body]:
-        """Like `blob`, whose turn among the blobs under way the caller has."""
-        body = await self._get_blob("blob", repo, digest, start=start, stop=stop)
+    async def _opened(
+        self, repo: str, digest: Digest, start: int, stop: int | None, tries: int | None = None
+    ) -> AsyncIterator[Body]:
+        """Like `blob`, whose turn among the blobs under way the caller has. `tries`: see `Call`."""
+        body = await self._get_blob("blob", repo, digest, start=start, stop=stop, tries=tries)
         with closed_after(body):
             yield body
 
     def parts(self, repo: str, digest: Digest) -> RegistryBlobParts:
         """See `Upstream`."""
         return RegistryBlobParts(
-            self._blobs, partial(self._opened, repo, digest), partial(self._further, repo, digest), self._most
+            self.name,
+            self._blobs,
+            partial(self._opened, repo, digest),
+            partial(self._further, repo, digest),
+            partial(self._calls.prepare, Scope.pull(repo)),
+            self._most,
         )
 
     async def _further(self, repo: str, digest: Digest, start: int, stop: int, size: int) -> HttpBody:
@@ -234,7 +241,14 @@ class RegistryUpstream:
         return body.size
 
     async def _get_blob(
-        self, event: str, repo: str, digest: Digest, *, start: int = 0, stop: int | None = None
+        self,
+        event: str,
+        repo: str,
+        digest: Digest,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        tries: int | None = None,
     ) -> HttpBody | EncodedBody:
         url = self._url(repo, f"blobs/{digest}")
 
@@ -242,7 +256,8 @@ class RegistryUpstream:
             headers = self._headers(passes, Accept="*/*")
             return await self._blob_client.get(url, headers, passes.elsewhere, start=start, stop=stop)
 
-        answer = await self._calls.run(Call(event, Scope.pull(repo), send, _has_content, self._retries))
+        call = Call(event, Scope.pull(repo), send, _has_content, self._retries, tries=tries)
+        answer = await self._calls.run(call)
         if answer.body is None:
             raise self._endpoint.invalid(f"status {answer.status} for a blob", answer.status)
         return answer.body

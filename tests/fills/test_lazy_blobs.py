@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mirror.errors import StoreError, StoreFull, UpstreamDenied, UpstreamUnavailable
+from mirror.errors import StoreError, StoreFull, UpstreamDenied, UpstreamError, UpstreamThrottled, UpstreamUnavailable
 from mirror.fills.flight import InParts
 from mirror.fills.lazy_blob import Asker, NotInParts
 from mirror.fills.lazy_content import FilePiece, LazyContent
@@ -22,12 +22,13 @@ from mirror.oci.span import Span
 from mirror.policy.fills.lazy_ranges import LazyParts, places_of
 from mirror.policy.fills.span_blocks import BLOCK
 from mirror.policy.rules import LazyRule
-from mirror.ports import Body
+from mirror.ports import AskAgain, Body
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from tests.support.cancelling import Baseline, cancelled_everywhere
 from tests.support.hangar import CONTENT, DIGEST, HALF, SIZE, GatedUpstream, Hangar
 from tests.support.live_mirror import until
+from tests.support.ranged_upstream import put_spans
 from tests.support.stepped_time import SteppedTime
 
 _NEVER = LazyRule(share=1.0, pause=0.0)
@@ -46,6 +47,8 @@ class _Site:
         self.pulls = LazyPulls(self.store, self.hangar.room, executor, sleep=self.time.sleep, clock=self.time)
         #: Repositories that upstream refuses, once it is let answer.
         self.refused: dict[object, asyncio.Event] = {}
+        #: Repositories whose next requests have to be made again later.
+        self.later: dict[object, list[UpstreamError]] = {}
         self.failures: list[StoreError] = []
         #: Who wanted the whole.
         self.completed: list[object] = []
@@ -58,6 +61,9 @@ class _Site:
         async def pull(start: int, stop: int | None = None) -> AsyncIterator[Body]:
             if repo in self.refused:
                 await self.refused[repo].wait()
+            if self.later.get(repo):
+                raise self.later[repo].pop(0)
+            if repo in self.refused:
                 raise UpstreamDenied("no", upstream="docker.io")
             async with self.upstream.pull(start, stop) as body:
                 yield body
@@ -229,13 +235,62 @@ async def test_what_is_refused_to_one_is_not_refused_to_others(site: _Site) -> N
     assert await allowed == [_of(_PART)]
 
 
-async def test_a_break_is_resumed_at_the_byte(site: _Site) -> None:
+def _free(site: _Site) -> bool:
+    """True if nobody has claimed anything of the blob, of which there are spans."""
+    spans = site.store.spans(DIGEST, "docker.io", None)
+    assert spans is not None
+    try:
+        return not spans.taken(Span(0, SIZE))
+    finally:
+        spans.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AskAgain("a pause is due", upstream="docker.io", retry_after=25.0),
+        UpstreamThrottled("slowly", upstream="docker.io", retry_after=25.0),
+        UpstreamUnavailable("gone", upstream="docker.io"),
+    ],
+)
+async def test_nothing_is_claimed_during_a_pause(site: _Site, error: UpstreamError) -> None:
+    """Another process brings the bytes meanwhile; the fetch finds nothing left to ask for."""
+    await site.get(Span(0, 9))
+    site.later["library/app"] = [error]
+    waiting = asyncio.create_task(site.get(_PART))
+    await until(lambda: any(fetch.pauses for blob in site.pulls._blobs.values() for fetch in blob._fetches))
+    assert _free(site)
+    assert not waiting.done()
+    put_spans(site.store, CONTENT, [Span(10 * BLOCK, 13 * BLOCK)], registry="docker.io")
+    await site.time.go_on(waiting.done)
+    assert waiting.result() == [_of(_PART)]
+    assert site.upstream.starts == [0]
+
+
+async def test_a_pause_is_one_of_whose_rights_were_asked_by(site: _Site) -> None:
+    """Others do not wait for it; whoever waits has the bytes when they do."""
+    late = AskAgain("a pause is due", upstream="docker.io", retry_after=25.0)
+    site.later["slow/app"] = [late, late]
+    site.refused["slow/app"] = asyncio.Event()
+    slow = asyncio.create_task(site.get(_PART, repo="slow/app"))
+    await until(lambda: bool(site.pulls._blobs) and not _free(site))
+    other = asyncio.create_task(site.get(_PART))
+    # both wait for the one fetch: what the other one would fetch is claimed
+    await until(lambda: site.time.sleeping == 2 and all(len(blob._fetches) == 1 for blob in site.pulls._blobs.values()))
+    site.refused["slow/app"].set()
+    assert await other == [_of(_PART)]
+    assert await slow == [_of(_PART)]
+    assert site.time.now == 0.0
+    assert site.later["slow/app"] == [late]
+
+
+async def test_after_a_break_whole_blocks_are_kept(site: _Site) -> None:
     site.upstream.gate_at = 11 * BLOCK + 5
     site.upstream.troubles = [UpstreamUnavailable("broke off", upstream="docker.io")]
     getting = asyncio.create_task(site.get(_PART))
     await site.time.go_on(getting.done)
     assert getting.result() == [_of(_PART)]
-    assert site.upstream.starts == [10 * BLOCK, 11 * BLOCK + 5]
+    assert site.upstream.starts == [10 * BLOCK, 11 * BLOCK]
 
 
 async def test_a_manifest_with_another_size_drops_nothing(site: _Site) -> None:

@@ -12,7 +12,7 @@ import pytest
 from mirror.aio.memo import Memo
 from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
 from mirror.oci.digest import Digest
-from mirror.ports import BlobParts, Body
+from mirror.ports import AskAgain, BlobParts, Body
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
@@ -29,12 +29,17 @@ Build = Callable[..., RegistryUpstream]
 
 
 @pytest.fixture
-async def build() -> AsyncIterator[Build]:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def build(clock: Clock) -> AsyncIterator[Build]:
     upstreams: list[RegistryUpstream] = []
-    executor, memo = ThreadPoolExecutor(8), Memo()
+    executor, memo = ThreadPoolExecutor(8), Memo(now=clock)
 
     def make(url: str, **settings: Any) -> RegistryUpstream:
-        upstreams.append(registry_upstream("test", url, executor=executor, memo=memo, clock=Clock(), **settings))
+        upstreams.append(registry_upstream("test", url, executor=executor, memo=memo, clock=clock, **settings))
         return upstreams[-1]
 
     yield make
@@ -212,6 +217,76 @@ async def test_a_turn_that_was_taken_first_outlives_an_error(registry: FakeRegis
     assert not other.done()
     parts.release()
     assert await other == _LAYER
+
+
+async def test_a_small_part_waits_for_a_turn_at_the_next_address_before_it_is_asked_for(build: Build) -> None:
+    """Whoever has claimed its bytes gives them back meanwhile. The first address is not asked again."""
+    with FakeRegistry() as mirror, FakeRegistry() as origin:
+        origin.add_blob(_NAME, _LAYER)
+        first, last = build(mirror.url, retries=0), build(origin.url, blobs_at_once=1)
+        upstream = EndpointsUpstream([first, last])
+        parts = upstream.parts(_NAME, _DIGEST)
+        async with last.blob(_NAME, _DIGEST) as other:
+            await parts.take_turn()
+            with pytest.raises(AskAgain) as raised:
+                await _part(parts, 0, 1000)
+            assert raised.value.retry_after == 0.0
+            waiting = asyncio.create_task(parts.take_turn())
+            await _turn_of_the_loop()
+            assert not waiting.done()
+            other.abort()
+        await waiting
+        assert await _part(parts, 0, 1000) == _LAYER[:1000]
+        assert (mirror.count("blobs"), origin.count("blobs")) == (1, 2)
+        assert upstream.health()[1].state == "ok"
+        parts.release()
+        assert await _part(last.parts(_NAME, _DIGEST), 0) == _LAYER
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_the_caller_makes_the_pauses_of_a_small_part(build: Build, several: bool) -> None:
+    """As many tries, and as long pauses, as of any other call; the last error is the answer."""
+    with FakeRegistry() as mirror, FakeRegistry() as origin:
+        origin.add_blob(_NAME, _LAYER)
+        failures: list[UpstreamError] = []
+        own = build(origin.url, retries=2, on_failure=failures.append, jitter=lambda: 0.5)
+        upstream = EndpointsUpstream([build(mirror.url, retries=0), own]) if several else own
+        parts = upstream.parts(_NAME, _DIGEST)
+        for last_status in (200, 500):
+            origin.fail("blobs", status(500), times=2 if last_status == 200 else 3)
+            pauses = []
+            for _ in range(2):
+                await parts.take_turn()
+                with pytest.raises(AskAgain) as raised:
+                    await _part(parts, 0, 1000)
+                pauses.append(raised.value.retry_after)
+            assert 0 < pauses[0] < pauses[1]
+            assert failures == []
+            if last_status == 200:
+                assert await _part(parts, 0, 1000) == _LAYER[:1000]
+            else:
+                with pytest.raises(UpstreamUnavailable) as ended:
+                    await _part(parts, 0, 1000)
+                assert (type(ended.value), ended.value.status) == (UpstreamUnavailable, 500)
+            parts = upstream.parts(_NAME, _DIGEST)
+        assert len(failures) == 1
+        assert origin.count("blobs") == 6
+        assert mirror.count("blobs") == (2 if several else 0)
+
+
+async def test_a_token_is_obtained_before_a_small_part_is_asked_for(build: Build, clock: Clock) -> None:
+    """The last one is too old: whoever waits for the bytes does not wait for the next one as well."""
+    with FakeRegistry(tokens=True) as registry:
+        registry.add_blob(_NAME, _LAYER)
+        upstream = build(registry.url)
+        assert await _part(upstream.parts(_NAME, _DIGEST), 0) == _LAYER
+        clock.time += 3000
+        asked = registry.count("token")
+        parts = upstream.parts(_NAME, _DIGEST)
+        await parts.take_turn()
+        assert registry.count("token") == asked + 1
+        assert await _part(parts, 0, 1000) == _LAYER[:1000]
+        assert registry.count("token") == asked + 1
 
 
 async def test_small_parts_come_from_the_nearest_address(build: Build) -> None:
