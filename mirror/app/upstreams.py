@@ -255,7 +255,7 @@ def _counting(label: str) -> Hooks:
     def on_failure(error: UpstreamError) -> None:
         telemetry.UPSTREAM_ERRORS.labels(label, type(error).__name__).inc()
 
-    return Hooks(observe, on_failure=on_failure)
+    return Hooks(observe, on_failure=on_failure, on_whole=telemetry.WHOLE_ANSWERS.labels(label).inc)
 
 
 def _endpoint(name: str, url: str, reach: ReachSettings, settings: UpstreamSettings) -> Endpoint:

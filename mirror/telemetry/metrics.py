@@ -92,6 +92,11 @@ CONNECTIONS_GIVEN_BACK: Final = Counter(
     "Further connections for a blob that ended early: no gain, slow, failed, throttled, no parts, store",
     ["upstream", "reason"],
 )
+WHOLE_ANSWERS: Final = Counter(
+    "mirror_upstream_whole_answers",
+    "Requests for a part of a blob in whose place the whole came: the upstream ignores or refuses ranges",
+    ["upstream"],
+)
 BUDGET_LIMIT: Final = Gauge(
     "mirror_upstream_budget_limit",
     "Pulls that an upstream allows in its window, if it states the number",

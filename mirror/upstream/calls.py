@@ -51,6 +51,9 @@ from mirror.upstream.tokens import TokenSource
 
 #: Seconds until a call that is refused during a probe may be repeated, to see the result of the probe.
 _WHILE_PROBING: Final = 0.25
+#: Statuses by which a redirect target refuses its URL: its signature may have expired, and the registry gives a new
+#: one.
+_REFUSED_ADDRESS: Final = frozenset({400, 401, 403, 410})
 #: The most characters of a path that a message shows.
 _LONGEST_PATH: Final = 200
 
@@ -154,7 +157,8 @@ class Calls:
 
     async def once(self, call: Call) -> Answer:
         """The answer to a call on which nothing depends. It is sent only while the registry is well and pulls are left,
-        and only once, or again with a new token; its failure changes nothing for other calls. Raises `UpstreamError`.
+        and only once, or again with a new token, or once to another address to which the registry redirects it; its
+        failure changes nothing for other calls. Raises `UpstreamError`.
         """
         account, now = self._accounts.current, self._clocks.monotonic()
         if account.throttled_until > now or (account.budget and is_spent(account.budget, self._clocks.now())):
@@ -163,13 +167,17 @@ class Calls:
         if self.circuit is not CLOSED:
             message = f"{self._endpoint.described} did not answer recently"
             raise UpstreamCircuitOpen(message, upstream=self._upstream, retry_after=0.0)
-        login, learnt = Login(self._tokens, self._elsewhere, call.scope), True
-        while learnt:
+        login, expired = Login(self._tokens, self._elsewhere, call.scope), False
+        while True:
             passes = await login.passes()
             answer = await self._send(call, passes)
             if call.is_usable(answer):
                 return answer
-            learnt = answer.status == 401 and await self._learn(login, answer, passes)
+            if answer.status == 401 and await self._learn(login, answer, passes):
+                continue
+            if expired or not self._is_elsewhere(answer) or answer.status not in _REFUSED_ADDRESS:
+                break
+            expired = True
         message, status = f"{self._sender(answer)} answers {answer.status}", answer.status
         if is_throttling(status, answer.fields.get("Retry-After")):
             raise UpstreamThrottled(message, upstream=self._upstream, status=status, retry_after=0.0)
@@ -274,8 +282,7 @@ class Calls:
             return self._throttled(answer, message)
         if status == 404:
             return self.not_found(answer)
-        if status >= 500 or (elsewhere and status in (400, 401, 403, 410)):
-            # the redirect target refuses its URL: the signature may have expired, and the registry gives a new one
+        if status >= 500 or (elsewhere and status in _REFUSED_ADDRESS):
             return UpstreamUnavailable(message, upstream=self._upstream, status=None if status < 500 else status)
         if status == 401 and self._tokens.refused(authorization):
             return CredentialsRefused(message, upstream=self._upstream, status=status)

@@ -33,13 +33,15 @@ class Hooks:
     """Functions that an upstream calls.
 
     `observe` is called for each request, `on_budget` with the pulls that upstream still allows us, `on_failure` with
-    the error of each call that failed after all tries, except `UpstreamNotFound`. `whose` gives the caller on whose
-    behalf a call is made, "" for the mirror's own account.
+    the error of each call that failed after all tries, except `UpstreamNotFound`, and `on_whole` for each request for a
+    part of a blob in whose place the whole has come. `whose` gives the caller on whose behalf a call is made, "" for
+    the mirror's own account.
     """
 
     observe: Observe = lambda event, status, seconds: None
     on_budget: Callable[[Budget], None] = lambda budget: None
     on_failure: Callable[[UpstreamError], None] = lambda error: None
+    on_whole: Callable[[], None] = lambda: None
     whose: Callable[[], str] = lambda: ""
 
 

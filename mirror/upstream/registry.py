@@ -48,6 +48,7 @@ from mirror.upstream.rate_limits import Accounts
 from mirror.upstream.referrers_api import LACKS_API, FallbackChildren, NoReferrersApi, ReferrersPage, list_referrers
 from mirror.upstream.tag_list import REFUSES_PAGING, TagAnswer, TagList
 from mirror.upstream.tokens import TokenSource
+from mirror.upstream.whole_answers import WholeAnswers, is_whole
 
 _ACCEPT: Final = ", ".join(ACCEPT)
 
@@ -95,6 +96,7 @@ class RegistryUpstream:
         self._most = limits.connections_per_blob
         self._small_calls = asyncio.Semaphore(limits.calls_at_once)
         self._credentials = credentials or GivenCredentials()
+        self._whole_answers = WholeAnswers(lambda: clocks.monotonic())
         self._children = FallbackChildren()
         self._tag_list = TagList(endpoint, limits.lists)
         #: Seconds by which our clock is ahead of upstream's, as `check` measured; None if upstream sent no date.
@@ -202,9 +204,25 @@ class RegistryUpstream:
         self, repo: str, digest: Digest, start: int, stop: int | None, tries: int | None = None
     ) -> AsyncIterator[Body]:
         """Like `blob`, whose turn among the blobs under way the caller has. `tries`: see `Call`."""
-        body = await self._get_blob("blob", repo, digest, start=start, stop=stop, tries=tries)
-        with closed_after(body):
-            yield body
+        expected = self._whole_answers.expected
+        if expected:
+            body = await self._get_blob("blob", repo, digest, tries=tries)
+        else:
+            body = await self._get_blob("blob", repo, digest, start=start, stop=stop, tries=tries)
+            if tries is not None and not start and is_whole(body, start, stop):
+                # the part may have been refused because the address to which it was redirected had expired
+                body.abort()
+                body.close()
+                body = await self._get_blob("blob", repo, digest, start=start, stop=stop, tries=tries)
+            if is_whole(body, start, stop):
+                self._whole_answers.came(start)
+        try:
+            with closed_after(body):
+                yield body
+        except UpstreamUnavailable:
+            if expected:
+                self._whole_answers.broke_off()
+            raise
 
     def parts(self, repo: str, digest: Digest) -> RegistryBlobParts:
         """See `Upstream`."""
@@ -260,6 +278,8 @@ class RegistryUpstream:
         answer = await self._calls.run(call)
         if answer.body is None:
             raise self._endpoint.invalid(f"status {answer.status} for a blob", answer.status)
+        if is_whole(answer.body, start, stop):
+            self._hooks.on_whole()
         return answer.body
 
     def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:

@@ -16,7 +16,7 @@ from mirror.ports import AskAgain, BlobParts, Body
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock
-from tests.support.fake_registry import FakeRegistry, Fault, cut, gzipped, ignore_range, status, throttle
+from tests.support.fake_registry import FakeRegistry, Fault, cut, gzipped, ignore_range, refuse_ranges, status, throttle
 from tests.support.registry_upstream import registry_upstream
 from tests.support.scripted import reply
 
@@ -217,6 +217,48 @@ async def test_a_turn_that_was_taken_first_outlives_an_error(registry: FakeRegis
     assert not other.done()
     parts.release()
     assert await other == _LAYER
+
+
+@pytest.mark.parametrize(
+    ("fault", "costs"), [(refuse_ranges(403), 3), (refuse_ranges(400), 3), (refuse_ranges(416), 2), (ignore_range, 1)]
+)
+async def test_an_upstream_without_ranges_is_asked_for_the_whole_at_once(
+    registry: FakeRegistry, build: Build, clock: Clock, fault: Fault, costs: int
+) -> None:
+    """For ten minutes: refused requests count for a registry as well."""
+    wholes: list[None] = []
+    upstream = build(registry.url, on_whole=lambda: wholes.append(None))
+    registry.fail("blobs", fault, times=20)
+
+    async def rest() -> int:
+        """The requests that the rest of a blob costs."""
+        before = registry.count("blobs")
+        async with upstream.parts(_NAME, _DIGEST).pull(1000) as body:
+            assert body.start == 0
+            assert await _read(body) == _LAYER
+        return registry.count("blobs") - before
+
+    assert [await rest(), await rest(), await rest()] == [costs, 1, 1]
+    assert len(wholes) == 1
+    clock.time += 601
+    assert await rest() == costs
+    assert len(wholes) == 2
+
+
+async def test_parts_are_asked_for_again_after_a_whole_has_broken_off(registry: FakeRegistry, build: Build) -> None:
+    """The upstream may have refused for a moment, and a large blob never come as a whole."""
+    upstream = build(registry.url, retries=0)
+    registry.fail("blobs", refuse_ranges(403), times=3)
+    async with upstream.blob(_NAME, _DIGEST, 1000) as body:
+        assert body.start == 0
+        body.abort()
+    registry.fail("blobs", cut(2000))
+    with pytest.raises(UpstreamUnavailable):
+        await _part(upstream.parts(_NAME, _DIGEST), 1000)
+    assert registry.of_kind("blobs")[-1].header("Range") is None
+    async with upstream.blob(_NAME, _DIGEST, 2000) as body:
+        assert body.start == 2000
+        body.abort()
 
 
 async def test_a_small_part_waits_for_a_turn_at_the_next_address_before_it_is_asked_for(build: Build) -> None:
