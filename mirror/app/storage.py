@@ -402,15 +402,15 @@ def _make_eviction(
         ),
         Watermarks(parse_capacity(settings.capacity), settings.high_water, settings.low_water),
         rebuilder=rebuilder,
-        reclaim=lambda: sweep_and_report(config, layout, keep=_IDLE).bytes,
+        reclaim=lambda in_use: sweep_and_report(config, layout, keep=_IDLE, in_use=in_use).bytes,
     )
     rounds = EvictionRounds(space, usage, write_behind, rebuilder)
     return Eviction(write_behind, protection, pinned, evictor, space, rounds, rebuild)
 
 
-def sweep_and_report(config: Config, layout: Layout, *, keep: float) -> Swept:
+def sweep_and_report(config: Config, layout: Layout, *, keep: float, in_use: bool = False) -> Swept:
     """See `sweep`. Also reports what it finds out about parts that were sent. Blocks. Raises `StoreError`."""
-    swept = sweep(layout, keep=keep, now=time.time)
+    swept = sweep(layout, keep=keep, now=time.time, in_use=in_use)
     for wrong in swept.wrong:
         upstream = str(wrong.served[-1].get("upstream", ""))
         report_wrong_parts(wrong.digest, upstream, routing_table(config).label(upstream), wrong.served)

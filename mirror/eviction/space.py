@@ -77,11 +77,12 @@ class Space:
         watermarks: Watermarks,
         *,
         rebuilder: IndexRebuilder,
-        reclaim: Callable[[], int] = lambda: 0,
+        reclaim: Callable[[bool], int] = lambda in_use: 0,
         soon: float = _SOON,
     ) -> None:
         """`reclaim` drops interrupted downloads, and returns their bytes; it blocks, and is called before a fill is
-        refused. A caller that changes nothing waits `soon` seconds for a walk.
+        refused: if its argument is True, also for parts of blobs that clients read at the moment. A caller that changes
+        nothing waits `soon` seconds for a walk.
         """
         self._soon = soon
         self._store = store
@@ -299,26 +300,27 @@ class Space:
 
     async def _reclaim_for(self, eviction: _Eviction) -> bool:
         """Drops interrupted downloads that no worker resumes at the moment, once for each eviction, before a fill is
-        refused. True if this was done, so that the caller checks again what is still needed.
+        refused; the next time, those of which clients read parts. True if this was done, so that the caller checks
+        again what is still needed.
         """
-        if eviction.reclaimed:
+        if not eviction.reclaims:
             return False
-        eviction.reclaimed = True
-        eviction.has_freed(await asyncio.to_thread(self._reclaim))
+        in_use = eviction.reclaims.pop(0)
+        eviction.has_freed(await asyncio.to_thread(self._reclaim, in_use))
         return True
 
 
 @dataclass(slots=True)
 class _Eviction:
     """The state of one eviction: the bytes that should still be dropped, and those that must be; the victims that were
-    dropped, and all that were tried; and whether `reclaim` was called.
+    dropped, and all that were tried; and the arguments for further calls of `reclaim`.
     """
 
     should: int
     must: int
     dropped: list[Victim] = field(default_factory=list)
     tried: set[Digest] = field(default_factory=set)
-    reclaimed: bool = False
+    reclaims: list[bool] = field(default_factory=lambda: [False, True])
 
     def has_freed(self, size: int) -> None:
         """Notes that `size` bytes fewer are needed."""

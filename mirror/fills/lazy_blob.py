@@ -191,6 +191,8 @@ class LazyBlob:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._woken = False
+        #: What upstream says about the size, if that is not the manifest's.
+        self._disputed = ""
         #: True once bytes have come: upstream is waited for then if it breaks off.
         self._answered = False
         #: When the prefix was looked at, how long it was, and its rate in bytes per second.
@@ -229,9 +231,13 @@ class LazyBlob:
         """The counterpart of `enter`."""
         self.users -= 1
         self.asked_at = self._tools.clock()
+        if not self.users and self._spans is not None:
+            with suppress(StoreError):
+                self._spans.use(used=False)
 
     def _open(self) -> None:
         if self._spans is not None and self._spans.in_place:
+            self._spans.use(used=True)
             return
         self._close()
         store = self._tools.store
@@ -255,6 +261,7 @@ class LazyBlob:
                 spans.drop()
             self._close()
             raise NotInParts(f"{self.digest} was published meanwhile", upstream=self.upstream)
+        spans.use(used=True)
 
     def _refuse_avoided(self) -> None:
         """Raises `NotInParts` if any process of this store has found that parts of the blob must not be asked for."""
@@ -336,8 +343,11 @@ class LazyBlob:
     def _look(self, position: int, stop: int) -> ReadableNow | _Awaited:
         """Blocking: what there is at this position. The map first, the prefix last: bytes go from one to the other."""
         spans = self._opened()
-        taken = spans.taken(Span(position, position + 1))
-        here = spans.here(Span(position, stop))
+        taken: Sequence[Span] = ()
+        here: Sequence[Span] = ()
+        if spans.in_place:
+            taken = spans.taken(Span(position, position + 1))
+            here = spans.here(Span(position, stop))
         if here and here[0].start == position and (reader := spans.open(here[0])) is not None:
             return ReadableNow(reader, here[0].stop)
         prefix = self._prefix()
@@ -352,7 +362,11 @@ class LazyBlob:
                     return ReadableNow(stored, stop)
                 stored.close()
         if not spans.in_place:
-            raise NotInParts(f"{self.digest} was dropped while parts of it were sent", upstream=self.upstream)
+            if self._disputed:
+                raise NotInParts(self._disputed, upstream=self.upstream)
+            self._refuse_avoided()
+            # by a purge, or because nothing else made room: nothing is known against these bytes
+            raise StoreError(f"{self.digest} was dropped while parts of it were sent")
         offset = 0 if prefix is None else prefix.offset
         comes = bool(taken) or fetch_from(position, offset, self._rate_of(prefix), BLOCK) > position
         around = Span(max(0, position - _AROUND), min(self.size, position + _AROUND))
@@ -456,6 +470,7 @@ class LazyBlob:
                 with suppress(StoreError):
                     await self._in_thread(self._tools.store.avoid_parts, self.upstream, None)
             if isinstance(error, SizeDisputed):
+                self._disputed = str(error)
                 with suppress(StoreError):
                     await self._in_thread(self._opened().drop)
             self._end(fetch, error)

@@ -236,6 +236,11 @@ class Spans(Protocol):
     def drop(self) -> None:
         """Drop all bytes and notes, for every process. Repeatable. Raises `StoreError`."""
 
+    def use(self, *, used: bool) -> None:
+        """Clients read these bytes from now on, or none does any more, also after `close`: while they are `used`,
+        nothing but a purge drops them, unless nothing else makes room. Repeatable. Raises `StoreError`.
+        """
+
     def close(self) -> None:
         """Close the files. Claims and readers stay open. Repeatable."""
 

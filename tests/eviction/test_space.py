@@ -82,15 +82,19 @@ async def test_a_refused_blob_is_not_counted_as_stored() -> None:
 
 
 async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
-    """Where blobs that may go are not enough, partials that nobody fills are asked for, once."""
+    """Where blobs that may go are not enough, partials that nobody fills are asked for, once. If that is not enough
+    either, what clients read parts of goes as well.
+    """
     world = World()
     await world.index.index.set_marker(MARK)
     await world.add(1, 300, pin=True)
     content = b"left behind".ljust(600, b".")
     filled(world.store, content, upto=300).close()
     asked: list[int] = []
+    in_use: list[bool] = []
 
-    def reclaim() -> int:
+    def reclaim(also_in_use: bool) -> int:
+        in_use.append(also_in_use)
         asked.append(world.store.growing().get(Digest.of(content), 0))
         ingest = world.store.ingest(Digest.of(content), "docker.io")
         assert ingest.try_lock()
@@ -100,10 +104,10 @@ async def test_interrupted_downloads_go_before_anyone_is_refused() -> None:
 
     space = world.another(lambda: (), reclaim=reclaim).space
     await space.reserve(500)
-    assert asked == [300]
+    assert (asked, in_use) == ([300], [False])
     with pytest.raises(StoreFull):
         await space.reserve(500)
-    assert asked == [300, 0]
+    assert (asked, in_use) == ([300, 0, 0], [False, False, True])
 
 
 @pytest.mark.parametrize("fills", [(100, 100, 100), (50, 400, 300), (900, 90), (300, 300, 300, 100)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from mirror.policy.rules import LazyRule
 from mirror.ports import AskAgain, Body
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
+from mirror.store.local.recovery import sweep
 from tests.support.cancelling import Baseline, cancelled_everywhere
 from tests.support.hangar import CONTENT, DIGEST, HALF, SIZE, GatedUpstream, Hangar
 from tests.support.live_mirror import until
@@ -291,6 +293,42 @@ async def test_after_a_break_whole_blocks_are_kept(site: _Site) -> None:
     await site.time.go_on(getting.done)
     assert getting.result() == [_of(_PART)]
     assert site.upstream.starts == [10 * BLOCK, 11 * BLOCK]
+
+
+async def test_room_is_made_while_a_client_reads(site: _Site) -> None:
+    """What it has not read yet stays, however slow it is. Once it has left, it goes."""
+    far = Span(2 * BLOCK, 2 * BLOCK + 9)
+    content = await site.content(_PART, far)
+
+    def swept() -> int:
+        # everything is old enough
+        return sweep(site.store.layout, keep=-60, now=time.time).partials
+
+    for part in (_PART, far):
+        assert await asyncio.to_thread(swept) == 0
+        assert await _read(content, part) == _of(part)
+    assert await asyncio.to_thread(swept) == 0
+    await content.aclose()
+    assert await asyncio.to_thread(swept) == 1
+    assert await site.get(far) == [_of(far)]
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+async def test_parts_that_are_dropped_while_a_client_reads(site: _Site, is_wrong: bool) -> None:
+    """What it has not read yet comes past the store; unless the blob was found to be wrong."""
+    far = Span(2 * BLOCK, 2 * BLOCK + 9)
+    content = await site.content(_PART, far)
+    if is_wrong:
+        site.store.avoid_parts("docker.io", DIGEST)
+    await asyncio.to_thread(site.store.drop_growing, {DIGEST})
+    assert await _read(content, _PART) == _of(_PART)
+    if is_wrong:
+        with pytest.raises(NotInParts):
+            await _read(content, far)
+    else:
+        assert await _read(content, far) == _of(far)
+        assert content.bypasses
+    await content.aclose()
 
 
 async def test_a_manifest_with_another_size_drops_nothing(site: _Site) -> None:

@@ -15,6 +15,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.fills.span_blocks import SYNCED
 from mirror.policy.image_names import Image
+from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.recovery import sweep
 from mirror.store.local.span_file import SpanFile
@@ -219,6 +220,35 @@ async def test_room_is_made_while_a_part_is_fetched(registry: FakeRegistry, tmp_
             assert bool(list(layout.ingests.iterdir())) is is_busy
         assert (await mirror.ask(_AT, headers=_PART)).body == _LAYER[3_000_000:3_001_000]
         assert len(registry.of_kind("blobs", "GET")) == 2
+
+
+async def test_room_is_made_while_a_part_is_read(registry: FakeRegistry, tmp_path: Path) -> None:
+    """What a client reads slowly stays, unless nothing else makes room; so does what a fill will use."""
+    registry.add_image("library/app", "v1", [_LAYER])
+    async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, route=_ROUTES) as mirror:
+        assert (await mirror.ask("/v2/library/app/manifests/v1")).status == 200
+        layout = mirror.app.storage.layout
+
+        async def swept(*, in_use: bool = False) -> int:
+            """How many blobs the parts were dropped of."""
+            found = await asyncio.to_thread(sweep_and_report, mirror.config, layout, keep=-60, in_use=in_use)
+            return found.partials
+
+        assert (await mirror.ask(_AT, headers=_PART)).status == 206
+        digest = Digest.of(_LAYER)
+        spans = LocalStore(layout).spans(digest, "docker.io", None)
+        assert spans is not None
+        # as another worker does
+        spans.use(used=True)
+        assert await swept() == 0
+        spans.use(used=False)
+        spans.close()
+        ingest = LocalStore(layout).ingest(digest, "docker.io")
+        assert ingest.try_lock()
+        assert await swept() == 0
+        assert await swept(in_use=True) == 1
+        ingest.abort(keep=False)
+        ingest.close()
 
 
 async def test_two_registries_with_one_digest(registry: FakeRegistry, tmp_path: Path) -> None:

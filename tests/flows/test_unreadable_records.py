@@ -152,11 +152,11 @@ async def test_interrupted_downloads_go_if_the_image_is_unknown(mirror: LiveMirr
     content = layer(50)
     registry.add_image("library/more", "v1", [content])
     space = mirror.app.storage.eviction.space
-    space._reclaim = lambda: 0
+    space._reclaim = lambda in_use: 0
     with pytest.raises(StoreError, match="not known"):
         await space.reserve(SIZE)
 
-    def reclaim() -> int:
+    def reclaim(in_use: bool) -> int:
         partial.unlink()
         return 860_000
 

@@ -47,7 +47,7 @@ def make_eviction(
     protected: Callable[[], Collection[Digest]] = lambda: (),
     pinned: Callable[[float], Collection[Digest]] = lambda _: (),
     rebuild: Callable[[], Awaitable[object]] = _no_rebuild,
-    reclaim: Callable[[], int] = lambda: 0,
+    reclaim: Callable[[bool], int] = lambda in_use: 0,
     quarantine: QuarantineLimits | None = None,
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,

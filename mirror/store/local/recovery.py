@@ -51,8 +51,9 @@ class Swept:
     unchecked: tuple[SentParts, ...] = ()
 
 
-def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
-    """Drop files that are of no more use; a partial stays for `keep` seconds after its last byte.
+def sweep(layout: Layout, *, keep: float, now: Callable[[], float], in_use: bool = False) -> Swept:
+    """Drop files that are of no more use; a partial stays for `keep` seconds after its last byte. `in_use`: also bytes
+    out of turn that clients read, or a fill will use.
 
     Other processes may use the store meanwhile. Raises `StoreError` if the folder cannot be listed.
     """
@@ -78,7 +79,7 @@ def sweep(layout: Layout, *, keep: float, now: Callable[[], float]) -> Swept:
     beside = [entry.name for entry in entries if entry.name.endswith(SUFFIXES)]
     if not beside:
         return Swept(partials, strays, size)
-    spans = sweep_spans(layout, beside, keep=keep, now=now())
+    spans = sweep_spans(layout, beside, keep=keep, now=now(), in_use=in_use)
     return Swept(partials + spans.blobs, strays, size + spans.bytes, spans.wrong, spans.unchecked)
 
 

@@ -14,7 +14,7 @@ The life of a block:
 
 A claim is a lock on an open file description (fcntl(2), F_OFD_SETLK), so the kernel ends it with its process, and it
 also keeps the threads of one process apart. Who reads bytes has a shared lock on the same byte of the map: nobody can
-punch them meanwhile.
+punch them meanwhile. Who reads them for a client has one on the byte behind the map as well, between two pieces too.
 
 The map says "here" only of bytes that are in `.spans`: nobody is ever given a hole. A machine that stops may lose what
 was not synced. So in another boot only synced blocks count. Whenever the pair is opened, blocks that are holes for the
@@ -406,6 +406,22 @@ class SpanFile:
             os.close(data)
             raise StoreError("opening spans: they were dropped")
         return data
+
+    def use(self, *, used: bool) -> None:
+        with store_errors("using spans"):
+            wanted = _LOCK.pack(fcntl.F_RDLCK if used else fcntl.F_UNLCK, os.SEEK_SET, self._behind_map, 1, 0)
+            fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, wanted)
+
+    def is_used(self) -> bool:
+        """True if another open pair is in use: see `use`. Raises `StoreError`."""
+        question = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, self._behind_map, 1, 0)
+        with store_errors("reading a map of spans"):
+            answer = fcntl.fcntl(self._descriptor, fcntl.F_OFD_GETLK, question)
+        return bool(_LOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+    @property
+    def _behind_map(self) -> int:
+        return _HEADER.size + block_count(self.size)
 
     def is_idle(self) -> bool:
         """True if nobody has claimed anything. Raises `StoreError`."""

@@ -1,6 +1,7 @@
 """The sweep of the files beside growing blobs that have bytes out of turn (`span_file.py`):
 
 a block is claimed                             left: somebody fetches it
+clients read them, or the blob is filled       left, unless nothing else makes room
 the blob is in the store                       dropped. If they differ from it, whoever was sent some is reported
 untouched for too long                         dropped: no client asked for the blob again. Nobody will ever know
                                                whether the parts that were sent were right: this is reported
@@ -14,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +25,8 @@ from mirror.ports import Spans
 from mirror.store.local.beside.served_notes import read_served
 from mirror.store.local.blobs import open_file, stat_file
 from mirror.store.local.layout import Layout, digest_of_ingest, earlier_of, map_of, served_of, spans_of
-from mirror.store.local.span_file import disk_space, drop_spans, open_spans
+from mirror.store.local.locks import is_locked
+from mirror.store.local.span_file import SpanFile, disk_space, drop_spans, open_spans
 
 #: The files of one growing blob end in these.
 SUFFIXES: Final = (".spans", ".map", ".served", ".earlier")
@@ -52,9 +55,10 @@ class SweptSpans:
     unchecked: tuple[SentParts, ...] = ()
 
 
-def sweep_spans(layout: Layout, names: Iterable[str], *, keep: float, now: float) -> SweptSpans:
+def sweep_spans(layout: Layout, names: Iterable[str], *, keep: float, now: float, in_use: bool = False) -> SweptSpans:
     """Drop what is of no more use among these files of `ingest/`. They stay for `keep` seconds after they were touched,
-    if the blob is not in the store; `now` is in epoch seconds. Other processes may use the store meanwhile.
+    if the blob is not in the store; `now` is in epoch seconds. `in_use`: also what is of use at the moment. Other
+    processes may use the store meanwhile.
     """
     oldest, made = now - keep, now - min(keep, _MADE)
     blobs, size, wrong, unchecked = 0, 0, list[SentParts](), list[SentParts]()
@@ -64,7 +68,8 @@ def sweep_spans(layout: Layout, names: Iterable[str], *, keep: float, now: float
             continue
         with suppress(OSError, StoreError):
             taken = disk_space(str(spans_of(ingest)))
-            if _sweep_one(ingest, digest, layout.blob(digest), oldest, made, wrong.append, unchecked.append):
+            is_kept = partial(_is_kept, ingest, oldest, made, in_use=in_use)
+            if _sweep_one(ingest, digest, layout.blob(digest), oldest, is_kept, wrong.append, unchecked.append):
                 blobs, size = blobs + 1, size + taken
     return SweptSpans(blobs, size, tuple(wrong), tuple(unchecked))
 
@@ -74,15 +79,14 @@ def _sweep_one(
     digest: Digest,
     blob: str,
     oldest: float,
-    made: float,
+    is_kept: Callable[[SpanFile], bool],
     is_wrong: Callable[[SentParts], None],
     is_unchecked: Callable[[SentParts], None],
 ) -> bool:
     """True if the files were dropped. Raises `OSError`, `StoreError`."""
-    touched = max(_touched(path) for path in (spans_of(ingest), map_of(ingest), served_of(ingest), earlier_of(ingest)))
     spans = open_spans(ingest, "", None)
     if spans is None:
-        if touched >= oldest:
+        if _last_touched(ingest) >= oldest:
             return False
         left = read_served(ingest)
         if dropped := drop_spans(ingest):
@@ -93,7 +97,7 @@ def _sweep_one(
             return False
         served = spans.served()
         is_right = _are_right(spans, digest, blob) if served else _is_stored(digest, blob)
-        if is_right is None and touched >= oldest and (spans.count() or touched >= made):
+        if is_right is None and is_kept(spans):
             spans.sync()
             return False
         spans.drop()
@@ -102,6 +106,26 @@ def _sweep_one(
     finally:
         spans.close()
     return True
+
+
+def _is_kept(ingest: Path, oldest: float, made: float, spans: SpanFile, *, in_use: bool) -> bool:
+    """True if bytes of a blob that is not in the store may be of use. Raises `OSError`, `StoreError`."""
+    if not in_use and (spans.is_used() or _is_filled(ingest)):
+        return True
+    touched = _last_touched(ingest)
+    return touched >= oldest and (spans.count() > 0 or touched >= made)
+
+
+def _is_filled(ingest: Path) -> bool:
+    """True if a process fills the growing blob now. Raises `OSError`."""
+    try:
+        return is_locked(str(ingest))
+    except FileNotFoundError:
+        return False
+
+
+def _last_touched(ingest: Path) -> float:
+    return max(_touched(path) for path in (spans_of(ingest), map_of(ingest), served_of(ingest), earlier_of(ingest)))
 
 
 def _report(report: Callable[[SentParts], None], digest: Digest, served: Sequence[Mapping[str, object]]) -> None:
