@@ -201,12 +201,15 @@ class _Spans:
         self._chance = chance
         #: Blocks that a sync has ended for, and that nobody has begun to punch since.
         self.durable: set[int] = set()
+        #: How many of the notes must be there: those before the last sync that has ended.
+        self.noted = 0
         self.steps = 0
 
     def run(self) -> None:
         with suppress(MirrorError, OSError):
             spans = LocalStore(Layout(self._root)).spans(_DIGEST, "test", _SIZE)
             assert spans is not None
+            notes = len(spans.served())
             while True:
                 first = self._chance.randrange(_BLOCKS)
                 wanted = Span(first * BLOCK, min(_SIZE, (first + self._chance.randrange(1, 5)) * BLOCK))
@@ -215,13 +218,16 @@ class _Spans:
                     if claim := spans.claim(wanted):
                         claim.fill(RangedBody(_CONTENT, claim.span, lambda _: None), lambda _: None)
                         claim.release()
-                elif step < 0.8:
+                elif step < 0.7:
+                    spans.note_served({"number": notes})
+                    notes += 1
+                elif step < 0.85:
                     self.durable -= set(range(first, -(-wanted.stop // BLOCK)))
                     spans.punch(wanted)
                 else:
                     here = {block for run in spans.here(Span(0, _SIZE)) for block in _blocks(run)}
                     spans.sync()
-                    self.durable = here
+                    self.durable, self.noted = here, notes
                 self.steps += 1
 
 
@@ -268,8 +274,11 @@ def test_42_power_cuts_of_spans(
                     assert reader.pread(run.length, run.start) == _CONTENT[run.start : run.stop]
                     reader.close()
                     here |= set(_blocks(run))
+                numbers = [note["number"] for note in spans.served()]
+                assert numbers[: user.noted] == list(range(user.noted))
                 spans.close()
             assert user.durable <= here
+            assert spans is not None or not user.noted
             kept += len(here)
             steps += user.steps
     tally(cuts=cuts, steps=steps, kept=kept)

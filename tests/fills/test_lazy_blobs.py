@@ -247,18 +247,12 @@ def _free(site: _Site) -> bool:
         spans.close()
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        AskAgain("a pause is due", upstream="docker.io", retry_after=25.0),
-        UpstreamThrottled("slowly", upstream="docker.io", retry_after=25.0),
-        UpstreamUnavailable("gone", upstream="docker.io"),
-    ],
-)
-async def test_nothing_is_claimed_during_a_pause(site: _Site, error: UpstreamError) -> None:
+@pytest.mark.parametrize("kind", [AskAgain, UpstreamThrottled, UpstreamUnavailable])
+async def test_nothing_is_claimed_during_a_pause(site: _Site, kind: type[UpstreamError]) -> None:
     """Another process brings the bytes meanwhile; the fetch finds nothing left to ask for."""
     await site.get(Span(0, 9))
-    site.later["library/app"] = [error]
+    more: dict[str, Any] = {} if kind is UpstreamUnavailable else {"retry_after": 25.0}
+    site.later["library/app"] = [kind("later", upstream="docker.io", **more)]
     waiting = asyncio.create_task(site.get(_PART))
     await until(lambda: any(fetch.pauses for blob in site.pulls._blobs.values() for fetch in blob._fetches))
     assert _free(site)

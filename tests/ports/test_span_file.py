@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -387,6 +387,47 @@ def test_punched_blocks_take_no_disk(store: LocalStore, ingest: Path) -> None:
     spans.punch(WHOLE)
     assert os.stat(spans_of(ingest)).st_blocks == 0
     assert os.stat(spans_of(ingest)).st_size == SIZE
+
+
+def test_42_a_sync_that_fails_drops_the_bytes(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may have dropped them: the next sync would succeed, and nothing be on the disk."""
+    put_spans(store, CONTENT, [Span(0, 3 * BLOCK)], registry=REGISTRY)
+    spans = _open(store)
+
+    def fail(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size == SIZE:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(StoreError):
+        spans.sync()
+    assert not spans.in_place
+    spans.close()
+    with closing(_open(store)) as again:
+        assert not again.count()
+
+
+def test_42_what_is_synced_and_in_which_order(store: LocalStore, ingest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes survive with the bytes, also if these were synced before; files without a name are none."""
+    put_spans(store, CONTENT, [Span(0, 3 * BLOCK)], registry=REGISTRY)
+    synced: list[str] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    monkeypatch.setattr(os, "fdatasync", note)
+    monkeypatch.setattr(os, "fsync", note)
+    with closing(_open(store)) as spans:
+        spans.note_served({"client": "10.0.0.1"})
+        os.rename(served_of(ingest), earlier_of(ingest))
+        spans.note_served({"client": "10.0.0.2"})
+        spans.sync()
+        notes = [str(served_of(ingest)), str(earlier_of(ingest))]
+        assert synced == [*notes, str(spans_of(ingest)), str(ingest.parent), str(map_of(ingest))]
+        spans.note_served({"client": "10.0.0.3"})
+        synced.clear()
+        spans.sync()
+        assert synced == [*notes, str(ingest.parent)]
 
 
 def test_42_a_power_cut_keeps_what_was_synced(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

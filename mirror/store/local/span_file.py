@@ -17,8 +17,9 @@ also keeps the threads of one process apart. Who reads bytes has a shared lock o
 punch them meanwhile. Who reads them for a client has one on the byte behind the map as well, between two pieces too.
 
 The map says "here" only of bytes that are in `.spans`: nobody is ever given a hole. A machine that stops may lose what
-was not synced. So in another boot only synced blocks count. Whenever the pair is opened, blocks that are holes for the
-file system do not count: after a power cut a hole may be on the disk without the map's byte that was written before it.
+was not synced. So in another boot only synced blocks count; if a sync fails, all are dropped. Whenever the pair is
+opened, blocks that are holes for the file system do not count: after a power cut a hole may be on the disk without the
+map's byte that was written before it.
 
 The pair of `.map` and `.spans` belongs together by the inode of `.spans`, which is in the header. The kernel gives the
 inode of a deleted file out again. So `.map` is dropped first, and a `.spans` that had to be made gets a new map. Both
@@ -57,8 +58,8 @@ from mirror.policy.fills.span_blocks import (
     without,
 )
 from mirror.ports import BlobReader, Body
-from mirror.store.local.beside.served_notes import note_served, read_served
-from mirror.store.local.durable import is_named, store_errors
+from mirror.store.local.beside.served_notes import note_served, read_served, sync_served
+from mirror.store.local.durable import is_named, store_errors, sync_folder
 from mirror.store.local.ingest_state import boot_id
 from mirror.store.local.layout import earlier_of, map_of, served_of, spans_of
 from mirror.store.local.pump import place, skip_first
@@ -461,15 +462,28 @@ class SpanFile:
     def sync(self) -> None:
         with store_errors("syncing spans"), ExitStack() as stack:
             lock = self._range_lock(stack)
+            # who was sent bytes first, then the bytes, then that they are here
+            sync_served(self._ingest)
             # nobody punches them before they are marked; what is just being punched stays as it is
             fresh = [run for run in self._fresh() if lock.lock(run, fcntl.F_RDLCK)]
             still = [run for run in self._fresh() if any(_is_within(run, locked) for locked in fresh)]
+            if still:
+                self._sync_data()
+            sync_folder(self._ingest.parent)
             if not still:
                 return
-            os.fdatasync(self._data)
             for run in still:
                 _pwrite(self._descriptor, bytes([SYNCED]) * len(run), _HEADER.size + run.start)
             os.fdatasync(self._descriptor)
+
+    def _sync_data(self) -> None:
+        try:
+            os.fdatasync(self._data)
+        except OSError:
+            # the kernel may have dropped what it could not write: another sync that succeeds would prove nothing
+            with suppress(StoreError):
+                self.drop()
+            raise
 
     def _fresh(self) -> list[range]:
         """The runs of blocks that are here, and not synced."""

@@ -4,7 +4,8 @@
     <name>.earlier   the notes before them ── the next one comes ──> dropped
 
 So at least the last `FULL` bytes of notes are here, and never more than about twice as many. A line begins with a
-newline as well: one that a power cut has torn does not spoil the next.
+newline as well: one that a power cut has torn does not spoil the next. Notes are synced before the bytes that they are
+about: where the bytes survive a power cut, so does the note who was sent them.
 """
 
 from __future__ import annotations
@@ -74,6 +75,18 @@ def _put_aside(ingest: Path, descriptor: int) -> bool:
         with suppress(FileNotFoundError):
             os.rename(served_of(ingest), earlier_of(ingest))
     return True
+
+
+def sync_served(ingest: Path) -> None:
+    """Make the notes beside a growing blob survive a power cut, but for the names of their files. Raises `OSError`."""
+    # in this order: what is renamed in between is synced under its new name
+    for path in (served_of(ingest), earlier_of(ingest)):
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, _READ)
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def read_served(ingest: Path) -> list[Mapping[str, object]]:
