@@ -11,11 +11,11 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -387,6 +387,48 @@ def test_punched_blocks_take_no_disk(store: LocalStore, ingest: Path) -> None:
     spans.punch(WHOLE)
     assert os.stat(spans_of(ingest)).st_blocks == 0
     assert os.stat(spans_of(ingest)).st_size == SIZE
+
+
+def _failing_after(number: int) -> Callable[[int], os.stat_result]:
+    """An `fstat` that works so many times."""
+    left, fstat = [None] * number, os.fstat
+
+    def look(descriptor: int) -> os.stat_result:
+        if not left:
+            raise OSError(errno.EIO, "Input/output error")
+        left.pop()
+        return fstat(descriptor)
+
+    return look
+
+
+@pytest.mark.parametrize("opens", ["a blob", "an ingest", "spans", "a claim", "a reader"])
+def test_no_descriptor_is_left_open_by_an_error(store: LocalStore, monkeypatch: pytest.MonkeyPatch, opens: str) -> None:
+    """Whichever look at an open file fails."""
+    put_spans(store, CONTENT, [Span(0, BLOCK)], registry=REGISTRY)
+    store.put(DIGEST, CONTENT)
+    with closing(_open(store)) as spans:
+        open_it: Callable[[], Any] = {
+            "a blob": lambda: store.open(DIGEST),
+            "an ingest": lambda: store.ingest(DIGEST, REGISTRY),
+            "spans": lambda: store.spans(DIGEST, REGISTRY, SIZE),
+            "a claim": lambda: spans.claim(Span(BLOCK, 2 * BLOCK)),
+            "a reader": lambda: spans.open(Span(0, BLOCK)),
+        }[opens]
+        before = os.listdir("/proc/self/fd")
+        failed = 0
+        for number in range(20):
+            with monkeypatch.context() as patched, suppress(StoreError):
+                patched.setattr(os, "fstat", _failing_after(number))
+                made = open_it()
+                break
+            failed += 1
+            assert os.listdir("/proc/self/fd") == before
+        assert failed
+        if opens == "a claim":
+            made.release()
+        else:
+            (made[1] if opens == "a blob" else made).close()
 
 
 def test_42_a_sync_that_fails_drops_the_bytes(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,14 @@ from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import BlobInfo, BlobReader, Body, Deleted, Growth, Prefix, SupportsFileno
 from mirror.store.local import quarantine
 from mirror.store.local.beside.served_notes import read_served
-from mirror.store.local.durable import ABSENT_ERRNOS, PendingSyncs, make_folder, store_errors, write_whole
+from mirror.store.local.durable import (
+    ABSENT_ERRNOS,
+    PendingSyncs,
+    closed_on_error,
+    make_folder,
+    store_errors,
+    write_whole,
+)
 from mirror.store.local.ingest_state import GrowthState, boot_id, read_state, write_state
 from mirror.store.local.layout import LAYOUT, Layout, avoided_of, digest_of_ingest, map_of, state_of
 from mirror.store.local.locks import is_locked, locked
@@ -370,12 +377,12 @@ def open_file(digest: Digest, path: str) -> tuple[BlobInfo, LocalReader]:
         descriptor = _open_quietly(path)
     except OSError as error:
         raise _not_found(digest, error) from error
-    reader = LocalReader(descriptor)
-    status = os.fstat(descriptor)
-    if not modes.S_ISREG(status.st_mode):
-        reader.close()
-        raise BlobUnknown(f"{digest} is not in the store")
-    return _info(digest, status), reader
+    with closed_on_error(descriptor):
+        with _reading(f"opening {digest}"):
+            status = os.fstat(descriptor)
+        if not modes.S_ISREG(status.st_mode):
+            raise BlobUnknown(f"{digest} is not in the store")
+    return _info(digest, status), LocalReader(descriptor)
 
 
 def read_file(info: BlobInfo, reader: LocalReader, limit: int) -> bytes:
@@ -520,7 +527,12 @@ class LocalIngest:
             except OSError:
                 os.close(self._descriptor)
                 raise
-        self.refresh()
+        try:
+            self.refresh()
+        except BaseException:
+            os.close(self._descriptor)
+            os.close(self._state_descriptor)
+            raise
 
     def __repr__(self) -> str:
         role = "filler" if self._locked else "follower"

@@ -7,8 +7,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, TypeAlias
@@ -197,6 +197,16 @@ def _replace(
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def closed_on_error(descriptor: int) -> Iterator[int]:
+    """Closes the descriptor if the block raises; otherwise it is the caller's."""
+    try:
+        yield descriptor
+    except BaseException:
+        os.close(descriptor)
         raise
 
 

@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror.errors import BlobDamaged, StoreError, UpstreamInvalid, UpstreamUnavailable
+from mirror.folders import sync_folder
 from mirror.oci.span import Span
 from mirror.policy.fills.span_blocks import (
     ABSENT,
@@ -59,7 +60,7 @@ from mirror.policy.fills.span_blocks import (
 )
 from mirror.ports import BlobReader, Body
 from mirror.store.local.beside.served_notes import note_served, read_served, sync_served
-from mirror.store.local.durable import is_named, store_errors, sync_folder
+from mirror.store.local.durable import closed_on_error, is_named, store_errors
 from mirror.store.local.ingest_state import boot_id
 from mirror.store.local.layout import earlier_of, map_of, served_of, spans_of
 from mirror.store.local.pump import place, skip_first
@@ -117,7 +118,7 @@ def _open(ingest: Path, registry: str, size: int | None) -> SpanFile | None:
                 if data >= 0:
                     _unlock_pair(descriptor)
                     whole = size if size is not None else there[0] if there else 0
-                    made = SpanFile(ingest, registry, whole, descriptor, data)
+                    made = SpanFile(ingest, registry, whole, descriptor, data, os.fstat(data).st_ino)
                     descriptor = data = -1
                     return made
         finally:
@@ -166,7 +167,8 @@ def _open_data(ingest: Path, header: tuple[int, int, bytes]) -> int:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.EISDIR):
             return -1
         raise
-    status = os.fstat(data)
+    with closed_on_error(data):
+        status = os.fstat(data)
     if stat.S_ISREG(status.st_mode) and (status.st_size, status.st_ino) == header[:2]:
         return data
     os.close(data)
@@ -291,15 +293,17 @@ class _RangeLock:
 class SpanFile:
     """`Spans` of one growing blob. Made by `open_spans`."""
 
-    def __init__(self, ingest: Path, registry: str, size: int, descriptor: int, data: int) -> None:
-        """`descriptor` and `data` are those of the map and of the bytes; they are closed by `close`."""
+    def __init__(self, ingest: Path, registry: str, size: int, descriptor: int, data: int, inode: int) -> None:
+        """`descriptor` and `data` are those of the map and of the bytes; they are closed by `close`. `inode` is that of
+        the bytes.
+        """
         self.size: Final = size
         self.registry: Final = registry
         self._ingest = ingest
         self._map = map_of(ingest)
         self._descriptor = descriptor
         self._data = data
-        self._inode = os.fstat(data).st_ino
+        self._inode = inode
 
     def __repr__(self) -> str:
         return f"<SpanFile {self._ingest.name[:24]} of {self.size} bytes{'' if self._data >= 0 else ', closed'}>"
@@ -402,10 +406,9 @@ class SpanFile:
 
     def _open_data(self) -> int:
         """An open file description of `.spans` that nobody shares: splice(2) uses its position."""
-        data = os.open(spans_of(self._ingest), _FLAGS)
-        if os.fstat(data).st_ino != self._inode:
-            os.close(data)
-            raise StoreError("opening spans: they were dropped")
+        with closed_on_error(os.open(spans_of(self._ingest), _FLAGS)) as data:
+            if os.fstat(data).st_ino != self._inode:
+                raise StoreError("opening spans: they were dropped")
         return data
 
     def use(self, *, used: bool) -> None:
