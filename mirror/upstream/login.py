@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from mirror.caller import caller_mark
 from mirror.errors import UpstreamDenied, UpstreamError
@@ -36,9 +35,6 @@ class Passes:
 
     own: str | None = None
     elsewhere: Mapping[Origin, str] = field(default_factory=dict)
-
-
-NO_PASSES: Final = Passes()
 
 
 class Login:

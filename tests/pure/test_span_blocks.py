@@ -11,7 +11,6 @@ from mirror.oci.span import Span
 from mirror.policy.fills.span_blocks import (
     ABSENT,
     BLOCK,
-    align,
     block_count,
     blocks_before,
     blocks_of,
@@ -43,7 +42,7 @@ def test_blocks_of_bytes(size: int, first: int, second: int) -> None:
         whole = bytes_of(blocks, size)
         assert whole.start <= inside.start < whole.start + BLOCK
         assert whole.stop - BLOCK < inside.stop <= whole.stop <= size
-        assert align(whole, size) == whole == align(inside, size)
+        assert blocks_of(whole, size) == blocks == blocks_of(inside, size)
 
 
 @given(SIZES, OFFSETS, OFFSETS)

@@ -49,11 +49,6 @@ def bytes_of(blocks: range, size: int) -> Span:
     return Span(min(blocks.start * BLOCK, size), min(blocks.stop * BLOCK, size))
 
 
-def align(wanted: Span, size: int) -> Span:
-    """The bytes of all blocks that have a byte of `wanted`."""
-    return bytes_of(blocks_of(wanted, size), size)
-
-
 def cut(span: Span, within: Span) -> Span | None:
     """The bytes of `span` that are in `within`; None if there are none."""
     start, stop = max(span.start, within.start), min(span.stop, within.stop)
