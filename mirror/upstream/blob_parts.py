@@ -9,9 +9,9 @@
 Whoever waits for a turn waits in the order of asking. A flight that gave its turn back after each part would wait
 behind all blobs that were asked for meanwhile, and its clients with it.
 
-Small parts take their turn first: they claim bytes, for which a flight with a turn waits. If they waited for a turn
-meanwhile, each would wait for the other. Nor do they wait for anything else than an answer once they have claimed: all
-others who want these bytes would wait with them.
+Small parts take their turn before they claim bytes. If they waited for a turn with a claim, a flight that has a turn
+could wait for these bytes, and each would wait for the other. Once they have claimed, they wait for an answer and for
+nothing else: all others who want these bytes would wait with them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _REMEMBERED: Final = 600.0
 
 
 class WholeAnswers:
-    """Those of one endpoint."""
+    """What one endpoint has sent lately when it was asked for parts."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` counts seconds."""

@@ -22,8 +22,8 @@ opened, blocks that are holes for the file system do not count: after a power cu
 map's byte that was written before it.
 
 The pair of `.map` and `.spans` belongs together by the inode of `.spans`, which is in the header. The kernel gives the
-inode of a deleted file out again. So `.map` is dropped first, and a `.spans` that had to be made gets a new map. Both
-are made, and dropped, under a lock of the map's header. A pair that does not fit is never begun anew in place, but
+inode of a deleted file to another one. So `.map` is dropped first, and a `.spans` that had to be made gets a new map.
+Both are made, and dropped, under a lock of the map's header. A pair that does not fit is never begun anew in place, but
 dropped: whoever still has it open writes to files without names.
 """
 
@@ -109,7 +109,7 @@ def _open(ingest: Path, registry: str, size: int | None) -> SpanFile | None:
                     if data >= 0 and size not in (None, there[0]):
                         return None
                 if data >= 0 and there is not None:
-                    _wake(descriptor, data, there)
+                    _check_map(descriptor, data, there)
                 elif there is None and size is not None and not os.fstat(descriptor).st_size:
                     data = _make(ingest, descriptor, size)
                 else:
@@ -200,8 +200,8 @@ def _pwrite(descriptor: int, content: bytes, at: int) -> None:
         view, at = view[written:], at + written
 
 
-def _wake(descriptor: int, data: int, header: tuple[int, int, bytes]) -> None:
-    """Drop from a map what is not on the disk: see the head of this file. Needs the lock of the pair."""
+def _check_map(descriptor: int, data: int, header: tuple[int, int, bytes]) -> None:
+    """Take from a map the blocks that are not on the disk: see the head of this file. Needs the lock of the pair."""
     size, inode, boot = header
     states = os.pread(descriptor, block_count(size), _HEADER.size)
     is_same_boot = boot == boot_id()
