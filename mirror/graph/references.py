@@ -6,7 +6,7 @@ Eviction uses this if it cannot or must not ask the index about images.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -73,15 +73,19 @@ class ReferenceReader:
         return {digest: references for _, digest, references in walk(self._catalog, read)}
 
 
-def names_of(catalog: Catalog, manifests: Collection[Digest]) -> dict[Digest, list[str]]:
+def names_of(
+    catalog: Catalog, manifests: Collection[Digest], repos: Iterable[Repo] | None = None
+) -> dict[Digest, list[str]]:
     """Blocking: returns the names of each manifest, such as `docker.io/library/app:1.0`, sorted. In a repository in
     which no tag points to the manifest, its name is that of the repository. The list is empty if no repository has it.
 
-    Lists every repository, and reads the tags of those that have one of the manifests. A tag that cannot be read is
-    left out. Raises `StoreError` if something cannot be listed.
+    Lists the manifests of the repositories that may have one of these (None: of all that are here), and reads the tags
+    of those that have. A tag that cannot be read is left out. Raises `StoreError` if something cannot be listed.
     """
     names: dict[Digest, list[str]] = {digest: [] for digest in manifests}
-    for repo in catalog.repositories() if names else ():
+    if names and repos is None:
+        repos = catalog.repositories()
+    for repo in repos or ():
         here = names.keys() & set(catalog.manifest_digests(repo))
         tagged = set()
         for tag in catalog.tags(repo) if here else ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Final
@@ -12,10 +12,11 @@ from typing import Annotated, Final
 from typing_extensions import TypedDict
 
 from mirror.aio.costly_cache import CostlyCache
-from mirror.errors import BodyInvalid, ImageHosted, ManifestUnknown, PinUnknown, StoreFull
+from mirror.errors import BodyInvalid, ImageHosted, IndexUnavailable, ManifestUnknown, PinUnknown, StoreFull
 from mirror.eviction.evictor import Evictor
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.purge import Purged
+from mirror.eviction.reconcile import is_whole
 from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.eviction.space import Space
 from mirror.graph.blob_places import BlobPlaces
@@ -37,6 +38,7 @@ from mirror.inspect.as_json import (
 )
 from mirror.inspect.images import Overview, cursor_of, cursor_text
 from mirror.inspect.untagged_lists import UntaggedLists
+from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.eviction import Victim
 from mirror.policy.hosted.stay_rules import StayRules
@@ -53,6 +55,8 @@ _PAGE: Final = 50
 _LARGEST_PAGE: Final = 500
 #: Images of an eviction that are listed one by one.
 _MOST_VICTIMS: Final = 200
+#: Repositories in which such an image is looked up.
+_MOST_HOLDERS: Final = 50
 #: Entries (tags, images without a tag, repositories) that are examined for one page.
 _MOST_EXAMINED: Final = 2000
 
@@ -208,13 +212,30 @@ class ImageAdmin:
 
     async def _to_json(self, victims: Sequence[Victim], *, dry_run: bool, most: int) -> VictimsJson:
         """The victims as JSON. Names are looked up only for the images that are listed."""
+        groups = await asyncio.to_thread(victims_by_image, victims)
+        images = [image for image in islice(groups, most) if image is not None]
+        repos = await self._having(images)
 
         def look_up() -> VictimsJson:
-            groups = victims_by_image(victims)
-            names = names_of(self._catalog, {image for image in islice(groups, most) if image is not None})
-            return victims_json(groups, names, dry_run=dry_run, most=most)
+            return victims_json(groups, names_of(self._catalog, images, repos), dry_run=dry_run, most=most)
 
         return await asyncio.to_thread(look_up)
+
+    async def _having(self, images: Collection[Digest]) -> Collection[Repo] | None:
+        """The repositories that have these images, by index and ledger; None if these do not know of each."""
+        found: set[Repo] = set()
+        try:
+            if not await is_whole(self._index):
+                return None
+            for image in images:
+                cached = await self._index.holders(image, _MOST_HOLDERS)
+                hosted = await asyncio.to_thread(self._blobs.hosted_holders, image, _MOST_HOLDERS)
+                if not cached and not hosted:
+                    return None
+                found.update(cached, hosted)
+        except IndexUnavailable:
+            return None
+        return found
 
 
 def _read_pin(body: object, now: float) -> tuple[str, float | None]:
