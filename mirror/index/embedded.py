@@ -33,7 +33,17 @@ import aiosqlite
 from mirror.aio.batches import batches
 from mirror.aio.threads import uninterrupted
 from mirror.errors import IndexUnavailable, MirrorError
-from mirror.index.sqlite_file import connect, file_lock, inode_of, is_busy, is_damaged, renew, satisfies, set_aside
+from mirror.index.sqlite_file import (
+    WriteAheadLog,
+    connect,
+    file_lock,
+    inode_of,
+    is_busy,
+    is_damaged,
+    renew,
+    satisfies,
+    set_aside,
+)
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo, read_repo
 from mirror.policy.records import BlobRole, ContentRecord, ReferencedBlob, References, Usage
@@ -189,8 +199,8 @@ _PER_STATEMENT: Final = 20
 #: Digests per page of `digests`.
 _PAGE: Final = 1000
 
-#: In pages of 4 KiB: fewer and larger checkpoints, because each ends with an fsync.
-_CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 4000"
+#: SQLite's own copying of the log (`WriteAheadLog`), in pages of 4 KiB: only if ours fails.
+_CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 40000"
 #: More rows than this are converted to records in a thread; each takes about 10 µs.
 _MANY: Final = 1000
 
@@ -214,6 +224,7 @@ class EmbeddedIndex:
         self._opening = asyncio.Lock()
         self._connections: _Connections | None = None
         self._closed = False
+        self._log = WriteAheadLog(path)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._connections else "not open"
@@ -367,7 +378,10 @@ class EmbeddedIndex:
 
     async def _write(self, statement: str, *parameters: object) -> list[Any]:
         connections = await self._open()
-        return await self._run(connections.writing, connections, statement, parameters)
+        rows = await self._run(connections.writing, connections, statement, parameters)
+        if self._log.is_due():
+            await asyncio.to_thread(self._log.shorten)
+        return rows
 
     async def _run(
         self, connection: aiosqlite.Connection, both: _Connections, statement: str, parameters: tuple[object, ...]

@@ -200,6 +200,7 @@ class SqliteLedger:
         else:
             for change, result in zip(changes, results, strict=True):
                 change.done(result)
+            self._writing.shorten_log()
 
     def _transaction(self, connection: sqlite3.Connection, changes: Sequence[QueuedWrite[Any]]) -> list[Any]:
         with transaction(connection):

@@ -19,6 +19,11 @@ from mirror.errors import IndexUnavailable
 
 T = TypeVar("T")
 
+#: Bytes by which a log may grow before it is copied: few and large copies, because each ends with an fsync.
+_LOG: Final = 16 << 20
+#: Seconds that all writers may be held up until nobody reads in the log.
+_HELD_UP: Final = 0.2
+
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -67,6 +72,57 @@ def inode_of(path: Path) -> int | None:
 def connect(path: Path, busy_timeout: float) -> closing[sqlite3.Connection]:
     """A connection that is closed at the end of the `with`. Transactions are begun by hand."""
     return closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None))
+
+
+class WriteAheadLog:
+    """The log (WAL) of a file, which is copied into the file whenever it has grown by some bytes.
+
+        short ── writes ──> due ── shorten ──┬──> empty
+                             ^               └──> somebody reads in it for long: due again when it has grown as much
+                             └───────────────────────────────────────────────────────────────┘
+
+    SQLite copies it too, after each write to a log of some length, but begins it anew only if nobody has written
+    meanwhile. While several processes write all the time, that does not happen: the log grows on and on, and each write
+    makes another copy, with an fsync.
+    """
+
+    def __init__(self, path: Path, step: int = _LOG) -> None:
+        """`step` is in bytes."""
+        self._path = path
+        self._step = step
+        #: The size at which it is due, in bytes; None while it is being copied.
+        self._limit: int | None = step
+
+    def __repr__(self) -> str:
+        return f"<WriteAheadLog of {self._path}, due at {self._limit} bytes>"
+
+    def is_due(self) -> bool:
+        """True if it has grown. Cheap: to be asked after each write."""
+        return self._limit is not None and self.size() >= self._limit
+
+    def size(self) -> int:
+        """In bytes; 0 if there is none."""
+        try:
+            return os.stat(f"{self._path}-wal").st_size
+        except OSError:
+            return 0
+
+    def shorten(self) -> None:
+        """Blocking: copies it into the file and empties it. Writers of all processes wait for the end of that."""
+        self._limit = None
+        try:
+            with suppress(sqlite3.Error):
+                self._copy()
+        finally:
+            self._limit = self.size() + self._step
+
+    def _copy(self) -> None:
+        # with `mode=rw`, no file is made where there is none
+        place = f"{self._path.absolute().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(place, uri=True, timeout=_HELD_UP, isolation_level=None)) as connection:
+            # the first holds up no writer, and leaves little to the second, which does
+            for mode in ("PASSIVE", "TRUNCATE"):
+                connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
 
 
 class CurrentConnection:
@@ -137,6 +193,7 @@ class SharedConnection:
         self._using = threading.Lock()
         self._current = current
         self._closed = False
+        self._log = WriteAheadLog(path)
 
     def __repr__(self) -> str:
         return f"<SharedConnection of {self._what}, {'closed' if self._closed else self._current}>"
@@ -159,7 +216,14 @@ class SharedConnection:
             with transaction(connection):
                 return work(connection)
 
-        return self.run(in_transaction)
+        result = self.run(in_transaction)
+        self.shorten_log()
+        return result
+
+    def shorten_log(self) -> None:
+        """To be called after each write that was made with `run`: copies the log into the file if it has grown."""
+        if self._log.is_due():
+            self._log.shorten()
 
     def renew(self, *, keep: bool) -> None:
         """Set the file that is open aside, or delete it unless `keep`. Raises `IndexUnavailable`."""

@@ -17,11 +17,15 @@ import aiosqlite
 import pytest
 
 from mirror.errors import IndexUnavailable
-from mirror.index import embedded
+from mirror.index import embedded, sqlite_file
 from mirror.index.embedded import SCHEMA, EmbeddedIndex
+from mirror.index.sqlite_file import WriteAheadLog
 from mirror.policy.records import BlobRole, ContentRecord, Usage
 from mirror.ports import ContentIndex
 from tests.support.index_suite import IndexSuite, digest, least_recently_used, record
+
+#: Bytes by which a log grows before it is copied.
+_STEP = 256 << 10
 
 
 @pytest.fixture
@@ -228,6 +232,46 @@ async def test_nothing_scans_all_blobs(index: EmbeddedIndex, path: Path, stateme
         parameters: list[Any] = ["", 1] if statement is embedded._DIGESTS else ["{}"]
         steps = [step[3] for step in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
     assert not [step for step in steps if re.match(r"SCAN (content|above|child|edges)\b", step)], steps
+
+
+async def test_the_log_stays_short(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While somebody reads in it, it grows, and only now and then a write tries to shorten it; then it is emptied."""
+    monkeypatch.setattr(sqlite_file, "_HELD_UP", 0.0)
+    copied = 0
+    copy = WriteAheadLog._copy
+
+    def counted(log: WriteAheadLog) -> None:
+        nonlocal copied
+        copied += 1
+        copy(log)
+
+    monkeypatch.setattr(WriteAheadLog, "_copy", counted)
+    writers = EmbeddedIndex(path), EmbeddedIndex(path)
+    for writer in writers:
+        writer._log = WriteAheadLog(path, _STEP)
+        await writer.put([record(0)])
+    log = writers[0]._log
+    with closing(sqlite3.connect(path, isolation_level=None)) as reading:
+        reading.execute("BEGIN")
+        reading.execute("SELECT * FROM usage").fetchall()
+        for number in range(100):
+            await writers[number % 2].put([record(5 * number + each) for each in range(5)])
+        grown = log.size()
+    assert grown > 4 * _STEP
+    assert 2 <= copied <= 2 * grown // _STEP
+    for number in range(100, 200):
+        await writers[number % 2].put([record(5 * number + each) for each in range(5)])
+    assert log.size() < 2 * _STEP
+    assert await writers[0].usage() == await writers[1].usage()
+    for writer in writers:
+        await writer.aclose()
+
+
+def test_no_file_is_made_where_there_is_none(path: Path) -> None:
+    """To copy the log of a file that was just set aside makes no empty one in its place."""
+    path.parent.mkdir()
+    WriteAheadLog(path).shorten()
+    assert not path.exists()
 
 
 _WRITER = """
