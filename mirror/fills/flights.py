@@ -47,6 +47,10 @@ from mirror.ports import BlobStore, Ingest
 #: `_LOOK_LAST`.
 _LOOK_FIRST: Final = 0.005
 _LOOK_LAST: Final = 0.05
+#: The same, and for how many seconds, until the first bytes of a blob whose download has just begun are here: a near
+#: upstream takes less than `_LOOK_FIRST` for them.
+_LOOK_NEW: Final = 0.001
+_NEW: Final = 0.05
 
 #: Seconds without a new byte after which another process's fill counts as stuck, in addition to the seconds for which
 #: it may wait for upstream. More than the sum of all time-outs and pauses between tries of a working fill.
@@ -234,7 +238,7 @@ class Flights:
         lock; False if the file is gone. Raises `StoreError` if the file does not grow for too long.
         """
         pause = _LOOK_FIRST
-        moved_at = time.monotonic()
+        began = moved_at = time.monotonic()
         while True:
             if await self._land_from_store(flight):
                 # another registry's flight may have published the blob before the headers of this one
@@ -263,6 +267,10 @@ class Flights:
                 # a process that gives up a fill releases the lock; this one hangs and still holds it
                 raise StoreError(f"the process that fills {flight.digest} makes no progress")
             # look often until clients can be sent their first bytes, so that they wait no longer than for upstream
-            quick = ingest.offset != before or not flight.sendable
-            pause = _LOOK_FIRST if quick else min(pause * 1.5, _LOOK_LAST)
+            if not flight.sendable and time.monotonic() - began < _NEW:
+                pause = _LOOK_NEW
+            elif ingest.offset != before or not flight.sendable:
+                pause = _LOOK_FIRST
+            else:
+                pause = min(pause * 1.5, _LOOK_LAST)
             await self._filler.sleep(pause)

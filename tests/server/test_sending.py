@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -68,3 +69,41 @@ async def test_only_what_must_come_from_the_disk_takes_a_thread(
     with _Counting(1) as executor:
         assert await _sent(executor, reader) == _CONTENT
     assert executor.count == (0 if cached else 4)
+
+
+async def test_first_bytes_leave_before_anybody_has_more(reader: LocalReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of clients that begin together, each has its first bytes before one of them has its second piece."""
+    monkeypatch.setattr(sending, "_is_cached", lambda *_: True)
+    order: list[int] = []
+
+    async def to_the_end(position: int) -> int:
+        return len(_CONTENT)
+
+    class _Noting(_Response):
+        def __init__(self, client: int) -> None:
+            super().__init__()
+            self._client = client
+
+        async def write(self, piece: bytes) -> None:
+            await super().write(piece)
+            order.append(self._client)
+
+    clients = [_Noting(client) for client in range(20)]
+    with ThreadPoolExecutor(1) as executor:
+        sender = Sender(executor, stall=30)
+        await asyncio.gather(
+            *(
+                sender.send(
+                    cast(web.BaseRequest, None),
+                    cast(web.StreamResponse, client),
+                    reader,
+                    0,
+                    None,
+                    to_the_end,
+                    lambda count: None,
+                )
+                for client in clients
+            )
+        )
+    assert order[:20] == [*range(20)]
+    assert {client.written for client in clients} == {_CONTENT}

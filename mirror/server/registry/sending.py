@@ -28,6 +28,7 @@ from mirror.aio.threads import uninterrupted
 from mirror.errors import BlobDamaged, BlobUnreadable, StoreError
 from mirror.oci.span import Span
 from mirror.ports import BlobReader, SupportsFileno
+from mirror.server.registry.send_turns import SendTurns
 from mirror.server.registry.writing import Waiting
 
 #: Waits until bytes after a position may be sent, and returns up to where; see `BlobContent.wait_past`.
@@ -35,9 +36,12 @@ WaitPast = Callable[[int], Awaitable[int]]
 
 #: Bytes that one call may send before other clients get their turn. TLS pieces are small because each is copied twice.
 _SENDFILE: Final = 4 << 20
-#: The first call of an answer is short: if many clients begin at once, none waits for megabytes of another.
-_FIRST: Final = 64 << 10
 _PIECE: Final = 256 << 10
+#: The first call of an answer waits for no turn, and is short: if many clients begin at once, none waits for megabytes
+#: of another.
+_FIRST: Final = 64 << 10
+#: Bytes that the kernel sends from a file while a byte of a piece is read and encrypted.
+_PIECE_COST: Final = 4
 
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN})
 
@@ -63,6 +67,7 @@ class Sender:
     def __init__(self, executor: Executor, *, stall: float) -> None:
         self._executor = executor
         self._stall = stall
+        self._turns = SendTurns()
 
     async def send(
         self,
@@ -104,11 +109,13 @@ class Sender:
         part. Raises the same errors as `send`.
         """
         out = self._past_the_loop(request, reader)
+        first = True
         if out < 0 or not isinstance(reader, SupportsFileno):
             for head, span in parts:
                 await self.write(response, head)
                 sent(len(head))
-                await self._send_pieces(response, reader, span.start, span.stop, wait_past(span), sent)
+                await self._send_pieces(response, reader, span.start, span.stop, wait_past(span), sent, first=first)
+                first = False
             await self.write(response, end)
             sent(len(end))
             return
@@ -118,7 +125,8 @@ class Sender:
                 # these bytes leave together with the first ones of the part
                 await self._send_bytes(request, direct, head, socket.MSG_MORE)
                 sent(len(head))
-                await self._send_file(request, out, reader, span.start, span.stop, wait_past(span), sent)
+                await self._send_file(request, out, reader, span.start, span.stop, wait_past(span), sent, first=first)
+                first = False
             await self._send_bytes(request, direct, end, 0)
             sent(len(end))
 
@@ -163,15 +171,21 @@ class Sender:
         stop: int,
         wait_past: WaitPast,
         sent: Callable[[int], None],
+        *,
+        first: bool = True,
     ) -> None:
+        """`first`: these are the first bytes of the answer."""
         loop = asyncio.get_running_loop()
-        most = _FIRST
+        # what a call may send, and what it is expected to send
+        most, cost = _FIRST, 0 if first else _FIRST
         while position < stop:
             limit = min(stop, await wait_past(position))
             if limit <= position:
                 raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
             while position < limit:
                 count = min(limit - position, most)
+                if cost:
+                    await self._turns.take(min(count, cost))
                 try:
                     if _is_cached(reader.fileno(), position, count):
                         moved = os.sendfile(out, reader.fileno(), position, count)
@@ -186,9 +200,7 @@ class Sender:
                     raise BlobDamaged(f"the file ends at {position}, {stop} bytes were announced")
                 position += moved
                 sent(moved)
-                most = _SENDFILE
-                # other clients get their turn even if this one takes everything at once
-                await asyncio.sleep(0)
+                most, cost = _SENDFILE, _SENDFILE if most == _FIRST else moved
 
     async def _send_bytes(self, request: web.BaseRequest, out: socket.socket, content: bytes, flags: int) -> None:
         while content:
@@ -226,8 +238,12 @@ class Sender:
         stop: int | None,
         wait_past: WaitPast,
         sent: Callable[[int], None],
+        *,
+        first: bool = True,
     ) -> None:
+        """`first`: these are the first bytes of the answer."""
         loop = asyncio.get_running_loop()
+        most = _FIRST
         while stop is None or position < stop:
             limit = await wait_past(position)
             limit = limit if stop is None else min(stop, limit)
@@ -236,11 +252,12 @@ class Sender:
                     return
                 raise BlobDamaged(f"the blob ends at {position}, {stop} bytes were announced")
             while position < limit:
-                size = min(limit - position, _PIECE)
+                size = min(limit - position, most)
+                if not first:
+                    await self._turns.take(size * _PIECE_COST)
+                first, most = False, _PIECE
                 if isinstance(reader, SupportsFileno) and _is_cached(reader.fileno(), position, size):
                     piece = reader.pread(size, position)
-                    # other clients get their turn even if the transport takes everything at once
-                    await asyncio.sleep(0)
                 else:
                     piece = await loop.run_in_executor(self._executor, reader.pread, size, position)
                 if not piece:
