@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mirror.policy.events.signature import signed_headers
+from tests.support.engines.ports import free_ports
 from tests.support.process import PATIENCE, eventually
 
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "events.md"
@@ -29,8 +30,7 @@ def receiver(tmp_path: Path) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     script = tmp_path / "receiver.py"
     script.write_text(program)
     (tmp_path / "secret").write_bytes(b"between us\n")
-    with socket.create_server(("", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     environment = {**os.environ, "PORT": str(port), "SECRET_FILE": str(tmp_path / "secret")}
     process = subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True)
     try:

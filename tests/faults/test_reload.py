@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import random
 import signal
 import socket
 import ssl
@@ -18,6 +17,7 @@ from mirror.oci.digest import Digest
 from tests.faults.conftest import Tally
 from tests.support.admin_client import ask_admin
 from tests.support.certificates import Certificate
+from tests.support.engines.ports import free_ports
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
@@ -261,20 +261,6 @@ def test_66_unix_listeners_stay(full: FakeRegistry, tmp_path: Path) -> None:
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def _port_for_servers() -> int:
-    """A free port that the kernel gives to no client: a client that connects to a port without a listener may otherwise
-    get that very port, and be connected with itself.
-    """
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for port in random.sample(range(max(1025, lowest - 10_000), lowest), 100):
-        try:
-            with closing(socket.create_server(("127.0.0.1", port))):
-                return port
-        except OSError:
-            continue  # taken
-    raise AssertionError("no port is free")
-
-
 def test_65_ending_while_clients_pull(
     full: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
 ) -> None:
@@ -283,7 +269,8 @@ def test_65_ending_while_clients_pull(
     """
     rounds = times("STOPS", 2)
     config = write_config(tmp_path, {"docker.io": full.url}, workers=2, tag_ttl="0s")
-    port = _port_for_servers()
+    # none that the kernel gives to clients: one that connects to it while nobody listens would be connected with itself
+    [port] = free_ports(1)
     listen = ("--listen", f"127.0.0.1:{port}")
     with Stubborn(port, _IMAGES, clients=4, tries=2000, pause=0.02, seed=3) as clients:
         for _ in range(rounds):

@@ -18,7 +18,7 @@ from mirror.peers.peer_signer import PeerSigner
 from mirror.peers.secret_file import ClusterSecrets
 from mirror.policy.cluster.peer_signatures import content_digest
 from tests.support.certificates import Certificate
-from tests.support.engines.ports import free_ports
+from tests.support.engines.ports import with_free_ports
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.peer_listener import SECRET, SENDER, request_bytes
 
@@ -30,9 +30,18 @@ def _replica(folder: Path, certificate: Certificate | None = None) -> Iterator[t
     """A mirror of two workers, the port of its internal listener, and who signs in the name of another member. With a
     certificate, over TLS.
     """
+
+    def start(ports: list[int]) -> tuple[MirrorProcess, int, PeerSigner]:
+        return _started(folder, ports[0], certificate)
+
+    mirror, port, signer = with_free_ports(1, start)
+    with mirror:
+        yield mirror, port, signer
+
+
+def _started(folder: Path, port: int, certificate: Certificate | None) -> tuple[MirrorProcess, int, PeerSigner]:
     secret = folder / "cluster-secret"
     secret.write_text(SECRET)
-    [port] = free_ports(1)
     scheme = "http" if certificate is None else "https"
     own, sender = f"{scheme}://127.0.0.1:{port}", SENDER.replace("http", scheme)
     cluster = {"members": [own, sender], "address": own, "listen": f"127.0.0.1:{port}", "secret_file": str(secret)}
@@ -41,8 +50,7 @@ def _replica(folder: Path, certificate: Certificate | None = None) -> Iterator[t
         cluster |= {"tls_certificate": pem, "tls_key": str(certificate.key), "ca_file": pem}
     lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in cluster.items())
     config = write_config(folder, {"docker.io": "http://127.0.0.1:9"}, more=f"[cluster]\n{lines}")
-    with MirrorProcess(config) as mirror:
-        yield mirror, port, PeerSigner("mirror", sender, ClusterSecrets(secret))
+    return MirrorProcess(config), port, PeerSigner("mirror", sender, ClusterSecrets(secret))
 
 
 def _notice(signer: PeerSigner, port: int, scheme: str = "http") -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from mirror.peers.peer_signer import PeerSigner
 from mirror.peers.secret_file import ClusterSecrets
 from mirror.server.peers.notices import NoticeEffects
 from tests.support.command import mirror
+from tests.support.engines.ports import free_ports
 from tests.support.peer_listener import SECRET, SENDER, peer_listener
 
 
@@ -75,8 +75,7 @@ def test_a_replica_that_is_not_there(tmp_path: Path) -> None:
 
     async def run() -> list[MemberCheck]:
         async with peer_listener(tmp_path, [NoticeEffects().verb()]) as listener:
-            with socket.create_server(("127.0.0.1", 0)) as once:
-                nobody = f"http://127.0.0.1:{once.getsockname()[1]}"
+            nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
             health = PeerHealth()
             client = PeerClient(listener.signer(), health)
             try:
@@ -108,8 +107,7 @@ def test_a_cluster_of_one(tmp_path: Path) -> None:
 def test_the_command_asks_all_replicas(tmp_path: Path) -> None:
     """Also of a mirror that is sealed, and has no bucket; its status says that one did not answer."""
     (tmp_path / "secret").write_text(SECRET)
-    with socket.create_server(("127.0.0.1", 0)) as once:
-        nobody = f"http://127.0.0.1:{once.getsockname()[1]}"
+    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
     file = tmp_path / "mirror.toml"
     file.write_text(
         f"""offline = true

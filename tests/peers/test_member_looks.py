@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from mirror.server.peers.notices import NoticeEffects
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLease, FileLocks
+from tests.support.engines.ports import free_ports
 from tests.support.hangar import reached
 from tests.support.peer_listener import SENDER, PeerListener, peer_listener
 
@@ -31,8 +31,7 @@ def _down() -> float | None:
 
 
 def _nobody() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as once:
-        return f"http://127.0.0.1:{once.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_ports(1)[0]}"
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, Usage
 from mirror.ports import ContentIndex
 from tests.support.clock import Clock
+from tests.support.engines.ports import free_ports
 from tests.support.index_suite import IndexSuite, digest, least_recently_used, names, record
 from tests.support.redis_server import RedisServer
 
@@ -139,11 +140,7 @@ async def test_redis_absent_at_start(redis_server: RedisServer) -> None:
 
 async def test_a_closed_port() -> None:
     """Row 46: a refused connection is an `IndexUnavailable`."""
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
-    async with connected(RedisAddress((("127.0.0.1", port),))) as index:
+    async with connected(RedisAddress((("127.0.0.1", free_ports(1)[0]),))) as index:
         with pytest.raises(IndexUnavailable, match="no connection to Redis: Connection refused"):
             await index.usage()
 
@@ -479,10 +476,7 @@ async def test_tcp_and_tls(tmp_path: Path) -> None:
     )
     assert await making.wait() == 0
     certificate = str(tmp_path / "cert.pem")
-    listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port = listening.sockets[0].getsockname()[1]
-    listening.close()
-    await listening.wait_closed()
+    [port] = free_ports(1)
     with RedisServer(
         *("--tls-port", str(port), "--bind", "127.0.0.1", "--tls-auth-clients", "no"),
         *(

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tests.support.engines.fault_proxy import FaultProxy
+from tests.support.engines.ports import with_free_ports
 from tests.support.engines.s3_engine import S3Engine
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.site_bucket import SiteBucket
@@ -61,7 +62,7 @@ class BucketSite(SiteBucket, SiteClient):
             more=f"{more}\n{access.table()}",
         )
         self._environment = env
-        self._address = "127.0.0.1:0"
+        self._port = 0
         self._mirror: MirrorProcess | None = None
 
     # ------------------------------------------------------------------------------------------- the mirror
@@ -74,8 +75,15 @@ class BucketSite(SiteBucket, SiteClient):
 
     def start(self) -> None:
         """At the same address each time."""
-        self._mirror = MirrorProcess(self.config, "--listen", self._address, env=self._environment)
-        self._address = self._mirror.address
+        if self._port:
+            self._start([self._port])
+        else:
+            with_free_ports(1, self._start)
+
+    def _start(self, ports: list[int]) -> None:
+        [port] = ports
+        self._mirror = MirrorProcess(self.config, "--listen", f"127.0.0.1:{port}", env=self._environment)
+        self._port = port
 
     def stop(self) -> None:
         """As an operator does; its log has to be clean."""

@@ -7,19 +7,18 @@ started for the first test that asks for it. `heal` makes it as it was, and empt
 
 from __future__ import annotations
 
-import random
 import re
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from redis.crc import key_slot
 
 from mirror.index.redis_address import Place, RedisAddress, RedisKind, RedisLogin, RedisTls
+from tests.support.engines.ports import free_ports
 from tests.support.redis_server import RedisServer
 
 SERVICE = "mirror"
@@ -41,8 +40,7 @@ class RedisSet:
         are TLS then, and clients need a certificate.
         """
         self._tls = tls
-        self._used: set[int] = set()
-        self._ports = [self._free_port() for _ in range(self._count())]
+        self._ports = free_ports(self._count())
         self.servers = [self._server(number, port) for number, port in enumerate(self._ports)]
 
     # ------------------------------------------------------------------------------------------- what each kind has
@@ -153,16 +151,6 @@ class RedisSet:
             *(word for name, file in files.items() for word in (f"--tls-{name}-file", str(self._tls / file))),
         ]
 
-    def _free_port(self) -> int:
-        """Below those that the kernel gives to others."""
-        while True:
-            port = random.randrange(20_000, 32_000)
-            with closing(socket.socket()) as probe, suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                if port not in self._used:
-                    self._used.add(port)
-                    return port
-
 
 class SentinelSet(RedisSet):
     """A primary, two replicas and three Sentinels; more than one Sentinel must agree that the primary is down."""
@@ -185,7 +173,7 @@ class SentinelSet(RedisSet):
         )
 
     def _sentinel(self) -> _Node:
-        port = self._free_port()
+        [port] = free_ports(1)
         lines = [
             f"sentinel monitor {SERVICE} 127.0.0.1 {self.servers[0].port} 2",
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER}",
@@ -238,7 +226,7 @@ class ClusterSet(RedisSet):
             *self._options(port),
             *_STORED_NOWHERE,
             *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", *tls),
-            *("--cluster-port", str(self._free_port()), "--cluster-node-timeout", "1000"),
+            *("--cluster-port", str(free_ports(1)[0]), "--cluster-node-timeout", "1000"),
             *("--cluster-replica-validity-factor", "0"),
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support.engines.ports import with_free_ports
 from tests.support.process import PATIENCE, ProgramProcess
 
 _markers = count()
@@ -71,7 +71,15 @@ class RegistryProcess:
         self._past: list[str] = []
 
     def start(self) -> RegistryProcess:
-        """Returns once it listens. Raises `ProgramFailed`."""
+        """Returns once it listens, at the same port each time. Raises `ProgramFailed`."""
+        if self._port:
+            self._start([self._port])
+        else:
+            with_free_ports(1, self._start)
+        return self
+
+    def _start(self, ports: list[int]) -> None:
+        [port] = ports
         settings: dict[str, Any] = {
             "version": "0.1",
             # at debug level every request is logged before it is answered, so one that is still running counts too
@@ -80,7 +88,7 @@ class RegistryProcess:
                 **self._storage,
                 "maintenance": {"readonly": {"enabled": self._read_only}, "uploadpurging": {"enabled": False}},
             },
-            "http": {"addr": f"127.0.0.1:{self._port}", "secret": "of the tests"},
+            "http": {"addr": f"127.0.0.1:{port}", "secret": "of the tests"},
         }
         if self._proxy is not None:
             settings["proxy"] = {"remoteurl": self._proxy}
@@ -89,14 +97,12 @@ class RegistryProcess:
         file.write_text(json.dumps(settings))  # JSON is YAML too
         # its driver for S3 cannot begin with a file of authorities
         process = ProgramProcess(["docker-registry", "serve", file], env={"AWS_CA_BUNDLE": ""})
-        self._process = process
         try:
-            found = process.wait_for(lambda line: re.search(r"listening on 127\.0\.0\.1:(\d+)", line), "it listens")
+            process.wait_for(lambda line: f"listening on 127.0.0.1:{port}" in line, "it listens")
         except AssertionError:
             process.stop()
             raise
-        self._port = int(found[1])
-        return self
+        self._process, self._port = process, port
 
     @property
     def address(self) -> str:
