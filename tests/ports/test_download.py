@@ -371,8 +371,9 @@ def test_a_drip(upstream: Scripted, open_transfer: Callable[..., Transfer]) -> N
 def test_a_stall(upstream: Scripted, open_transfer: Callable[..., Transfer]) -> None:
     """Faults row 7: no byte for the read time-out is a time-out, for plain and for chunked bodies."""
     stall = Stall()
-    upstream.on("/plain", head(200, {"Content-Length": "10"}), b"hello", stall)
-    upstream.on("/chunked", head(200, {"Transfer-Encoding": "chunked"}), chunked(b"hello", end=False), stall)
+    # what comes does so at once: a busy upstream takes longer than this between two steps
+    upstream.on("/plain", head(200, {"Content-Length": "10"}) + b"hello", stall)
+    upstream.on("/chunked", head(200, {"Transfer-Encoding": "chunked"}) + chunked(b"hello", end=False), stall)
     transfer = open_transfer(upstream, read_timeout=0.05)
     for path in ("plain", "chunked"):
         body = body_of(transfer.get(f"{upstream.url}/{path}", {}))
@@ -684,10 +685,10 @@ def test_tls(certificate: Certificate, open_transfer: Callable[..., Transfer]) -
 def test_tls_cut_short(certificate: Certificate, open_transfer: Callable[..., Transfer]) -> None:
     """Faults rows 1 and 7 over TLS: cut and stalled bodies are noticed there too."""
     with Scripted(tls=certificate.server()) as upstream:
-        upstream.on("/cut", head(200, {"Content-Length": "10"}), b"hello", Close())
-        upstream.on("/stalled", head(200, {"Content-Length": "10"}), b"hello", Stall())
-        transfer = open_transfer(upstream, verify=certificate.client(), read_timeout=0.2)
-        for path, error in (("cut", UpstreamUnavailable), ("stalled", UpstreamTimeout)):
+        upstream.on("/cut", head(200, {"Content-Length": "10"}) + b"hello", Close())
+        upstream.on("/stalled", head(200, {"Content-Length": "10"}) + b"hello", Stall())
+        for path, error, patience in (("cut", UpstreamUnavailable, 60.0), ("stalled", UpstreamTimeout, 0.2)):
+            transfer = open_transfer(upstream, verify=certificate.client(), read_timeout=patience)
             body = body_of(transfer.get(f"{upstream.url}/{path}", {}))
             content, failure = read_until_error(body)
             assert content == b"hello"
@@ -802,7 +803,7 @@ def test_the_plain_socket_of_a_body_cut_short(upstream: Scripted, transfer: Tran
 
 def test_the_plain_socket_has_a_time_out(upstream: Scripted, open_transfer: Callable[..., Transfer]) -> None:
     """Faults row 7: a system call on it blocks no longer than the read time-out, and `readinto` then says the same."""
-    upstream.on("/blob", head(200, {"Content-Length": "10"}), b"hello", Stall())
+    upstream.on("/blob", head(200, {"Content-Length": "10"}) + b"hello", Stall())
     body = body_of(open_transfer(upstream, read_timeout=0.05).get(f"{upstream.url}/blob", {}))
     room = memoryview(bytearray(1))
     while (plain := body.plain_socket()) is None:
