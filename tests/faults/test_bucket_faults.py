@@ -176,7 +176,7 @@ def test_115_credentials_become_wrong_and_right_again(
         )
         assert site.pull("corp/app", "v1") == manifest
         site.pull("library/app", "v1")
-        [line, *_] = [line for line in site.mirror.log if line["event"] == "bucket refuses"]
+        line = site.mirror.wait_for_event("bucket refuses")
         assert "SignatureDoesNotMatch" in line["reason"]
         assert "canary" not in json.dumps(site.mirror.log) + refused.message
         secret.write_text(right)

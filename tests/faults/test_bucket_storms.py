@@ -114,7 +114,7 @@ def test_113_to_123_a_storm_around_a_bucket(registry: FakeRegistry, tmp_path: Pa
             assert pushers.wrong == [], f"seed {seed}, round {number}, {dict(storm.caused)}"
         pushers.delete_all()
         eventually(lambda: not list(site.counted()), "all bytes are collected", timeout=PATIENCE * 3)
-        collected = site.mirror.metrics()["mirror_collected_blobs_total"]
+        collected = eventually(lambda: site.mirror.metrics()["mirror_collected_blobs_total"] or None, "it is counted")
     assert read > 0
     tally(
         rounds=storm.caused.total(),

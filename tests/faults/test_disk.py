@@ -315,7 +315,7 @@ def test_38_a_disk_that_turns_read_only(full: FakeRegistry, tmp_path: Path) -> N
                     assert mirror.get(there)[2] == other
                 assert full.count("blobs", "GET") == asked + 2
                 mirror.wait_for_event("store failed")
-                assert mirror.metrics()["mirror_uncached_answers_total"] > 0
+                eventually(lambda: mirror.metrics()["mirror_uncached_answers_total"] > 0, "it is counted")
             assert mirror.get(there)[2] == other
             mirror.wait_for_event("store recovered")
             eventually(lambda: list((root / "blobs").glob(f"*/*/{Digest.of(other).hex}")), "it is stored")

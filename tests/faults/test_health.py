@@ -115,7 +115,7 @@ def test_69_a_worker_that_blocks_is_replaced(full: FakeRegistry, tmp_path: Path,
         assert mirror.get(_TAG)[0] == 200
         assert eventually(lambda: _page(mirror, "/livez"), "it answers") == (200, b"ok\n")
         # the new worker counts it as it begins
-        eventually(lambda: mirror.metrics()["mirror_workers_blocked_total"] == 1, "it is counted")
+        eventually(lambda: mirror.metrics()["mirror_workers_blocked_total"] >= 1, "it is counted")
         stacks = [line["line"] for line in mirror.log if line["event"] == "raw"]
         assert any("sitecustomize.py" in line and "in base" in line for line in stacks), stacks
 

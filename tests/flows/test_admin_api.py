@@ -81,13 +81,16 @@ def api(tmp_path: Path) -> Callable[..., AdminReply]:
 
 
 def _pull(mirror: MirrorProcess, name: str, tag: str) -> list[str]:
-    """Everything of an image; its digests."""
+    """Everything of an image; its digests. Blobs are counted and logged after they were sent."""
     status, headers, manifest = mirror.get(f"/v2/{name}/manifests/{tag}")
     assert status == 200
     parsed = json.loads(manifest)
     blobs = [descriptor["digest"] for descriptor in (parsed["config"], *parsed["layers"])]
     for digest in blobs:
-        assert mirror.get(f"/v2/{name}/blobs/{digest}")[0] == 200
+        path = f"/v2/{name}/blobs/{digest}"
+        known = len(mirror.requests(path=path))
+        assert mirror.get(path)[0] == 200
+        eventually(lambda path=path, known=known: len(mirror.requests(path=path)) > known, "it is logged")  # type: ignore[misc]
     return [headers["Docker-Content-Digest"], *blobs]
 
 

@@ -449,7 +449,7 @@ async def test_25_slow_readers(registry: FakeRegistry, mirror: LiveMirror) -> No
     await until(lambda: sum(flight.followers for flight in mirror.app.shared.flights.active()) == 5)
     await mirror.landed(digest)
     assert (await mirror.ask(_at(digest))).whole
-    assert len(mirror.events("request")) == 1, "the others have not been sent yet"
+    assert len(await mirror.logged("request")) == 1, "the others have not been sent yet"
     for reader, writer in slow:
         received = await reader.read(-1)
         assert received.partition(b"\r\n\r\n")[2] == content

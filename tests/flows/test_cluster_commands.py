@@ -59,6 +59,6 @@ def test_each_replica_knows_who_answers_though_nothing_asks(tmp_path: Path) -> N
         eventually(lambda: says("; 2 of 2 other replicas answering"), "all answer")
         c.kill()
         eventually(lambda: says(f"{c.member}: down since"), "it is down")
-        assert a.mirror.metrics()["mirror_peers_down"] == 1
+        eventually(lambda: a.mirror.metrics()["mirror_peers_down"] == 1, "the metrics say so, of whichever worker")
         c.start()
         eventually(lambda: says("; 2 of 2 other replicas answering"), "it is back")

@@ -53,8 +53,8 @@ def test_a_push_through_one_worker_is_seen_by_all(tmp_path: Path) -> None:
                 for line in lines:
                     assert ask(line) == (200, pushed)
                     asked += 1
-            assert _answered(mirror) == asked
             eventually(partial(_has_lines, mirror, asked), "a line for each")
+            assert _answered(mirror) == asked
         gone = client.ask("DELETE", f"/v2/corp/app/manifests/{Digest.of(pushed)}")
         assert gone.status == 202
         assert {ask(line)[0] for line in lines} == {404}

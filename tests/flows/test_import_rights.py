@@ -5,20 +5,21 @@ says that this side has. That its manifests name a blob proves nothing.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from mirror.app.building import build
 from mirror.config import load
-from mirror.errors import BlobUnknown
-from mirror.eviction.reconcile import reconcile
+from mirror.errors import BlobUnknown, IndexUnavailable
+from mirror.eviction.reconcile import is_whole, reconcile
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from tests.support.command import Done
 from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry
-from tests.support.live_mirror import live_mirror
+from tests.support.live_mirror import PATIENCE, live_mirror
 from tests.support.stocked import Stocked, write_settings
 
 PRIVATE, EVIL = Repo("docker.io", "team/private"), Repo("docker.io", "library/evil")
@@ -59,7 +60,11 @@ class Sites:
             # an index that was lost is rebuilt, and grants no more for that
             await app.storage.index.clear()
             granted = await self._gives(app.router.repository(repo), digest)
-            await reconcile(app.storage.store, app.storage.catalog, app.storage.index)
+            async with asyncio.timeout(PATIENCE):
+                while not await is_whole(app.storage.index):
+                    # the mirror may rebuild it as well, and one of the two gives way
+                    with suppress(IndexUnavailable):
+                        await reconcile(app.storage.store, app.storage.catalog, app.storage.index)
             assert await self._gives(app.router.repository(repo), digest) == granted
         return granted
 

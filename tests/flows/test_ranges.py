@@ -81,7 +81,7 @@ async def test_27_of_a_warm_blob(mirror: LiveMirror, pattern: list[tuple[int, in
     assert got.cache == "hit"
     assert got.headers["ETag"] == f'"{_DIGEST}"'
     assert got.headers["Docker-Content-Digest"] == str(_DIGEST)
-    [line] = [line for line in mirror.events("request") if line["status"] == 206]
+    [line] = await mirror.logged("request", status=206)
     assert (line["bytes"], line["parts"]) == (len(got.body), len(pattern))
 
 

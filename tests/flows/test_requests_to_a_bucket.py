@@ -62,7 +62,8 @@ async def _pull(mirror: LiveMirror, client: PushClient, layers: list[bytes]) -> 
 
 async def test_the_table_of_requests_is_right(tmp_path: Path) -> None:
     bucket = MemoryBucket()
-    async with bucket_mirror(tmp_path, bucket) as mirror:
+    # collection and sweeps ask as well, whenever they are due
+    async with bucket_mirror(tmp_path, bucket, hosting={"collect_every": 0, "sweep_every": 0}) as mirror:
         client = PushClient(mirror)
         await client.push_image("v0", b"the first image of a repository costs a little more")
         layers = [os.urandom(1000) for _ in range(10)]

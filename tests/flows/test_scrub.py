@@ -52,6 +52,7 @@ async def full(mirror: LiveMirror, image: Digest) -> LiveMirror:
     for digest in (_DIGEST, Digest.of(b"{}")):
         await mirror.ask(f"{_AT}/blobs/{digest}")
         await mirror.landed(digest)
+        await mirror.logged("request", path=f"{_AT}/blobs/{digest}")
     return mirror
 
 
@@ -434,4 +435,5 @@ async def test_a_running_mirror_scrubs_itself(registry: FakeRegistry, tmp_path: 
         await until(lambda: mirror.events("scrub ended"))
         assert await asyncio.to_thread(file.read_bytes) == _LAYER
     async with live_mirror(tmp_path / "store", {"docker.io": registry.url}, scrub={"every": 0}) as mirror:
+        await mirror.rebuilt()
         assert not mirror.events("scrub started")

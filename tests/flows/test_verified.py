@@ -110,10 +110,10 @@ async def test_logging_in(private: FakeRegistry, tmp_path: Path) -> None:
             assert next(iter(user.values())) not in answer.json["token"]
         statuses = [await _statuses(mirror, targets, {"Authorization": f"Bearer {one}"}) for one in tokens.values()]
         assert statuses == [[200] * 5, [404] * 5]
-        assert {line["caller"] for line in mirror.events("request") if "/blobs/" in line["path"]} == {
-            "upstream:alice",
-            "upstream:bob (not verified)",
-        }
+        [blob] = [target for target in targets if "/blobs/" in target]
+        assert {line["status"] for line in await mirror.logged("request", path=blob, caller="upstream:alice")} == {200}
+        callers = {line["caller"] for line in mirror.events("request") if line["path"] == blob}
+        assert callers == {"upstream:alice", "upstream:bob (not verified)"}
 
 
 async def test_public_images_need_no_login(tmp_path: Path) -> None:

@@ -198,6 +198,16 @@ class LiveMirror:
         """The lines of one kind."""
         return [line for line in self.log if line["event"] == event]
 
+    async def logged(self, event: str, **wanted: Any) -> list[dict[str, Any]]:
+        """The lines of one kind with these values, once there are any. The line of a blob is written after it was sent:
+        its client may be quicker.
+        """
+
+        def found() -> list[dict[str, Any]]:
+            return [line for line in self.events(event) if all(line.get(key) == wanted[key] for key in wanted)]
+
+        return await until(found, lambda: f"no line of {event} {wanted}")
+
     def blob_file(self, digest: Digest) -> Path:
         """Where the store keeps a blob: in the cache, or as a copy of a hosted one, if it has a copy."""
         layout = self.app.storage.layout

@@ -140,12 +140,12 @@ class MirrorProcess:
         """The log up to now; lines that are not JSON stand as `{"event": "raw", "line": …}`.
 
         What the mirror logs before it does something is there for whoever has seen that. What it logs afterwards, as
-        the line of a request that was answered, may come later: `wait_for_event`.
+        the line of a blob that was sent or of a small answer that was given again, may come later: `wait_for_event`.
         """
         return [_entry(line) for line in self._process.lines]
 
     def requests(self, *, path: str = "") -> list[dict[str, Any]]:
-        """Logged requests whose path contains `path`."""
+        """Logged requests whose path contains `path`. Small answers are logged before they are sent, the first time."""
         return [entry for entry in self.log if entry.get("event") == "request" and path in entry.get("path", "")]
 
     def wait_for_event(self, event: str, **wanted: Any) -> dict[str, Any]:
