@@ -257,6 +257,29 @@ async def test_two_processes_one_download(make: Callable[[], Hangar]) -> None:
     assert (len(filler.landed), len(follower.landed)) == (1, 0)
 
 
+@pytest.mark.parametrize(("new", "pause"), [(3600.0, 0.001), (0.0, 0.005)])
+async def test_a_follower_looks_most_often_for_the_first_bytes(
+    make: Callable[[], Hangar], monkeypatch: pytest.MonkeyPatch, new: float, pause: float
+) -> None:
+    """Until bytes of a file that another process fills are here, the pauses are shortest while the download is new."""
+    monkeypatch.setattr("mirror.fills.flights._NEW", new)
+    filler, follower = make(), make()
+    upstream = GatedUpstream(gate_at=0)
+    pauses: list[float] = []
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    follower.flights._filler.sleep = noted
+    await filler.join(upstream)
+    flight = await follower.join(GatedUpstream())
+    await reached(lambda: len(pauses) > 3)
+    assert set(pauses) == {pause}
+    upstream.gate.set()
+    assert await read_to_end(flight) == CONTENT
+
+
 async def test_a_follower_takes_over(make: Callable[[], Hangar]) -> None:
     """When the filling process goes, another resumes at the same byte, and its clients see no seam (rows 53, 58)."""
     filler, follower = make(), make()
