@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -45,41 +46,42 @@ class MadeContent:
     images: int
     series: int = 0
 
-    @property
+    @cached_property
     def blobs(self) -> int:
         return self.images * PER_IMAGE
 
     def digest(self, image: int, part: int) -> Digest:
         """The manifest of an image (part 0), or one of its blobs."""
-        return Digest("sha256", self._hex(image * PER_IMAGE + part))
+        return Digest.parse(self.text(image * PER_IMAGE + part))
 
     def parts(self, image: int) -> Sequence[Digest]:
         """The blobs that an image names."""
         return [self.digest(image, part) for part in range(1, PER_IMAGE)]
 
-    def in_order(self) -> Iterator[tuple[str, int]]:
-        """The digests of all blobs, sorted, with their numbers: that of the image times `PER_IMAGE`, plus the part."""
-        inverse = pow(self._step, -1, self.blobs)
-        for place in range(self.blobs):
-            number = place * inverse % self.blobs
-            yield f"sha256:{self._hex(number)}", number
-
     def repo(self, image: int) -> Repo:
         return Repo("docker.io", f"team-{self.series}/app-{image // PER_REPOSITORY:06d}")
 
-    @property
+    def text(self, number: int) -> str:
+        """A digest, given by the number of its image times `PER_IMAGE`, plus its part."""
+        place = number * self._step % self.blobs
+        # no two series share a place
+        first = (place * 16 + self.series) * (16 ** (_DIGITS - 1)) // self.blobs
+        return f"sha256:{first:0{_DIGITS}x}{number:0{64 - _DIGITS}x}"
+
+    def in_order(self) -> Iterator[tuple[str, int]]:
+        """All digests, sorted, with their numbers."""
+        inverse, number = pow(self._step, -1, self.blobs), 0
+        for _ in range(self.blobs):
+            yield self.text(number), number
+            number = (number + inverse) % self.blobs
+
+    @cached_property
     def _step(self) -> int:
         # neighbours in an image are far from each other
         step = int(self.blobs * 0.381966) | 1
         while math.gcd(step, self.blobs) != 1:
             step += 2
         return step
-
-    def _hex(self, number: int) -> str:
-        place = number * self._step % self.blobs
-        # no two series share a place
-        first = (place * 16 + self.series) * (16 ** (_DIGITS - 1)) // self.blobs
-        return f"{first:0{_DIGITS}x}{number:0{64 - _DIGITS}x}"
 
 
 async def write_by_calls(index: ContentIndex, made: MadeContent) -> None:
@@ -124,15 +126,14 @@ def _content_rows(made: MadeContent) -> Iterator[tuple[Any, ...]]:
         if part:
             yield digest, SIZE, _USED_AT, 1, 0, None
         else:
-            names = json.dumps([(str(each), 0) for each in made.parts(image)])
+            names = json.dumps([(made.text(number + each), 0) for each in range(1, PER_IMAGE)])
             yield digest, SIZE, float(image), 0, 1, names
 
 
 def _edge_rows(made: MadeContent) -> Iterator[tuple[str, str]]:
     for digest, number in made.in_order():
-        image, part = divmod(number, PER_IMAGE)
-        if part:
-            yield digest, str(made.digest(image, 0))
+        if part := number % PER_IMAGE:
+            yield digest, made.text(number - part)
 
 
 def _link_rows(made: MadeContent) -> Iterator[tuple[str, str, int]]:
@@ -144,7 +145,7 @@ def _link_rows(made: MadeContent) -> Iterator[tuple[str, str, int]]:
 def _linked(made: MadeContent) -> Iterator[tuple[str, list[str]]]:
     """The repositories with what is linked to them."""
     for repo, images in groupby(range(made.images), made.repo):
-        yield str(repo), [str(made.digest(image, part)) for image in images for part in range(PER_IMAGE)]
+        yield str(repo), [made.text(image * PER_IMAGE + part) for image in images for part in range(PER_IMAGE)]
 
 
 # -------------------------------------------------------------------------------------------------------------- Redis
@@ -156,8 +157,11 @@ def write_redis(client: Redis, store_id: str, made: MadeContent) -> None:
     name = dict(zip(Keys.NAMES, keys.fixed, strict=True))
     for images in batches(range(made.images), _AT_ONCE):
         pipe = client.pipeline(transaction=False)
-        manifests = {str(made.digest(image, 0)): image for image in images}
-        below = {digest: [*map(str, made.parts(image))] for digest, image in manifests.items()}
+        manifests = {made.text(image * PER_IMAGE): image for image in images}
+        below = {
+            digest: [made.text(image * PER_IMAGE + part) for part in range(1, PER_IMAGE)]
+            for digest, image in manifests.items()
+        }
         parts = [each for children in below.values() for each in children]
         _set(pipe, name["sizes"], dict.fromkeys([*manifests, *parts], SIZE))
         _set(pipe, name["names"], {digest: " ".join(children) for digest, children in below.items()})
