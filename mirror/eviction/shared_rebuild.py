@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from mirror import telemetry
@@ -193,7 +194,9 @@ class _SharedRebuild:
                 yield _Part(f"blobs {number}", f"rebuild-{number}", partial(self._put, digits))
 
     async def _put(self, digits: list[str], writing: IndexWriting) -> int:
-        return await writing.blobs(info for each in digits for info in self._store.walk_part(each))
+        # sorted, one folder after the other: what is written together is then together in the index, too
+        folders = (sorted(self._store.walk_part(each), key=lambda info: str(info.digest)) for each in digits)
+        return await writing.blobs(chain.from_iterable(folders))
 
     def _result(self, *, added: int = 0, dropped: int = 0) -> Reconciled | None:
         if self._resumed is None:

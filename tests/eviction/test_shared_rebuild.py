@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from mirror.index.redis import RedisIndex
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, References, Usage
-from mirror.ports import ContentIndex
+from mirror.ports import BlobInfo, ContentIndex
 from mirror.store.local.locks import FileLocks
 from tests.support.free_locks import FreeLocks
 from tests.support.here import Here
@@ -49,6 +49,13 @@ class CountedStore(MemoryStore):
         return super().stat(digest)
 
 
+class UnsortedStore(CountedStore):
+    """Its folders are read in another order than that of an index."""
+
+    def walk_part(self, digits: str) -> Iterator[BlobInfo]:
+        return iter(sorted(super().walk_part(digits), key=lambda info: str(info.digest), reverse=True))
+
+
 class CountedIndex(MemoryIndex):
     """Counts what is written, and lets other tasks go on at each call."""
 
@@ -56,10 +63,12 @@ class CountedIndex(MemoryIndex):
         super().__init__()
         self.blobs: Counter[Digest] = Counter()
         self.manifests: Counter[Digest] = Counter()
+        self.order: list[Digest] = []
         self.calls = 0
 
     async def put(self, records: Sequence[ContentRecord]) -> None:
         self.blobs.update(record.digest for record in records)
+        self.order += [record.digest for record in records]
         self.calls += 1
         await asyncio.sleep(0)
         await super().put(records)
@@ -81,9 +90,9 @@ async def no_sleep(_seconds: float) -> None:
     await asyncio.sleep(0.001)
 
 
-def stocked(repositories: int) -> tuple[CountedStore, MemoryCatalog]:
+def stocked(repositories: int, store: CountedStore | None = None) -> tuple[CountedStore, MemoryCatalog]:
     """Images of three blobs; four in each repository, which share a layer."""
-    store, catalog = CountedStore(), MemoryCatalog()
+    store, catalog = store or CountedStore(), MemoryCatalog()
     here = Here(store, catalog)
     for number in range(repositories):
         repo = Repo("docker.io", f"team/app{number}")
@@ -152,6 +161,17 @@ async def test_processes_share_the_work(processes: int) -> None:
     await reconcile(store, catalog, alone)
     assert await everything(index, store, catalog) == await everything(alone, store, catalog)
     assert not locks.held
+
+
+async def test_blobs_are_written_in_the_order_of_an_index() -> None:
+    """Neighbours together: in a large index each write would otherwise change a page of its own for each blob."""
+    store, catalog = stocked(200, UnsortedStore())
+    index = CountedIndex()
+    await rebuild(store, catalog, index, FreeLocks())
+    put = [str(digest) for digest in index.order if digest not in index.manifests]
+    # what is written of a manifest comes with its repository before
+    assert put == sorted(put)
+    assert len(put) == len(set(put)) > 1000
 
 
 async def test_twice_as_much_costs_twice_as_much() -> None:
