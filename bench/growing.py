@@ -275,7 +275,19 @@ async def _ledger(config: Config) -> Figures:
 
 
 def _rebuild(config: Path, made: GrownStore, lose: Callable[[], object]) -> Figures:
-    """Twice with an index that is not there: alone until it is whole, and for some seconds beside pulls."""
+    """Twice with an index that is not there: for some seconds beside pulls, and alone until it is whole."""
+    lose()
+    beside: Waits = {}
+    with _mirror(config) as (_, port, _):
+        whole = threading.Event()
+        client = threading.Thread(target=_pull_until, args=(port, made, beside, whole))
+        client.start()
+        try:
+            with suppress(TimeoutError):
+                asyncio.run(asyncio.wait_for(_wait_whole(load(config)), _BESIDE))
+        finally:
+            whole.set()
+            client.join()
     lose()
     with _mirror(config) as (server, port, ready):
         began = time.monotonic() - ready
@@ -288,19 +300,7 @@ def _rebuild(config: Path, made: GrownStore, lose: Callable[[], object]) -> Figu
         }
         rest: Waits = {}
         _pull(port, made, rest, _AT_REST)
-    lose()
-    with _mirror(config) as (_, port, _):
-        waits: Waits = {}
-        whole = threading.Event()
-        client = threading.Thread(target=_pull_until, args=(port, made, waits, whole))
-        client.start()
-        try:
-            with suppress(TimeoutError):
-                asyncio.run(asyncio.wait_for(_wait_whole(load(config)), _BESIDE))
-        finally:
-            whole.set()
-            client.join()
-    for name, seconds in waits.items():
+    for name, seconds in beside.items():
         figures |= _spread(f"{name} while it is rebuilt", seconds)
         figures |= _spread(f"{name} afterwards", rest[name])
     return figures
