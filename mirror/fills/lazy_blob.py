@@ -48,6 +48,7 @@ from mirror.errors import (
     UpstreamThrottled,
     UpstreamUnavailable,
 )
+from mirror.fills.looks import LOOK_LAST, Looks
 from mirror.fills.sources import BlobSources, SourceLeft, count_received
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
@@ -60,9 +61,6 @@ T = TypeVar("T")
 
 #: Fetches of one request at the same time.
 _AT_ONCE: Final = 4
-#: Seconds between two looks at what another process, or a fill, brings; longer while nothing comes.
-_LOOK_FIRST: Final = 0.005
-_LOOK_LAST: Final = 0.05
 #: Seconds between two looks while a fetch of this process brings nothing: something else may.
 _LOOK_AGAIN: Final = 0.25
 #: Seconds without a new block after which somebody else's fetch is not waited for.
@@ -302,7 +300,7 @@ class LazyBlob:
         Raises `UpstreamError` if they cannot be had, `NotInParts` if they cannot be had in parts, and `StoreError` if
         the store cannot take or give them, or whoever fetches them makes no progress.
         """
-        pause, seen, moved_at, begun = _LOOK_FIRST, (-1, -1), self._tools.clock(), 0
+        looks, begun = Looks(self._tools.sleep, self._tools.clock, None), 0
         while True:
             # both before the look: what happens after it wakes this one, or is seen
             changed = self._changed
@@ -315,7 +313,7 @@ class LazyBlob:
                 failed = [fetch.error for fetch in awaited if fetch.error and fetch.asker.is_like(asker)]
                 if failed and not any(fetch in self._fetches for fetch in awaited):
                     raise failed[0].with_traceback(None) from None
-                moved_at = self._tools.clock()
+                looks.begin(None)
                 continue
             if not found.comes:
                 begun += 1
@@ -324,13 +322,9 @@ class LazyBlob:
                 start = position // BLOCK * BLOCK
                 self._begin([Span(start, min(-(-stop // BLOCK) * BLOCK, self.size))], asker)
                 continue
-            now = self._tools.clock()
-            if found.seen != seen:
-                seen, moved_at, pause = found.seen, now, _LOOK_FIRST
-            elif now - moved_at > _STUCK:
+            if not looks.moved(found.seen) and looks.still > _STUCK:
                 raise StoreError(f"whoever fetches byte {position} of {self.digest} makes no progress")
-            await self._tools.sleep(pause)
-            pause = min(pause * 1.5, _LOOK_LAST)
+            await looks.pause()
 
     async def _wait_for_fetch(self, changed: asyncio.Event) -> None:
         """Returns once something has come, or may have come otherwise."""
@@ -416,7 +410,7 @@ class LazyBlob:
         now, before = self._tools.clock(), self._prefix_seen
         if before is None or now - before[0] > _STUCK:
             self._rate = 0.0
-        elif now - before[0] < _LOOK_LAST:
+        elif now - before[0] < LOOK_LAST:
             return self._rate
         else:
             self._rate = (prefix.offset - before[1]) / (now - before[0])

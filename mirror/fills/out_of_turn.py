@@ -26,6 +26,7 @@ from mirror.aio.threads import run_uninterrupted
 from mirror.errors import StoreError, UpstreamThrottled
 from mirror.fills.flight import Flight, InParts
 from mirror.fills.further_connections import ConnectionMemory, FurtherConnections
+from mirror.fills.looks import Looks
 from mirror.fills.wrong_parts import report_wrong_parts
 from mirror.oci.span import Span
 from mirror.policy.fills.fill_ahead import LEAST_REST
@@ -37,9 +38,6 @@ from mirror.ports import BlobReader, Body, Claim, Ingest, Spans, SupportsFileno,
 _WINDOW: Final = 4 << 30
 #: Bytes of a blob, up to which nobody asks for a part: the smallest one is a block, and would be half of it.
 _SMALL: Final = 2 * BLOCK
-#: Seconds between two looks at a claim: the first while it grows, otherwise longer, up to the last.
-_LOOK_FIRST: Final = 0.005
-_LOOK_LAST: Final = 0.05
 #: Seconds without a new block after which a claim is not waited for any more: bytes that come twice are better than
 #: none.
 _STUCK: Final = 20.0
@@ -128,8 +126,7 @@ class OutOfTurn:
         the end of the blob. All bytes may be here afterwards. Raises `StoreFull` if the prefix cannot grow.
         """
         self._flight.sources.last_stop = None
-        pause, patient = _LOOK_FIRST, True
-        reach, since = ingest.offset, self._clock()
+        looks, patient = Looks(self._sleep, self._clock, ingest.offset), True
         while True:
             step = self._look(ingest, patient=patient)
             if isinstance(step, Fetch):
@@ -138,22 +135,19 @@ class OutOfTurn:
             if isinstance(step, Take):
                 if not await self._take(ingest, step.span):
                     return None
-                pause, patient = _LOOK_FIRST, True
-                reach, since = ingest.offset, self._clock()
+                looks.begin(ingest.offset)
+                patient = True
                 continue
-            now = self._clock()
-            if step.reach > reach:
-                pause, reach, since = _LOOK_FIRST, step.reach, now
+            if looks.moved(step.reach):
                 self._patience = _STUCK
-            elif now - since > self._patience:
+            elif looks.still > self._patience:
                 self._patience = min(_STUCK, _STUCK_AGAIN)
                 telemetry.log.info("claim not waited for", digest=str(self._flight.digest), offset=ingest.offset)
                 patient = False
                 continue
             if self._further is not None:
                 self._further.hurry(step.reach)
-            await self._sleep(pause)
-            pause = min(pause * 1.5, _LOOK_LAST)
+            await looks.pause()
 
     def _look(self, ingest: Ingest, *, patient: bool) -> Step:
         with self._needless():
