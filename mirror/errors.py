@@ -12,6 +12,7 @@
     ├── UpstreamError            the other registry's fault; carries .upstream and .status
     │   ├── UpstreamUnavailable                        no usable answer: DNS, connection, TLS, 5xx, a broken body
     │   │   └── UpstreamTimeout · UpstreamCircuitOpen  no progress in time; not asked, carries .retry_after in seconds
+    │   │                · AskAgain                      not yet asked to the end, likewise
     │   ├── UpstreamDenied                             401 or 403 with every credential
     │   │   └── CredentialsRefused                     the mirror's own credentials are no longer valid
     │   ├── UpstreamThrottled                          429, or 503 with Retry-After; carries .retry_after in seconds
@@ -273,6 +274,16 @@ class UpstreamCircuitOpen(UpstreamUnavailable):
         self.retry_after = retry_after
 
 
+class AskAgain(UpstreamUnavailable):
+    """A part is to be asked for again in `retry_after` seconds, once there is a turn for it: see `ports.BlobParts`. No
+    client gets to see it.
+    """
+
+    def __init__(self, message: str, *, upstream: str, status: int | None = None, retry_after: float) -> None:
+        super().__init__(message, upstream=upstream, status=status)
+        self.retry_after = retry_after
+
+
 class UpstreamDenied(UpstreamError):
     """Upstream answered 401 or 403 with every credential."""
 
@@ -488,6 +499,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     UpstreamError: ErrorAnswer(502, "UNAVAILABLE"),
     UpstreamUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     UpstreamCircuitOpen: ErrorAnswer(503, "UNAVAILABLE"),
+    AskAgain: ErrorAnswer(503, "UNAVAILABLE"),
     UpstreamTimeout: ErrorAnswer(504, "UNAVAILABLE"),
     UpstreamDenied: ErrorAnswer(403, "DENIED"),
     CredentialsRefused: ErrorAnswer(401, "UNAUTHORIZED"),

@@ -41,6 +41,7 @@ from mirror.aio.singleflight import cancel_and_wait
 from mirror.aio.threads import run_uninterrupted
 from mirror.caller import caller_mark
 from mirror.errors import (
+    AskAgain,
     BlobUnknown,
     MirrorError,
     StoreError,
@@ -55,7 +56,7 @@ from mirror.oci.span import Span
 from mirror.policy.fills.lazy_ranges import fetch_from
 from mirror.policy.fills.span_blocks import BLOCK
 from mirror.policy.send_limit import Tries, next_try
-from mirror.ports import AskAgain, BlobReader, BlobStore, Body, Claim, Prefix, SaysStop, Spans
+from mirror.ports import BlobReader, BlobStore, Body, Claim, Prefix, SaysStop, Spans
 
 T = TypeVar("T")
 

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mirror.errors import UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
@@ -21,14 +20,6 @@ class TagBatch:
 
     tags: tuple[str, ...]
     more: bool
-
-
-class AskAgain(UpstreamUnavailable):
-    """A part is to be asked for again in `retry_after` seconds, once there is a turn for it: see `BlobParts`."""
-
-    def __init__(self, message: str, *, upstream: str, status: int | None = None, retry_after: float) -> None:
-        super().__init__(message, upstream=upstream, status=status)
-        self.retry_after = retry_after
 
 
 class BlobParts(Protocol):

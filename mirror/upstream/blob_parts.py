@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coro
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
-from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamUnavailable
-from mirror.ports import AskAgain, Body
+from mirror.errors import AskAgain, UpstreamError, UpstreamInvalid, UpstreamUnavailable
+from mirror.ports import Body
 from mirror.upstream.http.body import EncodedBody, HttpBody
 
 #: Opens a part, for which there is a turn: its start, its stop (None: the end of the blob), and the tries before this

@@ -17,6 +17,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.errors import (
+    AskAgain,
     CredentialsRefused,
     UpstreamCircuitOpen,
     UpstreamDenied,
@@ -38,7 +39,6 @@ from mirror.policy.upstream.retrying import (
     parse_retry_after,
     throttle_seconds,
 )
-from mirror.ports import AskAgain
 from mirror.upstream.credentials.source import CredentialsUnavailable
 from mirror.upstream.elsewhere import Elsewhere
 from mirror.upstream.http.download import Answer, DialFailed, DialTimedOut

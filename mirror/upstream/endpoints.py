@@ -24,14 +24,21 @@ from typing import Any, Final, Generic, TypeVar
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
 from mirror.aio.singleflight import cancel_and_wait
-from mirror.errors import UpstreamCircuitOpen, UpstreamError, UpstreamInvalid, UpstreamNotFound, UpstreamUnavailable
+from mirror.errors import (
+    AskAgain,
+    UpstreamCircuitOpen,
+    UpstreamError,
+    UpstreamInvalid,
+    UpstreamNotFound,
+    UpstreamUnavailable,
+)
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
 from mirror.policy.upstream.budget import Budget
 from mirror.policy.upstream.endpoint_order import in_order
 from mirror.policy.upstream.retrying import CLOSED, Circuit
-from mirror.ports import AskAgain, Body, TagBatch
+from mirror.ports import Body, TagBatch
 from mirror.upstream.blob_parts import EndpointBlobParts
 from mirror.upstream.endpoint_health import Health
 from mirror.upstream.registry import RegistryUpstream

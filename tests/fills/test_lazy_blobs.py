@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from mirror.errors import StoreError, StoreFull, UpstreamDenied, UpstreamError, UpstreamThrottled, UpstreamUnavailable
+from mirror.errors import (
+    AskAgain,
+    StoreError,
+    StoreFull,
+    UpstreamDenied,
+    UpstreamError,
+    UpstreamThrottled,
+    UpstreamUnavailable,
+)
 from mirror.fills.flight import InParts
 from mirror.fills.lazy_blob import Asker, NotInParts
 from mirror.fills.lazy_content import FilePiece, LazyContent
@@ -23,7 +31,7 @@ from mirror.oci.span import Span
 from mirror.policy.fills.lazy_ranges import LazyParts, places_of
 from mirror.policy.fills.span_blocks import BLOCK
 from mirror.policy.rules import LazyRule
-from mirror.ports import AskAgain, Body
+from mirror.ports import Body
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.recovery import sweep

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mirror.aio.memo import Memo
-from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
+from mirror.errors import AskAgain, UpstreamError, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
 from mirror.oci.digest import Digest
-from mirror.ports import AskAgain, BlobParts, Body
+from mirror.ports import BlobParts, Body
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.clock import Clock

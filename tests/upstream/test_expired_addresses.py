@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mirror.aio.memo import Memo
-from mirror.errors import UpstreamUnavailable
+from mirror.errors import AskAgain, UpstreamUnavailable
 from mirror.oci.digest import Digest
-from mirror.ports import AskAgain, BlobParts, Body, SaysStop
+from mirror.ports import BlobParts, Body, SaysStop
 from mirror.upstream.credentials.source import Credentials, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.fake_registry import FakeRegistry, ignore_range, status
