@@ -116,7 +116,8 @@ class OutOfTurn:
         if self._given_up:
             return None
         if self._spans is not None and not self._spans.in_place:
-            self.close()
+            # not closed here: a thread may be copying from them, and its descriptors would be those of other files
+            self._spans = None
         if self._spans is None:
             self._spans = self._flight.store.spans(self._flight.digest, self._flight.upstream, size)
         return self._spans

@@ -21,6 +21,7 @@ from mirror.fills.filler import Filler
 from mirror.fills.flight import Flight
 from mirror.fills.flights import Flights
 from mirror.fills.further_connections import ConnectionMemory, FurtherConnections
+from mirror.fills.out_of_turn import OutOfTurn
 from mirror.fills.sources import BlobSources, FromUpstream
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
@@ -226,6 +227,28 @@ async def test_bytes_that_the_filler_copies_meanwhile_are_no_gap(site: Site, mon
         rest.release()
     spans.close()
     await connections.aclose()
+
+
+async def test_spans_that_were_dropped_stay_open_for_who_copies(site: Site) -> None:
+    """A further connection opens others meanwhile, which must not be taken for them: descriptors are used again."""
+    sources = BlobSources(FromUpstream(site.upstream.parts(_NAME, _DIGEST).pull))
+    flight = Flight(_DIGEST, "test", _SIZE, None, sources, site.store)
+    turns = OutOfTurn(
+        flight,
+        site.filler.executor,
+        label="test",
+        memory=site.filler.connections,
+        sleep=asyncio.sleep,
+        clock=site.clock,
+    )
+    copied = turns.spans(_SIZE)
+    assert copied is not None
+    copied.drop()
+    others = turns.spans(_SIZE)
+    assert others is not None
+    assert others is not copied
+    assert "closed" not in repr(copied)
+    turns.close()
 
 
 async def test_one_connection_is_one_request(site: Site) -> None:
