@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 
 from mirror.oci.digest import Digest
 from tests.faults.conftest import Tally
+from tests.flows.test_lazy_pulls import asked, each_byte_once
 from tests.support.crowd import Crowd, Outcome
 from tests.support.fake_registry import FakeRegistry, stall
+from tests.support.forked_workers import ForkedWorkers
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.process import PATIENCE
 from tests.support.redis_server import RedisServer
 from tests.support.scripted import Stall
+from tests.support.several_connections import CONNECTIONS
 
 _TAG = "/v2/library/app/manifests/v1"
 
@@ -81,6 +86,40 @@ def test_57_a_thousand_clients_over_several_workers(registry: FakeRegistry, tmp_
     asked = [request.header("Range") for request in registry.of_kind("blobs", "GET")]
     tally(clients=len(crowd.clients), workers=used, bytes=crowd.size, gets=len(asked))
     assert asked == [None]
+
+
+def test_57_a_thousand_clients_of_a_blob_in_parts(registry: FakeRegistry, tmp_path: Path, tally: Tally) -> None:
+    """Row 57: the same while the blob comes over several connections: upstream sends each byte once."""
+    content = noise(1 << 20)
+    registry.add_image("library/app", "v1", [content])
+    gates = [Stall() for _ in range(CONNECTIONS)]
+    for gate in gates:
+        registry.fail("blobs", stall(gate, after=100_000))
+    config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, upstream='read_timeout = "1h"')
+    with _descriptors(2048), ExitStack() as stack:
+        first = stack.enter_context(ForkedWorkers(config, small_parts=True))
+        workers = [
+            first,
+            *(stack.enter_context(ForkedWorkers(config, beside=first, small_parts=True)) for _ in range(3)),
+        ]
+        for worker in workers:
+            worker.start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{first.port}{_TAG}", timeout=PATIENCE) as answer:
+            assert answer.status == 200
+        crowd = stack.enter_context(Crowd(first.port, _target(content), _written(tmp_path, content)))
+        crowd.join(1000)
+        crowd.begin()
+        assert all(gate.reached.wait(PATIENCE) for gate in gates)
+        for gate in gates:
+            gate.release()
+        crowd.finish()
+        _expect_whole(crowd)
+        for worker in workers:
+            worker.stop()
+    ranges = asked(registry, Digest.of(content), len(content))
+    tally(clients=len(crowd.clients), workers=len(workers), bytes=crowd.size, gets=len(ranges))
+    assert each_byte_once(ranges)
+    assert sum(stop - start for start, stop in ranges) == len(content)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "redis"])

@@ -21,15 +21,25 @@ from types import TracebackType
 
 from tests.support.breaking_steps import Steps, install
 from tests.support.process import PATIENCE
+from tests.support.several_connections import small_parts
 
 
 class ForkedWorkers:
     """At most one worker at a time. `log` is the file that all of them write to. `beside`: on the listener of those.
-    `steps`: where a worker is to end.
+    `steps`: where a worker is to end. `small_parts`: small blobs come over several connections
+    (`several_connections.py`).
     """
 
-    def __init__(self, config: Path, *, beside: ForkedWorkers | None = None, steps: Steps | None = None) -> None:
+    def __init__(
+        self,
+        config: Path,
+        *,
+        beside: ForkedWorkers | None = None,
+        steps: Steps | None = None,
+        small_parts: bool = False,
+    ) -> None:
         self._config = config
+        self._small_parts = small_parts
         self._steps = steps
         self._listener: socket.socket = (
             beside._listener.dup() if beside else socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -96,6 +106,7 @@ class ForkedWorkers:
                     "tests.support.forked_workers",
                     str(self._config),
                     str(self._listener.fileno()),
+                    "small" if self._small_parts else "large",
                     *([str(self._steps.file)] if self._steps else []),
                 ],
                 stdin=subprocess.PIPE,
@@ -118,12 +129,14 @@ class ForkedWorkers:
         self._listener.close()
 
 
-def _main(config: Path, listener: int, steps: Path | None) -> None:
+def _main(config: Path, listener: int, parts: str, steps: Path | None) -> None:
     """The process that forks."""
     from mirror import telemetry
     from mirror.config import load
     from mirror.process.worker import run_worker
 
+    if parts == "small":
+        small_parts(setattr)
     loaded = load(config)
     telemetry.set_up_logging(loaded.log.level)
     print_to = os.dup(1)
@@ -160,14 +173,14 @@ def _main(config: Path, listener: int, steps: Path | None) -> None:
 
 def _pretend_boot(number: int) -> None:
     from mirror.store.hosted import upload_files
-    from mirror.store.local import blobs, recovery
+    from mirror.store.local import blobs, recovery, span_file
 
     def boot_id() -> bytes:
         return number.to_bytes(16, "big")
 
-    for module in (blobs, recovery, upload_files):
+    for module in (blobs, recovery, span_file, upload_files):
         vars(module)["boot_id"] = boot_id
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    _main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]) if len(sys.argv) > 4 else None)

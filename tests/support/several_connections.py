@@ -22,7 +22,7 @@ from typing import Final
 
 from mirror.fills import further_connections, out_of_turn
 from mirror.fills.further_connections import ConnectionMemory
-from mirror.policy.fills import fill_ahead
+from mirror.policy.fills import fill_ahead, fill_steps
 from mirror.policy.fills.span_blocks import BLOCK
 from mirror.repository import proxied_blobs
 from tests.support.fake_registry import FakeRegistry, Fault, stall
@@ -40,6 +40,9 @@ _SMALL: Final = {
     "_TRIAL_AT_LEAST": 0.01,
     "_TRIAL_WHOLE": 0.02,
     "_TRIAL_AT_MOST": 0.1,
+    # a machine that is busy is no upstream that is slow
+    "_LATE": 60.0,
+    "_SLOW": 60.0,
 }
 _BEST: Final = ConnectionMemory.best
 
@@ -50,6 +53,7 @@ def small_parts(setting: Callable[[object, str, object], None]) -> None:
     """
     for module in (fill_ahead, out_of_turn, proxied_blobs):
         setting(module, "LEAST_REST", 4 * BLOCK)
+    setting(fill_steps, "_LEAST_PIECE", 2 * BLOCK)
     for name, value in _SMALL.items():
         setting(fill_ahead, name, value)
     setting(further_connections, "_TICK", 0.005)
