@@ -30,10 +30,21 @@ async def test_a_newcomer_waits_for_few_others() -> None:
 
 
 async def test_turns_go_round() -> None:
-    """First come, first served: nobody has a second turn before all others have had their first."""
+    """First come, first served: nobody has many turns before all others have had their first."""
     turns, sent = SendTurns(_ROUND), list[int]()
     await asyncio.gather(*(_send(turns, name, sent, _ROUND, 3) for name in range(7)))
-    assert sent == [*range(7)] * 3
+    # the first sender does not wait for its first turn, and so is one turn ahead of the others
+    assert sent == [0, *range(7), *range(7), *range(1, 7)]
+
+
+async def test_one_that_sends_alone_waits_for_full_rounds_only() -> None:
+    """A fast client that has the process to itself costs no round of the loop for each piece."""
+    turns, sent = SendTurns(_ROUND), list[int]()
+    sender = asyncio.create_task(_send(turns, 0, sent, _ROUND // 4, 8))
+    await asyncio.sleep(0)
+    assert len(sent) == 4
+    await sender
+    assert len(sent) == 8
 
 
 async def test_many_small_sends_share_a_round() -> None:

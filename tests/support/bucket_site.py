@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -96,13 +96,14 @@ class BucketSite(SiteBucket, SiteClient):
         mirror.kill()
         mirror.expect_clean_log()
 
-    def lose_disk(self, *, kill: bool = False) -> None:
-        """It starts again, with nothing but the bucket."""
+    def lose_disk(self, *, kill: bool = False, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """It starts again, with nothing but the bucket; `meanwhile` is called while it does not run."""
         if kill:
             self.kill()
         else:
             self.stop()
         shutil.rmtree(self._store)
+        meanwhile()
         self.start()
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote, unquote
 
+from mirror.store.objects.object_keys import PROBES
 from tests.support.engines.s3_engine import BUCKET, S3Engine
 
 
@@ -18,7 +19,10 @@ class SiteBucket:
         self.prefix = prefix
 
     def keys(self, part: str = "") -> list[str]:
-        """Of the objects that have `part` in their key, without the prefix, past the proxy."""
+        """Of the objects that have `part` in their key, without the prefix, past the proxy.
+
+        Probes are left out: the mirror writes and deletes them at any time.
+        """
         found: list[str] = []
         token = ""
         while True:
@@ -30,7 +34,8 @@ class SiteBucket:
             if more is None:
                 break
             token = f"&continuation-token={quote(more[1], '')}"
-        return [key for key in (each.partition("/")[2] for each in found) if part in key]
+        keys = [each.partition("/")[2] for each in found]
+        return [key for key in keys if part in key and not key.startswith(PROBES)]
 
     def counted(self) -> Iterator[str]:
         """The keys of the states of hosted blobs that name an object."""

@@ -32,14 +32,13 @@ class SendTurns:
         return f"<SendTurns {len(self._waiting)} waiting, {self._left} of {self._most} bytes left>"
 
     async def take(self, cost: int) -> None:
-        """Returns in another round of the loop, when about `cost` bytes may be sent."""
+        """Returns when about `cost` bytes may be sent: at once if this round of the loop has room for them."""
         loop = asyncio.get_running_loop()
         if not self._counts:
             self._counts = True
             loop.call_soon(self._begin_round, loop)
         if self._left > 0 and not self._waiting:
             self._left -= cost
-            await asyncio.sleep(0)
             return
         turn = loop.create_future()
         self._waiting.append((turn, cost))

@@ -49,7 +49,7 @@ from mirror.ports import (
     Version,
 )
 from mirror.store.local.bucket_note import BucketNote
-from mirror.store.objects.object_keys import STATES
+from mirror.store.objects.object_keys import PROBES, STATES
 from mirror.store.objects.record_tree import DELETED_SIZE, NAMES, says_taken
 from mirror.store.objects.shared_reads import SharedReads
 from mirror.telemetry import log
@@ -61,8 +61,6 @@ T = TypeVar("T")
 BUCKET_LAYOUT: Final = 1
 IDENTITY: Final = "mirror.json"
 LAST_USED: Final = "last-used.json"
-#: Objects that do not make a prefix one that is in use.
-_PROBES: Final = "probe/"
 #: The beginning of the nonce of a memory whose mirror was overtaken; the rest is that of its run.
 _OVERTAKEN: Final = "overtaken"
 #: The beginning of who uses a bucket, if that is a cluster.
@@ -381,7 +379,7 @@ class BucketOwner:
             raise StoreError(f"it cannot be said what the bucket has: {error}") from error
 
     def _create(self, noted: str | None) -> tuple[Identity, Version]:
-        there = next((info.key for info in self._bucket.list("") if not info.key.startswith(_PROBES)), None)
+        there = next((info.key for info in self._bucket.list("") if not info.key.startswith(PROBES)), None)
         if noted is not None:
             raise BucketUnfit(
                 f"hosted content of this disk is in the bucket with the id {noted}, and this one has no {IDENTITY}:"

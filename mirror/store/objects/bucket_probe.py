@@ -32,9 +32,8 @@ from mirror.ports import (
     StoredObject,
     Version,
 )
+from mirror.store.objects.object_keys import PROBES
 
-#: The folder of the objects that probes write. They delete them at once, and a sweep those that a crash leaves.
-PROBES: Final = "probe/"
 #: More than any of them has.
 _LIMIT: Final = 1000
 

@@ -24,13 +24,11 @@ from mirror.oci.digest import Digest
 from mirror.policy.hosted.blob_state import BlobState, Condition, no_blob
 from mirror.policy.hosted.sweep_steps import UNNAMED, SweepStep, sweep_step
 from mirror.ports import ABSENT, BlobObject, Bucket, Leftovers, ObjectInfo, SweptPage
-from mirror.store.objects.object_keys import HOSTED, hosted_key, parse_hosted_key
+from mirror.store.objects.object_keys import HOSTED, PROBES, hosted_key, parse_hosted_key
 from mirror.store.objects.state_records import FoundState, StateViews
 
 #: Blobs in one page.
 _PAGE: Final = 1000
-#: Below this prefix are objects of no lasting use.
-PROBES: Final = "probe/"
 
 #: The objects of one blob, by attempt.
 _Objects = dict[str, ObjectInfo]
