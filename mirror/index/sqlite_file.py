@@ -19,8 +19,9 @@ from mirror.errors import IndexUnavailable
 
 T = TypeVar("T")
 
-#: Bytes by which a log may grow before it is copied: few and large copies, because each ends with an fsync.
-_LOG: Final = 16 << 20
+#: Bytes by which a log may grow before it is copied. Few and large copies: each ends with an fsync, and a page that was
+#: written several times is copied once.
+_LOG: Final = 64 << 20
 #: Seconds that all writers may be held up until nobody reads in the log.
 _HELD_UP: Final = 0.2
 
