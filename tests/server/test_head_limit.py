@@ -7,9 +7,10 @@ import asyncio
 import pytest
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
 
-from mirror.server.registry.head_limit import MOST_HEAD, BoundedHeads
+from mirror.server.registry.head_limit import MOST_HEAD, BoundedHeads, reason_in
 
 _NEXT = b"GET /v2/ HTTP/1.1\r\nHost: m\r\n\r\n"
 
@@ -50,3 +51,27 @@ async def test_a_head_that_begins_behind_a_body_is_limited() -> None:
     body = b"PUT /a HTTP/1.1\r\nHost: m\r\nContent-Length: 40000\r\n\r\n" + bytes(40_000)
     endless = b"GET / HTTP/1.1\r\n" + b"".join(b"Name-%d: %b\r\n" % (n, b"x" * 1000) for n in range(60))
     assert _targets(_heads(), body + endless) == ["/a", "refused"]
+
+
+@pytest.mark.parametrize(
+    ("request_text", "reason"),
+    [
+        (b"Authorization: Bearer secret" + b"y" * MOST_HEAD, f"Got more than {MOST_HEAD} bytes when reading"),
+        (b"secret" + b"y" * MOST_HEAD + b": x", f"Got more than {MOST_HEAD} bytes when reading"),
+        (b"Authorization: Basic secret\x01", "Invalid header value char"),
+        (b"se cret: x", "Invalid header token"),
+        (b"GET http://user:secret@host:99999999/v2/ HTTP/1.1", "Invalid target"),
+        (b"GET http://user:secret@[host/\x9b HTTP/1.1", "Invalid target"),
+        (b"GET /v2/secret\x01 HTTP/1.1", "Invalid target"),
+        (b"GET /v2/secret" + b"y" * 8190 + b" HTTP/1.1", "Got more than 8190 bytes when reading"),
+        (b"SECRET /v2/secret HTTP/1.1", "Invalid method encountered"),
+        (b"GET /v2/secret HTTP/7.1", "Bad status line"),
+    ],
+)
+async def test_the_reason_of_a_refusal_shows_no_bytes_of_the_request(request_text: bytes, reason: str) -> None:
+    """It is logged, and a header or a target may hold a password."""
+    is_line = b" HTTP/" in request_text
+    head = request_text + b"\r\nHost: m\r\n\r\n" if is_line else b"GET / HTTP/1.1\r\nHost: m\r\n" + request_text
+    with pytest.raises(HttpProcessingError) as refused:
+        _heads().feed_data(head + b"\r\n\r\n")
+    assert reason_in(refused.value) == reason

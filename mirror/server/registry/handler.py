@@ -887,15 +887,15 @@ class _Connection(RequestHandler):
         if status >= 500:
             telemetry.log.error("connection crashed", reason=repr(exc))
         else:
-            return _refused(request, status, message or "")
+            return _refused(request, status, reason_in(exc))
         response = error_response(MirrorError("an unexpected error; the log has more"), "-")
         response.set_status(status)
         response.force_close()
         return response
 
 
-def _refused(request: web.BaseRequest, status: int, message: str) -> web.Response:
-    error = RequestError(f"not a request that can be read: {reason_in(message)}")
+def _refused(request: web.BaseRequest, status: int, reason: str) -> web.Response:
+    error = RequestError(f"not a request that can be read: {reason}")
     requests_of("malformed", status, Outcome.NONE.value).inc()
     telemetry.log.info("malformed request", client=_client(request), status=status, error=str(error))
     response = error_response(error, "-")

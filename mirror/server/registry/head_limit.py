@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError, InvalidURLError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestPayloadError, _ErrInfo
 
@@ -52,7 +52,7 @@ class BoundedHeads:
         except HttpProcessingError as error:
             if in_body:
                 # aiohttp answers this on the connection; whoever reads the body would wait for ever
-                self._body.set_exception(RequestPayloadError(reason_in(error.message)), error)
+                self._body.set_exception(RequestPayloadError(reason_in(error)), error)
             raise
         if messages:
             self._body = messages[-1][1]
@@ -79,9 +79,17 @@ class BoundedHeads:
         return (*before, (_ErrInfo(400, error, error.message), EMPTY_PAYLOAD)), False, b""
 
 
-def reason_in(message: str) -> str:
-    """Why aiohttp's parser refused a request, without the bytes of the request that the message shows."""
-    return message.partition("\n")[0][:120].rstrip(":") or "malformed"
+def reason_in(error: BaseException | None) -> str:
+    """Why aiohttp's parser refused a request, without the bytes of the request that the message shows: they may be a
+    password or a token.
+    """
+    if isinstance(error, InvalidURLError):
+        # the message may be the target and nothing else
+        return "Invalid target"
+    if not isinstance(error, HttpProcessingError):
+        return "malformed"
+    # `{reason}:\n\n  {bytes}`, `Got more than 8190 bytes when reading: {bytes}`
+    return error.message.partition(":")[0].partition("\n")[0][:120] or "malformed"
 
 
 def _size(message: RawRequestMessage) -> int:
