@@ -74,3 +74,13 @@ async def test_one_that_leaves_takes_no_turn() -> None:
         await asyncio.sleep(0)
     assert not turns._counts
     assert repr(turns) == f"<SendTurns 0 waiting, {_ROUND} of {_ROUND} bytes left>"
+
+
+async def test_a_round_has_few_sends_however_small() -> None:
+    """One that sends a thousand small parts lets the loop come round meanwhile."""
+    turns, sent = SendTurns(), list[int]()
+    sender = asyncio.create_task(_send(turns, 0, sent, 1, 1000))
+    await asyncio.sleep(0)
+    assert 0 < len(sent) <= 100
+    await sender
+    assert len(sent) == 1000

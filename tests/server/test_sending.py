@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -107,3 +108,56 @@ async def test_first_bytes_leave_before_anybody_has_more(reader: LocalReader, mo
         )
     assert order[:20] == [*range(20)]
     assert {client.written for client in clients} == {_CONTENT}
+
+
+class _Transport:
+    """Of a client without TLS; the headers have left."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self._ours = ours
+
+    def get_extra_info(self, name: str) -> socket.socket | None:
+        return self._ours if name == "socket" else None
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high == 0
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class _Request:
+    def __init__(self, ours: socket.socket) -> None:
+        self.transport = _Transport(ours)
+
+
+async def test_first_bytes_leave_before_a_file_sends_more(reader: LocalReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same if the kernel sends them from the file."""
+    monkeypatch.setattr(sending, "_is_cached", lambda *_: True)
+    order: list[int] = []
+    pairs = [socket.socketpair() for _ in range(20)]
+    with ThreadPoolExecutor(1) as executor:
+        sender = Sender(executor, stall=30)
+
+        async def send(client: int, ours: socket.socket) -> None:
+            ours.setblocking(False)
+            await sender.send(
+                cast(web.BaseRequest, _Request(ours)),
+                cast(web.StreamResponse, None),
+                reader,
+                0,
+                len(_CONTENT),
+                sending.up_to(len(_CONTENT)),
+                lambda count: order.append(client),
+            )
+
+        clients = [asyncio.create_task(send(number, ours)) for number, (ours, _) in enumerate(pairs)]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        for client in clients:
+            client.cancel()
+        await asyncio.wait(clients)
+    for pair in pairs:
+        for each in pair:
+            each.close()
+    assert order[: len(pairs)] == [*range(len(pairs))]

@@ -15,6 +15,8 @@ from typing import Final
 
 #: Bytes that may be sent in one round of the loop, in a millisecond or two.
 _ROUND: Final = 4 << 20
+#: Sends in a round at the most: each takes time, however few its bytes are.
+_SENDS: Final = 64
 
 
 class SendTurns:
@@ -23,6 +25,7 @@ class SendTurns:
     def __init__(self, most: int = _ROUND) -> None:
         """`most` is the number of bytes after which a round is full."""
         self._most = most
+        self._least = most // _SENDS
         self._left = most
         #: True while `_begin_round` is called in each round.
         self._counts = False
@@ -33,6 +36,7 @@ class SendTurns:
 
     async def take(self, cost: int) -> None:
         """Returns when about `cost` bytes may be sent: at once if this round of the loop has room for them."""
+        cost = max(cost, self._least)
         loop = asyncio.get_running_loop()
         if not self._counts:
             self._counts = True

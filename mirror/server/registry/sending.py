@@ -200,6 +200,8 @@ class Sender:
                     raise BlobDamaged(f"the file ends at {position}, {stop} bytes were announced")
                 position += moved
                 sent(moved)
+                if not cost and position < stop:
+                    await self._others_begin()
                 most, cost = _SENDFILE, _SENDFILE if most == _FIRST else moved
 
     async def _send_bytes(self, request: web.BaseRequest, out: socket.socket, content: bytes, flags: int) -> None:
@@ -255,7 +257,6 @@ class Sender:
                 size = min(limit - position, most)
                 if not first:
                     await self._turns.take(size * _PIECE_COST)
-                first, most = False, _PIECE
                 if isinstance(reader, SupportsFileno) and _is_cached(reader.fileno(), position, size):
                     piece = reader.pread(size, position)
                 else:
@@ -265,6 +266,15 @@ class Sender:
                 await self.write(response, piece)
                 position += len(piece)
                 sent(len(piece))
+                if first and position != stop:
+                    await self._others_begin()
+                first, most = False, _PIECE
+
+    async def _others_begin(self) -> None:
+        """After the first bytes of an answer: whoever begins in the same round of the loop has its own before more of
+        this one are sent.
+        """
+        await asyncio.sleep(0)
 
     async def write(self, response: web.StreamResponse, piece: bytes) -> None:
         """Write one piece of a body, once the client has taken the one before. Raises `ClientGone`."""
