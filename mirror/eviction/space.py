@@ -300,14 +300,15 @@ class Space:
 
     async def _reclaim_for(self, eviction: _Eviction) -> bool:
         """Drops interrupted downloads that no worker resumes at the moment, once for each eviction, before a fill is
-        refused; the next time, those of which clients read parts. True if this was done, so that the caller checks
-        again what is still needed.
+        refused; then, or the next time, those of which clients read parts. True if that made room, so that the caller
+        checks again what is still needed: that may be a walk.
         """
-        if not eviction.reclaims:
-            return False
-        in_use = eviction.reclaims.pop(0)
-        eviction.has_freed(await asyncio.to_thread(self._reclaim, in_use))
-        return True
+        while eviction.reclaims:
+            in_use = eviction.reclaims.pop(0)
+            if freed := await asyncio.to_thread(self._reclaim, in_use):
+                eviction.has_freed(freed)
+                return True
+        return False
 
 
 @dataclass(slots=True)
