@@ -71,10 +71,11 @@ async def test_one_worker_delivers_to_each_endpoint(tmp_path: Path) -> None:
                 pass
             await asyncio.to_thread(_confirm, one, "a", "ci", "chat")
             await until(lambda: sorted(theirs.taken) == ["chat a", "ci a"] or None)
+            # an event is noted as delivered after its endpoint has taken it, and is sent again if it is not noted
+            await until(lambda: all(each.waiting == 0 for each in two.backlog(["ci", "chat"])) or None)
         async with _worker(tmp_path, Hooked(one), mine, clock):
             await asyncio.to_thread(_confirm, two, "b", "ci")
             await until(lambda: mine.taken == ["ci b"] or None)
-            # an event is noted as delivered after its endpoint has taken it
             await until(lambda: one.backlog(["ci", "chat"])[0].waiting == 0 or None)
 
 
