@@ -278,7 +278,8 @@ class _Race(Generic[T]):
         finally:
             await self._cancel()
         if self._again:
-            raise min(self._again, key=lambda error: error.retry_after)
+            # the longest: an address that has failed is asked again too, and not before its pause is over
+            raise max(self._again, key=lambda error: error.retry_after)
         raise self._errors[len(self._members) - 1]
 
     def _ask_next(self) -> None:

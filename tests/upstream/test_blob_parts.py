@@ -285,6 +285,24 @@ async def test_a_small_part_waits_for_a_turn_at_the_next_address_before_it_is_as
         assert await _part(last.parts(_NAME, _DIGEST), 0) == _LAYER
 
 
+async def test_a_pause_is_made_although_another_address_has_no_turn(build: Build) -> None:
+    """Otherwise the address that fails is asked again at once, until its tries are used up."""
+    with FakeRegistry() as mirror, FakeRegistry() as origin:
+        mirror.add_blob(_NAME, _LAYER)
+        origin.add_blob(_NAME, _LAYER)
+        last = build(origin.url, blobs_at_once=1)
+        parts = EndpointsUpstream([build(mirror.url, retries=2), last]).parts(_NAME, _DIGEST)
+        mirror.fail("blobs", status(500), times=1)
+        async with last.blob(_NAME, _DIGEST) as other:
+            await parts.take_turn()
+            with pytest.raises(AskAgain) as raised:
+                await _part(parts, 0, 1000)
+            assert raised.value.retry_after > 0
+            assert await _part(parts, 0, 1000) == _LAYER[:1000]
+            other.abort()
+        parts.release()
+
+
 @pytest.mark.parametrize("several", [False, True])
 async def test_the_caller_makes_the_pauses_of_a_small_part(build: Build, several: bool) -> None:
     """As many tries, and as long pauses, as of any other call; the last error is the answer."""
