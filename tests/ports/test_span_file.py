@@ -761,6 +761,23 @@ def test_the_sweep_leaves_what_is_of_use(store: LocalStore, ingest: Path) -> Non
     assert not list(ingest.parent.iterdir())
 
 
+def test_after_a_restart_of_the_machine_the_sweep_takes_none_for_new(
+    store: LocalStore, ingest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens them first in another boot writes to their map."""
+    put_spans(store, CONTENT, [_blocks(5, 2)], registry=REGISTRY)
+    with closing(_open(store)) as spans:
+        spans.sync()
+    for path in (map_of(ingest), spans_of(ingest)):
+        os.utime(path, (1000.0, 1000.0))
+    monkeypatch.setattr(span_file, "boot_id", lambda: b"another boot....")
+    assert sweep(store.layout, keep=3600, now=lambda: 4000.0).partials == 0
+    os.utime(map_of(ingest), (1000.0, 1000.0))
+    monkeypatch.setattr(span_file, "boot_id", lambda: b"one more boot...")
+    assert sweep(store.layout, keep=3600, now=lambda: 5000.0).partials == 1
+    assert not list(ingest.parent.iterdir())
+
+
 @pytest.mark.parametrize("has_spans", [True, False])
 def test_the_sweep_says_who_was_sent_what_nobody_can_check(store: LocalStore, ingest: Path, has_spans: bool) -> None:
     """Notes do not end in silence if the whole never came."""

@@ -68,8 +68,10 @@ def sweep_spans(layout: Layout, names: Iterable[str], *, keep: float, now: float
             continue
         with suppress(OSError, StoreError):
             taken = disk_space(str(spans_of(ingest)))
-            is_kept = partial(_is_kept, ingest, oldest, made, in_use=in_use)
-            if _sweep_one(ingest, digest, layout.blob(digest), oldest, is_kept, wrong.append, unchecked.append):
+            # before they are opened: the first to do that in another boot writes to the map
+            touched = _last_touched(ingest)
+            is_old, is_kept = touched < oldest, partial(_is_kept, ingest, touched, oldest, made, in_use=in_use)
+            if _sweep_one(ingest, digest, layout.blob(digest), is_old, is_kept, wrong.append, unchecked.append):
                 blobs, size = blobs + 1, size + taken
     return SweptSpans(blobs, size, tuple(wrong), tuple(unchecked))
 
@@ -78,7 +80,7 @@ def _sweep_one(
     ingest: Path,
     digest: Digest,
     blob: str,
-    oldest: float,
+    is_old: bool,
     is_kept: Callable[[SpanFile], bool],
     is_wrong: Callable[[SentParts], None],
     is_unchecked: Callable[[SentParts], None],
@@ -86,7 +88,7 @@ def _sweep_one(
     """True if the files were dropped. Raises `OSError`, `StoreError`."""
     spans = open_spans(ingest, "", None)
     if spans is None:
-        if _last_touched(ingest) >= oldest:
+        if not is_old:
             return False
         left = read_served(ingest)
         if dropped := drop_spans(ingest):
@@ -108,11 +110,10 @@ def _sweep_one(
     return True
 
 
-def _is_kept(ingest: Path, oldest: float, made: float, spans: SpanFile, *, in_use: bool) -> bool:
+def _is_kept(ingest: Path, touched: float, oldest: float, made: float, spans: SpanFile, *, in_use: bool) -> bool:
     """True if bytes of a blob that is not in the store may be of use. Raises `OSError`, `StoreError`."""
     if not in_use and (spans.is_used() or _is_filled(ingest)):
         return True
-    touched = _last_touched(ingest)
     return touched >= oldest and (spans.count() > 0 or touched >= made)
 
 
