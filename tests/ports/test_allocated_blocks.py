@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from mirror.errors import UpstreamUnavailable
+from mirror.oci.digest import Digest
 from mirror.store.local import pump as pumping
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
 from mirror.store.local.pump import pump
 
 _MIB = 1 << 20
@@ -94,6 +97,40 @@ def test_the_size_stays_that_of_the_bytes_and_the_file_goes_on(tmp_path: Path) -
     assert all(offset == size for offset, size in sizes)
     assert hashing.digest() == hashlib.sha256(_CONTENT).digest()
     assert (tmp_path / "file").read_bytes() == _CONTENT
+
+
+def test_a_partial_that_is_left_gives_back_what_was_allocated_ahead(tmp_path: Path) -> None:
+    """Only its bytes count towards the capacity of the store, and it may lie there for long."""
+    store, digest = LocalStore(Layout(tmp_path)), Digest.of(_CONTENT)
+    ingest = store.ingest(digest, "somewhere")
+    assert ingest.try_lock()
+    ingest.resume()
+    ingest.expect(_WHOLE)
+    with pytest.raises(UpstreamUnavailable):
+        ingest.fill(_Body(breaks=_MIB), lambda: None)
+    ingest.close()
+    status = store.layout.ingest(digest, "somewhere").stat()
+    assert status.st_size == _MIB
+    assert status.st_blocks * 512 < 2 * _MIB
+    assert store.growing() == {digest: _MIB}
+
+
+def test_a_partial_to_which_nothing_came_stays_as_old_as_it_is(tmp_path: Path) -> None:
+    """The sweep drops it some time after its last byte."""
+    store, digest = LocalStore(Layout(tmp_path)), Digest.of(_CONTENT)
+    for breaks in (_MIB, None):
+        ingest = store.ingest(digest, "somewhere")
+        assert ingest.try_lock()
+        ingest.resume()
+        if breaks is not None:
+            ingest.expect(_WHOLE)
+            with pytest.raises(UpstreamUnavailable):
+                ingest.fill(_Body(breaks=breaks), lambda: None)
+        ingest.close()
+        path = store.layout.ingest(digest, "somewhere")
+        if breaks is not None:
+            os.utime(path, (1000.0, 1000.0))
+    assert path.stat().st_mtime == 1000.0
 
 
 @pytest.mark.parametrize("function", [None, _Calls(-1)])

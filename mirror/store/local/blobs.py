@@ -518,6 +518,8 @@ class LocalIngest:
         self._path = layout.ingest(digest, registry)
         self._state_path = state_of(self._path)
         self._locked = False
+        #: True if blocks may be allocated beyond the end of the file.
+        self._is_ahead = False
         self._hash = hasher(digest)
         with store_errors(f"opening the partial of {digest}"):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -637,6 +639,7 @@ class LocalIngest:
             self._offset = offset
             progress()
 
+        self._is_ahead = True
         pump(body, self._descriptor, self._hash, start=self._offset, limit=self.size, grown=grown)
 
     def verify(self) -> None:
@@ -676,6 +679,10 @@ class LocalIngest:
                     self._path.unlink()
             with suppress(OSError):
                 self._state_path.unlink()
+        elif self._is_ahead:
+            with suppress(OSError):
+                # the size stays: followers rely on it
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size)
         self._unlock()
 
     def _unlock(self) -> None:

@@ -17,8 +17,8 @@ quarter less of the processor like this; a single one takes as much, and longer.
 Every few megabytes write-back is started, so that the `fsync` before a blob is published has little left to write; and
 blocks of the disk are allocated for the bytes that come next, if the size of the whole is known. Otherwise the file
 system counts and looks up blocks for each page on its own, which takes 0.1 s of the processor for each GiB. The size of
-the file remains what has been written: followers rely on it. Blocks beyond the end go when the file goes on or is
-dropped.
+the file remains what has been written: followers rely on it. Blocks beyond the end go when the file goes on, or is
+left or dropped.
 
 Followers may read bytes before they are hashed. They withhold the end of the blob until the digest is verified.
 """
