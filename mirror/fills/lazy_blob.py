@@ -185,6 +185,8 @@ class LazyBlob:
         self.givers: list[BlobSources] = []
         self._tools = tools
         self._spans: Spans | None = None
+        #: Those before them, which were dropped.
+        self._left_open: list[Spans] = []
         self._opening = asyncio.Lock()
         self._fetches: list[_Fetch] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -238,7 +240,7 @@ class LazyBlob:
         if self._spans is not None and self._spans.in_place:
             self._spans.use(used=True)
             return
-        self._close()
+        self._let_go()
         store = self._tools.store
         self._refuse_avoided()
         there = store.spans(self.digest, self.upstream, None)
@@ -258,14 +260,14 @@ class LazyBlob:
             # what was sent of them is compared with the blob first, by the sweep
             if not spans.served():
                 spans.drop()
-            self._close()
+            self._let_go()
             raise NotInParts(f"{self.digest} was published meanwhile", upstream=self.upstream)
         spans.use(used=True)
 
     def _refuse_avoided(self) -> None:
         """Raises `NotInParts` if any process of this store has found that parts of the blob must not be asked for."""
         if self._tools.store.avoids_parts(self.upstream, self.digest, AVOIDED):
-            self._close()
+            self._let_go()
             raise NotInParts(f"{self.digest} is not had in parts now", upstream=self.upstream)
 
     def close(self) -> None:
@@ -273,9 +275,18 @@ class LazyBlob:
         if self.is_idle:
             self._close()
 
+    def _let_go(self) -> None:
+        """Nobody begins to use these files any more. They are closed once nobody uses the blob: a thread may be looking
+        at them, and the descriptors of closed files become those of others.
+        """
+        if self._spans is not None:
+            self._left_open.append(self._spans)
+        self._spans = None
+
     def _close(self) -> None:
-        spans, self._spans = self._spans, None
-        if spans is not None:
+        self._let_go()
+        left_open, self._left_open = self._left_open, []
+        for spans in left_open:
             spans.close()
 
     async def aclose(self) -> None:

@@ -334,6 +334,26 @@ async def test_parts_that_are_dropped_while_a_client_reads(site: _Site, is_wrong
     await content.aclose()
 
 
+@pytest.mark.parametrize("is_avoided", [False, True])
+async def test_parts_that_were_dropped_stay_open_for_who_looks_at_them(site: _Site, is_avoided: bool) -> None:
+    """In a thread, while another client asks for parts: the descriptors of closed files become those of others."""
+    asker = site.asker()
+    async with site.pulls.open(DIGEST, "docker.io", SIZE, _NEVER, asker) as blob:
+        looked_at = blob._opened()
+        looked_at.drop()
+        if is_avoided:
+            site.store.avoid_parts("docker.io", DIGEST)
+            with pytest.raises(NotInParts):
+                async with site.pulls.open(DIGEST, "docker.io", SIZE, _NEVER, asker):
+                    pass
+        else:
+            async with site.pulls.open(DIGEST, "docker.io", SIZE, _NEVER, asker):
+                assert blob._opened() is not looked_at
+        assert "closed" not in repr(looked_at)
+    blob.close()
+    assert "closed" in repr(looked_at)
+
+
 async def test_a_manifest_with_another_size_drops_nothing(site: _Site) -> None:
     """Whoever may push such a manifest takes no parts away from others."""
     await site.get(_PART)
