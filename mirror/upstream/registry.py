@@ -204,7 +204,8 @@ class RegistryUpstream:
         self, repo: str, digest: Digest, start: int, stop: int | None, tries: int | None = None
     ) -> AsyncIterator[Body]:
         """Like `blob`, whose turn among the blobs under way the caller has. `tries`: see `Call`."""
-        expected = self._whole_answers.expected
+        # whoever asks for a small part cannot use the whole
+        expected = tries is None and self._whole_answers.expected
         if expected:
             body = await self._get_blob("blob", repo, digest, tries=tries)
         else:

@@ -5,7 +5,8 @@
           └── ten minutes have passed, or a whole has broken off: a part may come after all ──┘
 
 A refused part costs further requests each time (`http/download.py`), which are saved like this. A request from the
-first byte on changes nothing: whoever made it can use the whole as well.
+first byte on changes nothing: whoever made it can use the whole as well. Small parts are asked for in any case: whoever
+asks for them cannot use the whole, and remembers for how long no more are asked for (`fills/lazy_pulls.py`).
 """
 
 from __future__ import annotations

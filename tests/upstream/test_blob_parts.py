@@ -261,6 +261,19 @@ async def test_parts_are_asked_for_again_after_a_whole_has_broken_off(registry: 
         body.abort()
 
 
+async def test_a_small_part_is_asked_for_as_a_part_after_a_whole_has_come(registry: FakeRegistry, build: Build) -> None:
+    """The whole is of no use to whoever asks: other blobs would not be had in parts for what one has met."""
+    upstream = build(registry.url, retries=0)
+    registry.fail("blobs", refuse_ranges(403), times=3)
+    async with upstream.blob(_NAME, _DIGEST, 1000) as body:
+        assert body.start == 0
+        body.abort()
+    parts = upstream.parts(_NAME, _DIGEST)
+    await parts.take_turn()
+    assert await _part(parts, 1000, 2000) == _LAYER[1000:2000]
+    parts.release()
+
+
 async def test_a_small_part_waits_for_a_turn_at_the_next_address_before_it_is_asked_for(build: Build) -> None:
     """Whoever has claimed its bytes gives them back meanwhile. The first address is not asked again."""
     with FakeRegistry() as mirror, FakeRegistry() as origin:
