@@ -123,8 +123,7 @@ class Stage:
 async def _tried(work: Any) -> Any:
     """What work returns; None if another replica does it."""
     with suppress(AlreadyRunning):
-        done = await work
-        return None if getattr(done, "_evicting", done) is None else done
+        return await work
     return None
 
 

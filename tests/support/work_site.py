@@ -41,7 +41,7 @@ from mirror.policy.hosted.retention_rules import (
     TagChoice,
 )
 from mirror.policy.schedule import Every
-from mirror.ports import Bucket
+from mirror.ports import Bucket, Lease
 from mirror.prefetch.progress import ProgressMeter
 from mirror.prefetch.sync import Sync
 from mirror.prefetch.sync_rules import SyncRule
@@ -157,8 +157,15 @@ class WorkSite(CollectedWorld):
         )
         return await Retention(tools, self.locks, marks, sleep=_at_once).go_on()
 
-    async def eviction(self) -> object:
-        """Everything goes."""
+    async def eviction(self) -> CacheUpkeep | None:
+        """Everything goes; None if another replica evicts."""
+        lease: Lease | None = None
+
+        async def evicts() -> Lease | None:
+            nonlocal lease
+            lease = await self.locks.try_hold("bucketcache")
+            return lease
+
         upkeep = CacheUpkeep(
             self.bucket,
             CachedBook(self.blob_site.layout.cached_book, "s3://bucket"),
@@ -166,12 +173,12 @@ class WorkSite(CollectedWorld):
             protected=lambda _: (),
             restore=_nothing,
             try_hold=lambda: self.own.try_hold("own"),
-            evicts=lambda: self.locks.try_hold("bucketcache"),
+            evicts=evicts,
             now=self.clock,
         )
         await upkeep.tick()
         # it keeps its lease for as long as it runs
-        return upkeep
+        return None if lease is None else upkeep
 
     async def replication(self) -> object:
         """A full comparison."""
