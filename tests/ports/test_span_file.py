@@ -466,11 +466,32 @@ def test_42_what_is_synced_and_in_which_order(store: LocalStore, ingest: Path, m
         spans.note_served({"client": "10.0.0.2"})
         spans.sync()
         notes = [str(served_of(ingest)), str(earlier_of(ingest))]
-        assert synced == [*notes, str(spans_of(ingest)), str(ingest.parent), str(map_of(ingest))]
+        assert synced == [str(spans_of(ingest)), *notes, str(ingest.parent), str(map_of(ingest))]
         spans.note_served({"client": "10.0.0.3"})
         synced.clear()
         spans.sync()
         assert synced == [*notes, str(ingest.parent)]
+
+
+def test_42_a_note_that_is_made_during_a_sync_survives_with_the_bytes(
+    store: LocalStore, ingest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To write the bytes takes the longest: clients are sent some meanwhile."""
+    put_spans(store, CONTENT, [Span(0, 3 * BLOCK)], registry=REGISTRY)
+    noted: list[int] = []
+
+    with closing(_open(store)) as spans:
+
+        def sync(descriptor: int) -> None:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            if path == str(spans_of(ingest)):
+                spans.note_served({"client": "10.0.0.1"})
+            elif path == str(served_of(ingest)):
+                noted.append(os.fstat(descriptor).st_size)
+
+        monkeypatch.setattr(os, "fdatasync", sync)
+        spans.sync()
+    assert noted[-1:] == [served_of(ingest).stat().st_size]
 
 
 def test_42_a_power_cut_keeps_what_was_synced(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -465,13 +465,13 @@ class SpanFile:
     def sync(self) -> None:
         with store_errors("syncing spans"), ExitStack() as stack:
             lock = self._range_lock(stack)
-            # who was sent bytes first, then the bytes, then that they are here
-            sync_served(self._ingest)
             # nobody punches them before they are marked; what is just being punched stays as it is
             fresh = [run for run in self._fresh() if lock.lock(run, fcntl.F_RDLCK)]
             still = [run for run in self._fresh() if any(_is_within(run, locked) for locked in fresh)]
+            # the bytes first, which takes the longest, then who was sent some until now, then that they are here
             if still:
                 self._sync_data()
+            sync_served(self._ingest)
             sync_folder(self._ingest.parent)
             if not still:
                 return

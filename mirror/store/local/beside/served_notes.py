@@ -4,8 +4,9 @@
     <name>.earlier   the notes before them ── the next one comes ──> dropped
 
 So at least the last `FULL` bytes of notes are here, and never more than about twice as many. A line begins with a
-newline as well: one that a power cut has torn does not spoil the next. Notes are synced before the bytes that they are
-about: where the bytes survive a power cut, so does the note who was sent them.
+newline as well: one that a power cut has torn does not spoil the next. Notes are synced before the map
+says that bytes are: where bytes survive a power cut, so do the notes of who was sent them until then. A note that is
+made later, about the same bytes, survives after the next sync.
 """
 
 from __future__ import annotations
