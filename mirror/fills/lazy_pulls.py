@@ -213,10 +213,10 @@ class LazyPulls:
             async with self._completing:
                 await blob.enter()
                 try:
-                    here = await asyncio.to_thread(blob.here)
+                    here = await run_uninterrupted(self._tools.executor, blob.here)
                     if not rule.has_enough(here, blob.size):
                         # it may stay like this for long
-                        await asyncio.to_thread(blob.sync)
+                        await run_uninterrupted(self._tools.executor, blob.sync)
                 finally:
                     blob.leave()
                 if rule.has_enough(here, blob.size):

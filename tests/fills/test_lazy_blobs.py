@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.fills.flight import InParts
-from mirror.fills.lazy_blob import Asker, NotInParts
+from mirror.fills.lazy_blob import Asker, LazyBlob, NotInParts
 from mirror.fills.lazy_content import FilePiece, LazyContent
 from mirror.fills.lazy_pulls import LazyPulls
 from mirror.fills.sources import BlobSources
@@ -400,6 +401,30 @@ async def test_below_the_share_the_whole_is_not_wanted(site: _Site) -> None:
     assert not site.completed
     assert await site.get(_PART) == [_of(_PART)]
     assert len(site.upstream.starts) == 1
+
+
+async def test_files_that_are_being_synced_are_not_closed(site: _Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mirror stops only after that: the thread writes to descriptors that would be those of other files."""
+    begun, go_on = threading.Event(), threading.Event()
+    closed: list[bool] = []
+
+    def sync(blob: LazyBlob) -> None:
+        spans = blob._opened()
+        begun.set()
+        go_on.wait(60)
+        closed.append("closed" in repr(spans))
+
+    monkeypatch.setattr(LazyBlob, "sync", sync)
+    await site.get(_PART, rule=LazyRule(share=1.0, pause=0.0))
+    await site.time.go_on(begun.is_set)
+    stopping = asyncio.create_task(site.pulls.aclose())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    waits = not stopping.done()
+    go_on.set()
+    await stopping
+    await until(lambda: bool(closed))
+    assert (waits, closed) == (True, [False])
 
 
 async def test_what_was_wrong_is_not_had_in_parts_for_a_while(site: _Site) -> None:
