@@ -116,8 +116,9 @@ async def test_a_small_part_costs_its_blocks_alone(tmp_path: Path, registry: Fak
         assert is_unverified(await _part(mirror, *_FOOTER))
         assert is_unverified(await _part(mirror, _SIZE - _LAST_BLOCK, _SIZE - 100))
         assert len(_of_layer(registry)) == 1
-        [line] = await mirror.logged("request", path=_AT, unverified=True, cache="hit")
-        assert line["status"] == 206
+        # one of them or both
+        lines = await mirror.logged("request", path=_AT, unverified=True, cache="hit")
+        assert {line["status"] for line in lines} == {206}
 
 
 async def test_the_default_waits_for_the_whole(tmp_path: Path, registry: FakeRegistry) -> None:
