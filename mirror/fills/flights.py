@@ -38,17 +38,14 @@ from mirror.caller import caller_mark
 from mirror.errors import BlobUnknown, MirrorError, StoreError, UpstreamError
 from mirror.fills.filler import Filler, open_verified
 from mirror.fills.flight import Flight, InParts
+from mirror.fills.looks import LOOK_FIRST, LOOK_LAST
 from mirror.fills.sources import BlobSource, BlobSources, OnAnswer, Pull
 from mirror.oci.digest import Digest
 from mirror.policy.send_limit import may_send
 from mirror.ports import BlobStore, Ingest
 
-#: Seconds between two looks at a file that another process fills: `_LOOK_FIRST` while it grows, otherwise longer, up to
-#: `_LOOK_LAST`.
-_LOOK_FIRST: Final = 0.005
-_LOOK_LAST: Final = 0.05
-#: The same, and for how many seconds, until the first bytes of a blob whose download has just begun are here: a near
-#: upstream takes less than `_LOOK_FIRST` for them.
+#: Seconds between two looks at a file that another process fills, and for how many seconds, until the first bytes of a
+#: blob whose download has just begun are here: a near upstream takes less than `LOOK_FIRST` for them.
 _LOOK_NEW: Final = 0.001
 _NEW: Final = 0.05
 
@@ -237,7 +234,7 @@ class Flights:
         """Follows the file that another process fills. True if the flight has landed or this process has taken the
         lock; False if the file is gone. Raises `StoreError` if the file does not grow for too long.
         """
-        pause = _LOOK_FIRST
+        pause = LOOK_FIRST
         began = moved_at = time.monotonic()
         while True:
             if await self._land_from_store(flight):
@@ -270,7 +267,7 @@ class Flights:
             if not flight.sendable and time.monotonic() - began < _NEW:
                 pause = _LOOK_NEW
             elif ingest.offset != before or not flight.sendable:
-                pause = _LOOK_FIRST
+                pause = LOOK_FIRST
             else:
-                pause = min(pause * 1.5, _LOOK_LAST)
+                pause = min(pause * 1.5, LOOK_LAST)
             await self._filler.sleep(pause)
