@@ -14,9 +14,10 @@ from mirror.aio.memo import Memo
 from mirror.errors import UpstreamDenied, UpstreamNotFound, UpstreamThrottled, UpstreamUnavailable
 from mirror.oci.digest import Digest
 from mirror.policy.upstream.retrying import CLOSED
-from mirror.ports import Body, Upstream
+from mirror.ports import Upstream
 from mirror.upstream.credentials.source import Credentials, GivenCredentials
 from mirror.upstream.endpoints import EndpointsUpstream
+from tests.support.bodies import read_body
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, Fault, cut, html, silence, status, throttle, wrong_bytes
 from tests.support.live_mirror import PATIENCE
@@ -63,20 +64,10 @@ async def build(clock: Clock) -> AsyncIterator[Build]:
     executor.shutdown()
 
 
-async def read(body: Body) -> bytes:
-    def whole() -> bytes:
-        content, room = bytearray(), memoryview(bytearray(1 << 16))
-        while count := body.readinto(room):
-            content += room[:count]
-        return bytes(content)
-
-    return await asyncio.to_thread(whole)
-
-
 async def pull(upstream: Upstream, digest: Digest, start: int = 0) -> bytes:
     async with upstream.blob(NAME, digest, start) as body:
         assert body.start == start
-        return await read(body)
+        return await read_body(body)
 
 
 def gone_url() -> str:

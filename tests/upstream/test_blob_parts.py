@@ -12,9 +12,10 @@ import pytest
 from mirror.aio.memo import Memo
 from mirror.errors import AskAgain, UpstreamError, UpstreamInvalid, UpstreamThrottled, UpstreamUnavailable
 from mirror.oci.digest import Digest
-from mirror.ports import BlobParts, Body
+from mirror.ports import BlobParts
 from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
+from tests.support.bodies import read_body
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, Fault, cut, gzipped, ignore_range, refuse_ranges, status, throttle
 from tests.support.registry_upstream import registry_upstream
@@ -56,24 +57,14 @@ def registry() -> Any:
         yield made
 
 
-async def _read(body: Body) -> bytes:
-    def read() -> bytes:
-        content, room = bytearray(), memoryview(bytearray(1 << 16))
-        while count := body.readinto(room):
-            content += room[:count]
-        return bytes(content)
-
-    return await asyncio.to_thread(read)
-
-
 async def _part(parts: BlobParts, start: int, stop: int | None = None) -> bytes:
     async with parts.pull(start, stop) as body:
-        return await _read(body)
+        return await read_body(body)
 
 
 async def _further(parts: BlobParts, start: int, stop: int) -> bytes | None:
     async with parts.further(start, stop, _SIZE) as body:
-        return None if body is None else await _read(body)
+        return None if body is None else await read_body(body)
 
 
 async def _turn_of_the_loop() -> None:
@@ -123,7 +114,7 @@ async def test_a_further_connection_takes_a_free_turn_only(registry: FakeRegistr
         other = asyncio.create_task(_part(upstream.parts(_NAME, _DIGEST), 0))
         await _turn_of_the_loop()
         assert not other.done()
-        assert await _read(body) == _LAYER[5000:6000]
+        assert await read_body(body) == _LAYER[5000:6000]
     assert await other == _LAYER
     assert registry.count("blobs") == 3
 
@@ -235,7 +226,7 @@ async def test_an_upstream_without_ranges_is_asked_for_the_whole_at_once(
         before = registry.count("blobs")
         async with upstream.parts(_NAME, _DIGEST).pull(1000) as body:
             assert body.start == 0
-            assert await _read(body) == _LAYER
+            assert await read_body(body) == _LAYER
         return registry.count("blobs") - before
 
     assert [await rest(), await rest(), await rest()] == [costs, 1, 1]
@@ -245,13 +236,18 @@ async def test_an_upstream_without_ranges_is_asked_for_the_whole_at_once(
     assert len(wholes) == 2
 
 
-async def test_parts_are_asked_for_again_after_a_whole_has_broken_off(registry: FakeRegistry, build: Build) -> None:
-    """The upstream may have refused for a moment, and a large blob never come as a whole."""
-    upstream = build(registry.url, retries=0)
+async def _whole_for_the_rest(registry: FakeRegistry, upstream: RegistryUpstream) -> None:
+    """The rest of the blob is asked for, and the whole comes."""
     registry.fail("blobs", refuse_ranges(403), times=3)
     async with upstream.blob(_NAME, _DIGEST, 1000) as body:
         assert body.start == 0
         body.abort()
+
+
+async def test_parts_are_asked_for_again_after_a_whole_has_broken_off(registry: FakeRegistry, build: Build) -> None:
+    """The upstream may have refused for a moment, and a large blob never come as a whole."""
+    upstream = build(registry.url, retries=0)
+    await _whole_for_the_rest(registry, upstream)
     registry.fail("blobs", cut(2000))
     with pytest.raises(UpstreamUnavailable):
         await _part(upstream.parts(_NAME, _DIGEST), 1000)
@@ -264,10 +260,7 @@ async def test_parts_are_asked_for_again_after_a_whole_has_broken_off(registry: 
 async def test_a_small_part_is_asked_for_as_a_part_after_a_whole_has_come(registry: FakeRegistry, build: Build) -> None:
     """The whole is of no use to whoever asks: other blobs would not be had in parts for what one has met."""
     upstream = build(registry.url, retries=0)
-    registry.fail("blobs", refuse_ranges(403), times=3)
-    async with upstream.blob(_NAME, _DIGEST, 1000) as body:
-        assert body.start == 0
-        body.abort()
+    await _whole_for_the_rest(registry, upstream)
     parts = upstream.parts(_NAME, _DIGEST)
     await parts.take_turn()
     assert await _part(parts, 1000, 2000) == _LAYER[1000:2000]

@@ -13,9 +13,10 @@ import pytest
 from mirror.aio.memo import Memo
 from mirror.errors import AskAgain, UpstreamUnavailable
 from mirror.oci.digest import Digest
-from mirror.ports import BlobParts, Body, SaysStop
+from mirror.ports import BlobParts, SaysStop
 from mirror.upstream.credentials.source import Credentials, GivenCredentials
 from mirror.upstream.registry import RegistryUpstream
+from tests.support.bodies import read_body
 from tests.support.fake_registry import FakeRegistry, ignore_range, status
 from tests.support.registry_upstream import registry_upstream
 
@@ -39,7 +40,7 @@ async def upstream(registry: FakeRegistry) -> AsyncIterator[RegistryUpstream]:
     upstream = registry_upstream("test", registry.url, executor=executor, memo=memo, credentials=user, sleep=_no_pause)
     # the challenge is known, and so is what a blob costs
     async with upstream.blob(_NAME, _DIGEST) as body:
-        assert await _read(body) == _LAYER
+        assert await read_body(body) == _LAYER
     registry.forget()
     yield upstream
     assert not any(request.header("Authorization") for request in registry.cdn_requests)
@@ -53,16 +54,6 @@ async def _no_pause(seconds: float) -> None:
     await asyncio.sleep(0)
 
 
-async def _read(body: Body) -> bytes:
-    def read() -> bytes:
-        content, room = bytearray(), memoryview(bytearray(1 << 16))
-        while count := body.readinto(room):
-            content += room[:count]
-        return bytes(content)
-
-    return await asyncio.to_thread(read)
-
-
 async def _small(parts: BlobParts, start: int, stop: int) -> bytes:
     """A part as lazy pulls ask for it."""
     while True:
@@ -72,7 +63,7 @@ async def _small(parts: BlobParts, start: int, stop: int) -> bytes:
                 assert body.start == start
                 assert isinstance(body, SaysStop)
                 assert body.stop == stop
-                return await _read(body)
+                return await read_body(body)
         except AskAgain:
             continue
 
@@ -95,7 +86,7 @@ async def test_a_further_connection(registry: FakeRegistry, upstream: RegistryUp
     registry.fail("cdn", status(code))
     async with parts.further(5000, 6000, _SIZE) as body:
         assert body is not None
-        assert await _read(body) == _LAYER[5000:6000]
+        assert await read_body(body) == _LAYER[5000:6000]
     assert (registry.count("blobs"), registry.count("cdn")) == (2, 2)
 
 
@@ -125,7 +116,7 @@ async def test_a_piece_of_a_fill(registry: FakeRegistry, upstream: RegistryUpstr
         registry.fail("cdn", status(403))
         async with parts.pull(len(got), stop) as body:
             assert body.start in (0, len(got))
-            got += (await _read(body))[len(got) - body.start :]
+            got += (await read_body(body))[len(got) - body.start :]
     assert got == _LAYER
 
 
