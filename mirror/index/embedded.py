@@ -200,7 +200,7 @@ _PER_STATEMENT: Final = 20
 _PAGE: Final = 1000
 
 #: SQLite's own copying of the log, in pages of 4 KiB: at more than `WriteAheadLog` lets it grow, only if that fails.
-_CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 40000"
+_CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 60000"
 #: More rows than this are converted to records in a thread; each takes about 10 µs.
 _MANY: Final = 1000
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,18 @@ T = TypeVar("T")
 _LOG: Final = 64 << 20
 #: Seconds that all writers may be held up until nobody reads in the log.
 _HELD_UP: Final = 0.2
+#: The part of that growth that may be left to the copy that holds writers up: 1 MiB, or 256 pages, which a disk that
+#: seeks for each of them writes within three seconds.
+_LITTLE: Final = 1 / 64
+#: The length, in such growths, from which on writers are held up however much is left.
+_MOST: Final = 2
+#: How much of what the copy before has copied another copy may have to copy, to be called progress.
+_PROGRESS: Final = 0.75
+#: Seconds between two looks whether another process has ended its copy, and how many.
+_LOOK_EVERY: Final = 0.02
+_LOOKS: Final = 50
+#: Bytes before each page in a log (sqlite.org/fileformat2.html, section 4.1).
+_FRAME_HEADER: Final = 24
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -75,11 +88,49 @@ def connect(path: Path, busy_timeout: float) -> closing[sqlite3.Connection]:
     return closing(sqlite3.connect(path, timeout=busy_timeout, isolation_level=None))
 
 
+def copy_log(
+    checkpoint: Callable[[str], tuple[int, int, int]], little: int, most: int, sleep: Callable[[float], None]
+) -> None:
+    """Blocking: copies a log into its file, and empties it, without holding up writers for more than `little` pages
+    unless the log has more than `most`.
+
+    `checkpoint` makes one copy of a mode, and returns what SQLite says: whether it was kept from copying all, the pages
+    of the log, and those that have been copied so far (-1 if another process is copying).
+
+        PASSIVE ──┬─ had little to copy ────────────────────────────────────────────────> TRUNCATE
+           ^      ├─ had much less to copy than the one before, or another process copies ──┐
+           │      └─ no progress: readers, or writers as fast as the disk ──┬─ too long ──> TRUNCATE
+           │                                                                └─ else ──────> left as it is
+           └────────────────────────────────────────────────────────────────────────────────┘
+
+    PASSIVE holds up nobody, but does not see what is written meanwhile; TRUNCATE holds up all writers until all is
+    copied and synced.
+    """
+    before: int | None = None
+    copied = looks = 0
+    while True:
+        _, pages, now = checkpoint("PASSIVE")
+        if pages < 0:
+            looks += 1
+            if looks > _LOOKS:
+                return
+            sleep(_LOOK_EVERY)
+            continue
+        # less than before: a writer has begun the log anew
+        count = now - copied if now >= copied else now
+        is_little = count + pages - now <= little
+        if is_little or (before is not None and count > _PROGRESS * before) or (not count and now < pages):
+            break
+        before, copied = count, now
+    if is_little or pages > most:
+        checkpoint("TRUNCATE")
+
+
 class WriteAheadLog:
     """The log (WAL) of a file, which is copied into the file whenever it has grown by some bytes.
 
         short ── writes ──> due ── shorten ──┬──> empty
-                             ^               └──> somebody reads in it for long: due again when it has grown as much
+                             ^               └──> not to be emptied (`copy_log`): due again when it has grown as much
                              └───────────────────────────────────────────────────────────────┘
 
     SQLite copies it too, after each write to a log of some length, but begins it anew only if nobody has written
@@ -109,7 +160,9 @@ class WriteAheadLog:
             return 0
 
     def shorten(self) -> None:
-        """Blocking: copies it into the file and empties it. Writers of all processes wait for the end of that."""
+        """Blocking: copies it into the file and empties it. Writers of all processes wait for the last little of that,
+        and for more only if the log grows faster than it can be copied.
+        """
         self._limit = None
         try:
             with suppress(sqlite3.Error):
@@ -121,9 +174,14 @@ class WriteAheadLog:
         # with `mode=rw`, no file is made where there is none
         place = f"{self._path.absolute().as_uri()}?mode=rw"
         with closing(sqlite3.connect(place, uri=True, timeout=_HELD_UP, isolation_level=None)) as connection:
-            # the first holds up no writer, and leaves little to the second, which does
-            for mode in ("PASSIVE", "TRUNCATE"):
-                connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            page = int(connection.execute("PRAGMA page_size").fetchone()[0]) + _FRAME_HEADER
+
+            def checkpoint(mode: str) -> tuple[int, int, int]:
+                busy, pages, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+                return busy, pages, copied
+
+            little, most = int(self._step * _LITTLE) // page, self._step * _MOST // page
+            copy_log(checkpoint, little, most, time.sleep)
 
 
 class CurrentConnection:

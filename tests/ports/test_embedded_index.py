@@ -8,7 +8,8 @@ import re
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 from mirror.errors import IndexUnavailable
 from mirror.index import embedded, sqlite_file
 from mirror.index.embedded import SCHEMA, EmbeddedIndex
-from mirror.index.sqlite_file import WriteAheadLog
+from mirror.index.sqlite_file import WriteAheadLog, copy_log
 from mirror.policy.records import BlobRole, ContentRecord, Usage
 from mirror.ports import ContentIndex
 from tests.support.index_suite import IndexSuite, digest, least_recently_used, record
@@ -265,6 +266,92 @@ async def test_the_log_stays_short(path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert await writers[0].usage() == await writers[1].usage()
     for writer in writers:
         await writer.aclose()
+
+
+def test_the_log_stays_bounded_while_two_write_all_the_time(path: Path) -> None:
+    """Two that do not wait for each other never leave it unused, and yet it is emptied again and again."""
+    rounds, rows = 60, 300
+    longest = [0, 0]
+
+    async def write(worker: int) -> None:
+        index = EmbeddedIndex(path, busy_timeout=60)
+        index._log = log = WriteAheadLog(path, _STEP)
+        for turn in range(rounds):
+            first = (2 * turn + worker) * rows
+            await index.put([record(number) for number in range(first, first + rows)])
+            longest[worker] = max(longest[worker], log.size())
+        await index.aclose()
+
+    with ThreadPoolExecutor(2) as workers:
+        for each in [workers.submit(asyncio.run, write(worker)) for worker in (0, 1)]:
+            each.result()
+    written = path.stat().st_size
+    assert written > 20 * _STEP
+    assert max(longest) < written / 4
+
+
+class _SlowDisk:
+    """A log whose copies take time, in which a writer writes on; with a reader who holds up copies, if there is one."""
+
+    def __init__(self, pages: int, writes_per_copied: float, *, held: bool = False) -> None:
+        """`writes_per_copied` are pages that the writer writes in the time of copying one."""
+        self.pages = pages
+        self.copied = 0
+        self.held = held
+        #: The pages that writers had to wait for at TRUNCATE; None if there was none.
+        self.waited: int | None = None
+        self._speed = writes_per_copied
+
+    def checkpoint(self, mode: str) -> tuple[int, int, int]:
+        """As SQLite does it."""
+        pages, left = self.pages, self.pages - self.copied
+        if mode == "TRUNCATE":
+            self.waited = left
+            self.pages = self.copied = 0
+            return 0, 0, 0
+        if self.held:
+            return 0, pages, self.copied
+        self.copied = pages
+        self.pages += int(left * self._speed)
+        return 0, pages, self.copied
+
+
+@pytest.mark.parametrize(
+    ("disk", "waited"),
+    [
+        (_SlowDisk(10_000, 0.0), 0),
+        (_SlowDisk(10_000, 0.6), 100),
+        # a writer as fast as the disk is held up only once the log is long
+        (_SlowDisk(10_000, 1.0), None),
+        (_SlowDisk(20_001, 1.0), 21_000),
+        # as a reader who does not end
+        (_SlowDisk(10_000, 0.0, held=True), None),
+        (_SlowDisk(20_001, 0.0, held=True), 20_001),
+    ],
+)
+def test_writers_are_held_up_for_little(disk: _SlowDisk, waited: int | None) -> None:
+    """However slow the disk: as long as copies bring the rest down, writers do not wait for them."""
+    copy_log(disk.checkpoint, 100, 20_000, lambda _: pytest.fail("no other process copies"))
+    if waited is None:
+        assert disk.waited is None
+    else:
+        assert disk.waited is not None
+        assert disk.waited <= waited
+
+
+def test_the_copy_of_another_process_is_waited_for() -> None:
+    """While another process copies the log, this one cannot; it looks again, but not for ever."""
+    disk, looks = _SlowDisk(1000, 0.0), list[float]()
+
+    def busy_for(count: int) -> Callable[[str], tuple[int, int, int]]:
+        looks.clear()
+        return lambda mode: (1, -1, -1) if len(looks) < count else disk.checkpoint(mode)
+
+    copy_log(busy_for(3), 10, 10_000, looks.append)
+    assert len(looks) == 3
+    assert disk.waited == 0
+    copy_log(busy_for(10_000), 10, 10_000, looks.append)
+    assert len(looks) == sqlite_file._LOOKS
 
 
 def test_no_file_is_made_where_there_is_none(path: Path) -> None:
