@@ -298,7 +298,7 @@ class RegistryWriter:
             headers["Content-Range"] = f"{offset}-{blob.size - 1}"
 
         async def send(passes: Passes) -> Answer:
-            reader = await self._sender.run(blob.open)
+            reader = await self._sender.run(blob.open, unwanted=lambda opened: opened.close())
             try:
                 pieces = pieces_of(reader, offset, blob.size, blob.take, blob.progress)
                 return await self._sender.send("PATCH", location, self._headers(location, passes, headers), pieces)

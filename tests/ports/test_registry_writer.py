@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from mirror.policy.upstream.upload_range import received
 from mirror.ports import SentBlob
 from mirror.replication.rate_limit import RateLimit
 from mirror.upstream.credentials.source import Credentials, GivenCredentials
+from mirror.upstream.http.blob_sender import BlobSender, BlobSendingClient
 from mirror.upstream.parameters import Clocks
 from mirror.upstream.registry_writer import RegistryWriter
 from tests.support.certificates import Certificate
@@ -414,3 +416,55 @@ async def test_over_tls(tmp_path: Path, time: _Time) -> None:
             assert await writer.digest_of("app", "v1") == _image(_BLOB).digest
         assert target.repository("app").blobs[_DIGEST] == _BLOB
         assert len(target.of_kind("patch")) > 1
+
+
+async def test_a_blob_is_open_until_its_thread_has_ended(
+    writer: RegistryWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often whoever sends it is cancelled: the number of a closed file is soon that of another one."""
+    content, reading, may_end = _Content(_BLOB), threading.Event(), threading.Event()
+
+    def send(sender: BlobSender, *arguments: object) -> None:
+        reading.set()
+        may_end.wait(60)
+        raise UpstreamUnavailable("given up", upstream="other.example.com")
+
+    monkeypatch.setattr(BlobSender, "send", send)
+    client = writer._sender
+    sending = asyncio.create_task(_sent(client, content))
+    await until(reading.is_set)
+    for _ in range(3):
+        sending.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    closed_meanwhile = content.closed
+    assert not sending.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert (closed_meanwhile, content.closed) == (0, 1)
+
+
+async def _sent(client: BlobSendingClient, content: _Content) -> None:
+    try:
+        await client.send("PATCH", "https://other.example.com/v2/", {}, [])
+    finally:
+        content.close()
+
+
+async def test_a_blob_that_is_opened_for_nobody_is_closed(writer: RegistryWriter) -> None:
+    """Whoever wanted it was cancelled while a thread opened it."""
+    content, opening, may_end = _Content(_BLOB), threading.Event(), threading.Event()
+
+    def opened() -> _Content:
+        opening.set()
+        may_end.wait(60)
+        return content
+
+    task = asyncio.create_task(writer._sender.run(opened, unwanted=_Content.close))
+    await until(opening.is_set)
+    task.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert content.closed == 1

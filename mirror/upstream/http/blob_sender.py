@@ -10,13 +10,13 @@ where the next request would begin.
 
 from __future__ import annotations
 
-import asyncio
 import select
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
+from mirror.aio.threads import run_uninterrupted
 from mirror.errors import UpstreamError
 from mirror.policy.upstream.url_bounds import Url, parse_url
 from mirror.ports import BlobReader
@@ -138,19 +138,11 @@ class BlobSendingClient:
         """
         cancel = Cancel()
         send = partial(self._sender.send, method, url, headers, pieces, cancel)
-        running = asyncio.get_running_loop().run_in_executor(self._executor, send)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            cancel.now()
-            await asyncio.wait({running})
-            # nobody waits for its result any more
-            running.exception()
-            raise
+        return await run_uninterrupted(self._executor, send, stop=cancel.now)
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Runs something short in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+    async def run(self, work: Callable[[], T], *, unwanted: Callable[[T], None] | None = None) -> T:
+        """Runs something short in a thread. If the caller is cancelled meanwhile, `unwanted` gets the result."""
+        return await run_uninterrupted(self._executor, work, unwanted=unwanted)
 
     def close(self) -> None:
         """Close the connections. Repeatable."""
