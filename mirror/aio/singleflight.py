@@ -67,16 +67,25 @@ _AGAIN: Final = 0.5
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have ended, in whatever way; tasks that keep running are cancelled again.
+    """Cancel tasks and wait until they have ended, in whatever way; tasks that keep running are cancelled again. If it
+    is cancelled itself, even repeatedly, it still waits, and raises that at the end: the caller is about to close what
+    the tasks use.
 
     A cancellation can be lost: `asyncio.wait_for` of Python 3.11, which libraries use, drops it if the awaited work
     ends at the same moment. After a single cancellation, waiting for such a task could take for ever.
     """
     pending = {task for task in tasks if not task.done()}
+    cancelled: asyncio.CancelledError | None = None
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_AGAIN)
+        try:
+            _, pending = await asyncio.wait(pending, timeout=_AGAIN)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            pending = {task for task in pending if not task.done()}
     for task in tasks:
         if not task.cancelled():
             task.exception()
+    if cancelled is not None:
+        raise cancelled

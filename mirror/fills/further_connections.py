@@ -236,22 +236,15 @@ class FurtherConnections:
     async def aclose(self) -> None:
         """Ends all connections, and returns once they have ended. Repeatable."""
         self.ended()
-        is_cancelled = False
-        while self._task is not None or self._running:
-            # the files of the fill are closed after this: whoever cancels the fill has to wait for the threads
-            try:
-                if self._task is not None:
-                    await cancel_and_wait(self._task)
-                self._task = None
-                await cancel_and_wait(*(each.task for each in self._running if each.task is not None))
-                self._running.clear()
-            except asyncio.CancelledError:
-                is_cancelled = True
-        self._parts.release()
-        if self._ramp.has_learnt:
-            self._memory.note_best(self._upstream, self._ramp.wanted)
-        if is_cancelled:
-            raise asyncio.CancelledError
+        tasks = (self._task, *(each.task for each in self._running))
+        try:
+            await cancel_and_wait(*(task for task in tasks if task is not None))
+        finally:
+            self._task = None
+            self._running.clear()
+            self._parts.release()
+            if self._ramp.has_learnt:
+                self._memory.note_best(self._upstream, self._ramp.wanted)
 
     # -------------------------------------------------------------------------------------------------- behind it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -111,3 +112,30 @@ async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same() -> No
     async with asyncio.timeout(60):
         await cancel_and_wait(task)
     assert task.cancelled()
+
+
+async def test_whoever_ends_a_task_waits_for_it_though_cancelled() -> None:
+    """The task may have a thread that works with files of the caller, which the caller closes next."""
+    may_end = asyncio.Event()
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            while not may_end.is_set():
+                with suppress(asyncio.CancelledError):
+                    await may_end.wait()
+
+    task = asyncio.create_task(slow())
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(cancel_and_wait(task))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        ending.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert not ending.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert task.done()
