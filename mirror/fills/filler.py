@@ -309,10 +309,12 @@ class Filler:
                         out_of_turn.request_ended()
                     self._count_received(flight, max(0, ingest.offset - before))
         finally:
-            if out_of_turn:
-                await out_of_turn.end_connections()
-            if reservation:
-                reservation.release()
+            try:
+                if out_of_turn:
+                    await out_of_turn.end_connections()
+            finally:
+                if reservation:
+                    reservation.release()
 
     def _count_received(self, flight: Flight, received: int) -> None:
         if flight.source:

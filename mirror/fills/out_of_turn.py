@@ -191,9 +191,11 @@ class OutOfTurn:
 
     async def end_connections(self) -> None:
         """Ends what fetches bytes ahead, and gives the turn at the upstream back. Repeatable."""
-        if self._further is not None:
-            await self._further.aclose()
-        self._flight.sources.release()
+        try:
+            if self._further is not None:
+                await self._further.aclose()
+        finally:
+            self._flight.sources.release()
 
     async def _take(self, ingest: Ingest, span: Span) -> bool:
         """Copies bytes that are here. False if they cannot be read; nothing is asked of spans any more then."""

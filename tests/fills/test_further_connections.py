@@ -411,6 +411,21 @@ async def test_no_turn_is_free(site: Site, registry: FakeRegistry, tmp_path: Pat
     assert not site.upstream._blobs.locked()
 
 
+async def test_room_is_given_back_though_connections_end_slowly(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blob was published meanwhile: whoever ends the fill cancels it again while it waits for the connections."""
+    end = FurtherConnections.aclose
+
+    async def cancelled_again(connections: FurtherConnections) -> None:
+        await end(connections)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(FurtherConnections, "aclose", cancelled_again)
+    flight = await site.join()
+    site.store.put(_DIGEST, _LAYER)
+    await site.finish(flight)
+    assert site.room.open == 0
+
+
 @pytest.mark.parametrize("kind", [StoreFull, StoreError])
 async def test_34_a_disk_that_takes_nothing_out_of_turn(
     site: Site, monkeypatch: pytest.MonkeyPatch, kind: type[StoreError]
