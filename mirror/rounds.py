@@ -87,17 +87,19 @@ async def run_rounds(
 
     After a round comes a pause of as many seconds as `work` returns, or of `every` if that is None; after an error, one
     of `after_error`, or also of `every`. `woken` ends a pause early; `work` clears it. The log has `failed` for each of
-    the `expected` errors and `crashed` for any other, without `failed` for all. With `once`, `failed` is logged again
-    only for another reason than before, or after a round without an error.
+    the `expected` errors and `crashed` for any other, without `failed` for all. With `once`, each of the two is logged
+    again only for another reason than before, or after a round without an error.
     """
-    reason = ""
+    reason = crash = ""
     while True:
         try:
             pause = await work()
-            reason = ""
+            reason = crash = ""
         except Exception as error:
             if failed is None or not isinstance(error, expected):
-                telemetry.log.exception(crashed)
+                if not once or repr(error) != crash:
+                    telemetry.log.exception(crashed)
+                crash = repr(error)
             else:
                 if not once or str(error) != reason:
                     telemetry.log.warning(failed, reason=str(error))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from mirror import telemetry
@@ -19,6 +19,7 @@ from mirror.aio.threads import uninterrupted
 from mirror.errors import StoreError
 from mirror.policy.last_answer import LONGEST, LastAnswer
 from mirror.repository.answers import Outcome
+from mirror.rounds import run_rounds
 
 #: The number of answers that a worker remembers for each kind of resource: below 500 bytes each, in memory and on disk.
 MOST: Final = 500
@@ -65,10 +66,16 @@ class RecentAnswers:
     """The last answers of one process. They are only in memory if `file` is None."""
 
     def __init__(
-        self, file: AnswerFile | None = None, *, now: Callable[[], float] = time.time, most: int = MOST
+        self,
+        file: AnswerFile | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+        most: int = MOST,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._file = file
         self._now = now
+        self._sleep = sleep
         self._most = most
         #: By kind of resource; the newest answer is the last of its kind.
         self._entries: dict[str, dict[_Key, _Noted | LastAnswer]] = {}
@@ -109,12 +116,20 @@ class RecentAnswers:
 
     async def run(self) -> None:
         """Reads the file once, then writes it every second if there is something new, until cancelled."""
-        if self._file is None:
+        file = self._file
+        if file is None:
             return
-        await self._take_over(self._file)
-        while True:
-            await asyncio.sleep(_EVERY)
+        is_read = False
+
+        async def write() -> None:
+            nonlocal is_read
+            if not is_read:
+                # once, however it ends: what cannot be read now is missed by nobody
+                is_read = True
+                await self._take_over(file)
             await self.flush()
+
+        await run_rounds(write, _EVERY, crashed="writing of recent answers crashed", once=True, sleep=self._sleep)
 
     async def flush(self) -> None:
         """Writes the file if there are new answers. A failure is logged, and the next call tries again."""
@@ -123,16 +138,18 @@ class RecentAnswers:
         async with self._at_the_file:
             if not self._new:
                 return
-            self._new = False
+            self._new = is_written = False
             try:
                 # the list is made on the event loop, not in the thread, so that no `note` changes it meanwhile
                 await uninterrupted(asyncio.to_thread(self._file.save, self.answers()))
             except StoreError as error:
                 if not self._failed:
                     telemetry.log.warning("recent answers cannot be written", reason=str(error))
-                self._failed = self._new = True
+                self._failed = True
             else:
-                self._failed = False
+                is_written, self._failed = True, False
+            finally:
+                self._new = self._new or not is_written
 
     async def _take_over(self, file: AnswerFile) -> None:
         """Reads the answers of the previous worker; they are older than all answers of this one."""

@@ -352,6 +352,9 @@ class BucketLeases:
                     return
             except StoreError as error:
                 log.info("lease not renewed", lease=lease.name, reason=str(error))
+            except Exception:
+                # whatever the error: this goes on, so that the holder learns it once the time is over
+                log.exception("renewal of a lease crashed", lease=lease.name)
 
     def released(self, lease: BucketLease) -> None:
         """Called by a lease that is released: the object is written behind."""

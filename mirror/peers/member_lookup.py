@@ -17,6 +17,7 @@ from typing import Final
 from mirror import telemetry
 from mirror.peers.members import ClusterMembers
 from mirror.policy.cluster.member_addresses import MemberAddress, parse_member
+from mirror.rounds import run_rounds
 
 _PAUSE: Final = 5.0
 #: Seconds until a lookup counts as failed.
@@ -43,6 +44,7 @@ class MemberLookup:
         resolve: Callable[[str], Awaitable[Sequence[str]]] = addresses_of,
         pause: float = _PAUSE,
         now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`resolve` gives the IP addresses of a name and raises `OSError`; `pause` is in seconds."""
         self._name = name
@@ -50,6 +52,7 @@ class MemberLookup:
         self._resolve = resolve
         self._pause = pause
         self._now = now
+        self._sleep = sleep
         self._looked = -_LEAST
         self._reason = ""
         self._turn = asyncio.Lock()
@@ -60,10 +63,14 @@ class MemberLookup:
 
     async def run(self) -> None:
         """Look up until cancelled."""
-        while True:
-            await self.look_up()
-            self._first.set()
-            await asyncio.sleep(self._pause)
+
+        async def look_up() -> None:
+            try:
+                await self.look_up()
+            finally:
+                self._first.set()
+
+        await run_rounds(look_up, self._pause, crashed="lookup of members crashed", once=True, sleep=self._sleep)
 
     async def first(self, patience: float) -> None:
         """Returns once the name was looked up, or failed, for the first time, or after so many seconds."""

@@ -38,6 +38,7 @@ from mirror.errors import ConfigError, MirrorError
 from mirror.heartbeat import Heartbeats
 from mirror.process.listeners import AdminListener, InternalListener, address_of
 from mirror.process.systemd import Systemd
+from mirror.rounds import run_rounds
 from mirror.telemetry.worker_files import add_ended
 
 #: Seconds: a worker that dies sooner than this after its start is replaced only after a pause.
@@ -244,13 +245,20 @@ class _Supervisor:
         while True:
             worker, began = self._current[slot], time.monotonic()
             code = await asyncio.shield(worker.ended)
+            if self._current[slot] is not worker:
+                continue
+            pause = _longer(pause) if time.monotonic() - began < _YOUNG else 0.0
+            telemetry.log.error("worker died", slot=slot, code=code, restart_in=pause)
+            await asyncio.sleep(pause)
+            # a new configuration may have filled the slot meanwhile
             while self._current[slot] is worker:
-                pause = min(max(1.0, pause * 2), _LONGEST_PAUSE) if time.monotonic() - began < _YOUNG else 0.0
-                telemetry.log.error("worker died", slot=slot, code=code, restart_in=pause)
-                await asyncio.sleep(pause)
-                # a new configuration may have filled the slot meanwhile
-                if self._current[slot] is worker:
+                try:
                     self._current[slot] = await self._start(slot, self._plan, after_blocked=worker.blocked)
+                except Exception:
+                    # as while the machine has no memory for another process: without a new one nobody fills the slot
+                    pause = _longer(pause)
+                    telemetry.log.exception("start of a worker crashed", slot=slot, retry_in=pause)
+                    await asyncio.sleep(pause)
 
     async def _start(self, slot: int, plan: WorkerPlan, *, after_blocked: bool = False) -> _Worker:
         ready_read, ready_write = os.pipe()
@@ -326,8 +334,8 @@ class _Supervisor:
         worker is not to blame.
         """
         looks: dict[int, tuple[_Worker, int, int]] = {}
-        while True:
-            await asyncio.sleep(_LOOK)
+
+        async def look() -> None:
             self._systemd.alive()
             self._add_up()
             for slot, worker in list(self._current.items()):
@@ -345,6 +353,8 @@ class _Supervisor:
                     _signal(worker, signal.SIGUSR2)
                     await asyncio.wait([worker.ended], timeout=_STACKS_TIME)
                     _signal(worker, signal.SIGKILL)
+
+        await run_rounds(look, _LOOK, crashed="watch over workers crashed", once=True)
 
     # ------------------------------------------------------------------------------- another configuration
 
@@ -409,6 +419,11 @@ class _Supervisor:
             for listener in sockets:
                 listener.close()
         await asyncio.gather(*(_drain(worker) for worker in tuple(self._workers)), *self._retiring)
+
+
+def _longer(pause: float) -> float:
+    """The seconds to wait after a start that has failed, or that a worker has not outlived for long."""
+    return min(max(1.0, pause * 2), _LONGEST_PAUSE)
 
 
 def answer_of(descriptor: int) -> asyncio.Future[bool]:

@@ -29,6 +29,7 @@ from mirror.policy.hosted.retention import PullFacts
 from mirror.policy.hosted.retention_rules import RetentionRules
 from mirror.policy.routing import compile_pattern
 from mirror.ports import ABSENT, Records
+from mirror.rounds import run_rounds
 from mirror.values.json_form import CAMEL_CASE, JsonForm, Moment
 
 T = TypeVar("T")
@@ -128,16 +129,23 @@ class PullNotes:
         """Writes what was noted, every minute, until cancelled."""
         if not self.asked:
             return
-        while True:
-            try:
+        has_begun = False
+
+        async def write() -> None:
+            nonlocal has_begun
+            if has_begun:
+                await asyncio.to_thread(self.flush)
+            else:
                 await asyncio.to_thread(self.begin)
-                break
-            except StoreError as error:
-                telemetry.log.warning("pull times not written", reason=str(error))
-            await self._sleep(_WRITE_EVERY)
-        while True:
-            await self._sleep(_WRITE_EVERY)
-            await asyncio.to_thread(self.flush)
+                has_begun = True
+
+        await run_rounds(
+            write,
+            _WRITE_EVERY,
+            failed="pull times not written",
+            crashed="writing of pull times crashed",
+            sleep=self._sleep,
+        )
 
     def begin(self) -> None:
         """Blocking: notes for which patterns pulls are recorded from now on. Raises `StoreError`."""
@@ -164,9 +172,13 @@ class PullNotes:
         for repo in {*noted, *holes}:
             try:
                 _write(self._records, repo, noted.get(repo, {}), since=self._now() if repo in holes else None)
-            except StoreError as error:
-                telemetry.log.warning("pull times not written", repository=str(repo), reason=str(error))
+            except Exception as error:
+                # whatever the error: the other repositories are not to blame
                 self._put_back(repo, noted.get(repo, {}), lost=repo in holes)
+                if isinstance(error, StoreError):
+                    telemetry.log.warning("pull times not written", repository=str(repo), reason=str(error))
+                else:
+                    telemetry.log.exception("writing of pull times crashed", repository=str(repo))
 
     def _put_back(self, repo: Repo, times: Mapping[str, float], *, lost: bool) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from mirror import telemetry
+from mirror.rounds import run_rounds
 
 #: Seconds between two measurements of the event loop's lag.
 _BEAT: Final = 0.1
@@ -35,15 +36,23 @@ async def beat_regularly(
     """
     telemetry.WORKER_STARTS.inc()
     telemetry.WORKERS.inc()
-    spent = 0.0
-    try:
-        while True:
+    spent, beats = 0.0, 0
+
+    async def measure() -> None:
+        nonlocal spent, beats
+        # first of all: the parent process kills a worker that does not beat, whatever cannot be measured
+        beat()
+        beats += 1
+        if beats % _BEATS == 1:
             spent = _measure(spent)
-            for _ in range(_BEATS):
-                beat()
-                began = clock()
-                await sleep(_BEAT)
-                telemetry.LOOP_LAG.observe(lag(clock() - began))
+
+    async def observed(seconds: float) -> None:
+        began = clock()
+        await sleep(seconds)
+        telemetry.LOOP_LAG.observe(lag(clock() - began))
+
+    try:
+        await run_rounds(measure, _BEAT, crashed="measurement of the process crashed", once=True, sleep=observed)
     finally:
         telemetry.WORKERS.dec()
 

@@ -248,7 +248,8 @@ EVENTS_LOST: Final = Counter(
     "mirror_events_lost", "Events that an endpoint will not get, because too many were waiting", ["endpoint"]
 )
 EVENTS_DROPPED: Final = Counter(
-    "mirror_events_dropped", "Events about damage, upstreams and pulls that came too fast to be written down"
+    "mirror_events_dropped",
+    "Events about damage, upstreams and pulls that came too fast to be written down, or could not be",
 )
 EVENTS_WAITING: Final = Gauge(
     "mirror_events_waiting", "Events that wait for an endpoint", ["endpoint"], multiprocess_mode="livemostrecent"

@@ -194,6 +194,27 @@ async def test_a_bucket_that_is_down_costs_the_lease_after_fifteen_seconds(
     assert lease.lost.is_set()
 
 
+async def test_whoever_waits_for_the_loss_learns_it_after_any_error(
+    replica: Callable[[str], _Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal that fails with an error that nobody expects is not the last look at the time."""
+    first = replica("first")
+    lease = await first.take()
+    waiting = asyncio.create_task(lease.lost.wait())
+
+    def renew() -> bool:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(lease, "renew", renew)
+    with capture_logs() as lines:
+        await first.renew()
+    assert [line["event"] for line in lines] == ["renewal of a lease crashed"]
+    assert not waiting.done()
+    first.clock.time += 16.0
+    await first.renew()
+    await waiting
+
+
 async def test_a_renewal_whose_answer_was_lost_is_found(
     replica: Callable[[str], _Replica], bucket: MemoryBucket
 ) -> None:

@@ -110,6 +110,10 @@ async def test_a_reason_that_stays_is_logged_once() -> None:
     full, away = StoreError("full"), StoreError("away")
     lines = await _Script(full, full, ValueError(), full, away, full, None, full).run(failed="it failed", once=True)
     assert [line.get("reason", line["event"]) for line in lines] == ["full", "it crashed", "away", "full", "full"]
+    lines = await _Script(ValueError(1), ValueError(1), full, ValueError(1), ValueError(2), None, ValueError(2)).run(
+        failed="it failed", once=True
+    )
+    assert [line["event"] for line in lines] == ["it crashed", "it failed", "it crashed", "it crashed"]
 
 
 @pytest.mark.parametrize("place", ["at work", "in the pause"])

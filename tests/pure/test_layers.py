@@ -121,7 +121,7 @@ _MAY_IMPORT: Final = {
     "replication": _BELOW_ALL | {"values", "graph", "hosting", "repository", "prefetch"},
     "bundles": _BELOW_ALL | {"values", "graph", "fills", "intake"},
     # HTTP in front of it
-    "server": {"telemetry", "server/registry"},
+    "server": {"rounds", "telemetry", "server/registry"},
     "server/peers": _BELOW_ALL | {"peers", "repository", "server/registry"},
     "server/fast": _BELOW_ALL | {"inspect"},
     "server/registry": _BELOW_ALL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +16,7 @@ from mirror.leases.work_locks import WorkLocks
 from mirror.ports import Bucket, Locks
 from mirror.prefetch.sync_rules import sync_lock
 from mirror.replication.replication_rules import replication_lock
+from mirror.rounds import run_rounds
 
 #: Seconds between two comparisons of the clocks.
 _COMPARE_EVERY: Final = 60.0
@@ -44,12 +45,14 @@ class Leasing:
     clock: BucketClock
     board: LeaseBoard
 
-    async def keep_clock(self) -> None:
+    async def keep_clock(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Compares the clocks every minute, until cancelled, so that operators see how far they are apart."""
-        while True:
+
+        async def compare() -> None:
             with suppress(StoreError):
                 await asyncio.to_thread(self.clock.compare)
-            await asyncio.sleep(_COMPARE_EVERY)
+
+        await run_rounds(compare, _COMPARE_EVERY, crashed="comparison of clocks crashed", once=True, sleep=sleep)
 
 
 @dataclass(frozen=True, slots=True)

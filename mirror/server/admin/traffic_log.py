@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, Final
@@ -21,7 +21,7 @@ from mirror import telemetry
 from mirror.errors import StoreError
 from mirror.policy.traffic import Traffic, add_point, read_points, since
 from mirror.ports import Locks, Records
-from mirror.rounds import KeptLock
+from mirror.rounds import KeptLock, run_rounds
 from mirror.values.json_types import Bytes, Count, Seconds, Timestamp, about
 from mirror.values.timestamps import format_moment
 
@@ -88,11 +88,13 @@ class TrafficLog:
         locks: Locks,
         now: Callable[[], float] = time.time,
         every: float = _EVERY,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._notes = notes
         self._locks = locks
         self._now = now
         self._every = every
+        self._sleep = sleep
         # several workers keep their counters in a folder made for this run; a single worker keeps them in memory
         self._run = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or f"{os.getpid()}-{time.time_ns()}"
 
@@ -131,11 +133,16 @@ class TrafficLog:
     async def run(self) -> None:
         """Record a point each minute if this process gets the lock; until cancelled. Releases the lock at the end."""
         with KeptLock(partial(self._locks.try_hold, "traffic")) as lock:
-            while True:
-                await asyncio.sleep(self._every)
+
+            async def record_if_ours() -> None:
                 with suppress(StoreError):
                     if await lock.taken():
                         await asyncio.to_thread(self.record)
+
+            await self._sleep(self._every)
+            await run_rounds(
+                record_if_ours, self._every, crashed="recording of traffic crashed", once=True, sleep=self._sleep
+            )
 
 
 def _written(traffic: Traffic) -> list[int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Annotated, Any, Final, Literal, Protocol
@@ -20,10 +20,9 @@ from typing import Annotated, Any, Final, Literal, Protocol
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from mirror import telemetry
-from mirror.errors import StoreError
 from mirror.fills.flights import Flights
 from mirror.ports import BucketHealth
+from mirror.rounds import run_rounds
 from mirror.values.json_types import Bytes, Count, Seconds, Timestamp, about
 from mirror.values.timestamps import moment
 
@@ -230,6 +229,7 @@ class Workers:
         bucket: Callable[[], BucketHealth | None] = lambda: None,
         look: Callable[[], None] = lambda: None,
         replica: ReplicaWork | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`replica` is what a worker of a cluster publishes besides; None without other replicas."""
         self._board = board
@@ -239,6 +239,7 @@ class Workers:
         self._look = look
         self._replica = replica
         self._every = replica.every if replica is not None else _EVERY
+        self._sleep = sleep
         self._started = time.time()
         self._published: WorkerStatus | None = None
 
@@ -252,27 +253,33 @@ class Workers:
 
     async def run(self) -> None:
         """Publish this worker's status each second; until cancelled."""
-        failed = False
+        is_open = False
+
+        async def publish() -> None:
+            nonlocal is_open
+            if not is_open:
+                await asyncio.to_thread(self._board.open)
+                is_open = True
+            await asyncio.to_thread(self._look)
+            await self._publish()
+
         try:
-            await asyncio.to_thread(self._board.open)
-            while True:
-                try:
-                    await asyncio.to_thread(self._look)
-                    await self._publish()
-                    failed = False
-                except StoreError as error:
-                    if not failed:
-                        telemetry.log.warning("worker status cannot be written", reason=str(error))
-                    failed = True
-                await asyncio.sleep(self._every)
+            await run_rounds(
+                publish,
+                self._every,
+                failed="worker status cannot be written",
+                crashed="writing of worker status crashed",
+                once=True,
+                sleep=self._sleep,
+            )
         finally:
             self._board.close()
 
     async def _publish(self) -> None:
         status = self._own()
         if status != self._published:
-            self._published = status
             await asyncio.to_thread(self._board.publish, asdict(status))
+            self._published = status
 
     def _own(self) -> WorkerStatus:
         flights: list[FlightJson] = [
