@@ -91,6 +91,8 @@ class _Connection:
         #: Bytes of this part so far.
         self.received = 0
         self.is_cut = False
+        #: True once it has brought a byte, of this part or of one before.
+        self.has_begun = False
 
     def __repr__(self) -> str:
         return f"<_Connection for {self.claim.span}, {self.received} bytes{', cut' if self.is_cut else ''}>"
@@ -345,7 +347,8 @@ class FurtherConnections:
         start, stop = claim.offset, claim.span.stop
 
         def grown(offset: int) -> None:
-            if not connection.received:
+            if not connection.has_begun:
+                connection.has_begun = True
                 loop.call_soon_threadsafe(self._has_first_byte)
             connection.received = offset - start
 

@@ -20,11 +20,12 @@ from mirror.errors import DigestMismatch, StoreError, StoreFull, UpstreamError, 
 from mirror.fills.filler import Filler
 from mirror.fills.flight import Flight
 from mirror.fills.flights import Flights
-from mirror.fills.further_connections import ConnectionMemory, FurtherConnections
+from mirror.fills.further_connections import ConnectionMemory, FurtherConnections, _Connection
 from mirror.fills.out_of_turn import OutOfTurn
 from mirror.fills.sources import BlobSources, FromUpstream
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
+from mirror.policy.fills.fill_ahead import RampUp
 from mirror.ports import BlobInfo, Ingest
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
@@ -249,6 +250,38 @@ async def test_spans_that_were_dropped_stay_open_for_who_copies(site: Site) -> N
     assert others is not copied
     assert "closed" not in repr(copied)
     turns.close()
+
+
+async def test_a_trial_begins_with_the_first_byte_of_a_new_connection(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are there go on to their next parts meanwhile: that says nothing of the one that is tried."""
+    trials = []
+    monkeypatch.setattr(RampUp, "is_sending", lambda ramp, now, received: trials.append(received))
+    spans = site.store.spans(_DIGEST, "test", _SIZE)
+    assert spans is not None
+    connections = FurtherConnections(
+        site.upstream.parts(_NAME, _DIGEST),
+        "test",
+        _DIGEST,
+        site.filler.connections,
+        site.filler.executor,
+        label="test",
+        spans=lambda size: spans,
+        sleep=asyncio.sleep,
+        clock=site.clock,
+    )
+    first, second = spans.claim(Span(_MIB, 2 * _MIB)), spans.claim(Span(4 * _MIB, 5 * _MIB))
+    assert first is not None
+    assert second is not None
+    connection = _Connection(first)
+    assert await connections._receive(connection, _SIZE)
+    connection.takes(second)
+    assert await connections._receive(connection, _SIZE)
+    await asyncio.sleep(0)
+    assert spans.count() == 2 * _MIB
+    assert len(trials) == 1
+    spans.close()
 
 
 async def test_one_connection_is_one_request(site: Site) -> None:
