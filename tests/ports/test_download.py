@@ -15,7 +15,7 @@ import pytest
 from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.ports import Body
 from mirror.upstream.http.body import HttpBody
-from mirror.upstream.http.download import Answer, DialFailed, Transfer
+from mirror.upstream.http.download import Answer, Cancel, DialFailed, Transfer
 from mirror.upstream.http.transport import Endpoint
 from tests.support.certificates import Certificate
 from tests.support.registry_upstream import endpoint
@@ -125,6 +125,33 @@ def test_a_connection_is_used_again(upstream: Scripted, transfer: Transfer) -> N
         body.close()
     assert transfer.get(f"{upstream.url}/none", {}).status == 404
     assert upstream.connections == 1
+
+
+def test_an_exchange_that_is_given_up_dials_no_more(
+    upstream: Scripted, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection has waited for it, and ends as if upstream had closed it just before."""
+    gate = Stall()
+    upstream.on("/blob", reply(200, CONTENT))
+    upstream.on("/silent", gate, reply(200, CONTENT))
+    body = body_of(transfer.get(f"{upstream.url}/blob", {}))
+    assert read_all(body) == CONTENT
+    body.close()
+    dialled: list[object] = []
+    monkeypatch.setattr(transfer, "_connect", lambda *asked: dialled.append(asked))
+    cancel = Cancel()
+
+    def give_up() -> None:
+        gate.reached.wait(60)
+        cancel.now()
+
+    giving_up = threading.Thread(target=give_up)
+    giving_up.start()
+    with pytest.raises(UpstreamUnavailable):
+        transfer.get(f"{upstream.url}/silent", {}, cancel=cancel)
+    giving_up.join()
+    gate.release()
+    assert not dialled
 
 
 def test_an_unread_body_ends_its_connection(upstream: Scripted, transfer: Transfer) -> None:

@@ -315,7 +315,8 @@ class Transfer:
             except TimeoutError:
                 raise
             except (OSError, EOFError, UpstreamInvalid):
-                continue
+                if cancel.is_over:
+                    raise
         return self._converse(self._connect(url, proxy), request, cancel)
 
     def _connect(self, url: Url, proxy: Proxy | None) -> Connection:
