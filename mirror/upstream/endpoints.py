@@ -264,23 +264,31 @@ class _Race(Generic[T]):
         """The number and the answer of the winner. Raises the error of the last member if all fail, and `AskAgain` if
         some have not been asked to the end.
         """
+        winner: asyncio.Task[T] | None = None
         try:
-            while self._running or self._waiting:
-                if not self._running:
-                    self._ask_next()
-                patience = self._hedge_after if self._waiting else None
-                done, _ = await asyncio.wait(self._running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-                for task in sorted(done, key=self._running.__getitem__):
-                    if not self._lost(task):
-                        return self._running.pop(task), task.result()
-                if not done:
-                    self._ask_next()
+            winner = await self._winner()
         finally:
-            await self._cancel()
+            await self._end_others(winner)
+        if winner is not None:
+            return self._running[winner], winner.result()
         if self._again:
             # the longest: an address that has failed is asked again too, and not before its pause is over
             raise max(self._again, key=lambda error: error.retry_after)
         raise self._errors[len(self._members) - 1]
+
+    async def _winner(self) -> asyncio.Task[T] | None:
+        """The first task that ends with an answer; None if all fail."""
+        while self._running or self._waiting:
+            if not self._running:
+                self._ask_next()
+            patience = self._hedge_after if self._waiting else None
+            done, _ = await asyncio.wait(self._running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=self._running.__getitem__):
+                if not self._lost(task):
+                    return task
+            if not done:
+                self._ask_next()
+        return None
 
     def _ask_next(self) -> None:
         number = self._waiting.pop(0)
@@ -300,12 +308,20 @@ class _Race(Generic[T]):
         self._failed(number, error)
         return True
 
-    async def _cancel(self) -> None:
-        losers, self._running = list(self._running), {}
-        await cancel_and_wait(*losers)
-        for task in losers:
-            if not task.cancelled() and task.exception() is None:
-                await self._discard(task.result())
+    async def _end_others(self, winner: asyncio.Task[T] | None) -> None:
+        """Ends all tasks but the winner, and discards what they have. If this is cancelled, nobody gets the winner's
+        answer either.
+        """
+        ended = [task for task in self._running if task is not winner]
+        try:
+            await cancel_and_wait(*ended)
+        except asyncio.CancelledError:
+            ended = list(self._running)
+            raise
+        finally:
+            for task in ended:
+                if not task.cancelled() and task.exception() is None:
+                    await self._discard(task.result())
 
 
 async def _forget(_answer: object) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,11 +16,12 @@ from mirror.oci.digest import Digest
 from mirror.policy.upstream.retrying import CLOSED
 from mirror.ports import Upstream
 from mirror.upstream.credentials.source import Credentials, GivenCredentials
-from mirror.upstream.endpoints import EndpointsUpstream
+from mirror.upstream.endpoints import EndpointsUpstream, _Race
+from mirror.upstream.registry import RegistryUpstream
 from tests.support.bodies import read_body
 from tests.support.clock import Clock
 from tests.support.fake_registry import FakeRegistry, Fault, cut, html, silence, status, throttle, wrong_bytes
-from tests.support.live_mirror import PATIENCE
+from tests.support.live_mirror import PATIENCE, until
 from tests.support.registry_upstream import registry_upstream
 from tests.support.scripted import Answering, Request, Script, Scripted, Stall, head
 
@@ -246,6 +247,35 @@ async def test_the_loser_of_a_race_hangs_up(origin: FakeRegistry, build: Build) 
         gate.release()
         # had the connection stayed open, 50 MB would wait in it until the read time-out
         assert await asyncio.to_thread(closed.wait, 20)
+
+
+async def test_an_answer_that_nobody_gets_is_discarded() -> None:
+    """Whoever asked is cancelled while the race waits for the end of the loser."""
+    may_end, discarded = asyncio.Event(), []
+
+    async def ask(member: RegistryUpstream) -> str:
+        if cast(str, member) == "fast":
+            return "answer"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await may_end.wait()
+        raise AssertionError("unreachable")
+
+    async def discard(answer: str) -> None:
+        discarded.append(answer)
+
+    members = cast(Sequence[RegistryUpstream], ["slow", "fast"])
+    race = _Race([0, 1], members, ask, discard, 0.0, lambda number, error: None)
+    running = asyncio.create_task(race.run())
+    await until(lambda: len(race._running) == 2 and any(task.done() for task in race._running))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    running.cancel()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert discarded == ["answer"]
 
 
 async def test_no_race_without_being_told(mirror: FakeRegistry, origin: FakeRegistry, build: Build) -> None:
