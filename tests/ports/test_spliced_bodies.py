@@ -152,3 +152,21 @@ def test_one_of_many_bodies_meets_a_full_disk(tmp_path: Path, monkeypatch: pytes
         body.close()
         assert (tmp_path / "file").read_bytes() == content
     assert hashing.hexdigest() == hashlib.sha256(content).hexdigest()
+
+
+def test_a_process_without_another_thread_hashes_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of threads slows the blob down, and does not end it."""
+    content = os.urandom(3 << 20)
+    body, hashing = _Sending(content), hashlib.sha256()
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with (tmp_path / "file").open("w+b") as file:
+        end = GrowingEnd(file.fileno(), hashing, size=0, hashed=0)
+        end.append(body, lambda size: None, limit=len(content))
+        end.finish()
+        assert os.pread(file.fileno(), len(content) + 1, 0) == content
+    body.close()
+    assert hashing.digest() == hashlib.sha256(content).digest()

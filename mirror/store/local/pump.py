@@ -408,7 +408,12 @@ class _HashBehind:
             if behind <= _HASH_BLOCK or self._thread or self._error or self._stopped:
                 return
             self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # the process may have no more threads: this one hashes at the end, or another is begun later
+            with self._changed:
+                self._thread = None
 
     def hash_now(self, piece: bytes | memoryview, size: int) -> None:
         """The file has `size` bytes now, of which `piece` are the last: hashes them in this thread. Raises `StoreError`
