@@ -187,6 +187,8 @@ class LazyContent:
     async def aclose(self) -> None:
         """Lets the blob go. Repeatable."""
         begun, self._begun = self._begun, None
-        if begun is not None:
-            await begun[0].aclose()
-        await self._files.aclose()
+        try:
+            if begun is not None:
+                await begun[0].aclose()
+        finally:
+            await self._files.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -149,6 +149,27 @@ async def test_who_is_sent_bytes_is_noted_before(site: _Site) -> None:
     assert (note["repository"], note["by"], note["digest"]) == ("library/app", "user:alice", str(DIGEST))
     assert (note["parts"], note["bytes"]) == ([f"{_PART.start}-{_PART.stop - 1}"], _PART.length)
     await content.aclose()
+
+
+async def test_a_blob_is_let_go_though_its_first_piece_ends_with_an_error(site: _Site) -> None:
+    """Otherwise it would count as read for ever: never fetched whole, and never evicted."""
+    content = await site.content(_PART)
+    assert content._begun is not None
+
+    async def breaks_off() -> AsyncGenerator[FilePiece | bytes]:
+        try:
+            yield b""
+        finally:
+            raise UpstreamUnavailable("broke off", upstream="docker.io")
+
+    await content._begun[0].aclose()
+    pieces = breaks_off()
+    content._begun = pieces, await anext(pieces)
+    [blob] = site.pulls._blobs.values()
+    assert blob.users == 1
+    with pytest.raises(UpstreamUnavailable):
+        await content.aclose()
+    assert not blob.users
 
 
 async def test_bytes_that_a_fill_brings_soon_are_waited_for(site: _Site) -> None:
