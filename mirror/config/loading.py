@@ -29,6 +29,7 @@ from mirror.config.settings import (
     EventEndpointSettings,
     ReachSettings,
 )
+from mirror.config.wording import in_plain_words
 from mirror.errors import ConfigError
 from mirror.upstream.credentials.secret_files import secret_in
 
@@ -54,8 +55,10 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None, *, without_
             content = tomllib.loads(path.read_text())
         except OSError as error:
             raise ConfigError([f"{path}: {error.strerror}"]) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except tomllib.TOMLDecodeError as error:
             raise ConfigError([f"{path}: not TOML: {error}"]) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError([f"{path}: not TOML: not UTF-8 at byte {error.start}"]) from error
     config, mistakes = _validated(_with_environment(content))
     mistakes += _unknown_in_environment()
     for section, wanted in (overrides or {}).items():
@@ -124,7 +127,7 @@ def _validated(content: dict[str, Any]) -> tuple[Config, list[str]]:
             return Config.model_validate(content), mistakes
         except ValidationError as error:
             for detail in error.errors(include_url=False, include_input=False):
-                text = _mistake(detail)
+                text = _mistake(detail, content=content)
                 consequence = detail["type"] == "value_error" and any(
                     name in text.partition(": ")[2] for name in left_out
                 )
@@ -161,17 +164,17 @@ def _override(config: Config, section: str, values_by_name: dict[str, Any]) -> t
     try:
         changed = type(current).model_validate({**current.model_dump(), **values_by_name})
     except ValidationError as error:
-        return config, [_mistake(detail, section) for detail in error.errors(include_input=False)]
+        return config, [_mistake(detail, section, content={}) for detail in error.errors(include_input=False)]
     return config.model_copy(update={section: changed}), []
 
 
-def _mistake(error: Any, *before: str) -> str:
+def _mistake(error: Any, *before: str, content: Mapping[str, Any]) -> str:
     """One line that names the setting and says what is wrong with it."""
+    place = (*before, *error["loc"])
     where = ""
-    for part in (*before, *error["loc"]):
+    for part in place:
         where += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    message = {"extra_forbidden": "no such setting", "missing": "must be set"}.get(error["type"], error["msg"])
-    return f"{where or 'configuration'}: {message.removeprefix('Value error, ')}"
+    return f"{where or 'configuration'}: {in_plain_words(error, place, content)}"
 
 
 def _with_secrets(config: Config) -> tuple[Config, list[str]]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
 from mirror.config import hints, load, virtual_rules
+from mirror.config.settings import Config
 from mirror.errors import ConfigError
 from tests.support.certificates import Certificate
 
@@ -589,3 +594,65 @@ def test_hints_about_virtual_registries(tmp_path: Path) -> None:
         "virtual[1].members[2]: corp is hosted here",
         "virtual[1].writable: whoever may push to corp",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("[server]\nworkers = 'two'", "server.workers: must be a whole number"),
+        ("[server]\nworkers = 0", "server.workers: must be 1 or more"),
+        ("[server]\nworkers = 65", "server.workers: must be 64 or less"),
+        ("[server]\nlisten = []", "server.listen: must not be empty"),
+        ("[store]\nroot = 5", "store.root: must be a path in quotes"),
+        ("[store]\nhigh_water = 'high'", "store.high_water: must be a number"),
+        ("[store]\nhigh_water = 0", "store.high_water: must be more than 0"),
+        ("[access]\nanonymous = 'perhaps'", "access.anonymous: must be true or false"),
+        ("[access]\ntoken_lifetime = '5s'", "access.token_lifetime: must be 1m or more"),
+        ("default_registry = 5", "default_registry: must be a text in quotes"),
+        ("server = 5", "server: must be a table: write [server]"),
+        ("[[server]]", "server: must be a table: write [server]"),
+        ("[access]\ngroups = 5", "access.groups: must be a table: write [access.groups]"),
+        ("[upstream]\nname = 'docker.io'", "upstream: must be a list: write [[upstream]]"),
+        ("[route]\nmatch = '**'", "route: must be a list: write [[route]]"),
+        ("[access.rule]\neffect = 'allow'", "access.rule: must be a list: write [[access.rule]]"),
+        ("[[route]]\nmatch = '**'\nranges = 'early'", "route[1].ranges: must be 'verified' or 'lazy'"),
+    ],
+)
+def test_a_wrong_value_is_told_in_words_of_the_file(tmp_path: Path, text: str, mistake: str) -> None:
+    _expect(_mistakes(tmp_path, text), mistake)
+
+
+def test_no_setting_answers_in_words_of_the_program(tmp_path: Path) -> None:
+    """Whatever a setting is set to, its mistakes speak of neither inputs nor dictionaries nor classes."""
+    wrong = ("'no?'", "''", "-1", "1000000000", "1.5", "nan", "true", "[]", "['x']", "[{}]", "{}", "{ a = 1 }", "[[1]]")
+    words = re.compile(r"[Ii]nput|<class|Value error|dictionary|instance of|boolean|integer|valid (string|list|number)")
+    said = set()
+    for header, name in _settings(Config):
+        for value in wrong:
+            said |= set(_mistakes(tmp_path, f"{header}{name} = {value}"))
+    assert len(said) > 300
+    assert [mistake for mistake in said if words.search(mistake.partition(": ")[2])] == []
+
+
+def _settings(table: type[BaseModel], where: str = "", header: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting, by the header of its table and its own name; tables and lists of tables are settings as well."""
+    for name, field in table.model_fields.items():
+        yield header, name
+        for below in _tables(field.annotation):
+            inner = f"{where}.{name}" if where else name
+            is_listed = isinstance(get_origin(field.annotation), type) and get_origin(field.annotation) is not dict
+            yield from _settings(below, inner, f"{header}[[{inner}]]\n" if is_listed else f"{header}[{inner}]\n")
+
+
+def _tables(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _tables(part)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "mirror.toml"
+    file.write_bytes(b"[server]\n\xa4")
+    with pytest.raises(ConfigError, match="not TOML: not UTF-8 at byte 9"):
+        load(file)

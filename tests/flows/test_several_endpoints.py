@@ -76,7 +76,7 @@ async def test_an_endpoint_with_settings_of_its_own(near: FakeRegistry, tmp_path
         ('client_key = "/k"', "client_certificate and client_key belong together"),
         ('proxy = "socks5://canary"', "proxy is neither http://host:port"),
         ('proxy_file = "/no/such"', "proxy_file: /no/such"),
-        ("hedge_after = 0", "greater than 0"),
+        ("hedge_after = 0", "must be more than 0"),
     ],
 )
 def test_mistakes_about_endpoints(tmp_path: Path, lines: str, mistake: str) -> None:

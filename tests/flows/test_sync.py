@@ -366,7 +366,7 @@ def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> 
     [
         ('from = "app"', "needs either every or cron"),
         ('from = "app"\nevery = "6h"\ncron = "0 3 * * *"', "needs either every or cron"),
-        ('from = "app"\nevery = "10s"', "greater than or equal to 60"),
+        ('from = "app"\nevery = "10s"', "must be 1m or more"),
         ('from = "app"\nevery = "6h"\ntimezone = "Europe/Berlin"', "timezone is for cron only"),
         ('from = "app"\ncron = "0 3 * *"', "not a cron expression"),
         ('from = "app"\ncron = "0 3 * * *"\ntimezone = "Mars"', "unknown time zone"),
@@ -374,7 +374,7 @@ def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> 
         ('from = "app"\nevery = "6h"\ntags_regex = "("', "not a regular expression"),
         ('from = "app"\nevery = "6h"\ntags_semver = "latest"', "not a version range"),
         ('from = "app"\nevery = "6h"\nplatforms = ["amd64"]', "not a platform"),
-        ('from = "app"\nevery = "6h"\nnewest = 0', "greater than or equal to 1"),
+        ('from = "app"\nevery = "6h"\nnewest = 0', "must be 1 or more"),
         ('from = "app"\nevery = "6h"\nname = "a b"', "name has 1 to 100"),
         ('every = "6h"', "must be set"),
         ('from = "app"\nevery = "6h"\n[admin]\nlisten = "0.0.0.0:5001"', "is not a loopback address"),

@@ -157,7 +157,7 @@ def test_a_sealed_mirror_asks_no_host(tmp_path: Path) -> None:
     [
         ({"name": "a.test", "provider": "google", "region": "x"}, "region is for provider ecr"),
         ({"name": "a.test", "provider": "ecr"}, "region must be set"),
-        ({"name": "a.test", "provider": "azure"}, "Input should be"),
+        ({"name": "a.test", "provider": "azure"}, "must be"),
         ({"name": "a.test", "provider": "acr", "client_secret": SECRET}, "needs tenant_id and client_id"),
         ({"name": "a.test", "provider": "acr", "token_file": "/no/such"}, "/no/such cannot be read"),
         ({"name": "a.test", "provider": "google", "key_file": "/no/such"}, "/no/such cannot be read"),

@@ -1,0 +1,78 @@
+"""What is wrong with one setting, in the words of its user: pydantic speaks of inputs, dictionaries and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from mirror.values.durations import format_duration
+
+_TRUE_OR_FALSE: Final = "must be true or false"
+_WHOLE_NUMBER: Final = "must be a whole number"
+_NUMBER: Final = "must be a number"
+_TEXT: Final = "must be a text in quotes"
+_WORDING: Final[Mapping[str, str]] = {
+    "extra_forbidden": "no such setting",
+    "missing": "must be set",
+    "bool_parsing": _TRUE_OR_FALSE,
+    "bool_type": _TRUE_OR_FALSE,
+    "int_parsing": _WHOLE_NUMBER,
+    "int_parsing_size": _WHOLE_NUMBER,
+    "int_type": _WHOLE_NUMBER,
+    "int_from_float": _WHOLE_NUMBER,
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "finite_number": _NUMBER,
+    "string_type": _TEXT,
+    "path_type": "must be a path in quotes",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "literal_error": "must be {expected}",
+}
+#: How a bound is said, and under which name pydantic gives it.
+_BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
+    "greater_than": ("must be more than {}", "gt"),
+    "greater_than_equal": ("must be {} or more", "ge"),
+    "less_than": ("must be less than {}", "lt"),
+    "less_than_equal": ("must be {} or less", "le"),
+}
+
+
+def in_plain_words(error: Mapping[str, Any], where: Sequence[int | str], content: object) -> str:
+    """What is wrong with the setting at `where` in `content`. `error` is one of those of a `ValidationError`."""
+    kind = error["type"]
+    if kind == "list_type":
+        # `[upstream]` in the place of `[[upstream]]`
+        is_table = isinstance(_value_at(content, where), dict)
+        return f"must be a list: write [[{_table(where)}]]" if is_table and _table(where) else "must be a list"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"must be a table: write [{_table(where)}]" if _table(where) else "must be a table"
+    if kind in _BOUNDS:
+        sentence, name = _BOUNDS[kind]
+        bound = error["ctx"][name]
+        return sentence.format(format_duration(bound) if _is_duration(_value_at(content, where)) else f"{bound:g}")
+    if kind in _WORDING:
+        return _WORDING[kind].format(**error.get("ctx", {}))
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _table(where: Sequence[int | str]) -> str:
+    """The header of the table at this place; empty in a list, where a header says nothing about the entry."""
+    return "" if any(isinstance(part, int) for part in where) else ".".join(str(part) for part in where)
+
+
+def _is_duration(value: object) -> bool:
+    """True if a number was written with a unit: then its bound has one, too."""
+    return isinstance(value, str) and not value.strip()[-1:].isdigit()
+
+
+def _value_at(content: object, where: Sequence[int | str]) -> object:
+    for part in where:
+        if isinstance(content, dict):
+            content = content.get(str(part))
+        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+            content = content[part]
+        else:
+            return None
+    return content
