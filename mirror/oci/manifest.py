@@ -41,6 +41,10 @@ MOST_DESCRIPTORS: Final = 10_000
 #: the mirror's own origin. With a type other than `application/…`, a browser could show the content as a page.
 _MANIFEST_TYPE: Final = re.compile(r"application/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}", re.IGNORECASE)
 
+#: The largest size that a descriptor may give, in bytes: an int64 (image-spec, descriptor.md, "Properties"). Clients
+#: refuse larger numbers, and neither a file nor a database has room for them.
+_LARGEST_SIZE: Final = 2**63 - 1
+
 #: Media types of indexes, which name manifests.
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 _IMAGES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
@@ -282,8 +286,10 @@ def read_descriptor(item: object) -> Descriptor:
         raise ManifestMalformed("a descriptor is not an object")
     _check_fields(item)
     digest, size, kind = item.get("digest"), item.get("size"), item.get("mediaType", "")
-    if not isinstance(digest, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if not isinstance(digest, str) or not isinstance(size, int) or isinstance(size, bool):
         raise ManifestMalformed("a descriptor lacks digest or size")
+    if not 0 <= size <= _LARGEST_SIZE:
+        raise ManifestMalformed("a descriptor has a size that nothing has")
     if not isinstance(kind, str):
         raise ManifestMalformed("a descriptor's mediaType is not a string")
     artifact, notes, platform = item.get("artifactType"), item.get("annotations"), item.get("platform")

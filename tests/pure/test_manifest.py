@@ -171,6 +171,8 @@ def test_18_size() -> None:
         [],
         {},
         _pointer(size=-1),
+        _pointer(size=2**63),
+        _pointer(size=10**400),
         {**_pointer(), "size": True},
         {**_pointer(), "size": "1"},
         {**_pointer(), "size": 1.5},
