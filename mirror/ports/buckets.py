@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from mirror.ports.streams import Body
 from mirror.ports.versioned import Expected, Version
+
+#: The folder of what probes write. They delete it at once, and a sweep deletes what a crash leaves.
+PROBES: Final = "probe/"
 
 
 @dataclass(frozen=True, slots=True)

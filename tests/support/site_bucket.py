@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote, unquote
 
-from mirror.store.objects.object_keys import PROBES
+from mirror.ports import PROBES
 from tests.support.engines.s3_engine import BUCKET, S3Engine
 
 

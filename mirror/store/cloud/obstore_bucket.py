@@ -24,7 +24,18 @@ import obstore
 
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BucketUnavailable, RecordChanged, StoreError, UpstreamInvalid
-from mirror.ports import ABSENT, Aborted, Body, BucketHealth, Expected, NotChanged, ObjectInfo, StoredObject, Version
+from mirror.ports import (
+    ABSENT,
+    PROBES,
+    Aborted,
+    Body,
+    BucketHealth,
+    Expected,
+    NotChanged,
+    ObjectInfo,
+    StoredObject,
+    Version,
+)
 from mirror.store.cloud.clouds import PART, PARTS
 from mirror.store.cloud.obstore_body import ObstoreBody
 from mirror.store.cloud.obstore_errors import Failure, Kind
@@ -50,7 +61,7 @@ _LONGEST_TURN: Final = 120.0
 #: Keys of which URLs are signed.
 _SIGNABLE: Final = re.compile(r"[A-Za-z0-9/._~-]+")
 #: Nothing is below it.
-_NOTHING: Final = "probe/nothing/"
+_NOTHING: Final = f"{PROBES}nothing/"
 
 
 class ObstoreBucket:
@@ -350,7 +361,7 @@ class ObstoreBucket:
         """See `mirror.store.objects.bucket_check.UploadSafety`."""
         if self._raw is None:
             return None
-        key = f"probe/{secrets.token_hex(16)}"
+        key = f"{PROBES}{secrets.token_hex(16)}"
         try:
             return self._raw.refuses_wrong_checksum(key)
         finally:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from mirror.errors import BucketDenied, BucketUnavailable, BucketUnfit, StoreError, UpstreamError
-from mirror.ports import Body, Bucket, StoredObject
+from mirror.ports import PROBES, Body, Bucket, StoredObject
 from mirror.store.objects.bucket_owner import IDENTITY, LAST_USED
 from mirror.store.objects.bucket_probe import probe_conditions, probe_key
-from mirror.store.objects.object_keys import PROBES
 
 #: Bytes of the object that is uploaded in parts: more than one part has.
 _PARTS: Final = (8 << 20) + 1

@@ -37,6 +37,7 @@ from typing import Final, ParamSpec, TypeVar
 from mirror.errors import BucketUnavailable, BucketUnfit, IndexUnavailable, RecordChanged, StoreError
 from mirror.ports import (
     ABSENT,
+    PROBES,
     Body,
     Bucket,
     Expected,
@@ -49,7 +50,7 @@ from mirror.ports import (
     Version,
 )
 from mirror.store.local.bucket_note import BucketNote
-from mirror.store.objects.object_keys import PROBES, STATES
+from mirror.store.objects.object_keys import STATES
 from mirror.store.objects.record_tree import DELETED_SIZE, NAMES, says_taken
 from mirror.store.objects.shared_reads import SharedReads
 from mirror.telemetry import log

@@ -21,6 +21,7 @@ from typing import Final
 from mirror.errors import BucketUnavailable, BucketUnfit, RecordChanged
 from mirror.ports import (
     ABSENT,
+    PROBES,
     Aborted,
     Body,
     Bucket,
@@ -32,7 +33,6 @@ from mirror.ports import (
     StoredObject,
     Version,
 )
-from mirror.store.objects.object_keys import PROBES
 
 #: More than any of them has.
 _LIMIT: Final = 1000

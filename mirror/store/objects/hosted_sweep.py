@@ -23,8 +23,8 @@ from mirror.errors import BucketDenied, BucketUnavailable, RecordChanged, Record
 from mirror.oci.digest import Digest
 from mirror.policy.hosted.blob_state import BlobState, Condition, no_blob
 from mirror.policy.hosted.sweep_steps import UNNAMED, SweepStep, sweep_step
-from mirror.ports import ABSENT, BlobObject, Bucket, Leftovers, ObjectInfo, SweptPage
-from mirror.store.objects.object_keys import HOSTED, PROBES, hosted_key, parse_hosted_key
+from mirror.ports import ABSENT, PROBES, BlobObject, Bucket, Leftovers, ObjectInfo, SweptPage
+from mirror.store.objects.object_keys import HOSTED, hosted_key, parse_hosted_key
 from mirror.store.objects.state_records import FoundState, StateViews
 
 #: Blobs in one page.

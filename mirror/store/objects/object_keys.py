@@ -19,8 +19,6 @@ from mirror.policy.hosted.blob_state import ATTEMPT
 
 HOSTED: Final = "hosted/"
 STATES: Final = "states/"
-#: The folder of what probes write. They delete it at once, and a sweep deletes what a crash leaves.
-PROBES: Final = "probe/"
 #: The folder of the marks of lost blobs.
 LOST: Final = "states/lost"
 #: What the records of all states are below, sorted.
