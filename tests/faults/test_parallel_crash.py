@@ -12,6 +12,7 @@ from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.mirror_process import MirrorProcess, holder_of_lock, write_config
+from tests.support.out_of_turn import bytes_out_of_turn
 from tests.support.process import PATIENCE, eventually
 from tests.support.scripted import Request, Stall
 
@@ -54,13 +55,8 @@ def test_58_the_filler_is_killed_with_several_connections_open(tmp_path: Path) -
         store = LocalStore(layout)
 
         def has_bytes_ahead() -> bool:
-            spans = store.spans(digest, "docker.io", None)
-            if spans is None:
-                return False
-            try:
-                return spans.count() >= _BROUGHT - 2 * (64 << 10) and ingest.stat().st_size >= _BROUGHT - _MIB
-            finally:
-                spans.close()
+            is_ahead = bytes_out_of_turn(store, digest) >= _BROUGHT - 2 * (64 << 10)
+            return is_ahead and ingest.stat().st_size >= _BROUGHT - _MIB
 
         try:
             eventually(has_bytes_ahead, "a further connection brings bytes from ahead")

@@ -17,6 +17,7 @@ from mirror.store.local.layout import Layout
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
+from tests.support.out_of_turn import bytes_out_of_turn
 from tests.support.process import PATIENCE, eventually
 from tests.support.scripted import Answering, Request, Script, Stall
 
@@ -51,13 +52,7 @@ def _left(folder: Path) -> set[str]:
 
 def _count(folder: Path) -> int:
     """The bytes of the small layer that came out of turn."""
-    spans = LocalStore(Layout(folder / "store")).spans(Digest.of(_SMALL), "docker.io", None)
-    if spans is None:
-        return 0
-    try:
-        return spans.count()
-    finally:
-        spans.close()
+    return bytes_out_of_turn(LocalStore(Layout(folder / "store")), Digest.of(_SMALL))
 
 
 class _Waiting:

@@ -22,6 +22,7 @@ from mirror.upstream.endpoints import EndpointsUpstream
 from mirror.upstream.registry import RegistryUpstream
 from tests.support.fake_registry import FakeRegistry, Fault, stall, status
 from tests.support.live_mirror import Got, LiveMirror, live_mirror, noise, reached, until
+from tests.support.out_of_turn import bytes_out_of_turn
 from tests.support.scripted import Answering, Request, Reset, Script, Stall
 from tests.support.several_connections import CONNECTIONS, small_parts
 from tests.support.tmpfs import tmpfs
@@ -65,13 +66,7 @@ async def _three_open(mirror: LiveMirror, registry: FakeRegistry, clients: int =
 
 
 def _bytes_ahead(mirror: LiveMirror) -> int:
-    spans = mirror.app.storage.store.spans(_DIGEST, "docker.io", None)
-    if spans is None:
-        return 0
-    try:
-        return spans.count()
-    finally:
-        spans.close()
+    return bytes_out_of_turn(mirror.app.storage.store, _DIGEST)
 
 
 def _fill_up(file: Path, leave: int) -> None:
