@@ -37,7 +37,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.policy.fills.fill_ahead import RampUp, further_span, is_straggler, own_stop
 from mirror.policy.fills.span_blocks import gaps
-from mirror.ports import BlobParts, Body, Claim, Ingest, SaysStop, SaysWaiting, Spans
+from mirror.ports import BlobParts, Body, Claim, Ingest, SaysStop, SaysThrottled, SaysWaiting, Spans
 
 #: Seconds between two looks at the pace.
 _TICK: Final = 0.05
@@ -193,7 +193,10 @@ class FurtherConnections:
         ends = body.stop if isinstance(body, SaysStop) else None
         is_bounded = own.stop < size
         if body.start != own.start or (is_bounded and (ends is None or ends > own.stop)):
-            self._memory.note_whole(self._upstream)
+            if isinstance(body, SaysThrottled) and body.throttled is not None:
+                self._memory.note_best(self._upstream, 1)
+            else:
+                self._memory.note_whole(self._upstream)
             self._ramp.alone()
             self._own = Span(own.start, size)
             # the filler is sent their bytes as well

@@ -56,7 +56,7 @@ from mirror.oci.span import Span
 from mirror.policy.fills.lazy_ranges import fetch_from
 from mirror.policy.fills.span_blocks import BLOCK
 from mirror.policy.send_limit import Tries, next_try
-from mirror.ports import BlobReader, BlobStore, Body, Claim, Prefix, SaysStop, Spans
+from mirror.ports import BlobReader, BlobStore, Body, Claim, Prefix, SaysStop, SaysThrottled, Spans
 
 T = TypeVar("T")
 
@@ -80,6 +80,16 @@ class NotInParts(UpstreamInvalid):
 
 class RangesIgnored(NotInParts):
     """Upstream sends more than the part that it was asked for."""
+
+
+class PartsThrottled(NotInParts):
+    """Upstream has refused the part because it wants fewer requests, and sends the whole; `seconds` is for how long it
+    wants that.
+    """
+
+    def __init__(self, message: str, *, upstream: str, seconds: float) -> None:
+        super().__init__(message, upstream=upstream)
+        self.seconds = seconds
 
 
 class SizeDisputed(NotInParts):
@@ -584,6 +594,8 @@ class LazyBlob:
         is_longer = ends is not None and ends > claim.span.stop
         if is_upstream and (body.start != claim.offset or is_longer):
             body.abort()
+            if isinstance(body, SaysThrottled) and body.throttled is not None:
+                raise PartsThrottled("upstream wants fewer requests", upstream=self.upstream, seconds=body.throttled)
             raise RangesIgnored("upstream sends more than the part that it was asked for", upstream=self.upstream)
         return is_longer
 

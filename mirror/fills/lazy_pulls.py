@@ -25,7 +25,16 @@ from mirror.aio.caches import TtlCache
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import MirrorError, StoreFull
 from mirror.fills.filler import ReservedSpace, Room
-from mirror.fills.lazy_blob import AVOIDED, Asker, LazyBlob, NotInParts, PartTools, RangesIgnored, SizeDisputed
+from mirror.fills.lazy_blob import (
+    AVOIDED,
+    Asker,
+    LazyBlob,
+    NotInParts,
+    PartsThrottled,
+    PartTools,
+    RangesIgnored,
+    SizeDisputed,
+)
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.policy.rules import LazyRule
@@ -82,6 +91,10 @@ class LazyPulls:
         self._ignoring: TtlCache[str, bool] = TtlCache(
             _MOST_AVOIDED, AVOIDED, clock, name="upstreams that ignore ranges"
         )
+        #: Until when no parts are asked for.
+        self._throttling: TtlCache[str, float] = TtlCache(
+            _MOST_AVOIDED, AVOIDED, clock, name="upstreams that throttle parts"
+        )
         #: Blobs that were wrong, or (with a size) of which upstream says another size.
         self._unfit: TtlCache[tuple[str, Digest, int | None], bool] = TtlCache(
             _MOST_AVOIDED, AVOIDED, clock, name="blobs without lazy parts"
@@ -111,8 +124,12 @@ class LazyPulls:
             spans.close()
 
     def avoids(self, digest: Digest, upstream: str, size: int) -> bool:
-        """True if no parts of the blob are fetched: its upstream ignores ranges, or something was wrong with them."""
+        """True if no parts of the blob are fetched: its upstream ignores ranges or wants fewer requests, or something
+        was wrong with them.
+        """
         unfit = self._unfit
+        if self._throttling.get(upstream, 0.0) > self._tools.clock():
+            return True
         return upstream in self._ignoring or (upstream, digest, None) in unfit or (upstream, digest, size) in unfit
 
     def _avoid(self, blob: LazyBlob, error: NotInParts) -> None:
@@ -121,6 +138,8 @@ class LazyPulls:
             if upstream not in self._ignoring:
                 telemetry.log.info("upstream ignores ranges", upstream=upstream, digest=str(digest))
             self._ignoring[upstream] = True
+        elif isinstance(error, PartsThrottled):
+            self._throttling[upstream] = self._tools.clock() + error.seconds
         elif isinstance(error, SizeDisputed):
             self._unfit[upstream, digest, blob.size] = True
 

@@ -37,6 +37,15 @@ class SaysStop(Protocol):
 
 
 @runtime_checkable
+class SaysThrottled(Protocol):
+    """The whole of a blob that may have come in place of a part, because the upstream wants fewer requests."""
+
+    @property
+    def throttled(self) -> float | None:
+        """Seconds for which the upstream wanted to be left alone when it refused the part; None if that was not so."""
+
+
+@runtime_checkable
 class SaysWaiting(Protocol):
     """A body that says how much of it has arrived already, which shows whether its sender or its reader is slower."""
 

@@ -27,7 +27,7 @@ from mirror.oci.manifest import ACCEPT, LARGEST, OCI_INDEX, Descriptor, Manifest
 from mirror.oci.reference import Reference
 from mirror.policy.upstream.budget import Budget, is_spent, patience
 from mirror.policy.upstream.heads import WORTH_A_GET, is_worth_a_get, read_head
-from mirror.policy.upstream.retrying import Circuit, parse_http_date
+from mirror.policy.upstream.retrying import Circuit, is_throttling, parse_http_date, parse_retry_after, throttle_seconds
 from mirror.ports import Body, TagBatch
 from mirror.upstream.blob_parts import RegistryBlobParts, closed_after
 from mirror.upstream.calls import Call, Calls
@@ -215,8 +215,6 @@ class RegistryUpstream:
                 body.abort()
                 body.close()
                 body = await self._get_blob("blob", repo, digest, start=start, stop=stop, tries=tries)
-            if is_whole(body, start, stop):
-                self._whole_answers.came(start)
         try:
             with closed_after(body):
                 yield body
@@ -281,7 +279,16 @@ class RegistryUpstream:
             raise self._endpoint.invalid(f"status {answer.status} for a blob", answer.status)
         if is_whole(answer.body, start, stop):
             self._hooks.on_whole()
+            answer.body.throttled = self._throttled_for(answer.instead_of)
+            self._whole_answers.came(start, answer.body.throttled)
         return answer.body
+
+    def _throttled_for(self, refusal: Answer | None) -> float | None:
+        """The seconds for which a refusal asks to be left alone; None if it was no throttling."""
+        after = None if refusal is None else refusal.fields.get("Retry-After")
+        if refusal is None or not is_throttling(refusal.status, after):
+            return None
+        return throttle_seconds(parse_retry_after(after, self.clocks.now()), 1)
 
     def tags(self, repo: str, after: str = "") -> AsyncGenerator[TagBatch, None]:
         """List the tags page by page (`tag_list.py`; see `Upstream`)."""

@@ -2,8 +2,10 @@
 
     asked for parts ── the rest from an offset was asked for, and the whole has come ──> asked for wholes
           ^                                                                                   │
-          └── ten minutes have passed, or a whole has broken off: a part may come after all ──┘
+          └── the time has passed, or a whole has broken off: a part may come after all ──────┘
 
+The time is ten minutes; but if the part was refused by a 429, or by a 503 with `Retry-After`, only as long as that asks
+for: the upstream has said that it wants fewer requests now, not that it refuses ranges, though some mean that.
 A refused part costs further requests each time (`http/download.py`), which are saved like this. A request from the
 first byte on changes nothing: whoever made it can use the whole as well. Small parts are asked for in any case: whoever
 asks for them cannot use the whole, and remembers for how long no more are asked for (`fills/lazy_pulls.py`).
@@ -16,7 +18,7 @@ from typing import Final
 
 from mirror.ports import Body, SaysStop
 
-#: Seconds for which the whole is asked for at once.
+#: Seconds for which the whole is asked for at once, unless the upstream has named others.
 _REMEMBERED: Final = 600.0
 
 
@@ -36,10 +38,12 @@ class WholeAnswers:
         """True if the whole should be asked for in place of a part."""
         return self._clock() < self._until
 
-    def came(self, start: int) -> None:
-        """The whole has come in place of a part from `start` on."""
+    def came(self, start: int, throttled: float | None = None) -> None:
+        """The whole has come in place of a part from `start` on. `throttled` are the seconds for which the upstream
+        wanted fewer requests when it refused the part; None if it did not say so.
+        """
         if start:
-            self._until = self._clock() + _REMEMBERED
+            self._until = self._clock() + (_REMEMBERED if throttled is None else throttled)
 
     def broke_off(self) -> None:
         """A body has broken off: whoever goes on should not begin anew."""

@@ -39,7 +39,7 @@ from mirror.store.local.recovery import sweep
 from tests.support.cancelling import Baseline, cancelled_everywhere
 from tests.support.hangar import CONTENT, DIGEST, HALF, SIZE, GatedUpstream, Hangar
 from tests.support.live_mirror import until
-from tests.support.ranged_upstream import put_spans
+from tests.support.ranged_upstream import RangedBody, put_spans
 from tests.support.stepped_time import SteppedTime
 
 _NEVER = LazyRule(share=1.0, pause=0.0)
@@ -132,6 +132,35 @@ async def site(tmp_path: Path) -> AsyncIterator[_Site]:
         site.upstream.gate.set()
         await site.pulls.aclose()
         await site.hangar.flights.aclose()
+
+
+@pytest.mark.parametrize("throttled", [120.0, None], ids=["throttled", "ignored"])
+async def test_parts_are_asked_for_again_once_upstream_may_be_asked(
+    site: _Site, monkeypatch: pytest.MonkeyPatch, throttled: float | None
+) -> None:
+    """An upstream that wanted fewer requests says for how long; one that ignores ranges is left for ten minutes."""
+    body = RangedBody(CONTENT, Span(0, SIZE), lambda count: None)
+    monkeypatch.setattr(body, "throttled", throttled, raising=False)
+
+    @asynccontextmanager
+    async def whole(start: int, stop: int | None = None) -> AsyncIterator[Body]:
+        yield body
+
+    with monkeypatch.context() as patches:
+        patches.setattr(site.upstream, "pull", whole)
+        with pytest.raises(NotInParts):
+            await site.get(_PART)
+    assert body.aborted
+    site.time.now += 119.0
+    with pytest.raises(NotInParts):
+        await site.get(_PART)
+    assert not site.upstream.starts
+    site.time.now += 2.0
+    if throttled is None:
+        with pytest.raises(NotInParts):
+            await site.get(_PART)
+    else:
+        assert await site.get(_PART) == [_of(_PART)]
 
 
 async def test_whole_blocks_are_fetched_once(site: _Site) -> None:

@@ -236,6 +236,33 @@ async def test_an_upstream_without_ranges_is_asked_for_the_whole_at_once(
     assert len(wholes) == 2
 
 
+@pytest.mark.parametrize(
+    ("code", "headers", "seconds"),
+    [
+        (429, {"Retry-After": "120"}, 120),
+        (429, {}, 2),
+        (429, {"Retry-After": "86400"}, 300),
+        (503, {"Retry-After": "9"}, 9),
+        # says nothing of requests
+        (503, {}, 600),
+    ],
+)
+async def test_throttling_is_no_refusal_of_ranges(
+    registry: FakeRegistry, build: Build, clock: Clock, code: int, headers: dict[str, str], seconds: int
+) -> None:
+    """The upstream is asked for parts again once the time is over for which it wanted fewer requests."""
+    upstream = build(registry.url)
+    registry.fail("blobs", refuse_ranges(code, headers), times=3)
+    async with upstream.blob(_NAME, _DIGEST, 1000) as body:
+        assert body.start == 0
+        body.abort()
+    for passed, start in ((0, 0), (seconds - 1, 0), (2, 1000)):
+        clock.time += passed
+        async with upstream.blob(_NAME, _DIGEST, 1000) as body:
+            assert body.start == start
+            body.abort()
+
+
 async def _whole_for_the_rest(registry: FakeRegistry, upstream: RegistryUpstream) -> None:
     """The rest of the blob is asked for, and the whole comes."""
     registry.fail("blobs", refuse_ranges(403), times=3)

@@ -133,6 +133,8 @@ class HttpBody:
         self._least = self.size if wanted is None else wanted if self.size is None else min(wanted, self.size)
         #: See `SaysStop`.
         self.stop = self._least if framing.length is None else start + framing.length
+        #: See `SaysThrottled`; set by whoever has asked for a part.
+        self.throttled: float | None = None
         self._received = 0
         self._keeps = framing.keeps
         self._remaining = framing.length
@@ -370,6 +372,8 @@ class EncodedBody:
         self._pending = len(begins) == len(room) or bool(decompressor.unconsumed_tail)
         self._taken, self._given = len(first), len(begins)
         self.start, self.abort, self.close = body.start, body.abort, body.close
+        #: See `SaysThrottled`; set by whoever has asked for a part.
+        self.throttled: float | None = None
         # upstream does not state the decoded size
         self.size = None if self._decompressor else body.size
 

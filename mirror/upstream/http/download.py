@@ -26,7 +26,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -85,7 +85,8 @@ class Answer:
     """The last answer after all redirects, given by `url`.
 
     Of a small answer, `content` is its content without its `Content-Encoding`, and `sent` as it was sent. Of a blob,
-    `body` is set, and the caller closes it. Of an error, `content` is its text, at most 64 KiB.
+    `body` is set, and the caller closes it. Of an error, `content` is its text, at most 64 KiB. `instead_of` is the
+    refusal of a part in whose place this whole has come.
     """
 
     status: int
@@ -94,6 +95,7 @@ class Answer:
     content: bytes = b""
     body: HttpBody | EncodedBody | None = None
     sent: bytes = b""
+    instead_of: Answer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +233,7 @@ class Transfer:
             return refusal
         part = None if ask_part is None else _answer_with_body(ask_part)
         if part is None:
-            return whole
+            return replace(whole, instead_of=refusal)
         # the server refuses for a moment: what is here already need not come again
         whole.body.abort()
         whole.body.close()
