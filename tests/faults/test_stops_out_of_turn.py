@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +18,7 @@ from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.out_of_turn import bytes_out_of_turn
 from tests.support.process import PATIENCE, eventually
 from tests.support.scripted import Answering, Request, Script, Stall
+from tests.support.waiting_client import WaitingClient
 
 _SMALL = noise(8_000_000, seed=65)
 _LARGE = noise(48 << 20, seed=66)
@@ -55,30 +54,6 @@ def _count(folder: Path) -> int:
     return bytes_out_of_turn(LocalStore(Layout(folder / "store")), Digest.of(_SMALL))
 
 
-class _Waiting:
-    """A client whose answer comes only in part."""
-
-    def __init__(self, mirror: MirrorProcess, target: str, headers: dict[str, str]) -> None:
-        self._arguments = mirror, target, headers
-        self.body: bytes | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        mirror, target, headers = self._arguments
-        try:
-            self.body = mirror.get(target, headers)[2]
-        except (OSError, http.client.HTTPException):
-            self.body = None
-
-    def __enter__(self) -> _Waiting:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-
-
 @pytest.mark.parametrize("follows", [False, True])
 def test_65_ending_while_a_part_is_fetched(registry: FakeRegistry, tmp_path: Path, gate: Stall, follows: bool) -> None:
     """Row 65: or while the whole follows. What was here before is not fetched again."""
@@ -93,7 +68,7 @@ def test_65_ending_while_a_part_is_fetched(registry: FakeRegistry, tmp_path: Pat
     registry.fail("blobs", answer, times=1000)
     with MirrorProcess(config) as mirror, ExitStack() as stack:
         assert mirror.get("/v2/library/app/manifests/v1")[0] == 200
-        client = stack.enter_context(_Waiting(mirror, at, part))
+        client = stack.enter_context(WaitingClient(mirror, at, part))
         assert gate.reached.wait(PATIENCE)
         eventually(lambda: _count(tmp_path) >= BLOCK, "the first block is here")
         assert mirror.stop() == 0
@@ -128,7 +103,7 @@ def test_65_ending_while_several_connections_fill(registry: FakeRegistry, tmp_pa
     registry.fail("blobs", answer, times=1000)
     with MirrorProcess(config) as mirror, ExitStack() as stack:
         assert mirror.get("/v2/library/app/manifests/v1")[0] == 200
-        client = stack.enter_context(_Waiting(mirror, at, {}))
+        client = stack.enter_context(WaitingClient(mirror, at, {}))
         assert gate.reached.wait(PATIENCE)
         assert mirror.stop() == 0
         stack.close()
