@@ -6,10 +6,10 @@ import json
 import os
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from mirror.config.bucket_settings import ONLY_FOR, SECRETS, BucketSettings
+from mirror.config.files import unreadable
 from mirror.config.settings import StoreSettings
 from mirror.values.bucket_address import BucketAddress, parse_bucket
 
@@ -149,11 +149,9 @@ def _encryption(bucket: BucketSettings) -> Iterator[str]:
 
 
 def _files(bucket: BucketSettings) -> Iterator[str]:
-    for setting in _FILES:
-        path: Path | None = getattr(bucket, setting)
-        if path is not None and not os.access(path, os.R_OK):
-            yield f"{setting}: {path} cannot be read"
-            return
+    if mistakes := unreadable({setting: getattr(bucket, setting) for setting in _FILES}):
+        yield from mistakes
+        return
     if bucket.ca_file is not None:
         try:
             ssl.create_default_context(cafile=bucket.ca_file)

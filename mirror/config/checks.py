@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import ssl
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Final
 
 from mirror.access.htpasswd import check_htpasswd
@@ -16,6 +14,7 @@ from mirror.config.access_policy import access_policy, wrong_issuers
 from mirror.config.bucket_checks import bucket_hints, check_bucket
 from mirror.config.cluster_checks import check_cluster, cluster_hints
 from mirror.config.event_checks import check_events, event_hints
+from mirror.config.files import is_absent, is_readable, unreadable
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
     PUBLIC,
@@ -45,10 +44,7 @@ def _check_reach(reach: ReachSettings, name: str) -> list[str]:
     mistakes = []
     if reach.provider and (missing := missing_library(reach.provider)):
         mistakes.append(f"provider: {reach.provider} {missing}")
-    for setting in _FILES:
-        path: Path | None = getattr(reach, setting)
-        if path is not None and not os.access(path, os.R_OK):
-            mistakes.append(f"{setting}: {path} cannot be read")
+    mistakes += unreadable({setting: getattr(reach, setting) for setting in _FILES})
     return mistakes or _check_contents(reach, name)
 
 
@@ -276,10 +272,6 @@ def _check_admin(config: Config) -> list[str]:
     return [f"admin.listen: {address} is not a loopback address: that needs {missing} (see docs/admin-api.md)"]
 
 
-def _advice(setting: str, path: Path) -> str:
-    return "; `mirror account add NAME` creates it" if setting == "htpasswd" and not path.exists() else ""
-
-
 def _check_access(config: Config) -> list[str]:
     access = config.access
     named = {"htpasswd": access.htpasswd, "client_ca": access.client_ca, "token_key_file": access.token_key_file}
@@ -288,11 +280,9 @@ def _check_access(config: Config) -> list[str]:
             f"issuer[{number}].{setting}": getattr(issuer, setting)
             for setting in ("keys_file", "issuer_ca_file", "bearer_file")
         }
-    mistakes = [
-        f"access.{setting}: {path} cannot be read{_advice(setting, path)}"
-        for setting, path in named.items()
-        if path is not None and not os.access(path, os.R_OK)
-    ]
+    mistakes = [f"access.{mistake}" for mistake in unreadable(named)]
+    if access.htpasswd is not None and is_absent(access.htpasswd):
+        mistakes[0] += "; `mirror account add NAME` creates it"
     mistakes += [*_unusable_secrets(access), *wrong_issuers(access)]
     if access.client_ca is not None and config.server.tls_certificate is None:
         mistakes.append("access.client_ca: needs server.tls_certificate, because client certificates are part of TLS")
@@ -310,7 +300,7 @@ def _unusable_secrets(access: AccessSettings) -> list[str]:
     """Mistakes in the content of the htpasswd file and the token key file. Files that cannot be read are skipped."""
     mistakes: list[str] = []
     for path, check in ((access.htpasswd, check_htpasswd), (access.token_key_file, check_keys)):
-        if path is not None and os.access(path, os.R_OK):
+        if path is not None and is_readable(path):
             try:
                 check(path)
             except ConfigError as error:
@@ -332,12 +322,8 @@ def _check_routes(routes: Iterable[RouteSettings]) -> list[str]:
 def _check_server(server: ServerSettings) -> list[str]:
     fixed = [address for address in server.listen if not address.endswith(":0")]
     mistakes = [f"server.listen: {address} is there more than once" for address in sorted(_repeated(fixed))]
-    unreadable = [
-        f"server.{setting}: {path} cannot be read"
-        for setting in ("tls_certificate", "tls_key")
-        if (path := getattr(server, setting)) is not None and not os.access(path, os.R_OK)
-    ]
-    if server.tls_certificate and server.tls_key and not unreadable:
+    absent = unreadable({"tls_certificate": server.tls_certificate, "tls_key": server.tls_key})
+    if server.tls_certificate and server.tls_key and not absent:
         try:
             # an empty passphrase, so that OpenSSL does not ask for one on the terminal
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
@@ -348,7 +334,7 @@ def _check_server(server: ServerSettings) -> list[str]:
                 f"server.tls_certificate, tls_key: {server.tls_certificate} and {server.tls_key} are not PEM "
                 "files that belong together, or the key has a passphrase"
             )
-    return mistakes + unreadable
+    return mistakes + [f"server.{mistake}" for mistake in absent]
 
 
 def _check_upstreams(upstreams: Iterable[UpstreamSettings]) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from pathlib import Path
 from typing import Final
 
 from mirror.config.cluster_settings import ClusterSettings
+from mirror.config.files import unreadable
 from mirror.config.settings import Config
 from mirror.errors import ConfigError
 from mirror.policy.cluster.member_addresses import MemberAddress, parse_member
@@ -105,11 +105,7 @@ def _tls(cluster: ClusterSettings, *, tls: bool) -> list[str]:
     if not tls:
         return [f"{name}: is for members with https://" for name, path in paths.items() if path is not None]
     missing = [f"{name}: must be set for members with https://" for name, path in paths.items() if path is None]
-    missing += [
-        f"{name}: {path} cannot be read"
-        for name, path in paths.items()
-        if path is not None and not os.access(path, os.R_OK)
-    ]
+    missing += unreadable(paths)
     certificate, key, ca_file = cluster.tls_certificate, cluster.tls_key, cluster.ca_file
     if missing or certificate is None:
         return missing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Sequence
 
+from mirror.config.files import unreadable
 from mirror.config.settings import Config, EventEndpointSettings
 
 
@@ -15,12 +16,16 @@ def check_events(endpoints: Sequence[EventEndpointSettings]) -> list[str]:
     mistakes = [f"events.endpoint: {name} is the name of two endpoints" for name in sorted(names)]
     for number, endpoint in enumerate(endpoints, 1):
         where = f"events.endpoint[{number}]"
+        absent = unreadable({"secret_file": endpoint.secret_file, "ca_file": endpoint.ca_file})
+        mistakes += [f"{where}.{mistake}" for mistake in absent]
+        if absent:
+            continue
         if endpoint.secret_file is not None:
             try:
                 if not endpoint.secret_file.read_bytes().strip():
                     mistakes.append(f"{where}.secret_file: {endpoint.secret_file} is empty")
-            except OSError:
-                mistakes.append(f"{where}.secret_file: {endpoint.secret_file} cannot be read")
+            except OSError as error:
+                mistakes.append(f"{where}.secret_file: {endpoint.secret_file} cannot be read: {error.strerror}")
         if endpoint.ca_file is not None:
             try:
                 ssl.create_default_context(cafile=endpoint.ca_file)

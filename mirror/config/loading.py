@@ -24,6 +24,7 @@ from pydantic_settings import EnvSettingsSource
 from mirror.config import values
 from mirror.config.bucket_settings import SECRETS, BucketSettings, check_customer_key, check_proxy
 from mirror.config.checks import cross_check
+from mirror.config.files import is_absent
 from mirror.config.settings import (
     Config,
     EventEndpointSettings,
@@ -69,7 +70,7 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None, *, without_
     config, more = _with_secrets(config)
     mistakes += more
     mistakes += [mistake for mistake in cross_check(config) if not _follows(mistake, mistakes)]
-    if without_htpasswd and config.access.htpasswd is not None and not config.access.htpasswd.exists():
+    if without_htpasswd and config.access.htpasswd is not None and is_absent(config.access.htpasswd):
         mistakes = [mistake for mistake in mistakes if not mistake.startswith("access.htpasswd: ")]
     if mistakes:
         raise ConfigError(mistakes)

@@ -43,7 +43,7 @@ def _endpoint(**settings: object) -> str:
         ({"name": "ci", "url": "https://x.test/", "timeout": "0s"}, "events.endpoint[1].timeout"),
         ({"name": "ci", "url": "https://x.test/", "proxy": "socks5://x"}, "neither http://host:port nor env"),
         ({"name": "ci", "url": "https://x.test/", "secret_file": "/nowhere"}, "secret_file: /nowhere cannot be read"),
-        ({"name": "ci", "url": "https://x.test/", "ca_file": "/nowhere"}, "ca_file: /nowhere contains no certificate"),
+        ({"name": "ci", "url": "https://x.test/", "ca_file": "/nowhere"}, "ca_file: /nowhere cannot be read: No such"),
         ({"name": "ci", "url_file": "/nowhere"}, "events.endpoint[1].url_file"),
     ],
 )

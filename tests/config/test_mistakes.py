@@ -667,3 +667,50 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     file.write_bytes(b"[server]\n\xa4")
     with pytest.raises(ConfigError, match="not TOML: not UTF-8 at byte 9"):
         load(file)
+
+
+_FILE_SETTINGS = """
+    [server]
+    tls_certificate = {file!r}
+    tls_key = {file!r}
+    [access]
+    htpasswd = {file!r}
+    client_ca = {file!r}
+    token_key_file = {file!r}
+    [[access.issuer]]
+    name = "ci"
+    issuer = "https://ci.example"
+    audience = "mirror"
+    keys_file = {file!r}
+    [[upstream]]
+    name = "docker.io"
+    ca_file = {file!r}
+    docker_config = {file!r}
+    client_certificate = {file!r}
+    client_key = {file!r}
+    [[events.endpoint]]
+    name = "ci"
+    url = "https://ci.example"
+    secret_file = {file!r}
+    ca_file = {file!r}
+    """
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("absent", "No such file or directory"),
+        ("folder", "it is a folder"),
+        ("file/below", "Not a directory"),
+        ("loop", "Too many levels of symbolic links"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_with_the_reason(tmp_path: Path, name: str, reason: str) -> None:
+    """Every file that the configuration names, not only secrets."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    file = str(tmp_path / name)
+    said = [one for one in _mistakes(tmp_path, _FILE_SETTINGS.format(file=file)) if "cannot be read" in one]
+    assert len(said) == 12, said
+    assert [one for one in said if f"{file} cannot be read: {reason}" not in one] == []
