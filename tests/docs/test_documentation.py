@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
+import mirror
 from mirror import telemetry
 from mirror.cli import every_command
 from mirror.config import Config, hints, load
@@ -277,6 +280,27 @@ def test_every_error_is_documented_and_has_an_answer() -> None:
         assert error in ANSWERS, error
         if error is not ConfigError:
             assert f"| {ANSWERS[error].status} | `{ANSWERS[error].code}` | `{error.__name__}` |" in page, error
+
+
+def test_every_more_exact_name_of_an_error_is_documented() -> None:
+    """Logs, metrics and answers show the name of the class: what an operator reads there stands on the page."""
+    page = (ROOT / "docs/errors.md").read_text()
+    for module in walk_packages(mirror.__path__, "mirror."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    exact = {
+        error
+        for error in every_error()
+        # commands print messages, not names; an error with an underscore does not leave its file
+        if error.__module__.startswith("mirror.")
+        and not error.__module__.startswith(("mirror.errors", "mirror.cli", "mirror.nodes"))
+        and not error.__name__.startswith("_")
+    }
+    assert len(exact) > 5
+    assert {error.__name__ for error in exact if f"`{error.__name__}`" not in page} == set()
+    for error in exact:
+        (row,) = [line for line in page.splitlines() if line.startswith("|") and f"`{error.__name__}`" in line]
+        assert f"`{error.__mro__[1].__name__}`" in row or error.__mro__[1] in exact, error
 
 
 def test_an_unlisted_refinement_is_answered_like_its_ancestor() -> None:

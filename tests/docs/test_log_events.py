@@ -73,3 +73,11 @@ def test_tests_wait_for_events_that_exist() -> None:
     for path in (_TREE / "tests").rglob("test_*.py"):
         for event in (first or second for first, second in named.findall(path.read_text())):
             assert event in _events() | {"forged", "raw"}, f"{path.name}: {event}"
+
+
+def test_each_event_has_one_row_at_three_in_the_morning() -> None:
+    """Two rows for one event may come to say different things."""
+    table = (_TREE / "docs/running.md").read_text().partition("## At three in the morning")[2]
+    firsts = re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE)
+    assert len(firsts) > 100
+    assert sorted({first for first in firsts if firsts.count(first) > 1}) == []
