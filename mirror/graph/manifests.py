@@ -21,19 +21,26 @@ A caller that only shows manifests to people may leave out what cannot be read; 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from mirror import telemetry
 from mirror.errors import BlobDamaged, BlobUnknown, RecordDamaged, StoreError
-from mirror.oci.digest import Digest
+from mirror.oci.digest import HEX_LENGTHS, Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest, ManifestMalformed, read_manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.ports import Blobs, Catalog
 
 T = TypeVar("T")
+
+#: How many hex digits `mentioned_in` keeps of a digest: enough to tell which manifests are worth reading.
+_KEPT: Final = 16
+_MENTION: Final = re.compile(b"(?:%s):([0-9a-f]{%d})" % ("|".join(HEX_LENGTHS).encode(), _KEPT))
+#: A character of ASCII as JSON may write it instead (RFC 8259, section 7): digests consist of nothing else.
+_ESCAPED: Final = re.compile(rb"\\u00([0-7][0-9a-fA-F])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,23 @@ def manifest_of_bytes(store: Blobs, digest: Digest, media_type: str | None = Non
         return read_manifest(store.read(digest, LARGEST), media_type, algorithm=digest.algorithm)
     except (BlobUnknown, ManifestMalformed):
         return None
+
+
+def mentioned_in(store: Blobs, digest: Digest) -> bytes:
+    """Blocking: returns the beginnings, as `beginning` gives them, of all digests in the bytes of a manifest. Costs one
+    file and no parsing, a tenth of `read_stored`. The manifest may name any of these digests, and names no others.
+
+    Raises `BlobUnknown`, `BlobDamaged` (also if there are more bytes than a manifest may have), `StoreError`.
+    """
+    content = store.read(digest, LARGEST)
+    if rb"\u" in content:
+        content = _ESCAPED.sub(lambda found: bytes((int(found[1], 16),)), content)
+    return bytes.fromhex(b"".join(_MENTION.findall(content)).decode())
+
+
+def beginning(digest: Digest) -> bytes:
+    """The beginning of a digest, to be looked for in what `mentioned_in` returns."""
+    return bytes.fromhex(digest.hex[:_KEPT])
 
 
 def certain_manifest(store: Blobs, repo: Repo, digest: Digest, media_type: str | None = None) -> Manifest | None:

@@ -6,9 +6,11 @@ this repository. Grants are looked up in this order:
 
     memory of this process ──> index ──> manifests of the repository on disk ──> (the caller asks upstream)
 
-The disk is read if the index has no answer: the index may be lost, late or down, while the disk is authoritative. The
-manifests that were used last are read first, until one grants the blob, or until a rebuild has told the index. A
-manifest that cannot be read at the moment may grant any blob, so if no other manifest grants the blob, `size` raises.
+The disk is read if the index has no answer: the index may be lost, late or down, while the disk is authoritative. First
+each manifest is looked at, which is cheap and tells which digests its bytes mention; this is remembered, because the
+bytes of a digest never change. Only the manifests that mention the blob are then read in full, with their records: a
+mention alone grants nothing. A manifest that cannot be looked at may grant any blob, one that cannot be read in full
+any that it mentions; if no other manifest grants the blob, `size` raises.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Container, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from mirror import telemetry
@@ -25,7 +27,7 @@ from mirror.aio.background import BackgroundTasks
 from mirror.aio.caches import LruCache
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
-from mirror.graph.manifests import StoredManifest, read_stored
+from mirror.graph.manifests import StoredManifest, beginning, mentioned_in, read_stored
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import CHECKED, Manifest
 from mirror.oci.reference import Repo
@@ -34,12 +36,16 @@ from mirror.ports import BlobStore, Catalog, ContentIndex
 #: (repository, digest) pairs that a process remembers.
 _MOST: Final = 200_000
 
-#: Seconds until all manifests of a repository are read from the disk again.
-_READ_EVERY: Final = 2.0
-#: Manifests that are read before somebody looks whether one of them grants the blob: at first, and at most. Each step
-#: reads twice as many as the one before it.
-_FEW: Final = 16
-_MANY: Final = 256
+#: Bytes of memory for what the manifests of all repositories mention.
+_MEMORY: Final = 64 << 20
+#: Seconds for which a manifest that was read in full is believed: its record may change.
+_BELIEVED: Final = 2.0
+#: Manifests that are looked at before somebody looks whether one of them mentions the blob: at first, and at most. Each
+#: step looks at twice as many as the one before it.
+_FEW: Final = 64
+_MANY: Final = 512
+#: Manifests that are read in full for a blob before the index is asked again.
+_IN_FULL: Final = 16
 
 #: Seconds that an answer waits for a grant to be written to the index.
 _PATIENCE: Final = 0.25
@@ -82,8 +88,8 @@ class Grants:
         self._store = store
         self._sizes: LruCache[tuple[Repo, Digest], int] = LruCache(_MOST, name="grants")
         self._once = SingleFlight()
-        self._read: LruCache[Repo, _Reading] = LruCache(
-            64 << 20, lambda read: read.weight(), name="blobs by repository"
+        self._known: LruCache[Repo, _Manifests] = LruCache(
+            _MEMORY, lambda known: known.weight(), name="blobs by repository"
         )
         self._background = BackgroundTasks()
 
@@ -150,33 +156,34 @@ class Grants:
 
     async def _on_disk(self, repo: Repo, digest: Digest) -> tuple[int | None, StoreError | None]:
         """Returns the size that the repository's manifests grant for the blob (None: no grant), and the error if one of
-        them could not be read.
+        those that may grant it could not be read.
 
-        Manifests are read, those used last first, until one grants the blob; the next call goes on from there. All are
-        read again only every few seconds, because clients can ask for any number of invented digests. Manifests that
-        are new since, or could not be read, are looked for on each call, because another process may have fetched one
-        just now.
+        What is known answers at once. Otherwise the manifests are listed, and those that are new are looked at, until
+        one grants the blob. Clients can ask for any number of invented digests: each costs a list of the manifests, and
+        no file is opened for it, unless it is of a manifest that could not be looked at before.
         """
-        reading, ours = self._read.get(repo), False
-        if reading is None or reading.is_over(time.monotonic()):
-            reading, ours = _Reading(self._store, self._catalog, repo, time.monotonic()), True
-            self._read[repo] = reading
-        async with reading:
+        known = self._known.get(repo)
+        if known is None:
+            known = self._known[repo] = _Manifests(self._store, self._catalog, repo)
+        with known.asked_for(digest, time.monotonic()):
+            # a list that was begun before this call may lack newer manifests
+            before = known.lists
             # without a size, it may be named once more, with one
-            while (size := reading.granted.get(digest)) in (None, -1) and not reading.is_done:
-                await self._once.run(reading, reading.step)
+            while (size := known.granted.get(digest)) in (None, -1):
+                if is_mentioned := known.want(digest):
+                    await self._once.run_since((known, "in full"), known.read_wanted)
+                elif known.is_looked_through(before, time.monotonic(), is_named=size is not None):
+                    break
+                else:
+                    await self._once.run(known, known.look)
                 # it weighs more now
-                self._read[repo] = reading
-                if digest not in reading.granted and (linked := await self._linked(repo, digest)) not in (None, -1):
+                self._known[repo] = known
+                if digest in known.granted or (known.mentions(digest) and not is_mentioned):
+                    continue
+                if (linked := await self._linked(repo, digest)) not in (None, -1):
                     # a rebuild of the index, or another process, was quicker
                     return linked, None
-        error = reading.error
-        if size is None and not ours:
-            # a read that began before this call may have missed newer manifests
-            added, error = await self._once.run_since((repo, "since"), lambda: self._since(repo, reading.granted))
-            reading.granted.update(added)
-            size = reading.granted.get(digest)
-        return size, error
+            return size, known.error_for(digest)
 
     async def _linked(self, repo: Repo, digest: Digest) -> int | None:
         """Returns what the index says; None also if it does not answer."""
@@ -184,105 +191,202 @@ class Grants:
             return await self._index.linked(repo, digest)
         return None
 
-    async def _since(self, repo: Repo, known: Mapping[Digest, int]) -> tuple[dict[Digest, int], StoreError | None]:
-        """Reads the manifests that are not among the known ones."""
-        reading = _Reading(self._store, self._catalog, repo, time.monotonic(), known)
-        while not reading.is_done:
-            await reading.step()
-        return reading.granted, reading.error
 
+class _Manifests:
+    """The manifests of a repository, as this process knows them.
 
-class _Reading:
-    """Reads the manifests of a repository once, in steps, those used last first.
+    record on the disk ── look: listed ── looked at, in steps ──> mentions known, until nobody asks for the repository
+                            ^                  │
+                            └── absent, damaged or unreadable: looked at again after the next list
 
-    begun ── step: listed ── step: some are read ──> … ── all are read ──> done ── some seconds ──> over
-                 │  nobody waits for more
-                 └──> rests, and goes on with the next caller, or is over some seconds after it began
+    mentions the blob ── read in full ──> grants known ── some seconds ──> read in full again, if somebody asks
+                            ^       │
+                            └───────┘ absent, damaged or unreadable: tried again by the next caller
+
+    A look that nobody waits for any more rests, and goes on with the next caller. All callers share each step.
     """
 
-    def __init__(
-        self, store: BlobStore, catalog: Catalog, repo: Repo, began_at: float, skip: Container[Digest] = ()
-    ) -> None:
-        """`began_at` is in seconds of the monotonic clock. The manifests in `skip` are not read."""
-        #: What the manifests that were read so far grant, with sizes in bytes.
+    def __init__(self, store: BlobStore, catalog: Catalog, repo: Repo) -> None:
+        #: What the manifests that were read in full grant, with sizes in bytes.
         self.granted: dict[Digest, int] = {}
-        #: The last error of a manifest that may grant anything.
-        self.error: StoreError | None = None
-        self.is_done = False
+        #: How many lists were begun.
+        self.lists = 0
         self._store = store
         self._catalog = catalog
         self._repo = repo
-        self._skip = skip
-        #: Those that wait to be read, the next one last; None before they are listed.
-        self._waiting: list[Digest] | None = None
+        #: By the digest of a manifest, the beginnings of the digests that it mentions.
+        self._mentioned: dict[str, bytes] = {}
+        #: The bytes that these take.
+        self._size = 0
+        #: Manifests of the last list that wait to be looked at, the next one last.
+        self._waiting: list[Digest] = []
         self._most = _FEW
+        #: How many lists were looked through, and when the last one was (seconds of the monotonic clock).
+        self._ended, self._ended_at = 0, -math.inf
+        #: The last error of a look that may hide a grant: of the look under way, and of the one that ended last.
+        self._trouble: StoreError | None = None
+        self._error: StoreError | None = None
+        #: Manifests that were read in full, and those that could not be, with the error if they may grant something.
+        self._read: set[str] = set()
+        self._failed: dict[str, StoreError | None] = {}
+        #: Blobs that somebody waits for, with the manifests to read.
+        self._wanted: dict[Digest, list[str]] = {}
         self._callers = 0
-        #: When it began, or was done.
-        self._at = began_at
+        #: Since when what was read in full is believed.
+        self._since = -math.inf
 
     def __repr__(self) -> str:
-        waiting = "not listed" if self._waiting is None else f"{len(self._waiting)} waiting"
-        return f"<_Reading {self._repo}: {len(self.granted)} granted, {waiting}>"
+        return f"<_Manifests {self._repo}: {len(self._mentioned)} known, {len(self._waiting)} waiting>"
 
-    async def __aenter__(self) -> _Reading:
+    @contextmanager
+    def asked_for(self, digest: Digest, now: float) -> Iterator[None]:
+        """Around each search. `now` is in seconds of the monotonic clock."""
+        if not self._callers and now - self._since > _BELIEVED:
+            self.granted, self._since = {}, now
+            self._read.clear()
+            self._failed.clear()
+        for name in [name for name in self._failed if self._may_grant(name, digest)]:
+            del self._failed[name]
         self._callers += 1
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._callers -= 1
-
-    def is_over(self, now: float) -> bool:
-        """True if it must not be believed any more: the manifests may have changed since."""
-        return not self._callers and now - self._at > _READ_EVERY
+        try:
+            yield
+        finally:
+            self._callers -= 1
 
     def weight(self) -> int:
         """Returns how much memory it takes, roughly, in bytes."""
-        return 512 + 256 * (len(self.granted) + len(self._waiting or ()))
+        return 1024 + self._size + 250 * len(self.granted) + 250 * len(self._waiting) + 100 * len(self._read)
 
-    async def step(self) -> None:
-        """Lists the manifests, or reads the next few."""
-        if self.is_done:
+    def mentions(self, digest: Digest) -> bool:
+        """Whether there are manifests to read for this blob."""
+        return bool(self._unread(digest))
+
+    def want(self, digest: Digest) -> bool:
+        """Notes which manifests are to be read for this blob next; False if there are none."""
+        unread = self._unread(digest)
+        if unread:
+            self._wanted[digest] = unread[:_IN_FULL]
+        return bool(unread)
+
+    def is_looked_through(self, before: int, now: float, *, is_named: bool) -> bool:
+        """True if a list that was begun after the first `before` ones is looked through. For a blob that `is_named`
+        without a size, one from some seconds ago is enough.
+        """
+        return self._ended > before or (is_named and now - self._ended_at < _BELIEVED)
+
+    def error_for(self, digest: Digest) -> StoreError | None:
+        """The error of a manifest that may grant this blob; None if there was none."""
+        errors = (error for name, error in self._failed.items() if error and self._may_grant(name, digest))
+        return next(errors, self._error)
+
+    async def read_wanted(self) -> None:
+        """Reads in full what is wanted by now."""
+        wanted, self._wanted = self._wanted, {}
+        # one of them may have been read for another blob since
+        left = {
+            digest: [name for name in names if name not in self._read]
+            for digest, names in wanted.items()
+            if self.granted.get(digest, -1) < 0
+        }
+        if not any(left.values()):
             return
+        granted, read, failed = await asyncio.to_thread(self._in_full, left)
+        _add(self.granted, granted)
+        self._read |= read
+        self._failed |= failed
+
+    async def look(self) -> None:
+        """Lists the manifests if nothing is left of the last list, and looks at the next few."""
+        if not self._waiting:
+            self.lists += 1
+            self._most, self._trouble = _FEW, None
+        new, gone = await asyncio.to_thread(self._look)
+        for name in gone:
+            self._forget(name)
+        for name, mentioned in new.items():
+            self._forget(name)
+            self._mentioned[name] = mentioned
+            self._size += _weight_of(name, mentioned)
+        if not self._waiting:
+            self._ended, self._ended_at, self._error = self.lists, time.monotonic(), self._trouble
+
+    def _look(self) -> tuple[dict[str, bytes], list[str]]:
+        """Blocking: returns what the next manifests mention, and those that the repository has no more."""
+        new: dict[str, bytes] = {}
+        gone: list[str] = []
         try:
-            if self._waiting is None:
-                self._waiting = await asyncio.to_thread(self._listed)
-            else:
-                self.granted.update(await asyncio.to_thread(self._next))
+            if not self._waiting:
+                listed = {str(digest): digest for digest in self._catalog.manifest_digests(self._repo)}
+                gone = [name for name in self._mentioned if name not in listed]
+                self._waiting = [digest for name, digest in listed.items() if name not in self._mentioned]
         except StoreError as error:
             # not all that there are are known
-            self.error, self._waiting = error, []
-        if not self._waiting:
-            self.is_done = True
-            self._at = time.monotonic()
-
-    def _listed(self) -> list[Digest]:
-        """Blocking: the manifests that are to be read, the one used last at the end."""
-        digests = [each for each in self._catalog.manifest_digests(self._repo) if each not in self._skip]
-        return digests if len(digests) <= _FEW else sorted(digests, key=self._used_at)
-
-    def _used_at(self, digest: Digest) -> float:
-        try:
-            return self._store.stat(digest).used_at
-        except BlobUnknown:
-            return 0.0
-        except StoreError:
-            # to read it gives the error that counts
-            return math.inf
-
-    def _next(self) -> dict[Digest, int]:
-        """Blocking: reads the next manifests, and returns what they grant."""
-        waiting, granted = self._waiting or [], dict[Digest, int]()
-        count, self._most = min(self._most, len(waiting)), min(2 * self._most, _MANY)
-        for _ in range(count):
-            digest = waiting.pop()
+            self._trouble = error
+        for _ in range(min(self._most, len(self._waiting))):
+            digest = self._waiting.pop()
             try:
-                stored = read_stored(self._store, self._catalog, self._repo, digest)
-            except (BlobDamaged, RecordDamaged):
-                # a damaged manifest grants nothing
+                new[str(digest)] = mentioned_in(self._store, digest)
+            except (BlobUnknown, BlobDamaged):
+                # absent or damaged, it grants nothing
                 continue
             except StoreError as error:
-                self.error = error
-                continue
-            if stored is not None:
-                granted.update(granted_by(stored))
-        return granted
+                self._trouble = error
+        self._most = min(2 * self._most, _MANY)
+        return new, gone
+
+    def _forget(self, name: str) -> None:
+        if (mentioned := self._mentioned.pop(name, None)) is not None:
+            self._size -= _weight_of(name, mentioned)
+
+    def _in_full(
+        self, wanted: Mapping[Digest, Sequence[str]]
+    ) -> tuple[dict[Digest, int], set[str], dict[str, StoreError | None]]:
+        """Blocking: reads the manifests that are wanted for each blob, until one grants it with its size. Returns what
+        they grant, which were read, and which could not be, with the error if they may grant something.
+        """
+        granted: dict[Digest, int] = {}
+        read: set[str] = set()
+        failed: dict[str, StoreError | None] = {}
+        for digest, names in wanted.items():
+            for name in names:
+                if granted.get(digest, -1) >= 0:
+                    break
+                if name in read or name in failed:
+                    continue
+                try:
+                    stored = read_stored(self._store, self._catalog, self._repo, Digest.parse(name))
+                except (BlobDamaged, RecordDamaged):
+                    # a damaged manifest grants nothing
+                    failed[name] = None
+                except StoreError as error:
+                    failed[name] = error
+                else:
+                    if stored is None:
+                        # evicted, for now
+                        failed[name] = None
+                    else:
+                        read.add(name)
+                        _add(granted, granted_by(stored))
+        return granted, read, failed
+
+    def _may_grant(self, name: str, digest: Digest) -> bool:
+        """Whether the manifest of this name is, or mentions, the blob."""
+        return name == str(digest) or beginning(digest) in self._mentioned.get(name, b"")
+
+    def _unread(self, digest: Digest) -> list[str]:
+        """The manifests to read for this blob."""
+        part, text = beginning(digest), str(digest)
+        found = [name for name, mentioned in self._mentioned.items() if part in mentioned or name == text]
+        return [name for name in found if name not in self._read and name not in self._failed]
+
+
+def _add(granted: dict[Digest, int], more: Mapping[Digest, int]) -> None:
+    """Adds grants. A size that is not known replaces no other."""
+    for digest, size in more.items():
+        if size >= 0 or digest not in granted:
+            granted[digest] = size
+
+
+def _weight_of(name: str, mentioned: bytes) -> int:
+    """The bytes that an entry takes, with its objects."""
+    return 150 + len(name) + len(mentioned)

@@ -390,7 +390,8 @@ def read_file(info: BlobInfo, reader: LocalReader, limit: int) -> bytes:
     try:
         if info.size > limit:
             raise BlobDamaged(f"{info.digest} has {info.size} bytes, more than the {limit} expected")
-        content = reader.pread(limit + 1, 0)
+        # not up to the limit: memory of that size would be taken from the kernel, and given back, for each small blob
+        content = reader.pread(info.size + 1, 0)
     finally:
         reader.close()
     if not info.digest.matches(content):
