@@ -365,7 +365,8 @@ def _make_eviction(
         # a copy on the disk may be all that is left of a blob that the bucket has lost
         protection.add_on_disk(lambda _: {blob.digest for blob in disk.hosted.blobs.damaged()})
     write_behind = WriteBehind(store, index, now=now, used=bucket_cache.uses.note if bucket_cache else None)
-    usage = StoreUsage(store, index, write_behind, now=now)
+    give_way = GivesWay(write_behind, now=now)
+    usage = StoreUsage(store, index, write_behind, now=now, give_way=give_way)
     evictor = Evictor(
         store,
         index,
@@ -377,8 +378,6 @@ def _make_eviction(
         now=now,
     )
     turn = asyncio.Lock()
-
-    give_way = GivesWay(write_behind, now=now)
 
     async def rebuild() -> Reconciled | None:
         # requests share the interpreter with it: one thread that reads manifests is enough

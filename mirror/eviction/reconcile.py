@@ -37,7 +37,7 @@ from typing import Final, TypeVar
 from mirror import telemetry
 from mirror.aio.batches import batches, batches_ahead, batches_in_thread
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
-from mirror.eviction.giving_way import nobody
+from mirror.eviction.giving_way import NOBODY, Giving
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
 from mirror.graph.walk import walk
@@ -98,11 +98,11 @@ async def reconcile(
     index: ContentIndex,
     *,
     places: BlobPlaces | None = None,
-    give_way: Callable[[float], Awaitable[None]] = nobody,
+    give_way: Giving = NOBODY,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled:
-    """Reads the whole disk and corrects the index. `places` is None if nothing is hosted here; `give_way` is called
-    after each step with the seconds that it took, and pauses. Raises `IndexUnavailable` and `StoreError`. If a manifest
+    """Reads the whole disk and corrects the index. `places` is None if nothing is hosted here; `give_way` pauses
+    after each step, and while the disk is read. Raises `IndexUnavailable` and `StoreError`. If a manifest
     cannot be read, `StoreError` is raised after everything else was done.
     """
     telemetry.log.info("reconcile started")
@@ -112,7 +112,7 @@ async def reconcile(
     writing = IndexWriting(store, catalog, index, places, call, give_way)
     async for repos in batches_in_thread(catalog.repositories(), 1):
         await writing.repository(repos[0])
-    await writing.blobs(store.walk())
+    await writing.blobs(give_way.slices(store.walk()))
     after = (await call(index.usage)).blobs
     dropped = await drop_strays(store, index, call) if after > writing.counts.blobs else 0
     writing.raise_trouble()
@@ -173,7 +173,7 @@ class IndexWriting:
         index: ContentIndex,
         places: BlobPlaces | None,
         call: PatientCalls,
-        give_way: Callable[[float], Awaitable[None]] = nobody,
+        give_way: Giving,
     ) -> None:
         self._store = store
         self._catalog = catalog
@@ -215,7 +215,7 @@ class IndexWriting:
         manifests = links = 0
         used: dict[Digest, float] = {}
         read = self._reader.read_copy if is_hosted else self._reader.read
-        manifests_read = walk(self._catalog, read, self._reader.note, [repo])
+        manifests_read = self._give_way.slices(walk(self._catalog, read, self._reader.note, [repo]))
         async with aclosing(batches_ahead(manifests_read, _MANIFESTS)) as ahead:
             async for found in ahead:
                 granted: dict[Digest, int] = {}

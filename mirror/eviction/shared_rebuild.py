@@ -23,12 +23,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 from mirror import telemetry
 from mirror.errors import IndexUnavailable
-from mirror.eviction.giving_way import nobody
+from mirror.eviction.giving_way import NOBODY, Giving
 from mirror.eviction.reconcile import (
     MARK,
     IndexWriting,
@@ -44,6 +44,8 @@ from mirror.ports import Catalog, ContentIndex, PartedBlobs, RebuildState
 
 #: Parts of the repositories, and of the blobs. After a kill, each process repeats at most one.
 _PARTS: Final = 64
+#: Blobs of one folder, of 256, that make a store large: then each is taken to have some.
+_MANY: Final = 16
 #: Seconds between two looks whether there is something to help with.
 _LOOK_EVERY: Final = 0.25
 
@@ -67,7 +69,7 @@ async def ensure(
     *,
     try_hold: TryHold,
     places: BlobPlaces | None = None,
-    give_way: Callable[[float], Awaitable[None]] = nobody,
+    give_way: Giving = NOBODY,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Reconciled | None:
     """Rebuilds the index if it is not whole, together with all processes that call this; returns None if it is whole,
@@ -80,7 +82,7 @@ async def ensure(
     if await is_whole(index):
         return None
     writing = IndexWriting(store, catalog, index, places, PatientCalls(sleep), give_way)
-    return await _SharedRebuild(store, catalog, index, try_hold, writing, sleep).run()
+    return await _SharedRebuild(store, catalog, index, try_hold, writing, give_way, sleep).run()
 
 
 class _SharedRebuild:
@@ -93,12 +95,14 @@ class _SharedRebuild:
         index: ContentIndex,
         try_hold: TryHold,
         writing: IndexWriting,
+        give_way: Giving,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._index = index
         self._try_hold = try_hold
+        self._give_way = give_way
         self._sleep = sleep
         self._call = PatientCalls(sleep)
         self._writing = writing
@@ -187,15 +191,18 @@ class _SharedRebuild:
             repositories.setdefault(zlib.crc32(str(repo).encode()) % _PARTS, []).append(repo)
         for number, repos in sorted(repositories.items()):
             yield _Part(f"repositories {number}", f"rebuild-{number}", partial(_link, repos))
+        # digests are random: if one folder has many blobs, each part has some
+        is_large = sum(1 for _ in islice(self._store.walk_part("00"), _MANY)) == _MANY
         for number in range(_PARTS):
             each = 256 // _PARTS
             digits = [f"{first:02x}" for first in range(number * each, (number + 1) * each)]
-            if any(True for each in digits for _ in self._store.walk_part(each)):
+            if is_large or any(True for each in digits for _ in self._store.walk_part(each)):
                 yield _Part(f"blobs {number}", f"rebuild-{number}", partial(self._put, digits))
 
     async def _put(self, digits: list[str], writing: IndexWriting) -> int:
         # sorted, one folder after the other: what is written together is then together in the index, too
-        folders = (sorted(self._store.walk_part(each), key=lambda info: str(info.digest)) for each in digits)
+        walks = (self._give_way.slices(self._store.walk_part(each)) for each in digits)
+        folders = (sorted(walk, key=lambda info: str(info.digest)) for walk in walks)
         return await writing.blobs(chain.from_iterable(folders))
 
     def _result(self, *, added: int = 0, dropped: int = 0) -> Reconciled | None:

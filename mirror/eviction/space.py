@@ -181,14 +181,14 @@ class Space:
 
     # ----------------------------------------------------------------------------------------------- measuring
 
-    async def load(self, *, patient: bool = True) -> StoreLoad:
-        """Returns the load of the store, including what fills of this process have reserved. For `patient` see
+    async def load(self, *, patient: bool = True, gives_way: bool = False) -> StoreLoad:
+        """Returns the load of the store, including what fills of this process have reserved. For the arguments see
         `StoreUsage.bytes`. Raises `StoreError`.
         """
         growing, quarantined, (free, disk) = await asyncio.to_thread(
             lambda: (self._store.growing(), self.quarantined(), self._store.free())
         )
-        blobs = await self._usage.bytes(free, patient=patient)
+        blobs = await self._usage.bytes(free, patient=patient, gives_way=gives_way)
         ours = self._protection.in_process()
         own = sum(size for digest, size in growing.items() if digest in ours)
         # a fill of this process counts once: by its reservation, until its partial file accounts for as much
@@ -241,7 +241,7 @@ class Space:
 
     async def check(self) -> None:
         """Sweeps the quarantine, and evicts what is above the high water. Updates the metrics. Raises `StoreError`."""
-        load = await self.load()
+        load = await self.load(gives_way=True)
         limit = self._watermarks.limit(load)
         telemetry.STORE_BYTES.set(load.present)
         telemetry.STORE_LIMIT.set(limit)

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 
@@ -31,6 +31,8 @@ from tests.support.memory_index import MemoryIndex
 from tests.support.memory_store import MemoryCatalog, MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.stocked import Stocked
+
+T = TypeVar("T")
 
 
 class CountedStore(MemoryStore):
@@ -181,7 +183,9 @@ async def test_twice_as_much_costs_twice_as_much() -> None:
         store, catalog = stocked(repositories)
         index = CountedIndex()
         await rebuild(store, catalog, index, FreeLocks())
-        return store.done["reads"], store.done["stats"], index.calls
+        reads, stats = store.done["reads"], store.done["stats"]
+        # the first folder is looked at for how large the store is
+        return reads, stats - sum(1 for _ in store.walk_part("00")), index.calls
 
     few, many = await cost(100), await cost(200)
     assert many[0] == 2 * few[0]
@@ -282,16 +286,25 @@ async def test_each_step_is_short_and_clients_go_first_after_it() -> None:
             rows.append(10 * len(manifests))
             await super().record_references(manifests)
 
-    async def give_way(_took: float) -> None:
-        nonlocal turns
-        turns += 1
-        assert turns == len(rows)
+    class Counting:
+        async def __call__(self, _took: float, /) -> None:
+            nonlocal turns
+            turns += 1
+            assert turns == len(rows)
 
+        def slices(self, items: Iterable[T]) -> Iterator[T]:
+            for item in items:
+                read.append(item)
+                yield item
+
+    read: list[object] = []
     index = Measured()
-    await ensure(store, catalog, index, try_hold=FreeLocks().try_hold, give_way=give_way, sleep=no_sleep)
+    await ensure(store, catalog, index, try_hold=FreeLocks().try_hold, give_way=Counting(), sleep=no_sleep)
     assert (await index.usage()).blobs == 150 * 21 + 1
     assert max(rows) == 100
     assert turns == len(rows) > 90
+    # what threads read from the disk comes in slices, too: each manifest and each blob
+    assert len(read) == 150 + 150 * 21 + 1
 
 
 async def test_clients_go_first_only_if_there_are_any() -> None:
@@ -316,6 +329,34 @@ async def test_clients_go_first_only_if_there_are_any() -> None:
     await uses.flush()
     await give_way(0.01)
     assert len(pauses) == 2
+
+
+def test_a_thread_that_reads_pauses_for_clients() -> None:
+    """Slices are short, whatever an item takes. A use that was seen counts for a second, also after it was written to
+    the index.
+    """
+    clock, pauses = [1000.0], list[float]()
+
+    class Used:
+        used_at = float("-inf")
+
+    uses = Used()
+    give_way = GivesWay(uses, now=lambda: clock[0], clock=lambda: clock[0], block=pauses.append)
+
+    def work(count: int, seconds: float) -> None:
+        for _ in give_way.slices(range(count)):
+            clock[0] += seconds
+
+    work(100, 0.001)
+    assert pauses == []
+    uses.used_at = clock[0]
+    work(10, 0.0004)
+    assert pauses == pytest.approx([0.0024] * 3)
+    uses.used_at = float("-inf")
+    work(1, 0.05)
+    assert pauses[3:] == pytest.approx([0.1])
+    work(1, 1.0)
+    assert len(pauses) == 4
 
 
 # --------------------------------------------------------------------------------------------------- interruptions
