@@ -89,9 +89,9 @@ def test_the_formulas_have_the_same_numbers() -> None:
     for said in (
         f"{_SHARE:.0%} of one replica's network".replace("%", " %"),
         f"{_SEND} s of CPU for each GiB that it sends",
-        f"{_RECEIVE} s for each that it receives",
-        f"{_GIVE} s for each that it gives to another replica",
-        f"{_MEAN_BLOB / 1e6:g} MB (a usual mean of blobs)",
+        f"{_RECEIVE} s for each GiB that it receives",
+        f"{_GIVE} s for each GiB that it sends to another replica",
+        f"{_MEAN_BLOB / 1e6:g} MB (a usual mean size of a blob)",
         f"{_REDIS} bytes for each blob",
         f"{_REQUESTS} for each node",
     ):
