@@ -31,7 +31,7 @@ from mirror.errors import (
     StoreError,
     StoreFull,
 )
-from mirror.fills.filler import ReservedSpace, Room
+from mirror.fills.room import ReservedSpace, Room
 from mirror.graph.damage import set_aside
 from mirror.graph.manifests import StoredManifest
 from mirror.graph.references import ReferenceReader

@@ -5,7 +5,7 @@
                                               └── broken off, down: ──┘      published by another flight or an import:
                                                   waits, asks again          the rest is copied from the store
 
-"Upstream" is whatever the flight's sources are (`sources.py`): a nearer one is left for the next at its first trouble.
+"Upstream" is whatever the flight's sources are (`sources.py`); `fill_download.py` asks them, and waits for them.
 
 The digest of the whole is checked in every case, because bytes received before may be wrong. The followers have the
 whole blob once it is verified: they need not wait for the disk, which syncs and renames it after that.
@@ -19,60 +19,27 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from mirror import telemetry
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import (
-    BlobDamaged,
-    BlobUnknown,
-    BlobUnreadable,
-    DigestMismatch,
-    StoreError,
-    StoreFull,
-    UpstreamCircuitOpen,
-    UpstreamError,
-    UpstreamInvalid,
-    UpstreamThrottled,
-    UpstreamTimeout,
-    UpstreamUnavailable,
-)
-from mirror.fills.flight import NOTICE_BYTES, Flight, InParts
+from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, DigestMismatch, StoreError, UpstreamInvalid
+from mirror.fills.fill_download import FillDownload, FillTools, count_error
+from mirror.fills.flight import Flight, InParts
 from mirror.fills.further_connections import ConnectionMemory
-from mirror.fills.out_of_turn import BoundedBody, OutOfTurn
+from mirror.fills.out_of_turn import OutOfTurn
 from mirror.fills.outages import Outages
-from mirror.fills.sources import OnAnswer, SourceLeft, count_received
+from mirror.fills.room import Room
+from mirror.fills.sources import OnAnswer
 from mirror.graph.damage import hashes_to
 from mirror.oci.digest import Digest
-from mirror.policy.send_limit import Tries, next_try
-from mirror.ports import BlobInfo, BlobReader, BlobStore, Body, Ingest
+from mirror.ports import BlobInfo, BlobReader, BlobStore, Ingest
 
 T = TypeVar("T")
 
 #: Seconds between two checks whether another flight or an import has published a blob that is being filled.
 _LOOK_FOR_PUBLISHED: Final = 0.25
-
-#: How often a full disk is answered by eviction. The disk may report "full" for a reason that eviction does not cure (a
-#: file-size limit), and the cache must not be emptied for it.
-_TRIES_WHEN_FULL: Final = 2
-
-
-class ReservedSpace(Protocol):
-    """Disk space that is reserved for a fill."""
-
-    def release(self) -> None:
-        """Gives the space back. Repeatable."""
-
-
-class Room(Protocol):
-    """The room of the store, as a fill uses it (`eviction/space.py`)."""
-
-    async def reserve(self, size: int | None) -> ReservedSpace:
-        """Reserves `size` bytes (None: unknown), evicting if needed. Raises `StoreFull`."""
-
-    async def make_room(self, size: int) -> None:
-        """Evicts at least `size` bytes after a write failed because the disk was full. Raises `StoreFull`."""
 
 
 class Filler:
@@ -154,7 +121,7 @@ class Filler:
                 flight.again = flight.sources.again()
             else:
                 flight.again = await flight.sources.accuse(str(error))
-            self._count_error(flight, DigestMismatch.__name__)
+            count_error(flight, self._label(flight.upstream), DigestMismatch.__name__)
             raise DigestMismatch(str(error), upstream=flight.source or flight.upstream) from error
         except (UpstreamInvalid, BlobUnreadable):
             # a partial that cannot be read cannot be resumed either: the next fill begins a new file
@@ -197,7 +164,7 @@ class Filler:
 
         True if the blob was published before upstream answered: the flight has landed and needs no ingest.
         """
-        receiving = asyncio.create_task(self._download(flight, ingest, on_answer, out_of_turn))
+        receiving = asyncio.create_task(self._receive(flight, ingest, on_answer, out_of_turn))
         publishing = asyncio.create_task(self._wait_until_published(flight))
         try:
             await asyncio.wait({receiving, publishing}, return_when=asyncio.FIRST_COMPLETED)
@@ -226,140 +193,39 @@ class Filler:
                 flight.store.stat(flight.digest)
                 return await open_verified(flight.store, self.executor, flight.digest, flight.size)
 
-    async def _download(
+    async def _receive(
         self, flight: Flight, ingest: Ingest, on_answer: OnAnswer | None, out_of_turn: OutOfTurn | None
     ) -> None:
-        """Receives every byte, over as many answers as needed. Those that are here `out_of_turn` are not asked for."""
-        if ingest.size is not None and ingest.offset == ingest.size:
-            # another process died between the last byte and the commit; the file may be wrong
-            try:
-                await self._run(ingest.verify)
-            except BlobDamaged:
-                if flight.announced.done():
-                    raise
-                await self._report(flight, out_of_turn)
-                await self._run(ingest.restart)
-            else:
-                flight.announce(ingest.reader)
-                return
-        tries, full = Tries(self._clock()), 0
-        reservation: ReservedSpace | None = None
-        stop, granted = None, False
-        try:
-            while True:
-                before, answered = ingest.offset, False
-                try:
-                    if out_of_turn:
-                        try:
-                            stop = await out_of_turn.next_stop(ingest)
-                        finally:
-                            before = ingest.offset
-                        if flight.announced.done() and before == flight.size:
-                            return
-                    async with flight.sources(before, stop) as body:
-                        answered, flight.source = True, flight.sources.name
-                        self._outages.answered(_asked(flight), self._clock())
-                        disputed = None not in (flight.size, body.size) and flight.size != body.size
-                        size = self._agree(flight, body.size)
-                        if out_of_turn:
-                            flight.size = size = out_of_turn.agree(size)
-                        if reservation is None:
-                            reservation = await self._room.reserve(None if size is None else size - ingest.offset)
-                        if on_answer and not (granted and out_of_turn):
-                            # before `expect`: followers take an announced size as proof that upstream has answered
-                            await on_answer(size)
-                        granted = True
-                        ingest.expect(size)
-                        flight.announce(ingest.reader)
-                        if out_of_turn:
-                            out_of_turn.answered(body)
-                            await self._write_piece(flight, ingest, body, stop, out_of_turn)
-                        else:
-                            await self._write(flight, ingest, body)
-                        if disputed:
-                            # the body may have been cut: its connection may still carry the rest, so do not reuse it
-                            body.abort()
-                    if not out_of_turn or flight.size in (None, ingest.offset):
-                        return
-                    if ingest.offset == before:
-                        raise UpstreamUnavailable(f"no byte from {before} on was sent", upstream=flight.upstream)
-                except SourceLeft as error:
-                    self._log_interruption(flight, ingest, error, 0)
-                except (UpstreamUnavailable, UpstreamThrottled) as error:
-                    if out_of_turn:
-                        out_of_turn.request_ended(error)
-                    now = self._clock()
-                    tries = tries.broken(now, progress=ingest.offset > before) if answered else tries.refused(error)
-                    if ingest.offset > before:
-                        self._outages.answered(_asked(flight), now)
-                    wait = await self._wait_for(flight, error, tries, now)
-                    if wait is None:
-                        raise
-                    if not isinstance(error, UpstreamCircuitOpen):
-                        self._log_interruption(flight, ingest, error, tries.breaks + tries.refusals)
-                    await self.sleep(wait)
-                except StoreFull:
-                    if not flight.announced.done() or full == _TRIES_WHEN_FULL:
-                        raise
-                    full += 1
-                    # other files took the reserved space; without more room the followers go on uncached
-                    await self._room.make_room(NOTICE_BYTES if flight.size is None else flight.size - ingest.offset)
-                finally:
-                    if out_of_turn:
-                        out_of_turn.request_ended()
-                    self._count_received(flight, max(0, ingest.offset - before))
-        finally:
-            try:
-                if out_of_turn:
-                    await out_of_turn.end_connections()
-            finally:
-                if reservation:
-                    reservation.release()
+        """Receives every byte that is not here."""
+        if not await self._verify_whole_partial(flight, ingest, out_of_turn):
+            tools = FillTools(
+                self.executor,
+                self._room,
+                self._label(flight.upstream),
+                self._outages,
+                patience=self.patience,
+                sleep=self.sleep,
+                jitter=self._jitter,
+                clock=self._clock,
+            )
+            await FillDownload(flight, ingest, on_answer, out_of_turn, tools).run()
 
-    def _count_received(self, flight: Flight, received: int) -> None:
-        if flight.source:
-            count_received(flight.source, received)
-        else:
-            telemetry.UPSTREAM_BYTES.labels(self._label(flight.upstream)).inc(received)
-
-    def _count_error(self, flight: Flight, error: str) -> None:
-        if not flight.source:
-            telemetry.UPSTREAM_ERRORS.labels(self._label(flight.upstream), error).inc()
-
-    def _log_interruption(self, flight: Flight, ingest: Ingest, error: UpstreamError, failures: int) -> None:
-        telemetry.log.warning(
-            "fill interrupted",
-            digest=str(flight.digest),
-            offset=ingest.offset,
-            size=flight.size,
-            upstream=flight.upstream,
-            reason=str(error),
-            failures=failures,
-        )
-
-    async def _wait_for(self, flight: Flight, error: UpstreamError, tries: Tries, now: float) -> float | None:
-        """Returns the seconds until upstream is asked again; None: give up.
-
-        A fill whose headers are known waits for `patience` seconds. One without headers gives up at once, so that its
-        clients get a clean error, unless the outage is sudden or another process is receiving from this registry: then
-        it waits until `patience` seconds of the outage have passed.
+    async def _verify_whole_partial(self, flight: Flight, ingest: Ingest, out_of_turn: OutOfTurn | None) -> bool:
+        """True if the partial has every byte, and they are right: another process has died between the last byte and
+        the commit. Wrong bytes are dropped.
         """
-        if _is_unreachable(error):
-            self._outages.refused(_asked(flight), now)
-        if flight.announced.done():
-            return next_try(error, tries, now - tries.since, self.patience, self._jitter())
-        waited = self._outages.waited(_asked(flight), now)
-        if waited >= self.patience or not _is_unreachable(error):
-            return None
-        if not self._outages.is_sudden(_asked(flight)) and not await self._is_sending_others(flight):
-            return None
-        return next_try(error, tries, waited, self.patience, self._jitter())
-
-    async def _is_sending_others(self, flight: Flight) -> bool:
-        """True if another process is receiving a blob from this flight's registry. False if the disk cannot tell."""
-        with suppress(StoreError):
-            return await self._run(flight.store.is_filling, flight.upstream, flight.digest)
-        return False
+        if ingest.size is None or ingest.offset != ingest.size:
+            return False
+        try:
+            await self._run(ingest.verify)
+        except BlobDamaged:
+            if flight.announced.done():
+                raise
+            await self._report(flight, out_of_turn)
+            await self._run(ingest.restart)
+            return False
+        flight.announce(ingest.reader)
+        return True
 
     async def _copy_from_store(self, flight: Flight, ingest: Ingest, info: BlobInfo, reader: BlobReader) -> None:
         """Copies the rest from the blob that was published meanwhile. Raises `UpstreamInvalid` if the sizes differ."""
@@ -373,48 +239,6 @@ class Filler:
         ingest.expect(info.size)
         body = _StoredBody(reader, ingest.offset, info.size)
         await self._run(ingest.fill, body, flight.watch(ingest), stop=body.abort)
-
-    async def _write(self, flight: Flight, ingest: Ingest, body: Body) -> None:
-        """Receives one body to its end. Raises `UpstreamError`, `StoreError`."""
-        with telemetry.span("fill", mirror__upstream=flight.upstream, mirror__offset=ingest.offset):
-            try:
-                await self._run(ingest.fill, body, flight.watch(ingest), stop=body.abort)
-            except UpstreamError as error:
-                self._count_error(flight, type(error).__name__)
-                raise
-
-    async def _write_piece(
-        self, flight: Flight, ingest: Ingest, body: Body, stop: int | None, out_of_turn: OutOfTurn
-    ) -> None:
-        """Like `_write`, but not beyond what somebody else is fetching by now. `stop` is where the request ends."""
-        claim = out_of_turn.hold(ingest, stop)
-        before, began = ingest.offset, self._clock()
-        try:
-            end = flight.size if stop is None else stop
-            if claim is not None and end is not None and claim.span.stop < end:
-                await self._write(flight, ingest, BoundedBody(body, claim.span.stop))
-                # the rest is not wanted any more
-                body.abort()
-            else:
-                await self._write(flight, ingest, body)
-            out_of_turn.has_received(ingest.offset - before, self._clock() - began)
-        finally:
-            if claim is not None:
-                claim.release()
-
-    def _agree(self, flight: Flight, answered: int | None) -> int | None:
-        """Returns the size of the whole blob in bytes (None: unknown), given the size in upstream's answer.
-
-        Until clients have been given a size, upstream's answer overrides the manifest: the digest judges the bytes.
-        Afterwards a different size raises `UpstreamInvalid`.
-        """
-        if flight.announced.done() and answered is not None and flight.size is not None and answered != flight.size:
-            raise UpstreamInvalid(
-                f"{flight.digest} has {answered} bytes upstream, but {flight.size} were expected",
-                upstream=flight.upstream,
-            )
-        flight.size = answered if answered is not None else flight.size
-        return flight.size
 
     async def _run(self, work: Callable[..., T], *arguments: object, stop: Callable[[], None] | None = None) -> T:
         return await run_uninterrupted(self.executor, work, *arguments, stop=stop)
@@ -471,13 +295,3 @@ def _verify(store: BlobStore, digest: Digest, reader: BlobReader) -> bool:
     if not sound:
         reader.close()
     return sound
-
-
-def _asked(flight: Flight) -> str:
-    """Whose outages concern the flight now."""
-    return flight.sources.name or flight.upstream
-
-
-def _is_unreachable(error: UpstreamError) -> bool:
-    """True if upstream could not be reached at all: the next connection may succeed a moment later."""
-    return isinstance(error, UpstreamUnavailable) and not isinstance(error, UpstreamTimeout) and error.status is None

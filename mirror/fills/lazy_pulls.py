@@ -24,7 +24,6 @@ from mirror import telemetry
 from mirror.aio.caches import TtlCache
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import MirrorError, StoreFull
-from mirror.fills.filler import ReservedSpace, Room
 from mirror.fills.lazy_blob import (
     AVOIDED,
     Asker,
@@ -35,6 +34,7 @@ from mirror.fills.lazy_blob import (
     RangesIgnored,
     SizeDisputed,
 )
+from mirror.fills.room import ReservedSpace, Room
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.policy.rules import LazyRule

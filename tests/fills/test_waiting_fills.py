@@ -13,9 +13,10 @@ import pytest
 
 from mirror.aio.memo import Memo
 from mirror.errors import UpstreamUnavailable
-from mirror.fills.filler import Filler, ReservedSpace
+from mirror.fills.filler import Filler
 from mirror.fills.flight import Flight
 from mirror.fills.flights import Flights
+from mirror.fills.room import ReservedSpace
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo, Body
 from mirror.store.local.blobs import LocalStore

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from mirror.errors import StoreFull, UpstreamUnavailable
-from mirror.fills.filler import Filler, ReservedSpace
+from mirror.fills.filler import Filler
 from mirror.fills.flight import Flight
 from mirror.fills.flights import Flights
+from mirror.fills.room import ReservedSpace
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo, BlobStore, Body
 
