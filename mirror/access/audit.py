@@ -4,11 +4,13 @@
                                  └── cannot be written ──> logged once; the next record tries again
 
 Each line is a single `write` to a file opened for appending, so that several processes can share it without mixing
-lines. A pull never fails because the audit log cannot be written.
+lines. A disk that fills up in the middle of a line cuts it off: that line is lost, and whoever opens the file ends it
+first, so that the next one is not lost with it. A pull never fails because the audit log cannot be written.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -45,7 +47,7 @@ class AuditLog:
         line |= {key: value for key, value in fields.items() if value is not None}  # type: ignore[misc]  # JSON's own types
         try:
             self._open_if_needed()
-            os.write(self._descriptor, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            self._write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         except OSError as error:
             if not self._failing:
                 telemetry.log.error("audit log cannot be written", path=str(self._path), reason=error.strerror)
@@ -53,6 +55,11 @@ class AuditLog:
             self.close()
         else:
             self._failing = False
+
+    def _write(self, line: bytes) -> None:
+        """Raises `OSError` if the line is not written as a whole."""
+        if os.write(self._descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, "the disk became full in the middle of a line")
 
     def _open_if_needed(self) -> None:
         if self._descriptor >= 0 and self._inode == _inode(self._path):
@@ -67,6 +74,8 @@ class AuditLog:
             folder = os.stat(self._path.parent)
             with suppress(PermissionError):
                 os.fchown(self._descriptor, folder.st_uid, folder.st_gid)
+        if stat.S_ISREG(status.st_mode) and not _ends_with_a_line(self._path):
+            self._write(b"\n")
 
     def close(self) -> None:
         """Close the file; the next record opens it again. Repeatable."""
@@ -74,6 +83,18 @@ class AuditLog:
             with suppress(OSError):
                 os.close(self._descriptor)
             self._descriptor = self._inode = -1
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    """False if the last line of a file was cut off. True if there is none, or the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            if not file.seek(0, os.SEEK_END):
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    except OSError:
+        return True
 
 
 def _inode(path: Path) -> int:

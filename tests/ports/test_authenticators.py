@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from mirror.errors import AccessUnavailable, ConfigError, Unauthorized
 from mirror.oci.authorization import CallerCredentials
 from mirror.policy.access_rules import ANONYMOUS, AuthMethod, Identity
 from tests.support.clock import Clock
+from tests.support.tmpfs import tmpfs
 
 
 def _hashed(password: str, kind: str = "2y") -> str:
@@ -525,6 +526,29 @@ def test_an_audit_log_that_cannot_be_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["caller"] == "kept"
     log.close()
     assert os.listdir(path.parent) == ["audit"]
+
+
+def test_an_audit_log_on_a_disk_that_fills_up(tmp_path: Path) -> None:
+    """A line that is cut off is lost alone, whichever process goes on when there is room again."""
+    with tmpfs(tmp_path, "size=64k") as point:
+        path = point / "audit"
+        log, other = AuditLog(path), AuditLog(path)
+        log.record(caller="a" * 1000)
+        with (point / "other").open("wb") as file, suppress(OSError):
+            while True:
+                os.write(file.fileno(), bytes(4096))
+        for number in range(8):
+            log.record(caller=f"{number}" * 1000)
+        assert not path.read_bytes().endswith(b"\n")
+        (point / "other").unlink()
+        other.record(caller="other")
+        log.record(caller="again")
+        log.close()
+        other.close()
+        *whole, other_line, again = path.read_text().splitlines()
+        assert [json.loads(line)["caller"] for line in (other_line, again)] == ["other", "again"]
+        with pytest.raises(ValueError, match="Unterminated"):
+            json.loads(whole[-1])
 
 
 def test_an_audit_log_that_root_begins(tmp_path: Path) -> None:
