@@ -119,6 +119,7 @@ class BucketSweeper:
         await run_when_due(
             lambda: self._wait(every),
             self.run,
+            every=every,
             failed="sweep failed",
             crashed="sweep crashed",
             sleep=self._sleep,

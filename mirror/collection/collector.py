@@ -124,6 +124,7 @@ class GarbageCollector:
         await run_when_due(
             lambda: self._wait(every),
             self.run,
+            every=every,
             failed="collection failed",
             crashed="collection crashed",
             sleep=self._sleep,

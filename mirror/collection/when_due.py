@@ -9,8 +9,10 @@ from typing import Final
 from mirror.collection.grace_clock import CLOCK_SLACK, GraceClock
 from mirror.rounds import run_rounds
 
-#: Seconds between two looks at the longest, also if another process does the work, or if it failed.
+#: Seconds between two looks at the longest, also if another process does the work, or if it failed. Rounds that are due
+#: more often are looked for as often as that, but no more often than `_SHORTEST`.
 _LOOK_EVERY: Final = 60.0
+_SHORTEST: Final = 1.0
 
 
 def seconds_left(clock: GraceClock, ended_at: float, every: float) -> float:
@@ -29,19 +31,22 @@ async def run_when_due(
     wait: Callable[[], float],
     run: Callable[[], Awaitable[object | None]],
     *,
+    every: float,
     failed: str,
     crashed: str,
     sleep: Callable[[float], Awaitable[None]],
 ) -> None:
     """Does the rounds that are due, until it is cancelled. `wait` blocks: it returns the seconds until the next round.
-    `run` returns None if another process is at it. `failed` and `crashed`: see `run_rounds`.
+    `run` returns None if another process is at it, which is then looked for again, as after an error: `every` seconds
+    later, but not after more than a minute. `failed` and `crashed`: see `run_rounds`.
     """
+    pause = min(max(every, _SHORTEST), _LOOK_EVERY)
 
     async def run_if_due() -> float:
         seconds = await asyncio.to_thread(wait)
         if seconds <= 0 and await run() is None:
-            return _LOOK_EVERY
+            return pause
         # not all the time at once: another process may do the next round
         return min(max(seconds, 0.0), _LOOK_EVERY)
 
-    await run_rounds(run_if_due, _LOOK_EVERY, failed=failed, crashed=crashed, sleep=sleep)
+    await run_rounds(run_if_due, pause, failed=failed, crashed=crashed, sleep=sleep)

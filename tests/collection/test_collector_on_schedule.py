@@ -14,6 +14,7 @@ from mirror.collection.collector import GarbageCollector
 from mirror.collection.grace_clock import GraceClock
 from mirror.collection.marks import Marks
 from mirror.collection.when_due import seconds_left
+from mirror.errors import StoreError
 from mirror.oci.digest import Digest
 from mirror.ports import Records
 from mirror.store.local.blobs import LocalStore
@@ -71,7 +72,11 @@ class _Site:
         self.reports: list[CollectionReport] = []
 
     def collector(
-        self, locks: object = None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        locks: object = None,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        check: Callable[[], None] = lambda: None,
     ) -> GarbageCollector:
         world = self.world
         return GarbageCollector(
@@ -82,6 +87,7 @@ class _Site:
             world.grace_clock,
             ended=self.reports.append,
             sleep=sleep,
+            check=check,
         )
 
 
@@ -149,6 +155,28 @@ async def test_it_runs_when_it_is_due(site: _Site) -> None:
     begun = [report.begun_at for report in site.reports]
     assert len(begun) > 5
     assert all(599 <= later - earlier <= 661 for earlier, later in pairwise(begun))
+
+
+@pytest.mark.parametrize(("every", "pause"), [(600.0, 60.0), (60.0, 60.0), (10.0, 10.0), (0.01, 1.0)])
+@pytest.mark.parametrize("why", ["another is at it", "it fails"])
+async def test_it_looks_again_as_often_as_rounds_are_due(site: _Site, every: float, pause: float, why: str) -> None:
+    """Where another process is at it, which may die, and after an error: within a minute, and no busy loop."""
+    site.world.push_image(APP, b"one")
+    waits = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        raise _Enough
+
+    def broken() -> None:
+        raise StoreError("no bucket")
+
+    locks = FileLocks(site.layout, secret="a test")
+    lease = await locks.try_hold("collect") if why == "another is at it" else None
+    collector = site.collector(locks, sleep=sleep) if lease else site.collector(locks, sleep=sleep, check=broken)
+    with pytest.raises(_Enough):
+        await collector.run_when_due(every)
+    assert waits == [pause]
 
 
 @pytest.mark.parametrize("step", [0.0, -1e-9, -0.5, -1.0])
