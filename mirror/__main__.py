@@ -2,7 +2,10 @@
 
 import gc
 
-from mirror import cli
+from mirror.imports import without_collecting
+
+with without_collecting():
+    from mirror import cli
 
 
 def main() -> None:

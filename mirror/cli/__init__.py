@@ -13,6 +13,7 @@ from typing import Final
 import typer
 
 from mirror.cli import base
+from mirror.imports import without_collecting
 
 #: Which file has which commands; `--help` lists them in this order.
 COMMANDS: Final = {
@@ -43,8 +44,10 @@ def main() -> None:
     """The entry of the `mirror` command."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     files = [file for file, commands in COMMANDS.items() if command in commands]
-    for file in files or COMMANDS:
-        import_module(f"mirror.cli.{file}")
+    # the version is said by what all commands share
+    with without_collecting():
+        for file in files or (() if command == "--version" else COMMANDS):
+            import_module(f"mirror.cli.{file}")
     base.main()
 
 

@@ -20,6 +20,7 @@ from mirror.cli.base import ConfigFile, JsonOption, application, complain, count
 from mirror.cli.store_checks import describe_unread, store_owner
 from mirror.errors import ConfigError, StoreError
 from mirror.heartbeat import Heartbeat, Heartbeats
+from mirror.imports import without_collecting
 from mirror.process.listeners import AdminListener, InternalListener, connect_unix, open_admin, open_listeners
 from mirror.store.local.layout import Layout
 
@@ -36,7 +37,8 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Number of serving processes.")] = None,
 ) -> None:
     """Serve until SIGTERM. SIGHUP reads the configuration again."""
-    from mirror.process.supervisor import WorkerPlan, supervise
+    with without_collecting():
+        from mirror.process.supervisor import WorkerPlan, supervise
 
     overrides = {"server": {"listen": listen or None, "workers": workers}}
     loaded = settings.load(config, overrides)
@@ -148,7 +150,8 @@ def worker(
     config: ConfigFile = None,
 ) -> None:
     """One of the serving processes; `serve` starts them."""
-    from mirror.process.worker import run_worker
+    with without_collecting():
+        from mirror.process.worker import run_worker
 
     loaded = settings.load(config)
     telemetry.set_up_logging(loaded.log.level)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from mirror import __version__
 from mirror.cli import COMMANDS, every_command
 from tests.support.command import mirror
 
@@ -85,6 +86,36 @@ def test_all_commands_are_listed() -> None:
         [sys.executable, "-m", "mirror", "serv"], cwd=_TREE, capture_output=True, text=True, check=False
     )
     assert (done.returncode, "serve" in done.stderr) == (2, True), done.stderr
+
+
+def test_no_cycles_are_looked_for_while_a_command_is_imported() -> None:
+    """All that is made then stays; the command itself has its cycles collected again."""
+    program = (
+        "import atexit, gc, runpy\n"
+        "began = []\n"
+        "gc.callbacks.append(lambda phase, info: began.append(phase))\n"
+        "atexit.register(lambda: print(gc.isenabled(), len(began)))\n"
+        "runpy.run_module('mirror', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--version"], cwd=_TREE, capture_output=True, text=True, check=True
+    )
+    is_on, began = done.stdout.splitlines()[-1].split()
+    # imported with it, there are hundreds
+    assert (is_on, int(began) < 50) == ("True", True)
+
+
+def test_the_version_needs_no_command() -> None:
+    """Nor the settings of any."""
+    program = (
+        "import sys; from mirror.cli import main\n"
+        "try: main()\n"
+        "finally: print(*[name for name in sys.modules if name.startswith('mirror.app')], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--version"], cwd=_TREE, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (f"{__version__}\n", "\n")
 
 
 def test_the_end_does_not_look_at_what_was_imported() -> None:

@@ -61,6 +61,7 @@ _MAY_IMPORT: Final = {
     "aio": set(),
     "folders": set(),
     "heartbeat": set(),
+    "imports": set(),
     "telemetry": set(),
     # pure
     "oci": {"errors"},
