@@ -86,8 +86,10 @@ class ManifestRecords(Protocol):
 class RepositoryNames(Protocol):
     """The repositories that there are."""
 
-    def repositories(self) -> Iterable[Repo]:
-        """Every repository that has a tag or a manifest."""
+    def repositories(self, after: str = "") -> Iterable[Repo]:
+        """Every repository that has a tag or a manifest and whose name is after `after`, in the order of their names as
+        text (`RecordTree.repositories`). Looks no further than the caller iterates.
+        """
 
     def repositories_added(self) -> int:
         """A counter that increases, for every process, whenever a new repository appears in `repositories`.

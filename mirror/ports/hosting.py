@@ -284,8 +284,11 @@ class HostedRecords(BlobLinks, ReferrerEntries, Deletions, ChangeCounter, NameOw
     def registries(self) -> Iterable[str]:
         """All registries that have a folder here, hosted or mirrored, configured or not, in no order."""
 
-    def repositories(self, registry: str) -> Iterable[Repo]:
-        """The repositories of a registry that have a tag, a manifest, a link or a deletion, in no order."""
+    def repositories(self, registry: str, after: str = "") -> Iterable[Repo]:
+        """The repositories of a registry that have a tag, a manifest, a link or a deletion and whose names are after
+        `after`, in the order of their names as text (`RecordTree.repositories`). Looks no further than the caller
+        iterates.
+        """
 
     def flush(self) -> None:
         """Make everything that this process has put so far survive a power cut. Calls that run at the same time share

@@ -37,9 +37,15 @@ class RecordTree(Protocol):
     def registries(self) -> Iterable[str]:
         """The registries that have a record, or had one, in no order."""
 
-    def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterable[Repo]:
-        """The repositories that have a record in one of these folders (`_tags`, ...), in no order: all, or those of one
-        registry. `had`: also those that had one.
+    def repositories(
+        self, folders: Collection[str], registry: str = "", *, had: bool = False, after: str = ""
+    ) -> Iterable[Repo]:
+        """The repositories that have a record in one of these folders (`_tags`, ...): all, or those of one registry.
+        `had`: also those that had one.
+
+        They come in the order of their names as text, in which `corp-x/app` is before `corp/app`, and only those whose
+        names are after `after`, which need not be the name of any. Looks no further than the caller iterates; with
+        `had`, all names may be read first. Each that is there the whole time comes once, whatever changes meanwhile.
         """
 
     def take(self, repo: Repo, *, again: bool = False) -> None:

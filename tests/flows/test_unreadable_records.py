@@ -254,10 +254,10 @@ class Watched(MemoryCatalog):
 
     searches = 0
 
-    def repositories(self) -> list[Repo]:
+    def repositories(self, after: str = "") -> list[Repo]:
         """Those that are here."""
         self.searches += 1
-        return list(super().repositories())
+        return list(super().repositories(after))
 
 
 def test_what_a_note_is_for() -> None:

@@ -4,7 +4,10 @@ listing fails. Rows 121 and 123 of the table of faults at the level of records.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +15,7 @@ import pytest
 
 from mirror.errors import BucketDenied, BucketUnavailable, RecordChanged, StoreError
 from mirror.oci.reference import Repo
-from mirror.ports import ABSENT, RecordMemory, RecordTree, Version
+from mirror.ports import ABSENT, RecordMemory, RecordTree, RememberedFolder, Version
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.file_tree import FileTree
 from mirror.store.local.layout import Layout
@@ -92,6 +95,75 @@ def test_records_go_where_their_registry_is(machine: Machine, tmp_path: Path) ->
     assert list(routed.repositories(("_tags",))) == [APP, Repo("docker.io", "library/app")]
     assert KEY in machine.bucket.content()
     assert not [key for key in machine.bucket.content() if "docker.io" in key]
+
+
+def _many(tree: RecordTree) -> list[Repo]:
+    """Three hundred repositories in thirty folders, in order."""
+    repos = [Repo("corp", f"team-{team:02}/app-{number}") for team in range(30) for number in range(10)]
+    for repo in repos:
+        tree.write(f"repositories/{repo}/_tags/1", ONE)
+    return repos
+
+
+def test_a_list_on_the_disk_looks_no_further_than_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the root, the registry, one team, and each repository and its tags; wherever it begins, what may be below that
+    place.
+    """
+    looked: list[str] = []
+    scandir = os.scandir
+
+    def counted(path: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        looked.append(path)
+        return scandir(path)
+
+    tree = FileTree(LocalStore(Layout(tmp_path)).layout)
+    repos = _many(tree)
+    monkeypatch.setattr(os, "scandir", counted)
+    for number in (0, 145):
+        looked.clear()
+        after = str(repos[number - 1]) if number else ""
+        assert list(islice(tree.repositories(("_tags",), after=after), 5)) == repos[number : number + 5]
+        assert len(looked) <= 3 + 2 * 5 + 1
+    looked.clear()
+    assert list(tree.repositories(("_tags",), "corp", after="corp/team-30")) == []
+    assert len(looked) <= 2
+
+
+def test_a_list_from_the_memory_looks_no_further_than_it_is_read(machine: Machine) -> None:
+    """A few folders more than are given, and each name once that could come before them; wherever it begins."""
+    looked: list[str] = []
+
+    class Counted:
+        """Notes the folders that are found."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(machine.memory, name)
+
+        def folders(self, after: str, before: str, count: int) -> Sequence[RememberedFolder]:
+            """As `RecordMemory`."""
+            found = machine.memory.folders(after, before, count)
+            looked.extend(each.folder for each in found)
+            return found
+
+    repos = _many(machine.tree())
+    tree = machine.tree(memory=cast(RecordMemory, Counted()))
+    for number in (0, 145):
+        looked.clear()
+        after = str(repos[number - 1]) if number else ""
+        assert list(islice(tree.repositories(("_tags",), after=after), 5)) == repos[number : number + 5]
+        assert len(looked) <= 16
+    looked.clear()
+    assert list(tree.repositories(("_tags",), after="corp/team-30")) == []
+    assert not looked
+
+
+def test_a_name_that_comes_early_is_looked_up_once(machine: Machine) -> None:
+    """However many begin with it; it is not given again when its own key comes."""
+    tree = machine.tree()
+    names = ["corp/team", *(f"corp/team-{number}" for number in range(10)), *(f"corp/team/{n}" for n in range(10))]
+    for name in names:
+        tree.write(f"repositories/{name}/_tags/1", ONE)
+    assert [str(repo) for repo in tree.repositories(("_tags",))] == names
 
 
 # ------------------------------------------------------------------------------------------------ single records

@@ -60,6 +60,9 @@ def replica(tmp_path: Path, bucket: SteppingBucket, name: str) -> Machine:
 class TestClusterTree(RecordTreeSuite):
     """Two replicas are one store."""
 
+    # each list looks at the journals
+    places = 6
+
     @pytest.fixture
     def tree(self, one: Machine, reads: Reads) -> RecordTree:
         """Empty."""

@@ -17,6 +17,7 @@ from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord, Sighting, TagRecord
 from mirror.ports import ABSENT, Catalog
+from tests.support.ordered_names import must_be_ordered, names
 
 ALPINE = Repo("docker.io", "library/alpine")
 ONE = Digest.of(b"one")
@@ -213,6 +214,16 @@ class CatalogSuite:
             assert list(catalog.manifests(ALPINE)) == [manifest(TWO)]
             assert list(catalog.manifest_digests(ALPINE)) == [TWO]
 
+    def test_repositories_are_in_the_order_of_text(self, catalog: Catalog, another: Catalog) -> None:
+        """After whichever text they begin."""
+        listed = names(7, 40)
+        for number, repo in enumerate(listed):
+            if number % 2:
+                catalog.put_tag(repo, tag("latest"))
+            else:
+                catalog.put_manifest(repo, manifest())
+        must_be_ordered(another.repositories, listed)
+
     def test_every_repository_is_listed(self, catalog: Catalog, another: Catalog) -> None:
         """Once each, with tags or manifests or both, nested ones, and those whose names look like our own folders."""
         with_tags = [
@@ -231,7 +242,7 @@ class CatalogSuite:
             catalog.put_tag(repo, tag("latest"))
         for repo in with_manifests:
             catalog.put_manifest(repo, manifest())
-        assert sorted(another.repositories()) == sorted({*with_tags, *with_manifests})
+        assert list(another.repositories()) == sorted({*with_tags, *with_manifests}, key=str)
         for repo in with_tags:
             assert another.tags(repo) == ["latest"]
         for repo in with_manifests:

@@ -19,6 +19,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import BlobLink, DeletedManifest, DeletedTag, LinkState
 from mirror.policy.records import ManifestRecord, TagRecord
 from mirror.ports import ABSENT, Catalog, HostedRecords
+from tests.support.ordered_names import must_be_ordered, names
 
 APP = Repo("corp", "team/app")
 #: Its name begins like the other's, and is not part of it.
@@ -243,6 +244,19 @@ class HostedRecordsSuite:
         records.drop_link(others[3], ONE)
         assert others[3] not in another.repositories("corp")
         assert sorted(catalog.repositories()) == sorted(images)
+
+    def test_repositories_are_in_the_order_of_text(self, records: HostedRecords, another: HostedRecords) -> None:
+        """After whichever text they begin; each once, whatever it has."""
+        listed = names(11, 40, ["corp"])
+        for number, repo in enumerate(listed):
+            if number % 2:
+                records.put_link(repo, link())
+            if number % 3 != 1:
+                records.put_deleted_manifest(repo, deleted())
+            if number % 6 == 4:
+                records.put_deleted_tag(repo, deleted_tag())
+        records.put_link(Repo("corp-x", "a"), link())
+        must_be_ordered(lambda after: another.repositories("corp", after), listed)
 
     def test_a_name_stays_taken_until_it_is_released(
         self, records: HostedRecords, another: HostedRecords, catalog: Catalog

@@ -127,12 +127,12 @@ class MemoryHostedRecords:
             found = {repo.registry for repo in chain.from_iterable(records)}
         return found | {repo.registry for repo in self._catalog.repositories()}
 
-    def repositories(self, registry: str) -> Iterable[Repo]:
+    def repositories(self, registry: str, after: str = "") -> Iterable[Repo]:
         records = (self._links, self._referrers, self._manifests, self._tags)
         with self._changing:
             found = {repo for repo in chain.from_iterable(records) if any(kind.get(repo) for kind in records)}
         found.update(self._catalog.repositories())
-        return [repo for repo in found if repo.registry == registry]
+        return sorted((repo for repo in found if repo.registry == registry and str(repo) > after), key=str)
 
     def flush(self) -> None:
         """Does nothing: the content does not outlive the process."""

@@ -479,8 +479,10 @@ class MemoryCatalog:
     def repositories_added(self) -> int:
         return self._added
 
-    def repositories(self) -> Iterable[Repo]:
-        return [repo for repo in {**self._tags, **self._manifests} if self._tags.get(repo) or self._manifests.get(repo)]
+    def repositories(self, after: str = "") -> Iterable[Repo]:
+        known = {**self._tags, **self._manifests}
+        found = [repo for repo in known if self._tags.get(repo) or self._manifests.get(repo)]
+        return sorted((repo for repo in found if str(repo) > after), key=str)
 
 
 def _version(record: object) -> Version:

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import ClassVar
 
 import pytest
 
 from mirror.errors import RecordChanged, StaleRequest
 from mirror.oci.reference import Repo
 from mirror.ports import ABSENT, InTime, RecordTree, Version
+from tests.support.ordered_names import must_be_ordered, names
 
 APP = Repo("corp", "team/app")
 KEY = "repositories/corp/team/app/_tags/1.0"
@@ -43,8 +47,15 @@ def count_up(tree: RecordTree, times: int) -> None:
             done += 1
 
 
+def _read(tree: RecordTree, folders: Sequence[str], registry: str, after: str) -> Iterable[Repo]:
+    return tree.repositories(folders, registry, after=after)
+
+
 class RecordTreeSuite:
     """Fixtures to supply: `tree`, `another`."""
+
+    #: After how many places lists are begun; None: after every one.
+    places: ClassVar[int | None] = None
 
     def test_the_life_of_a_record(self, tree: RecordTree, another: RecordTree) -> None:
         """Absent, written, replaced, dropped, and written again; dropping is repeatable."""
@@ -160,6 +171,30 @@ class RecordTreeSuite:
         tree.drop("repositories/corp/team/app/_tags/sha256-a")
         assert sorted(another.repositories(wanted, "corp")) == sorted(listed[1:-1])
         assert sorted(another.repositories(wanted, "corp", had=True)) == sorted(listed[:-1])
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_repositories_are_in_the_order_of_text(self, tree: RecordTree, another: RecordTree, seed: int) -> None:
+        """After whichever text they begin, of all registries or one; those that lost their records are left out, or
+        come in their place if asked.
+        """
+        listed, others, lost = names(seed, 60), names(seed + 100, 10), names(seed + 200, 10)
+        for number, repo in enumerate(listed):
+            tree.write(f"repositories/{repo}/{('_tags', '_manifests')[number % 2]}/sha256-a", ONE)
+        for repo in others:
+            tree.write(f"repositories/{repo}/_blobs/sha256-a", ONE)
+        gone = {*lost} - {*listed, *others}
+        for repo in gone:
+            tree.write(f"repositories/{repo}/_manifests/sha256-a", ONE)
+            tree.drop(f"repositories/{repo}/_manifests/sha256-a")
+        wanted = ("_tags", "_manifests")
+        must_be_ordered(lambda after: another.repositories(wanted, after=after), listed, self.places, seed)
+        for registry in ("corp", "corp-x"):
+            there = [repo for repo in listed if repo.registry == registry]
+            read = partial(_read, another, wanted, registry)
+            must_be_ordered(read, there, self.places, seed)
+            had = [*there, *(repo for repo in gone if repo.registry == registry)]
+            found = list(another.repositories(wanted, registry, had=True, after=str(had[0])))
+            assert found == sorted((repo for repo in had if str(repo) > str(had[0])), key=str)
 
     def test_a_repository_had_records_until_that_is_forgotten(self, tree: RecordTree, another: RecordTree) -> None:
         """It is forgotten only if there are none."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from mirror.errors import RequestError
@@ -85,16 +85,11 @@ class FileTree:
             with suppress(RequestError):
                 yield check_registry(name)
 
-    def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterator[Repo]:
-        wanted = frozenset(folders)
-        root = self._layout.repositories
-        for folder, below, _files in os.walk(root / registry if registry else root, onerror=_must_be_absent):
-            # a folder stays when its last record has gone
-            if any(had or _has_files(os.path.join(folder, name)) for name in below if name in wanted):
-                repo = repo_from(os.path.relpath(folder, root))
-                if repo is not None:
-                    yield repo
-            below[:] = [name for name in below if not name.startswith("_")]
+    def repositories(
+        self, folders: Collection[str], registry: str = "", *, had: bool = False, after: str = ""
+    ) -> Iterator[Repo]:
+        walk = _Walk(os.fspath(self._layout.repositories), frozenset(folders), had, after)
+        return walk.below("", [registry]) if registry else walk.repositories()
 
     def take(self, repo: Repo, *, again: bool = False) -> None:
         """Nothing to do: the folders say it."""
@@ -152,6 +147,74 @@ class FileTree:
                 os.write(descriptor, b".")
             finally:
                 os.close(descriptor)
+
+
+class _Walk:
+    """One walk over the folders of repositories, in the order of their names as text.
+
+    That is not the order of the folders: `a` comes before `a-b`, and that before `a/b`. What is below a folder is
+    therefore put off until the next name of the same folder is behind it.
+    """
+
+    def __init__(self, root: str, wanted: Collection[str], had: bool, after: str) -> None:
+        """`wanted` are the names of the folders that make a repository; those whose names are not behind `after` are
+        left out.
+        """
+        self._root = root
+        self._wanted = wanted
+        self._had = had
+        self._after = after
+
+    def repositories(self) -> Iterator[Repo]:
+        """Every repository. Raises `StoreError`."""
+        _, registries = self._look(self._root)
+        yield from self.below("", registries)
+
+    def below(self, beginning: str, names: Iterable[str]) -> Iterator[Repo]:
+        """The repositories in the folders of these names, whose paths have this beginning, and below them. A folder is
+        looked at when its turn comes. Raises `StoreError`.
+        """
+        after = self._after
+        #: Folders that were looked at, and what is directly below; each name is the beginning of the next one.
+        pending: list[tuple[str, list[str]]] = []
+        for name in sorted(names):
+            path = f"{beginning}{name}"
+            while pending and pending[-1][0] < path:
+                yield from self.below(*pending.pop())
+            inner = f"{path}/"
+            goes_on = inner > after or after.startswith(inner)
+            if path <= after and not goes_on:
+                continue
+            wanted, folders = self._look(f"{self._root}/{path}")
+            if path > after and self._has_record(path, wanted) and (repo := repo_from(path)) is not None:
+                yield repo
+            if folders and goes_on:
+                pending.append((inner, folders))
+        while pending:
+            yield from self.below(*pending.pop())
+
+    def _look(self, folder: str) -> tuple[list[str], list[str]]:
+        """The names of the wanted folders in a folder, and of those that may have repositories."""
+        wanted, found = [], []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if not name.startswith("_"):
+                        if entry.is_dir(follow_symlinks=False):
+                            found.append(name)
+                    elif name in self._wanted and entry.is_dir():
+                        wanted.append(name)
+        except OSError as error:
+            _must_be_absent(error)
+        return wanted, found
+
+    def _has_record(self, path: str, wanted: list[str]) -> bool:
+        """True if one of these folders has a record, or if those count that had one: a folder stays."""
+        if self._had:
+            return bool(wanted)
+        # tags first: they are fewer than manifests
+        return any(_has_files(f"{self._root}/{path}/{name}") for name in sorted(wanted, reverse=True))
 
 
 def read_file(path: AnyPath, what: str) -> bytes | None:

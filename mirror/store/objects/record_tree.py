@@ -37,11 +37,13 @@ the other.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from enum import Enum
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from mirror.aio.caches import SharedLru
@@ -88,6 +90,10 @@ _NEVER_ABSENT: Final = (f"{REPOSITORIES}/", "state/robots/")
 #: Records of one folder that are read to give a list of names. More of them are being changed only if a lot goes wrong.
 _MOST_READS: Final = 1000
 _PAGE: Final = 500
+#: Folders of repositories that are looked at first. A repository has no more.
+_FIRST_PAGE: Final = 16
+#: A name goes on like this in keys that are before its own, although it is before them as text.
+_GOES_ON: Final = re.compile(r"[-.]|/[0-9]")
 #: Seconds that a pull may last, from its look at a journal to its last read of a record.
 _ONE_PULL: Final = 1.0
 #: A write that expects nothing is tried so often while others change the same record.
@@ -538,25 +544,56 @@ class BucketTree:
                 found.append(check_registry(registry))
         return found
 
-    def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterator[Repo]:
+    def repositories(
+        self, folders: Collection[str], registry: str = "", *, had: bool = False, after: str = ""
+    ) -> Iterator[Repo]:
+        """See `RecordTree.repositories`.
+
+        The memory gives them in the order of keys. As text, a name comes before longer ones that begin with it; its
+        keys come behind theirs if they go on with `-`, `.`, or `/` and a digit. So it is looked up before the first of
+        them is given, and left out when its turn comes.
+        """
         self._must_be_complete()
         if had:
-            yield from self._taken(registry)
+            yield from self._taken(registry, after)
             return
         self._know_repositories(folders, registry)
-        last = None
-        after = f"{REPOSITORIES}/{registry}/" if registry else f"{REPOSITORIES}/"
-        stop = f"{after[:-1]}0"
-        while page := self._memory_folders(after, stop):
-            for each in page:
-                path, _, folder = each.folder.removeprefix(f"{REPOSITORIES}/").rpartition("/")
-                if path == last or folder not in folders:
-                    continue
-                if each.has_live or (each.has_unknown and self._has_live(f"{each.folder}/")):
-                    last = path
-                    if (repo := repo_from(path)) is not None:
+        last, looked_up = "", list[str]()
+        for each in self._folders_of_repositories(registry, after):
+            path, _, folder = each.folder.removeprefix(f"{REPOSITORIES}/").rpartition("/")
+            if path == last or path <= after or folder not in folders:
+                continue
+            looked_up = [name for name in looked_up if path.startswith(name)]
+            if path in looked_up or not self._has_any(each):
+                continue
+            last = path
+            for name in names_before(path):
+                if name > after and name not in looked_up:
+                    looked_up.append(name)
+                    if (repo := repo_from(name)) is not None and self._is_repository(name, folders):
                         yield repo
-            after = f"{page[-1].folder}0"
+            if (repo := repo_from(path)) is not None:
+                yield repo
+
+    def _folders_of_repositories(self, registry: str, after: str) -> Iterator[RememberedFolder]:
+        """All folders of repositories whose keys are behind this name. The first pages are small, for those who want
+        few.
+        """
+        beginning = f"{REPOSITORIES}/{registry}/" if registry else f"{REPOSITORIES}/"
+        place, stop, count = max(beginning, f"{REPOSITORIES}/{_ascii(after)}"), f"{beginning[:-1]}0", _FIRST_PAGE
+        while page := self._memory_folders(place, stop, count):
+            yield from page
+            place, count = f"{page[-1].folder}0", min(2 * count, _PAGE)
+
+    def _is_repository(self, name: str, folders: Collection[str]) -> bool:
+        """True if a repository has a record in one of these folders."""
+        beginning = f"{REPOSITORIES}/{name}/_"
+        # the key behind all that begin so
+        found = self._memory_folders(beginning, f"{beginning[:-1]}`", _FIRST_PAGE)
+        return any(each.folder.rpartition("/")[2] in folders and self._has_any(each) for each in found)
+
+    def _has_any(self, folder: RememberedFolder) -> bool:
+        return folder.has_live or (folder.has_unknown and self._has_live(f"{folder.folder}/"))
 
     def scan(self, prefix: str, after: str, count: int) -> Sequence[RememberedRecord]:
         """What is remembered of up to `count` records below `prefix/` whose keys are after `after`, deleted ones
@@ -583,9 +620,9 @@ class BucketTree:
         except IndexUnavailable as error:
             raise StoreError(f"records cannot be listed now: {error}") from error
 
-    def _memory_folders(self, after: str, stop: str) -> Sequence[RememberedFolder]:
+    def _memory_folders(self, after: str, stop: str, count: int) -> Sequence[RememberedFolder]:
         try:
-            return self._memory.folders(after, stop, _PAGE)
+            return self._memory.folders(after, stop, count)
         except IndexUnavailable as error:
             raise StoreError(f"records cannot be listed now: {error}") from error
 
@@ -734,14 +771,17 @@ class BucketTree:
                 return
         raise BucketUnavailable(f"the name {repo} is changed all the time")
 
-    def _taken(self, registry: str) -> Iterator[Repo]:
+    def _taken(self, registry: str, after: str) -> Iterator[Repo]:
         if self.journals is not None and self._reads is not Reads.REMEMBERED:
             self._list_prefix(f"{NAMES}/{registry}/" if registry else f"{NAMES}/")
+        rows: list[tuple[str, Repo, RememberedRecord]] = []
         for row in self._rows(f"{NAMES}/{registry}/" if registry else f"{NAMES}/"):
             path = row.key.removeprefix(f"{NAMES}/").replace(_SLASH, "/")
-            repo = repo_from(path)
-            if repo is None or row.state is RecordState.DELETED:
-                continue
+            repo = repo_from(path) if path > after and row.state is not RecordState.DELETED else None
+            if repo is not None:
+                rows.append((path, repo, row))
+        # the order of their keys is another one
+        for _, repo, row in sorted(rows, key=itemgetter(0)):
             if row.state is RecordState.LIVE and row.content is not None:
                 taken = says_taken(row.content)
             else:
@@ -765,6 +805,18 @@ def says_taken(content: bytes) -> bool:
     except (ValueError, KeyError, TypeError, RecursionError):
         return True
     return bool(state != "free")
+
+
+def names_before(name: str) -> list[str]:
+    """What could be the names of repositories that come before this one as text, but behind it by their keys."""
+    ends = (found.start() for found in _GOES_ON.finditer(name, name.find("/") + 1))
+    return [name[:end] for end in ends]
+
+
+def _ascii(name: str) -> str:
+    """A text that divides names, which are ASCII, into the same two halves, and that any memory can compare."""
+    known = next((number for number, letter in enumerate(name) if not letter.isascii()), None)
+    return name if known is None else f"{name[:known]}\x7f"
 
 
 def _takes_name(key: str) -> Repo | None:

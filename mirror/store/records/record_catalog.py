@@ -83,8 +83,8 @@ class RecordCatalog:
     def manifest_digests(self, repo: Repo) -> Iterable[Digest]:
         return digests_in(self._tree, record_keys.manifests(repo))
 
-    def repositories(self) -> Iterable[Repo]:
-        return self._tree.repositories(record_keys.LISTED)
+    def repositories(self, after: str = "") -> Iterable[Repo]:
+        return self._tree.repositories(record_keys.LISTED, after=after)
 
     def repositories_added(self) -> int:
         return self._tree.repositories_added()

@@ -151,8 +151,8 @@ class RepositoryRecords:
     def registries(self) -> Iterable[str]:
         return self._tree.registries()
 
-    def repositories(self, registry: str) -> Iterable[Repo]:
-        return self._tree.repositories(_ALL, registry)
+    def repositories(self, registry: str, after: str = "") -> Iterable[Repo]:
+        return self._tree.repositories(_ALL, registry, after=after)
 
     def flush(self) -> None:
         self._tree.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from mirror.oci.reference import Repo
@@ -41,17 +42,20 @@ class RoutedTree:
         yield from (registry for registry in self._hosted.registries() if self._is_hosted(registry))
         yield from (registry for registry in self._cached.registries() if not self._is_hosted(registry))
 
-    def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterator[Repo]:
+    def repositories(
+        self, folders: Collection[str], registry: str = "", *, had: bool = False, after: str = ""
+    ) -> Iterator[Repo]:
         if registry:
-            yield from self._of_registry(registry).repositories(folders, registry, had=had)
+            yield from self._of_registry(registry).repositories(folders, registry, had=had, after=after)
             return
-        for repo in self._hosted.repositories(folders, had=had):
-            if self._is_hosted(repo.registry):
-                yield repo
+        hosted = self._hosted.repositories(folders, had=had, after=after)
         # the disk may have records of a time before the bucket
-        for repo in self._cached.repositories(folders, had=had):
-            if not self._is_hosted(repo.registry):
-                yield repo
+        cached = self._cached.repositories(folders, had=had, after=after)
+        yield from heapq.merge(
+            (repo for repo in hosted if self._is_hosted(repo.registry)),
+            (repo for repo in cached if not self._is_hosted(repo.registry)),
+            key=str,
+        )
 
     def take(self, repo: Repo, *, again: bool = False) -> None:
         self._of_registry(repo.registry).take(repo, again=again)

@@ -48,8 +48,10 @@ class SilentTree:
     def registries(self) -> Iterator[str]:
         return _as_far_as_known(self._tree.registries)
 
-    def repositories(self, folders: Collection[str], registry: str = "", *, had: bool = False) -> Iterator[Repo]:
-        return _as_far_as_known(lambda: self._tree.repositories(folders, registry, had=had))
+    def repositories(
+        self, folders: Collection[str], registry: str = "", *, had: bool = False, after: str = ""
+    ) -> Iterator[Repo]:
+        return _as_far_as_known(lambda: self._tree.repositories(folders, registry, had=had, after=after))
 
     def take(self, repo: Repo, *, again: bool = False) -> None:
         """Raises `TypeError`, like `write`."""
