@@ -115,9 +115,11 @@ class Explainer:
         return await asyncio.to_thread(self._image, repo, reference, image, choice, now)
 
     async def repositories(self, digest: Digest) -> list[Repo]:
-        """Returns the repositories that have the digest as a manifest, sorted. Raises `StoreError`."""
+        """Returns the repositories that have the digest as a manifest, in the order of their names. Raises
+        `StoreError`.
+        """
         return await asyncio.to_thread(
-            lambda: [repo for repo in sorted(self._catalog.repositories()) if self._catalog.get_manifest(repo, digest)]
+            lambda: [repo for repo in self._catalog.repositories() if self._catalog.get_manifest(repo, digest)]
         )
 
     async def blob(self, digest: Digest, repos: Iterable[Repo] | None = None) -> WhyBlob:
@@ -208,7 +210,7 @@ class Explainer:
         growing = self._store.growing().get(digest)
         images = [
             (repo, reference)
-            for repo in (sorted(self._catalog.repositories()) if repos is None else repos)
+            for repo in (self._catalog.repositories() if repos is None else repos)
             for reference in images_naming(self._blobs.of(repo), self._catalog, repo, [digest]).get(digest, ())
         ]
         names = None if repos is None else {str(repo) for repo in repos}

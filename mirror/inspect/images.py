@@ -18,8 +18,10 @@ import bisect
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RequestError, StoreError
@@ -27,12 +29,13 @@ from mirror.eviction.pinned_images import PinnedImage, PinsOfRepository, pinned_
 from mirror.eviction.reconcile import is_whole
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Closure, Node, Role, shown_closure
+from mirror.graph.listed_repositories import ListedRepositories
 from mirror.graph.manifests import for_display, stored_descriptor, stored_manifest
 from mirror.graph.walk import any_may_be_missing, walk
 from mirror.inspect.untagged_lists import UntaggedLists
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, Descriptor, Manifest
-from mirror.oci.reference import Reference, Repo
+from mirror.oci.reference import Reference, Repo, read_repo
 from mirror.oci.strict_json import read_json
 from mirror.oci.text import printable
 from mirror.policy.hosted.stay_rules import StayRules
@@ -44,6 +47,8 @@ from mirror.ports import Blobs, Catalog, ContentIndex
 
 #: The largest config, in bytes, that is read to find the platform of an image.
 _LARGEST_CONFIG = LARGEST
+#: Repositories that are listed first for a page: each may have many images.
+_FEW = 8
 _CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 
 
@@ -207,32 +212,36 @@ class Overview:
 
         Raises `StoreError`.
         """
-        repos = await asyncio.to_thread(lambda: sorted(self._catalog.repositories()))
-        work = self._walk(repos if begin is None else repos[bisect.bisect_left(repos, begin[0]) :], selection, begin)
+        after = "" if begin is None else str(begin[0])
+        work = self._walk(chain(_first(begin), self._catalog.repositories(after)), selection, begin)
         while batch := await asyncio.to_thread(_some, work):
             for image in await self._images_of(entry for _, entry in batch if entry is not None):
                 yield image
 
     async def page(
-        self, selection: Selection, repositories: Sequence[Repo], begin: PageCursor | None, limit: int, most: int
+        self, selection: Selection, listed: ListedRepositories, begin: PageCursor | None, limit: int, most: int
     ) -> Page:
-        """Returns up to `limit` images of these repositories (sorted), beginning at `begin`. Raises `StoreError`.
+        """Returns up to `limit` images of the listed repositories, beginning at `begin`. Raises `StoreError`.
 
         At most `most` entries are read: tags, images without a tag, and repositories. So a page may be short or empty
         even if others follow.
         """
-        repos = repositories if begin is None else repositories[bisect.bisect_left(repositories, begin[0]) :]
-        work = self._walk(repos, selection, begin)
         entries: list[_Entry] = []
         place: PageCursor | None = None
-        # one more image is read than the page has, to know whether there are more
-        while batch := await asyncio.to_thread(_some, work, limit - len(entries) + 1):
-            for here, entry in batch:
-                if place is not None and (len(entries) == limit or most <= 0):
-                    return Page(await self._images_of(entries), place)
-                place, most = here, most - 1
-                if entry is not None:
-                    entries.append(entry)
+        after = "" if begin is None else str(begin[0])
+        async with aclosing(listed.after(after, min(limit, _FEW), entries)) as steps:
+            repos: Sequence[Repo] | None = _first(begin)
+            while repos is not None:
+                work = self._walk(repos, selection, begin)
+                # one more image is read than the page has, to know whether there are more
+                while batch := await asyncio.to_thread(_some, work, limit - len(entries) + 1):
+                    for here, entry in batch:
+                        if place is not None and (len(entries) == limit or most <= 0):
+                            return Page(await self._images_of(entries), place)
+                        place, most = here, most - 1
+                        if entry is not None:
+                            entries.append(entry)
+                repos = await anext(steps, None)
         return Page(await self._images_of(entries), None)
 
     async def _images_of(self, entries: Iterable[_Entry]) -> tuple[CachedImage, ...]:
@@ -514,6 +523,12 @@ class Overview:
             return None if digest in but else stored_manifest(self._blobs.of(repo), self._catalog, repo, digest)
 
         return ((digest, manifest) for _, digest, manifest in walk(self._catalog, read, any_may_be_missing, [repo]))
+
+
+def _first(begin: PageCursor | None) -> Sequence[Repo]:
+    """The repository in which a page begins; none if there is no such name."""
+    repo = None if begin is None else read_repo(str(begin[0]))
+    return () if repo is None else (repo,)
 
 
 _T = TypeVar("_T")

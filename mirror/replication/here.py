@@ -27,12 +27,14 @@ class HereRecords:
         return f"<HereRecords of {', '.join(self._listed)}>"
 
     def repositories(self, registry: str) -> list[Repo]:
-        """The repositories of a hosted registry, sorted. The folders are read only if a repository was added."""
+        """The repositories of a hosted registry, in the order of their names. The folders are read only if one was
+        added.
+        """
         added = self._parts.catalog.repositories_added()
         before = self._listed.get(registry)
         if before is not None and before[0] == added >= 0:
             return before[1]
-        listed = sorted(self._parts.records.repositories(registry))
+        listed = list(self._parts.records.repositories(registry))
         self._listed[registry] = added, listed
         return listed
 

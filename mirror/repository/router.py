@@ -4,12 +4,12 @@ virtual one, which stands for several of these.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from mirror.aio.caches import LruCache
 from mirror.errors import BucketUnfit, NameUnknown
+from mirror.graph.listed_repositories import ListedRepositories
 from mirror.oci.reference import Repo
 from mirror.policy.content_rules import ContentLists, ContentRule
 from mirror.policy.routing import RoutingTable, compile_pattern
@@ -24,7 +24,7 @@ from mirror.repository.sealed import SealedRepository
 from mirror.repository.shared import Shared
 from mirror.trust.cosign import PublicKey
 
-#: Seconds for which a list of all repositories is believed if no process adds a repository.
+#: Seconds for which a list of all repositories is kept if no process adds a repository.
 _LIST_EVERY: Final = 10.0
 #: Repository objects that are kept. Clients choose the names, so their number must be bounded.
 _MOST: Final = 10_000
@@ -67,9 +67,15 @@ class Router:
         self._keys = keys or {}
         self._signatures = Signatures()
         self._forgotten: list[Callable[[], None]] = []
-        self._listed: tuple[Repo, ...] = ()
-        self._listed_at = float("-inf")
-        self._listed_added = -1
+        #: The repositories that have content here and whose registries are still configured.
+        self.repositories: Final = ListedRepositories(
+            shared.catalog.repositories,
+            shared.catalog.repositories_added,
+            wanted=self._is_real,
+            catch_up=shared.catch_up,
+            keeps=_LIST_EVERY,
+            now=shared.caches.now,
+        )
         self._made: LruCache[Repo, ProxiedRepository | SealedRepository | HostedRepository] = LruCache(
             _MOST, name="repositories"
         )
@@ -166,31 +172,11 @@ class Router:
         text = str(repo)
         return next((rule for pattern, rule in self._rules if pattern.fullmatch(text)), self._default_rule)
 
-    async def repositories(self) -> Sequence[Repo]:
-        """Returns the repositories that have content here, sorted by their names as text, in which `corp-x/app` comes
-        before `corp/app`: pages of a list continue after a name. The disk is read every few seconds at most, and
-        immediately if this or another process has added a repository.
-        """
-        if self._shared.catch_up is not None:
-            await self._shared.catch_up()
-        now, added = self._shared.caches.now(), self._shared.catalog.repositories_added()
-        if added != self._listed_added or not 0 <= now - self._listed_at < _LIST_EVERY:
-            # the key includes the counter: a read that began before the last addition may lack that repository
-            self._listed = await self._shared.caches.once.run(
-                ("repositories", added), lambda: asyncio.to_thread(self._read_repositories)
-            )
-            self._listed_at, self._listed_added = now, added
-        return self._listed
-
-    def _read_repositories(self) -> tuple[Repo, ...]:
-        """Blocking: returns the repositories on the disk whose registry is still configured, sorted."""
-        repositories = self._shared.catalog.repositories()
-        return tuple(sorted((repo for repo in repositories if self._is_real(repo.registry)), key=str))
-
-    def _is_real(self, registry: str) -> bool:
-        found = self._table.registry(registry)
+    def _is_real(self, repo: Repo) -> bool:
+        found = self._table.registry(repo.registry)
         return found is not None and not found[1].members
 
     async def aclose(self) -> None:
-        """Cancels the search for signatures. Repeatable."""
+        """Cancels the search for signatures, and what lists repositories. Repeatable."""
         await self._signatures.aclose()
+        await self.repositories.aclose()

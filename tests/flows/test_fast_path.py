@@ -171,7 +171,7 @@ async def test_a_purge_in_this_process(registry: FakeRegistry, mirror: LiveMirro
     asked = request(f"{_NAME}/manifests/{'v1' if kind == 'tag' else digest}")
     await _is_ready(mirror, line, asked)
     shared = mirror.app.shared
-    repo = next(iter(await mirror.app.router.repositories()))
+    repo = next(iter(shared.catalog.repositories()))
     shared.caches.forget(repo, ["v1"], [digest])
     with watching(mirror) as watch:
         await line.ask(asked)
@@ -211,7 +211,7 @@ async def test_a_freeze_by_another_process(registry: FakeRegistry, mirror: LiveM
     digest = await _stocked(registry, mirror)
     asked = request(f"{_NAME}/manifests/v1")
     await _is_ready(mirror, line, asked)
-    repo = next(iter(await mirror.app.router.repositories()))
+    repo = next(iter(mirror.app.shared.catalog.repositories()))
     freezes = mirror.app.shared.histories.freezes
     freezes.put(Freeze(repo, "v1", digest, OCI_MANIFEST, 1, "test", 0.0))
     mirror.clock.forward(2)

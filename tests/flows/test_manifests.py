@@ -162,10 +162,10 @@ async def test_the_catalog_of_every_worker(registry: FakeRegistry, mirror: LiveM
         await mirror.ask(f"{_NAME}/manifests/v1")
         for one in (another, mirror):
             await one.ask("/v2/_catalog")
-            listed = one.app.router._listed
+            listed = one.app.router.repositories._whole
             await mirror.ask(f"{_NAME}/manifests/v1")
             await one.ask("/v2/_catalog")
-            assert one.app.router._listed is listed
+            assert one.app.router.repositories._whole is listed
 
 
 async def test_if_none_match(registry: FakeRegistry, mirror: LiveMirror) -> None:

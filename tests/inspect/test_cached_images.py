@@ -22,6 +22,7 @@ from mirror.policy.records import ContentRecord, Freeze, Pin
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.selection import Selection, select
 from tests.support.here import APP, CONFIG, Here
+from tests.support.listed import list_of
 from tests.support.memory_index import MemoryIndex
 from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryStore
 
@@ -245,7 +246,7 @@ async def test_pages_are_the_whole_list(limit: int, most: int) -> None:
     names: list[str] = []
     begin = None
     while True:
-        page = await overview.page(selection, repos, begin, limit, most)
+        page = await overview.page(selection, list_of(repos), begin, limit, most)
         assert len(page.images) <= limit
         names += [image.name for image in page.images]
         if page.next is None:
@@ -264,7 +265,7 @@ async def test_a_page_reads_no_more_than_it_tells(pattern: str) -> None:
     overview, selection = _overview(here), select(pattern, _TABLE)
     for begin in (None, (repos[20], "v2"), (repos[39], "")):
         store.reads = 0
-        page = await overview.page(selection, repos, begin, 4, 1000)
+        page = await overview.page(selection, list_of(repos), begin, 4, 1000)
         # a page looks into one more than it tells, to know whether there is one
         assert store.reads <= 2 * (len(page.images) + 1) + (2 * 6 if pattern == "**" else 0)
 
@@ -290,7 +291,7 @@ async def test_a_listing_reads_each_manifest_once() -> None:
             return await super().records(digests)
 
     index = Asked()
-    page = await _overview(here, index).page(select("**", _TABLE), repos, None, 500, 1000)
+    page = await _overview(here, index).page(select("**", _TABLE), list_of(repos), None, 500, 1000)
     assert len(page.images) == 4 * 21
     assert store.reads == 4 * (20 * 3 + 2 + 1)
     assert index.calls == 1
@@ -314,7 +315,7 @@ async def test_pages_of_images_without_tags_cost_what_they_show(slow: bool) -> N
     while True:
         store.reads = 0
         overview = Overview(store, here.catalog, MemoryIndex(), untagged=untagged)
-        page = await overview.page(select("**", _TABLE), [APP], begin, 6, 1000)
+        page = await overview.page(select("**", _TABLE), list_of([APP]), begin, 6, 1000)
         names += [image.root.digest for image in page.images]
         reads.append(store.reads)
         if page.next is None:
@@ -328,7 +329,7 @@ async def test_pages_of_images_without_tags_cost_what_they_show(slow: bool) -> N
     assert all(each <= 2 * 7 if slow else each >= 59 for each in reads[1:])
     new = here.image([b"new"])
     overview = Overview(store, here.catalog, MemoryIndex(), untagged=untagged)
-    page = await overview.page(select("**", _TABLE), [APP], None, 500, 1000)
+    page = await overview.page(select("**", _TABLE), list_of([APP]), None, 500, 1000)
     assert new.digest in {image.root.digest for image in page.images}
 
 
@@ -357,7 +358,7 @@ async def test_what_stays_is_listed_once_whatever_changes_between_pages(seed: in
     begin, added = None, 100
     while True:
         # each page is of an overview of its own, as each request's is
-        found = sorted({*repos, *here.catalog.repositories()})
+        found = list_of({*repos, *here.catalog.repositories()})
         page = await _overview(here).page(select("**", _TABLE), found, begin, draw.randint(1, 6), draw.randint(1, 9))
         listed.update(image.name for image in page.images)
         if page.next is None:

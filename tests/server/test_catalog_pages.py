@@ -10,6 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from mirror.oci.reference import Repo
 from mirror.oci.request import parse_request
 from mirror.server.registry.pull import RequestRecord, catalog
+from tests.support.listed import list_of
 
 _REPOS = [Repo("corp", f"app{number:05}") for number in range(5000)]
 
@@ -24,7 +25,9 @@ async def test_others_are_answered_while_a_long_list_is_judged() -> None:
         return False
 
     target = "/v2/_catalog"
-    answering = catalog(make_mocked_request("GET", target), parse_request(target), _REPOS, RequestRecord(), may_see)
+    answering = catalog(
+        make_mocked_request("GET", target), parse_request(target), list_of(_REPOS), RequestRecord(), may_see
+    )
     task = asyncio.ensure_future(answering)
     turns = [0]
     while not task.done():
@@ -44,7 +47,7 @@ async def test_a_page_judges_what_it_needs() -> None:
 
     target = "/v2/_catalog?n=2&last=corp/app04000"
     request = make_mocked_request("GET", target)
-    answer = await catalog(request, parse_request(target), _REPOS, RequestRecord(), may_see)
+    answer = await catalog(request, parse_request(target), list_of(_REPOS), RequestRecord(), may_see)
     assert "last=corp%2Fapp04002" in answer.headers["Link"]
     assert judged[0] == "corp/app04001"
     assert len(judged) <= 500

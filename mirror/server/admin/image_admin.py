@@ -20,6 +20,7 @@ from mirror.eviction.reconcile import is_whole
 from mirror.eviction.record_owners import UnreadableRecordOwners
 from mirror.eviction.space import Space
 from mirror.graph.blob_places import BlobPlaces
+from mirror.graph.listed_repositories import ListedRepositories
 from mirror.graph.references import names_of
 from mirror.inspect.as_json import (
     ImageDetailJson,
@@ -104,7 +105,7 @@ class ImageAdmin:
         self._rules = rules
         self._table = table
         self._subjects = UnreadableRecordOwners(catalog)
-        self._repositories: CostlyCache[list[Repo]] = CostlyCache(name="repository list")
+        self._listed = ListedRepositories(catalog.repositories, catalog.repositories_added, name="repository list")
         self._untagged = UntaggedLists()
         self._plans: CostlyCache[VictimsJson] = CostlyCache(name="eviction plans")
 
@@ -119,12 +120,9 @@ class ImageAdmin:
         begin = cursor_of(query.get("after", ""))
         selection = search(query.get("search", ""), self._table)
         overview = await asyncio.to_thread(self._overview)
-        page = await overview.page(selection, await self._all_repositories(), begin, limit, _MOST_EXAMINED)
+        page = await overview.page(selection, self._listed, begin, limit, _MOST_EXAMINED)
         images = [image_json(image) for image in page.images]
         return {"images": images, "next": None if page.next is None else cursor_text(page.next)}
-
-    async def _all_repositories(self) -> list[Repo]:
-        return await self._repositories(None, lambda: asyncio.to_thread(lambda: sorted(self._catalog.repositories())))
 
     async def image(self, image: Image) -> ImageDetailJson:
         """All details of one image. Raises `ManifestUnknown`."""

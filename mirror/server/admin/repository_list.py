@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Collection, Mapping
+import asyncio
+import heapq
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Executor
+from contextlib import aclosing
 from typing import Annotated, Final
 
 from typing_extensions import TypedDict
 
 from mirror.aio.bounded_threads import in_thread
-from mirror.aio.costly_cache import CostlyCache
 from mirror.errors import IndexUnavailable
+from mirror.graph.listed_repositories import ListedRepositories
 from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.policy.selection import search
@@ -63,31 +65,30 @@ class RepositoryList:
         self._registries = tuple(registries)
         self._table = table
         self._threads = threads
-        self._names: CostlyCache[list[str]] = CostlyCache(name="hosted repository list")
+        self._listed = ListedRepositories(
+            self._after, catalog.repositories_added, threads=threads, name="hosted repository list"
+        )
 
     def __repr__(self) -> str:
         return f"<RepositoryList {', '.join(self._registries)}>"
 
     async def page(self, query: Mapping[str, str]) -> RepositoriesJson:
-        """A page of the repositories that match `search`, after the one named `after`. A list of names is a few seconds
-        old at most. Raises `RequestError`, `StoreError`.
+        """A page of the repositories that match `search`, after the one named `after`. Raises `RequestError`,
+        `StoreError`.
         """
         limit = number(query, "limit", _PAGE, 1, _LARGEST_PAGE)
         selection = search(query.get("search", ""), self._table)
-        names = await self._names(None, lambda: in_thread(self._threads, self._all))
-        place = bisect_right(names, query.get("after", ""))
         chosen: list[Repo] = []
-        for name in names[place:]:
-            registry, _, below = name.partition("/")
-            if selection.has(repo := Repo(registry, below)):
-                chosen.append(repo)
-            if len(chosen) > limit:
-                break
+        async with aclosing(self._listed.after(query.get("after", ""), limit, chosen)) as steps:
+            # one more than the page has tells that there are more
+            while len(chosen) <= limit and (step := await anext(steps, None)) is not None:
+                chosen += filter(selection.has, step)
+                await asyncio.sleep(0)
         described = await in_thread(self._threads, lambda: [self._describe(repo) for repo in chosen[:limit]])
         return {"repositories": described, "next": str(chosen[limit - 1]) if len(chosen) > limit else None}
 
-    def _all(self) -> list[str]:
-        return sorted(str(repo) for registry in self._registries for repo in self._records.repositories(registry))
+    def _after(self, place: str) -> Iterable[Repo]:
+        return heapq.merge(*(self._records.repositories(each, place) for each in self._registries), key=str)
 
     def _describe(self, repo: Repo) -> RepositoryJson:
         deletions = (self._records.deleted_manifests(repo), self._records.deleted_tags(repo))

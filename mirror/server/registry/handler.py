@@ -225,10 +225,10 @@ class RegistryHandler:
         if wanted.kind is Kind.BASE:
             return pull.base()
         if wanted.kind is Kind.CATALOG:
-            repos = await self._router.repositories()
+            listed = self._router.repositories
             if access is None:
-                return await pull.catalog(request, wanted, repos, record)
-            return await pull.catalog(request, wanted, repos, record, lambda repo: access.may_see(identity, repo))
+                return await pull.catalog(request, wanted, listed, record)
+            return await pull.catalog(request, wanted, listed, record, lambda repo: access.may_see(identity, repo))
         if wanted.reference is not None:
             record.reference = str(wanted.reference)
         repository = self._router.resolve(wanted.name, host=request.headers.get("Host"), ns=wanted.query.get("ns"))

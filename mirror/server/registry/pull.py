@@ -7,18 +7,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from operator import itemgetter
 from typing import Protocol
 from urllib.parse import quote
 
 from aiohttp import HttpVersion11, web
 
-from mirror.aio.batches import batches
 from mirror.errors import MirrorError, StoreError
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor
@@ -45,8 +42,6 @@ from mirror.server.registry.sending import ClientGone, Sender, WaitPast, up_to
 
 #: Most tags in one page (CVE-2023-2253: an `n` of any size caused an allocation of any size).
 _MOST_TAGS = 10_000
-#: Repositories of the catalog that are judged in one turn of the event loop.
-_JUDGED = 200
 #: Most bytes of the entries in one page of referrers, so that the list is no larger than a manifest may be.
 _LARGEST_LIST = LARGEST - 256
 
@@ -91,6 +86,13 @@ class Blobs(Protocol):
 
     async def stat_blob(self, digest: Digest) -> BlobStat:
         """See `Readable.stat_blob`."""
+
+
+class Listed(Protocol):
+    """Repositories in the order of their names."""
+
+    def after(self, place: str, count: int, shown: Sized) -> AsyncGenerator[Sequence[Repo], None]:
+        """See `mirror.graph.listed_repositories.ListedRepositories.after`."""
 
 
 def base() -> web.Response:
@@ -419,23 +421,23 @@ async def tags(
 async def catalog(
     request: web.BaseRequest,
     wanted: RegistryRequest,
-    repositories: Sequence[Repo],
+    listed: Listed,
     record: RequestRecord,
     may_see: Callable[[Repo], bool] = lambda repo: True,
 ) -> web.StreamResponse:
     """The repositories in this cache, not those of the upstreams, under names that can be pulled from this mirror
-    (Docker registry API). `repositories` are sorted by these names; `may_see` tells which the caller may see.
+    (Docker registry API); `may_see` tells which the caller may see.
 
-    No more are judged than the page needs, and others are answered meanwhile: there may be a hundred thousand.
+    No more are listed and judged than the page needs, and others are answered meanwhile: there may be a hundred
+    thousand. Raises `StoreError`.
     """
     count, last = parse_page(wanted.query, most=_MOST_TAGS)
-    following = islice(repositories, bisect_right(repositories, last, key=str), None) if count else ()
     visible: list[str] = []
-    for step in batches(following, _JUDGED):
-        visible += [str(repo) for repo in step if may_see(repo)]
-        if len(visible) > count:
-            break
-        await asyncio.sleep(0)
+    async with aclosing(listed.after(last, count, visible)) as steps:
+        # one more than the page has tells that there are more
+        while len(visible) <= count and count and (step := await anext(steps, None)) is not None:
+            visible += [str(repo) for repo in step if may_see(repo)]
+            await asyncio.sleep(0)
     page = visible[:count]
     headers = {**API_VERSION, "Content-Type": "application/json"}
     if len(visible) > count:
