@@ -41,7 +41,6 @@ from mirror.store.records.record_keys import file_name, links, manifests
 from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.memory_bucket import MemoryBucket
 
-BUCKETS: Final = ("memory", "seaweedfs")
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 _PER_REPOSITORY: Final = 1000
 _PER_IMAGE: Final = 10
