@@ -26,7 +26,7 @@ from mirror.fills.sources import BlobSources, FromUpstream
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.policy.fills.fill_ahead import RampUp
-from mirror.ports import BlobInfo, Ingest
+from mirror.ports import BlobInfo, Ingest, Spans
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from mirror.store.local.span_file import SpanClaim
@@ -129,6 +129,20 @@ class Site:
         sources = BlobSources(FromUpstream(parts.pull, parts))
         return await self.flights.join(_DIGEST, sources, upstream="test", size=_SIZE)
 
+    def connections(self, spans: Spans) -> FurtherConnections:
+        """Further connections of no flight, which put their bytes into these spans."""
+        return FurtherConnections(
+            self.upstream.parts(_NAME, _DIGEST),
+            "test",
+            _DIGEST,
+            self.filler.connections,
+            self.filler.executor,
+            label="test",
+            spans=lambda size: spans,
+            sleep=asyncio.sleep,
+            clock=self.clock,
+        )
+
     async def finish(self, flight: Flight, *, leaves: bool = False) -> None:
         """To the last byte, published. `leaves`: files beside the blob may be left, which are swept later."""
         try:
@@ -209,17 +223,7 @@ async def test_bytes_that_the_filler_copies_meanwhile_are_no_gap(site: Site, mon
         return look(wanted)
 
     monkeypatch.setattr(spans, "taken", copied_meanwhile)
-    connections = FurtherConnections(
-        site.upstream.parts(_NAME, _DIGEST),
-        "test",
-        _DIGEST,
-        site.filler.connections,
-        site.filler.executor,
-        label="test",
-        spans=lambda size: spans,
-        sleep=asyncio.sleep,
-        clock=site.clock,
-    )
+    connections = site.connections(spans)
     connections._ingest = cast(Ingest, prefix)
     assert connections._claim(_SIZE) is None
     rest = connections._claim(_SIZE)
@@ -260,17 +264,7 @@ async def test_a_trial_begins_with_the_first_byte_of_a_new_connection(
     monkeypatch.setattr(RampUp, "is_sending", lambda ramp, now, received: trials.append(received))
     spans = site.store.spans(_DIGEST, "test", _SIZE)
     assert spans is not None
-    connections = FurtherConnections(
-        site.upstream.parts(_NAME, _DIGEST),
-        "test",
-        _DIGEST,
-        site.filler.connections,
-        site.filler.executor,
-        label="test",
-        spans=lambda size: spans,
-        sleep=asyncio.sleep,
-        clock=site.clock,
-    )
+    connections = site.connections(spans)
     first, second = spans.claim(Span(_MIB, 2 * _MIB)), spans.claim(Span(4 * _MIB, 5 * _MIB))
     assert first is not None
     assert second is not None
