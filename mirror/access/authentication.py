@@ -3,7 +3,8 @@
     credentials ── cached ──> does the identity still hold? ── yes ──> the identity, with its present groups and rights
         │                           └── no: not cached any more ──┐
         └── not cached ───────────────────────────────────────────┴──> each method in turn
-                                                                         ├── accepted ──> identity, cached for a minute
+                                                                         ├── accepted ──> identity, cached for a minute,
+                                                                         │                but not beyond its own end
                                                                          └── refused, until something changes, or for
                                                                              some seconds
 
@@ -16,6 +17,7 @@ the cache each request of a pull would pay for it.
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +58,8 @@ class Authentication:
         self._foreign = foreign
         self._now = now
         self._key = secrets.token_bytes(32)
-        self._identities: TtlCache[bytes, Identity] = TtlCache(
+        #: Identities, and until when what was presented is valid.
+        self._identities: TtlCache[bytes, tuple[Identity, float]] = TtlCache(
             _MOST, _KNOWN_FOR, lambda: self._now(), name="identities"
         )
         #: Refused credentials, and what the members' stamps were when they were checked.
@@ -81,17 +84,18 @@ class Authentication:
         """The identity behind these credentials. Raises `Unauthorized`, `AccessUnavailable`, `TooManyLogins`."""
         text = "\0".join((presented.username, presented.password, presented.bearer))
         key = hashlib.blake2b(text.encode(), key=self._key, digest_size=16).digest()
-        known = self._identities.get(key)
+        cached = self._identities.get(key)
+        known = None if cached is None or self._now() >= cached[1] else cached[0]
         identity = None if known is None else await self._current(known)
         if identity is not None:
             return identity
         stamps = tuple(member.stamp() for member in self._members.values())
-        if known is not None or self._refused.get(key) != stamps:
+        if cached is not None or self._refused.get(key) != stamps:
             known = await self._once.run(key, lambda: self._check(replace(presented, client=client())))
             # asked again, because the check may have begun before this request came
             identity = None if known is None else await self._current(known)
             if identity is None or identity.own is None:
-                self._remember(key, identity, stamps)
+                self._remember(key, identity, None if known is None else known.holds_for, stamps)
         identity = identity or self._unverified(presented)
         if identity is None:
             raise Unauthorized("unknown or wrong credentials")
@@ -120,11 +124,11 @@ class Authentication:
             return Identity(presented.username, AuthMethod.UPSTREAM, own=presented)
         return None
 
-    def _remember(self, key: bytes, identity: Identity | None, stamps: object) -> None:
+    def _remember(self, key: bytes, identity: Identity | None, holds_for: float | None, stamps: object) -> None:
         self._identities.pop(key, None)
         self._refused.pop(key, None)
         if identity is not None:
-            self._identities[key] = identity
+            self._identities[key] = identity, math.inf if holds_for is None else self._now() + holds_for
         else:
             self._refused[key] = stamps
 

@@ -118,12 +118,12 @@ class Issuer:
             )
         except (jwt.PyJWTError, ValueError, TypeError):
             return None
-        begins, ends = _date(claims.get("nbf", 0)), _date(claims["exp"])
-        if begins is None or ends is None or not begins - _SLACK <= self._now() < ends:
+        begins, ends, now = _date(claims.get("nbf", 0)), _date(claims["exp"]), self._now()
+        if begins is None or ends is None or not begins - _SLACK <= now < ends:
             return None
-        return self._identity(claims)
+        return self._identity(claims, ends - now)
 
-    def _identity(self, claims: Mapping[str, Any]) -> Identity | None:
+    def _identity(self, claims: Mapping[str, Any], holds_for: float) -> Identity | None:
         name, groups = claims.get(self._settings.name_claim), claims.get(self._settings.groups_claim)
         if not isinstance(name, str) or not name:
             return None
@@ -134,6 +134,7 @@ class Issuer:
             AuthMethod.ISSUER,
             frozenset(prefix + group for group in listed if isinstance(group, str)),
             proof=self._proof,
+            holds_for=holds_for,
             issuer=self._settings.name,
             claims=frozenset(
                 (claim, value) for claim in self._settings.claims for value in claim_values(claims, claim)

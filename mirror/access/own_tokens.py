@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -120,7 +121,9 @@ class IssuedTokens:
         if opened is None:
             return None
         content, seconds_left = opened
-        return _read(json.loads(content)) if 0 < seconds_left <= self.lifetime + _SLACK else None
+        if not 0 < seconds_left <= self.lifetime + _SLACK:
+            return None
+        return replace(_read(json.loads(content)), holds_for=seconds_left)
 
     def seconds_left(self, presented: CallerCredentials) -> float | None:
         """Seconds for which a token of ours is still valid; None if it is not one of ours."""
@@ -154,4 +157,4 @@ def _read(content: Any) -> Identity:
     only = () if method is AuthMethod.ROBOT else None
     groups, proof = frozenset(content["groups"]), content.get("proof", "")
     issuer, claims = content.get("issuer", ""), frozenset((name, value) for name, value in content.get("claims", ()))
-    return Identity(content["name"], method, groups, own, scope, proof, issuer, claims, only)
+    return Identity(content["name"], method, groups, own, scope, proof, issuer=issuer, claims=claims, only=only)

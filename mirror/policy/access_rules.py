@@ -96,6 +96,8 @@ class Identity:
     scope: Scope | None = field(default=None, compare=False)
     #: What the identity rests on, such as a hash of the account's password hash; it holds no more once that is another.
     proof: str = field(default="", repr=False, compare=False)
+    #: Seconds for which what was presented was still valid when it was read; None: it says of itself no end.
+    holds_for: float | None = field(default=None, repr=False, compare=False)
     #: Of an issuer's token: the issuer's name, and the values of those of its claims that rules name.
     issuer: str = ""
     claims: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)

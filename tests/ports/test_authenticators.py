@@ -25,7 +25,7 @@ from mirror.access.audit import AuditLog
 from mirror.access.authentication import Authentication, Nobody
 from mirror.access.certificate import identity_of
 from mirror.access.htpasswd import Htpasswd, costs_to_spend, parse_htpasswd
-from mirror.access.oidc import Issuer, OidcIssuer
+from mirror.access.oidc import Issuer, Issuers, OidcIssuer
 from mirror.access.own_tokens import IssuedTokens, read_keys
 from mirror.access.robots import new_secret
 from mirror.access.static_tokens import StaticToken, StaticTokens
@@ -472,6 +472,25 @@ async def test_what_was_found_is_remembered() -> None:
             await Authentication([broken]).authenticate(good)
         assert broken.asked == asked
     await authentication.aclose()
+
+
+async def test_what_was_found_is_not_remembered_beyond_its_end() -> None:
+    """A token of an issuer and one of ours are good until the second that they name, also if they were just used."""
+    clock = Clock(1_800_000_000.0)
+    async with _serving(_Provider(keys=[_public("rsa", "k")])) as provider:
+        issuer = Issuer(OidcIssuer(provider.url, "mirror"), now=clock)
+        issued = IssuedTokens(MultiFernet([Fernet(Fernet.generate_key())]), lifetime=40, now=clock)
+        front = Authentication([issued, issuer], {AuthMethod.ISSUER: Issuers([issuer])}, now=clock)
+        theirs = CallerCredentials(bearer=_token(provider, clock, exp=clock.time + 30))
+        ours = CallerCredentials(bearer=issued.issue(await front.authenticate(theirs)))
+        for passed, presented in [(29.5, theirs), (39.5, ours)]:
+            clock.time = 1_800_000_000.0 + passed
+            await front.authenticate(presented)
+            clock.time += 0.5
+            with pytest.raises(Unauthorized):
+                await front.authenticate(presented)
+        await front.aclose()
+        await issuer.aclose()
 
 
 @pytest.mark.parametrize(
