@@ -83,7 +83,7 @@ class LayoutSource:
     def __init__(self, path: Path) -> None:
         """Open a tar file or a folder. Raises `BundleError` if it contains what does not belong in a layout."""
         self._path = path
-        with file_errors(f"opening {path}"):
+        with file_errors("opening it"):
             # O_NONBLOCK: opening a pipe does not wait for a writer; for a regular file the flag changes nothing
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -91,7 +91,7 @@ class LayoutSource:
             self._is_folder = stat.S_ISDIR(kind)
             if not self._is_folder and not stat.S_ISREG(kind):
                 raise BundleError("neither a file nor a folder, so it cannot be read twice")
-            with file_errors(f"reading {path}"):
+            with file_errors("reading it"):
                 self._files = _walk(self._descriptor) if self._is_folder else scan(self._descriptor)
             self.blobs: Mapping[Digest, int] = dict(self._find_blobs())
         except BaseException:

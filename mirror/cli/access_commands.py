@@ -169,7 +169,9 @@ def _grants(allow: Sequence[str], patterns: Sequence[str], table: RoutingTable) 
     if not allow:
         raise ConfigError(["create needs at least one --allow ACTIONS PATTERN"])
     if len(allow) != len(patterns):
-        raise ConfigError([f"each --allow needs one pattern: {len(allow)} and {len(patterns)} are given"])
+        raise ConfigError(
+            [f"each --allow needs one pattern: {len(allow)} × --allow, {counted(len(patterns), 'pattern')}"]
+        )
     known = {action.value for action in Action if action is not Action.ADMIN} | {"write"}
     mistakes, grants = [], []
     for text, pattern in zip(allow, patterns, strict=True):

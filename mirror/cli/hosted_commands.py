@@ -307,7 +307,7 @@ def _print(found: Mapping[str, Any]) -> None:
     if len(waiting) > _MOST_ROWS:
         say(f"{len(waiting) - _MOST_ROWS} more: see --json")
     sums = [entry["size"] for entry in waiting if entry["kind"] == "bytes"]
-    say(f"waiting: {counted(len(waiting), 'item')}, of which {format_size(sum(sums))} are bytes to free")
+    say(f"waiting: {counted(len(waiting), 'item')}, which will free {format_size(sum(sums))}")
     for unread in found["unread"][:_MOST_ROWS]:
         say(f"cannot be read: {unread['what']}: {unread['reason']}")
     if len(found["unread"]) > _MOST_ROWS:

@@ -89,7 +89,7 @@ def unpin(image: Images, config: ConfigFile = None) -> None:
                 by = f"the rule {other['rule']}" if other["rule"] else f"the pin of {other['image']}"
                 say(f"{name}: still protected by {by}")
     if not_pinned:
-        raise MirrorError(f"{len(not_pinned)} of {counted(len(images), 'image')} were not pinned by `mirror pin`")
+        raise MirrorError(f"not pinned by `mirror pin`: {len(not_pinned)} of {counted(len(images), 'image')}")
 
 
 def _unpin(loaded: settings.Config, image: Image) -> bool:

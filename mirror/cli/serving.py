@@ -71,7 +71,7 @@ def serve(
             root=str(loaded.store.root),
             owner=whose,
             user=os.geteuid(),
-            reason="what this mirror writes there, one that runs as its owner cannot read",
+            reason="a mirror that runs as its owner will not be able to read what this one writes",
         )
     count = loaded.server.workers
     opened = [open_listeners(address, count) for address in loaded.server.listen]
@@ -132,7 +132,9 @@ def _open_admin(loaded: settings.Config, workers: int) -> list[AdminListener]:
         loaded.store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         return [open_admin(loaded.admin_address, workers), *opened]
     except (ConfigError, OSError) as error:
-        telemetry.log.warning("admin API unavailable", reason=str(error))
+        telemetry.log.warning(
+            "admin API unavailable", reason=error.strerror if isinstance(error, OSError) else str(error)
+        )
         return opened
 
 

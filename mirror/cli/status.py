@@ -188,9 +188,11 @@ def _print_status(status: Mapping[str, Any]) -> None:
         for line in describe_cluster(cluster, answers=answers):
             say(line)
     for usage in status.get("hosted", []):
-        full = "not known" if usage["bytes"] is None else format_size(usage["bytes"])
         quota = f" of {format_size(usage['quota'])}" if usage["quota"] is not None else ""
-        say(f"hosted:    {usage['scope']} has {full}{quota}")
+        if usage["bytes"] is None:
+            say(f"hosted:    how much {usage['scope']} has{quota} is not known")
+        else:
+            say(f"hosted:    {usage['scope']} has {format_size(usage['bytes'])}{quota}")
     if size := store["quarantine_bytes"]:
         say(f"damaged:   {format_size(size)} set aside in {store['root']}/quarantine: check the disk")
     if count := store.get("hosted_damaged"):
@@ -285,7 +287,8 @@ def _print_upstream(upstream: Mapping[str, Any]) -> None:
     name = upstream["name"]
     if upstream["state"] != "ok":
         retry = max(endpoint["retry_in"] for endpoint in upstream["endpoints"])
-        say(f"upstream:  {name} is {upstream['state']}, next try in {retry:.0f} s")
+        again = f"it is asked again in {retry:.0f} s" if retry >= 1 else "the next request asks it again"
+        say(f"upstream:  {name} is {upstream['state']}, {again}: `mirror check --online` says more")
     for endpoint in upstream["endpoints"]:
         if failure := endpoint["credentials"]:
             say(f"login:     {name} by {failure['provider']}: {failure['reason']}, since {failure['since']}")

@@ -230,7 +230,8 @@ async def _ask(loaded: settings.Config, repo: Repo, reference: Reference) -> Des
         try:
             descriptor = await app.router.repository(repo).resolve(reference)
         except NotFound as error:
-            raise MirrorError(f"{repo}: neither this mirror nor upstream has {reference}") from error
+            kind = "manifest" if isinstance(reference, Digest) else "tag"
+            raise MirrorError(f"{repo} has no {kind} {reference}, neither here nor upstream") from error
     return Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
 
 

@@ -252,7 +252,7 @@ def test_the_name_may_stand_anywhere(site: Path) -> None:
         (["create"], "needs the name of one robot"),
         (["create", "a", "b", "--allow", "push", "corp/**"], "needs the name of one robot"),
         (["create", "a"], "needs at least one --allow"),
-        (["create", "a", "--allow", "push"], "each --allow needs one pattern"),
+        (["create", "a", "--allow", "push"], "each --allow needs one pattern: 1 × --allow, 0 patterns"),
         (["create", "a", "corp/**"], "needs at least one --allow"),
         (["create", "a", "--allow", "create", "corp/**"], "'create' is none of delete"),
         (["create", "a", "--allow", "admin", "**"], "'admin' is none of"),

@@ -131,6 +131,45 @@ def test_the_end_does_not_look_at_what_was_imported() -> None:
     assert done.stdout.splitlines()[-1] == "True"
 
 
+def test_status_says_what_is_not_known_and_when_an_upstream_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whole sentences, with the command that says more."""
+    config = tmp_path / "mirror.toml"
+    config.write_text(f'[store]\nroot = "{tmp_path / "store"}"\n')
+    store = {"root": "x", "bytes": 1, "limit": 2, "quarantine_bytes": 0, "hosted_damaged": 0, "failing_workers": 0}
+    usage = [{"scope": "corp", "bytes": None, "quota": None}, {"scope": "own", "bytes": None, "quota": 2000}]
+    down = {"name": "a.test", "state": "down", "endpoints": [{"retry_in": 3.4, "credentials": None}], "budget": None}
+    failing = {
+        "name": "b.test",
+        "state": "failing",
+        "endpoints": [{"retry_in": 0, "credentials": None}],
+        "budget": None,
+    }
+    status = {"version": "1", "worker": 1, "offline": False, "workers": [], "store": store, "hosted": usage}
+    answers: dict[str, Any] = {
+        "status": status,
+        "flights": {"flights": []},
+        "upstreams": {"upstreams": [down, failing]},
+        "events?limit=1": {"endpoints": []},
+        "replication": {"rules": []},
+        "retention": {"last": None},
+    }
+
+    def answered(_config: object, _method: str, target: str) -> Any:
+        return dict(answers[target.removeprefix("/admin/v1/")])
+
+    monkeypatch.setattr("mirror.cli.status.ask_if_running", answered)
+    monkeypatch.setattr("mirror.cli.status.ask", answered)
+    lines = mirror("status", "--config", config).out.splitlines()
+    assert [line for line in lines if line.startswith(("hosted:", "upstream:"))] == [
+        "hosted:    how much corp has is not known",
+        "hosted:    how much own has of 2 kB is not known",
+        "upstream:  a.test is down, it is asked again in 3 s: `mirror check --online` says more",
+        "upstream:  b.test is failing, the next request asks it again: `mirror check --online` says more",
+    ]
+
+
 def test_status_says_what_of_events_replication_and_retention_needs_a_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

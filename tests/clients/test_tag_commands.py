@@ -154,7 +154,7 @@ def test_freezing_at_any_digest_of_the_repository(registry: RegistryProcess, dir
     output = command("freeze", f"{_REPOSITORY}:1.2.3@{other.digest}")
     assert "1 missing" in output
     unknown = "sha256:" + "0" * 64
-    assert f"neither this mirror nor upstream has {unknown}" in command("freeze", _IMAGE, "--at", unknown, code=1)
+    assert f"has no manifest {unknown}, neither here nor upstream" in command("freeze", _IMAGE, "--at", unknown, code=1)
     with MirrorProcess(config) as mirror:
         target = directory / "copy"
         Skopeo(directory, mirror.address).copy(_IMAGE, target)
