@@ -309,9 +309,12 @@ class Jobs:
                     await cancel_and_wait(task)
             await asyncio.to_thread(self._finish, job, meter, task)
         except asyncio.CancelledError:
-            await cancel_and_wait(task)
-            with suppress(StoreError):
-                self._interrupted(replace(job, progress=meter.to_json()))
+            try:
+                await cancel_and_wait(task)
+            finally:
+                # also if this was cancelled again while the work took long to end
+                with suppress(StoreError):
+                    self._interrupted(replace(job, progress=meter.to_json()))
             raise
         except StoreError as error:
             # the record cannot be updated; other processes see by the free slot that the job is over

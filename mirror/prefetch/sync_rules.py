@@ -220,9 +220,12 @@ async def run_noting(
             if not task.done():
                 await note()
     except asyncio.CancelledError:
-        await cancel_and_wait(task)
-        if meter.cancelled:
-            await uninterrupted(asyncio.to_thread(cancelled))
+        try:
+            await cancel_and_wait(task)
+        finally:
+            # also if this was cancelled again while the run took long to end
+            if meter.cancelled:
+                await uninterrupted(asyncio.to_thread(cancelled))
         raise
     finally:
         await cancel_and_wait(task)

@@ -18,6 +18,7 @@ from mirror.store.local.blobs import LocalStore
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
+from tests.support.cancelling import cancelled_again_and_again, ends_slowly
 from tests.support.live_mirror import until
 
 
@@ -176,3 +177,25 @@ async def test_the_end_of_the_process_interrupts_its_jobs(layout: Layout) -> Non
         await _state(jobs, name, "running")
     assert (await jobs.get(name))["result"] == {"error": "its process ended before it was done"}
     assert FileLocks(layout).try_hold_now("job-0") is not None
+
+
+async def test_a_job_that_ends_slowly_is_interrupted_too(layout: Layout) -> None:
+    """Whoever stops the process cancels it again when it has not ended after a moment."""
+    bench, may_end = Bench(), asyncio.Event()
+
+    async def slow(arguments: Mapping[str, Any], meter: ProgressMeter) -> Ended:
+        await ends_slowly(may_end)
+        raise AssertionError("unreachable")
+
+    bench.good = slow  # type: ignore[method-assign]
+    jobs = _jobs(layout, bench)
+    name = (await jobs.submit("good", {}))["id"]
+    running = asyncio.create_task(jobs.run())
+    await until(lambda: jobs._running)
+    job = jobs._running[name]
+    await cancelled_again_and_again(job, may_end)
+    # not by `get`, which tells it by the free slot
+    record = JsonRecords(layout, "jobs").get(name)
+    await cancel_and_wait(running)
+    assert record is not None
+    assert record["state"] == "interrupted"

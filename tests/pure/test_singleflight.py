@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import pytest
 
 from mirror.aio.singleflight import SingleFlight, cancel_and_wait
+from tests.support.cancelling import cancelled_again_and_again, ends_slowly
 
 
 async def test_work_asked_for_at_once_is_done_once() -> None:
@@ -117,25 +117,7 @@ async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same() -> No
 async def test_whoever_ends_a_task_waits_for_it_though_cancelled() -> None:
     """The task may have a thread that works with files of the caller, which the caller closes next."""
     may_end = asyncio.Event()
-
-    async def slow() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            while not may_end.is_set():
-                with suppress(asyncio.CancelledError):
-                    await may_end.wait()
-
-    task = asyncio.create_task(slow())
+    task = asyncio.create_task(ends_slowly(may_end))
     await asyncio.sleep(0)
-    ending = asyncio.create_task(cancel_and_wait(task))
-    await asyncio.sleep(0)
-    for _ in range(3):
-        ending.cancel()
-        for _ in range(5):
-            await asyncio.sleep(0)
-    assert not ending.done()
-    may_end.set()
-    with pytest.raises(asyncio.CancelledError):
-        await ending
+    await cancelled_again_and_again(asyncio.create_task(cancel_and_wait(task)), may_end)
     assert task.done()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from typing import Any
 
 from tests.support.live_mirror import until
@@ -80,6 +81,32 @@ async def cancelled_everywhere(name: str, scenario: Callable[[], Awaitable[None]
     finally:
         loop.set_task_factory(before)
     raise AssertionError(f"{name} has no end")
+
+
+async def ends_slowly(may_end: asyncio.Event) -> None:
+    """Goes on until it is cancelled, and then until it may end, however often it is cancelled."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        while not may_end.is_set():
+            with suppress(asyncio.CancelledError):
+                await may_end.wait()
+
+
+async def cancelled_again_and_again(task: asyncio.Task[Any], may_end: asyncio.Event) -> None:
+    """Cancels a task several times before what it waits for may end, as `cancel_and_wait` does. Returns once it has
+    ended.
+    """
+    for _ in range(3):
+        for _ in range(5):
+            await asyncio.sleep(0)
+        task.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+    may_end.set()
+    await asyncio.wait({task})
+    assert task.cancelled()
 
 
 class Baseline:
