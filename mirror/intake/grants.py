@@ -18,8 +18,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from mirror import telemetry
@@ -192,6 +194,17 @@ class Grants:
         return None
 
 
+@dataclass(slots=True)
+class _InFull:
+    """What manifests that were `read` in full have `granted`; and those that could not be read, with the error if they
+    may grant something.
+    """
+
+    granted: dict[Digest, int] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+    failed: dict[str, StoreError | None] = field(default_factory=dict)
+
+
 class _Manifests:
     """The manifests of a repository, as this process knows them.
 
@@ -231,7 +244,8 @@ class _Manifests:
         self._failed: dict[str, StoreError | None] = {}
         #: Blobs that somebody waits for, with the manifests to read.
         self._wanted: dict[Digest, list[str]] = {}
-        self._callers = 0
+        #: The callers that wait, by blob.
+        self._asked: Counter[Digest] = Counter()
         #: Since when what was read in full is believed.
         self._since = -math.inf
 
@@ -241,17 +255,17 @@ class _Manifests:
     @contextmanager
     def asked_for(self, digest: Digest, now: float) -> Iterator[None]:
         """Around each search. `now` is in seconds of the monotonic clock."""
-        if not self._callers and now - self._since > _BELIEVED:
+        if not self._asked and now - self._since > _BELIEVED:
             self.granted, self._since = {}, now
             self._read.clear()
             self._failed.clear()
         for name in [name for name in self._failed if self._may_grant(name, digest)]:
             del self._failed[name]
-        self._callers += 1
+        self._asked[digest] += 1
         try:
             yield
         finally:
-            self._callers -= 1
+            self._asked -= Counter((digest,))
 
     def weight(self) -> int:
         """Returns how much memory it takes, roughly, in bytes."""
@@ -290,17 +304,23 @@ class _Manifests:
         }
         if not any(left.values()):
             return
-        granted, read, failed = await asyncio.to_thread(self._in_full, left)
-        _add(self.granted, granted)
-        self._read |= read
-        self._failed |= failed
+        self._take(await asyncio.to_thread(self._in_full, left))
+
+    def _take(self, found: _InFull) -> None:
+        _add(self.granted, found.granted)
+        self._read |= found.read
+        self._failed |= found.failed
 
     async def look(self) -> None:
-        """Lists the manifests if nothing is left of the last list, and looks at the next few."""
+        """Lists the manifests if nothing is left of the last list, and looks at the next few. If all callers want the
+        same blob, that ends with the first manifest that mentions it, which is read in full at once.
+        """
         if not self._waiting:
             self.lists += 1
             self._most, self._trouble = _FEW, None
-        new, gone = await asyncio.to_thread(self._look)
+        only = next(iter(self._asked)) if len(self._asked) == 1 else None
+        new, gone, found = await asyncio.to_thread(self._look, only)
+        self._take(found)
         for name in gone:
             self._forget(name)
         for name, mentioned in new.items():
@@ -310,8 +330,11 @@ class _Manifests:
         if not self._waiting:
             self._ended, self._ended_at, self._error = self.lists, time.monotonic(), self._trouble
 
-    def _look(self) -> tuple[dict[str, bytes], list[str]]:
-        """Blocking: returns what the next manifests mention, and those that the repository has no more."""
+    def _look(self, only: Digest | None) -> tuple[dict[str, bytes], list[str], _InFull]:
+        """Blocking: returns what the next manifests mention, those that the repository has no more, and what was read
+        in full: the first that mentions the blob `only`.
+        """
+        part = beginning(only) if only else None
         new: dict[str, bytes] = {}
         gone: list[str] = []
         try:
@@ -325,28 +348,26 @@ class _Manifests:
         for _ in range(min(self._most, len(self._waiting))):
             digest = self._waiting.pop()
             try:
-                new[str(digest)] = mentioned_in(self._store, digest)
+                new[str(digest)] = mentioned = mentioned_in(self._store, digest)
             except (BlobUnknown, BlobDamaged):
                 # absent or damaged, it grants nothing
                 continue
             except StoreError as error:
                 self._trouble = error
+            else:
+                if only and part and (part in mentioned or digest == only):
+                    return new, gone, self._in_full({only: [str(digest)]})
         self._most = min(2 * self._most, _MANY)
-        return new, gone
+        return new, gone, _InFull()
 
     def _forget(self, name: str) -> None:
         if (mentioned := self._mentioned.pop(name, None)) is not None:
             self._size -= _weight_of(name, mentioned)
 
-    def _in_full(
-        self, wanted: Mapping[Digest, Sequence[str]]
-    ) -> tuple[dict[Digest, int], set[str], dict[str, StoreError | None]]:
-        """Blocking: reads the manifests that are wanted for each blob, until one grants it with its size. Returns what
-        they grant, which were read, and which could not be, with the error if they may grant something.
-        """
-        granted: dict[Digest, int] = {}
-        read: set[str] = set()
-        failed: dict[str, StoreError | None] = {}
+    def _in_full(self, wanted: Mapping[Digest, Sequence[str]]) -> _InFull:
+        """Blocking: reads the manifests that are wanted for each blob, until one grants it with its size."""
+        found = _InFull()
+        granted, read, failed = found.granted, found.read, found.failed
         for digest, names in wanted.items():
             for name in names:
                 if granted.get(digest, -1) >= 0:
@@ -367,7 +388,7 @@ class _Manifests:
                     else:
                         read.add(name)
                         _add(granted, granted_by(stored))
-        return granted, read, failed
+        return found
 
     def _may_grant(self, name: str, digest: Digest) -> bool:
         """Whether the manifest of this name is, or mentions, the blob."""

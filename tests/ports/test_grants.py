@@ -152,7 +152,8 @@ async def test_only_manifests_that_mention_a_blob_are_read_in_full(disk: Disk, i
     for number in (images - 1, 0, images // 2):
         assert await disk.size(layers[number]) == len(layers[number])
     looks, in_full = disk.reads
-    assert (looks - in_full, in_full) == (images, 3)
+    assert in_full == 3
+    assert looks <= images + in_full
     # what was read in full grants all that it names
     [manifest] = [digest for digest, count in disk.catalog.in_full.items() if count][:1]
     assert await disk.size(manifest) is not None
@@ -160,13 +161,13 @@ async def test_only_manifests_that_mention_a_blob_are_read_in_full(disk: Disk, i
 
 
 async def test_nobody_looks_further_than_needed(disk: Disk) -> None:
-    """The blob that is found in the first step costs one step; the next caller goes on from there."""
+    """Not further than to the first manifest that grants the blob; the next caller goes on from there."""
     layers = disk.many_images(1000)
     listed = list(disk.catalog.manifest_digests(APP))
     last = next(layer for layer in layers if str(Digest.of(layer)).encode() in disk.store.read(listed[-1], 1 << 20))
     disk.store.opened.clear()
     assert await disk.size(last) == len(last)
-    assert disk.reads == (64 + 1, 1)
+    assert disk.reads == (1 + 1, 1)
     assert await disk.size(b"made up") is None
     assert disk.reads == (1000 + 1, 1)
 

@@ -33,8 +33,9 @@ import secrets
 import stat as modes
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
@@ -47,7 +48,6 @@ from mirror.store.local.beside.served_notes import read_served
 from mirror.store.local.durable import (
     ABSENT_ERRNOS,
     PendingSyncs,
-    closed_on_error,
     make_folder,
     store_errors,
     write_whole,
@@ -100,16 +100,26 @@ class LocalReader:
         self.close()
 
 
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Raises `BlobUnreadable` if the disk fails to read (EIO), `StoreFull` or `StoreError` for any other `OSError`."""
-    try:
-        with store_errors(what):
-            yield
-    except StoreError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO:
-            raise BlobUnreadable(str(error)) from error.__cause__
-        raise
+class _reading:
+    """Raises `BlobUnreadable` if the disk fails to read (EIO), `StoreFull` or `StoreError` for any other `OSError`. A
+    class, because a look at the manifests of a repository enters this hundreds of times.
+    """
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            raise BlobUnreadable(f"{self._what}: {os.strerror(errno.EIO)}") from error
+        if error is not None:
+            store_errors(self._what).__exit__(kind, error, traceback)
 
 
 def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:
@@ -377,12 +387,16 @@ def open_file(digest: Digest, path: str) -> tuple[BlobInfo, LocalReader]:
         descriptor = _open_quietly(path)
     except OSError as error:
         raise _not_found(digest, error) from error
-    with closed_on_error(descriptor):
+    reader = LocalReader(descriptor)
+    try:
         with _reading(f"opening {digest}"):
             status = os.fstat(descriptor)
         if not modes.S_ISREG(status.st_mode):
             raise BlobUnknown(f"{digest} is not in the store")
-    return _info(digest, status), LocalReader(descriptor)
+    except BaseException:
+        reader.close()
+        raise
+    return _info(digest, status), reader
 
 
 def read_file(info: BlobInfo, reader: LocalReader, limit: int) -> bytes:
