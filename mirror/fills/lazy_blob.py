@@ -301,11 +301,10 @@ class LazyBlob:
 
     async def aclose(self) -> None:
         """Ends all fetches: whole blocks stay. Repeatable."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._close()
+        try:
+            await cancel_and_wait(*self._tasks)
+        finally:
+            self._close()
 
     # --------------------------------------------------------------------------------------------------------- reading
 

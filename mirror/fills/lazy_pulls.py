@@ -22,6 +22,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import MirrorError, StoreFull
 from mirror.fills.lazy_blob import (
@@ -254,10 +255,7 @@ class LazyPulls:
 
     async def aclose(self) -> None:
         """Ends all fetches and completions: what is here stays. Repeatable."""
-        tending = list(self._tending.values())
-        for task in tending:
-            task.cancel()
-        await asyncio.gather(*tending, return_exceptions=True)
+        await cancel_and_wait(*self._tending.values())
         for blob in [*self._blobs.values()]:
             await blob.aclose()
         self._blobs.clear()
