@@ -251,7 +251,7 @@ class FurtherConnections:
             if self._ramp.has_learnt:
                 self._memory.note_best(self._upstream, self._ramp.wanted)
 
-    # -------------------------------------------------------------------------------------------------- behind it
+    # ------------------------------------------------------------------------------------------ in the background
 
     async def _look_after(self, size: int, rest: int) -> None:
         """Measures, and begins connections. `rest` bytes were missing when this began."""
@@ -289,7 +289,7 @@ class FurtherConnections:
             if spans is None:
                 self._ramp.alone()
                 return None
-            wanted = Span(self._fillers(self._ingest), size)
+            wanted = Span(self._end_of_own(self._ingest), size)
             # in this order, see `Spans.taken`
             taken = spans.taken(wanted)
             here = spans.here(wanted)
@@ -299,7 +299,7 @@ class FurtherConnections:
             free = gaps(wanted, [*taken, *here])
             span = further_span(self._ramp, free, size)
             claim = None if span is None else spans.claim(span)
-            if claim is not None and claim.span.start < self._fillers(self._ingest):
+            if claim is not None and claim.span.start < self._end_of_own(self._ingest):
                 # a thread of the filler has copied these bytes meanwhile: they are no gap, but in the prefix
                 claim.release()
                 return None
@@ -309,8 +309,8 @@ class FurtherConnections:
             self._ramp.alone()
             return None
 
-    def _fillers(self, ingest: Ingest) -> int:
-        """The offset before which the bytes are in the prefix, or asked for by the filler."""
+    def _end_of_own(self, ingest: Ingest) -> int:
+        """The offset before which the bytes are in the prefix, or asked for by the filler itself."""
         return self._own.stop if self._own else ingest.offset
 
     async def _run(self, connection: _Connection, size: int) -> None:

@@ -16,7 +16,7 @@ LOOK_LAST: Final = 0.05
 
 
 class Looks:
-    """Those of one who waits."""
+    """The looks of one task that waits."""
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]], clock: Callable[[], float], seen: object) -> None:
         """`seen` is what there is before the first look. `clock` counts seconds."""

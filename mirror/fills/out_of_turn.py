@@ -36,7 +36,7 @@ from mirror.ports import BlobReader, Body, Claim, Ingest, Spans, SupportsFileno,
 
 #: Bytes of the map that are looked at in one go, in bytes of the blob.
 _WINDOW: Final = 4 << 30
-#: Bytes of a blob, up to which nobody asks for a part: the smallest one is a block, and would be half of it.
+#: A blob of at most so many bytes is never asked for in parts: a single block would be half of it.
 _SMALL: Final = 2 * BLOCK
 #: Seconds without a new block after which a claim is not waited for any more: bytes that come twice are better than
 #: none.

@@ -1,5 +1,5 @@
-"""Where the bytes of one blob come from: nearer sources (a bucket, other replicas), and last what the blob is waited
-for.
+"""Where the bytes of one blob come from: nearer sources first (a bucket, other replicas), and last the one that is
+waited for: its upstream, or for hosted content the bucket.
 
     nearer ── absent, down, slow ──────────────────> the next source                      as if it had not been asked
        ├───── breaks off, stalls, another size ────> the next source, from the same byte  `SourceLeft`

@@ -17,9 +17,9 @@ What an answer depends on, and how an entry follows it:
     the connection       a table for each listener. Connections with a client certificate have none. While the server
                          is shutting down, while an answer is under way, while the client does not read, and if the
                          bytes are not exactly one request, nothing is given from the table
-    rights and rules     only what an anonymous caller gets, where no upstream is asked about callers, and none of who
-                         may push. Rules, routes and lists of content change with the process alone (a reload starts new
-                         ones); upstreams that are replaced while it lives end all entries (`clear`)
+    rights and rules     only what a caller without credentials gets, who may not push, in repositories whose upstream
+                         is not asked about callers. Rules, routes and lists of content never change while a process
+                         lives (a reload starts new ones); upstreams that are replaced end all entries (`clear`)
     tags, manifests,     `Standing` (repository/standing): at each hit the facts in memory are compared with those
     links, files         that the repository would answer from now. Of hosted content the count of changes that all
                          workers share is read each time, and of a blob the file is looked at, so a change by any worker

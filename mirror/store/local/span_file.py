@@ -13,13 +13,14 @@ The life of a block:
       └── punched, because the prefix has the bytes: the mark first, then a hole in `.spans` ──────────────┴─────────┘
 
 A claim is a lock on an open file description (fcntl(2), F_OFD_SETLK), so the kernel ends it with its process, and it
-also keeps the threads of one process apart. Who reads bytes has a shared lock on the same byte of the map: nobody can
-punch them meanwhile. Who reads them for a client has one on the byte behind the map as well, between two pieces too.
+also keeps the threads of one process apart. Whoever reads a block has a shared lock on its byte of the map meanwhile:
+nobody can punch it then. Whoever reads for a client has a shared lock on the byte behind the map as well, also between
+two pieces.
 
-The map says "here" only of bytes that are in `.spans`: nobody is ever given a hole. A machine that stops may lose what
-was not synced. So in another boot only synced blocks count; if a sync fails, all are dropped. Whenever the pair is
-opened, blocks that are holes for the file system do not count: after a power cut a hole may be on the disk without the
-map's byte that was written before it.
+The map says "here" only of bytes that are in `.spans`: nobody is ever given a hole. If the machine stops, what was not
+synced may be lost, so after its next boot only synced blocks count; if a sync fails, all are dropped. Whenever the pair
+is opened, blocks that are holes for the file system do not count: a power cut may leave the hole on the disk, and not
+the byte of the map that was written before it.
 
 The pair of `.map` and `.spans` belongs together by the inode of `.spans`, which is in the header. The kernel gives the
 inode of a deleted file to another one. So `.map` is dropped first, and a `.spans` that had to be made gets a new map.
