@@ -114,11 +114,12 @@ def check_size(rule: ContentRule, repo: Repo, manifest: Manifest) -> None:
     """
     if rule.largest is None:
         return
+    most = f"at most {format_size(rule.largest)} may be pulled"
     if any(blob.size < 0 for blob in manifest.blobs):
-        raise Denied(f"{repo}@{manifest.digest} does not say its size, {format_size(rule.largest)} are allowed here")
+        raise Denied(f"{repo}@{manifest.digest} does not say its size: {most}")
     size = sum(blob.size for blob in manifest.blobs)
     if size > rule.largest:
-        raise Denied(f"{repo}@{manifest.digest} has {format_size(size)}, {format_size(rule.largest)} are allowed here")
+        raise Denied(f"{repo}@{manifest.digest} has {format_size(size)}: {most}")
 
 
 def patterns(texts: Iterable[str]) -> tuple[ImagePattern, ...]:
