@@ -191,8 +191,9 @@ class LazyBlob:
         self.users = 0
         #: When a part was asked for last, by the clock of the tools.
         self.asked_at = tools.clock()
-        #: Sources that have given bytes since the files were opened.
-        self.givers: list[BlobSources] = []
+        #: What has given bytes besides the upstream, by its name and address. There may be a fetch for each block, and
+        #: to accuse a bucket costs a look at the whole: one fetch of each source is remembered.
+        self._givers: dict[tuple[str, str], BlobSources] = {}
         self._tools = tools
         self._spans: Spans | None = None
         #: Those before them, which were dropped.
@@ -545,8 +546,8 @@ class LazyBlob:
             async with sources(claim.offset, claim.span.stop) as body:
                 opened = True
                 is_longer = self._check(body, claim, is_upstream=not sources.name)
-                if sources not in self.givers:
-                    self.givers.append(sources)
+                if sources.name:
+                    self._givers.setdefault((sources.name, sources.current.member), sources)
                 try:
                     with telemetry.span("part", mirror__upstream=self.upstream, mirror__offset=claim.offset):
                         await run_uninterrupted(self._tools.executor, claim.fill, body, self._waker(), stop=body.abort)
@@ -655,8 +656,8 @@ class LazyBlob:
 
     async def accuse(self, reason: str) -> None:
         """The whole was wrong: the sources that gave parts of it here are not asked for it again for some time."""
-        givers, self.givers = self.givers, []
-        for sources in givers:
+        givers, self._givers = self._givers, {}
+        for sources in givers.values():
             await sources.accuse(reason)
 
     async def _in_thread(

@@ -26,7 +26,7 @@ from mirror.fills.flight import InParts
 from mirror.fills.lazy_blob import Asker, LazyBlob, NotInParts
 from mirror.fills.lazy_content import FilePiece, LazyContent
 from mirror.fills.lazy_pulls import LazyPulls
-from mirror.fills.sources import BlobSources
+from mirror.fills.sources import BUCKET, BlobSources, FromUpstream
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
 from mirror.policy.fills.lazy_ranges import LazyParts, places_of
@@ -199,6 +199,41 @@ async def test_a_blob_is_let_go_though_its_first_piece_ends_with_an_error(site: 
     with pytest.raises(UpstreamUnavailable):
         await content.aclose()
     assert not blob.users
+
+
+class _Bucket:
+    """A `BlobSource` that has every byte."""
+
+    name = BUCKET
+    member = ""
+    gave = True
+
+    def __init__(self, site: _Site, accused: list[str]) -> None:
+        self.pull = site.upstream.pull
+        self._accused = accused
+
+    async def accuse(self, reason: str) -> bool:
+        self._accused.append(reason)
+        return False
+
+
+async def test_a_source_is_accused_once_however_many_parts_it_gave(
+    site: _Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To judge an object of a bucket, all of it is read; and what is remembered of parts has an end."""
+    accused: list[str] = []
+    plain = site.asker()
+    upstream = FromUpstream(site.upstream.pull)
+
+    def asker(repo: object) -> Asker:
+        return Asker(repo, lambda: BlobSources(_Bucket(site, accused), upstream), plain.whole)
+
+    monkeypatch.setattr(site, "asker", asker)
+    for number in (2, 6, 10):
+        part = Span(number * BLOCK, number * BLOCK + 9)
+        assert await site.get(part) == [_of(part)]
+    await site.pulls.found_wrong(DIGEST, "docker.io", "another digest")
+    assert accused == ["another digest"]
 
 
 async def test_bytes_that_a_fill_brings_soon_are_waited_for(site: _Site) -> None:
