@@ -54,7 +54,8 @@ def test_a_pinned_image_outlives_pressure_and_upstream(registry: RegistryProcess
     pinned = publish(registry.url, "pinned", platforms=(NATIVE, "linux/s390x"))
     others = [publish(registry.url, f"other-{number}") for number in range(12)]
     config = write_config(directory, {"docker.io": registry.url}, capacity=f"{CAPACITY}B", tag_ttl="1s")
-    with MirrorProcess(config) as running:
+    # a client that wants what is gone is told so at once, when upstream is
+    with MirrorProcess(config, env={"MIRROR__SERVER__WAIT_FOR_UPSTREAM": "0s"}) as running:
         skopeo = Skopeo(directory, running.address)
         assert "not here yet" in mirror(config, "pin", pinned.name, "--reason", "the base of everything")
         skopeo.copy(pinned.name, directory / "before", "--all")
