@@ -272,12 +272,15 @@ def test_pure_folders_do_nothing(folder: str) -> None:
 
 
 _IMPORT_ALONE = """
-import importlib, os, sys, traceback
+import gc, importlib, os, sys, traceback
+# a child that looks for cycles among what it has from its parent copies all of that
+gc.disable()
 import aiocache, aiohttp.web, aiosqlite, bcrypt, cachetools, cryptography.fernet, cryptography.x509, cronsim, jwt
 import opentelemetry.trace, prometheus_client.multiprocess, pydantic_settings, redis.asyncio, rich.progress, rich.table
 import semantic_version, structlog, tarfile, tomlkit, tomllib, typer, uvloop, yaml
 # what the package is compiled to is kept for the next child, whatever this run was started with
 sys.pycache_prefix, sys.dont_write_bytecode = sys.argv.pop(1), False
+gc.freeze()
 failed = []
 for name in sys.argv[1:]:
     child = os.fork()  # the libraries are loaded already; of the package nothing is
