@@ -339,9 +339,7 @@ class _Watch:
         try:
             await asyncio.wait({asking, timing}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            timing.cancel()
-            if not asking.done():
-                await cancel_and_wait(asking)
+            await cancel_and_wait(asking, timing)
         if asking.cancelled():
             raise UpstreamTimeout(f"nothing within {patience:g} s", upstream=PEER)
         offset = asking.result()
