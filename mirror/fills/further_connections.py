@@ -255,14 +255,21 @@ class FurtherConnections:
 
     async def _look_after(self, size: int, rest: int) -> None:
         """Measures, and begins connections. `rest` bytes were missing when this began."""
-        while True:
-            received = self._total()
-            bodies = [body for body in (self._body, *(each.body for each in self._running)) if body is not None]
-            behind = sum(isinstance(body, SaysWaiting) and body.waiting() >= _MANY for body in bodies)
-            self._ramp.sample(self._clock(), received, rest - received, behind / len(bodies) if bodies else None)
-            while len(self._running) + 1 < self._ramp.wanted and self._begin(size):
-                pass
-            await self._sleep(_TICK)
+        try:
+            while True:
+                self._measure(rest)
+                while len(self._running) + 1 < self._ramp.wanted and self._begin(size):
+                    pass
+                await self._sleep(_TICK)
+        except Exception:
+            telemetry.log.exception("connections for a blob crashed", digest=str(self._digest))
+            self._ramp.alone()
+
+    def _measure(self, rest: int) -> None:
+        received = self._total()
+        bodies = [body for body in (self._body, *(each.body for each in self._running)) if body is not None]
+        behind = sum(isinstance(body, SaysWaiting) and body.waiting() >= _MANY for body in bodies)
+        self._ramp.sample(self._clock(), received, rest - received, behind / len(bodies) if bodies else None)
 
     def _total(self) -> int:
         """The bytes that all connections have brought."""

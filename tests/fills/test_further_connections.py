@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from mirror import telemetry
 from mirror.aio.memo import Memo
@@ -451,6 +452,18 @@ async def test_room_is_given_back_though_connections_end_slowly(site: Site, monk
     site.store.put(_DIGEST, _LAYER)
     await site.finish(flight)
     assert site.room.open == 0
+
+
+async def test_a_mistake_in_measuring_is_logged_and_ends_no_fill(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without further connections the blob comes over one."""
+
+    def sample(*measured: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(RampUp, "sample", sample)
+    with capture_logs() as lines:
+        await site.finish(await site.begin())
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["connections for a blob crashed"]
 
 
 @pytest.mark.parametrize("kind", [StoreFull, StoreError])
