@@ -105,8 +105,8 @@ class Space:
     async def reserve(self, size: int | None) -> Reservation:
         """Reserves `size` bytes, and evicts if needed. If the size is not known (None), nothing is reserved.
 
-        Raises `BlobTooLarge` if the blob is larger than the limit of the store, `StoreFull` if pins and fills leave no
-        room for it, and `StoreError` if there is no room and it is not known what must stay.
+        Raises `BlobTooLarge` if the blob is larger than the capacity of the store, `StoreFull` if pins, fills and other
+        data on the disk leave no room for it, and `StoreError` if there is no room and it is not known what must stay.
         """
         wanted = size or 0
         # counted before the disk is measured, so that other fills of this process take this one into account
@@ -123,9 +123,17 @@ class Space:
 
     def _refuse_if_too_large(self, load: StoreLoad, wanted: int) -> None:
         limit = self._watermarks.limit(load)
+        capacity = self._watermarks.capacity.of(load.disk)
+        if wanted > capacity:
+            raise BlobTooLarge(
+                f"a blob of {format_size(wanted)} is more than the capacity of the store, {format_size(capacity)}"
+            )
         if wanted > limit:
-            larger = f"{format_size(wanted)} is more than the {format_size(limit)} that the store has"
-            raise BlobTooLarge(f"a blob of {larger}")
+            # nothing that may be evicted would make room, but the blob fits once the disk has space again
+            raise StoreFull(
+                f"no room for {format_size(wanted)}: the disk has {format_size(load.free)} free, and other data leaves "
+                f"the cache {format_size(limit)} of it"
+            )
 
     async def _evict_for_fill(self, load: StoreLoad) -> None:
         try:

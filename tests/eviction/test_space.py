@@ -69,6 +69,21 @@ async def test_a_blob_that_is_too_large(world: World) -> None:
     assert world.present() == set(digests)
 
 
+async def test_a_disk_that_other_data_fills() -> None:
+    """The blob is not too large: it fits once the disk has space. Whoever is on duty is told that, not to raise the
+    capacity. Nothing is dropped in vain.
+    """
+    world = World(disk=2000)
+    digests = [await world.add(number) for number in range(3)]
+    world.store.hosted_bytes = 1650
+    with pytest.raises(StoreFull, match="no room for 900 B: the disk has 50 B free") as refused:
+        await world.space.reserve(900)
+    assert not isinstance(refused.value, BlobTooLarge)
+    assert world.present() == set(digests)
+    world.store.hosted_bytes = 0
+    await world.space.reserve(300)
+
+
 async def test_a_refused_blob_is_not_counted_as_stored() -> None:
     """While the index does not know the whole and the disk was summed up, a refusal must not fill the sum."""
     world = World()
