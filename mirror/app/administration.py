@@ -78,8 +78,11 @@ def open_administration(
     audit: AuditLog | None,
     stack: AsyncExitStack,
     now: Callable[[], float],
+    steady: Callable[[], float],
 ) -> Administration:
-    """Builds the admin API; `stack` closes what is opened for it."""
+    """Builds the admin API; `stack` closes what is opened for it. `now` is in epoch seconds; `steady`: see
+    `GraceClock`.
+    """
     router, table = repositories.router, repositories.upstreams.table
     sync = make_sync(config, storage, router.guarded, open_leases(config, storage, stack), now=now)
     parse = MemberNames(config, storage.stored.is_taken_now).parse
@@ -122,8 +125,8 @@ def open_administration(
         caches=shown,
         cluster=_cluster_facts(config, storage),
     )
-    collector = open_collector(config, storage, verbs.parts, now, audit)
-    retention = open_retention(config, storage, verbs.parts, now, audit)
+    collector = open_collector(config, storage, verbs.parts, now, audit, steady=steady)
+    retention = open_retention(config, storage, verbs.parts, now, audit, steady=steady)
     hosted = HostedAdmin(
         deletions,
         CachedCopies(

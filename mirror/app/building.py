@@ -35,6 +35,7 @@ from mirror.eviction.scrub import HostedNaming, Scrub
 from mirror.graph.blob_places import BlobPlaces
 from mirror.heartbeat import Heartbeat
 from mirror.inspect.recent_answers import RecentAnswers
+from mirror.intake.tag_history import steady_time
 from mirror.policy.clients.networks import Networks
 from mirror.ports import Bucket
 from mirror.prefetch.jobs import Jobs
@@ -135,12 +136,13 @@ async def build(
     pulse: Heartbeat | None = None,
     bucket: Bucket | None = None,
     now: Callable[[], float] = time.time,
+    steady: Callable[[], float] = steady_time,
 ) -> AsyncIterator[App]:
     """Opens everything that one worker needs, and closes it at the end.
 
     `housework` starts the background tasks of a server; commands do without them. The worker reports through `pulse`
     that its event loop runs. `bucket` is used in place of the one that is configured. `now` is the clock, in epoch
-    seconds.
+    seconds; `steady` one that cannot be set, in seconds.
 
     Raises `StoreError`, `ConfigError`.
     """
@@ -154,7 +156,7 @@ async def build(
             telemetry.log.info("sealed mirror contacts no upstream")
         if housework and config.trace.endpoint:
             stack.push_async_callback(await asyncio.to_thread(_start_tracing, config.trace))
-        repositories = await open_repositories(config, storage, stack, now)
+        repositories = await open_repositories(config, storage, stack, now, steady)
         recent = _open_recent(storage, stack, now, on_disk=housework)
         addresses = ClientAddresses(Networks(config.server.trusted_proxies))
         gate = await open_gate(config, storage, repositories, addresses, stack, now)
@@ -182,7 +184,7 @@ async def build(
             open_redirects(config, storage, addresses, stack),
             _open_pushes(config, storage, repositories),
         )
-        admin = open_administration(config, storage, repositories, gate, audit, stack, now)
+        admin = open_administration(config, storage, repositories, gate, audit, stack, now, steady)
         app = App(
             front,
             readiness,
@@ -208,7 +210,7 @@ async def build(
                 run_housekeeping(config, storage),
                 keep_ledger(config, storage),
                 collect_when_due(config, storage, admin.collector),
-                sweep_when_due(config, storage, now),
+                sweep_when_due(config, storage, now, steady),
                 retain_when_due(config, storage, admin.retention),
                 pulls.run(),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),

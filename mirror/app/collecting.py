@@ -35,10 +35,10 @@ def collection_rules(config: Config) -> CollectionRules:
     return CollectionRules(config.hosting.grace, registries, upstreams)
 
 
-def grace_clock(config: Config, now: Callable[[], float]) -> GraceClock:
-    """The clock by which ages of hosted content are judged. `now` is in epoch seconds."""
+def grace_clock(config: Config, now: Callable[[], float], steady: Callable[[], float] = steady_time) -> GraceClock:
+    """The clock by which ages of hosted content are judged. `now` is in epoch seconds; `steady`: see `GraceClock`."""
     longest = max((config.hosting.grace, *(entry.keep_deleted for entry in config.hosted)))
-    return GraceClock(now, steady_time, longest)
+    return GraceClock(now, steady, longest)
 
 
 def open_collector(
@@ -47,8 +47,12 @@ def open_collector(
     parts: HostedParts,
     now: Callable[[], float],
     audit: AuditLog | None = None,
+    *,
+    steady: Callable[[], float] = steady_time,
 ) -> GarbageCollector:
-    """The collector of this process. Each round gets a line in the audit log. `now` is in epoch seconds."""
+    """The collector of this process. Each round gets a line in the audit log. `now` is in epoch seconds; `steady`: see
+    `GraceClock`.
+    """
 
     def ended(report: CollectionReport) -> None:
         freed = {"links": report.links, "blobs": report.blobs, "bytes": report.bytes}
@@ -60,7 +64,7 @@ def open_collector(
     if storage.blobs is not None:
         # a walk reads every manifest once: none of them may push others off the disk
         parts = replace(parts, contents=storage.blobs.contents().passing())
-    rules, clock = collection_rules(config), grace_clock(config, now)
+    rules, clock = collection_rules(config), grace_clock(config, now, steady)
     return GarbageCollector(
         parts,
         rules,
@@ -80,15 +84,19 @@ async def _list_anew(storage: Storage) -> None:
         await list_records(storage.layout, storage.bucket)
 
 
-def open_sweeper(config: Config, storage: Storage, now: Callable[[], float]) -> BucketSweeper | None:
-    """The sweep of the bucket by this process; None without a bucket. `now` is in epoch seconds."""
+def open_sweeper(
+    config: Config, storage: Storage, now: Callable[[], float], steady: Callable[[], float] = steady_time
+) -> BucketSweeper | None:
+    """The sweep of the bucket by this process; None without a bucket. `now` is in epoch seconds; `steady`: see
+    `GraceClock`.
+    """
     if storage.hosted.sweep is None:
         return None
     return BucketSweeper(
         storage.hosted.sweep,
         storage.work,
         storage.records("collection"),
-        grace_clock(config, now),
+        grace_clock(config, now, steady),
         rate=config.hosting.sweep_rate,
         check=storage.check_bucket,
     )
@@ -101,9 +109,11 @@ async def collect_when_due(config: Config, storage: Storage, collector: GarbageC
         await collector.run_when_due(config.hosting.collect_every)
 
 
-async def sweep_when_due(config: Config, storage: Storage, now: Callable[[], float]) -> None:
+async def sweep_when_due(
+    config: Config, storage: Storage, now: Callable[[], float], steady: Callable[[], float]
+) -> None:
     """Sweeps the bucket every `hosting.sweep_every` seconds, if there is one."""
-    sweeper = open_sweeper(config, storage, now)
+    sweeper = open_sweeper(config, storage, now, steady)
     if sweeper is not None and config.hosting.sweep_every:
         await until_listed(storage)
         await sweeper.run_when_due(config.hosting.sweep_every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -24,7 +25,7 @@ from mirror.hosting.rights import Sources
 from mirror.hosting.sessions import Sessions
 from mirror.hosting.upload_turns import UploadTurns
 from mirror.intake.integrity import Integrity
-from mirror.intake.tag_history import TagHistories
+from mirror.intake.tag_history import TagHistories, TamperProofClock
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.journal_names import of_repo
 from mirror.policy.hosted.push_checks import HostedRules
@@ -75,7 +76,7 @@ def open_hosting(
 ) -> Hosting:
     """Opens everything that hosted registries need."""
 
-    parts = disk_parts(config, storage)
+    parts = disk_parts(config, storage, shared.histories.clocks)
     views = storage.hosted.pulled
     histories = TagHistories(views.catalog, views.freezes, parts.histories.clocks)
     look = _open_look(config, storage)
@@ -158,15 +159,17 @@ def open_hosted_imports(config: Config, storage: Storage, caller: str) -> Hosted
     return HostedImports(parts, links, pushing, storage.hosted.uploads, _rules(config), caller)
 
 
-def disk_parts(config: Config, storage: Storage) -> HostedParts:
-    """The bytes and records of hosted repositories, for whatever changes them."""
+def disk_parts(config: Config, storage: Storage, clocks: TamperProofClock | None = None) -> HostedParts:
+    """The bytes and records of hosted repositories, for whatever changes them. `clocks` date changes; None: those of
+    this machine.
+    """
     strict = storage.hosted.strict
     return HostedParts(
         storage.contents,
         storage.hosted.blobs,
         strict.catalog,
         strict.repositories,
-        TagHistories(strict.catalog, strict.freezes),
+        TagHistories(strict.catalog, strict.freezes, clocks or TamperProofClock(time.time)),
         Quotas(storage.hosted.ledger, quota_rules(config), catch_up=_quota_catch_up(config, storage)),
         immutable_tags(config),
         config.hosting.grace,

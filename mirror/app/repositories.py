@@ -32,7 +32,7 @@ from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake
 from mirror.intake.integrity import Integrity
 from mirror.intake.store_health import StoreHealth
-from mirror.intake.tag_history import TagHistories
+from mirror.intake.tag_history import TagHistories, TamperProofClock
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.rules import RouteRule
@@ -70,9 +70,11 @@ class Repositories:
 
 
 async def open_repositories(
-    config: Config, storage: Storage, stack: AsyncExitStack, now: Callable[[], float]
+    config: Config, storage: Storage, stack: AsyncExitStack, now: Callable[[], float], steady: Callable[[], float]
 ) -> Repositories:
-    """Opens everything that answers pulls; `stack` closes it. Raises `StoreError`, `ConfigError`."""
+    """Opens everything that answers pulls; `stack` closes it. `now` is in epoch seconds; `steady`: see
+    `TamperProofClock`. Raises `StoreError`, `ConfigError`.
+    """
     filling = ThreadPoolExecutor(_FILLING_THREADS, "fill")
     stack.callback(filling.shutdown, wait=False, cancel_futures=True)
     memo = _open_memo(config, now)
@@ -81,7 +83,9 @@ async def open_repositories(
     stack.push_async_callback(upstreams.aclose)
     upstreams.open()
 
-    shared = _open_shared(config, storage, memo, filling, upstreams.table.label, now, stack)
+    shared = _open_shared(
+        config, storage, memo, filling, upstreams.table.label, now, TamperProofClock(now, steady), stack
+    )
     hosting = open_hosting(config, storage, shared, upstreams.table.hosts_registry)
     return Repositories(upstreams, shared, hosting, _open_router(config, storage, upstreams, shared, hosting, stack))
 
@@ -93,6 +97,7 @@ def _open_shared(
     executor: Executor,
     label: Callable[[str], str],
     now: Callable[[], float],
+    clocks: TamperProofClock,
     stack: AsyncExitStack,
 ) -> Shared:
     store, catalog, cache = storage.store, storage.catalog, storage.bucket_cache
@@ -102,7 +107,7 @@ def _open_shared(
     integrity = Integrity(store, caches.once, background)
     grants = Grants(storage.index, catalog, store)
     histories = TagHistories(
-        catalog, storage.freezes, threads=None if storage.bucket is None else storage.bucket.threads.operators
+        catalog, storage.freezes, clocks, threads=None if storage.bucket is None else storage.bucket.threads.operators
     )
     intake = Intake(
         store,

@@ -13,6 +13,7 @@ from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
 from mirror.hosting.retiring import Retiring
+from mirror.intake.tag_history import steady_time
 from mirror.policy.hosted.retention_rules import RegistryRetention, RetentionRules
 from mirror.retention.protected_images import ProtectedImages
 from mirror.retention.pull_notes import PullNotes, PullTimes
@@ -50,8 +51,12 @@ def open_retention(
     parts: HostedParts,
     now: Callable[[], float],
     audit: AuditLog | None = None,
+    *,
+    steady: Callable[[], float] = steady_time,
 ) -> Retention:
-    """The retention of this process. Each round by schedule gets a line in the audit log. `now` is in epoch seconds."""
+    """The retention of this process. Each round by schedule gets a line in the audit log. `now` is in epoch seconds;
+    `steady`: see `GraceClock`.
+    """
     rules, marks, strict = retention_rules(config), storage.records(_RECORDS), storage.hosted.strict
     tools = RetentionTools(
         parts,
@@ -60,7 +65,7 @@ def open_retention(
         ProtectedImages(strict.catalog, strict.pins, pin_rules(config), strict.freezes, parts.immutable, now),
         PullTimes(storage.records(_PULLS)),
         RetentionMarks(marks),
-        grace_clock(config, now).read,
+        grace_clock(config, now, steady).read,
     )
 
     def ended(report: RetentionReport) -> None:

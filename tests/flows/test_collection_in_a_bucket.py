@@ -53,7 +53,7 @@ async def swept(mirror: LiveMirror, bucket: MemoryBucket) -> SweepReport:
     bucket_time = time.time()
     for key in bucket.content():
         bucket.date(key, bucket_time - 3 * DAY)
-    sweeper = open_sweeper(mirror.config, mirror.app.storage, mirror.clock)
+    sweeper = open_sweeper(mirror.config, mirror.app.storage, mirror.clock, mirror.clock.steady)
     assert sweeper
     report = await sweeper.run()
     assert report

@@ -8,16 +8,23 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from mirror.app import collecting
 from mirror.app.housekeeping import run_housekeeping
 from mirror.app.storage import open_storage
+from mirror.collection.grace_clock import GraceClock
 from mirror.config import load
 from mirror.eviction.reconcile import is_whole
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo
+from mirror.policy.hosted.collection import ClockReading
 from mirror.policy.records import ManifestRecord
 from tests.support.eviction_world import until
+from tests.support.push_client import hosting_mirror
 from tests.support.uploads_suite import OWNER, pushed
 
 HOSTED = Repo("corp", "team/app")
@@ -54,3 +61,21 @@ async def test_housekeeping_at_a_site_that_hosts(tmp_path: Path) -> None:
         assert storage.catalog.get_manifest(HOSTED, digest)
         assert storage.contents.read(digest, 1000) == manifest
         assert (await storage.index.usage()).blobs == 0
+
+
+async def test_a_clock_that_a_test_moves_is_the_only_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hosted content is judged by moves with the rest of a mirror under test: it would collect without pause if
+    only one of its clocks stood still.
+    """
+    clocks: list[GraceClock] = []
+
+    def noted(*arguments: Any) -> GraceClock:
+        clocks.append(GraceClock(*arguments))
+        return clocks[-1]
+
+    monkeypatch.setattr(collecting, "GraceClock", noted)
+    async with hosting_mirror(tmp_path) as mirror:
+        for _ in range(2):
+            assert {clock.read() for clock in clocks} == {ClockReading(mirror.clock(), mirror.clock())}
+            mirror.clock.forward(3600)
+        assert not mirror.events("clock jumped")

@@ -34,7 +34,6 @@ from mirror import telemetry
 from mirror.app.building import App, build
 from mirror.config import Config
 from mirror.eviction.reconcile import is_whole
-from mirror.intake.tag_history import TamperProofClock
 from mirror.oci.digest import Digest
 from mirror.oci.signed import signed_payload
 from mirror.ports import Upstream
@@ -257,7 +256,7 @@ async def live_mirror(
     with _logging_to(output):
         _roots[str(root)] += 1
         try:
-            async with build(config, now=clock) as app:
+            async with build(config, now=clock, steady=clock.steady) as app:
                 _set_clock(app, clock)
                 if before:
                     before(app)
@@ -293,7 +292,6 @@ async def live_mirror(
 
 def _set_clock(app: App, clock: Clock) -> None:
     """Waits between two tries at an upstream take no time."""
-    app.shared.histories.clocks = TamperProofClock(clock, clock.steady)
     make = app.router._upstream_for
 
     def upstream_for(name: str) -> Upstream:
