@@ -44,7 +44,7 @@ _MEMORY: Final = 64 << 20
 _BELIEVED: Final = 2.0
 #: Manifests that are looked at before somebody looks whether one of them mentions the blob: at first, and at most. Each
 #: step looks at twice as many as the one before it.
-_FEW: Final = 64
+_FEW: Final = 256
 _MANY: Final = 512
 #: Manifests that are read in full for a blob before the index is asked again.
 _IN_FULL: Final = 16
@@ -320,11 +320,10 @@ class _Manifests:
             self._most, self._trouble = _FEW, None
         only = next(iter(self._asked)) if len(self._asked) == 1 else None
         new, gone, found = await asyncio.to_thread(self._look, only)
-        self._take(found)
         for name in gone:
             self._forget(name)
+        self._take(found)
         for name, mentioned in new.items():
-            self._forget(name)
             self._mentioned[name] = mentioned
             self._size += _weight_of(name, mentioned)
         if not self._waiting:
@@ -361,8 +360,10 @@ class _Manifests:
         return new, gone, _InFull()
 
     def _forget(self, name: str) -> None:
-        if (mentioned := self._mentioned.pop(name, None)) is not None:
-            self._size -= _weight_of(name, mentioned)
+        self._size -= _weight_of(name, self._mentioned.pop(name))
+        # it may come back
+        self._read.discard(name)
+        self._failed.pop(name, None)
 
     def _in_full(self, wanted: Mapping[Digest, Sequence[str]]) -> _InFull:
         """Blocking: reads the manifests that are wanted for each blob, until one grants it with its size."""

@@ -190,7 +190,7 @@ async def test_a_rebuild_of_the_index_answers_whoever_reads_the_disk(disk: Disk)
     disk.index.linked = learns  # type: ignore[method-assign]
     assert await disk.size(named) == 7
     # it is asked first, and after each step, of which the second is twice as long as the first
-    assert (asked, disk.reads) == (3, (64 + 128, 0))
+    assert (asked, disk.reads) == (3, (256 + 512, 0))
 
 
 async def test_callers_share_what_is_read(disk: Disk) -> None:
@@ -258,6 +258,18 @@ async def test_an_evicted_manifest_grants_nothing_until_it_is_back(disk: Disk) -
         disk.store.put(digest, content)
     assert await disk.size(b"one") == 3
     assert await disk.size(b"two") == 3
+
+
+async def test_a_manifest_that_leaves_the_repository_takes_its_grants_along(disk: Disk) -> None:
+    """Until it is back. Its bytes may stay, for another repository."""
+    image = disk.here.image([b"one"])
+    record = disk.catalog.get_manifest(APP, image.digest)
+    assert record is not None
+    assert await disk.size(b"made up") is None
+    disk.catalog.drop_manifest(APP, image.digest)
+    assert await disk.size(b"one") is None
+    disk.catalog.put_manifest(APP, record)
+    assert [*await asyncio.gather(disk.size(b"one"), disk.size(b"made up"))] == [3, None]
 
 
 async def test_bytes_that_cannot_be_read_may_grant_any_blob(disk: Disk) -> None:
