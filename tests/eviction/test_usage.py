@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import pytest
 
 from mirror.errors import IndexUnavailable
 from mirror.eviction.reconcile import MARK
+from mirror.eviction.usage import StoreUsage
+from mirror.eviction.write_behind import WriteBehind
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo
 from tests.support.eviction_world import World
+from tests.support.memory_index import MemoryIndex
+from tests.support.memory_store import MemoryStore
+
+T = TypeVar("T")
 
 
 async def test_without_an_index_two_processes_do_not_evict_twice(world: World) -> None:
@@ -72,6 +79,51 @@ async def test_a_large_store_without_an_index_is_not_walked_while_a_fill_waits()
     assert world.store.walks == 1
     await world.rounds.tick()
     assert world.store.walks == 2
+
+
+async def test_a_walk_that_takes_long_is_followed_by_a_long_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a large store would be walked most of the time, in each worker."""
+    await world.add(1)
+    world.index.down = True
+    walk = world.store.walk
+
+    def slowly() -> Iterator[BlobInfo]:
+        world.clock.time += 20
+        yield from walk()
+
+    monkeypatch.setattr(world.store, "walk", slowly)
+    await world.rounds.tick()
+    world.clock.time += 175
+    await world.rounds.tick()
+    assert world.store.walks == 1
+    world.clock.time += 10
+    await world.rounds.tick()
+    assert world.store.walks == 2
+
+
+async def test_only_a_walk_that_nobody_waits_for_gives_way() -> None:
+    """A round's does; that of a fill or an eviction does not."""
+    store, gave_way = MemoryStore(), list[object]()
+
+    class Counting:
+        async def __call__(self, _took: float, /) -> None:
+            raise AssertionError
+
+        def slices(self, items: Iterable[T]) -> Iterator[T]:
+            for item in items:
+                gave_way.append(item)
+                yield item
+
+    index = MemoryIndex()
+    usage = StoreUsage(store, index, WriteBehind(store, index, now=lambda: 1.0), now=lambda: 1.0, give_way=Counting())
+    store.put(Digest.of(b"content"), b"content")
+    for patient in (False, True):
+        usage.forget()
+        assert await usage.bytes(store.free()[0], patient=patient) == 7
+    assert gave_way == []
+    usage.forget()
+    assert await usage.bytes(store.free()[0], patient=True, gives_way=True) == 7
+    assert len(gave_way) == 1
 
 
 async def test_fills_that_begin_together_walk_once(world: World) -> None:
