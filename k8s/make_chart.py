@@ -63,7 +63,7 @@ _BYTES: Final = {"type": "string", "pattern": r"^[1-9][0-9]*(k|M|G|T|P|Ki|Mi|Gi|
 _NAME: Final = {"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", "maxLength": 253}
 
 VALUES: Final = (
-    Value("image", "where you have pushed the image; a digest (…@sha256:…) pins it", _STRING),
+    Value("image", "the name under which you pushed the image; a digest (…@sha256:…) pins it", _STRING),
     Value("imagePullSecrets", "names of Secrets for that registry: [{name: …}]", _LIST),
     Value(
         "config",
@@ -78,11 +78,11 @@ VALUES: Final = (
     ),
     Value(
         "address",
-        'how replicas reach each other. Pods with IPv6 addresses: http://[$(POD_IP)]:5001, and "[::]:5001" in\n'
+        'where the others reach a replica. Pods with IPv6 addresses: http://[$(POD_IP)]:5001, and "[::]:5001" in\n'
         "`cluster.listen`",
         {"type": "string", "pattern": r"^https?://.*\$\(POD_IP\).*$"},
     ),
-    Value("secrets.cluster", "the Secret with the secret of the cluster, in `secret`", _NAME),
+    Value("secrets.cluster", "the Secret with the cluster's secret, in `secret`", _NAME),
     Value(
         "secrets.accounts", "the Secret with the accounts, in `htpasswd`, and the key of tokens, in `token.key`", _NAME
     ),
@@ -90,14 +90,16 @@ VALUES: Final = (
     Value("autoscaling.enabled", "a HorizontalPodAutoscaler decides how many replicas there are", _SWITCH),
     Value("autoscaling.minReplicas", "", _COUNT),
     Value("autoscaling.maxReplicas", "", _COUNT),
-    Value("autoscaling.cpu", "the CPU that a replica is to use, in per cent of what it requests", _COUNT),
-    Value("replicas", "how many there are without autoscaling", _COUNT),
+    Value("autoscaling.cpu", "the target for the CPU use of a replica, in percent of its request", _COUNT),
+    Value("replicas", "the number of replicas without autoscaling", _COUNT),
     Value("resources", "of each replica", _MAPPING),
-    Value("storeSize", "the disk of each replica, which goes with the pod; `store.capacity` stays below", _BYTES),
+    Value(
+        "storeSize", "the disk of each replica, which is deleted with the pod; `store.capacity` must be less", _BYTES
+    ),
     Value(
         "terminationGracePeriodSeconds", "longer than 15 s, `server.drain_timeout` and `cluster.drain` together", _COUNT
     ),
-    Value("podDisruptionBudget.maxUnavailable", "how many replicas a drain of nodes may end at the same time", _COUNT),
+    Value("podDisruptionBudget.maxUnavailable", "how many replicas a drain may end at the same time", _COUNT),
     Value(
         "serviceAccount.annotations",
         "the cloud's identity that may use the bucket: see values-aws.yaml and others",
@@ -110,10 +112,10 @@ VALUES: Final = (
     Value("affinity", "", _MAPPING),
     Value("priorityClassName", "", _MAY_BE_EMPTY),
     Value("volumes", "further volumes of the pods, such as Secrets that `config` names", _LIST),
-    Value("volumeMounts", "where they are", _LIST),
+    Value("volumeMounts", "where the pods mount them", _LIST),
     Value("ingress.enabled", "without it, clients reach the service `mirror` at port 5000", _SWITCH),
     Value("ingress.className", "", _MAY_BE_EMPTY),
-    Value("ingress.host", "the name in the names of your images", _NAME),
+    Value("ingress.host", "the host in the names of your images", _NAME),
     Value("ingress.tlsSecret", "the Secret with its certificate", _NAME),
     Value(
         "ingress.annotations",
@@ -123,11 +125,11 @@ VALUES: Final = (
     ),
     Value("networkPolicy.enabled", "", _SWITCH),
     Value("networkPolicy.from", "nodes, pods and probes: put your own ranges here", _LIST),
-    Value("networkPolicy.egress", "further rules, for a Redis of yours or a cloud's metadata service", _LIST),
+    Value("networkPolicy.egress", "further rules, for your own Redis or a cloud's metadata service", _LIST),
     Value(
         "redis.mode",
-        "deploy: one of its own, which may be lost at any time; external: yours, whose address is in `secrets.redis`\n"
-        "(allow it in `networkPolicy.egress`); none",
+        "deploy: a Redis for this release, which may be lost at any time; external: your own, whose address is in\n"
+        "`secrets.redis` (allow it in `networkPolicy.egress`); none",
         {"enum": ["deploy", "external", "none"]},
     ),
     Value("redis.image", "", _STRING),
