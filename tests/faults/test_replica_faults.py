@@ -130,13 +130,7 @@ def test_130_a_rolling_upgrade(
     rounds = times("UPGRADES", 1)
     with (
         ClusterSite(
-            tmp_path,
-            seaweedfs,
-            upstreams={"docker.io": registry.url},
-            cache=True,
-            more=open_to_pushers(),
-            # clients begin uploads all the time: a replica that waits for them would wait to the last
-            cluster={"drain": "2s"},
+            tmp_path, seaweedfs, upstreams={"docker.io": registry.url}, cache=True, more=open_to_pushers()
         ) as site,
         Pushers(site.ports, seed=5) as pushers,
         Stubborn(site.ports, APPS, clients=2, tries=20, seed=5) as pullers,

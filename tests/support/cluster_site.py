@@ -213,8 +213,8 @@ class ClusterSite(SiteClient):
     """`engine` is the store of the bucket, below a prefix of its own; None: the replicas have their disks alone, and
     host nothing. `redis` is the address of a server that all share, each through a proxy; `index` is the URL of others.
 
-    `cluster` are further settings of `[cluster]`, `bucket` those of `[bucket]`, `upstream` lines of each
-    `[[upstream]]`, and `more` is TOML.
+    `cluster` are further settings of `[cluster]`; if they say nothing else, open uploads hold an ending replica for
+    one second. `bucket` are those of `[bucket]`, `upstream` lines of each `[[upstream]]`, and `more` is TOML.
     """
 
     def __init__(
@@ -245,7 +245,8 @@ class ClusterSite(SiteClient):
         self._index_timeout = index_timeout
         self._tag_ttl = tag_ttl
         self._more = (HOSTED if engine is not None else "") if more is None else more
-        self._cluster = dict(cluster or {})
+        # what a fault has left open is open at the end, too: a replica would wait for that to the last
+        self._cluster = {"drain": "1s", **(cluster or {})}
         self._settings = bucket
         self._stack = ExitStack()
         self._turns = itertools.count()
