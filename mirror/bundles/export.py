@@ -1,6 +1,7 @@
 """Writes images of this site as a bundle: an OCI image layout with an inventory (`oci_layout.py`).
 
     images ── select: tags, closures, referrers, all from the disk ──> ExportSelection, or all problems in one error
+              only what their own repositories may serve: a bundle gives its blobs to whoever pulls its images
     ExportSelection ── export: small files first, then blobs by digest, each hashed while it is written ──> bundle
 
 A bundle always contains the manifests of its images, even if it leaves out blobs that the other side has. So the bundle
@@ -70,6 +71,7 @@ def select(
     images: Iterable[Image],
     *,
     answers: Callable[[Repo, str], Digest | None],
+    may_serve: Callable[[Repo, Digest], bool],
     places: BlobPlaces | None = None,
     platforms: Iterable[Platform] = (),
     referrers: bool = False,
@@ -86,9 +88,10 @@ def select(
     Raises `BundleError`, which lists everything that is missing, unless `partial` is true; an image whose manifest is
     missing is always an error. Raises `StoreError` if something cannot be read.
     """
-    selector = _Selector(store, catalog, answers, places or BlobPlaces.only(store), tuple(platforms), since)
+    selector = _Selector(store, catalog, answers, may_serve, places or BlobPlaces.only(store), tuple(platforms), since)
     for image in dict.fromkeys(images):
         selector.image(image, referrers=referrers)
+    selector.refuse_shared()
     if selector.unknown or (selector.incomplete and not partial):
         raise BundleError("\n  ".join([*selector.unknown, *([] if partial else selector.incomplete)]))
     return selector.selection
@@ -100,6 +103,7 @@ class _Selector:
         store: BlobStore,
         catalog: Catalog,
         answers: Callable[[Repo, str], Digest | None],
+        may_serve: Callable[[Repo, Digest], bool],
         places: BlobPlaces,
         platforms: tuple[Platform, ...],
         since: Inventory | None,
@@ -110,10 +114,13 @@ class _Selector:
         self._store = store
         self._catalog = catalog
         self._answers = answers
+        self._may_serve = may_serve
         self._blobs = places
         self._platforms = platforms
         self._theirs = since.present if since else {}
         self._added: dict[str, Digest] = {}
+        #: Blobs that a repository names and may not serve.
+        self._unserved: dict[Digest, Repo] = {}
         self._referring: dict[Repo, dict[Digest, list[Descriptor]]] = {}
 
     def image(self, image: Image, *, referrers: bool) -> None:
@@ -132,6 +139,14 @@ class _Selector:
                     self._add_attestations(image.repo, node.digest, {each.digest for each in closure.nodes})
                     self._add_referrers(image.repo, node.digest)
 
+    def refuse_shared(self) -> None:
+        """Refuse images that name what their repositories may not serve, if other images bring it: the other side takes
+        all that a bundle brings for content of each of its images.
+        """
+        for digest, repo in self._unserved.items():
+            if digest in self.selection.blobs:
+                self.unknown.append(f"{repo} may not serve {digest}, which other images bring: export it by itself")
+
     def _root(self, image: Image) -> Descriptor | None:
         """The descriptor of the manifest that the image resolves to here; None if that manifest is not here."""
         digest = image.digest or self._answers(image.repo, image.tag or "latest")
@@ -139,14 +154,14 @@ class _Selector:
         return Descriptor(manifest.media_type, manifest.digest, len(manifest.content)) if manifest else None
 
     def _add(self, image: ListedImage, platforms: tuple[Platform, ...]) -> Closure:
-        closure = read_closure(self._blobs.of(image.repo), self._catalog, image.repo, image.root, platforms)
+        closure = self._read_closure(image.repo, image.root, platforms)
         if image.name in self._added:
             return closure
         self._added[image.name] = image.root.digest
         self.selection.images.append(image)
         for node in closure.nodes:
             self._add_node(image.repo, node)
-        if missing := self._missing(closure, platforms):
+        if missing := self._missing(image.repo, closure, platforms):
             shown = ", ".join(_describe(node) for node in missing[:_SHOWN])
             more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
             self.incomplete.append(f"{image.name} lacks {shown}{more}")
@@ -155,6 +170,10 @@ class _Selector:
         if not any(node.present and node.role is not Role.INDEX for node in closure.nodes):
             self.incomplete.append(f"{image.name} has none of the images here that its index names")
         return closure
+
+    def _read_closure(self, repo: Repo, root: Descriptor, platforms: tuple[Platform, ...] = ()) -> Closure:
+        store = self._blobs.of(repo)
+        return read_closure(store, self._catalog, repo, root, platforms, may_serve=self._may_serve)
 
     def _stored(self, repo: Repo, digest: Digest) -> Manifest | None:
         """The manifest, or None. Raises `StoreError` if it cannot be read, so that a read error never makes a bundle
@@ -168,22 +187,22 @@ class _Selector:
         offered = [child.platform for child in manifest.manifests if child.platform] if manifest else []
         return [wanted for wanted in platforms if offered and not any(wanted.matches(other) for other in offered)]
 
-    def _missing(self, closure: Closure, platforms: tuple[Platform, ...]) -> list[Node]:
-        """The missing nodes, without the blobs that the other side has. Platforms that were never pulled count as
-        missing only if the caller chose platforms.
+    def _missing(self, repo: Repo, closure: Closure, platforms: tuple[Platform, ...]) -> list[Node]:
+        """The missing nodes, without the blobs that the other side has for the repository. Platforms that were never
+        pulled count as missing only if the caller chose platforms.
         """
         missing = [*closure.missing, *(closure.unpulled if platforms else [])]
-        return [node for node in missing if node.digest not in self._theirs or _is_manifest(node)]
+        return [node for node in missing if _is_manifest(node) or not self._is_theirs(repo, node.digest)]
+
+    def _is_theirs(self, repo: Repo, digest: Digest) -> bool:
+        """Whether the other side has a blob that this repository may serve, whether it is here or not."""
+        return digest in self._theirs and self._may_serve(repo, digest)
 
     def _add_node(self, repo: Repo, node: Node) -> None:
         digest, size = node.digest, node.descriptor.size
         if not node.present:
             if not _is_manifest(node):
-                their_size = self._theirs.get(digest)
-                if their_size is None:
-                    self.selection.missing[digest] = size
-                else:
-                    self.selection.blobs[digest] = their_size
+                self._add_absent(repo, digest, size)
             return
         try:
             if node.descriptor.data is not None and not has_blob(self._blobs.of(repo), digest):
@@ -194,13 +213,21 @@ class _Selector:
             raise BundleError(f"{digest} was evicted meanwhile") from error
         (self.selection.manifests if _is_manifest(node) else self.selection.blobs)[digest] = size
 
+    def _add_absent(self, repo: Repo, digest: Digest, size: int) -> None:
+        if self._is_theirs(repo, digest):
+            self.selection.blobs[digest] = self._theirs[digest]
+            return
+        self.selection.missing[digest] = size
+        if not self._may_serve(repo, digest):
+            self._unserved[digest] = repo
+
     def _add_attestations(self, repo: Repo, index: Digest, chosen: set[Digest]) -> None:
         """Add the attestations that the index contains for the chosen digests, if they are complete here."""
         manifest = self._stored(repo, index)
         about = {str(digest) for digest in chosen}
         for child in manifest.manifests if manifest else ():
             if child.annotations.get(ATTESTED_DIGEST) in about:
-                closure = read_closure(self._blobs.of(repo), self._catalog, repo, child)
+                closure = self._read_closure(repo, child)
                 if closure.complete:
                     for node in closure.nodes:
                         self._add_node(repo, node)

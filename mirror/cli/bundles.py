@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from mirror import config as settings
+from mirror.bundles.blob_rights import blob_rights
 from mirror.bundles.export import export, select
 from mirror.bundles.inventory import Inventory, read_inventory, take_inventory
 from mirror.bundles.layout_target import create_layout
@@ -20,6 +21,7 @@ from mirror.cli.base import ConfigFile, JsonOption, TextTable, application, coun
 from mirror.cli.long_running import fail, from_file, in_thread, progress
 from mirror.cli.store_checks import check_there
 from mirror.errors import ConfigError
+from mirror.intake.grants import Grants
 from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
@@ -76,6 +78,10 @@ def export_images(
 
     async def work() -> tuple[Inventory, Digest]:
         async with open_storage(loaded) as storage:
+            places = blob_places(loaded, storage)
+            may_serve = blob_rights(
+                places, Grants(storage.index, storage.catalog, storage.store), storage.hosted.strict.repositories
+            )
             with progress() as begin:
                 selection = await in_thread(
                     lambda _: select(
@@ -83,7 +89,8 @@ def export_images(
                         storage.catalog,
                         chosen,
                         answers=_answers(loaded, storage),
-                        places=blob_places(loaded, storage),
+                        may_serve=may_serve,
+                        places=places,
                         platforms=platforms,
                         referrers=referrers,
                         partial=partial,

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mirror import config as settings
+from mirror.bundles.blob_rights import blob_rights
 from mirror.bundles.bundle import Bundle, read_bundle, verify_bytes
 from mirror.bundles.import_plan import ImportPlan, MayServe, plan_images
 from mirror.bundles.importing import ImportResult, ImportTarget, run_import
@@ -30,7 +31,6 @@ from mirror.graph.blob_places import BlobPlaces
 from mirror.hosting.hosted_imports import HostedImports
 from mirror.intake.grants import Grants
 from mirror.oci.digest import Digest
-from mirror.oci.reference import Repo
 from mirror.policy.routing import RoutingTable
 from mirror.values.sizes import format_size
 
@@ -131,7 +131,8 @@ class _Import:
             try:
                 with LayoutSource(path) as layout, progress() as begin:
                     hosted = open_hosted_imports(self._loaded, storage, cli_caller())
-                    may_serve, places = _rights(storage, hosted), blob_places(self._loaded, storage)
+                    places = blob_places(self._loaded, storage)
+                    may_serve = _rights(storage, places)
                     bundle = await in_thread(lambda _: read_bundle(layout, table, name=name, key=key))
                     images = [(image, layout) for image in bundle.images]
                     plan = await in_thread(
@@ -164,7 +165,8 @@ class _Import:
         async with open_storage(self._loaded) as storage:
             with progress() as begin:
                 hosted = open_hosted_imports(self._loaded, storage, cli_caller())
-                may_serve, places = _rights(storage, hosted), blob_places(self._loaded, storage)
+                places = blob_places(self._loaded, storage)
+                may_serve = _rights(storage, places)
                 with ExitStack() as stack:
                     data = await in_thread(lambda _: stack.enter_context(opened()))
                     plan = await in_thread(lambda _: _plan_registry(data, filed_under, table, places, may_serve))
@@ -218,19 +220,9 @@ def _refuse_names(plan: ImportPlan, hosted: HostedImports) -> None:
             plan.images.remove(planned)
 
 
-def _rights(storage: Any, hosted: HostedImports) -> MayServe:
-    """A function that returns whether a repository may already serve a blob. It is called from threads, while the
-    caller's loop runs.
-    """
-    loop = asyncio.get_running_loop()
+def _rights(storage: Any, places: BlobPlaces) -> MayServe:
     grants = Grants(storage.index, storage.catalog, storage.store)
-
-    def may_serve(repo: Repo, digest: Digest) -> bool:
-        if hosted.is_hosted(repo):
-            return hosted.may_serve(repo, digest)
-        return asyncio.run_coroutine_threadsafe(grants.size(repo, digest), loop).result() is not None
-
-    return may_serve
+    return blob_rights(places, grants, storage.hosted.strict.repositories)
 
 
 def _plan_registry(

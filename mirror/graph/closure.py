@@ -111,19 +111,26 @@ class Closure:
 
 
 def read_closure(
-    store: Blobs, catalog: Catalog, repo: Repo, root: Descriptor, platforms: Iterable[Platform] = ()
+    store: Blobs,
+    catalog: Catalog,
+    repo: Repo,
+    root: Descriptor,
+    platforms: Iterable[Platform] = (),
+    *,
+    may_serve: Callable[[Repo, Digest], bool] | None = None,
 ) -> Closure:
     """Blocking: returns everything below `root` in this repository, for these platforms (for all, if none is given).
 
     A manifest counts as present only if this repository may serve it; bytes that are here for another repository do
-    not count. A damaged manifest is not present. Raises `StoreError` if something cannot be read: an unreadable
-    manifest may be the only one that names a blob.
+    not count. Neither do blobs for which `may_serve` is False (None: all that are here count). A damaged manifest is
+    not present. Raises `StoreError` if something cannot be read: an unreadable manifest may be the only one that names
+    a blob.
     """
     return _closure(
         root,
         tuple(platforms),
         lambda digest: sound_manifest(store, catalog, repo, digest),
-        lambda descriptor: _is_here(store, descriptor),
+        lambda blob: _is_here(store, blob) and (may_serve is None or may_serve(repo, blob.digest)),
     )
 
 

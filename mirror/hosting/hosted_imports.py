@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from mirror.errors import BlobUnknown, RecordDamaged, StoreError
+from mirror.errors import BlobUnknown, StoreError
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.pushing import ManifestPut, Pushing
@@ -14,7 +14,6 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.hosted.push_checks import HostedRules
-from mirror.policy.hosted_records import LinkState
 from mirror.ports import Body, Uploads
 
 #: An imported index may name platforms that the other site never pulled.
@@ -53,14 +52,6 @@ class HostedImports:
     def check_name(self, repo: Repo) -> None:
         """Raises `Denied` if the registry does not allow a repository of this name."""
         self._rules[repo.registry].check_name(repo)
-
-    def may_serve(self, repo: Repo, digest: Digest) -> bool:
-        """True if the repository has a link to the blob."""
-        try:
-            link = self._links.find(repo, digest)
-        except RecordDamaged:
-            return False
-        return link is not None and link.state is LinkState.LINKED
 
     def size(self, digest: Digest) -> int | None:
         """The size of a blob in bytes, hosted or cached; None if it is certainly absent."""
