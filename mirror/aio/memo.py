@@ -27,6 +27,7 @@ from aiocache.serializers import NullSerializer, StringSerializer
 from redis.asyncio import ConnectionPool
 
 from mirror.aio.caches import CacheStats, show
+from mirror.aio.closing import close_all
 from mirror.aio.singleflight import SingleFlight
 
 T = TypeVar("T")
@@ -120,13 +121,14 @@ class Memo:
 
     async def aclose(self) -> None:
         """Cancel work under way and disconnect from Redis. Repeatable."""
-        await self._once.aclose()
+        await close_all(self._once.aclose, self._disconnect)
+
+    async def _disconnect(self) -> None:
         shared, self._shared = self._shared, None
         if shared is not None:
             # aiocache's own close() calls a method that redis-py has deprecated
             with contextlib.suppress(Exception):
-                await shared.client.aclose()
-                await shared.client.connection_pool.aclose()
+                await close_all(shared.client.aclose, shared.client.connection_pool.aclose)
 
     def __repr__(self) -> str:
         return f"<Memo {self._prefix} {self.stats()}>"

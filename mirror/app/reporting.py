@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirror import __version__, telemetry
+from mirror.aio.closing import close_all
+from mirror.aio.threads import uninterrupted
 from mirror.app.storage import Storage
 from mirror.config import Config
 from mirror.errors import StoreError
@@ -94,13 +96,24 @@ async def open_reports(
         yield Reports(log, deliveries, adoption)
     finally:
         end()
-        await sender.aclose()
-        try:
-            await asyncio.to_thread(log.flush)
-        except StoreError as error:
-            telemetry.log.warning("events not written", reason=str(error))
-        if adoption is not None and run is not None:
-            await asyncio.to_thread(_hand_over, adoption, run)
+        # first what was noted: nothing waits for it, and it would be lost
+        await close_all(
+            lambda: uninterrupted(asyncio.to_thread(_flush, log)),
+            *(
+                ()
+                if adoption is None or run is None
+                else (lambda: uninterrupted(asyncio.to_thread(_hand_over, adoption, run)),)
+            ),
+            sender.aclose,
+        )
+
+
+def _flush(log: EventLog) -> None:
+    """Blocking."""
+    try:
+        log.flush()
+    except StoreError as error:
+        telemetry.log.warning("events not written", reason=str(error))
 
 
 def _open_adoption(storage: Storage, announcer: OutboxAnnouncer) -> tuple[EventAdoption | None, RunLock | None]:
@@ -118,6 +131,10 @@ def _open_adoption(storage: Storage, announcer: OutboxAnnouncer) -> tuple[EventA
         return None, None
     adoption = EventAdoption(announcer.outbox, announcer, storage.bucket.bucket, storage.work, lease=ADOPTION)
     return adoption, RunLock(storage.layout, "event-run")
+
+
+async def _end_adoption(adoption: EventAdoption, run: RunLock) -> None:
+    await uninterrupted(asyncio.to_thread(_hand_over, adoption, run))
 
 
 def _hand_over(adoption: EventAdoption, run: RunLock) -> None:

@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from mirror import __version__, telemetry
+from mirror.aio.closing import close_all
 from mirror.aio.memo import Memo
 from mirror.caller import caller_mark
 from mirror.config import (
@@ -212,18 +214,18 @@ class Upstreams:
 
     async def aclose(self) -> None:
         parting, self._parting = self._parting, {}
-        for timer, upstreams in parting.values():
+        for timer, _ in parting.values():
             timer.cancel()
-            await _close(upstreams)
-        await asyncio.gather(*self._closing)
-        await _close(self._made.values())
-        for writer in self._writers.values():
-            await writer.aclose()
+        await close_all(
+            *(partial(_close, upstreams) for _, upstreams in parting.values()),
+            lambda: asyncio.gather(*self._closing),
+            lambda: _close(self._made.values()),
+            *(writer.aclose for writer in self._writers.values()),
+        )
 
 
 async def _close(upstreams: Iterable[RegistryUpstream | EndpointsUpstream]) -> None:
-    for upstream in upstreams:
-        await upstream.aclose()
+    await close_all(*(upstream.aclose for upstream in upstreams))
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from mirror.aio.closing import close_all
 from mirror.eviction.rebuilding import IndexRebuilder
 from mirror.eviction.space import Space
 from mirror.eviction.usage import StoreUsage
@@ -47,8 +48,7 @@ class EvictionRounds:
                 sleep=self._sleep,
             )
         finally:
-            await self._rebuilder.aclose()
-            await self._usage.aclose()
+            await close_all(self._rebuilder.aclose, self._usage.aclose)
 
     async def tick(self) -> None:
         """Does one round. Raises `StoreError`."""

@@ -22,6 +22,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
+from mirror.aio.closing import close_all
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import MirrorError, StoreFull
@@ -255,11 +256,15 @@ class LazyPulls:
 
     async def aclose(self) -> None:
         """Ends all fetches and completions: what is here stays. Repeatable."""
-        await cancel_and_wait(*self._tending.values())
-        for blob in [*self._blobs.values()]:
-            await blob.aclose()
-        self._blobs.clear()
-        self._space.release()
+        await close_all(
+            lambda: cancel_and_wait(*self._tending.values()),
+            self._close_blobs,
+            self._blobs.clear,
+            self._space.release,
+        )
+
+    async def _close_blobs(self) -> None:
+        await close_all(*(blob.aclose for blob in self._blobs.values()))
 
 
 class _SteppedRoom:

@@ -39,6 +39,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from mirror.aio.closing import close_all
 from mirror.aio.singleflight import SingleFlight, cancel_and_wait
 from mirror.index.redis_address import Place, RedisAddress, RedisKind, RedisTls, no_connection, place_text
 
@@ -314,9 +315,7 @@ class RedisPool(BlockingConnectionPool):
 
     async def aclose(self) -> None:
         """Close all connections, and end a search for the primary. Repeatable."""
-        if self.primary is not None:
-            await self.primary.aclose()
-        await super().aclose()
+        await close_all(*(() if self.primary is None else (self.primary.aclose,)), super().aclose)
 
 
 def _text(raw: object) -> str:

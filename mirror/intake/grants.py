@@ -27,6 +27,7 @@ from typing import Final
 from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
 from mirror.aio.caches import LruCache
+from mirror.aio.closing import close_all
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
 from mirror.graph.manifests import StoredManifest, beginning, mentioned_in, read_stored
@@ -148,8 +149,7 @@ class Grants:
 
     async def aclose(self) -> None:
         """Waits for pending writes to the index and cancels reads. Repeatable."""
-        await self._background.finish()
-        await self._once.aclose()
+        await close_all(self._background.finish, self._once.aclose)
 
     def _remember(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         for digest, size in blobs.items():

@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from typing import Final, Protocol, TypeVar
 
 from mirror.aio.background import BackgroundTasks
+from mirror.aio.closing import close_all
 from mirror.aio.singleflight import SingleFlight
 from mirror.errors import StoreError
 from mirror.graph.manifests import StoredManifest, has_blob
@@ -173,8 +174,7 @@ class Intake:
 
     async def aclose(self) -> None:
         """Waits for pending writes to disk and index. Repeatable."""
-        await self._background.finish()
-        await self._grants.aclose()
+        await close_all(self._background.finish, self._grants.aclose)
 
     # --------------------------------------------------------------------------------------- in the index, and grants
 

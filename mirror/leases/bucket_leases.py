@@ -382,9 +382,11 @@ class BucketLeases:
         """Release all leases, and wait a few seconds until that is written. Repeatable."""
         for lease in list(self._held.values()):
             lease.release()
-        if pending := [asyncio.wrap_future(each) for each in list(self._freeing)]:
-            await asyncio.wait(pending, timeout=_PATIENCE)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        try:
+            if pending := [asyncio.wrap_future(each) for each in list(self._freeing)]:
+                await asyncio.wait(pending, timeout=_PATIENCE)
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class LeaseBoard:

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror import telemetry
+from mirror.aio.closing import close_all
 from mirror.errors import ConfigError, MirrorError
 from mirror.heartbeat import Heartbeats
 from mirror.process.listeners import AdminListener, InternalListener, address_of
@@ -210,12 +211,14 @@ class _Supervisor:
             stopping.cancel()
             for task in working:
                 task.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
-            await self._end()
-            self._plan.close()
-            self._beats.close()
-            os.close(self._parent_write)
-            os.close(self._parent_read)
+            await close_all(
+                lambda: asyncio.gather(*working, return_exceptions=True),
+                self._end,
+                self._plan.close,
+                self._beats.close,
+                lambda: os.close(self._parent_write),
+                lambda: os.close(self._parent_read),
+            )
 
     def _log_listeners(self) -> None:
         for listener in self._listeners[0]:

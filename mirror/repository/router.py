@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from mirror.aio.caches import LruCache
+from mirror.aio.closing import close_all
 from mirror.errors import BucketUnfit, NameUnknown
 from mirror.graph.listed_repositories import ListedRepositories
 from mirror.oci.reference import Repo
@@ -178,5 +179,4 @@ class Router:
 
     async def aclose(self) -> None:
         """Cancels the search for signatures, and what lists repositories. Repeatable."""
-        await self._signatures.aclose()
-        await self.repositories.aclose()
+        await close_all(self._signatures.aclose, self.repositories.aclose)

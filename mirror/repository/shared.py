@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
+from mirror.aio.closing import close_all
 from mirror.fills.bucket_source import BucketReads
 from mirror.fills.flights import Flights
 from mirror.fills.lazy_pulls import LazyPulls
@@ -142,11 +143,12 @@ class Shared:
 
     async def aclose(self) -> None:
         """Ends all fetching, cancels shared work, and waits for pending writes to index and disk. Repeatable."""
-        await self.ahead.aclose()
-        if self.lazy is not None:
-            await self.lazy.aclose()
-        await self.flights.aclose()
-        await self.background.finish()
-        await self.caches.once.aclose()
-        # also for what the shared work has started meanwhile
-        await self.intake.aclose()
+        await close_all(
+            self.ahead.aclose,
+            *(() if self.lazy is None else (self.lazy.aclose,)),
+            self.flights.aclose,
+            self.background.finish,
+            self.caches.once.aclose,
+            # also for what the shared work has started meanwhile
+            self.intake.aclose,
+        )

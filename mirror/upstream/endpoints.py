@@ -19,10 +19,12 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
+from mirror.aio.closing import close_all
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import (
     AskAgain,
@@ -193,8 +195,7 @@ class EndpointsUpstream:
 
     async def aclose(self) -> None:
         """Close every endpoint. Repeatable."""
-        for member in self.members:
-            await member.aclose()
+        await close_all(*(member.aclose for member in self.members))
 
     async def _first(self, ask: Callable[[RegistryUpstream], Coroutine[Any, Any, T]]) -> T:
         race = _Race(self._order(), self.members, ask, _forget, self._hedge_after, self._failed)
@@ -319,9 +320,8 @@ class _Race(Generic[T]):
             ended = list(self._running)
             raise
         finally:
-            for task in ended:
-                if not task.cancelled() and task.exception() is None:
-                    await self._discard(task.result())
+            given = [task.result() for task in ended if not task.cancelled() and task.exception() is None]
+            await close_all(*(partial(self._discard, each) for each in given))
 
 
 async def _forget(_answer: object) -> None:

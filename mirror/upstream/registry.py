@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, Literal
 
+from mirror.aio.closing import close_all
 from mirror.aio.memo import Memo
 from mirror.errors import (
     UpstreamDenied,
@@ -361,9 +362,7 @@ class RegistryUpstream:
 
     async def aclose(self) -> None:
         """Close the connections. Blobs that are being read stay open until their contexts are left. Repeatable."""
-        await self._client.aclose()
-        self._blob_client.close()
-        await self._credentials.aclose()
+        await close_all(self._client.aclose, self._blob_client.close, self._credentials.aclose)
 
     async def _send(
         self, method: Literal["GET", "HEAD"], url: str, accept: str | None, read: ReadContent, passes: Passes

@@ -25,6 +25,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Final
 
+from mirror.aio.closing import close_all
 from mirror.aio.memo import Memo
 from mirror.errors import (
     DigestInvalid,
@@ -385,10 +386,7 @@ class RegistryWriter:
 
     async def aclose(self) -> None:
         """Close the connections. Repeatable."""
-        await self._client.aclose()
-        self._sender.close()
-        await self._credentials.aclose()
-        await self._memo.aclose()
+        await close_all(self._client.aclose, self._sender.close, self._credentials.aclose, self._memo.aclose)
 
 
 def _push(repo: str) -> Scope:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mirror import telemetry
+from mirror.aio.closing import close_all
 from mirror.bucket_cache.bucket_purge import BucketPurge
 from mirror.bucket_cache.cache_upkeep import CacheLimits, CacheUpkeep
 from mirror.bucket_cache.cache_uses import CacheUses
@@ -107,10 +108,12 @@ class BucketCache:
 
     async def aclose(self, patience: float) -> None:
         """Waits up to `patience` seconds until all is written, and closes everything."""
-        await self.restoring.aclose()
-        await self.uploads.aclose(patience)
-        self.executor.shutdown(wait=False, cancel_futures=True)
-        self.book.close()
+        await close_all(
+            self.restoring.aclose,
+            lambda: self.uploads.aclose(patience),
+            lambda: self.executor.shutdown(wait=False, cancel_futures=True),
+            self.book.close,
+        )
 
 
 def open_bucket_cache(

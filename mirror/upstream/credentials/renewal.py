@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirror import telemetry
+from mirror.aio.closing import close_all
 from mirror.aio.singleflight import SingleFlight, cancel_and_wait
 from mirror.errors import UpstreamDenied, UpstreamError, UpstreamUnavailable
 from mirror.policy.upstream.token_lifetime import pause_after
@@ -107,8 +108,7 @@ class Renewed:
 
     async def aclose(self) -> None:
         """End a renewal that is under way. Repeatable."""
-        await cancel_and_wait(*self._renewing)
-        await self._once.aclose()
+        await close_all(lambda: cancel_and_wait(*self._renewing), self._once.aclose)
 
     async def _renew(self) -> _Current:
         try:

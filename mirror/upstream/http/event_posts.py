@@ -16,6 +16,7 @@ from pathlib import Path
 import aiohttp
 from yarl import URL
 
+from mirror.aio.closing import close_all
 from mirror.errors import UpstreamError
 from mirror.policy.upstream.retrying import parse_retry_after
 from mirror.policy.upstream.url_bounds import UrlBounds, UrlRefused, parse_url
@@ -91,5 +92,4 @@ class EventPosts:
     async def aclose(self) -> None:
         """Close the connections. Repeatable."""
         sessions, self._sessions = self._sessions, {}
-        for session in sessions.values():
-            await session.close()
+        await close_all(*(session.close for session in sessions.values()))
