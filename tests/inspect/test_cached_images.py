@@ -13,6 +13,7 @@ from mirror.errors import IndexUnavailable
 from mirror.eviction.pinned_images import pinned_images
 from mirror.eviction.reconcile import reconcile
 from mirror.graph.blob_places import BlobPlaces
+from mirror.graph.listed_repositories import ListedRepositories
 from mirror.inspect.images import CachedImage, Overview, PageCursor
 from mirror.inspect.untagged_lists import UntaggedLists
 from mirror.oci.digest import Digest
@@ -22,7 +23,7 @@ from mirror.policy.records import ContentRecord, Freeze, Pin
 from mirror.policy.routing import Registry, RoutingTable
 from mirror.policy.selection import Selection, select
 from tests.support.here import APP, CONFIG, Here
-from tests.support.listed import list_of
+from tests.support.listed import Names, list_of
 from tests.support.memory_index import MemoryIndex
 from tests.support.memory_store import MemoryCatalog, MemoryPins, MemoryStore
 
@@ -268,6 +269,19 @@ async def test_a_page_reads_no_more_than_it_tells(pattern: str) -> None:
         page = await overview.page(selection, list_of(repos), begin, 4, 1000)
         # a page looks into one more than it tells, to know whether there is one
         assert store.reads <= 2 * (len(page.images) + 1) + (2 * 6 if pattern == "**" else 0)
+
+
+async def test_a_page_lists_the_repositories_that_it_needs() -> None:
+    """Some of those behind its place, and none in front of it, also if its repository has gone."""
+    _, here, repos = _stocked()
+    overview, selection = _overview(here), select("**", _TABLE)
+    for gone in (False, True):
+        names = Names(repos[:20] + repos[20 + gone :])
+        listed = ListedRepositories(names.read, lambda: 0)
+        page = await overview.page(selection, listed, (repos[20], "v3"), 4, 1000)
+        assert len(page.images) == 4
+        assert names.looked == repos[21 : 21 + len(names.looked)]
+        assert len(names.looked) <= 5
 
 
 async def test_a_listing_reads_each_manifest_once() -> None:

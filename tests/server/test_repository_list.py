@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -12,6 +14,7 @@ from mirror.oci.reference import Repo
 from mirror.policy.hosted_records import DeletedTag
 from mirror.policy.records import TagRecord
 from mirror.policy.routing import Registry, RoutingTable
+from mirror.ports import HostedRecords
 from mirror.server.admin.repository_list import RepositoryList
 from tests.support.hosted_here import HostedHere
 from tests.support.memory_ledger import MemoryLedger
@@ -70,6 +73,37 @@ async def test_page_by_page(listed: RepositoryList) -> None:
         "corp/team/app",
         "corp/team/tool",
     ]
+
+
+async def test_registries_in_the_order_of_names(tmp_path: Path, ledger: MemoryLedger) -> None:
+    """Pages go through them one after the other, and look into no others."""
+    here, asked = HostedHere(tmp_path), list[str]()
+    registries = ["corp", "a", "corp.z", "corp-x", "z"]
+    for registry in registries:
+        for name in ("app", "base"):
+            here.repo = Repo(registry, name)
+            here.image([f"{here.repo}".encode()], tag="v1")
+
+    class Asked:
+        """Notes of which registry the repositories are wanted."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(here.records, name)
+
+        def repositories(self, registry: str, after: str = "") -> Iterable[Repo]:
+            """As `HostedRecords`."""
+            asked.append(registry)
+            return here.records.repositories(registry, after)
+
+    table = RoutingTable.build([Registry(each, hosted=True) for each in registries], "corp")
+    listed = RepositoryList(here.catalog, cast(HostedRecords, Asked()), ledger, registries, table)
+    page = await listed.page({})
+    names = [each["repository"] for each in page["repositories"]]
+    assert names == sorted(f"{registry}/{name}" for registry in registries for name in ("app", "base"))
+    asked.clear()
+    page = await listed.page({"limit": "2", "after": "corp-x/app"})
+    assert [each["repository"] for each in page["repositories"]] == ["corp-x/base", "corp.z/app"]
+    assert asked == ["corp-x", "corp.z"]
 
 
 @pytest.mark.parametrize("limit", ["0", "501", "x", "1" * 9])

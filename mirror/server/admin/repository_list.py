@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import Annotated, Final
@@ -62,7 +61,8 @@ class RepositoryList:
         self._catalog = catalog
         self._records = records
         self._ledger = ledger
-        self._registries = tuple(registries)
+        # the order of the names of their repositories: `corp-x/` is before `corp/`
+        self._registries = tuple(sorted(registries, key="{}/".format))
         self._table = table
         self._threads = threads
         self._listed = ListedRepositories(
@@ -87,8 +87,12 @@ class RepositoryList:
         described = await in_thread(self._threads, lambda: [self._describe(repo) for repo in chosen[:limit]])
         return {"repositories": described, "next": str(chosen[limit - 1]) if len(chosen) > limit else None}
 
-    def _after(self, place: str) -> Iterable[Repo]:
-        return heapq.merge(*(self._records.repositories(each, place) for each in self._registries), key=str)
+    def _after(self, place: str) -> Iterator[Repo]:
+        """The hosted repositories whose names are after `place`, in order. A registry is read when its turn comes."""
+        for registry in self._registries:
+            beginning = f"{registry}/"
+            if beginning > place or place.startswith(beginning):
+                yield from self._records.repositories(registry, place)
 
     def _describe(self, repo: Repo) -> RepositoryJson:
         deletions = (self._records.deleted_manifests(repo), self._records.deleted_tags(repo))

@@ -17,6 +17,7 @@ import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import Final
 
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo, check_registry
@@ -33,6 +34,9 @@ from mirror.store.local.durable import (
 from mirror.store.local.layout import Layout
 from mirror.store.local.record_versions import only_writer, version_of
 from mirror.store.records.record_keys import LISTED, repo_from
+
+#: Characters of the name of a repository with its registry, at most: nothing that is longer is one.
+_LONGEST: Final = 512
 
 
 class FileTree:
@@ -188,7 +192,7 @@ class _Walk:
             wanted, folders = self._look(f"{self._root}/{path}")
             if path > after and self._has_record(path, wanted) and (repo := repo_from(path)) is not None:
                 yield repo
-            if folders and goes_on:
+            if folders and goes_on and len(path) < _LONGEST:
                 pending.append((inner, folders))
         while pending:
             yield from self.below(*pending.pop())
