@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,7 @@ from tests.support.btrfs import quota, refusal, set_quota
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
-from tests.support.process import PATIENCE, eventually
-from tests.support.pushers import open_to_pushers
+from tests.support.process import eventually
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.skipif(refusal() is not None, reason=f"no quota here: {refusal()}")
@@ -44,33 +41,4 @@ def test_34_pulls_at_a_quota(registry: FakeRegistry, tmp_path: Path) -> None:
                 return any((folder / "store" / "blobs").glob(f"*/*/{Digest.of(_LAYER).hex}"))
 
             eventually(is_stored, "it is stored")
-            assert mirror.worker_pids() == [worker]
-
-
-def _large(folder: Path) -> list[Path]:
-    """The files there that have bytes of the layer."""
-    return [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size > _MIB]
-
-
-def test_88_a_push_at_a_quota(tmp_path: Path) -> None:
-    """Row 88: it is refused, and nothing is left of it; once there is room, the same worker takes it."""
-    digest = Digest.of(_LAYER)
-    with quota(tmp_path, 24 * _MIB) as folder, RedisServer() as redis:
-        config = write_config(
-            folder,
-            {"docker.io": "http://127.0.0.1:9"},
-            workers=1,
-            index=redis.url,
-            more=open_to_pushers(grace="1d", collect_every="1h"),
-        )
-        with MirrorProcess(config, env={"TMPDIR": str(tmp_path)}) as mirror:
-            [worker] = mirror.worker_pids()
-            for status in (507, 201):
-                with closing(http.client.HTTPConnection("127.0.0.1", mirror.port, timeout=PATIENCE)) as connection:
-                    connection.request("POST", f"/v2/corp/app/blobs/uploads/?digest={digest}", body=_LAYER)
-                    assert connection.getresponse().status == status
-                if status == 507:
-                    eventually(lambda: not _large(folder), "nothing is left")
-                set_quota(folder, 400 * _MIB)
-            assert mirror.get(f"/v2/corp/app/blobs/{digest}")[2] == _LAYER
             assert mirror.worker_pids() == [worker]
