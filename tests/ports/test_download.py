@@ -583,6 +583,17 @@ def test_a_first_part_that_is_refused(upstream: Scripted, transfer: Transfer, re
     assert [request.header("Range") for request in upstream.requests] == ["bytes=0-4", None]
 
 
+def test_a_whole_that_breaks_off_is_no_refusal(upstream: Scripted, transfer: Transfer) -> None:
+    """Faults row 22: the next part that is refused is asked for as a whole again."""
+    for whole in ([Close()], [Close()], reply(403), reply(200, b"not asked for")):
+        upstream.once("/blob", reply(403, b"", {"Connection": "close"}))
+        upstream.once("/blob", whole)
+    for _ in range(4):
+        assert transfer.get(f"{upstream.url}/blob", {}, stop=5).status == 403
+    asked = [request.header("Range") for request in upstream.requests]
+    assert asked == ["bytes=0-4", None] * 3 + ["bytes=0-4"]
+
+
 def test_a_first_part_that_is_encoded(upstream: Scripted, transfer: Transfer) -> None:
     """Faults row 5: a part of an encoded body cannot be decoded, so that the whole is asked for."""
     packed = gzip.compress(CONTENT)

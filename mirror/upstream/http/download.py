@@ -9,7 +9,8 @@ An exchange:
 Some servers refuse every request for a part, by a limit on `Range` or a rule of a firewall, and answer the same request
 without one. Others refuse for a moment, or whatever is asked. Only further requests tell them apart:
 
-    part refused ── the whole ──┬── refused too ──> the refusal; the whole is not tried again for a minute
+    part refused ── the whole ──┬── no answer ──> the refusal
+                                ├── refused too ──> the refusal; the whole is not tried again for a minute
                                 └── answered ──┬── from byte 0 on ────────────────────────────> the whole
                                                └── else: the part again ──┬── answered ───────> the part
                                                                           └── refused again ──> the whole
@@ -227,12 +228,14 @@ class Transfer:
         """
         if self._clock() < self._refuses_all_until:
             return refusal
-        whole = _answer_with_body(ask_whole)
-        if whole is None or whole.body is None:
+        whole = _answer_of(ask_whole)
+        if whole is None:
+            return refusal
+        if whole.body is None:
             self._refuses_all_until = self._clock() + _REFUSES_ALL
             return refusal
-        part = None if ask_part is None else _answer_with_body(ask_part)
-        if part is None:
+        part = None if ask_part is None else _answer_of(ask_part)
+        if part is None or part.body is None:
             return replace(whole, instead_of=refusal)
         # the server refuses for a moment: what is here already need not come again
         whole.body.abort()
@@ -469,13 +472,12 @@ class Transfer:
         return f"<Transfer from {self._endpoint.described}, {self._idle!r}>"
 
 
-def _answer_with_body(ask: Callable[[], Answer | None]) -> Answer | None:
-    """What a request on which nothing depends has brought; None if that is no body."""
+def _answer_of(ask: Callable[[], Answer | None]) -> Answer | None:
+    """What a request on which nothing depends has brought; None if it failed, or was cancelled: that is no refusal."""
     try:
-        answer = ask()
+        return ask()
     except UpstreamError:
         return None
-    return None if answer is None or answer.body is None else answer
 
 
 def request_head(url: Url, headers: Mapping[str, str], *, relayed: bool, method: str = "GET") -> bytes:
