@@ -206,7 +206,7 @@ class FillDownload:
     async def _write_piece(self, body: Body, stop: int | None, out_of_turn: OutOfTurn) -> None:
         """Like `_write`, but not beyond what somebody else is fetching by now. `stop` is where the request ends."""
         ingest, clock = self._ingest, self._tools.clock
-        claim = out_of_turn.hold(ingest, stop)
+        claim = await out_of_turn.hold(ingest, stop)
         before, began = ingest.offset, clock()
         try:
             end = self._flight.size if stop is None else stop

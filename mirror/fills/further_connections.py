@@ -132,7 +132,7 @@ class FurtherConnections:
         executor: Executor,
         *,
         label: str,
-        spans: Callable[[int], Spans | None],
+        spans: Callable[[int], Awaitable[Spans | None]],
         sleep: Callable[[float], Awaitable[None]],
         clock: Callable[[], float],
     ) -> None:
@@ -258,7 +258,7 @@ class FurtherConnections:
         try:
             while True:
                 self._measure(rest)
-                while len(self._running) + 1 < self._ramp.wanted and self._begin(size):
+                while len(self._running) + 1 < self._ramp.wanted and await self._begin(size):
                     pass
                 await self._sleep(_TICK)
         except Exception:
@@ -276,9 +276,9 @@ class FurtherConnections:
         own = max(0, self._ingest.offset - self._own.start) if self._own and self._ingest else 0
         return self._received + own + sum(each.received for each in self._running)
 
-    def _begin(self, size: int) -> bool:
+    async def _begin(self, size: int) -> bool:
         """Begins one more connection. False if there is nothing for it to fetch, or no turn."""
-        claim = None if self._clock() < self._no_turn_until else self._claim(size)
+        claim = None if self._clock() < self._no_turn_until else await self._claim(size)
         if claim is None:
             return False
         connection = _Connection(claim)
@@ -287,12 +287,12 @@ class FurtherConnections:
         connection.task.add_done_callback(lambda _: self._running.discard(connection))
         return True
 
-    def _claim(self, size: int) -> Claim | None:
+    async def _claim(self, size: int) -> Claim | None:
         """Claims the next part for a further connection; None if there is none, or spans cannot be used."""
         if self._ingest is None:
             return None
         try:
-            spans = self._spans(size)
+            spans = await self._spans(size)
             if spans is None:
                 self._ramp.alone()
                 return None
@@ -328,7 +328,7 @@ class FurtherConnections:
                 if len(self._running) + 1 > self._ramp.wanted:
                     self._note_end("no gain")
                     return
-                claim = self._claim(size)
+                claim = await self._claim(size)
                 if claim is None:
                     return
                 connection.takes(claim)

@@ -15,6 +15,7 @@ claim.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -92,6 +93,8 @@ class OutOfTurn:
                 clock=clock,
             )
         self._spans: Spans | None = None
+        #: Held while spans are opened: the filler and its further connections use the same.
+        self._opening = asyncio.Lock()
         self._given_up = False
         self._piece = piece_of(0, 0)
         #: Seconds for which a claim that does not move is waited for.
@@ -109,18 +112,28 @@ class OutOfTurn:
         """True if clients may ask for parts of the blob."""
         return self._flight.in_parts is InParts.LAZY
 
-    def spans(self, size: int | None = None) -> Spans | None:
+    async def spans(self, size: int | None = None) -> Spans | None:
         """The spans of the growing blob; with a `size` they are made if there are none. None if there are none, or they
-        are not to be used. Quick. Raises `StoreFull`, `StoreError`.
+        are not to be used. Raises `StoreFull`, `StoreError`.
         """
-        if self._given_up:
-            return None
-        if self._spans is not None and not self._spans.in_place:
-            # not closed here: a thread may be copying from them, and its descriptors would be those of other files
-            self._spans = None
-        if self._spans is None:
-            self._spans = self._flight.store.spans(self._flight.digest, self._flight.upstream, size)
-        return self._spans
+        async with self._opening:
+            if self._given_up:
+                return None
+            if self._spans is not None and not self._spans.in_place:
+                # not closed here: a thread may be copying from them, and its descriptors would be those of other files
+                self._spans = None
+            if self._spans is None:
+                # in a thread: a process that hangs may have their lock
+                opened = await run_uninterrupted(self._executor, self._open, size, unwanted=_close)
+                if self._given_up:
+                    _close(opened)
+                    return None
+                self._spans = opened
+            return self._spans
+
+    def _open(self, size: int | None) -> Spans | None:
+        """Blocking."""
+        return self._flight.store.spans(self._flight.digest, self._flight.upstream, size)
 
     async def next_stop(self, ingest: Ingest) -> int | None:
         """Copies what is next and here, and waits for what others fetch. Returns where the next request ends; None: at
@@ -129,7 +142,7 @@ class OutOfTurn:
         self._flight.sources.last_stop = None
         looks, patient = Looks(self._sleep, self._clock, ingest.offset), True
         while True:
-            step = self._look(ingest, patient=patient)
+            step = await self._look(ingest, patient=patient)
             if isinstance(step, Fetch):
                 self._skips = step.skips
                 return self._bounded(ingest, step.stop)
@@ -150,9 +163,9 @@ class OutOfTurn:
                 self._further.hurry(step.reach)
             await looks.pause()
 
-    def _look(self, ingest: Ingest, *, patient: bool) -> Step:
+    async def _look(self, ingest: Ingest, *, patient: bool) -> Step:
         with self._needless():
-            spans = self.spans()
+            spans = await self.spans()
             if spans is not None and self._flight.size in (None, spans.size) and ingest.offset < spans.size:
                 window = Span(ingest.offset, min(spans.size, ingest.offset + _WINDOW))
                 # in this order, see `Spans.taken`
@@ -227,7 +240,7 @@ class OutOfTurn:
         self.close()
         return size
 
-    def hold(self, ingest: Ingest, stop: int | None) -> Claim | None:
+    async def hold(self, ingest: Ingest, stop: int | None) -> Claim | None:
         """Claims the bytes that a source has begun to give, so that nobody else asks for them. The caller releases the
         claim. The bytes behind `span.stop` are somebody else's. None if nothing is claimed.
         """
@@ -238,7 +251,7 @@ class OutOfTurn:
             # the request was made before the size was known, and has no end: parts of so much need not wait for it
             return None
         with self._needless():
-            spans = self.spans(size)
+            spans = await self.spans(size)
             claim = None if spans is None else spans.claim(Span(ingest.offset, size if stop is None else stop))
             if claim is not None and claim.span.start <= ingest.offset:
                 return claim
@@ -259,7 +272,7 @@ class OutOfTurn:
 
     def _settle(self, reader: BlobReader) -> None:
         """Blocking. `reader` reads the verified blob."""
-        spans = self._flight.store.spans(self._flight.digest, self._flight.upstream, None)
+        spans = self._open(None)
         if spans is None:
             return
         try:
@@ -276,7 +289,7 @@ class OutOfTurn:
             await run_uninterrupted(self._executor, self._drop_wrong)
 
     def _drop_wrong(self) -> None:
-        spans = self._flight.store.spans(self._flight.digest, self._flight.upstream, None)
+        spans = self._open(None)
         if spans is None:
             return
         try:
@@ -315,6 +328,11 @@ class OutOfTurn:
             yield
         except StoreError as error:
             self._give_up(error)
+
+
+def _close(spans: Spans | None) -> None:
+    if spans is not None:
+        spans.close()
 
 
 class _SpanBody:

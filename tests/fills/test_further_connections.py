@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -132,6 +133,10 @@ class Site:
 
     def connections(self, spans: Spans) -> FurtherConnections:
         """Further connections of no flight, which put their bytes into these spans."""
+
+        async def open_spans(size: int) -> Spans:
+            return spans
+
         return FurtherConnections(
             self.upstream.parts(_NAME, _DIGEST),
             "test",
@@ -139,7 +144,7 @@ class Site:
             self.filler.connections,
             self.filler.executor,
             label="test",
-            spans=lambda size: spans,
+            spans=open_spans,
             sleep=asyncio.sleep,
             clock=self.clock,
         )
@@ -226,8 +231,8 @@ async def test_bytes_that_the_filler_copies_meanwhile_are_no_gap(site: Site, mon
     monkeypatch.setattr(spans, "taken", copied_meanwhile)
     connections = site.connections(spans)
     connections._ingest = cast(Ingest, prefix)
-    assert connections._claim(_SIZE) is None
-    rest = connections._claim(_SIZE)
+    assert await connections._claim(_SIZE) is None
+    rest = await connections._claim(_SIZE)
     if rest is not None:
         assert rest.span.start >= copied.stop
         rest.release()
@@ -235,11 +240,10 @@ async def test_bytes_that_the_filler_copies_meanwhile_are_no_gap(site: Site, mon
     await connections.aclose()
 
 
-async def test_spans_that_were_dropped_stay_open_for_who_copies(site: Site) -> None:
-    """A further connection opens others meanwhile, which must not be taken for them: descriptors are used again."""
+def _turns(site: Site) -> OutOfTurn:
     sources = BlobSources(FromUpstream(site.upstream.parts(_NAME, _DIGEST).pull))
     flight = Flight(_DIGEST, "test", _SIZE, None, sources, site.store)
-    turns = OutOfTurn(
+    return OutOfTurn(
         flight,
         site.filler.executor,
         label="test",
@@ -247,13 +251,48 @@ async def test_spans_that_were_dropped_stay_open_for_who_copies(site: Site) -> N
         sleep=asyncio.sleep,
         clock=site.clock,
     )
-    copied = turns.spans(_SIZE)
+
+
+async def test_spans_that_were_dropped_stay_open_for_who_copies(site: Site) -> None:
+    """A further connection opens others meanwhile, which must not be taken for them: descriptors are used again."""
+    turns = _turns(site)
+    copied = await turns.spans(_SIZE)
     assert copied is not None
     copied.drop()
-    others = turns.spans(_SIZE)
+    others = await turns.spans(_SIZE)
     assert others is not None
     assert others is not copied
     assert "closed" not in repr(copied)
+    turns.close()
+
+
+async def test_spans_are_opened_beside_the_loop(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hangs may have their lock. Two that ask at once get the same; one that was cancelled leaves none
+    open.
+    """
+    loop, opened, let_go = threading.get_ident(), [], threading.Event()
+    really = site.store.spans
+
+    def open_slowly(digest: Digest, registry: str, size: int | None) -> Spans | None:
+        assert threading.get_ident() != loop
+        let_go.wait()
+        opened.append(really(digest, registry, size))
+        return opened[-1]
+
+    monkeypatch.setattr(site.store, "spans", open_slowly)
+    turns = _turns(site)
+    cancelled = asyncio.ensure_future(turns.spans(_SIZE))
+    asking = [asyncio.ensure_future(turns.spans(_SIZE)) for _ in range(2)]
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.sleep(0)
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    unwanted, used = opened[0], [await each for each in asking]
+    assert len(opened) == 2
+    assert used == [opened[1], opened[1]]
+    assert "closed" in repr(unwanted)
     turns.close()
 
 
