@@ -314,7 +314,8 @@ class Jobs:
             finally:
                 # also if this was cancelled again while the work took long to end
                 with suppress(StoreError):
-                    self._interrupted(replace(job, progress=meter.to_json()))
+                    ended = replace(job, progress=meter.to_json())
+                    await uninterrupted(asyncio.to_thread(self._interrupted, ended))
             raise
         except StoreError as error:
             # the record cannot be updated; other processes see by the free slot that the job is over

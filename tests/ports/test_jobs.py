@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import JobUnknown, NameUnknown, TooManyJobs
+from mirror.prefetch.job_record import Job, JobState
 from mirror.prefetch.jobs import Ended, Jobs
 from mirror.prefetch.progress import ProgressMeter
 from mirror.store.local.blobs import LocalStore
@@ -177,6 +179,24 @@ async def test_the_end_of_the_process_interrupts_its_jobs(layout: Layout) -> Non
         await _state(jobs, name, "running")
     assert (await jobs.get(name))["result"] == {"error": "its process ended before it was done"}
     assert FileLocks(layout).try_hold_now("job-0") is not None
+
+
+async def test_an_interrupted_job_is_recorded_beside_the_loop(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records may be in a bucket that answers slowly, while the server ends its connections."""
+    jobs, loop = _jobs(layout, Bench()), threading.get_ident()
+    written: list[tuple[object, bool]] = []
+    write = Jobs._write
+
+    def noted(self: Jobs, job: Job) -> None:
+        written.append((job.state, threading.get_ident() == loop))
+        write(self, job)
+
+    monkeypatch.setattr(Jobs, "_write", noted)
+    name = (await jobs.submit("good", {}))["id"]
+    async with _running(jobs):
+        await _state(jobs, name, "running")
+    assert (JobState.INTERRUPTED, False) in written
+    assert True not in [on_loop for _, on_loop in written]
 
 
 async def test_a_job_that_ends_slowly_is_interrupted_too(layout: Layout) -> None:
