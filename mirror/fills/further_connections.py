@@ -75,10 +75,6 @@ class ConnectionMemory:
         """The upstream sends the whole blob, or nothing, when it is asked for a part."""
         self._whole[upstream] = True
 
-    def sends_parts(self, upstream: str) -> bool:
-        """False if the upstream was asked for a part lately, and has sent the whole."""
-        return upstream not in self._whole
-
 
 class _Connection:
     """One further connection, and the part that it fetches."""
