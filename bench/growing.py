@@ -19,6 +19,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -451,20 +452,20 @@ def _command(config: Path, words: Sequence[str]) -> tuple[float, float, float]:
     """Seconds by the clock, of the processor, and until the first line of output."""
     began = time.monotonic()
     argv = [sys.executable, "-m", "mirror", *words, "--config", str(config)]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=_ROOT)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.readline()
-    first = time.monotonic() - began
-    while process.stdout.read(1 << 20):
-        pass
-    error = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stdout.close()
-    process.stderr.close()
-    if process.returncode:
-        raise BenchFailed(f"mirror {' '.join(words)}: {error.decode(errors='replace')[-1000:]}")
+    # a file, not a pipe: many errors would fill a pipe that nobody reads yet, and the command would wait for ever
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, cwd=_ROOT)
+        assert process.stdout is not None
+        process.stdout.readline()
+        first = time.monotonic() - began
+        while process.stdout.read(1 << 20):
+            pass
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
+        if process.returncode:
+            errors.seek(max(0, errors.seek(0, os.SEEK_END) - 1000))
+            raise BenchFailed(f"mirror {' '.join(words)}: {errors.read().decode(errors='replace')}")
     return time.monotonic() - began, usage.ru_utime + usage.ru_stime, first
 
 
