@@ -67,6 +67,7 @@ def _check(reason: str, until: str | None, now: float) -> float | None:
 
 
 def _pin_on_disk(loaded: settings.Config, new: Pin) -> Mapping[str, Any]:
+    check_there(loaded)
     check_owner(loaded)
     disk = open_disk(loaded)
     with audited(loaded, "pin", repository=str(new.repo), reference=str(new.reference), reason=new.reason or None):
@@ -108,6 +109,7 @@ def _unpin(loaded: settings.Config, image: Image) -> bool:
 
 def _unpin_on_disk(loaded: settings.Config, image: Image) -> None:
     """Raises `PinUnknown`."""
+    check_there(loaded)
     check_owner(loaded)
     disk = open_disk(loaded)
     with audited(loaded, "unpin", repository=str(image.repo), reference=str(image.reference)):

@@ -344,6 +344,7 @@ def purge(
     [wanted] = parse_images([image], loaded)
     purged: Mapping[str, Any] | None = ask_if_running(loaded, "DELETE", target_of("images", wanted), patience=None)
     if purged is None:
+        check_there(loaded)
         check_owner(loaded)
         purged = asyncio.run(_purge(loaded, wanted))
     if as_json:

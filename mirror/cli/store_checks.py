@@ -14,8 +14,8 @@ from mirror.store.local.layout import Layout
 
 
 def check_there(loaded: Config) -> None:
-    """Raises `ConfigError` if there is no store: a command that only reads must not create one, which could belong to
-    the wrong user or be in the wrong place.
+    """Raises `ConfigError` if there is no store: a command must not create one, which could belong to the wrong user or
+    be in the wrong place, unless it fills the store. What it writes there, no mirror would read.
     """
     try:
         Layout(loaded.store.root).marker.stat()

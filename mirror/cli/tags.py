@@ -71,6 +71,7 @@ def freeze(
     """
     loaded = load(config, level="warning")
     wanted = _tag(image, loaded, digest=at is None)
+    check_there(loaded)
     check_owner(loaded)
     where = _parse_at(at) if at is not None else wanted.digest
     tag = str(wanted.tag)
@@ -91,6 +92,7 @@ def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
     """Make a tag follow upstream again, or, if it is hosted here, the next push."""
     loaded = load(config, level="warning")
     wanted = _tag(image, loaded)
+    check_there(loaded)
     check_owner(loaded)
     with audited(loaded, "unfreeze", repository=str(wanted.repo), reference=str(wanted.tag)):
         if not asyncio.run(_unfreeze(loaded, wanted.repo, str(wanted.tag))):
@@ -102,6 +104,7 @@ def unfreeze(image: TagArgument, config: ConfigFile = None) -> None:
 def freezes(config: ConfigFile = None, as_json: JsonOption = False) -> None:
     """List the frozen tags."""
     loaded = load(config, level="warning")
+    check_there(loaded)
     from mirror.app.stored_records import stored_records
 
     with stored_records(loaded) as stored:

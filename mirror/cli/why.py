@@ -12,6 +12,7 @@ import typer
 
 from mirror import config as settings
 from mirror.cli.base import ConfigFile, JsonOption, application, counted, load, parse_images, say, say_json
+from mirror.cli.store_checks import check_there
 from mirror.errors import ConfigError, RequestError
 from mirror.eviction.pinned_images import PinnedImage, pinned_images
 from mirror.inspect.explain import Explainer, WhyBlob, WhyImage
@@ -40,8 +41,10 @@ def why(
 ) -> None:
     """Explain why the last answer was a hit, a miss, stale or an error, and what the next pull will do."""
     loaded = load(config)
+    wanted = _parse(image, loaded)
+    check_there(loaded)
     now = time.time()
-    explanations = asyncio.run(_look(loaded, _parse(image, loaded), now))
+    explanations = asyncio.run(_look(loaded, wanted, now))
     if as_json:
         say_json([_to_json(explanation, loaded) for explanation in explanations])
         return

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import pytest
 
+from mirror.store.local.blobs import LocalStore
+from mirror.store.local.layout import Layout
 from tests.support.images import Published, Pusher
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import PATIENCE, eventually
@@ -122,6 +124,7 @@ def test_freezing_at_a_date_and_at_what_it_is(registry: RegistryProcess, directo
     """A date means what the tag pointed to then; without one, what it points to now, also if that has to be asked."""
     first = _push(registry, "first")
     config = write_config(directory, {"docker.io": registry.url}, tag_ttl="0s", workers=1)
+    LocalStore(Layout(directory / "store"))
     command = _Commands(config)
     assert first.digest in command("freeze", _IMAGE)
     command("unfreeze", _IMAGE)
@@ -150,6 +153,7 @@ def test_freezing_at_any_digest_of_the_repository(registry: RegistryProcess, dir
     """
     image, other = _push(registry, "first"), _push(registry, "other", tag="9.9")
     config = write_config(directory, {"docker.io": registry.url}, workers=1)
+    LocalStore(Layout(directory / "store"))
     command = _Commands(config)
     output = command("freeze", f"{_REPOSITORY}:1.2.3@{other.digest}")
     assert "1 missing" in output
@@ -217,5 +221,5 @@ def test_bad_arguments(directory: Path, words: tuple[str, ...], code: int, messa
     config = write_config(directory, {"docker.io": "http://127.0.0.1:9"})
     commands = _Commands(config)
     # if there is no store yet, the message says that instead
-    commands("pin", "docker.io/library/other:1")
+    LocalStore(Layout(directory / "store"))
     assert message in commands(*words, code=code)

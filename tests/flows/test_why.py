@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from mirror.config import load
 from mirror.oci.digest import Digest
+from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from tests.support.command import mirror as in_process
 from tests.support.fake_registry import FakeRegistry, status
@@ -190,6 +192,7 @@ def test_of_a_failure(site: _Site, mirror: MirrorProcess) -> None:
 def test_of_what_is_denied(site: _Site) -> None:
     """Lists of content are looked at before anybody has pulled, without a mirror that runs."""
     site.config.write_text(site.config.read_text() + '[content]\ndeny = ["docker.io/library/app:v1"]\n')
+    LocalStore(Layout(load(site.config).store.root))
     assert site.why("app:v1")["next"] == ["refused (403): docker.io/library/app:v1 is denied here by " + _IMAGE]
     assert site.why("app:v2")["next"][0].startswith("HEAD to docker.io")
 
