@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -46,6 +47,8 @@ class EventLog:
         self._now = now
         self._sleep = sleep
         self._noted: deque[tuple[Event, float]] = deque()
+        #: Held by the thread that writes. One that was given up may still be at it when the last flush begins.
+        self._writing = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<EventLog {len(self._noted)} noted>"
@@ -63,16 +66,17 @@ class EventLog:
         """Blocking: writes down what was noted. Raises `StoreError`: what is left is tried again. After any other error
         the event is given up, so that those behind it are written.
         """
-        while self._noted:
-            try:
-                self._write(*self._noted[0])
-            except StoreError:
-                raise
-            except Exception:
+        with self._writing:
+            while self._noted:
+                try:
+                    self._write(*self._noted[0])
+                except StoreError:
+                    raise
+                except Exception:
+                    self._noted.popleft()
+                    telemetry.EVENTS_DROPPED.inc()
+                    raise
                 self._noted.popleft()
-                telemetry.EVENTS_DROPPED.inc()
-                raise
-            self._noted.popleft()
 
     def _write(self, event: Event, at: float) -> None:
         with self._outbox.turn(event.key) as order:

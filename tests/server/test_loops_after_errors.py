@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +27,7 @@ from mirror.policy.events.changes import TYPES, Event
 from mirror.policy.events.subscriptions import Subscription, Subscriptions
 from mirror.policy.hosted.retention_rules import Happening, KeepRule, RetentionPolicy
 from mirror.policy.last_answer import LastAnswer
-from mirror.ports import Lease, Locks, Outbox, Records
+from mirror.ports import Lease, Locks, Outbox, Outgoing, Records
 from mirror.process import supervisor
 from mirror.retention.pull_notes import PullNotes
 from mirror.server.admin.traffic_log import TrafficLog
@@ -96,6 +97,36 @@ async def test_the_event_log_gives_up_the_event_that_it_cannot_write() -> None:
     assert len(written) == 1
     [(_, after)] = telemetry.counted("mirror_events_dropped")
     assert after - before == 1
+
+
+async def test_the_last_flush_of_events_waits_for_one_under_way() -> None:
+    """A thread that writes cannot be cancelled: at the end of the process the last flush would write its event again,
+    and then lose the next one.
+    """
+    written: list[Outgoing] = []
+    is_writing, may_end = threading.Event(), threading.Event()
+
+    def confirm(_change: object, _order: object, events: Sequence[Outgoing]) -> None:
+        if not is_writing.is_set():
+            is_writing.set()
+            assert may_end.wait(30)
+        written.extend(events)
+
+    outbox = SimpleNamespace(turn=lambda _: nullcontext("1"), confirm=confirm)
+    log = EventLog(cast(Outbox, outbox), Subscriptions((Subscription("all"),)), "mirror", lambda: 1.0)
+    for number in range(3):
+        log.note(Event(sorted(TYPES)[0], f"subject {number}", "key"))
+    running = asyncio.create_task(log.run())
+    await asyncio.to_thread(is_writing.wait, 30)
+    await cancel_and_wait(running)
+    last = asyncio.create_task(asyncio.to_thread(log.flush))
+    # the last flush writes nothing before the first one has ended, however long that takes
+    await asyncio.wait({last}, timeout=0.1)
+    before = len(written)
+    may_end.set()
+    await last
+    assert before == 0
+    assert len(written) == len({event.id for event in written}) == 3
 
 
 async def test_pulls_are_noted_after_an_error(tmp_path: Path) -> None:
