@@ -133,10 +133,6 @@ def _open_adoption(storage: Storage, announcer: OutboxAnnouncer) -> tuple[EventA
     return adoption, RunLock(storage.layout, "event-run")
 
 
-async def _end_adoption(adoption: EventAdoption, run: RunLock) -> None:
-    await uninterrupted(asyncio.to_thread(_hand_over, adoption, run))
-
-
 def _hand_over(adoption: EventAdoption, run: RunLock) -> None:
     """Blocking: the last process of a replica that ends leaves what waits to the others."""
     with suppress(StoreError):
