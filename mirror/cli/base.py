@@ -18,21 +18,40 @@ from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from mirror import __version__, telemetry
 from mirror import config as settings
+from mirror.config.wording import in_plain_words
 from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.oci.text import printable
 from mirror.policy.image_names import Image, parse_image
 
 _NOT_ASCII: Final = re.compile(r"[^\x20-\x7e\n]")
 
+
+class _Commands(TyperGroup):
+    """All commands. What is wrong with an argument is said as it is of a setting."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named. Raises `typer.BadParameter`."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValidationError):
+                details = error.__cause__.errors(include_url=False, include_input=False)
+                error.message = "; ".join(in_plain_words(detail, (), None) for detail in details)
+            raise
+
+
 application = typer.Typer(
     name="mirror",
+    cls=_Commands,
     help="A pull-through caching mirror for OCI and Docker registries, which also hosts images.",
     no_args_is_help=True,
     add_completion=False,

@@ -240,3 +240,17 @@ to = "b.example.test"
     last |= {"unread_count": 0, "complete": False}
     assert lines()[0] == "retention: the round of 2026-03-01T03:00:00Z ended early: see `mirror retention --dry-run`"
     assert lines()[2] == "replicate: to-b: no connection: see `mirror replicate`"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["events", "resnd"], "'[ACTION]': 'resnd' is not one of 'list', 'resend'"),
+        (["ls", "--limit", "0"], "'--limit': must be 1 or more"),
+        (["ls", "--limit", "many"], "'--limit': must be a whole number"),
+        (["prefetch", "app", "--concurrency", "257"], "'--concurrency': must be 256 or less"),
+    ],
+)
+def test_a_wrong_argument_is_told_as_a_wrong_setting_is(words: list[str], said: str) -> None:
+    done = mirror(*words)
+    assert (done.status, f"Error: Invalid value for {said}" in done.err) == (2, True), done
