@@ -359,6 +359,10 @@ class BucketUnavailable(StoreError):
         return "the object store does not answer"
 
 
+class BucketAbsent(BucketUnavailable):
+    """The object store answers, and does not have the bucket."""
+
+
 class BucketThrottled(BucketUnavailable):
     """The object store answers, and asks for fewer requests, perhaps only for this object."""
 
@@ -517,6 +521,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     RecordChanged: ErrorAnswer(503, "UNAVAILABLE"),
     ReplicaUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     BucketUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
+    BucketAbsent: ErrorAnswer(503, "UNAVAILABLE"),
     BucketThrottled: ErrorAnswer(503, "UNAVAILABLE"),
     BucketDenied: ErrorAnswer(503, "UNAVAILABLE"),
     BucketUnfit: ErrorAnswer(503, "UNAVAILABLE"),

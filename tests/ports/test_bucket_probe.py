@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mirror.errors import BucketDenied, BucketUnavailable, BucketUnfit, RecordChanged
+from mirror.errors import BucketAbsent, BucketDenied, BucketUnavailable, BucketUnfit, RecordChanged
 from mirror.ports import ABSENT, Body, Bucket, Expected, Version
 from mirror.store.objects.bucket_check import BucketCheck, DiskUse, check_bucket
 from mirror.store.objects.bucket_probe import ProbedBucket, probe_conditions
@@ -294,3 +294,19 @@ class TestChecks:
         assert not results["read"]
         assert not results["read a range"]
         assert not results["write on conditions"]
+
+
+@pytest.mark.parametrize(("kind", "advised"), [(BucketAbsent, False), (BucketUnavailable, True)])
+def test_a_bucket_that_does_not_exist_is_no_matter_of_the_network(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BucketUnavailable], *, advised: bool
+) -> None:
+    """The text says what to do; of a store that cannot be reached, the advice does."""
+
+    def fail(*_arguments: object) -> None:
+        raise kind("what it says")
+
+    bucket = MemoryBucket()
+    monkeypatch.setattr(bucket, "write", fail)
+    check = check_bucket(bucket)[0]
+    assert (check.step, check.ok, check.detail) == ("write", False, "what it says")
+    assert ("network" in check.advice) is advised

@@ -120,10 +120,11 @@ def test_committed_blobs_are_read_only_and_private(store: LocalStore) -> None:
     assert store.layout.blobs.stat().st_mode & 0o077 == 0
 
 
-def test_an_unknown_layout_is_refused(layout: Layout) -> None:
-    """A tree written by a later version is refused by name, not guessed at (row 68)."""
-    layout.marker.write_text('{"layout": 99, "id": "x"}')
-    with pytest.raises(StoreError, match="layout 99"):
+@pytest.mark.parametrize("text", ['{"layout": 99, "id": "x"}', '{"layout": 99}', '{"layout": 99, "name": "x"}'])
+def test_an_unknown_layout_is_refused(layout: Layout, text: str) -> None:
+    """A tree written by a later version is refused by name, not guessed at (row 68), and its marker is kept."""
+    layout.marker.write_text(text)
+    with pytest.raises(StoreError, match=r"layout 99.*run the version that made it"):
         LocalStore(layout)
 
 

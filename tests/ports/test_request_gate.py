@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mirror.errors import BucketUnavailable
+from mirror.errors import BucketAbsent, BucketUnavailable
 from mirror.store.cloud.request_gate import RequestGate
 
 
@@ -57,6 +57,8 @@ def test_a_store_without_the_bucket_is_down_at_once() -> None:
     assert gate.is_down
     assert gate.misses_bucket
     assert gate.health().reason == "the bucket does not exist"
+    with pytest.raises(BucketAbsent, match=r"^s3://images: the bucket does not exist$"):
+        gate.enter(clock.time + 60)
     clock.time += 1
     gate.succeeded(gate.enter(clock.time))
     assert not gate.is_down

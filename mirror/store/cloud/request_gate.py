@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import BucketThrottled, BucketUnavailable
+from mirror.errors import BucketAbsent, BucketThrottled, BucketUnavailable
 from mirror.ports import BucketHealth
 from mirror.store.cloud.request_rate import RequestRate
 
@@ -127,9 +127,10 @@ class RequestGate:
 
     def _trial(self, now: float) -> int:
         if self._trying or now < self._try_at:
-            raise BucketUnavailable(
-                f"{self._name} does not answer: {self._reason}", retry_after=max(1.0, self._try_at - now)
-            )
+            retry_after = max(1.0, self._try_at - now)
+            if self._misses:
+                raise BucketAbsent(f"{self._name}: {self._reason}", retry_after=retry_after)
+            raise BucketUnavailable(f"{self._name} does not answer: {self._reason}", retry_after=retry_after)
         self._trying = True
         return self._era
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, TypeVar
 
 from mirror import telemetry
-from mirror.errors import BucketThrottled, BucketUnavailable, MirrorError
+from mirror.errors import BucketAbsent, BucketThrottled, BucketUnavailable, MirrorError
 from mirror.ports import BucketHealth
 from mirror.store.cloud.clouds import CloudStores, CloudTraits
 from mirror.store.cloud.obstore_errors import ANSWERS, PASSING, Failure, Kind, denied, failure_of
@@ -217,7 +217,7 @@ class RequestSender:
                 telemetry.log.error("bucket refuses", bucket=self.name, operation=operation, reason=str(error))
             raise error
         if failure.kind is Kind.NO_BUCKET:
-            raise BucketUnavailable(f"{self.name}: {_no_bucket(failure)}")
+            raise BucketAbsent(f"{self.name}: {_no_bucket(failure)}")
         if failure.kind is Kind.THROTTLED:
             raise BucketThrottled(f"{self.name} throttles the mirror ({failure.reason})")
         raise BucketUnavailable(f"{self.name} failed to {operation}: {failure.reason}")

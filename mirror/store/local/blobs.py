@@ -159,14 +159,17 @@ class LocalStore:
             text = self.layout.marker.read_bytes()
         try:
             marker = json.loads(text)
-            version, name = marker["layout"], str(marker["id"])
+            version = marker["layout"]
+            # first: a marker of another layout may have other names
+            if isinstance(version, int) and version != LAYOUT:
+                hint = "run the version that made it, or set store.root to an empty folder"
+                raise StoreError(f"{self.layout.root} has layout {version}, this version knows layout {LAYOUT}: {hint}")
+            if version != LAYOUT:
+                raise ValueError(version)
+            return str(marker["id"])
         except (ValueError, KeyError, TypeError) as error:
             hint = "delete it if the folders beside it are a store's"
             raise StoreError(f"{self.layout.marker} is not the marker of a store; {hint}") from error
-        if version != LAYOUT:
-            hint = "run the version that made it, or set store.root to an empty folder"
-            raise StoreError(f"{self.layout.root} has layout {version}, this version knows layout {LAYOUT}: {hint}")
-        return name
 
     def _mark(self) -> None:
         """Write the marker of a new tree with a new id. If several workers start together on it, only one writes.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from mirror.errors import BucketDenied, BucketUnavailable, BucketUnfit, StoreError, UpstreamError
+from mirror.errors import BucketAbsent, BucketDenied, BucketUnavailable, BucketUnfit, StoreError, UpstreamError
 from mirror.ports import PROBES, Body, Bucket, StoredObject
 from mirror.store.objects.bucket_owner import IDENTITY, LAST_USED
 from mirror.store.objects.bucket_probe import probe_conditions, probe_key
@@ -129,6 +129,9 @@ def _advice(error: Exception) -> str:
         if error.wrong_credentials:
             return "correct the credentials: the keys in [bucket] or in their files, or the identity of the machine"
         return "give these credentials the permission that is named, for all objects below the prefix"
+    if isinstance(error, BucketAbsent):
+        # the text says what to do
+        return ""
     if isinstance(error, BucketUnavailable | UpstreamError):
         return "check bucket.endpoint, region, network, proxy and, with a private certificate authority, ca_file"
     return ""
