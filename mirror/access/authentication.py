@@ -91,11 +91,11 @@ class Authentication:
             return identity
         stamps = tuple(member.stamp() for member in self._members.values())
         if cached is not None or self._refused.get(key) != stamps:
-            known = await self._once.run(key, lambda: self._check(replace(presented, client=client())))
+            known, ends = await self._once.run(key, lambda: self._check(replace(presented, client=client())))
             # asked again, because the check may have begun before this request came
             identity = None if known is None else await self._current(known)
             if identity is None or identity.own is None:
-                self._remember(key, identity, None if known is None else known.holds_for, stamps)
+                self._remember(key, identity, ends, stamps)
         identity = identity or self._unverified(presented)
         if identity is None:
             raise Unauthorized("unknown or wrong credentials")
@@ -111,11 +111,14 @@ class Authentication:
             return present
         return replace(present, scope=identity.scope)
 
-    async def _check(self, presented: CallerCredentials) -> Identity | None:
+    async def _check(self, presented: CallerCredentials) -> tuple[Identity | None, float]:
+        """The identity, and until when what was presented is valid."""
         for method in self._methods:
+            # before it is read: what comes after may take seconds
+            began = self._now()
             if identity := await method.identify(presented):
-                return identity
-        return None
+                return identity, math.inf if identity.holds_for is None else began + identity.holds_for
+        return None, math.inf
 
     def _unverified(self, presented: CallerCredentials) -> Identity | None:
         """An identity that only an upstream can verify; None if these credentials cannot be for an upstream."""
@@ -124,11 +127,11 @@ class Authentication:
             return Identity(presented.username, AuthMethod.UPSTREAM, own=presented)
         return None
 
-    def _remember(self, key: bytes, identity: Identity | None, holds_for: float | None, stamps: object) -> None:
+    def _remember(self, key: bytes, identity: Identity | None, ends: float, stamps: object) -> None:
         self._identities.pop(key, None)
         self._refused.pop(key, None)
         if identity is not None:
-            self._identities[key] = identity, math.inf if holds_for is None else self._now() + holds_for
+            self._identities[key] = identity, ends
         else:
             self._refused[key] = stamps
 

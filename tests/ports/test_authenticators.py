@@ -493,6 +493,29 @@ async def test_what_was_found_is_not_remembered_beyond_its_end() -> None:
         await issuer.aclose()
 
 
+async def test_what_was_found_slowly_is_not_remembered_beyond_its_end() -> None:
+    """Who asks afterwards whether the identity still holds may wait for a provider meanwhile."""
+    clock = Clock(0.0)
+    held = Identity("alice", AuthMethod.ISSUER, holds_for=10.0)
+    way = _Counting(lambda _: held if clock.time < 10.0 else None)
+
+    class _SlowMember:
+        def stamp(self) -> object:
+            return None
+
+        async def current(self, identity: Identity) -> Identity | None:
+            clock.time = max(clock.time, 5.0)
+            return identity
+
+    front = Authentication([way], {AuthMethod.ISSUER: _SlowMember()}, now=clock)
+    presented = CallerCredentials(bearer="a token")
+    await front.authenticate(presented)
+    clock.time = 10.0
+    with pytest.raises(Unauthorized):
+        await front.authenticate(presented)
+    await front.aclose()
+
+
 @pytest.mark.parametrize(
     ("subject", "identity"),
     [
