@@ -4,8 +4,9 @@
                                  └── cannot be written ──> logged once; the next record tries again
 
 Each line is a single `write` to a file opened for appending, so that several processes can share it without mixing
-lines. A disk that fills up in the middle of a line cuts it off: that line is lost, and whoever opens the file ends it
-first, so that the next one is not lost with it. A pull never fails because the audit log cannot be written.
+lines. A disk that fills up in the middle of a line cuts it off, and only that line is lost: whoever opens the file then
+ends it first, and whoever has the file open writes the next line twice, behind what was cut off and as a line of its
+own. A pull never fails because the audit log cannot be written.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class AuditLog:
         line |= {key: value for key, value in fields.items() if value is not None}  # type: ignore[misc]  # JSON's own types
         try:
             self._open_if_needed()
-            self._write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            written = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+            self._write(written)
+            if not self._begins_a_line(len(written)):
+                self._write(written)
         except OSError as error:
             if not self._failing:
                 telemetry.log.error("audit log cannot be written", path=str(self._path), reason=error.strerror)
@@ -61,12 +65,21 @@ class AuditLog:
         if os.write(self._descriptor, line) < len(line):
             raise OSError(errno.ENOSPC, "the disk became full in the middle of a line")
 
+    def _begins_a_line(self, length: int) -> bool:
+        """False if the bytes written last, `length` of them, follow a line that was cut off. True if the file cannot be
+        read.
+        """
+        try:
+            start = os.lseek(self._descriptor, 0, os.SEEK_CUR) - length
+            return start <= 0 or os.pread(self._descriptor, 1, start - 1) == b"\n"
+        except OSError:
+            return True
+
     def _open_if_needed(self) -> None:
         if self._descriptor >= 0 and self._inode == _inode(self._path):
             return
         self.close()
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags, 0o600)
+        self._descriptor = _open(self._path)
         status = os.fstat(self._descriptor)
         self._inode = status.st_ino
         if os.geteuid() == 0 and not status.st_size and stat.S_ISREG(status.st_mode):
@@ -74,8 +87,10 @@ class AuditLog:
             folder = os.stat(self._path.parent)
             with suppress(PermissionError):
                 os.fchown(self._descriptor, folder.st_uid, folder.st_gid)
-        if stat.S_ISREG(status.st_mode) and not _ends_with_a_line(self._path):
-            self._write(b"\n")
+        if stat.S_ISREG(status.st_mode):
+            os.lseek(self._descriptor, 0, os.SEEK_END)
+            if not self._begins_a_line(0):
+                self._write(b"\n")
 
     def close(self) -> None:
         """Close the file; the next record opens it again. Repeatable."""
@@ -85,16 +100,13 @@ class AuditLog:
             self._descriptor = self._inode = -1
 
 
-def _ends_with_a_line(path: Path) -> bool:
-    """False if the last line of a file was cut off. True if there is none, or the file cannot be read."""
-    try:
-        with path.open("rb") as file:
-            if not file.seek(0, os.SEEK_END):
-                return True
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
-    except OSError:
-        return True
+def _open(path: Path) -> int:
+    """Open for appending: a file also for reading, if that is allowed. Raises `OSError`."""
+    flags = os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    if path.is_file() or not path.exists():
+        with suppress(PermissionError):
+            return os.open(path, flags | os.O_RDWR, 0o600)
+    return os.open(path, flags | os.O_WRONLY, 0o600)
 
 
 def _inode(path: Path) -> int:

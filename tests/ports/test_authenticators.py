@@ -570,12 +570,17 @@ def test_an_audit_log_that_cannot_be_written(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["audit"]
 
 
-def test_an_audit_log_on_a_disk_that_fills_up(tmp_path: Path) -> None:
-    """A line that is cut off is lost alone, whichever process goes on when there is room again."""
+@pytest.mark.parametrize("is_open", [False, True], ids=["opened later", "open"])
+def test_an_audit_log_on_a_disk_that_fills_up(tmp_path: Path, *, is_open: bool) -> None:
+    """A line that is cut off is lost alone, whichever process goes on when there is room again: one that has the file
+    open, or one that opens it.
+    """
     with tmpfs(tmp_path, "size=64k") as point:
         path = point / "audit"
-        log, other = AuditLog(path), AuditLog(path)
+        log, other, later = AuditLog(path), AuditLog(path), AuditLog(path)
         log.record(caller="a" * 1000)
+        if is_open:
+            other.record(caller="b")
         with (point / "other").open("wb") as file, suppress(OSError):
             while True:
                 os.write(file.fileno(), bytes(4096))
@@ -585,11 +590,12 @@ def test_an_audit_log_on_a_disk_that_fills_up(tmp_path: Path) -> None:
         (point / "other").unlink()
         other.record(caller="other")
         log.record(caller="again")
-        log.close()
-        other.close()
-        *whole, other_line, again = path.read_text().splitlines()
-        assert [json.loads(line)["caller"] for line in (other_line, again)] == ["other", "again"]
-        with pytest.raises(ValueError, match="Unterminated"):
+        later.record(caller="later")
+        for each in (log, other, later):
+            each.close()
+        *whole, other_line, again, last = path.read_text().splitlines()
+        assert [json.loads(line)["caller"] for line in (other_line, again, last)] == ["other", "again", "later"]
+        with pytest.raises(ValueError, match="Expecting" if is_open else "Unterminated"):
             json.loads(whole[-1])
 
 
