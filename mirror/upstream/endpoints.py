@@ -310,18 +310,21 @@ class _Race(Generic[T]):
         return True
 
     async def _end_others(self, winner: asyncio.Task[T] | None) -> None:
-        """Ends all tasks but the winner, and discards what they have. If this is cancelled, nobody gets the winner's
-        answer either.
+        """Ends all tasks but the winner, and discards what they have. If this is cancelled, or fails, nobody gets the
+        winner's answer either.
         """
-        ended = [task for task in self._running if task is not winner]
+        others = [task for task in self._running if task is not winner]
         try:
-            await cancel_and_wait(*ended)
-        except asyncio.CancelledError:
-            ended = list(self._running)
+            await close_all(lambda: cancel_and_wait(*others), *(partial(self._discard_answer, task) for task in others))
+        except BaseException:
+            if winner is not None:
+                await self._discard_answer(winner)
             raise
-        finally:
-            given = [task.result() for task in ended if not task.cancelled() and task.exception() is None]
-            await close_all(*(partial(self._discard, each) for each in given))
+
+    async def _discard_answer(self, task: asyncio.Task[T]) -> None:
+        """Discards what a task that has ended brought, if anything."""
+        if not task.cancelled() and task.exception() is None:
+            await self._discard(task.result())
 
 
 async def _forget(_answer: object) -> None:

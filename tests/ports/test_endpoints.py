@@ -278,6 +278,35 @@ async def test_an_answer_that_nobody_gets_is_discarded() -> None:
     assert discarded == ["answer"]
 
 
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+async def test_an_answer_that_nobody_gets_is_discarded_though_another_one_is_late(end: str) -> None:
+    """Both endpoints have answered, and the answer of the loser cannot be discarded in peace."""
+    discarding, discarded = asyncio.Event(), list[str]()
+
+    async def ask(member: RegistryUpstream) -> str:
+        return cast(str, member)
+
+    async def discard(answer: str) -> None:
+        discarded.append(answer)
+        if answer == "loser" and end == "failed":
+            raise OSError("it cannot be closed")
+        if answer == "loser":
+            discarding.set()
+            await asyncio.Event().wait()
+
+    members = cast(Sequence[RegistryUpstream], ["winner", "loser"])
+    race = _Race([0, 1], members, ask, discard, 0.0, lambda number, error: None)
+    race._ask_next()
+    race._ask_next()
+    running = asyncio.create_task(race.run())
+    if end == "cancelled":
+        await discarding.wait()
+        running.cancel()
+    with pytest.raises(asyncio.CancelledError if end == "cancelled" else OSError):
+        await running
+    assert discarded == ["loser", "winner"]
+
+
 async def test_no_race_without_being_told(mirror: FakeRegistry, origin: FakeRegistry, build: Build) -> None:
     """By default a slow endpoint is waited for: a second request may cost something."""
     mirror.add_image(NAME, "v1", [LAYER])
