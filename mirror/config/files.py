@@ -24,7 +24,7 @@ def is_absent(path: Path) -> bool:
         path.stat()
     except FileNotFoundError:
         return True
-    except OSError:
+    except (OSError, ValueError):
         return False
     return False
 
@@ -40,5 +40,8 @@ def _why_unreadable(path: Path) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         return error.strerror or str(error)
+    except ValueError as error:
+        # a zero byte, which no path has
+        return str(error)
     os.close(descriptor)
     return "it is a folder" if path.is_dir() else ""

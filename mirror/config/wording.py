@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -37,6 +38,8 @@ _BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
     "less_than": ("must be less than {}", "lt"),
     "less_than_equal": ("must be {} or less", "le"),
 }
+#: A user and a password before a host, in a setting that expects none and so quotes what it was given.
+_CREDENTIALS: Final = re.compile(r"""(?<=//)\S*@|(?<=["'])[^\s/"'@]+:[^\s"'@]+@""")
 
 
 def in_plain_words(error: Mapping[str, Any], where: Sequence[int | str], content: object) -> str:
@@ -54,7 +57,7 @@ def in_plain_words(error: Mapping[str, Any], where: Sequence[int | str], content
         return sentence.format(format_duration(bound) if _is_duration(_value_at(content, where)) else f"{bound:g}")
     if kind in _WORDING:
         return _WORDING[kind].format(**error.get("ctx", {}))
-    return str(error["msg"]).removeprefix("Value error, ")
+    return _CREDENTIALS.sub("…@", str(error["msg"]).removeprefix("Value error, "))
 
 
 def _table(where: Sequence[int | str]) -> str:

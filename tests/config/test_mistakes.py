@@ -639,6 +639,19 @@ def test_no_setting_answers_in_words_of_the_program() -> None:
     assert [text for text in said if words.search(text)] == []
 
 
+@pytest.mark.parametrize("address", ["https://joe:sec/ret@host:1", "s3://joe:secret@host", "dns+http://joe:secret@h:1"])
+def test_no_setting_answers_with_the_password_of_an_address(address: str) -> None:
+    """Also where no address is expected, or none with a password."""
+    for path in _settings(Config):
+        for value in (address, [address]):
+            content = _nested(path, value)
+            try:
+                Config.model_validate(content)
+            except ValidationError as error:
+                said = [in_plain_words(detail, detail["loc"], content) for detail in error.errors()]
+                assert [text for text in said if re.search("sec(/|ret[^_])", text)] == []
+
+
 def _settings(table: type[BaseModel], *above: str) -> Iterator[tuple[str, ...]]:
     """The path of each setting; tables and lists of tables are settings as well. `[]` stands for an entry of a list."""
     for name, field in table.model_fields.items():
@@ -671,28 +684,28 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 _FILE_SETTINGS = """
     [server]
-    tls_certificate = {file!r}
-    tls_key = {file!r}
+    tls_certificate = {file}
+    tls_key = {file}
     [access]
-    htpasswd = {file!r}
-    client_ca = {file!r}
-    token_key_file = {file!r}
+    htpasswd = {file}
+    client_ca = {file}
+    token_key_file = {file}
     [[access.issuer]]
     name = "ci"
     issuer = "https://ci.example"
     audience = "mirror"
-    keys_file = {file!r}
+    keys_file = {file}
     [[upstream]]
     name = "docker.io"
-    ca_file = {file!r}
-    docker_config = {file!r}
-    client_certificate = {file!r}
-    client_key = {file!r}
+    ca_file = {file}
+    docker_config = {file}
+    client_certificate = {file}
+    client_key = {file}
     [[events.endpoint]]
     name = "ci"
     url = "https://ci.example"
-    secret_file = {file!r}
-    ca_file = {file!r}
+    secret_file = {file}
+    ca_file = {file}
     """
 
 
@@ -703,6 +716,7 @@ _FILE_SETTINGS = """
         ("folder", "it is a folder"),
         ("file/below", "Not a directory"),
         ("loop", "Too many levels of symbolic links"),
+        ("zero\0", "embedded null byte"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told_with_the_reason(tmp_path: Path, name: str, reason: str) -> None:
@@ -711,6 +725,7 @@ def test_a_file_that_cannot_be_read_is_told_with_the_reason(tmp_path: Path, name
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     file = str(tmp_path / name)
-    said = [one for one in _mistakes(tmp_path, _FILE_SETTINGS.format(file=file)) if "cannot be read" in one]
+    written = _FILE_SETTINGS.format(file=json.dumps(file))
+    said = [one for one in _mistakes(tmp_path, written) if "cannot be read" in one]
     assert len(said) == 12, said
     assert [one for one in said if f"{file} cannot be read: {reason}" not in one] == []
