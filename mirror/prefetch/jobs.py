@@ -301,27 +301,36 @@ class Jobs:
         telemetry.log.info("job started", job=job.id, kind=job.kind)
         meter = ProgressMeter()
         task = asyncio.ensure_future(self._begin(job, meter))
+        is_interrupted = False
         try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=self._record_every)
-                if not task.done() and await asyncio.to_thread(self._record_progress, job, meter):
-                    meter.cancelled = True
-                    await cancel_and_wait(task)
-            await asyncio.to_thread(self._finish, job, meter, task)
-        except asyncio.CancelledError:
+            await self._await_end(job, meter, task)
+        except BaseException:
+            # work that has ended already is not interrupted by what comes afterwards
+            is_interrupted = not task.done()
+            raise
+        finally:
             try:
                 await cancel_and_wait(task)
             finally:
                 # also if this was cancelled again while the work took long to end
-                with suppress(StoreError):
-                    ended = replace(job, progress=meter.to_json())
-                    await uninterrupted(asyncio.to_thread(self._interrupted, ended))
-            raise
+                await self._record_end(replace(job, progress=meter.to_json()), task, is_interrupted=is_interrupted)
+
+    async def _await_end(self, job: Job, meter: ProgressMeter, task: asyncio.Task[Ended]) -> None:
+        """Returns once the work has ended. Until then, records its progress, and cancels it if an operator wants it."""
+        while not task.done():
+            await asyncio.wait({task}, timeout=self._record_every)
+            if not task.done() and await uninterrupted(asyncio.to_thread(self._record_progress, job, meter)):
+                meter.cancelled = True
+                await cancel_and_wait(task)
+
+    async def _record_end(self, job: Job, task: asyncio.Future[Ended], *, is_interrupted: bool) -> None:
+        record = self._interrupted if is_interrupted else partial(self._finish, task=task)
+        try:
+            # a thread that went on after this could write over what another process records then
+            await uninterrupted(asyncio.to_thread(record, job))
         except StoreError as error:
             # the record cannot be updated; other processes see by the free slot that the job is over
             telemetry.log.error("job record cannot be written", job=job.id, reason=str(error))
-        finally:
-            await cancel_and_wait(task)
 
     async def _begin(self, job: Job, meter: ProgressMeter) -> Ended:
         work = self._work.get(job.kind)
@@ -330,12 +339,16 @@ class Jobs:
         return await work(job.arguments, meter)
 
     def _record_progress(self, job: Job, meter: ProgressMeter) -> bool:
-        """Blocking: write the progress; true if the job is to be cancelled."""
+        """Blocking: write the progress; true if the job is to be cancelled. What cannot be written or read now may be
+        possible the next time.
+        """
         with suppress(StoreError):
             self._write(replace(job, progress=meter.to_json()))
-        return self._cancels.get(job.id) is not None
+        with suppress(StoreError):
+            return self._cancels.get(job.id) is not None
+        return False
 
-    def _finish(self, job: Job, meter: ProgressMeter, task: asyncio.Future[Ended]) -> None:
+    def _finish(self, job: Job, task: asyncio.Future[Ended]) -> Job:
         """Blocking: record how the job ended."""
         if task.cancelled():
             state, result = JobState.CANCELLED, {}
@@ -347,9 +360,10 @@ class Jobs:
         else:
             ended = task.result()
             state, result = (JobState.DONE if ended.ok else JobState.FAILED), dict(ended.result)
-        self._end(replace(job, progress=meter.to_json()), state, result)
+        job = self._end(job, state, result)
         reason = {"reason": result["error"]} if "error" in result else {}
         telemetry.log.info("job ended", job=job.id, kind=job.kind, state=state.value, **reason)
+        return job
 
 
 def _lock(slot: int | None) -> str:

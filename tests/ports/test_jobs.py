@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mirror.aio.singleflight import cancel_and_wait
-from mirror.errors import JobUnknown, NameUnknown, TooManyJobs
+from mirror.errors import JobUnknown, NameUnknown, StoreError, TooManyJobs
 from mirror.prefetch.job_record import Job, JobState
 from mirror.prefetch.jobs import Ended, Jobs
 from mirror.prefetch.progress import ProgressMeter
@@ -219,3 +219,54 @@ async def test_a_job_that_ends_slowly_is_interrupted_too(layout: Layout) -> None
     await cancel_and_wait(running)
     assert record is not None
     assert record["state"] == "interrupted"
+
+
+async def test_a_job_that_has_ended_is_not_interrupted_any_more(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends while a thread records that the job is done, on a disk that is slow."""
+    bench, may_write, is_writing = Bench(), threading.Event(), threading.Event()
+    jobs, finish = _jobs(layout, bench), Jobs._finish
+
+    def slowly(self: Jobs, *arguments: Any, **named: Any) -> Any:
+        is_writing.set()
+        assert may_write.wait(30)
+        return finish(self, *arguments, **named)
+
+    monkeypatch.setattr(Jobs, "_finish", slowly)
+    name = (await jobs.submit("good", {}))["id"]
+    running = asyncio.create_task(jobs.run())
+    bench.gate.set()
+    await asyncio.to_thread(is_writing.wait, 30)
+    job = jobs._running[name]
+    job.cancel()
+    await asyncio.wait({job}, timeout=0.1)
+    may_write.set()
+    await cancel_and_wait(running)
+    record = JsonRecords(layout, "jobs").get(name)
+    assert record is not None
+    assert record["state"] == "done"
+
+
+async def test_a_job_goes_on_while_nobody_can_tell_whether_to_cancel_it(layout: Layout) -> None:
+    """A disk that cannot be read for a moment ends no work of hours."""
+    bench, asked = Bench(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    jobs = _jobs(layout, bench)
+    cancels = jobs._cancels
+
+    class _Unreadable:
+        def get(self, _key: str) -> None:
+            loop.call_soon_threadsafe(asked.set)
+            raise StoreError("the disk does not answer")
+
+    name = (await jobs.submit("good", {}))["id"]
+    jobs._cancels = _Unreadable()  # type: ignore[assignment]
+    jobs._record_every = 0.01
+    running = asyncio.create_task(jobs.run())
+    await asked.wait()
+    jobs._cancels = cancels
+    bench.gate.set()
+    await until(lambda: not jobs._running)
+    assert (await jobs.get(name))["state"] == "done"
+    await cancel_and_wait(running)
