@@ -40,6 +40,7 @@ from mirror.index.sqlite_file import (
     inode_of,
     is_busy,
     is_damaged,
+    reason_of,
     renew,
     satisfies,
     set_aside,
@@ -492,7 +493,7 @@ def _is_current(connection: sqlite3.Connection) -> bool:
 
 
 def _unavailable(error: Exception) -> IndexUnavailable:
-    return IndexUnavailable(f"the embedded index failed: {error}")
+    return IndexUnavailable(f"the embedded index failed: {reason_of(error)}")
 
 
 def _lost() -> IndexUnavailable:

@@ -41,6 +41,7 @@ from mirror.index.sqlite_file import (
     is_busy,
     is_damaged,
     primary_code,
+    reason_of,
     satisfies,
     transaction,
 )
@@ -638,4 +639,4 @@ def _open_lock(folder: Path, name: str) -> int:
 def _failed(error: Exception) -> StoreError:
     full = primary_code(error) == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     kind = StoreFull if full else StoreError
-    return kind(f"the outbox of events failed: {error}")
+    return kind(f"the outbox of events failed: {reason_of(error)}")

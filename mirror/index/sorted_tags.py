@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror.errors import StoreError, StoreFull
+from mirror.index.sqlite_file import reason_of
 from mirror.ports import TagBatch
 
 _PUBLISHED: Final = ".sqlite"
@@ -157,4 +158,4 @@ def _errors() -> Iterator[None]:
         full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
         raise (StoreFull if full else StoreError)(f"a tag list cannot be sorted: {error}") from error
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"a tag list cannot be sorted: {error}") from error
+        raise StoreError(f"a tag list cannot be sorted: {reason_of(error)}") from error

@@ -266,7 +266,7 @@ class SharedConnection:
                 return work(self._current.open())
             except (sqlite3.Error, OSError, OverflowError, ValueError, TypeError) as error:
                 self._failed(error)
-                raise IndexUnavailable(f"{self._what} failed: {error}") from error
+                raise IndexUnavailable(f"{self._what} failed: {reason_of(error)}") from error
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Like `run`, in a transaction."""
@@ -293,7 +293,7 @@ class SharedConnection:
                 if inode is not None:
                     renew(self._path, inode, keep=keep)
             except OSError as error:
-                raise IndexUnavailable(f"{self._what} failed: {error}") from error
+                raise IndexUnavailable(f"{self._what} failed: {reason_of(error)}") from error
 
     def close(self) -> None:
         """Close the file for good. Repeatable."""
@@ -363,6 +363,11 @@ def satisfies(path: Path, busy_timeout: float, check: Callable[[sqlite3.Connecti
         if is_damaged(error) or primary_code(error) == sqlite3.SQLITE_ERROR:
             return False
         raise
+
+
+def reason_of(error: Exception) -> str:
+    """Why an operation on a file failed, in words, without the number and the path that an `OSError` prints."""
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
 def primary_code(error: Exception) -> int:
