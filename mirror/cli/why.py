@@ -56,11 +56,24 @@ def why(
 def _parse(text: str, loaded: settings.Config) -> Image | Digest:
     """Raises `ConfigError`."""
     if not text.startswith(("sha256:", "sha512:")):
-        return parse_images([text], loaded)[0]
+        try:
+            return parse_images([text], loaded)[0]
+        except ConfigError as error:
+            raise ConfigError([*error.mistakes, *_as_pulled(text, loaded)]) from error
     try:
         return Digest.parse(text)
     except RequestError as error:
         raise ConfigError([str(error)]) from error
+
+
+def _as_pulled(text: str, loaded: settings.Config) -> list[str]:
+    """What a client gets that pulls such a name from this mirror, if its registry is not configured."""
+    table = settings.routing_table(loaded)
+    first, slash, _ = text.partition("/")
+    if not slash or table.default is None or ":" in first or not table.is_registry(first) or table.registry(first):
+        return []
+    meant = f"{table.default}/{text}"
+    return [f"a client that asks this mirror for that path is given {meant}: see mirror why {meant}"]
 
 
 async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> list[Explanation]:
@@ -257,6 +270,8 @@ def _route(route: str | None, rule: RouteRule) -> str:
         facts.append(f"signed_by {counted(len(rule.content.signed_by), 'key')}")
     if rule.prefetch:
         facts.append("prefetch")
+    if rule.lazy is not None:
+        facts.append("ranges lazy: parts of blobs may be sent before they are verified")
     return ", ".join(facts)
 
 
@@ -311,6 +326,7 @@ def _to_json(explanation: Explanation, loaded: settings.Config) -> dict[str, Any
             "stale_while_down": explanation.rule.freshness.stale_while_down,
             "minimum_age": explanation.rule.age.minimum,
             "offline": explanation.rule.offline,
+            "ranges": "verified" if explanation.rule.lazy is None else "lazy",
             "require_digest": explanation.rule.content.require_digest,
             "max_size": explanation.rule.content.largest,
             "signed_by": len(explanation.rule.content.signed_by),

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from mirror.config import load
 from mirror.oci.digest import Digest
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
@@ -192,7 +191,7 @@ def test_of_a_failure(site: _Site, mirror: MirrorProcess) -> None:
 def test_of_what_is_denied(site: _Site) -> None:
     """Lists of content are looked at before anybody has pulled, without a mirror that runs."""
     site.config.write_text(site.config.read_text() + '[content]\ndeny = ["docker.io/library/app:v1"]\n')
-    LocalStore(Layout(load(site.config).store.root))
+    LocalStore(site.layout)
     assert site.why("app:v1")["next"] == ["refused (403): docker.io/library/app:v1 is denied here by " + _IMAGE]
     assert site.why("app:v2")["next"][0].startswith("HEAD to docker.io")
 
@@ -202,6 +201,25 @@ def test_what_it_refuses(site: _Site) -> None:
     for word in ("A B", "elsewhere.example/app", "sha256:12"):
         with pytest.raises(CommandFailed, match="exit code 2\n"):
             site.cli("why", word)
+
+
+def test_a_registry_that_is_not_configured(site: _Site) -> None:
+    """A pull of that path is one of the default registry, and can be explained under that name."""
+    LocalStore(site.layout)
+    done = in_process("why", "unknown.example/x:1", "--config", site.config)
+    assert done.status == 2
+    assert "the registry unknown.example is not configured in this mirror" in done.err
+    assert "is given docker.io/unknown.example/x:1" in done.err
+    assert site.why("docker.io/unknown.example/x:1")["next"]
+    assert "is given" not in in_process("why", "A B", "--config", site.config).err
+
+
+def test_lazy_ranges_are_said(site: _Site) -> None:
+    LocalStore(site.layout)
+    assert site.why("app:v1")["route"]["ranges"] == "verified"
+    site.config.write_text(site.config.read_text().replace("tag_ttl", 'ranges = "lazy"\ntag_ttl'))
+    assert site.why("app:v1")["route"]["ranges"] == "lazy"
+    assert "ranges lazy" in in_process("why", "app:v1", "--config", site.config).out
 
 
 @pytest.mark.parametrize("command", ["pin app:v1 --reason", "freeze app:v1 --reason", "jobs", "why", "show"])
