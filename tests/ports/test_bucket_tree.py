@@ -129,6 +129,18 @@ def test_a_list_on_the_disk_looks_no_further_than_it_is_read(tmp_path: Path, mon
     assert len(looked) <= 2
 
 
+@pytest.mark.parametrize("target", ["nothing", "a file/x", "_tags"])
+def test_a_link_that_leads_nowhere_hides_no_repository(tmp_path: Path, target: str) -> None:
+    """Also if the kernel gives another error for it than that there is no such file."""
+    tree = FileTree(LocalStore(Layout(tmp_path)).layout)
+    repos = [Repo("corp", "team"), *(Repo("corp", f"team/app-{number:02}") for number in range(40))]
+    for repo in repos:
+        tree.write(f"repositories/{repo}/_manifests/1", ONE)
+    (tmp_path / "repositories/corp/team/a file").touch()
+    (tmp_path / "repositories/corp/team/_tags").symlink_to(target)
+    assert list(tree.repositories(("_tags", "_manifests"))) == repos
+
+
 def test_a_list_from_the_memory_looks_no_further_than_it_is_read(machine: Machine) -> None:
     """A few folders more than are given, and each name once that could come before them; wherever it begins."""
     looked: list[str] = []

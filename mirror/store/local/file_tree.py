@@ -207,7 +207,7 @@ class _Walk:
                     if not name.startswith("_"):
                         if entry.is_dir(follow_symlinks=False):
                             found.append(name)
-                    elif name in self._wanted and entry.is_dir():
+                    elif name in self._wanted and _is_folder(entry):
                         wanted.append(name)
         except OSError as error:
             _must_be_absent(error)
@@ -241,6 +241,18 @@ def _exists(path: str) -> bool:
             return False
         raise
     return True
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """True if this is a folder, or a link to one; False also for a link that certainly leads to none: the rest of the
+    list is complete without it. Raises `OSError` if it cannot be said.
+    """
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in ABSENT_ERRNOS or error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def _has_files(folder: str) -> bool:
