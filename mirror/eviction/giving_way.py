@@ -63,8 +63,6 @@ class GivesWay:
         self._sleep = sleep
         self._clock = clock
         self._block = block
-        #: The last use that was seen: what was used is forgotten once it is in the index.
-        self._used_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<GivesWay {'to clients' if self._is_busy() else 'to nobody'}>"
@@ -85,8 +83,8 @@ class GivesWay:
                 began = self._clock()
 
     def _is_busy(self) -> bool:
-        self._used_at = max(self._used_at, self._uses.used_at)
-        return self._now() - self._used_at < _BUSY
+        # a clock that was set back must not make it last until then
+        return abs(self._now() - self._uses.used_at) < _BUSY
 
 
 class _Nobody:

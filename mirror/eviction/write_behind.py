@@ -64,6 +64,8 @@ class WriteBehind:
         self._waiting_blobs = _blobs_cache(most_blobs)
         #: Blobs that threads have put on the disk; any thread may append.
         self._stored: deque[Digest] = deque(maxlen=most_blobs)
+        #: When a blob was last used, in epoch seconds; -inf if none was. Threads read it.
+        self.used_at = float("-inf")
         #: Why the last call of the index failed; None if it did not.
         self.trouble: str | None = None
         #: Set when the index answers again after a failure. Cleared by the task that repairs what the index missed.
@@ -79,16 +81,11 @@ class WriteBehind:
 
     def touch(self, digest: Digest) -> None:
         """Notes that a blob was used. Cheap: a few dictionary operations."""
-        now = self._now()
+        self.used_at = now = self._now()
         _remember(self._touches, digest, now)
         if now - self._marked.get(digest, float("-inf")) >= _COARSE:
             _remember(self._marked, digest, now)
             _remember(self._unmarked, digest, now)
-
-    @property
-    def used_at(self) -> float:
-        """When a blob was last used, in epoch seconds; -inf if none was since the last flush."""
-        return next(reversed(self._touches.values()), float("-inf"))
 
     def uses(self) -> dict[Digest, float]:
         """Returns the times of use (epoch seconds) that were not yet written to the index. The disk lacks most of them

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -308,7 +310,9 @@ async def test_each_step_is_short_and_clients_go_first_after_it() -> None:
 
 
 async def test_clients_go_first_only_if_there_are_any() -> None:
-    """Pauses grow with the step, up to a limit, and end a second after the last use."""
+    """Pauses grow with the step, up to a limit, and end a second after the last use, also if that was written to the
+    index meanwhile, and also if the clock was set back.
+    """
     clock, pauses = [1000.0], list[float]()
 
     async def sleep(seconds: float) -> None:
@@ -328,13 +332,41 @@ async def test_clients_go_first_only_if_there_are_any() -> None:
     uses.touch(Digest.of(b"pulled"))
     await uses.flush()
     await give_way(0.01)
-    assert len(pauses) == 2
+    assert len(pauses) == 3
+    clock[0] -= 500.0
+    await give_way(0.01)
+    assert len(pauses) == 3
+
+
+def test_a_thread_may_ask_for_the_last_use_while_blobs_are_used() -> None:
+    """Whatever is used between two steps of the interpreter."""
+    uses, used, seconds, pauses = (
+        WriteBehind(MemoryStore(), MemoryIndex(), now=lambda: 5.0),
+        count(),
+        count(),
+        list[float](),
+    )
+    uses.touch(Digest.of(b"pulled"))
+    give_way = GivesWay(uses, now=lambda: 5.0, clock=lambda: next(seconds), block=pauses.append)
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            uses.touch(Digest.of(b"%d" % next(used)))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        assert list(give_way.slices(range(3))) == [0, 1, 2]
+    finally:
+        sys.settrace(before)
+    assert len(pauses) == 3
+    assert next(used) > 10
 
 
 def test_a_thread_that_reads_pauses_for_clients() -> None:
-    """Slices are short, whatever an item takes. A use that was seen counts for a second, also after it was written to
-    the index.
-    """
+    """Slices are short, whatever an item takes. A use counts for a second."""
     clock, pauses = [1000.0], list[float]()
 
     class Used:
@@ -352,7 +384,6 @@ def test_a_thread_that_reads_pauses_for_clients() -> None:
     uses.used_at = clock[0]
     work(10, 0.0004)
     assert pauses == pytest.approx([0.0024] * 3)
-    uses.used_at = float("-inf")
     work(1, 0.05)
     assert pauses[3:] == pytest.approx([0.1])
     work(1, 1.0)
