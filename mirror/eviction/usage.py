@@ -11,6 +11,7 @@ is assumed to be theirs.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -42,12 +43,17 @@ class StoreUsage:
         write_behind: WriteBehind,
         *,
         now: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
         give_way: Giving = NOBODY,
     ) -> None:
+        """`now` is in epoch seconds. `clock` measures walks, in seconds, and nobody sets it: after a walk during which
+        the time of day was set, a sum would be believed for years.
+        """
         self._store = store
         self._index = index
         self._write_behind = write_behind
         self._now = now
+        self._clock = clock
         self._give_way = give_way
         self._walking = SingleFlight()
         self._sum: _Sum | None = None
@@ -108,13 +114,13 @@ class StoreUsage:
 
     def _walk(self, gives_way: bool) -> _Sum:
         """Blocking: walks the disk and adds up what is there."""
-        began, (free, _) = self._now(), self._store.free()
+        at, began, (free, _) = self._now(), self._clock(), self._store.free()
         infos = self._store.walk()
         blobs = total = 0
         for info in self._give_way.slices(infos) if gives_way else infos:
             blobs += 1
             total += info.size
-        return _Sum(blobs, total, began, total, free, max(0.0, self._now() - began))
+        return _Sum(blobs, total, at, total, free, self._clock() - began)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from mirror.eviction.usage import StoreUsage
 from mirror.eviction.write_behind import WriteBehind
 from mirror.oci.digest import Digest
 from mirror.ports import BlobInfo
+from tests.support.clock import Clock
 from tests.support.eviction_world import World
 from tests.support.memory_index import MemoryIndex
 from tests.support.memory_store import MemoryStore
@@ -81,24 +82,33 @@ async def test_a_large_store_without_an_index_is_not_walked_while_a_fill_waits()
     assert world.store.walks == 2
 
 
-async def test_a_walk_that_takes_long_is_followed_by_a_long_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a large store would be walked most of the time, in each worker."""
-    await world.add(1)
-    world.index.down = True
-    walk = world.store.walk
+@pytest.mark.parametrize("set_by", [0.0, 1e9])
+async def test_a_walk_that_takes_long_is_followed_by_a_long_rest(set_by: float) -> None:
+    """Otherwise a large store would be walked most of the time, in each worker. The rest does not last for years if
+    somebody sets the time of day during the walk.
+    """
+    clock, steady, index = Clock(), Clock(), MemoryIndex()
 
-    def slowly() -> Iterator[BlobInfo]:
-        world.clock.time += 20
-        yield from walk()
+    walks = 0
 
-    monkeypatch.setattr(world.store, "walk", slowly)
-    await world.rounds.tick()
-    world.clock.time += 175
-    await world.rounds.tick()
-    assert world.store.walks == 1
-    world.clock.time += 10
-    await world.rounds.tick()
-    assert world.store.walks == 2
+    class Slow(MemoryStore):
+        def walk(self) -> Iterator[BlobInfo]:
+            nonlocal walks
+            steady.time += 20
+            clock.time += 20 + (0 if walks else set_by)
+            walks += 1
+            yield from super().walk()
+
+    store = Slow()
+    store.put(Digest.of(b"content"), b"content")
+    usage = StoreUsage(store, index, WriteBehind(store, index, now=clock), now=clock, clock=steady)
+
+    async def walks_after(seconds: float) -> int:
+        clock.time += seconds
+        assert await usage.bytes(store.free()[0], patient=True) == 7
+        return walks
+
+    assert [await walks_after(seconds) for seconds in (0, 175, 10)] == ([1, 2, 2] if set_by else [1, 1, 2])
 
 
 async def test_only_a_walk_that_nobody_waits_for_gives_way() -> None:
