@@ -19,7 +19,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -85,10 +85,19 @@ def granted_by(stored: StoredManifest) -> dict[Digest, int]:
 class Grants:
     """The grants of all repositories, as this process knows them."""
 
-    def __init__(self, index: ContentIndex, catalog: Catalog, store: BlobStore) -> None:
+    def __init__(
+        self,
+        index: ContentIndex,
+        catalog: Catalog,
+        store: BlobStore,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` counts seconds."""
         self._index = index
         self._catalog = catalog
         self._store = store
+        self._clock = clock
         self._sizes: LruCache[tuple[Repo, Digest], int] = LruCache(_MOST, name="grants")
         self._once = SingleFlight()
         self._known: LruCache[Repo, _Manifests] = LruCache(
@@ -166,21 +175,22 @@ class Grants:
         """
         known = self._known.get(repo)
         if known is None:
-            known = self._known[repo] = _Manifests(self._store, self._catalog, repo)
-        with known.asked_for(digest, time.monotonic()):
+            known = self._known[repo] = _Manifests(self._store, self._catalog, repo, self._clock)
+        began = self._clock()
+        with known.asked_for(digest, began):
             # a list that was begun before this call may lack newer manifests
             before = known.lists
             # without a size, it may be named once more, with one
             while (size := known.granted.get(digest)) in (None, -1):
-                if is_mentioned := known.want(digest):
+                if is_mentioned := known.want(digest, began):
                     await self._once.run_since((known, "in full"), known.read_wanted)
-                elif known.is_looked_through(before, time.monotonic(), is_named=size is not None):
+                elif known.is_looked_through(before, self._clock(), is_named=size is not None):
                     break
                 else:
                     await self._once.run(known, known.look)
                 # it weighs more now
                 self._known[repo] = known
-                if digest in known.granted or (known.mentions(digest) and not is_mentioned):
+                if digest in known.granted or (known.mentions(digest, began) and not is_mentioned):
                     continue
                 if (linked := await self._linked(repo, digest)) not in (None, -1):
                     # a rebuild of the index, or another process, was quicker
@@ -219,7 +229,7 @@ class _Manifests:
     A look that nobody waits for any more rests, and goes on with the next caller. All callers share each step.
     """
 
-    def __init__(self, store: BlobStore, catalog: Catalog, repo: Repo) -> None:
+    def __init__(self, store: BlobStore, catalog: Catalog, repo: Repo, clock: Callable[[], float]) -> None:
         #: What the manifests that were read in full grant, with sizes in bytes.
         self.granted: dict[Digest, int] = {}
         #: How many lists were begun.
@@ -227,6 +237,7 @@ class _Manifests:
         self._store = store
         self._catalog = catalog
         self._repo = repo
+        self._clock = clock
         #: By the digest of a manifest, the beginnings of the digests that it mentions.
         self._mentioned: dict[str, bytes] = {}
         #: The bytes that these take.
@@ -234,13 +245,14 @@ class _Manifests:
         #: Manifests of the last list that wait to be looked at, the next one last.
         self._waiting: list[Digest] = []
         self._most = _FEW
-        #: How many lists were looked through, and when the last one was (seconds of the monotonic clock).
+        #: How many lists were looked through, and when the last one was.
         self._ended, self._ended_at = 0, -math.inf
         #: The last error of a look that may hide a grant: of the look under way, and of the one that ended last.
         self._trouble: StoreError | None = None
         self._error: StoreError | None = None
-        #: Manifests that were read in full, and those that could not be, with the error if they may grant something.
-        self._read: set[str] = set()
+        #: Manifests that were read in full, with the time before that, and those that could not be, with the error if
+        #: they may grant something.
+        self._read: dict[str, float] = {}
         self._failed: dict[str, StoreError | None] = {}
         #: Blobs that somebody waits for, with the manifests to read.
         self._wanted: dict[Digest, list[str]] = {}
@@ -254,7 +266,7 @@ class _Manifests:
 
     @contextmanager
     def asked_for(self, digest: Digest, now: float) -> Iterator[None]:
-        """Around each search. `now` is in seconds of the monotonic clock."""
+        """Around each search, which begins `now`."""
         if not self._asked and now - self._since > _BELIEVED:
             self.granted, self._since = {}, now
             self._read.clear()
@@ -271,13 +283,15 @@ class _Manifests:
         """Returns how much memory it takes, roughly, in bytes."""
         return 1024 + self._size + 250 * len(self.granted) + 250 * len(self._waiting) + 100 * len(self._read)
 
-    def mentions(self, digest: Digest) -> bool:
-        """Whether there are manifests to read for this blob."""
-        return bool(self._unread(digest))
+    def mentions(self, digest: Digest, began: float) -> bool:
+        """Whether there are manifests to read for this blob, in a search that began then."""
+        return bool(self._unread(digest, began))
 
-    def want(self, digest: Digest) -> bool:
-        """Notes which manifests are to be read for this blob next; False if there are none."""
-        unread = self._unread(digest)
+    def want(self, digest: Digest, began: float) -> bool:
+        """Notes which manifests are to be read for this blob next, in a search that began then; False if there are
+        none.
+        """
+        unread = self._unread(digest, began)
         if unread:
             self._wanted[digest] = unread[:_IN_FULL]
         return bool(unread)
@@ -295,20 +309,20 @@ class _Manifests:
 
     async def read_wanted(self) -> None:
         """Reads in full what is wanted by now."""
-        wanted, self._wanted = self._wanted, {}
+        wanted, self._wanted, now = self._wanted, {}, self._clock()
         # one of them may have been read for another blob since
         left = {
-            digest: [name for name in names if name not in self._read]
+            digest: [name for name in names if not self._is_believed(name, now)]
             for digest, names in wanted.items()
             if self.granted.get(digest, -1) < 0
         }
         if not any(left.values()):
             return
-        self._take(await asyncio.to_thread(self._in_full, left))
+        self._take(await asyncio.to_thread(self._in_full, left), now)
 
-    def _take(self, found: _InFull) -> None:
+    def _take(self, found: _InFull, began: float) -> None:
         _add(self.granted, found.granted)
-        self._read |= found.read
+        self._read |= dict.fromkeys(found.read, began)
         self._failed |= found.failed
 
     async def look(self) -> None:
@@ -318,16 +332,16 @@ class _Manifests:
         if not self._waiting:
             self.lists += 1
             self._most, self._trouble = _FEW, None
-        only = next(iter(self._asked)) if len(self._asked) == 1 else None
+        only, began = next(iter(self._asked)) if len(self._asked) == 1 else None, self._clock()
         new, gone, found = await asyncio.to_thread(self._look, only)
         for name in gone:
             self._forget(name)
-        self._take(found)
+        self._take(found, began)
         for name, mentioned in new.items():
             self._mentioned[name] = mentioned
             self._size += _weight_of(name, mentioned)
         if not self._waiting:
-            self._ended, self._ended_at, self._error = self.lists, time.monotonic(), self._trouble
+            self._ended, self._ended_at, self._error = self.lists, self._clock(), self._trouble
 
     def _look(self, only: Digest | None) -> tuple[dict[str, bytes], list[str], _InFull]:
         """Blocking: returns what the next manifests mention, those that the repository has no more, and what was read
@@ -362,7 +376,7 @@ class _Manifests:
     def _forget(self, name: str) -> None:
         self._size -= _weight_of(name, self._mentioned.pop(name))
         # it may come back
-        self._read.discard(name)
+        self._read.pop(name, None)
         self._failed.pop(name, None)
 
     def _in_full(self, wanted: Mapping[Digest, Sequence[str]]) -> _InFull:
@@ -395,11 +409,17 @@ class _Manifests:
         """Whether the manifest of this name is, or mentions, the blob."""
         return name == str(digest) or beginning(digest) in self._mentioned.get(name, b"")
 
-    def _unread(self, digest: Digest) -> list[str]:
-        """The manifests to read for this blob."""
+    def _unread(self, digest: Digest, began: float) -> list[str]:
+        """The manifests to read for this blob, in a search that began then."""
         part, text = beginning(digest), str(digest)
         found = [name for name, mentioned in self._mentioned.items() if part in mentioned or name == text]
-        return [name for name in found if name not in self._read and name not in self._failed]
+        return [name for name in found if not self._is_believed(name, began) and name not in self._failed]
+
+    def _is_believed(self, name: str, began: float) -> bool:
+        """Whether a manifest was read in full recently enough for a search that began then. Each search has its own
+        measure, so that it ends, and so that others, however many, do not keep what is old.
+        """
+        return self._read.get(name, -math.inf) >= began - _BELIEVED
 
 
 def _add(granted: dict[Digest, int], more: Mapping[Digest, int]) -> None:

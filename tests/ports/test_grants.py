@@ -29,6 +29,7 @@ from mirror.policy.records import ContentRecord, ManifestRecord
 from mirror.repository.caches import Caches
 from mirror.repository.stored import StoredRepository
 from mirror.repository.tag_windows import TagWindows
+from tests.support.clock import Clock
 from tests.support.here import APP, Here
 from tests.support.hosted_world import MemoryFreezes
 from tests.support.memory_index import MemoryIndex
@@ -142,6 +143,35 @@ async def test_what_came_while_the_disk_was_being_read_is_found() -> None:
     catalog.gate.set()
     assert await first is None
     assert await second == 7
+    await grants.aclose()
+
+
+async def test_others_who_ask_all_the_time_do_not_keep_what_is_old() -> None:
+    """A record that grants more than before does so within seconds, although there is always somebody who waits for an
+    invented digest.
+    """
+    catalog, clock = Gated(), Clock()
+    here = Here(MemoryStore(), catalog)
+    grants = Grants(MemoryIndex(), catalog, here.store, clock=clock)
+    image = here.image([b"one", b"two"])
+    record = catalog.get_manifest(APP, image.digest)
+    assert record is not None
+    catalog.put_manifest(APP, replace(record, grants=(Digest.of(b"one"),)))
+    catalog.gate.set()
+    assert await grants.size(APP, Digest.of(b"one")) == 3
+    assert await grants.size(APP, Digest.of(b"two")) is None
+    catalog.gate.clear()
+    catalog.listed.clear()
+    waiting = asyncio.create_task(grants.size(APP, Digest.of(b"made up")))
+    assert await asyncio.to_thread(catalog.listed.wait, 30)
+    catalog.put_manifest(APP, record)
+    clock.time += 3.0
+    granted = asyncio.create_task(grants.size(APP, Digest.of(b"two")))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    catalog.gate.set()
+    assert await granted == 3
+    assert await waiting is None
     await grants.aclose()
 
 
