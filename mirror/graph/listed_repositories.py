@@ -115,7 +115,8 @@ class ListedRepositories:
                 walked += step
                 yield found
                 if len(step) < size:
-                    if not place:
+                    # another page may have had a later list read meanwhile
+                    if not place and not self._is_later(added):
                         self._keep(tuple(filter(self._wanted, walked)), 0, added, took)
                     return
                 size, behind = min(2 * size, _STEP), str(step[-1])
@@ -129,6 +130,11 @@ class ListedRepositories:
 
     def _is_kept(self, whole: _Whole) -> bool:
         return whole.read_at <= self._now() < whole.until
+
+    def _is_later(self, added: int) -> bool:
+        """Whether the list that is kept has what was added after this count."""
+        whole = self._whole
+        return whole is not None and self._is_kept(whole) and whole.added > added
 
     async def _all(self) -> Sequence[Repo]:
         """The list of all. It lacks what was added lately if it is aging."""

@@ -130,6 +130,24 @@ async def test_a_page_with_all_names_is_the_list(names: Names, clock: Clock) -> 
     assert names.looked == []
 
 
+async def test_a_walk_that_ends_late_replaces_no_newer_list(
+    listed: ListedRepositories, names: Names, clock: Clock
+) -> None:
+    """What one page has shown is in the next, too."""
+    names.look = lambda: _forward(clock, 0.001)
+    found: list[Repo] = []
+    async with aclosing(listed.after("", 10_000, found)) as steps:
+        while len(found) < 3000:
+            found += await anext(steps)
+        late = {_repo(4001)}
+        names.add(_repo(4001))
+        assert await _page(listed, 50, "", late.__contains__) == [_repo(4001)]
+        async for step in steps:
+            found += step
+    assert len(found) == _MANY
+    assert await _page(listed, 50, "", late.__contains__) == [_repo(4001)]
+
+
 class _Held:
     """The list of all is read, and given when the test says so."""
 
