@@ -116,6 +116,43 @@ def test_images_are_found_and_pinned(mirror: MirrorProcess, registry: FakeRegist
     assert page.evaluate("fetch('/admin/v1/pins').then((answer) => answer.json())")["pins"] == []
 
 
+#: Holds the next list of images back until an image is being pinned, and the pin until the page has that list.
+_LATE_LIST = """() => {
+  const real = window.fetch;
+  let pinning, listed;
+  const isPinning = new Promise((done) => { pinning = done; }), isListed = new Promise((done) => { listed = done; });
+  window.fetch = async (url, options) => {
+    if (options.method === "PUT") {
+      pinning();
+      await isListed;
+      return real(url, options);
+    }
+    const answer = await real(url, options);
+    if (!url.includes("/images?")) return answer;
+    const body = await answer.text();
+    document.body.dataset.listed = "held";
+    await isPinning;
+    // by then the button, which is disabled, has lost the focus
+    for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+    listed();
+    return new Response(body, { status: answer.status });
+  };
+}"""
+
+
+def test_a_list_that_comes_while_an_image_is_pinned_is_not_shown(
+    mirror: MirrorProcess, registry: FakeRegistry, seen: Seen
+) -> None:
+    """It says that the image is not pinned, and would take the button away."""
+    _pull(mirror, "library/app", "v1")
+    page = seen.page
+    expect(page.locator("#image-rows tr")).to_have_count(1, timeout=_MS)
+    page.evaluate(_LATE_LIST)
+    expect(page.locator("body[data-listed=held]")).to_have_count(1, timeout=_MS)
+    page.get_by_label("pin docker.io/library/app:v1", exact=True).click()
+    expect(page.get_by_label("unpin docker.io/library/app:v1", exact=True)).to_be_focused(timeout=_MS)
+
+
 def test_what_is_copied_is_what_configure_writes(mirror: MirrorProcess, seen: Seen) -> None:
     """Every client's button copies the file that `mirror configure` writes for the configured registry and the address
     under which the browser came, and for the address that is typed then; an invalid address gets an error message.

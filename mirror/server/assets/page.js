@@ -127,15 +127,21 @@ function notify(text) {
   noticeTimer = setTimeout(() => put("notice", ""), 6000);
 }
 
+// Actions on images that run, and how many have ended: a list that was read before an action ended may lack its effect.
+let actionsRunning = 0, actionsEnded = 0;
+
 // Lets a button act on an image; a failure is shown. Meanwhile it is disabled.
 function acting(button, image, act) {
   button.addEventListener("click", async () => {
     button.disabled = true;
+    actionsRunning += 1;
     try {
       await act();
     } catch (error) {
       notify(`${image}: ${error.message}`);
     } finally {
+      actionsRunning -= 1;
+      actionsEnded += 1;
       button.disabled = false;
       // a disabled button loses the focus; give it back unless the user has moved on
       if (document.activeElement === document.body) button.focus({ preventScroll: true });
@@ -276,7 +282,7 @@ function showHistory({ points }) {
 let shownSearch = "", shownNext = null, searching = 0, imagesLoaded = false;
 
 async function loadImages(more = false, again = false) {
-  const turn = ++searching;
+  const turn = ++searching, ended = actionsEnded;
   const search = byId("search").value.trim();
   const query = new URLSearchParams({ limit: "50", search });
   if (more && shownNext && search === shownSearch) query.set("after", shownNext);
@@ -288,7 +294,7 @@ async function loadImages(more = false, again = false) {
     return;
   }
   if (turn !== searching) return; // the user has typed more meanwhile
-  if (again && !isUntouched()) return; // or has begun to use the rows
+  if (again && (ended !== actionsEnded || !isUntouched())) return; // or has begun to use the rows
   imagesLoaded = true;
   shownSearch = search;
   shownNext = page.next;
@@ -493,8 +499,10 @@ function showConnection(error) {
   line.className = gone ? "gone" : error ? "" : "up";
 }
 
-// True if the user is not using the list of images: nothing in it has the focus or is selected, and it shows one page.
+// True if the user is not using the list of images: no button acts (one that acts has lost the focus), nothing in the
+// list has the focus or is selected, and it shows one page.
 function isUntouched() {
+  if (actionsRunning) return false;
   const images = byId("images"), selection = getSelection();
   const selected = !selection.isCollapsed && images.contains(selection.anchorNode);
   return !selected && !images.contains(document.activeElement) && byId("image-rows").children.length <= 50;
