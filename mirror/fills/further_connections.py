@@ -158,8 +158,8 @@ class FurtherConnections:
         self._own_since = 0.0
         #: The bytes a second of the filler's last request.
         self._own_rate = 0.0
-        #: What the filler waits for: the connection, since when, and the bytes that it had then.
-        self._awaited: tuple[_Connection, float, int] | None = None
+        #: What the filler waits for: the part of a further connection, since when, and the bytes that it had then.
+        self._awaited: tuple[Claim, float, int] | None = None
 
     def __repr__(self) -> str:
         return f"<FurtherConnections {len(self._running)} of {self._ramp!r}>"
@@ -218,8 +218,8 @@ class FurtherConnections:
         found = next((each for each in self._running if each.fetches(offset)), None)
         if found is None:
             self._awaited = None
-        elif self._awaited is None or self._awaited[0] is not found:
-            self._awaited = found, self._clock(), found.received
+        elif self._awaited is None or self._awaited[0] is not found.claim:
+            self._awaited = found.claim, self._clock(), found.received
         else:
             _, since, before = self._awaited
             brought = found.received - before
@@ -280,8 +280,13 @@ class FurtherConnections:
         connection = _Connection(claim)
         self._running.add(connection)
         connection.task = asyncio.create_task(self._run(connection, size), name=f"connection for {self._digest}")
-        connection.task.add_done_callback(lambda _: self._running.discard(connection))
+        connection.task.add_done_callback(lambda _: self._ended(connection))
         return True
+
+    def _ended(self, connection: _Connection) -> None:
+        self._running.discard(connection)
+        # a task that is cancelled before it begins runs no `finally`
+        connection.claim.release()
 
     async def _claim(self, size: int) -> Claim | None:
         """Claims the next part for a further connection; None if there is none, or spans cannot be used."""

@@ -5,6 +5,7 @@ comes as it would without it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -315,6 +316,53 @@ async def test_a_trial_begins_with_the_first_byte_of_a_new_connection(
     await asyncio.sleep(0)
     assert spans.count() == 2 * _MIB
     assert len(trials) == 1
+    spans.close()
+
+
+async def test_a_connection_that_is_given_back_before_it_begins_leaves_no_claim(site: Site) -> None:
+    """Nobody else would fetch these bytes, and whoever needs them would wait for nothing."""
+    spans = site.store.spans(_DIGEST, "test", _SIZE)
+    assert spans is not None
+    connections = site.connections(spans)
+    connections._ramp.wanted = 3
+    connections._ingest = cast(Ingest, SimpleNamespace(offset=0))
+    # what nobody holds any more is not to be found by chance
+    gc.disable()
+    try:
+        assert await connections._begin(_SIZE)
+        assert spans.taken(Span(0, _SIZE))
+        await connections.aclose()
+        assert not spans.taken(Span(0, _SIZE))
+    finally:
+        gc.enable()
+    spans.close()
+
+
+async def test_a_connection_is_not_late_with_a_part_for_the_one_before(site: Site) -> None:
+    """How long the filler has waited for it counts anew with each part."""
+    spans = site.store.spans(_DIGEST, "test", _SIZE)
+    assert spans is not None
+    connections = site.connections(spans)
+    connections._own_rate = _MIB
+    first, second = spans.claim(Span(_MIB, 2 * _MIB)), spans.claim(Span(4 * _MIB, 5 * _MIB))
+    assert first is not None
+    assert second is not None
+    connection = _Connection(first)
+    connections._running.add(connection)
+    connection.received = _MIB // 2
+    connections.hurry(_MIB)
+    site.clock.time += 0.9
+    connection.takes(second)
+    connection.received = 1
+    connections.hurry(4 * _MIB)
+    site.clock.time += 0.2
+    connections.hurry(4 * _MIB)
+    assert not connection.is_cut
+    site.clock.time += 0.9
+    connections.hurry(4 * _MIB)
+    assert connection.is_cut
+    for claim in (first, second):
+        claim.release()
     spans.close()
 
 
