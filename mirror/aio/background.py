@@ -28,6 +28,12 @@ class BackgroundTasks:
         await asyncio.wait({self.start(work)}, timeout=seconds)
 
     async def finish(self) -> None:
-        """Wait for all tasks, also for those that they start. Raises the first of their errors. Repeatable."""
+        """Wait for all tasks, also for those that they start. Raises the first of their errors, once all have ended.
+        Repeatable.
+        """
+        errors: list[Exception] = []
         while self._tasks:
-            await asyncio.gather(*self._tasks)
+            ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+            errors += [each for each in ended if isinstance(each, Exception)]
+        if errors:
+            raise errors[0]

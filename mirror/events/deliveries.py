@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from mirror import telemetry
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.events.announcing import OutboxAnnouncer
 from mirror.events.endpoint_queue import Delivery, EndpointQueue
 from mirror.ports import Lease, Locks
@@ -91,9 +92,8 @@ class EventDeliveries:
         try:
             await asyncio.wait({running, lost}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            lost.cancel()
-            running.cancel()
-            await asyncio.wait({running})
+            # the lock is released after this: by then nothing may be sent any more
+            await cancel_and_wait(lost, running)
         if not running.cancelled() and (error := running.exception()) is not None:
             raise error
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mirror import telemetry
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.policy.events.attempts import MOST_REFUSALS, Reception, pause, reception
 from mirror.policy.events.changes import LOST, Event
 from mirror.policy.events.cloud_events import MEDIA_TYPE, cloud_event
@@ -119,10 +120,7 @@ class EndpointQueue:
 
     async def stop(self) -> None:
         """Breaks off what is being sent: it is sent again later."""
-        tasks = list(self._sending.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._sending.values())
 
     def _expire(self, now: float) -> None:
         dead = self._delivery.outbox.expire(self._endpoint, now - self._delivery.keep)

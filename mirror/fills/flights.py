@@ -33,7 +33,9 @@ from collections.abc import Collection
 from typing import Final
 
 from mirror import telemetry
-from mirror.aio.threads import run_uninterrupted
+from mirror.aio.closing import close_all
+from mirror.aio.singleflight import cancel_and_wait
+from mirror.aio.threads import run_uninterrupted, uninterrupted
 from mirror.caller import caller_mark
 from mirror.errors import BlobUnknown, MirrorError, StoreError, UpstreamError
 from mirror.fills.filler import Filler, open_verified
@@ -148,14 +150,22 @@ class Flights:
         self._flights[flight.upstream, flight.digest] = flight
         task = asyncio.create_task(self._run(flight, on_answer), name=f"flight {flight.digest}")
         self._tasks[task] = flight
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(lambda ended: self._ended(ended, flight))
+
+    def _ended(self, task: asyncio.Task[None], flight: Flight) -> None:
+        del self._tasks[task]
+        if not flight.over.is_set():
+            # a task that is cancelled before it begins runs nothing that tells its joiners
+            self._end(flight, StoreError("the mirror is stopping"))
 
     async def aclose(self) -> None:
         """Cancels every flight: received bytes stay as partials, landed blobs are still published. Repeatable."""
-        for task, flight in self._tasks.items():
-            if not flight.landed:
-                task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        ended = [task for task, flight in self._tasks.items() if not flight.landed]
+        landed = [task for task, flight in self._tasks.items() if flight.landed]
+        await close_all(
+            lambda: cancel_and_wait(*ended),
+            lambda: uninterrupted(asyncio.gather(*landed, return_exceptions=True)),
+        )
 
     async def _run(self, flight: Flight, on_answer: OnAnswer | None) -> None:
         try:
@@ -173,9 +183,14 @@ class Flights:
             telemetry.log.exception("flight crashed", digest=str(flight.digest))
             flight.fail(StoreError(f"unexpected: {type(error).__name__}"))
         finally:
-            if self._flights.get((flight.upstream, flight.digest)) is flight:
-                del self._flights[flight.upstream, flight.digest]
-            flight.end()
+            self._end(flight)
+
+    def _end(self, flight: Flight, error: MirrorError | None = None) -> None:
+        if error is not None:
+            flight.fail(error)
+        if self._flights.get((flight.upstream, flight.digest)) is flight:
+            del self._flights[flight.upstream, flight.digest]
+        flight.end()
 
     def _begin_again(self, failed: Flight, sources: BlobSources, on_answer: OnAnswer | None) -> None:
         """Begins the flight that takes the place of one whose bytes were wrong: what its followers have was sent from

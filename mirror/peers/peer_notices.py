@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mirror import telemetry
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import MirrorError
 from mirror.peers.members import ClusterMembers
 from mirror.peers.notice_text import parts_of, write_notice
@@ -57,10 +58,7 @@ class PeerNotices:
 
     async def aclose(self) -> None:
         """Give up what is under way. Repeatable."""
-        tasks = list(self._sending.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._sending.values())
 
     def _add(self, notice: Notice) -> None:
         for peer in self._members.peers():

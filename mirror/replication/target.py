@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
+from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import BlobUnknown
 from mirror.graph.closure import Role
 from mirror.oci.digest import Digest
@@ -163,6 +164,4 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*tasks)
