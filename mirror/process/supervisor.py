@@ -397,7 +397,11 @@ class _Supervisor:
         """Start a worker with this plan in a slot, and let the current one drain. False if the new one did not
         start.
         """
-        fresh = await self._start(slot, plan)
+        try:
+            fresh = await self._start(slot, plan)
+        except Exception:
+            telemetry.log.exception("start of a worker crashed", slot=slot)
+            return False
         try:
             async with asyncio.timeout(_START):
                 ready = await asyncio.shield(fresh.ready)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -312,3 +313,35 @@ async def test_workers_are_watched_after_an_error(monkeypatch: pytest.MonkeyPatc
         assert not running.done(), running.exception()
         await cancel_and_wait(running)
     assert [line["event"] for line in lines] == ["watch over workers crashed"]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the first worker", "another worker"])
+async def test_a_reload_whose_worker_cannot_be_started(*, first: bool) -> None:
+    """Without a first worker the new configuration is given up, with its descriptors; another slot keeps its worker."""
+    closed: list[str] = []
+    old, new = (SimpleNamespace(close=lambda name=name: closed.append(name)) for name in ("old", "new"))
+    broken, fresh = _Broken(1), SimpleNamespace(ready=asyncio.get_running_loop().create_future())
+    fresh.ready.set_result(True)
+    before = [SimpleNamespace(ended=fresh.ready, drain=0.0) for _ in range(3)]
+
+    async def start(slot: int, _plan: object) -> object:
+        if slot == (0 if first else 1):
+            broken()
+        return fresh
+
+    parent = SimpleNamespace(
+        _reread=lambda: new,
+        _plan=old,
+        _listeners=[[], [], []],
+        _current=dict(enumerate(before)),
+        _retiring=set(),
+        _start=start,
+    )
+    parent._replace = partial(supervisor._Supervisor._replace, cast(Any, parent))
+    with capture_logs() as lines:
+        await supervisor._Supervisor._reload(cast(Any, parent))
+    assert lines[0]["event"] == "start of a worker crashed"
+    assert closed == ["new" if first else "old"]
+    assert parent._plan is (old if first else new)
+    assert [parent._current[slot] is fresh for slot in range(3)] == ([False] * 3 if first else [True, False, True])
+    await cancel_and_wait(*parent._retiring)
