@@ -23,7 +23,9 @@ class SingleFlight:
     async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """The result of `work`, or of the work already running for this key. Raises the errors of that work."""
         task = self._running.get(key)
-        if task is None:
+        # one that has just ended is still there until the event loop has its next turn. To wait for it gives the loop
+        # none: who runs the work again until something is found would hold up everything for ever
+        if task is None or task.done():
             task = asyncio.ensure_future(_as_coroutine(work))
             self._running[key] = task
             task.add_done_callback(lambda done: self._ended(key, done))
@@ -41,7 +43,8 @@ class SingleFlight:
 
     def under_way(self, key: Hashable) -> bool:
         """True if `run` would join work that is running."""
-        return key in self._running
+        task = self._running.get(key)
+        return task is not None and not task.done()
 
     def __repr__(self) -> str:
         return f"<SingleFlight {len(self._running)} running>"

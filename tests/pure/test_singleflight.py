@@ -52,6 +52,29 @@ async def test_what_began_before_the_question_is_no_answer_to_it() -> None:
     assert began == 2
 
 
+async def test_work_that_has_ended_is_joined_by_nobody() -> None:
+    """Not even in the moment until the event loop has noticed: who asks in a loop would never let it notice."""
+    once, late, begun = SingleFlight(), list[asyncio.Task[int]](), 0
+
+    async def asks_again() -> int:
+        assert not once.under_way("x")
+        for _ in range(100):
+            if await once.run("x", work) > 1:
+                break
+        return begun
+
+    async def work() -> int:
+        nonlocal begun
+        begun += 1
+        if not late:
+            # its turn is the one before that of whoever waits for this work
+            late.append(asyncio.create_task(asks_again()))
+        return begun
+
+    assert await once.run("x", work) == 1
+    assert await late[0] == 2
+
+
 async def test_an_error_reaches_all() -> None:
     """Nobody is left waiting for work that failed."""
     once = SingleFlight()
