@@ -169,16 +169,15 @@ class PullNotes:
         with self._lock:
             noted, self._noted, self._count = self._noted, {}, 0
             holes, self._holes = self._holes, set()
+        errors: dict[Repo, Exception] = {}
         for repo in {*noted, *holes}:
             try:
                 _write(self._records, repo, noted.get(repo, {}), since=self._now() if repo in holes else None)
             except Exception as error:
                 # whatever the error: the other repositories are not to blame
                 self._put_back(repo, noted.get(repo, {}), lost=repo in holes)
-                if isinstance(error, StoreError):
-                    telemetry.log.warning("pull times not written", repository=str(repo), reason=str(error))
-                else:
-                    telemetry.log.exception("writing of pull times crashed", repository=str(repo))
+                errors[repo] = error
+        _log(errors)
 
     def _put_back(self, repo: Repo, times: Mapping[str, float], *, lost: bool) -> None:
         with self._lock:
@@ -189,6 +188,20 @@ class PullNotes:
             for reference, at in times.items():
                 later.setdefault(reference, at)
             self._count += len(later) - before
+
+
+def _log(errors: Mapping[Repo, Exception]) -> None:
+    """One line for each kind of error: a full disk refuses the records of thousands of repositories, every minute."""
+    refused = {repo: error for repo, error in errors.items() if isinstance(error, StoreError)}
+    crashed = {repo: error for repo, error in errors.items() if repo not in refused}
+    if refused:
+        repo, count = next(iter(refused)), len(refused)
+        reason = str(refused[repo])
+        telemetry.log.warning("pull times not written", repository=str(repo), repositories=count, reason=reason)
+    if crashed:
+        repo, count = next(iter(crashed)), len(crashed)
+        error = crashed[repo]
+        telemetry.log.error("writing of pull times crashed", repository=str(repo), repositories=count, exc_info=error)
 
 
 def _write(records: Records, repo: Repo, times: Mapping[str, float], *, since: float | None = None) -> None:

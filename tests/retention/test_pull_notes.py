@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from mirror import telemetry
 from mirror.errors import RecordChanged, StoreError
 from mirror.oci.digest import Digest
+from mirror.oci.reference import Repo
 from mirror.policy.hosted.collection import ClockReading
 from mirror.policy.hosted.retention import PullFacts
 from mirror.policy.hosted.retention_rules import Happening, KeepRule, RetentionPolicy
+from mirror.ports import Records
 from mirror.retention import pull_notes
-from mirror.retention.pull_notes import PullTimes
+from mirror.retention.pull_notes import PullNotes, PullTimes
 from tests.support.collecting import APP, TWIN
 from tests.support.retaining import DAY, RetainedWorld
 
@@ -50,6 +55,37 @@ def test_pulls_of_all_workers_are_known(world: RetainedWorld) -> None:
     assert facts.since == begun
     assert set(facts.times) == {"v1", "v2", "v3", str(_DIGEST)}
     assert set(facts.times.values()) == {begun + DAY + 600}
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (StoreError, "pull times not written"),
+        (RuntimeError, "writing of pull times crashed"),
+    ],
+)
+def test_records_that_cannot_be_written_are_one_line(tmp_path: Path, error: type[Exception], event: str) -> None:
+    """However many repositories there are: it comes again each minute. All are written later."""
+    world = RetainedWorld(tmp_path, RetentionPolicy(("team/*",), _PULLED.keep))
+    names = [str(Repo(APP.registry, f"team/app{number}")) for number in range(5)]
+
+    def fail(_key: str) -> None:
+        raise error("it fails")
+
+    records = world.pulled
+    notes = PullNotes(
+        cast(Records, SimpleNamespace(versioned=fail, put=records.put)), world.retention_rules, world.clock
+    )
+    for name in names:
+        notes.note(name, "v1", _DIGEST)
+    with capture_logs() as lines:
+        notes.flush()
+    [line] = lines
+    assert (line["event"], line["repositories"]) == (event, 5)
+    assert line["repository"] in names
+    notes._records = records
+    notes.flush()
+    assert all(records.get(name) for name in names)
 
 
 def test_a_repository_that_no_rule_asks_about_is_not_noted(world: RetainedWorld) -> None:
