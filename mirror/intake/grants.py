@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakValueDictionary
 
 from mirror import telemetry
 from mirror.aio.background import BackgroundTasks
@@ -103,6 +104,8 @@ class Grants:
         self._known: LruCache[Repo, _Manifests] = LruCache(
             _MEMORY, lambda known: known.weight(), name="blobs by repository"
         )
+        #: Those that are used now, also if they take more memory than there is for all.
+        self._in_use: WeakValueDictionary[Repo, _Manifests] = WeakValueDictionary()
         self._background = BackgroundTasks()
 
     def __repr__(self) -> str:
@@ -173,9 +176,10 @@ class Grants:
         one grants the blob. Clients can ask for any number of invented digests: each costs a list of the manifests, and
         no file is opened for it, unless it is of a manifest that could not be looked at before.
         """
-        known = self._known.get(repo)
+        known = self._known.get(repo) or self._in_use.get(repo)
         if known is None:
-            known = self._known[repo] = _Manifests(self._store, self._catalog, repo, self._clock)
+            known = _Manifests(self._store, self._catalog, repo, self._clock)
+            self._known[repo] = self._in_use[repo] = known
         began = self._clock()
         with known.asked_for(digest, began):
             # a list that was begun before this call may lack newer manifests

@@ -238,6 +238,16 @@ async def test_callers_share_what_is_read(disk: Disk) -> None:
     assert disk.reads == (100 + 50, 50)
 
 
+async def test_callers_share_what_is_too_large_to_be_kept(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as one of them waits: many at once cost no more than one."""
+    monkeypatch.setattr("mirror.intake.grants._MEMORY", 1000)
+    disk.many_images(100)
+    disk.grants = Grants(disk.index, disk.catalog, disk.store)
+    asked = (disk.size(b"made up %d" % number) for number in range(20))
+    assert {*await asyncio.gather(*asked)} == {None}
+    assert disk.reads == (100, 0)
+
+
 async def test_a_digest_may_be_written_with_escapes(disk: Disk) -> None:
     """JSON lets a manifest hide the digest of its layer in its bytes (RFC 8259, section 7)."""
     for number, blob in enumerate((b"a layer", b"another one")):
