@@ -603,7 +603,7 @@ async def test_a_blob_larger_than_the_store(registry: FakeRegistry, tmp_path: Pa
         # small ones may have to go while room for it is looked for; that is told, too
         [reason] = [one.reason for one in done.failures if one.digest == Digest.of(layer)]
         assert "the store cannot take" in reason
-        assert "2 MB is more than the 1 MB that the store has" in reason
+        assert "2 MB is more than the capacity of the store, 1 MB" in reason
         assert (await mirror.ask(f"/v2/{_APP.name}/blobs/{Digest.of(layer)}")).body == layer
         assert len(mirror.events("blob larger than store")) == 2
         assert not mirror.events("store failed")

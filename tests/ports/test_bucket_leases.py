@@ -31,21 +31,30 @@ class _Replica:
     def __init__(self, bucket: MemoryBucket, name: str) -> None:
         self.clock = Clock(1000.0)
         self._due = asyncio.Event()
-        self._renewed = 0
+        self._renewed = self._asleep = 0
         self.leases = BucketLeases(bucket, name, clock=self.clock, now=lambda: 5000.0, sleep=self._sleep)
 
     async def _sleep(self, seconds: float) -> None:
         self._renewed += 1
-        await self._due.wait()
+        self._asleep += 1
+        try:
+            await self._due.wait()
+        finally:
+            self._asleep -= 1
         self._due.clear()
 
     async def renew(self) -> None:
         """Let the leases be renewed, and wait until they are, or are lost."""
+        # a lease that was taken just now waits for its renewal a moment later
+        await self._until(lambda: self._asleep > 0)
         before = self._renewed
         self._due.set()
+        await self._until(lambda: self._renewed > before)
+
+    async def _until(self, happened: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
             # a renewal may also end without any sign
-            while self._renewed == before and any(not lease.lost.is_noted for lease in self.held):  # noqa: ASYNC110
+            while not happened() and any(not lease.lost.is_noted for lease in self.held):  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     @property
