@@ -19,6 +19,7 @@ from tests.support.engines.fault_proxy import Answer, CutAnswer, Fault, FlippedA
 from tests.support.engines.seaweedfs import SeaweedFS
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
+from tests.support.process import eventually
 from tests.support.scripted import Stall
 
 _TAG = "/v2/library/app/manifests/v1"
@@ -35,6 +36,11 @@ def _in_order(site: ClusterSite, content: bytes) -> Sequence[Replica]:
 
 def _target(content: bytes) -> str:
     return f"/v2/library/app/blobs/{Digest.of(content)}"
+
+
+def _all_up(replica: Replica) -> bool:
+    """Whether it has answers of all members that it knows, and leaves none alone."""
+    return all(member["up"] for member in replica.command("status", "--json").json["cluster"]["members"])
 
 
 @contextmanager
@@ -226,6 +232,8 @@ def test_126_members_that_do_not_agree_on_the_owner(registry: FakeRegistry, tmp_
             one.stop()
             one.members = [each.member for each in old]
             one.start()
+        # one that was asked while the other started is left alone for some seconds, and then upstream has three callers
+        eventually(lambda: all(_all_up(one) for one in old), "both know that the other is up")
         layers = [noise(500_000, seed=number) for number in range(5)]
         more = (noise(500_000, seed=number) for number in count(5))
         layers.append(next(layer for layer in more if _in_order(site, layer)[0] is new))
