@@ -23,12 +23,14 @@ class SingleFlight:
     async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """The result of `work`, or of the work already running for this key. Raises the errors of that work."""
         task = self._running.get(key)
-        # one that has just ended is still there until the event loop has its next turn. To wait for it gives the loop
-        # none: who runs the work again until something is found would hold up everything for ever
-        if task is None or task.done():
+        if task is None:
             task = asyncio.ensure_future(_as_coroutine(work))
             self._running[key] = task
             task.add_done_callback(lambda done: self._ended(key, done))
+        elif task.done():
+            # it has just ended, and its callers, who may remember the result, have had no turn yet: share it. If they
+            # got none here, a caller that repeats the work until something is found would hold up all for ever
+            await asyncio.sleep(0)
         # without the shield one caller's cancellation would cancel the work of all
         result: T = await asyncio.shield(task)
         return result
@@ -39,6 +41,9 @@ class SingleFlight:
         """
         if (running := self._running.get(key)) is not None:
             await asyncio.wait({running})
+            if self._running.get(key) is running:
+                # it had just ended
+                del self._running[key]
         return await self.run(key, work)
 
     def under_way(self, key: Hashable) -> bool:

@@ -52,8 +52,8 @@ async def test_what_began_before_the_question_is_no_answer_to_it() -> None:
     assert began == 2
 
 
-async def test_work_that_has_ended_is_joined_by_nobody() -> None:
-    """Not even in the moment until the event loop has noticed: who asks in a loop would never let it notice."""
+async def test_a_caller_that_repeats_work_holds_up_nobody() -> None:
+    """Not even if it begins in the moment in which the work has ended, and the event loop has not noticed."""
     once, late, begun = SingleFlight(), list[asyncio.Task[int]](), 0
 
     async def asks_again() -> int:
@@ -73,6 +73,23 @@ async def test_work_that_has_ended_is_joined_by_nobody() -> None:
 
     assert await once.run("x", work) == 1
     assert await late[0] == 2
+
+
+@pytest.mark.parametrize("since", [False, True])
+async def test_work_that_has_just_ended(since: bool) -> None:
+    """Its callers may be about to remember the result, so nobody runs it again; unless it began too early."""
+    once, late, begun = SingleFlight(), list[asyncio.Task[int]](), 0
+
+    async def work() -> int:
+        nonlocal begun
+        begun += 1
+        if not late:
+            # its turn is the one before that of whoever waits for this work
+            late.append(asyncio.create_task((once.run_since if since else once.run)("x", work)))
+        return begun
+
+    assert await once.run("x", work) == 1
+    assert await late[0] == begun == (2 if since else 1)
 
 
 async def test_an_error_reaches_all() -> None:
