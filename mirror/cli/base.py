@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
@@ -27,7 +26,7 @@ from typer.core import TyperGroup
 
 from mirror import __version__, telemetry
 from mirror import config as settings
-from mirror.config.wording import in_plain_words
+from mirror.config.wording import refused_value
 from mirror.errors import ConfigError, MirrorError, RequestError
 from mirror.oci.text import printable
 from mirror.policy.image_names import Image, parse_image
@@ -43,9 +42,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
-            if isinstance(error.__cause__, ValidationError):
-                details = error.__cause__.errors(include_url=False, include_input=False)
-                error.message = "; ".join(in_plain_words(detail, (), None) for detail in details)
+            error.message = refused_value(error.__cause__) or error.message
             raise
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from mirror.values.durations import format_duration
 
 _TRUE_OR_FALSE: Final = "must be true or false"
@@ -58,6 +60,13 @@ def in_plain_words(error: Mapping[str, Any], where: Sequence[int | str], content
     if kind in _WORDING:
         return _WORDING[kind].format(**error.get("ctx", {}))
     return _CREDENTIALS.sub("…@", str(error["msg"]).removeprefix("Value error, "))
+
+
+def refused_value(error: BaseException | None) -> str | None:
+    """What is wrong with one value that was refused by itself; None if the error says nothing of a value."""
+    if not isinstance(error, ValidationError):
+        return None
+    return "; ".join(in_plain_words(each, (), None) for each in error.errors(include_url=False, include_input=False))
 
 
 def _table(where: Sequence[int | str]) -> str:
