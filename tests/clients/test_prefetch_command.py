@@ -238,7 +238,7 @@ def _has_open(pid: int, file: Path) -> bool:
         (["--from-k8s", "broken.yaml"], "broken.yaml:1: not YAML"),
         (["--from-compose", "broken.yaml"], "broken.yaml:1: not YAML"),
         (["--from-compose", "two.txt"], "two.txt: not a Compose file"),
-        (["alpine", "--concurrency", "0"], "greater than or equal to 1"),
+        (["alpine", "--concurrency", "0"], "must be 1 or more"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: list[str], says: str) -> None:
