@@ -85,6 +85,8 @@ class FillDownload:
         self._is_answered = False
         #: True once upstream has answered for the blob in its repository.
         self._is_granted = False
+        #: True once another process was seen to receive a blob from this registry during an outage.
+        self._others_sent = False
 
     def __repr__(self) -> str:
         return f"<FillDownload {self._ingest.offset}/{self._flight.size}, {self._tries}>"
@@ -247,13 +249,16 @@ class FillDownload:
         return next_try(error, self._tries, waited, tools.patience, tools.jitter())
 
     async def _is_sending_others(self) -> bool:
-        """True if another process is receiving a blob from this flight's registry. False if the disk cannot tell."""
+        """True if another process is receiving a blob from this flight's registry, or was when this was asked before:
+        it may be done once upstream is back, before this process has asked again. False if the disk cannot tell.
+        """
         flight = self._flight
-        with suppress(StoreError):
-            return await run_uninterrupted(
-                self._tools.executor, flight.store.is_filling, flight.upstream, flight.digest
-            )
-        return False
+        if not self._others_sent:
+            with suppress(StoreError):
+                self._others_sent = await run_uninterrupted(
+                    self._tools.executor, flight.store.is_filling, flight.upstream, flight.digest
+                )
+        return self._others_sent
 
     @property
     def _asked(self) -> str:

@@ -211,6 +211,14 @@ async def test_136_an_upstream_that_was_never_there(site: _Site) -> None:
     assert site.clock() - began < 3.0
 
 
+async def test_136_another_process_received_when_the_outage_began(site: _Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done once upstream is back, before this process has asked again, which then does not give up."""
+    received = iter([True])
+    monkeypatch.setattr(site.store, "is_filling", lambda registry, besides: next(received, False))
+    site.outage.begin(5.0)
+    assert await read_to_end(await site.join()) == _LAYER
+
+
 async def test_136_an_upstream_that_has_been_away_for_long(site: _Site) -> None:
     """Is not waited for anew by each that asks."""
     flight = await site.join_and_break(3600.0)
