@@ -39,6 +39,7 @@ others. `mirror.server` turns them into answers, in one place.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -546,3 +547,8 @@ def answer_for(error: MirrorError) -> ErrorAnswer:
         if answer := ANSWERS.get(ancestor):
             return answer
     return ANSWERS[MirrorError]
+
+
+def reason_of(error: Exception) -> str:
+    """Why an operation on a file failed, in words, without the number and the path that an `OSError` prints."""
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)

@@ -15,7 +15,7 @@ from typing import Final
 
 from mirror.bundles.oci_layout import BLOBS, MARKER, blob_name
 from mirror.bundles.tar_members import MOST_MEMBERS, Member, check_path, scan
-from mirror.errors import BundleError, DigestInvalid
+from mirror.errors import BundleError, DigestInvalid, reason_of
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import LARGEST
 
@@ -72,7 +72,7 @@ def file_errors(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BundleError(f"{action}: {os.strerror(error.errno) if error.errno else error}") from error
+        raise BundleError(f"{action}: {reason_of(error)}") from error
 
 
 class LayoutSource:

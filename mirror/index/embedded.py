@@ -32,7 +32,7 @@ import aiosqlite
 
 from mirror.aio.batches import batches
 from mirror.aio.threads import uninterrupted
-from mirror.errors import IndexUnavailable, MirrorError
+from mirror.errors import IndexUnavailable, MirrorError, reason_of
 from mirror.index.sqlite_file import (
     WriteAheadLog,
     connect,
@@ -40,7 +40,6 @@ from mirror.index.sqlite_file import (
     inode_of,
     is_busy,
     is_damaged,
-    reason_of,
     renew,
     satisfies,
     set_aside,

@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from mirror.errors import StoreError, StoreFull
+from mirror.errors import StoreError, StoreFull, reason_of
 from mirror.folders import sync_folder
 from mirror.index.sqlite_file import (
     CurrentConnection,
@@ -41,7 +41,6 @@ from mirror.index.sqlite_file import (
     is_busy,
     is_damaged,
     primary_code,
-    reason_of,
     satisfies,
     transaction,
 )

@@ -21,8 +21,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from mirror.errors import StoreError, StoreFull
-from mirror.index.sqlite_file import reason_of
+from mirror.errors import StoreError, StoreFull, reason_of
 from mirror.ports import TagBatch
 
 _PUBLISHED: Final = ".sqlite"

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from mirror.errors import IndexUnavailable
+from mirror.errors import IndexUnavailable, reason_of
 
 T = TypeVar("T")
 
@@ -363,11 +363,6 @@ def satisfies(path: Path, busy_timeout: float, check: Callable[[sqlite3.Connecti
         if is_damaged(error) or primary_code(error) == sqlite3.SQLITE_ERROR:
             return False
         raise
-
-
-def reason_of(error: Exception) -> str:
-    """Why an operation on a file failed, in words, without the number and the path that an `OSError` prints."""
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
 def primary_code(error: Exception) -> int:

@@ -48,6 +48,7 @@ from mirror.store.local.beside.served_notes import read_served
 from mirror.store.local.durable import (
     ABSENT_ERRNOS,
     PendingSyncs,
+    StoreErrors,
     make_folder,
     store_errors,
     write_whole,
@@ -100,26 +101,17 @@ class LocalReader:
         self.close()
 
 
-class _reading:
-    """Raises `BlobUnreadable` if the disk fails to read (EIO), `StoreFull` or `StoreError` for any other `OSError`. A
-    class, because a look at the manifests of a repository enters this hundreds of times.
-    """
+class _reading(StoreErrors):
+    """Raises `BlobUnreadable` if the disk fails to read (EIO), `StoreFull` or `StoreError` for any other `OSError`."""
 
-    __slots__ = ("_what",)
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        return None
+    __slots__ = ()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, OSError) and error.errno == errno.EIO:
             raise BlobUnreadable(f"{self._what}: {os.strerror(errno.EIO)}") from error
-        if error is not None:
-            store_errors(self._what).__exit__(kind, error, traceback)
+        super().__exit__(kind, error, traceback)
 
 
 def _pread_cached(descriptor: int, size: int, offset: int) -> bytes:

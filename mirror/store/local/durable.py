@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, TypeAlias
 
-from mirror.errors import StoreError, StoreFull
+from mirror.errors import StoreError, StoreFull, reason_of
 from mirror.folders import sync_folder
 
 #: A path of any form. `str` is the quickest: a push needs so many paths that `Path` would be a quarter of its cost.
@@ -53,11 +53,13 @@ def last_change(folder: Path) -> int | None:
 
 def store_errors(what: str) -> AbstractContextManager[None]:
     """Turn an `OSError` into `StoreFull` or `StoreError`. The message names the operation, never a client's data."""
-    return _StoreErrors(what)
+    return StoreErrors(what)
 
 
-class _StoreErrors:
-    """A class, because a push enters this thirty times, and a generator would take three times as long."""
+class StoreErrors:
+    """What `store_errors` returns. A class, because a push enters it thirty times, and a look at the manifests of a
+    repository hundreds of times; a generator would take three times as long.
+    """
 
     __slots__ = ("_what",)
 
@@ -72,7 +74,7 @@ class _StoreErrors:
     ) -> None:
         if isinstance(error, OSError):
             kind = StoreFull if error.errno in _FULL else StoreError
-            raise kind(f"{self._what}: {os.strerror(error.errno) if error.errno else error}") from error
+            raise kind(f"{self._what}: {reason_of(error)}") from error
 
 
 class PendingSyncs:
