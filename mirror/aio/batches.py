@@ -20,11 +20,23 @@ def batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
         yield batch
 
 
-async def batches_in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:
-    """Like `batches`, for an iterable that blocks: each list is read in a thread."""
-    iterator = iter(items)
-    while batch := await asyncio.to_thread(lambda: list(islice(iterator, size))):
-        yield batch
+def batches_in_thread(items: Iterable[_Item], size: int) -> AsyncIterator[list[_Item]]:
+    """Like `batches`, for an iterable that blocks: each list is read in a thread. Whoever has enough need not close it:
+    it is no generator, so nothing of it waits to be run to its end.
+    """
+    return _ReadInThread(items, size)
+
+
+class _ReadInThread(AsyncIterator[list[_Item]]):
+    def __init__(self, items: Iterable[_Item], size: int) -> None:
+        self._iterator = iter(items)
+        self._size = size
+
+    async def __anext__(self) -> list[_Item]:
+        batch = await asyncio.to_thread(lambda: list(islice(self._iterator, self._size)))
+        if not batch:
+            raise StopAsyncIteration
+        return batch
 
 
 async def batches_ahead(items: Iterable[_Item], size: int) -> AsyncGenerator[list[_Item], None]:

@@ -149,10 +149,11 @@ async def drop_strays(store: Blobs, index: ContentIndex, call: PatientCalls) -> 
     strays: set[Digest] = set()
 
     async def drop() -> None:
-        async for digests in index.digests():
-            absent = await asyncio.to_thread(_absent, store, digests)
-            await index.drop(absent)
-            strays.update(absent)
+        async with aclosing(index.digests()) as pages:
+            async for digests in pages:
+                absent = await asyncio.to_thread(_absent, store, digests)
+                await index.drop(absent)
+                strays.update(absent)
 
     await call(drop)
     return len(strays)

@@ -22,7 +22,7 @@ import asyncio
 import json
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,7 +281,7 @@ class EmbeddedIndex:
             successors |= await asyncio.to_thread(_by_parent, rows)
         return successors
 
-    async def digests(self) -> AsyncIterator[list[Digest]]:
+    async def digests(self) -> AsyncGenerator[list[Digest]]:
         """The digests of all records, in pages, sorted."""
         last = ""
         while rows := await self._read(_DIGESTS, last, _PAGE):

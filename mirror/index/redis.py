@@ -34,7 +34,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -200,7 +200,7 @@ class RedisIndex:
                 ]
         return successors
 
-    async def digests(self) -> AsyncIterator[list[Digest]]:
+    async def digests(self) -> AsyncGenerator[list[Digest]]:
         """The digests of all records, in pages, in the order of the hash table."""
         cursor: object = "0"
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,8 +60,8 @@ class ContentIndex(Protocol):
     async def successors(self, manifests: Sequence[Digest]) -> dict[Digest, list[ReferencedBlob]]:
         """For each of the digests that is a manifest in the index: the indexed blobs that it names, in no order."""
 
-    def digests(self) -> AsyncIterator[list[Digest]]:
-        """The digests of all blobs in the index, in batches and in no order.
+    def digests(self) -> AsyncGenerator[list[Digest]]:
+        """The digests of all blobs in the index, in batches and in no order. To be closed (`aclose`).
 
         Blobs that are added or removed meanwhile may be missing, and a digest may come twice.
         """

@@ -140,9 +140,9 @@ class BlobContent(Protocol):
     async def wait_past(self, position: int) -> int:
         """Waits until more than `position` bytes may be sent. Returns how many, or at most `position` at the end."""
 
-    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncGenerator[bytes]:
         """Returns the bytes of a span (None: all) from upstream, if `reader` cannot give them. The last bytes are held
-        back until the digest is verified.
+        back until the digest is verified. To be closed (`aclose`): until then the turn at upstream is taken.
 
         `sent` is the span that the client has already received from `reader`.
         """
@@ -204,7 +204,7 @@ class UpstreamStream:
 
     async def read(
         self, span: Span | None, size: int | None, sent: Span | None = None, reader: BlobReader | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """Yields the bytes of the span (None: all).
 
         The whole blob is read and hashed even for a part of it: the last bytes are held back until the digest is
@@ -308,7 +308,7 @@ class StoredContent:
     async def wait_past(self, position: int) -> int:
         return self._size
 
-    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncGenerator[bytes]:
         self.failed()
         return self._stream.read(span, self.size, sent, self.reader)
 
@@ -379,7 +379,7 @@ class GrowingContent:
         """True if the fill of this process ended with the blob in the store; it may have been dropped since."""
         return self._flight.stored
 
-    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncGenerator[bytes]:
         return self._stream.read(span, self.size, sent, self.reader)
 
     def failed(self) -> None:
@@ -408,7 +408,7 @@ class UncachedContent:
     async def wait_past(self, position: int) -> int:
         return position
 
-    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncIterator[bytes]:
+    def from_upstream(self, span: Span | None, sent: Span | None = None) -> AsyncGenerator[bytes]:
         return self._stream.read(span, self.size)
 
     def failed(self) -> None:

@@ -6,7 +6,7 @@ import ast
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import pytest
 
@@ -89,3 +89,79 @@ def _skipped() -> Iterator[str]:
             ]
             if waiting and (waiting[0] is not block[-1] or isinstance(waiting[0], ast.For | ast.AsyncFor)):
                 yield f"{path.relative_to(_MIRROR)}:{waiting[0].lineno}"
+
+
+def test_every_async_generator_is_closed_by_who_reads_it() -> None:
+    """One that is left early, by an error or a cancellation, ends only when the garbage collector finds it: until then
+    it keeps its file, its connection or its turn.
+    """
+    assert [*_left_open(_MIRROR)] == []
+
+
+def test_a_reader_that_closes_nothing_is_found(tmp_path: Path) -> None:
+    (tmp_path / "reader.py").write_text(
+        """
+async def good(given):
+    async with aclosing(pages()) as read:
+        async for page in read:
+            print(page, await anext(given))
+
+async def bad():
+    async for page in pages():
+        print(page)
+    first = pages()
+    print(await anext(first), [page async for page in first])
+"""
+    )
+    assert [*_left_open(tmp_path)] == ["reader.py:8", "reader.py:11", "reader.py:11"]
+
+
+#: What they return is no generator: there is nothing to close.
+_PLAIN: Final = frozenset({"iter_any", "batches_in_thread"})
+
+
+def _left_open(root: Path) -> Iterator[str]:
+    """Where something is read that neither the function itself closes nor its caller, who has given it."""
+    for path in sorted(root.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for parent in ast.walk(tree):
+            if not isinstance(parent, ast.Module | ast.ClassDef):
+                continue
+            for function in parent.body:
+                if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                    nodes = [*ast.walk(function)]
+                    closed = {*_given(nodes), *_closed(nodes)}
+                    for read in _read(nodes):
+                        if not (isinstance(read, ast.Name) and read.id in closed) and _called(read) not in _PLAIN:
+                            yield f"{path.relative_to(root)}:{read.lineno}"
+
+
+def _read(nodes: list[ast.AST]) -> Iterator[ast.expr]:
+    for node in nodes:
+        if isinstance(node, ast.AsyncFor) or (isinstance(node, ast.comprehension) and node.is_async):
+            yield node.iter
+        elif isinstance(node, ast.Call) and _called(node) == "anext":
+            yield node.args[0]
+
+
+def _given(nodes: list[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.arg):
+            yield node.arg
+
+
+def _closed(nodes: list[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.withitem) and _called(node.context_expr) == "aclosing":
+            named = node.optional_vars, *cast(ast.Call, node.context_expr).args
+            yield from (each.id for each in named if isinstance(each, ast.Name))
+        elif isinstance(node, ast.Attribute) and node.attr == "aclose" and isinstance(node.value, ast.Name):
+            yield node.value.id
+
+
+def _called(node: ast.expr) -> str:
+    """The name of what this calls; empty if it calls nothing."""
+    if not isinstance(node, ast.Call):
+        return ""
+    called = node.func
+    return called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""

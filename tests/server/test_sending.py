@@ -55,7 +55,14 @@ async def _sent(executor: Executor, reader: LocalReader) -> bytes:
         return len(_CONTENT)
 
     await Sender(executor, stall=30).send(
-        cast(web.BaseRequest, None), cast(web.StreamResponse, response), reader, 0, None, to_the_end, counts.append
+        cast(web.BaseRequest, None),
+        cast(web.StreamResponse, response),
+        reader,
+        0,
+        None,
+        to_the_end,
+        counts.append,
+        first=True,
     )
     assert sum(counts) == len(response.written)
     return response.written
@@ -102,6 +109,7 @@ async def test_first_bytes_leave_before_anybody_has_more(reader: LocalReader, mo
                     None,
                     to_the_end,
                     lambda count: None,
+                    first=True,
                 )
                 for client in clients
             )
@@ -149,6 +157,7 @@ async def test_first_bytes_leave_before_a_file_sends_more(reader: LocalReader, m
                 len(_CONTENT),
                 sending.up_to(len(_CONTENT)),
                 lambda count: order.append(client),
+                first=True,
             )
 
         clients = [asyncio.create_task(send(number, ours)) for number, (ours, _) in enumerate(pairs)]

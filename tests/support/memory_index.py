@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 
 from mirror.errors import IndexUnavailable
@@ -99,7 +99,7 @@ class MemoryIndex:
             if digest in self._names
         }
 
-    async def digests(self) -> AsyncIterator[list[Digest]]:
+    async def digests(self) -> AsyncGenerator[list[Digest]]:
         """The digests of all records, in one batch."""
         if self._records:
             yield list(self._records)

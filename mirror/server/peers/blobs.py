@@ -156,6 +156,7 @@ class PeerBlobAnswers:
 
     async def _send_pieces(self, peer: PeerRequest, response: web.StreamResponse, content: PartialContent) -> None:
         sent = telemetry.PEER_SENT_BYTES.inc
+        first = True
         async with aclosing(content.pieces(content.parts[0])) as pieces:
             async for piece in pieces:
                 if isinstance(piece, bytes):
@@ -163,7 +164,10 @@ class PeerBlobAnswers:
                     sent(len(piece))
                 else:
                     here = up_to(piece.stop)
-                    await self._sender.send(peer.request, response, piece.reader, piece.start, piece.stop, here, sent)
+                    await self._sender.send(
+                        peer.request, response, piece.reader, piece.start, piece.stop, here, sent, first=first
+                    )
+                first = False
 
     async def _granted(self, peer: PeerRequest, wanted: BlobRequest, blobs: BlobsForPeers) -> web.StreamResponse:
         content = await blobs.blob(wanted.digest)
@@ -191,8 +195,9 @@ class PeerBlobAnswers:
             # each replica would cause a download of its own here: it can do that itself
             raise StoreError(f"the store of this replica cannot take {content.digest}")
         try:
+            sent = telemetry.PEER_SENT_BYTES.inc
             await self._sender.send(
-                peer.request, response, content.reader, start, stop, content.wait_past, telemetry.PEER_SENT_BYTES.inc
+                peer.request, response, content.reader, start, stop, content.wait_past, sent, first=True
             )
         except StoreError:
             content.failed()

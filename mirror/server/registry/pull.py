@@ -246,6 +246,7 @@ async def _send_pieces(
         await sender.write(response, piece)
         sent(len(piece))
 
+    first = True
     for head, part in several.parts() if several else [(b"", content.parts[0])]:
         if head:
             await write(head)
@@ -254,7 +255,9 @@ async def _send_pieces(
                 if isinstance(piece, bytes):
                     await write(piece)
                 else:
-                    await sender.send(request, response, piece.reader, piece.start, piece.stop, up_to(piece.stop), sent)
+                    here = up_to(piece.stop)
+                    await sender.send(request, response, piece.reader, piece.start, piece.stop, here, sent, first=first)
+                first = False
     if several:
         await write(several.end)
 
@@ -313,7 +316,7 @@ async def _send(
         reader = content.reader
         if reader is not None:
             wait_past = _guarded(content, span, size) if span is not None and size is not None else content.wait_past
-            await sender.send(request, response, reader, start, stop, wait_past, sent)
+            await sender.send(request, response, reader, start, stop, wait_past, sent, first=True)
             return
     except StoreError as error:
         # the store failed in mid-body: the rest comes from upstream, verified, without the store
@@ -325,9 +328,10 @@ async def _send(
         if stop is None and sent_span is None
         else Span(start + record.sent, stop if stop is not None else sys.maxsize)
     )
-    async for piece in content.from_upstream(rest, sent_span):
-        await sender.write(response, piece)
-        sent(len(piece))
+    async with aclosing(content.from_upstream(rest, sent_span)) as pieces:
+        async for piece in pieces:
+            await sender.write(response, piece)
+            sent(len(piece))
     if stop is not None and start + record.sent != stop:
         raise StoreError(f"{start + record.sent} bytes sent, {stop} were announced")
 

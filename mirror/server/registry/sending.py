@@ -78,20 +78,22 @@ class Sender:
         stop: int | None,
         wait_past: WaitPast,
         sent: Callable[[int], None],
+        *,
+        first: bool,
     ) -> None:
         """Send from `start` up to `stop` (None: to the end, in chunks) after the headers; `sent` is called with each
-        count of bytes.
+        count of bytes. `first`: nothing of the body was sent before. All that follows waits for its turn.
 
         Raises `ClientGone`, `BlobDamaged` if the file is shorter than promised, `StoreError`, and the errors of
         `wait_past`.
         """
         out = self._past_the_loop(request, reader) if stop is not None else -1
         if out < 0 or stop is None or not isinstance(reader, SupportsFileno):
-            await self._send_pieces(response, reader, start, stop, wait_past, sent)
+            await self._send_pieces(response, reader, start, stop, wait_past, sent, first=first)
             return
         try:
             await self._flush(request)
-            await self._send_file(request, out, reader, start, stop, wait_past, sent)
+            await self._send_file(request, out, reader, start, stop, wait_past, sent, first=first)
         finally:
             os.close(out)
 
@@ -172,7 +174,7 @@ class Sender:
         wait_past: WaitPast,
         sent: Callable[[int], None],
         *,
-        first: bool = True,
+        first: bool,
     ) -> None:
         """`first`: these are the first bytes of the answer."""
         loop = asyncio.get_running_loop()
@@ -241,7 +243,7 @@ class Sender:
         wait_past: WaitPast,
         sent: Callable[[int], None],
         *,
-        first: bool = True,
+        first: bool,
     ) -> None:
         """`first`: these are the first bytes of the answer."""
         loop = asyncio.get_running_loop()
