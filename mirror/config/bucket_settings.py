@@ -7,11 +7,11 @@ import binascii
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
 from mirror.config import values
 from mirror.config.section import Section
-from mirror.config.values import Seconds
+from mirror.config.values import Listed, Seconds, Size
 
 
 def _customer_key(secret: SecretStr) -> SecretStr:
@@ -155,13 +155,11 @@ class BucketSettings(Section):
     bulk_delete: bool = Field(True, description="s3: delete up to 1000 objects with one request; false: one by one.")
 
     # --------------------------------------------------------------------------- clients that read it themselves
-    redirect_to: Annotated[list[Annotated[str, AfterValidator(values.network)]], BeforeValidator(values.split)] = Field(
+    redirect_to: Listed[Annotated[str, AfterValidator(values.network)]] = Field(
         [],
         description="Addresses and networks of clients that are sent to the bucket for blobs (307); none: nobody is.",
     )
-    redirect_from: Annotated[str, AfterValidator(values.size)] = Field(
-        "1MB", description="Smaller blobs are always sent by the mirror."
-    )
+    redirect_from: Size = Field("1MB", description="Smaller blobs are always sent by the mirror.")
     redirect_for: Seconds = Field(
         300.0,
         ge=10,

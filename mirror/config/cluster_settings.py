@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from mirror.config import values
 from mirror.config.section import Section
-from mirror.config.values import Seconds
+from mirror.config.values import Listed, Seconds
 from mirror.policy.cluster.member_addresses import parse_member
 
 
@@ -39,7 +39,7 @@ class ClusterSettings(Section):
         pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
         description="The cluster's name: letters, digits and . _ -; all members have the same.",
     )
-    members: Annotated[list[Annotated[str, AfterValidator(_member)]], BeforeValidator(values.split)] = Field(
+    members: Listed[Annotated[str, AfterValidator(_member)]] = Field(
         [],
         description="http:// or https:// addresses of the internal listeners of all replicas, or one dns+http://name:"
         "port whose addresses they are; none: no cluster.",

@@ -20,7 +20,7 @@ from mirror.config import values
 from mirror.config.bucket_settings import BucketSettings
 from mirror.config.cluster_settings import ClusterSettings
 from mirror.config.section import Section
-from mirror.config.values import Seconds
+from mirror.config.values import CapacityText, Listed, Rate, Seconds, Size
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import check_caller
@@ -37,7 +37,7 @@ from mirror.values.tagsets import TagSet
 class ServerSettings(Section):
     """`[server]`"""
 
-    listen: Annotated[list[Annotated[str, AfterValidator(values.listen)]], BeforeValidator(values.split)] = Field(
+    listen: Listed[Annotated[str, AfterValidator(values.listen)]] = Field(
         ["127.0.0.1:5000"],
         min_length=1,
         description="Addresses to listen on: host:port, [::1]:port or unix:/path. Port 0 takes a free port.",
@@ -63,17 +63,13 @@ class ServerSettings(Section):
     connections_per_client: int = Field(
         0, ge=0, description="Maximum number of open connections per client address and worker; 0: no limit."
     )
-    connections_exempt: Annotated[
-        list[Annotated[str, AfterValidator(values.network)]], BeforeValidator(values.split)
-    ] = Field(
+    connections_exempt: Listed[Annotated[str, AfterValidator(values.network)]] = Field(
         ["127.0.0.0/8", "::1"], description="Addresses and networks without that limit, such as proxies and ingresses."
     )
-    trusted_proxies: Annotated[list[Annotated[str, AfterValidator(values.peer)]], BeforeValidator(values.split)] = (
-        Field(
-            [],
-            description="Addresses and networks of proxies whose X-Forwarded-For says who the client is; unix: whoever "
-            "comes through a unix socket.",
-        )
+    trusted_proxies: Listed[Annotated[str, AfterValidator(values.peer)]] = Field(
+        [],
+        description="Addresses and networks of proxies whose X-Forwarded-For says who the client is; unix: whoever "
+        "comes through a unix socket.",
     )
     blocked_timeout: Annotated[Seconds, AfterValidator(values.blocked_timeout)] = Field(
         30.0, description="A worker whose event loop stands still for this long is replaced; 0: never."
@@ -94,7 +90,7 @@ class StoreSettings(Section):
     """`[store]`"""
 
     root: Path = Field(default_factory=values.default_root, description="Folder of the cache, on one local filesystem.")
-    capacity: Annotated[str, AfterValidator(values.capacity)] = Field(
+    capacity: CapacityText = Field(
         "80%", description="How much space blobs may take: bytes (500GB, 2TiB) or a share of the disk (80%)."
     )
     high_water: float = Field(0.95, gt=0, le=1, description="Eviction starts above this fraction of the capacity.")
@@ -102,11 +98,11 @@ class StoreSettings(Section):
     partials_max_age: Seconds = Field(
         86400.0, description="An interrupted download that has not been resumed for this long is deleted."
     )
-    quarantine_max_size: Annotated[str, AfterValidator(values.size)] = Field(
+    quarantine_max_size: Size = Field(
         "1GB",
         description="Bytes of damaged blobs to keep for examination, at most a tenth of the capacity; 0: none.",
     )
-    tag_lists_max_size: Annotated[str, AfterValidator(values.size)] = Field(
+    tag_lists_max_size: Size = Field(
         "256MB",
         description="How much space tag lists that the mirror sorts may take on disk, in addition to the capacity.",
     )
@@ -118,7 +114,7 @@ class StoreSettings(Section):
         description="s3://name/prefix, gs://… or az://…: the bucket that keeps what is hosted; the disk is a cache.",
     )
     cache_in_bucket: bool = Field(False, description="Keep cached content in the bucket as well.")
-    bucket_capacity: Annotated[str, AfterValidator(values.rate)] | None = Field(
+    bucket_capacity: Rate | None = Field(
         None, description="How many bytes of cached content the bucket may have (2TB); not set: no limit."
     )
 
@@ -150,9 +146,7 @@ class ScrubSettings(Section):
         2592000.0,
         description="Time between the end of one scrub, which checks the digest of every blob, and the next; 0: never.",
     )
-    rate: Annotated[str, AfterValidator(values.rate)] = Field(
-        "20MB", description="How many bytes per second a scrub may read."
-    )
+    rate: Rate = Field("20MB", description="How many bytes per second a scrub may read.")
 
 
 class LogSettings(Section):
@@ -499,12 +493,12 @@ class HostedSettings(Section):
     repositories: list[Annotated[str, AfterValidator(values.name_pattern)]] = Field(
         ["**"], description="Patterns of the names, within the registry, that a push may create."
     )
-    quota: Annotated[str, AfterValidator(values.size)] | None = Field(
+    quota: Size | None = Field(
         None,
         description="How many bytes the registry's images may take, shared layers counted once; not set: no limit.",
     )
-    quotas: dict[Annotated[str, AfterValidator(values.name_pattern)], Annotated[str, AfterValidator(values.size)]] = (
-        Field({}, description='Limits for repositories, by patterns within the registry: "team-a/**" = "50GB".')
+    quotas: dict[Annotated[str, AfterValidator(values.name_pattern)], Size] = Field(
+        {}, description='Limits for repositories, by patterns within the registry: "team-a/**" = "50GB".'
     )
     keep_deleted: Seconds = Field(
         7 * 86400.0, description="How long deleted tags and manifests can be undeleted; 0: not at all."
@@ -577,7 +571,7 @@ class HostingSettings(Section):
     )
     max_uploads: int = Field(1000, ge=1, description="How many upload sessions may be open.")
     max_uploads_per_caller: int = Field(100, ge=1, description="How many of them may belong to one caller.")
-    min_upload_rate: Annotated[str, AfterValidator(values.size)] = Field(
+    min_upload_rate: Size = Field(
         "1KB",
         description="A request whose body arrives more slowly than this many bytes per second is ended; 0: never.",
     )
@@ -706,7 +700,7 @@ class AccessSettings(Section):
 
     anonymous: bool = Field(True, description="Whether clients that do not log in are let in.")
     htpasswd: Path | None = Field(None, description="Accounts: an htpasswd file with bcrypt hashes.")
-    groups: dict[str, list[str]] = Field({}, description='Groups of accounts, for rules: ops = ["alice"].')
+    groups: dict[str, Listed[str]] = Field({}, description='Groups of accounts, for rules: ops = ["alice"].')
     client_ca: Path | None = Field(
         None, description="PEM file; client certificates issued by these authorities let their holders in."
     )
@@ -814,9 +808,7 @@ class EventsSettings(Section):
     max_events: int = Field(
         100_000, ge=100, description="How many events may wait; beyond it, the oldest are given up and counted."
     )
-    max_size: Annotated[str, AfterValidator(values.size)] = Field(
-        "256MB", description="How many bytes they may take in the store."
-    )
+    max_size: Size = Field("256MB", description="How many bytes they may take in the store.")
     sample_pulls: int = Field(100, ge=1, description="Of so many pulls of manifests, one is reported, if asked for.")
     endpoint: list[EventEndpointSettings] = Field([])
 
@@ -864,7 +856,7 @@ class RouteSettings(Section):
         "refuse", description="What happens to a tag that was never seen before, until it is old enough."
     )
     require_digest: bool = Field(False, description="Refuse pulls by tag.")
-    max_size: Annotated[str, AfterValidator(values.size)] | None = Field(
+    max_size: Size | None = Field(
         None, description="Refuse images whose config and layers together are larger than this (20GB)."
     )
     signed_by: list[Path] = Field(
@@ -875,11 +867,11 @@ class RouteSettings(Section):
 class ContentSettings(Section):
     """`[content]`: what may be pulled at all."""
 
-    deny: list[Annotated[str, AfterValidator(values.image_pattern)]] = Field(
+    deny: Listed[Annotated[str, AfterValidator(values.image_pattern)]] = Field(
         [],
         description="registry/name, registry/name:tag (with * and **) or registry/name@digest; overrides allow.",
     )
-    allow: list[Annotated[str, AfterValidator(values.image_pattern)]] = Field(
+    allow: Listed[Annotated[str, AfterValidator(values.image_pattern)]] = Field(
         [], description="The same forms; if there are any, nothing else may be pulled."
     )
 
@@ -1002,9 +994,7 @@ class ReplicationSettings(Section):
         [],
         description="Tags that these callers moved last are not sent on: the logins of sites that replicate to here.",
     )
-    rate: Annotated[str, AfterValidator(values.rate)] | None = Field(
-        None, description="How many bytes per second the rule may send; not set: no limit."
-    )
+    rate: Rate | None = Field(None, description="How many bytes per second the rule may send; not set: no limit.")
 
     @property
     def plan(self) -> Plan:

@@ -14,23 +14,23 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from mirror.config import values
 from mirror.config.settings import Config, endpoint
-from mirror.values.durations import parse_duration
 
-#: A duration: `1h30m`, or a number of seconds. The pattern concerns the first alone, a bound the second.
+#: A duration: `1h30m`, or a number of seconds, which may have quotes. The pattern concerns text alone, a bound numbers.
 _DURATION: Final = {
     "type": ["number", "string"],
     "minimum": 0,
-    "pattern": r"^\s*([0-9]+(\.[0-9]+)?\s*([mM][sS]|[sSmMhHdDwW])\s*)+$",
+    "pattern": r"^\s*([0-9]+(\.[0-9]+)?\s*([mM][sS]|[sSmMhHdDwW])\s*)+$|^\s*[0-9]+(\.[0-9]+)?\s*$",
     "examples": ["30s", "10m", "6h", "7d"],
 }
 _BYTES: Final = r"[0-9]{1,20}(\.[0-9]{1,9})? ?(([kKmMgGtTpP][iI]?)?[bB])?"
-_SIZE: Final = {"pattern": rf"^\s*{_BYTES}\s*$", "examples": ["500GB", "20GiB", "1048576"]}
+_SIZE: Final = {"pattern": rf"^\s*{_BYTES}\s*$", "minimum": 0, "examples": ["500GB", "20GiB", "1048576"]}
 #: What is known of a string that one of these functions checks.
 _STRINGS: Final[dict[object, dict[str, Any]]] = {
     values.size: _SIZE,
-    values.rate: {**_SIZE, "examples": ["20MB", "5MiB"]},
+    values.rate: {**_SIZE, "minimum": 1, "examples": ["20MB", "5MiB"]},
     values.capacity: {
         "pattern": rf"^\s*({_BYTES}|[0-9]{{1,3}}(\.[0-9]{{1,9}})? ?%)\s*$",
+        "minimum": 1,
         "examples": ["80%", "500GB", "2TiB"],
     },
     values.listen: {"pattern": r"^(unix:/.*|.+:[0-9]{1,5})$", "examples": ["0.0.0.0:5000", "unix:/run/mirror.sock"]},
@@ -56,7 +56,9 @@ class _SettingsSchema(GenerateJsonSchema):
     def function_before_schema(self, schema: Any) -> dict[str, Any]:
         made = super().function_before_schema(schema)
         check = schema["function"]["function"]
-        if check is parse_duration:
+        if check is values.as_text:
+            return {**made, "type": ["integer", "string"]}
+        if check is values.seconds:
             return {**_DURATION, **{word: value for word, value in made.items() if word != "type"}}
         if check is values.split:
             return {"anyOf": [made, {"type": "string"}]}

@@ -7,10 +7,11 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
 )
 
@@ -27,7 +28,9 @@ from mirror.values.bucket_address import parse_bucket
 from mirror.values.durations import parse_duration
 from mirror.values.sizes import parse_capacity, parse_size
 
-Seconds = Annotated[float, BeforeValidator(parse_duration)]
+T = TypeVar("T")
+
+_NUMBER: Final = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
 
 
 def default_root() -> Path:
@@ -71,10 +74,12 @@ def listen(text: str) -> str:
 
 
 def split(value: object) -> object:
-    """The parts of a comma-separated string, since `a,b` in an environment variable is easier to write than JSON.
-    Anything else is returned as it is.
+    """The parts of a comma-separated string, since `a,b` in an environment variable is easier to write than JSON; none
+    of an empty one. Anything else is returned as it is.
     """
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",")] if value.strip() else []
 
 
 def admin_listen(text: str) -> str:
@@ -93,6 +98,16 @@ def is_loopback(address: str) -> bool:
 def capacity(text: str) -> str:
     parse_capacity(text)
     return text
+
+
+def seconds(written: Any) -> float:
+    """The duration in seconds. A number may be text, as everything is in the environment."""
+    return parse_duration(float(written) if isinstance(written, str) and _NUMBER.fullmatch(written) else written)
+
+
+def as_text(written: object) -> object:
+    """A whole number as text: `0` is a size, with and without quotes. Anything else is returned as it is."""
+    return str(written) if isinstance(written, int) and not isinstance(written, bool) else written
 
 
 def size(text: str) -> str:
@@ -230,3 +245,13 @@ def rate(text: str) -> str:
 def pin_pattern(text: str) -> str:
     PinRule(text)
     return text
+
+
+#: A duration: `1h30m`, or a number of seconds.
+Seconds = Annotated[float, BeforeValidator(seconds)]
+#: Sizes in bytes: `20GiB`, or a number of bytes. A rate is more than 0; a capacity may be a share of the disk.
+Size = Annotated[str, BeforeValidator(as_text), AfterValidator(size)]
+Rate = Annotated[str, BeforeValidator(as_text), AfterValidator(rate)]
+CapacityText = Annotated[str, BeforeValidator(as_text), AfterValidator(capacity)]
+#: A list that the environment sets, too: as JSON, or with commas.
+Listed = Annotated[list[T], BeforeValidator(split)]

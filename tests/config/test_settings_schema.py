@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
+from mirror.config import values
 from mirror.config.settings_schema import settings_schema
-from mirror.values.durations import parse_duration
 from mirror.values.sizes import parse_capacity, parse_size
 from tests.support.command import mirror
 
@@ -97,6 +97,8 @@ def test_the_pieces_on_the_pages_are_accepted() -> None:
         ('[server]\nidle_timeout = "5 parsecs"', "does not match"),
         ('[store]\ncapacity = "500G"', "does not match"),
         ('[scrub]\nrate = "fast"', "does not match"),
+        ("[scrub]\nrate = 0", "0 is less than the minimum of 1"),
+        ("[store]\nquarantine_max_size = -1", "-1 is less than the minimum of 0"),
         ('[log]\nlevel = "loud"', "is not one of"),
         ("[access]\ntoken_lifetime = 59", "less than the minimum of 60"),
         ('[[upstream]]\nurl = "https://ghcr.io"', "'name' is a required property"),
@@ -115,6 +117,10 @@ def test_a_mistake_is_refused(text: str, said: str) -> None:
         "[server]\nidle_timeout = 75",
         '[server]\nlisten = "127.0.0.1:5000,unix:/run/mirror.sock"',
         '[store]\ncapacity = "99.5 %"',
+        '[server]\nwait_for_upstream = "0"',
+        "[store]\nquarantine_max_size = 0",
+        "[scrub]\nrate = 5000000",
+        '[content]\ndeny = "docker.io/library/a,docker.io/library/b"',
         '[[upstream]]\nname = "a.example"\nendpoints = ["https://b.example", { url = "https://c.example" }]',
         '[[hosted]]\nname = "corp"\nquotas = { "team-a/**" = "50GB" }',
         '[[hosted]]\nname = "corp"\nimmutable = [{ except = ["latest"] }]',
@@ -160,7 +166,7 @@ def test_sizes_are_those_that_the_loader_reads(text: str) -> None:
 @given(st.lists(st.sampled_from(["5", "1.5", "s", "ms", "MS", "h", "d", "w", " ", "x", "."]), max_size=6).map("".join))
 def test_durations_are_those_that_the_loader_reads(text: str) -> None:
     try:
-        parse_duration(text)
+        values.seconds(text)
         reads = True
     except ValueError as error:
         reads = "30 years" in str(error)
