@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +27,9 @@ from mirror.hosting.rights import Sources
 from mirror.hosting.sessions import Sessions
 from mirror.hosting.upload_turns import UploadTurns
 from mirror.intake.integrity import Integrity
+from mirror.intake.rechecks import Rechecks
 from mirror.intake.tag_history import TagHistories, TamperProofClock
+from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.cluster.journal_names import of_repo
 from mirror.policy.hosted.push_checks import HostedRules
@@ -34,6 +38,7 @@ from mirror.repository.copied_blobs import CopiedBlobs
 from mirror.repository.hosted import HostedRepository, HostedVerbs
 from mirror.repository.hosted_content import HostedContent, HostedMemory
 from mirror.repository.shared import Shared
+from mirror.values.sizes import parse_size
 
 #: Seconds for which a HEAD or a mount, and a manifest, waits for bytes that are sent from the cache to the bucket.
 _PATIENCE: Final = 1.0
@@ -73,8 +78,9 @@ def open_hosting(
     storage: Storage,
     shared: Shared,
     is_hosted: Callable[[str], bool],
+    stack: AsyncExitStack,
 ) -> Hosting:
-    """Opens everything that hosted registries need."""
+    """Opens everything that hosted registries need; `stack` closes it. To be called on the event loop."""
 
     parts = disk_parts(config, storage, shared.histories.clocks)
     views = storage.hosted.pulled
@@ -92,7 +98,8 @@ def open_hosting(
     placing = Placing(parts, Links(parts, patience=_PATIENCE_OF_MANIFESTS))
     deleting = Deleting(parts, links, placing)
     settings = config.hosting
-    pushing = Pushing(parts, placing, deleting)
+    repeated = _recheck_repeated(config, storage, integrity, stack) if copied is None else lambda manifest: None
+    pushing = Pushing(parts, placing, deleting, repeated=repeated)
     sources = Sources(
         parts,
         links,
@@ -122,6 +129,19 @@ def open_hosting(
     rules = _rules(config)
     copying = Copying(parts, Links(parts), placing, pushing, sources, rules, pushing_threads)
     return Hosting(verbs, pulled, HostedMemory(pulled, shared.caches), integrity, shared, rules, copying, copied)
+
+
+def _recheck_repeated(
+    config: Config, storage: Storage, integrity: Integrity, stack: AsyncExitStack
+) -> Callable[[Manifest], None]:
+    """What is done about a push of an image that is here: see `Rechecks`."""
+    rechecks, loop = Rechecks(storage.contents, integrity, parse_size(config.scrub.rate)), asyncio.get_running_loop()
+    stack.push_async_callback(rechecks.aclose)
+
+    def repeated(manifest: Manifest) -> None:
+        loop.call_soon_threadsafe(rechecks.ask, [blob.digest for blob in manifest.blobs])
+
+    return repeated
 
 
 def _open_look(config: Config, storage: Storage) -> Callable[[Repo], Awaitable[Look]] | None:

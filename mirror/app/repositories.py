@@ -86,7 +86,7 @@ async def open_repositories(
     shared = _open_shared(
         config, storage, memo, filling, upstreams.table.label, now, TamperProofClock(now, steady), stack
     )
-    hosting = open_hosting(config, storage, shared, upstreams.table.hosts_registry)
+    hosting = open_hosting(config, storage, shared, upstreams.table.hosts_registry, stack)
     return Repositories(upstreams, shared, hosting, _open_router(config, storage, upstreams, shared, hosting, stack))
 
 

@@ -46,11 +46,18 @@ _MAY_NOT_OVERWRITE: Final = "and the rules do not let you overwrite it"
 
 @dataclass(frozen=True, slots=True)
 class PlacedTag:
-    """A tag that was written: its record and the version, and from which other manifest it was moved, if from any."""
+    """A tag that was written: its record and the version, and to what it pointed `before`; None: to nothing that the
+    repository has.
+    """
 
     record: TagRecord
     version: Version
-    moved_from: Digest | None
+    before: Digest | None
+
+    @property
+    def moved_from(self) -> Digest | None:
+        """The other manifest to which it pointed; None if there was none."""
+        return None if self.before == self.record.digest else self.before
 
 
 class Placing:
@@ -172,7 +179,7 @@ class Placing:
                 version = self._parts.catalog.put_tag(repo, record, expect=expected)
                 # not before: of two pushes that race, only the one that moved the tag may write the history
                 self._parts.histories.record_move(repo, was, fresh, AgeRule())
-                return PlacedTag(record, version, None if now == fresh.digest else now)
+                return PlacedTag(record, version, now)
         raise StoreError(f"the tag {repo}:{fresh.tag} was changed all the time")
 
     def _record(self, repo: Repo, fresh: TagRecord, same: TagRecord | None, was: TagRecord | None) -> TagRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -38,10 +38,21 @@ class ManifestPut:
 class Pushing:
     """Pushes of manifests into all hosted repositories."""
 
-    def __init__(self, parts: HostedParts, placing: Placing, deleting: Deleting) -> None:
+    def __init__(
+        self,
+        parts: HostedParts,
+        placing: Placing,
+        deleting: Deleting,
+        *,
+        repeated: Callable[[Manifest], None] = lambda manifest: None,
+    ) -> None:
+        """`repeated` is called, in any thread, with a manifest that was here already, under the same tags. Raises
+        nothing.
+        """
         self._parts = parts
         self._placing = placing
         self._deleting = deleting
+        self._repeated = repeated
 
     def __repr__(self) -> str:
         return "<Pushing>"
@@ -116,7 +127,8 @@ class Pushing:
         """Adds the tags to `written` as they are."""
         manifest, digest, size = put.manifest, put.manifest.digest, len(put.manifest.content)
         deleted = None
-        if not has_manifest(self._parts.catalog, repo, digest):
+        was_here = has_manifest(self._parts.catalog, repo, digest)
+        if not was_here:
             deleted = self._deleting.drop_stale_tags(repo, digest)
         record = ManifestRecord(digest, manifest.media_type, size, self._parts.now())
         self._placing.put_manifest(
@@ -130,3 +142,5 @@ class Pushing:
         if deleted is not None:
             with suppress(RecordChanged):
                 self._parts.records.drop_deleted_manifest(repo, digest, expect=deleted.version)
+        if was_here and all(placed.before == digest for placed in written):
+            self._repeated(manifest)

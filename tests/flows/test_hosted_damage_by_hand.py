@@ -1,4 +1,4 @@
-"""Records of a whole mirror that its disk has damaged: what clients and operators do about it, as running.md says."""
+"""Records and layers of a whole mirror that its disk has damaged: what clients and operators do about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.store.local.layout import Layout
 from mirror.store.records.record_keys import file_name
-from tests.support.live_mirror import noise
+from tests.support.live_mirror import noise, until
 from tests.support.push_client import PushClient, hosting_mirror
 
 _APP = Repo("corp", "app")
@@ -64,3 +64,41 @@ async def test_a_damaged_manifest_can_be_pulled_pushed_and_deleted(client: PushC
             assert (await client.ask("DELETE", f"/v2/corp/app/manifests/{digest}")).status == 202
             assert (await client.manifest("v1")).status == 404
         assert not _damaged(manifests), repair
+
+
+# ------------------------------------------------------------------------- layers with other bytes, as many as before
+
+
+def _rot(client: PushClient, digest: Digest) -> Path:
+    """Nobody reads all bytes of a stored blob before they are sent, so nobody notices."""
+    file = Path(Layout(client.mirror.root).hosted_blob(digest))
+    size = file.stat().st_size
+    file.chmod(0o600)
+    file.write_bytes(b"\0" * size)
+    return file
+
+
+async def test_155_a_layer_that_is_sent_again_replaces_a_damaged_one(client: PushClient) -> None:
+    """By clients that do not ask what is here: the bytes that they send were verified, those that are here long ago."""
+    await client.push_image("v1", _LAYER)
+    digest = Digest.of(_LAYER)
+    _rot(client, digest)
+    assert (await client.blob(digest)).body != _LAYER
+    await client.push_blob(_LAYER)
+    assert (await client.blob(digest)).body == _LAYER
+
+
+async def test_155_an_image_that_is_pushed_again_is_read_again(client: PushClient) -> None:
+    """By clients that ask: the first push finds the damage, and the next one sends the layer."""
+    manifest = await client.push_image("v1", _LAYER)
+    digest = Digest.of(_LAYER)
+    file = _rot(client, digest)
+    assert (await client.blob(digest, method="HEAD")).status == 200
+    # another tag is no such wish, and neither is another image
+    assert (await client.put(manifest, "v2")).status == 201
+    assert file.exists()
+    assert (await client.put(manifest, "v1")).status == 201
+    await until(lambda: not file.exists())
+    assert (await client.blob(digest, method="HEAD")).status == 404
+    await client.push_image("v1", _LAYER)
+    assert (await client.blob(digest)).body == _LAYER

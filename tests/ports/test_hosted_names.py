@@ -173,6 +173,20 @@ def test_a_hosted_blob_of_another_size_is_replaced(layout: Layout, hosted: Hoste
     assert not hosted.damaged()
 
 
+def test_a_blob_that_is_uploaded_again_gets_the_new_file(layout: Layout, hosted: HostedNames, tmp_path: Path) -> None:
+    """Whether the old one was damaged or not: nobody has read that since. The cache keeps its own."""
+    store, uploaded = LocalStore(layout), tmp_path / "uploaded"
+    store.put(DIGEST, CONTENT)
+    hosted.adopt(DIGEST)
+    damage(layout.hosted_blob(DIGEST), bytes(len(CONTENT)))
+    uploaded.write_bytes(CONTENT)
+    assert hosted.take_in(DIGEST, uploaded, len(CONTENT)).size == len(CONTENT)
+    assert LocalContents(layout).read(DIGEST, 1000) == CONTENT
+    assert store.stat(DIGEST).size == len(CONTENT)
+    assert not uploaded.exists()
+    assert not hosted.damaged()
+
+
 def test_a_damaged_record_of_the_queue_is_dropped_by_a_rescue(layout: Layout, hosted: HostedNames) -> None:
     """Until then it collects nothing, and another record does not replace it."""
     hosted.put(DIGEST, CONTENT)

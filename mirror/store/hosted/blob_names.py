@@ -29,6 +29,10 @@ not come back: the version of it that a collector remembers would then still be 
 answered meanwhile. Therefore its folder is synced before the lock is released. Few blobs have a record, so this costs
 nothing as a rule.
 
+A blob that is uploaded though it is hosted gets the new file: its bytes were verified just now, those of the old file
+long ago. So whoever pushes an image again repairs it, also where nobody has found the damage. If the cache's name led
+to the old file, it still does; the scrub reads both.
+
 Blobs that are pushed at the same time share the work of making names durable: whoever syncs first, syncs for all.
 """
 
@@ -143,7 +147,8 @@ class HostedNames:
 
     def take_in(self, digest: Digest, file: AnyPath, size: int) -> BlobInfo:
         """Give a file of `size` bytes the hosted name, and take the blob out of the queue. If the blob is hosted
-        already, its file stays, and `file` is deleted. Durable on return.
+        already, this file takes the place of the one before it, which may be damaged without anybody knowing. Durable
+        on return.
 
         The caller has checked that the bytes match the digest, and synced them. Raises `StoreFull`, `StoreError`; then
         the file is in its old place, or has the hosted name, which may not be durable.
@@ -153,10 +158,9 @@ class HostedNames:
         with store_errors(f"publishing {digest}"):
             self._make_folder(folder)
             with self._naming(digest):
-                if self._sound(digest, size) is None:
-                    os.rename(file, path)
-                else:
-                    os.unlink(file)
+                # only to say so if it had another size
+                self._sound(digest, size)
+                os.rename(file, path)
             # also if the blob was there: whoever published it may not have come to this point yet
             self._make_durable(folder)
             self._drop_damaged(digest)

@@ -71,8 +71,7 @@ class FileTaker(Protocol):
     """Hosted blobs that are made of files."""
 
     def take_in(self, digest: Digest, file: AnyPath, size: int) -> BlobInfo:
-        """Make a hosted blob of a file of `size` bytes, and take it out of the queue. If the blob is hosted already,
-        that one stays. Durable on return.
+        """Make a hosted blob of a file of `size` bytes, and take it out of the queue. Durable on return.
 
         The caller has checked that the bytes match the digest, and synced them. The file is moved or deleted. Raises
         `StoreFull`, `StoreError`: whether the file is in its old place is then uncertain.
