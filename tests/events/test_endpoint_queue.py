@@ -81,12 +81,10 @@ class _World:
 
     async def until(self, question: Callable[[], bool]) -> None:
         """Looks, at the same moment, until it is so."""
-        for _ in range(1000):
-            if question():
-                return
-            await self.queue.step()
-            await asyncio.sleep(0.001)
-        raise AssertionError(self.sender.sent)
+        async with asyncio.timeout(60):
+            while not question():
+                await self.queue.step()
+                await asyncio.sleep(0.001)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.forked_workers import ForkedWorkers
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import write_config
+from tests.support.process import PATIENCE, eventually
 from tests.support.ranged_upstream import RangedBody
 from tests.support.scripted import Answering, Request, Script, Stall
 from tests.support.stubborn import Stubborn
@@ -58,7 +60,13 @@ class _PartReaders:
         """Until so many more parts were read."""
         with self._counting:
             wanted = self.read + more
-            assert self._counting.wait_for(lambda: self.read >= wanted, 120), "no part came"
+            assert self._counting.wait_for(lambda: self.read >= wanted, PATIENCE), "no part came"
+
+    def wait_for_unverified(self) -> None:
+        """Until another part was read out of turn."""
+        with self._counting:
+            wanted = self.unverified + 1
+            assert self._counting.wait_for(lambda: self.unverified >= wanted, PATIENCE), "no part is read out of turn"
 
     def _run(self, chance: random.Random) -> None:
         while not self._leaving.is_set():
@@ -123,8 +131,11 @@ def test_41_killed_while_parts_are_read(
         Stubborn(workers.port, APPS, clients=2, tries=400, pause=0.01) as pulls,
         _PartReaders(workers.port, layers) as parts,
     ):
-        for _ in range(kills):
+        for number in range(kills):
             workers.start()
+            if number % 4 == 0:
+                # on a busy machine nothing may come in the time of the others
+                parts.wait_for_unverified()
             time.sleep(chance.uniform(0, 0.3))  # the moment of the fault, not a wait for anything
             workers.kill()
         workers.start()
@@ -158,6 +169,16 @@ def _slowly(request: Request, answer: Answering) -> Script:
     return [head, *(step for piece in pieces for step in (_Pause(), piece))]
 
 
+def _bounded(registry: FakeRegistry) -> list[str]:
+    """The ranges that were asked for and have an end, as those of further connections have."""
+    ranges = (request.header("Range") or "-" for request in registry.of_kind("blobs", "GET"))
+    return [each for each in ranges if not each.endswith("-")]
+
+
+def _asks_for_more(registry: FakeRegistry, before: int) -> bool:
+    return len(_bounded(registry)) > before
+
+
 def test_41_killed_while_a_blob_comes_over_several_connections(
     registry: FakeRegistry, tmp_path: Path, times: Callable[[str, int], int], tally: Tally
 ) -> None:
@@ -174,17 +195,24 @@ def test_41_killed_while_a_blob_comes_over_several_connections(
         ForkedWorkers(config) as workers,
         Stubborn(workers.port, [("library/large", "v1")], clients=2, tries=400, pause=0.01) as pulls,
     ):
-        for _ in range(kills):
+        for number in range(kills):
             workers.start()
+            if number % 4 == 0:
+                # on a busy machine no further connection may be open in the time of the others
+                before = len(_bounded(registry))
+                eventually(partial(_asks_for_more, registry, before), "a part is asked for")
             time.sleep(chance.uniform(0, 1.0))  # the moment of the fault, not a wait for anything
             workers.kill()
+            # cold again, where a machine was fast enough to fetch all of it
+            for file in (tmp_path / "store" / "blobs").glob("*/*/*"):
+                if file.stat().st_size > 1 << 20:
+                    file.unlink()
         workers.start()
         pulls.wait_for_pulls(2)
         pulls.leave()
     log = workers.log.read_text()
-    asked = [request.header("Range") or "" for request in registry.of_kind("blobs", "GET")]
-    bounded = [each for each in asked if each and not each.endswith("-")]
-    tally(kills=kills, pulls=pulls.pulled, requests=len(asked), bounded=len(bounded))
+    bounded = _bounded(registry)
+    tally(kills=kills, pulls=pulls.pulled, requests=registry.count("blobs", "GET"), bounded=len(bounded))
     assert bounded, "no blob came in parts, so nothing was tried"
     assert not pulls.corrupt
     assert not pulls.failed
@@ -253,7 +281,10 @@ def test_42_power_cuts_of_spans(
     kept = steps = 0
     with Ext4(tmp_path) as disk:
         root = disk.mount_point / "store"
-        for number in range(cuts):
+        for number in count():
+            # on a busy machine nothing may be synced in the time of the first ones
+            if number >= cuts and kept:
+                break
             boot()
             LocalStore(Layout(root))
             user = _Spans(root, random.Random(number))
@@ -281,5 +312,4 @@ def test_42_power_cuts_of_spans(
             assert spans is not None or not user.noted
             kept += len(here)
             steps += user.steps
-    tally(cuts=cuts, steps=steps, kept=kept)
-    assert kept, "nothing was synced before any cut, so nothing was tried"
+    tally(cuts=number, steps=steps, kept=kept)
