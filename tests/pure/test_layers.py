@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Final
 
@@ -271,37 +270,70 @@ def test_pure_folders_do_nothing(folder: str) -> None:
     ]
 
 
-_IMPORT_ALONE = """
-import gc, importlib, os, sys, traceback
-# a child that looks for cycles among what it has from its parent copies all of that
-gc.disable()
-import aiocache, aiohttp.web, aiosqlite, bcrypt, cachetools, cryptography.fernet, cryptography.x509, cronsim, jwt
-import opentelemetry.trace, prometheus_client.multiprocess, pydantic_settings, redis.asyncio, rich.progress, rich.table
-import semantic_version, structlog, tarfile, tomlkit, tomllib, typer, uvloop, yaml
-# what the package is compiled to is kept for the next child, whatever this run was started with
-sys.pycache_prefix, sys.dont_write_bytecode = sys.argv.pop(1), False
-gc.freeze()
-failed = []
-for name in sys.argv[1:]:
-    child = os.fork()  # the libraries are loaded already; of the package nothing is
-    if not child:
-        assert not [one for one in sys.modules if one.split(".")[0] == "mirror"]
-        try:
-            importlib.import_module(name)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        failed.append(name)
-sys.exit(f"cannot be imported alone: {failed}" if failed else 0)
-"""
+def _run_at_import(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that a module makes while it is imported: not those within functions, nor those for mypy alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from _run_at_import(other)
+        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _run_at_import(child)
 
 
-def test_every_module_can_be_imported_alone(tmp_path: Path) -> None:
+def _needed(module: str, tree: ast.Module, modules: Collection[str]) -> set[str]:
+    """The modules of the package that have to be whole before this one can be."""
+    named = set[str]()
+    for node in _run_at_import(tree):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        else:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            named |= {name if name in modules else str(node.module) for name in names}
+    # the packages around a module are imported before it; those around this one have begun already
+    around = {package for name in named for package in _packages(name)} - {*_packages(module), module}
+    return {name for name in named | around if name in modules}
+
+
+def _packages(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    return (".".join(parts[:length]) for length in range(1, len(parts)))
+
+
+def _circle(trees: Mapping[str, ast.Module]) -> list[str]:
+    """Modules of which each imports the one before it; empty if there is no circle."""
+    try:
+        TopologicalSorter({module: _needed(module, tree, trees) for module, tree in trees.items()}).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_every_module_can_be_imported_alone() -> None:
     """No module needs another one to be imported before it: there are no circles."""
-    names = [name for name in _modules() if name != "mirror.__main__"]
-    done = subprocess.run(
-        [sys.executable, "-c", _IMPORT_ALONE, tmp_path, *names], cwd=_ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    files = {module: _ROOT.joinpath(*module.split(".")) for module in _modules()}
+    texts = {
+        module: (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+        for module, path in files.items()
+    }
+    assert _circle({module: ast.parse(text) for module, text in texts.items()}) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "circle"),
+    [
+        ({"m": "", "m.a": "from m.b import x", "m.b": "from m.a import y"}, {"m.a", "m.b"}),
+        ({"m": "", "m.a": "from m.b import x", "m.b": "def f():\n    from m.a import y"}, set()),
+        ({"m": "", "m.a": "from m.b import x", "m.b": "if TYPE_CHECKING:\n    from m.a import y"}, set()),
+        ({"m": "", "m.a": "try:\n    import m.b\nfinally:\n    pass", "m.b": "from m import a"}, {"m.a", "m.b"}),
+        # a package that is made of its modules
+        ({"m": "", "m.p": "from m.p.a import x", "m.p.a": "from m.p.b import y", "m.p.b": ""}, set()),
+        ({"m": "", "m.p": "from m.p.a import x", "m.p.a": "from m.p import y"}, {"m.p", "m.p.a"}),
+        # whoever imports a module of a package imports the package first
+        ({"m": "", "m.p": "from m.a import x", "m.p.b": "", "m.a": "from m.p.b import y"}, {"m.p", "m.a"}),
+    ],
+)
+def test_circles_of_imports_are_found(texts: Mapping[str, str], circle: set[str]) -> None:
+    """The same with modules that do not exist: what is found is what Python could not import."""
+    assert {*_circle({module: ast.parse(text) for module, text in texts.items()})} == circle
