@@ -1,14 +1,14 @@
 """The referrers of a manifest among the manifests that a repository has here (distribution-spec, "Listing Referrers").
 
-The manifests of a repository are listed at most once every few seconds, and each is read only once: its bytes never
-change.
+The manifests of a repository are listed at most once every few seconds, and each is read only once to learn its
+subject: its bytes never change. What a page of the list shows is read for that page: annotations may be megabytes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,13 +19,14 @@ from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
+from mirror.policy.referrer_pages import ReferrersPage, first_page
 from mirror.ports import BlobStore, Catalog
 
 #: Seconds for which the result of a scan is used.
 _READ_EVERY: Final = 2.0
 
-#: For each manifest: its subject, and its own descriptor as a referrers list gives it.
-_Seen = Mapping[Digest, tuple[Digest | None, Descriptor]]
+#: For each manifest: its subject, if it has one.
+_Seen = Mapping[Digest, tuple[Digest | None]]
 
 
 class ReferrerScan:
@@ -37,15 +38,15 @@ class ReferrerScan:
         self._once = once
         self._now = now
         self._read: LruCache[Repo, tuple[float, _Seen]] = LruCache(
-            32 << 20, lambda read: 512 + 768 * len(read[1]), name="referrers"
+            32 << 20, lambda read: 512 + 512 * len(read[1]), name="referrers"
         )
 
     def __repr__(self) -> str:
         return f"<ReferrerScan {self._read}>"
 
-    async def to(self, repo: Repo, digest: Digest) -> list[Descriptor] | None:
-        """Returns the descriptors of the manifests whose subject is `digest`, sorted by digest; None if the repository
-        has no manifest here at all.
+    async def to(self, repo: Repo, digest: Digest, after: Digest | None = None) -> ReferrersPage | None:
+        """Returns a page of the descriptors of the manifests whose subject is `digest`, sorted by digest, those after
+        `after`; None if the repository has no manifest here at all.
 
         Raises `StoreError` if a manifest cannot be read: a list without it would claim that there is no signature.
         """
@@ -57,23 +58,28 @@ class ReferrerScan:
             self._read[repo] = read
         if not read[1]:
             return None
-        referrers = [descriptor for subject, descriptor in read[1].values() if subject == digest]
-        return sorted(referrers, key=lambda descriptor: descriptor.digest)
+        names = [each for each, (subject,) in read[1].items() if subject == digest and (after is None or each > after)]
+        if not names:
+            return ReferrersPage()
+        key = "referrers", repo, digest, after
+        return await self._once.run(key, lambda: asyncio.to_thread(self._page, repo, sorted(names)))
+
+    def _page(self, repo: Repo, names: Sequence[Digest]) -> ReferrersPage:
+        found = (manifest_to_serve(self._store, self._catalog, repo, digest) for digest in names)
+        return first_page(referrer_descriptor(stored.manifest) for stored in found if stored is not None)
 
     def _from_disk(self, repo: Repo, before: _Seen) -> _Seen:
-        def read(repo: Repo, digest: Digest) -> tuple[Digest | None, Descriptor] | None:
-            return before.get(digest) or self._read_manifest(repo, digest)
+        def read(repo: Repo, digest: Digest) -> tuple[Digest | None] | None:
+            return before.get(digest) or self._read_subject(repo, digest)
 
         return {digest: seen for _, digest, seen in walk(self._catalog, read, damaged_may_be_missing, [repo])}
 
-    def _read_manifest(self, repo: Repo, digest: Digest) -> tuple[Digest | None, Descriptor] | None:
+    def _read_subject(self, repo: Repo, digest: Digest) -> tuple[Digest | None] | None:
         stored = manifest_to_serve(self._store, self._catalog, repo, digest)
         if stored is None:
             return None
-        manifest = stored.manifest
-        if manifest.subject is None:
-            return None, manifest.descriptor
-        return manifest.subject.digest, referrer_descriptor(manifest)
+        subject = stored.manifest.subject
+        return (None if subject is None else subject.digest,)
 
 
 def referrer_descriptor(manifest: Manifest) -> Descriptor:

@@ -201,8 +201,8 @@ class ReferrerEntries(Protocol):
     def drop_referrer(self, repo: Repo, subject: Digest, digest: Digest) -> None:
         """Delete an entry. Repeatable."""
 
-    def referrers(self, repo: Repo, subject: Digest) -> Sequence[Descriptor]:
-        """The entries of a subject, sorted by digest, with annotations and artifact type."""
+    def referrer(self, repo: Repo, subject: Digest, digest: Digest) -> Descriptor | None:
+        """The entry of one referrer of a subject, with annotations and artifact type; None if there is none."""
 
     def referrer_digests(self, repo: Repo, subject: Digest) -> Iterable[Digest]:
         """The digests of all entries of a subject, in no order. Entries are not opened."""

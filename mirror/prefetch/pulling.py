@@ -26,6 +26,7 @@ from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
 from mirror.oci.strict_json import read_json
 from mirror.oci.text import printable
+from mirror.repository.all_referrers import all_referrers
 from mirror.repository.answers import ManifestAnswer, Outcome
 from mirror.repository.protocol import Fetchable, Readable
 from mirror.values.platforms import Platform, read_platform, wanted_children
@@ -251,14 +252,17 @@ class _ImagePull:
 
     async def _pull_referrers(self, digest: Digest, depth: int) -> None:
         """Fetch the referrers of this manifest (signatures, SBOMs), and their referrers in turn."""
+
+        async def listed() -> list[Descriptor]:
+            return [referrer async for referrer in all_referrers(self._source, digest)]
+
         try:
-            listing = await self._retried(lambda: self._source.referrers(digest))
+            referrers = await self._retried(listed)
         except MirrorError as error:
             self.result.problems.append(f"the referrers of {digest} could not be listed: {error}")
             return
         await _all(
-            self._pull_manifest(referrer, depth - 1, signed=False, refers=True)
-            for referrer in self._unseen(listing.items)
+            self._pull_manifest(referrer, depth - 1, signed=False, refers=True) for referrer in self._unseen(referrers)
         )
 
     async def _pull_attached(self, tag: str, depth: int) -> None:

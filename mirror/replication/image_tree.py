@@ -10,6 +10,7 @@ Manifests are read through the repository as clients see it, so rules about cont
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,7 @@ from mirror.oci.attachments import ATTESTED_DIGEST, attachment_tags, image_of_ta
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
+from mirror.repository.all_referrers import all_referrers
 from mirror.repository.protocol import Readable
 from mirror.values.platforms import Platform, wanted_children
 
@@ -121,16 +123,17 @@ class _TreeReader:
 
     async def referrers_of(self, manifest: Manifest, depth: int) -> None:
         """Collect the referrers of a manifest, and their referrers in turn."""
-        for each in (await self._source.referrers(manifest.digest)).items:
-            if each.digest in self._seen:
-                continue
-            try:
-                referrer = await self.manifest(each.digest)
-            except (ManifestUnknown, Denied):
-                # listed, but no client can pull it
-                continue
-            await self.walk(referrer, self.referrers, depth - 1)
-            await self.referrers_of(referrer, depth - 1)
+        async with aclosing(all_referrers(self._source, manifest.digest)) as listed:
+            async for each in listed:
+                if each.digest in self._seen:
+                    continue
+                try:
+                    referrer = await self.manifest(each.digest)
+                except (ManifestUnknown, Denied):
+                    # listed, but no client can pull it
+                    continue
+                await self.walk(referrer, self.referrers, depth - 1)
+                await self.referrers_of(referrer, depth - 1)
 
     async def attached_to(self, manifest: Manifest) -> None:
         """Collect what is kept under tags that are made from the manifest's digest."""

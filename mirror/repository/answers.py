@@ -108,7 +108,7 @@ class Listing:
     items: tuple[Any, ...]
     outcome: Outcome
     upstream: str
-    #: True if more items follow: tags are given page by page.
+    #: True if more items follow: lists are given page by page.
     more: bool = False
 
     @classmethod

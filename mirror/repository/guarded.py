@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Final, Generic, Protocol, TypeVar
 
 from mirror.aio.caches import LruCache, TtlCache
@@ -31,6 +31,7 @@ from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.policy.content_rules import ContentLists, ContentRule, check_size
 from mirror.ports import BlobObject
+from mirror.repository.all_referrers import all_referrers
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, PartialContent
 from mirror.repository.hosted import HostedRepository
 from mirror.repository.protocol import GivesParts, InBucket, Pusher, Readable
@@ -185,10 +186,10 @@ class GuardedRepository(Generic[R]):
         self._lists.check_blob(self.repo, digest)
         return await self._inner.read(digest, limit)
 
-    async def referrers(self, digest: Digest) -> Listing:
-        """Returns descriptors of the referrers. Raises `Denied`, and like `inner`."""
+    async def referrers(self, digest: Digest, after: Digest | None = None) -> Listing:
+        """Returns a page of the referrers. Raises `Denied`, and like `inner`."""
         self._lists.check_blob(self.repo, digest)
-        return await self._inner.referrers(digest)
+        return await self._inner.referrers(digest, after)
 
 
 class GuardedProxy(GuardedRepository[ProxiedRepository]):
@@ -330,9 +331,14 @@ async def _find_signature(repository: Readable, digest: Digest, keys: Sequence[P
 
     if await is_in(signature_tag(digest)):
         return True
-    for referrer in (await repository.referrers(digest)).items[:_MOST_REFERRERS]:
-        if await is_in(referrer.digest):
-            return True
+    left = _MOST_REFERRERS
+    async with aclosing(all_referrers(repository, digest)) as referrers:
+        async for referrer in referrers:
+            if await is_in(referrer.digest):
+                return True
+            left -= 1
+            if not left:
+                break
     return False
 
 

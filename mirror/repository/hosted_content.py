@@ -11,7 +11,6 @@ record of a manifest gives the right all the same: its name is the manifest's di
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final
@@ -40,6 +39,7 @@ from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.policy.records import ManifestRecord
+from mirror.policy.referrer_pages import ReferrersPage, first_page
 from mirror.ports import BlobInfo, BlobObject, BlobReader, Look
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import CachedTag, Caches
@@ -78,14 +78,14 @@ class HostedMemory:
             threads=threads,
             weight=lambda tags: 512 + 128 * len(tags or ()),
         )
-        self.referrers: Remembered[Digest, tuple[Descriptor, ...]] = Remembered(
+        self.referrers: Remembered[tuple[Digest, Digest | None], ReferrersPage] = Remembered(
             "hosted referrers",
             changes,
             once,
             now,
             most=_MOST_LISTED,
             threads=threads,
-            weight=lambda found: 512 + 2048 * len(found),
+            weight=lambda page: 1024 + 2048 * len(page.items) + 2 * page.size,
         )
 
     def __repr__(self) -> str:
@@ -349,37 +349,40 @@ class HostedContent:
             return False
         return record is not None and record.digest == digest
 
-    async def referrers(self, digest: Digest) -> Listing:
-        """Returns descriptors of the referrers of a manifest, which may be absent. Raises `StoreError`."""
+    async def referrers(self, digest: Digest, after: Digest | None = None) -> Listing:
+        """Returns a page of the referrers of a manifest, which may be absent. Raises `StoreError`."""
         look = Look.COUNTS if self._parts.look is None else await self._parts.look(self.repo)
-        found = await self._memory.referrers.get(self.repo, digest, lambda: self._read_referrers(digest), look=look)
-        return Listing(found, _outcome(look), self.repo.registry)
+        page = await self._memory.referrers.get(
+            self.repo, (digest, after), lambda: self._read_referrers(digest, after), look=look
+        )
+        return Listing(page.items, _outcome(look), self.repo.registry, page.more)
 
-    def _read_referrers(self, subject: Digest) -> tuple[Descriptor, ...]:
+    def _read_referrers(self, subject: Digest, after: Digest | None) -> ReferrersPage:
         """Blocking: returns the manifests here whose subject this is, and those that clients which do not know the API
         have listed under the referrers tag (distribution-spec, "Referrers Tag Schema").
         """
         catalog = self._parts.catalog
-        found = {
-            entry.digest: entry
-            for entry in self._read_entries(subject)
-            if has_manifest(catalog, self.repo, entry.digest)
-        }
+        entries = frozenset(self._parts.records.referrer_digests(self.repo, subject))
         tag = catalog.get_tag(self.repo, referrers_tag(subject))
         index = self._read_manifest(tag.digest) if tag else None
-        if index is not None and index.is_index:
-            for each in index.manifests:
-                found.setdefault(each.digest, each)
-        return tuple(found[digest] for digest in sorted(found))
+        listed = {each.digest: each for each in index.manifests} if index is not None and index.is_index else {}
 
-    def _read_entries(self, subject: Digest) -> Iterable[Descriptor]:
-        """Blocking: the entries of a subject. If one is damaged, the manifests say what is in them."""
-        records = self._parts.records
+        def read(digest: Digest) -> Descriptor | None:
+            found = None
+            if digest in entries and has_manifest(catalog, self.repo, digest):
+                found = self._read_entry(subject, digest)
+            return found or listed.get(digest)
+
+        names = (digest for digest in entries | listed.keys() if after is None or digest > after)
+        return first_page(filter(None, map(read, sorted(names))))
+
+    def _read_entry(self, subject: Digest, digest: Digest) -> Descriptor | None:
+        """Blocking: one entry of a subject. If it is damaged, the manifest says what is in it."""
         try:
-            return records.referrers(self.repo, subject)
+            return self._parts.records.referrer(self.repo, subject, digest)
         except RecordDamaged:
-            manifests = map(self._read_manifest, records.referrer_digests(self.repo, subject))
-            return [referrer_descriptor(manifest) for manifest in manifests if manifest is not None]
+            manifest = self._read_manifest(digest)
+            return None if manifest is None else referrer_descriptor(manifest)
 
 
 def _outcome(look: Look) -> Outcome:

@@ -51,8 +51,10 @@ class Readable(Protocol):
     async def tags(self, last: str, count: int) -> Listing:
         """Returns up to `count` tags after `last`, sorted. Raises `NameUnknown`, `UpstreamError`, `StoreError`."""
 
-    async def referrers(self, digest: Digest) -> Listing:
-        """Returns descriptors of the manifests whose subject is `digest`. Raises like `tags`."""
+    async def referrers(self, digest: Digest, after: Digest | None = None) -> Listing:
+        """Returns descriptors of the manifests whose subject is `digest`: as many as fit in a page, of those after the
+        digest `after`. Raises like `tags`.
+        """
 
     def has(self, digest: Digest) -> bool:
         """True if the store has the content, from any repository. Fast enough for the event loop."""

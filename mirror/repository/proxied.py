@@ -20,6 +20,7 @@ from mirror.oci.manifest import is_manifest_type, read_descriptor
 from mirror.oci.reference import Reference
 from mirror.oci.request import Kind
 from mirror.policy.records import ManifestRecord
+from mirror.policy.referrer_pages import ReferrersPage, page_of
 from mirror.ports import Upstream
 from mirror.repository.answers import Listing, ManifestAnswer, Outcome
 from mirror.repository.caches import Caches
@@ -31,6 +32,8 @@ from mirror.repository.tag_pages import LIST_FOR, TagPages
 
 #: Manifests that upstream is asked for, one after the other, until it has one of them.
 _PROOFS: Final = 3
+#: Referrers that are read on the event loop.
+_FEW: Final = 200
 
 
 class ProxiedRepository:
@@ -129,9 +132,9 @@ class ProxiedRepository:
             return Listing.page(pulled, last, count, Outcome.STALE, self._upstream.name)
         return Listing(page.tags, Outcome.NONE, self._upstream.name, page.more)
 
-    async def referrers(self, digest: Digest) -> Listing:
-        """Returns descriptors of the manifests whose subject is `digest`. While upstream is down, those that were
-        pulled are listed instead. Raises `UpstreamError`, `StoreError`.
+    async def referrers(self, digest: Digest, after: Digest | None = None) -> Listing:
+        """Returns a page of the manifests whose subject is `digest`. While upstream is down, those that were pulled are
+        listed instead. Raises `UpstreamError`, `StoreError`.
         """
 
         async def ask() -> list[dict[str, Any]]:
@@ -143,9 +146,15 @@ class ProxiedRepository:
             key = caller_key(f"referrers {self.repo}@{digest}")
             answer = await self._questions.memo.share(key, ask, LIST_FOR)
         except (UpstreamUnavailable, UpstreamThrottled):
-            pulled = await self._stored.referrers(digest)
-            if not pulled:
+            pulled = await self._stored.referrers(digest, after)
+            if pulled is None or not (pulled.items or after):
                 # an empty list would claim that there are no referrers, such as signatures
                 raise
-            return Listing(tuple(pulled), Outcome.STALE, self._upstream.name)
-        return Listing(tuple(read_descriptor(item) for item in answer), Outcome.NONE, self._upstream.name)
+            return Listing(pulled.items, Outcome.STALE, self._upstream.name, pulled.more)
+
+        def page() -> ReferrersPage:
+            return page_of([read_descriptor(item) for item in answer], after)
+
+        # of thousands, this takes a tenth of a second
+        found = page() if len(answer) <= _FEW else await asyncio.to_thread(page)
+        return Listing(found.items, Outcome.NONE, self._upstream.name, found.more)

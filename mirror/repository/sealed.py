@@ -38,6 +38,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference
 from mirror.policy.hosted_records import BlobLink, LinkState
+from mirror.policy.referrer_pages import ReferrersPage
 from mirror.ports import BlobInfo, BlobReader
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import LOOK_EVERY, CachedTag, Caches
@@ -239,15 +240,16 @@ class SealedRepository:
             raise self._unknown()
         return Listing.page(tags, last, count, Outcome.HIT, self.repo.registry)
 
-    async def referrers(self, digest: Digest) -> Listing:
-        """Returns descriptors of the stored manifests whose subject is `digest`. Raises `NameUnknown` like `tags`, and
+    async def referrers(self, digest: Digest, after: Digest | None = None) -> Listing:
+        """Returns a page of the stored manifests whose subject is `digest`. Raises `NameUnknown` like `tags`, and
         `StoreError`.
         """
         await self._restore_all()
-        referrers = await self._stored.referrers(digest)
-        if referrers is None and not await self._stored.tags():
+        page = await self._stored.referrers(digest, after)
+        if page is None and not await self._stored.tags():
             raise self._unknown()
-        return Listing(tuple(referrers or ()), Outcome.HIT, self.repo.registry)
+        page = page or ReferrersPage()
+        return Listing(page.items, Outcome.HIT, self.repo.registry, page.more)
 
     async def _restore_all(self) -> None:
         """Brings back what the disk has lost of this repository. If it is not known whether there is more, the list has

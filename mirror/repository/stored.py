@@ -12,9 +12,10 @@ from mirror.graph.manifests import StoredManifest, has_blob
 from mirror.graph.walk import embedded_blob
 from mirror.intake.intake import Intake
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import Descriptor, Manifest
+from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ManifestRecord
+from mirror.policy.referrer_pages import ReferrersPage
 from mirror.ports import BlobStore, Catalog
 from mirror.repository.caches import Caches
 
@@ -110,6 +111,6 @@ class StoredRepository:
         """Returns the tags, sorted."""
         return await asyncio.to_thread(self.catalog.tags, self.repo)
 
-    async def referrers(self, digest: Digest) -> list[Descriptor] | None:
-        """Returns the manifests whose subject is `digest`; None if the repository has no manifest at all."""
-        return await self._caches.referrers.to(self.repo, digest)
+    async def referrers(self, digest: Digest, after: Digest | None = None) -> ReferrersPage | None:
+        """Returns a page of the manifests whose subject is `digest`; None if the repository has no manifest at all."""
+        return await self._caches.referrers.to(self.repo, digest, after)

@@ -35,7 +35,7 @@ from mirror.errors import (
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.virtual.members import Answering, VirtualRules
-from mirror.policy.virtual.merging import TagPart, merge_referrers, merge_tags
+from mirror.policy.virtual.merging import ReferrersPart, TagPart, merge_referrers, merge_tags
 from mirror.ports import BlobObject
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, PartialContent
 from mirror.repository.protocol import Fetchable, GivesParts, InBucket, Readable
@@ -337,11 +337,11 @@ class VirtualRepository:
             raise UpstreamInvalid("a page of the tag list has no tags, and more pages follow", upstream=upstream)
         return Listing(tuple(page.tags), _outcome(listings), listings[0].upstream, page.more)
 
-    async def referrers(self, digest: Digest) -> Listing:
+    async def referrers(self, digest: Digest, after: Digest | None = None) -> Listing:
         """See `Readable`."""
-        listings = await self._lists(lambda member: member.referrers(digest), "referrers")
-        found = merge_referrers(listing.items for listing in listings)
-        return Listing(found, _outcome(listings), listings[0].upstream)
+        listings = await self._lists(lambda member: member.referrers(digest, after), "referrers")
+        page = merge_referrers([ReferrersPart(listing.items, listing.more) for listing in listings])
+        return Listing(page.items, _outcome(listings), listings[0].upstream, page.more)
 
     async def _lists(self, ask: Callable[[Readable], Awaitable[Listing]], what: str) -> Sequence[Listing]:
         """The lists of all members that have the name; at least one. Raises the error of a member that cannot answer,

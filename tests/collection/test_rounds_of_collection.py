@@ -394,7 +394,7 @@ def test_dangling_referrers_go_if_that_is_set() -> None:
     world.collect(20, pause=GRACE)
     assert {tagged, named, attached} <= world.hosted()
     assert not {dangling, Digest.of(b"sig")} & world.hosted()
-    assert not world.records.referrers(APP, gone)
+    assert not list(world.records.referrer_digests(APP, gone))
 
 
 def test_a_referrer_that_an_index_names_comes_back_after_a_crash() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from mirror.oci.manifest import LARGEST, OCI_INDEX, OCI_MANIFEST
 from tests.support.fake_registry import FakeRegistry, html, silence, status
 from tests.support.live_mirror import LiveMirror, reached
 from tests.support.scripted import Scripted, Stall, reply, reply_json
@@ -210,6 +211,46 @@ async def test_filtered(mirror: LiveMirror, subject: Digest) -> None:
         answer = await mirror.ask(f"/v2/library/app/referrers/{subject}?artifactType={kind.replace('/', '%2F')}")
         assert answer.headers["OCI-Filters-Applied"] == "artifactType"
         assert [one["artifactType"] for one in answer.json["manifests"]] == [kind] * count
+
+
+async def test_pages_of_referrers(registry: FakeRegistry, mirror: LiveMirror, subject: Digest) -> None:
+    """A list that takes more bytes here than a manifest may have comes in pages, each of which links to the next. A
+    client that asks for one type gets the first page that has some of it.
+    """
+    digests = sorted(Digest.of(b"%d" % number) for number in range(5))
+    kinds = ["application/x.large"] * 4 + ["application/x.small"]
+    index = {
+        "manifests": [
+            {
+                "mediaType": OCI_MANIFEST,
+                "digest": str(digest),
+                "size": 7,
+                "artifactType": kind,
+                # three bytes in the list of upstream, six in ours
+                "annotations": {"filling": "\u202e" * 250_000},
+            }
+            for digest, kind in zip(digests[::-1], kinds[::-1], strict=True)
+        ]
+    }
+    body = json.dumps(index, ensure_ascii=False).encode()
+    registry.fail("referrers", lambda request, answer: reply(200, body))
+    base = f"/v2/library/app/referrers/{subject}"
+    target, pages, found = base, 0, []
+    while target:
+        answer = await mirror.ask(target)
+        assert len(answer.body) <= LARGEST
+        found += [each["digest"] for each in answer.json["manifests"]]
+        pages += 1
+        link = re.fullmatch(r'<(.+)>; rel="next"', answer.headers.get("Link", ""))
+        target = link[1] if link else ""
+    assert pages == 3
+    assert found == [str(digest) for digest in digests]
+    [small] = (await mirror.ask(f"{base}?artifactType=application/x.small")).json["manifests"]
+    assert small["digest"] == str(digests[-1])
+    for last in ("sha256:0", "none"):
+        answer = await mirror.ask(f"{base}?last={last}")
+        assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
+    assert registry.count("referrers") == 1
 
 
 @pytest.mark.parametrize("api", [True, False])

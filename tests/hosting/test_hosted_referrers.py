@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mirror.oci.attachments import referrers_tag
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import OCI_INDEX
+from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor
+from mirror.oci.reference import Repo
+from mirror.repository.all_referrers import all_referrers
 from tests.support.hosted_world import TEAM, Caller, HostedWorld, descriptor, image, manifest, push, upload
 
 ALICE = Caller("user:alice", TEAM)
@@ -54,3 +58,39 @@ async def test_what_older_clients_list_under_a_tag_counts_as_well(world: HostedW
     await push(repository, manifest(mediaType=OCI_INDEX, manifests=listed), ALICE, referrers_tag(SUBJECT))
     found = {each.digest: each.artifact_type for each in (await repository.referrers(SUBJECT)).items}
     assert found == {Digest.of(new): "application/new", Digest.of(old): "application/old"}
+
+
+async def test_referrers_with_very_much_to_say(world: HostedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may push can give a subject any number of referrers, each with annotations as large as a manifest. A page
+    reads and remembers no more of them than a client takes at once; page by page, all are there.
+    """
+    [repository] = world.open(TEAM)
+    await upload(repository, b"{}", ALICE)
+    pushed = []
+    for number in range(9):
+        content = manifest(
+            config=descriptor(b"{}", "application/vnd.example.sig"),
+            layers=[],
+            subject=descriptor(IMAGE),
+            annotations={"filling": str(number) * (LARGEST // 3)},
+        )
+        await push(repository, content, ALICE, Digest.of(content))
+        pushed.append(Digest.of(content))
+    read: list[Digest] = []
+    reading = world.records.referrer
+
+    def counted(repo: Repo, subject: Digest, digest: Digest) -> Descriptor | None:
+        read.append(digest)
+        entry: Descriptor | None = reading(repo, subject, digest)
+        return entry
+
+    monkeypatch.setattr(world.records, "referrer", counted)
+    for _ in range(2):
+        page = await repository.referrers(SUBJECT)
+        assert [each.digest for each in page.items] == sorted(pushed)[:2]
+        assert page.more
+        # and the first one of the next page, only once
+        assert read == sorted(pushed)[:3]
+    assert [each.digest async for each in all_referrers(repository, SUBJECT)] == sorted(pushed)
+    last = await repository.referrers(SUBJECT, sorted(pushed)[-1])
+    assert (last.items, last.more) == ((), False)

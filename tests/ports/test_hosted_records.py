@@ -24,6 +24,7 @@ from tests.support.hosted_records_suite import (
     deleted,
     deleted_tag,
     link,
+    referrers_of,
     renew,
     signature,
 )
@@ -105,7 +106,7 @@ def test_a_damaged_record_is_not_absent(layout: Layout, text: bytes) -> None:
             file.write_bytes(text)
     reads: list[tuple[str, Callable[[], object]]] = [
         (f"the link of {APP} to {ONE}", lambda: records.link(APP, ONE)),
-        (f"the entry of {APP}@{ONE}, which refers to {TWO},", lambda: records.referrers(APP, TWO)),
+        (f"the entry of {APP}@{ONE}, which refers to {TWO},", lambda: referrers_of(records, APP, TWO)),
         (f"the record of the deleted manifest {APP}@{ONE}", lambda: records.deleted_manifest(APP, ONE)),
         (f"the record of the deleted tag {APP}:1.0", lambda: records.deleted_tag(APP, "1.0")),
     ]
@@ -118,7 +119,7 @@ def test_a_damaged_record_is_not_absent(layout: Layout, text: bytes) -> None:
     records.put_link(APP, link())
     assert records.link(APP, ONE)
     records.put_referrer(APP, TWO, signature(ONE))
-    assert records.referrers(APP, TWO) == [signature(ONE)]
+    assert referrers_of(records, APP, TWO) == [signature(ONE)]
 
 
 def test_a_referrer_under_the_digest_of_another_is_damaged(layout: Layout) -> None:
@@ -128,7 +129,7 @@ def test_a_referrer_under_the_digest_of_another_is_damaged(layout: Layout) -> No
     folder = Path(layout.referrers(APP, ONE))
     next(folder.iterdir()).rename(folder / f"sha512-{TWO.hex}")
     with pytest.raises(RecordDamaged):
-        records.referrers(APP, ONE)
+        referrers_of(records, APP, ONE)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ENOMEM])
@@ -147,7 +148,7 @@ def test_what_cannot_be_read_is_not_absent(layout: Layout, number: int, monkeypa
     reads: list[Callable[[], object]] = [
         lambda: records.link(APP, ONE),
         lambda: list(records.linked(APP)),
-        lambda: records.referrers(APP, TWO),
+        lambda: referrers_of(records, APP, TWO),
         lambda: records.deleted_manifest(APP, ONE),
         lambda: list(records.deleted_manifests(APP)),
         lambda: records.deleted_tag(APP, "1.0"),

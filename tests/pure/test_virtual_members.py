@@ -29,7 +29,7 @@ from mirror.oci.manifest import OCI_MANIFEST, Descriptor
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import Action
 from mirror.policy.virtual.members import VirtualMember, VirtualRules
-from mirror.policy.virtual.merging import TagPart, merge_referrers, merge_tags
+from mirror.policy.virtual.merging import ReferrersPart, TagPart, merge_referrers, merge_tags
 
 _CORP, _BASE = VirtualMember("corp", hosted=True), VirtualMember("base", hosted=True)
 _HUB, _QUAY = VirtualMember("docker.io", library=True), VirtualMember("quay.io")
@@ -178,5 +178,19 @@ def test_merged_referrers() -> None:
     """Each digest once, in the order of digests; the first member's descriptor counts."""
     one, two = (Descriptor(OCI_MANIFEST, Digest.of(text), 1, "of the first") for text in (b"1", b"2"))
     again = Descriptor(OCI_MANIFEST, one.digest, 1, "of the second")
-    assert merge_referrers([[one], [again, two]]) == tuple(sorted([one, two], key=lambda each: str(each.digest)))
-    assert merge_referrers([]) == ()
+    page = merge_referrers([ReferrersPart([one]), ReferrersPart([again, two])])
+    assert page.items == tuple(sorted([one, two], key=lambda each: each.digest))
+    assert not page.more
+    assert merge_referrers([]).items == ()
+
+
+def test_merged_pages_of_referrers() -> None:
+    """A page ends where that of one member ends: what this member has behind it is not known yet."""
+    each = sorted(
+        (Descriptor(OCI_MANIFEST, Digest.of(b"%d" % number), 1) for number in range(6)), key=lambda each: each.digest
+    )
+    first, second = ReferrersPart(each[:2], more=True), ReferrersPart(each[1:])
+    page = merge_referrers([first, second])
+    assert (page.items, page.more) == (tuple(each[:2]), True)
+    rest = merge_referrers([ReferrersPart(each[2:3]), ReferrersPart(each[2:])])
+    assert (rest.items, rest.more) == (tuple(each[2:]), False)

@@ -48,6 +48,12 @@ def signature(digest: Digest) -> Descriptor:
     return Descriptor(OCI_MANIFEST, digest, 89, "application/vnd.example.signature", {"signed-by": "Zoë"})
 
 
+def referrers_of(records: HostedRecords, repo: Repo, subject: Digest) -> list[Descriptor]:
+    """All entries of a subject, sorted by digest."""
+    found = (records.referrer(repo, subject, digest) for digest in sorted(records.referrer_digests(repo, subject)))
+    return [each for each in found if each is not None]
+
+
 def renew(records: HostedRecords, times: int) -> None:
     """Move the link's `since` forward by one second, so many times, however many others do the same."""
     done = 0
@@ -69,7 +75,7 @@ class HostedRecordsSuite:
         """Nothing raises for what is not there, and dropping it is no error."""
         assert records.link(APP, ONE) is None
         assert list(records.linked(APP)) == []
-        assert list(records.referrers(APP, ONE)) == []
+        assert referrers_of(records, APP, ONE) == []
         assert records.deleted_manifest(APP, ONE) is None
         assert list(records.deleted_manifests(APP)) == []
         assert records.deleted_tag(APP, "1.0") is None
@@ -137,12 +143,12 @@ class HostedRecordsSuite:
         for one in (*signatures, signatures[0]):
             records.put_referrer(APP, ONE, one)
         records.put_referrer(APP, TWO, signature(TWO))
-        assert list(another.referrers(APP, ONE)) == sorted(signatures, key=lambda one: one.digest)
-        assert list(another.referrers(APP, TWO)) == [signature(TWO)]
-        assert list(another.referrers(BASE, ONE)) == []
+        assert referrers_of(another, APP, ONE) == sorted(signatures, key=lambda one: one.digest)
+        assert referrers_of(another, APP, TWO) == [signature(TWO)]
+        assert referrers_of(another, BASE, ONE) == []
         for _ in range(2):
             another.drop_referrer(APP, ONE, signatures[0].digest)
-            assert sorted(one.digest for one in records.referrers(APP, ONE)) == sorted(
+            assert sorted(one.digest for one in referrers_of(records, APP, ONE)) == sorted(
                 one.digest for one in signatures[1:]
             )
 
@@ -151,7 +157,7 @@ class HostedRecordsSuite:
         records.put_referrer(APP, ONE, signature(TWO))
         later = replace(signature(TWO), annotations={})
         records.put_referrer(APP, ONE, later)
-        assert list(records.referrers(APP, ONE)) == [later]
+        assert referrers_of(records, APP, ONE) == [later]
 
     def test_a_deleted_manifest_comes_back_as_it_was_put(self, records: HostedRecords, another: HostedRecords) -> None:
         """With its tags; it changes only from the expected version."""

@@ -57,10 +57,9 @@ class MemoryHostedRecords:
             if not entries.get(subject, True):
                 del entries[subject]
 
-    def referrers(self, repo: Repo, subject: Digest) -> Sequence[Descriptor]:
+    def referrer(self, repo: Repo, subject: Digest, digest: Digest) -> Descriptor | None:
         with self._changing:
-            entries = self._referrers.get(repo, {}).get(subject, {})
-            return [entries[digest] for digest in sorted(entries)]
+            return self._referrers.get(repo, {}).get(subject, {}).get(digest)
 
     def referrer_digests(self, repo: Repo, subject: Digest) -> Iterable[Digest]:
         with self._changing:

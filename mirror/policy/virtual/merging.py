@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
+from mirror.policy.referrer_pages import ReferrersPage, first_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,23 @@ def merge_tags(parts: Sequence[TagPart], count: int) -> TagPart:
     return TagPart(tuple(tags[:count]), bool(ends) or len(tags) > count)
 
 
-def merge_referrers(lists: Iterable[Iterable[Descriptor]]) -> tuple[Descriptor, ...]:
-    """All descriptors, sorted by digest; of several with the same digest, the first."""
-    found: dict[object, Descriptor] = {}
-    for each in lists:
-        for descriptor in each:
+@dataclass(frozen=True, slots=True)
+class ReferrersPart:
+    """Referrers of one member after some digest; `more`: others follow the last one."""
+
+    items: Sequence[Descriptor]
+    more: bool = False
+
+
+def merge_referrers(parts: Sequence[ReferrersPart]) -> ReferrersPage:
+    """A page of all descriptors, sorted by digest; of several with the same digest, the first. It ends where one part
+    ends that has more: what follows there is unknown.
+    """
+    ends = [part.items[-1].digest for part in parts if part.more and part.items]
+    known = min(ends) if ends else None
+    found: dict[Digest, Descriptor] = {}
+    for part in parts:
+        for descriptor in part.items:
             found.setdefault(descriptor.digest, descriptor)
-    return tuple(sorted(found.values(), key=lambda descriptor: str(descriptor.digest)))
+    page = first_page(found[digest] for digest in sorted(found) if known is None or digest <= known)
+    return replace(page, more=page.more or known is not None)

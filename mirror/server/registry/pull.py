@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Protocol
 from urllib.parse import quote
 
@@ -18,7 +17,7 @@ from aiohttp import HttpVersion11, web
 
 from mirror.errors import MirrorError, StoreError
 from mirror.oci.digest import Digest
-from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor
+from mirror.oci.manifest import OCI_INDEX
 from mirror.oci.reference import Repo
 from mirror.oci.request import RegistryRequest, parse_page
 from mirror.oci.span import Span, parse_ranges
@@ -42,8 +41,9 @@ from mirror.server.registry.sending import ClientGone, Sender, WaitPast, up_to
 
 #: Most tags in one page (CVE-2023-2253: an `n` of any size caused an allocation of any size).
 _MOST_TAGS = 10_000
-#: Most bytes of the entries in one page of referrers, so that the list is no larger than a manifest may be.
-_LARGEST_LIST = LARGEST - 256
+#: Pages of referrers that are looked through for the first one with referrers of the type that is asked for: not every
+#: client follows links.
+_MOST_LOOKS = 8
 
 
 @dataclass(slots=True)
@@ -452,44 +452,26 @@ async def catalog(
 async def referrers(
     request: web.BaseRequest, wanted: RegistryRequest, repository: Readable, record: RequestRecord
 ) -> web.StreamResponse:
-    """An index of the referrers of a digest; an empty one if there are none (distribution-spec, "Listing
-    Referrers").
+    """A page of the referrers of a digest, as an index; an empty one if there are none (distribution-spec, "Listing
+    Referrers"). `last` is the digest after which the page begins.
     """
-    listing = await repository.referrers(wanted.digest)
+    last, kind = wanted.query.get("last"), wanted.query.get("artifactType")
+    after = None if last is None else Digest.parse(last)
+    for _ in range(_MOST_LOOKS):
+        listing = await repository.referrers(wanted.digest, after)
+        manifests = [item.to_json() for item in listing.items if kind is None or (item.artifact_type or "") == kind]
+        after = listing.items[-1].digest if listing.more and listing.items else None
+        if manifests or after is None:
+            break
     record.outcome, record.upstream = listing.outcome, listing.upstream
-    kind = wanted.query.get("artifactType")
-    items = [item for item in listing.items if kind is None or (item.artifact_type or "") == kind]
-    manifests, following = _referrers_page(items, wanted.query.get("last"))
     headers = {**API_VERSION, "Content-Type": OCI_INDEX, "Cache-Status": cache_status(listing.outcome)}
     if kind is not None:
         headers["OCI-Filters-Applied"] = "artifactType"
-    if following is not None:
-        headers["Link"] = link_to_referrers(wanted.name, wanted.digest, following, wanted.query)
+    if after is not None:
+        headers["Link"] = link_to_referrers(wanted.name, wanted.digest, str(after), wanted.query)
     headers |= age_warning(listing.outcome)
     _note_namespace(headers, wanted)
     return _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}, headers, request, record)
-
-
-def _referrers_page(items: Sequence[Descriptor], last: str | None) -> tuple[list[dict[str, object]], str | None]:
-    """As many referrers as fit in a manifest, and the digest of the last of them if more follow. `last` is the digest
-    after which the page begins (distribution-spec, "Listing Referrers").
-    """
-    entries = [item.to_json() for item in items]
-    sizes = [len(json.dumps(entry)) + 2 for entry in entries]
-    if last is None and sum(sizes) <= _LARGEST_LIST:
-        return entries, None
-    page: list[dict[str, object]] = []
-    room = _LARGEST_LIST
-    for digest, size, entry in sorted(
-        zip([str(item.digest) for item in items], sizes, entries, strict=True), key=itemgetter(0)
-    ):
-        if last is not None and digest <= last:
-            continue
-        room -= size
-        if room < 0 and page:
-            return page, str(page[-1]["digest"])
-        page.append(entry)
-    return page, None
 
 
 def _note_namespace(headers: dict[str, str], wanted: RegistryRequest) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Final
 
 from mirror.aio.caches import SharedLru
@@ -75,14 +74,14 @@ class RepositoryRecords:
     def drop_referrer(self, repo: Repo, subject: Digest, digest: Digest) -> None:
         self._tree.drop(f"{record_keys.referrers(repo, subject)}/{file_name(digest)}")
 
-    def referrers(self, repo: Repo, subject: Digest) -> Sequence[Descriptor]:
-        folder, found = record_keys.referrers(repo, subject), []
-        for digest in sorted(digests_in(self._tree, folder)):
-            what = partial("the entry of {}@{}, which refers to {},".format, repo, digest, subject)
-            # an entry that is dropped while the folder is read is not listed
-            if entry := read_record(self._tree, f"{folder}/{file_name(digest)}", partial(_referrer, digest), what):
-                found.append(entry.record)
-        return found
+    def referrer(self, repo: Repo, subject: Digest, digest: Digest) -> Descriptor | None:
+        found = read_record(
+            self._tree,
+            f"{record_keys.referrers(repo, subject)}/{file_name(digest)}",
+            lambda text: _referrer(digest, text),
+            lambda: f"the entry of {repo}@{digest}, which refers to {subject},",
+        )
+        return None if found is None else found.record
 
     def referrer_digests(self, repo: Repo, subject: Digest) -> Iterable[Digest]:
         return digests_in(self._tree, record_keys.referrers(repo, subject))
