@@ -208,6 +208,22 @@ async def test_the_table_is_bounded() -> None:
     assert not len(table.ready)
 
 
+async def test_all_tables_together_are_bounded() -> None:
+    """Whoever comes at many addresses of the machine gets no memory for each of them: the largest table makes room."""
+    table = _Table(most_bytes=500_000)
+    for number in range(50):
+        table.put(b"%d" % number, _written(b"x" * 10_000))
+    before = table.here.weight
+    others = [table.ready.listener(number) for number in range(8)]
+    for other in others:
+        assert other is not None
+        for number in range(5):
+            table.ready.put(other, b"%d" % number, table.offer(), _written(b"x" * 10_000))
+            assert table.ready.stats().bytes == sum(each.weight for each in table.ready._listeners.values()) <= 500_000
+        assert await table.give(b"4", listener=other) is not None
+    assert table.here.weight < before
+
+
 @pytest.mark.parametrize(
     "written",
     [

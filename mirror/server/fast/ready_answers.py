@@ -30,9 +30,9 @@ What an answer depends on, and how an entry follows it:
     buckets, uncertain
     answers
 
-The table of a listener has at most `MOST` entries and `MOST_BYTES` bytes, with all that entries keep alive; when it is
-full the oldest entry goes. Entries that have ended are removed when they are asked for, or with the next one that is
-put.
+The table of a listener has at most `MOST` entries, and all tables together `MOST_BYTES` bytes, with all that entries
+keep alive; when it is full the oldest entry goes, and if it has none that of the largest table: clients choose at which
+address they come. Entries that have ended are removed when they are asked for, or with the next one that is put.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from mirror.server.fast.given_answers import AnswerFacts, Given
 
 #: Entries of one listener, at most.
 MOST: Final = 4096
-#: Bytes of one listener's entries, at most.
+#: Bytes of the entries of all listeners, at most.
 MOST_BYTES: Final = 32 << 20
 #: Bytes of the largest answer: what is written at once, whatever the client reads (registry/writing.py).
 LARGEST: Final = 16 << 10
@@ -174,8 +174,10 @@ class ReadyAnswers:
 
     def stats(self) -> CacheStats:
         """How full the tables are."""
-        weight = sum(each.weight for each in self._listeners.values())
-        return CacheStats(len(self), weight, self._most_bytes * max(1, len(self._listeners)))
+        return CacheStats(len(self), self._weight(), self._most_bytes)
+
+    def _weight(self) -> int:
+        return sum(each.weight for each in self._listeners.values())
 
     def listener(self, key: Hashable) -> ListenerAnswers | None:
         """The table for connections of this listener; None if there are too many."""
@@ -206,12 +208,11 @@ class ReadyAnswers:
             return
         entry = _Entry(offer, written[:at], written[at + _DATE_LENGTH :], weight)
         entries = listener.entries
-        while entries:
-            oldest = next(iter(entries))
-            is_full = len(entries) >= self._most or listener.weight + entry.weight > self._most_bytes
-            if not is_full and entries[oldest].stands():
-                break
+        while entries and not entries[oldest := next(iter(entries))].stands():
             listener.drop(oldest)
+        while len(entries) >= self._most or self._weight() + entry.weight > self._most_bytes:
+            full = listener if entries else max(self._listeners.values(), key=lambda each: each.weight)
+            full.drop(next(iter(full.entries)))
         entries[request] = entry
         listener.weight += entry.weight
 
