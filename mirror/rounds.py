@@ -5,6 +5,8 @@
            ├─ any other error ──── `crashed` with its traceback ────── pause ──> work
            └─ cancelled, as in every pause ──> the end
 
+If something that the work waits for is cancelled, but not the work itself, that is one of the other errors.
+
 Most of it is done by one process of a store, which keeps a lock for as long as it runs (`KeptLock`):
 
     no lock ── taken(), and it is free ──> kept ──┬─ the end of `with` ──> released
@@ -15,11 +17,12 @@ Most of it is done by one process of a store, which keeps a lock for as long as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from mirror import telemetry
+from mirror.aio.cancellation import raise_if_cancelled
 from mirror.errors import IndexUnavailable, StoreError
 from mirror.ports import Lease
 
@@ -95,7 +98,8 @@ async def run_rounds(
         try:
             pause = await work()
             reason = crash = ""
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            raise_if_cancelled(error)
             if failed is None or not isinstance(error, expected):
                 if not once or repr(error) != crash:
                     telemetry.log.exception(crashed)
@@ -112,3 +116,21 @@ async def run_rounds(
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await woken.wait()
+
+
+def begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Starts work that goes on in the background until it is cancelled. If it ends by an error, the log has it at once:
+    whoever cancels the task comes only at the end of the process.
+    """
+    task = asyncio.create_task(work)
+    task.add_done_callback(_log_death)
+    return task
+
+
+def _log_death(task: asyncio.Task[None]) -> None:
+    name = getattr(task.get_coro(), "__qualname__", task.get_name())
+    if not task.cancelled():
+        if (error := task.exception()) is not None:
+            telemetry.log.error("background work ended", work=name, exc_info=error)
+    elif not task.cancelling():
+        telemetry.log.error("background work ended", work=name, reason="something that it waited for was cancelled")

@@ -45,6 +45,7 @@ from mirror.replication.replication_scheduler import ReplicationScheduler
 from mirror.repository.protocol import Fetchable
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
+from mirror.rounds import begin
 from mirror.server.admin.api import Admin
 from mirror.server.probes import Readiness, health_pages
 from mirror.server.process_metrics import beat_regularly
@@ -231,7 +232,7 @@ async def build(
                 *([_look_at_members(storage, storage.cluster)] if storage.cluster is not None else []),
                 *_follow(config, storage),
             ):
-                stack.push_async_callback(cancel_and_wait, asyncio.create_task(work))
+                stack.push_async_callback(cancel_and_wait, begin(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)
         stack.push_async_callback(recent.flush)
         yield app

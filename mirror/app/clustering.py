@@ -24,6 +24,7 @@ from mirror.peers.secret_file import ClusterSecrets
 from mirror.peers.session_owners import SessionOwners
 from mirror.peers.used_nonces import UsedNonces
 from mirror.policy.cluster.member_addresses import parse_member
+from mirror.rounds import begin
 from mirror.server.peers.notices import NoticeEffects
 from mirror.server.peers.peer_front import PeerFront, PeerVerb
 
@@ -84,7 +85,7 @@ async def open_cluster(config: Config, stack: AsyncExitStack) -> Cluster:
     lookup = None
     if name.lookup:
         lookup = MemberLookup(name, members)
-        looking = asyncio.create_task(lookup.run())
+        looking = begin(lookup.run())
         stack.push_async_callback(cancel_and_wait, looking)
         await lookup.first(_FIRST_LOOKUP)
     tls = _client_tls(settings) if name.is_tls else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -46,6 +45,7 @@ from mirror.repository.router import Router
 from mirror.repository.sealed import KeptBlobs
 from mirror.repository.shared import Shared
 from mirror.repository.tag_windows import TagWindows
+from mirror.rounds import begin
 from mirror.store.local.miss_file import LocalMisses
 from mirror.trust.cosign import read_key
 from mirror.values.sizes import parse_size
@@ -267,7 +267,7 @@ def _open_misses(storage: Storage, stack: AsyncExitStack, now: Callable[[], floa
         exclusive=lambda: storage.locks.hold(MISSES_LOCK),
         now=now,
     )
-    stack.push_async_callback(cancel_and_wait, asyncio.create_task(misses.run()))
+    stack.push_async_callback(cancel_and_wait, begin(misses.run()))
     stack.push_async_callback(misses.aclose)
     return misses
 

@@ -90,12 +90,13 @@ class EventDeliveries:
         running = asyncio.ensure_future(queue.run(woken))
         lost = asyncio.ensure_future(lease.lost.wait())
         try:
-            await asyncio.wait({running, lost}, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait({running, lost}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             # the lock is released after this: by then nothing may be sent any more
             await cancel_and_wait(lost, running)
-        if not running.cancelled() and (error := running.exception()) is not None:
-            raise error
+        if running in ended or not running.cancelled():
+            # also if something that it waited for was cancelled: whoever repeats this says so
+            running.result()
 
     async def _settle(self) -> None:
         while True:

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Protocol
 
+from mirror.aio.cancellation import raise_if_cancelled
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import RecordChanged, StoreError
 from mirror.leases.fenced_records import FencedRecords
@@ -352,7 +353,8 @@ class BucketLeases:
                     return
             except StoreError as error:
                 log.info("lease not renewed", lease=lease.name, reason=str(error))
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                raise_if_cancelled(error)
                 # whatever the error: this goes on, so that the holder learns it once the time is over
                 log.exception("renewal of a lease crashed", lease=lease.name)
 

@@ -34,12 +34,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirror import telemetry
+from mirror.aio.cancellation import raise_if_cancelled
 from mirror.aio.closing import close_all
 from mirror.errors import ConfigError, MirrorError
 from mirror.heartbeat import Heartbeats
 from mirror.process.listeners import AdminListener, InternalListener, address_of
 from mirror.process.systemd import Systemd
-from mirror.rounds import run_rounds
+from mirror.rounds import begin, run_rounds
 from mirror.telemetry.worker_files import add_ended
 
 #: Seconds: a worker that dies sooner than this after its start is replaced only after a pause.
@@ -201,9 +202,9 @@ class _Supervisor:
                 starting.result()
                 self._log_listeners()
                 self._systemd.ready()
-                working += [asyncio.create_task(self._keep_running(slot)) for slot in range(len(self._listeners))]
-                working.append(asyncio.create_task(self._reload_on_hang_ups()))
-                working.append(asyncio.create_task(self._watch()))
+                working += [begin(self._keep_running(slot)) for slot in range(len(self._listeners))]
+                working.append(begin(self._reload_on_hang_ups()))
+                working.append(begin(self._watch()))
                 await stopping
         finally:
             self._systemd.stopping()
@@ -257,7 +258,8 @@ class _Supervisor:
             while self._current[slot] is worker:
                 try:
                     self._current[slot] = await self._start(slot, self._plan, after_blocked=worker.blocked)
-                except Exception:
+                except (Exception, asyncio.CancelledError) as error:
+                    raise_if_cancelled(error)
                     # as while the machine has no memory for another process: without a new one nobody fills the slot
                     pause = _longer(pause)
                     telemetry.log.exception("start of a worker crashed", slot=slot, retry_in=pause)
@@ -367,7 +369,8 @@ class _Supervisor:
             self._hung_up.clear()
             try:
                 await self._reload()
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                raise_if_cancelled(error)
                 # the mirror keeps serving, whatever the error
                 telemetry.log.exception("reload crashed")
 

@@ -38,6 +38,7 @@ from mirror.config import Config, ServerSettings
 from mirror.errors import ConfigError
 from mirror.heartbeat import Heartbeat
 from mirror.process.listeners import InternalListener, address_of, is_local
+from mirror.rounds import begin
 from mirror.server.fast.ready_answers import ReadyAnswers
 from mirror.server.registry.connection_limit import ConnectionLimiter
 from mirror.server.registry.handler import RegistryServer
@@ -146,7 +147,7 @@ async def _serve(
             peers = await _Peers.open(config, app, internal)
         for site in sites:
             await site.start()
-        working = [asyncio.create_task(work) for work in (app.scheduler.run(), app.replication.run(), app.jobs.run())]
+        working = [begin(work) for work in (app.scheduler.run(), app.replication.run(), app.jobs.run())]
         ready()
         telemetry.log.info("draining", worker=os.getpid(), reason=await stop)
         app.readiness.drain()

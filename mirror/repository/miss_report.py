@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from mirror import telemetry
 from mirror.aio.caches import LruCache, TtlCache
+from mirror.aio.cancellation import raise_if_cancelled
 from mirror.errors import BlobUnknown, StoreError
 from mirror.graph.closure import shown_closure
 from mirror.graph.manifests import for_display
@@ -114,7 +115,8 @@ class Misses:
             began = time.monotonic()
             try:
                 await self.flush()
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                raise_if_cancelled(error)
                 # go on after any error: without this task no further miss would be written
                 telemetry.log.exception("miss report crashed")
             rest = max(_EVERY, _REST * (time.monotonic() - began))

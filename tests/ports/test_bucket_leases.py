@@ -203,8 +203,9 @@ async def test_a_bucket_that_is_down_costs_the_lease_after_fifteen_seconds(
     assert lease.lost.is_set()
 
 
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
 async def test_whoever_waits_for_the_loss_learns_it_after_any_error(
-    replica: Callable[[str], _Replica], monkeypatch: pytest.MonkeyPatch
+    replica: Callable[[str], _Replica], monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     """A renewal that fails with an error that nobody expects is not the last look at the time."""
     first = replica("first")
@@ -212,7 +213,7 @@ async def test_whoever_waits_for_the_loss_learns_it_after_any_error(
     waiting = asyncio.create_task(lease.lost.wait())
 
     def renew() -> bool:
-        raise RuntimeError("a mistake")
+        raise error
 
     monkeypatch.setattr(lease, "renew", renew)
     with capture_logs() as lines:

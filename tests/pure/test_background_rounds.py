@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.errors import IndexUnavailable, StoreError, Unsupported
 from mirror.ports import Records
-from mirror.rounds import KeptLock, run_rounds
+from mirror.rounds import KeptLock, begin, run_rounds
 
 
 class _Lease:
@@ -114,6 +114,49 @@ async def test_a_reason_that_stays_is_logged_once() -> None:
         failed="it failed", once=True
     )
     assert [line["event"] for line in lines] == ["it crashed", "it failed", "it crashed", "it crashed"]
+
+
+async def test_the_cancellation_of_something_else_is_no_end() -> None:
+    """Of work that others share, say: the round has failed, and the next one comes."""
+
+    async def shared() -> None:
+        await asyncio.Event().wait()
+
+    async def wait_for_it() -> None:
+        task = asyncio.ensure_future(shared())
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task
+
+    script = _Script(asyncio.CancelledError(), None)
+    lines = await script.run(failed="it failed", after_error=7.0)
+    assert [line["event"] for line in lines] == ["it crashed"]
+    assert script.pauses == [7.0, 60.0]
+    with capture_logs() as logged:
+        running = asyncio.create_task(run_rounds(wait_for_it, 60.0, crashed="it crashed", sleep=script.sleep))
+        script.over.clear()
+        await asyncio.wait({asyncio.create_task(script.over.wait()), running}, return_when="FIRST_COMPLETED")
+        assert not running.done()
+        await cancel_and_wait(running)
+    assert [line["event"] for line in logged] == ["it crashed"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+async def test_work_that_ends_by_an_error_is_in_the_log_at_once(error: type[BaseException]) -> None:
+    """Not only when somebody ends the process. Work that is cancelled, or has nothing to do, is not."""
+
+    async def fail() -> None:
+        raise error
+
+    async def last() -> None:
+        await asyncio.Event().wait()
+
+    async def needless() -> None:
+        return
+
+    with capture_logs() as lines:
+        await asyncio.wait({begin(fail()), begin(needless())})
+        await cancel_and_wait(begin(last()))
+    assert [(line["event"], line["work"].rpartition(".")[2]) for line in lines] == [("background work ended", "fail")]
 
 
 @pytest.mark.parametrize("place", ["at work", "in the pause"])

@@ -75,7 +75,7 @@ _MAY_IMPORT: Final = {
     "ports": {"oci", "policy", "policy/cluster", "policy/events", "policy/hosted"},
     "policy/virtual": {"errors", "oci", "policy"},
     # background work, which logs its errors and keeps locks
-    "rounds": {"errors", "ports", "telemetry"},
+    "rounds": {"aio", "errors", "ports", "telemetry"},
     # whom work is done for: what asks upstream and what keeps callers apart read it
     "caller": {"oci"},
     # adapters: never each other, nor what uses them

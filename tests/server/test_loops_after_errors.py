@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -68,15 +69,20 @@ class _Rounds:
 class _Broken:
     """Fails with an error that nobody expects, as often as the test says; `calls` counts all calls."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, error: type[BaseException] = RuntimeError) -> None:
         self._left = times
+        self._error = error
         self.calls = 0
 
     def __call__(self, *_: object, **__: object) -> None:
         self.calls += 1
         if self._left:
             self._left -= 1
-            raise RuntimeError("a mistake")
+            raise self._error("a mistake")
+
+
+#: An error that nobody expects, and the end of something that was waited for.
+_ERRORS = pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
 
 
 async def test_the_event_log_gives_up_the_event_that_it_cannot_write() -> None:
@@ -265,8 +271,8 @@ async def test_a_worker_beats_though_it_cannot_be_measured(monkeypatch: pytest.M
 class _Parent:
     """A parent process of one worker that has died."""
 
-    def __init__(self) -> None:
-        self.started = _Broken(2)
+    def __init__(self, error: type[BaseException]) -> None:
+        self.started = _Broken(2, error)
         self.filled = asyncio.Event()
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[int] = loop.create_future()
@@ -280,9 +286,12 @@ class _Parent:
         return SimpleNamespace(ended=asyncio.get_running_loop().create_future(), blocked=False)
 
 
-async def test_a_worker_is_started_again_after_a_start_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+@_ERRORS
+async def test_a_worker_is_started_again_after_a_start_that_failed(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
     """As while the machine has no memory for another process; each pause is longer."""
-    parent, pauses = _Parent(), list[float]()
+    parent, pauses = _Parent(error), list[float]()
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
@@ -345,3 +354,41 @@ async def test_a_reload_whose_worker_cannot_be_started(*, first: bool) -> None:
     assert parent._plan is (old if first else new)
     assert [parent._current[slot] is fresh for slot in range(3)] == ([False] * 3 if first else [True, False, True])
     await cancel_and_wait(*parent._retiring)
+
+
+@_ERRORS
+async def test_reloads_go_on_after_one_that_failed(error: type[BaseException]) -> None:
+    """The mirror serves on, and the next SIGHUP is heard."""
+    reloaded, hung_up, calls = _Broken(1, error), asyncio.Event(), asyncio.Queue[None]()
+
+    async def reload() -> None:
+        calls.put_nowait(None)
+        reloaded()
+
+    parent = cast(Any, SimpleNamespace(_hung_up=hung_up, _reload=reload))
+    with capture_logs() as lines:
+        running = asyncio.create_task(supervisor._Supervisor._reload_on_hang_ups(parent))
+        for _ in range(2):
+            hung_up.set()
+            called = asyncio.create_task(calls.get())
+            await asyncio.wait({called, running}, return_when="FIRST_COMPLETED")
+            assert not running.done()
+        await cancel_and_wait(running)
+    assert [line["event"] for line in lines] == ["reload crashed"]
+
+
+def test_a_loop_that_goes_on_after_all_errors_goes_on_after_each() -> None:
+    """In an `async` function, what comes out of an await may be the end of something else: `raise_if_cancelled`."""
+    found = [
+        f"{path.name}:{handler.lineno}"
+        for path in Path(telemetry.__file__).parents[1].rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.AsyncFunctionDef)
+        for loop in ast.walk(function)
+        if isinstance(loop, ast.While)
+        for trial in ast.walk(loop)
+        if isinstance(trial, ast.Try) and any(isinstance(part, ast.Await) for part in ast.walk(trial))
+        for handler in trial.handlers
+        if handler.type is not None and ast.unparse(handler.type) == "Exception"
+    ]
+    assert found == []
