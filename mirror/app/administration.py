@@ -108,6 +108,7 @@ def open_administration(
         rules=StayRules(pin_rules(config), immutable_tags(config)),
         table=table,
     )
+    stack.push_async_callback(images.aclose)
     keep_deleted = {entry.name: entry.keep_deleted for entry in config.hosted}
     verbs = repositories.hosting.verbs
     threads = None if storage.bucket is None else storage.bucket.threads.admin
@@ -127,6 +128,10 @@ def open_administration(
     )
     collector = open_collector(config, storage, verbs.parts, now, audit, steady=steady)
     retention = open_retention(config, storage, verbs.parts, now, audit, steady=steady)
+    listed = RepositoryList(
+        storage.catalog, storage.hosted.records, storage.hosted.ledger, list(keep_deleted), table, threads
+    )
+    stack.push_async_callback(listed.aclose)
     hosted = HostedAdmin(
         deletions,
         CachedCopies(
@@ -141,9 +146,7 @@ def open_administration(
         table,
         keep_deleted,
         collector,
-        RepositoryList(
-            storage.catalog, storage.hosted.records, storage.hosted.ledger, list(keep_deleted), table, threads
-        ),
+        listed,
         RetentionAdmin(retention, table, config.hosting.retention.plan, threads),
         parse_image=parse,
         now=now,

@@ -92,7 +92,9 @@ def open_hosting(
         integrity, copied = Integrity(storage.contents, shared.caches.once, shared.background), None
     else:
         # its own calls in flight: those of the cache are about other files
-        integrity = Integrity(storage.blobs.files, SingleFlight(), shared.background)
+        checks = SingleFlight()
+        stack.push_async_callback(checks.aclose)
+        integrity = Integrity(storage.blobs.files, checks, shared.background)
         copied = _open_copied(storage.blobs, shared, integrity)
     links = Links(parts, patience=_PATIENCE)
     placing = Placing(parts, Links(parts, patience=_PATIENCE_OF_MANIFESTS))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from mirror.aio.background import BackgroundTasks
+from mirror.aio.singleflight import SingleFlight
 from mirror.errors import StoreError
 from mirror.events.deliveries import EventDeliveries
 from mirror.events.endpoint_queue import EndpointQueue
@@ -17,7 +19,10 @@ from mirror.fills.flights import Flights
 from mirror.oci.digest import Digest
 from mirror.peers.peer_notices import PeerNotices
 from mirror.replication import target
+from tests.support.bucket_mirror import bucket_mirror
 from tests.support.cancelling import cancelled_again_and_again, ends_slowly
+from tests.support.memory_bucket import MemoryBucket
+from tests.support.push_client import hosting_mirror
 
 _Task = asyncio.Task[None]
 
@@ -93,3 +98,28 @@ async def test_work_after_answers_is_waited_for_though_some_of_it_fails() -> Non
     with pytest.raises(StoreError):
         await background.finish()
     assert is_done.is_set()
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+async def test_all_shared_work_of_a_mirror_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """It would go on with what is closed next: each `SingleFlight` that a mirror has is closed with the mirror."""
+    made, closed = list[SingleFlight](), list[SingleFlight]()
+    begin, end = SingleFlight.__init__, SingleFlight.aclose
+
+    def note(once: SingleFlight) -> None:
+        begin(once)
+        made.append(once)
+
+    async def aclose(once: SingleFlight) -> None:
+        closed.append(once)
+        await end(once)
+
+    monkeypatch.setattr(SingleFlight, "__init__", note)
+    monkeypatch.setattr(SingleFlight, "aclose", aclose)
+    mirror = hosting_mirror(tmp_path) if where == "disk" else bucket_mirror(tmp_path, MemoryBucket())
+    async with mirror:
+        assert not closed
+    assert len(made) > 5
+    assert [once for once in made if once not in closed] == []

@@ -109,6 +109,10 @@ class ImageAdmin:
         self._untagged = UntaggedLists()
         self._plans: CostlyCache[VictimsJson] = CostlyCache(name="eviction plans")
 
+    async def aclose(self) -> None:
+        """Ends what is being read. Repeatable."""
+        await self._listed.aclose()
+
     # ---------------------------------------------------------------------------------------------------- images
 
     async def images(self, query: Mapping[str, str]) -> ImagesJson:

@@ -87,6 +87,10 @@ class RepositoryList:
         described = await in_thread(self._threads, lambda: [self._describe(repo) for repo in chosen[:limit]])
         return {"repositories": described, "next": str(chosen[limit - 1]) if len(chosen) > limit else None}
 
+    async def aclose(self) -> None:
+        """Ends what is being read. Repeatable."""
+        await self._listed.aclose()
+
     def _after(self, place: str) -> Iterator[Repo]:
         """The hosted repositories whose names are after `place`, in order. A registry is read when its turn comes."""
         for registry in self._registries:
