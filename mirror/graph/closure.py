@@ -152,26 +152,26 @@ def _closure(
 ) -> Closure:
     nodes: dict[Digest, Node] = {}
     named: dict[Digest, tuple[Digest, ...]] = {}
-
-    def visit(descriptor: Descriptor, parent: Digest | None) -> None:
-        if descriptor.digest in nodes:
-            return
-        manifest = read(descriptor.digest)
+    #: What is still to be looked at, the next one last: the role of a blob, and what names it. Indexes may be nested
+    #: more deeply than functions may call themselves.
+    ahead: list[tuple[Descriptor, Role | None, Digest | None]] = [(root, None, None)]
+    while ahead:
+        descriptor, role, parent = ahead.pop()
+        digest = descriptor.digest
+        if digest in nodes:
+            continue
+        if role is not None:
+            nodes[digest] = Node(descriptor, role, descriptor.data is not None or is_here(descriptor), parent)
+            continue
+        manifest = read(digest)
         if manifest is None:
-            nodes[descriptor.digest] = Node(descriptor, _role(descriptor), False, parent)
-            return
-        role = Role.INDEX if manifest.is_index else Role.MANIFEST
-        nodes[descriptor.digest] = Node(descriptor, role, True, parent)
-        children = wanted_children(manifest.manifests, platforms)
-        blobs = [(child, below) for child, below in _blobs(manifest) if not child.foreign]
-        named[descriptor.digest] = tuple(child.digest for child in (*children, *(child for child, _ in blobs)))
-        for child in children:
-            visit(child, descriptor.digest)
-        for child, below in blobs:
-            if child.digest not in nodes:
-                nodes[child.digest] = Node(child, below, child.data is not None or is_here(child), descriptor.digest)
-
-    visit(root, None)
+            nodes[digest] = Node(descriptor, _role(descriptor), False, parent)
+            continue
+        nodes[digest] = Node(descriptor, Role.INDEX if manifest.is_index else Role.MANIFEST, True, parent)
+        children = [(child, None) for child in wanted_children(manifest.manifests, platforms)]
+        below = [*children, *((child, kind) for child, kind in _blobs(manifest) if not child.foreign)]
+        named[digest] = tuple(child.digest for child, _ in below)
+        ahead += [(child, kind, digest) for child, kind in reversed(below)]
     return Closure(root.digest, tuple(nodes.values()), named)
 
 

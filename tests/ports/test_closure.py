@@ -116,3 +116,14 @@ def test_a_blob_of_another_size_is_not_here(site: _Site) -> None:
     """What a manifest says is believed, and something else lies under the name."""
     layer = {**site.blob(b"layer"), "size": 99}
     assert not site.read(site.image("config", [layer])).complete
+
+
+def test_indexes_in_indexes(site: _Site) -> None:
+    """Nested more deeply than functions may call themselves: all of it belongs to the image, and is here."""
+    image = named = site.image("config", [site.blob(b"layer")])
+    for _ in range(2000):
+        named = site.index({"amd64": named})
+    closure = site.read(named)
+    assert closure.complete
+    assert len(closure.nodes) == 2003
+    assert [node.digest for node in closure.nodes[-3:]] == [image.digest, Digest.of(b"config"), Digest.of(b"layer")]
