@@ -19,17 +19,18 @@ from mirror.oci.reference import Repo
 from mirror.policy.records import References
 from mirror.ports import Blobs, Catalog
 
-#: Manifests cached in memory, about 5 KiB each.
-_MOST: Final = 20_000
+#: Bytes of memory for what manifests name: of most it takes some kilobytes, but one may name ten thousand others.
+_MEMORY: Final = 96 << 20
 
 
 class ReferenceReader:
     """Reads and caches what manifests name. May be called from any thread."""
 
-    def __init__(self, store: Blobs, catalog: Catalog) -> None:
+    def __init__(self, store: Blobs, catalog: Catalog, *, memory: int = _MEMORY) -> None:
+        """`memory` is in bytes."""
         self._store = store
         self._catalog = catalog
-        self._read: LruCache[Digest, References] = LruCache(_MOST, name="references")
+        self._read: LruCache[Digest, References] = LruCache(memory, _weight, name="references")
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -71,6 +72,11 @@ class ReferenceReader:
             return self.of(digest)
 
         return {digest: references for _, digest, references in walk(self._catalog, read)}
+
+
+def _weight(references: References) -> int:
+    """Roughly the bytes of memory that it takes: each digest is an object with a text of its own."""
+    return 1024 + 256 * (len(references.manifests) + len(references.blobs))
 
 
 def names_of(
