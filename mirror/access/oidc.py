@@ -125,7 +125,7 @@ class Issuer:
 
     def _identity(self, claims: Mapping[str, Any], holds_for: float) -> Identity | None:
         name, groups = claims.get(self._settings.name_claim), claims.get(self._settings.groups_claim)
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or not _is_unicode(name):
             return None
         listed = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
         prefix = self._settings.prefix
@@ -243,6 +243,15 @@ def _found(claims: object, name: str) -> list[Any]:
         elif name.startswith(f"{key}."):
             found += _found(value, name[len(key) + 1 :])
     return found
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half of a surrogate pair, which JSON can write, but no record or file (RFC 8259, 8.2)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_text(value: object) -> str | None:

@@ -140,7 +140,7 @@ _BAD: dict[str, list[Any]] = {
     "aud": ["absent", None, "", "Mirror", "mirror ", "mirrors", [], ["other"], [["mirror"]], {"mirror": 1}],
     "exp": ["absent", None, "", "9999999999", True, [1], {}, -1, 0, 10**400, _NOW],
     "nbf": ["1", None, True, [1], 10**400, _NOW + 3600, 1e308],
-    "sub": ["absent", None, "", 5, ["web"]],
+    "sub": ["absent", None, "", 5, ["web"], "web\ud800"],
 }
 
 
