@@ -39,7 +39,6 @@ others. `mirror.server` turns them into answers, in one place.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -550,5 +549,11 @@ def answer_for(error: MirrorError) -> ErrorAnswer:
 
 
 def reason_of(error: Exception) -> str:
-    """Why an operation on a file failed, in words, without the number and the path that an `OSError` prints."""
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    """Why an operation on a file or socket failed, in words, without the number and the path that an `OSError` prints.
+
+    Also for a file that was read as text, and is none.
+    """
+    if isinstance(error, UnicodeError):
+        # its own words quote the file
+        return "not text"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

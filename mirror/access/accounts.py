@@ -17,7 +17,7 @@ from typing import Final
 import bcrypt
 
 from mirror.access.htpasswd import LONGEST_PASSWORD, parse_htpasswd
-from mirror.errors import ConfigError, MirrorError
+from mirror.errors import ConfigError, MirrorError, reason_of
 from mirror.folders import sync_folder
 
 #: A check then takes a tenth of a second of a core.
@@ -123,7 +123,7 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MirrorError(f"{path}: {error.strerror}") from error
+        raise MirrorError(f"{path}: {reason_of(error)}") from error
 
 
 def _read(path: Path) -> str | None:

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mirror import telemetry
+from mirror.errors import reason_of
 
 
 def _now() -> datetime:
@@ -54,7 +55,7 @@ class AuditLog:
                 self._write(written)
         except OSError as error:
             if not self._failing:
-                telemetry.log.error("audit log cannot be written", path=str(self._path), reason=error.strerror)
+                telemetry.log.error("audit log cannot be written", path=str(self._path), reason=reason_of(error))
             self._failing = True
             self.close()
         else:

@@ -25,7 +25,7 @@ import bcrypt
 from mirror import telemetry
 from mirror.access.password_queue import PasswordQueue
 from mirror.aio.caches import LruCache
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, reason_of
 from mirror.oci.authorization import CallerCredentials
 from mirror.policy.access_rules import AuthMethod, Identity
 
@@ -61,8 +61,7 @@ def check_htpasswd(path: Path) -> dict[str, str]:
     try:
         return parse_htpasswd(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise ConfigError([f"access.htpasswd: {path}: {reason}"]) from error
+        raise ConfigError([f"access.htpasswd: {path}: {reason_of(error)}"]) from error
     except ValueError as error:
         raise ConfigError([f"access.htpasswd: {path}: {error}"]) from error
 

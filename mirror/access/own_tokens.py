@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, reason_of
 from mirror.oci.authorization import CallerCredentials
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import Action, AuthMethod, Identity, Scope
@@ -56,8 +56,7 @@ def check_keys(path: Path) -> MultiFernet:
     try:
         lines = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise ConfigError([f"access.token_key_file: {path}: {reason}"]) from error
+        raise ConfigError([f"access.token_key_file: {path}: {reason_of(error)}"]) from error
     try:
         return MultiFernet([Fernet(line) for line in lines])
     except ValueError as error:
@@ -79,7 +78,7 @@ def _create(path: Path) -> None:
         with suppress(FileExistsError):
             os.link(temporary, path)
     except OSError as error:
-        raise ConfigError([f"access.token_key_file: {path} cannot be created: {error.strerror}"]) from error
+        raise ConfigError([f"access.token_key_file: {path} cannot be created: {reason_of(error)}"]) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -13,7 +13,7 @@ from typing import Final
 from mirror import __version__
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.config import ClusterSettings, Config
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, reason_of
 from mirror.peers.member_lookup import MemberLookup
 from mirror.peers.members import ClusterMembers
 from mirror.peers.peer_client import PeerClient
@@ -123,5 +123,5 @@ def _with_certificate(settings: ClusterSettings, context: ssl.SSLContext) -> ssl
         context.load_cert_chain(settings.tls_certificate, settings.tls_key, password=lambda: "")
         context.load_verify_locations(settings.ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError([f"cluster.tls_certificate, tls_key, ca_file: cannot be used: {error}"]) from error
+        raise ConfigError([f"cluster.tls_certificate, tls_key, ca_file: cannot be used: {reason_of(error)}"]) from error
     return context

@@ -53,7 +53,7 @@ class FileBody:
         try:
             read = os.preadv(self._descriptor, [buffer[: min(len(buffer), self._remaining)]], self._place)
         except OSError as error:
-            raise BundleError(f"reading: {os.strerror(error.errno or 0)}") from error
+            raise BundleError(f"reading: {reason_of(error)}") from error
         if not read:
             raise BundleError("a file became shorter while it was read")
         self._place += read

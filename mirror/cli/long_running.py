@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from mirror.aio.threads import uninterrupted
 from mirror.bundles.layout_source import OnRead
 from mirror.cli.base import progress_bars
-from mirror.errors import BundleError, ConfigError
+from mirror.errors import BundleError, ConfigError, reason_of
 from mirror.prefetch.progress import ProgressMeter
 
 _T = TypeVar("_T")
@@ -31,7 +31,7 @@ def read_file(path: Path) -> bytes:
 
 def fail(path: Path, error: OSError) -> NoReturn:
     """Raise `ConfigError` about a file that is an argument."""
-    raise ConfigError([f"{path}: {error.strerror or error}"]) from error
+    raise ConfigError([f"{path}: {reason_of(error)}"]) from error
 
 
 def from_file(read: Callable[[bytes], _T], path: Path | None) -> _T | None:

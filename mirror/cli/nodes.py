@@ -13,7 +13,7 @@ import typer
 
 from mirror.cli.base import application, say
 from mirror.config import PUBLIC
-from mirror.errors import ConfigError, MirrorError, RequestError
+from mirror.errors import ConfigError, MirrorError, RequestError, reason_of
 from mirror.nodes.clients import CLIENTS
 from mirror.nodes.disk import NodeFiles
 from mirror.nodes.journal import Difference, Done, Journal, needed
@@ -188,7 +188,7 @@ def read_authority(path: Path | None, mirror: MirrorUrl) -> str | None:
     except ssl.SSLError:
         raise ConfigError([f"--ca-file: {path} contains no certificate"]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"--ca-file: {path}: {getattr(error, 'strerror', None) or 'not text'}"]) from error
+        raise ConfigError([f"--ca-file: {path}: {reason_of(error)}"]) from error
     return text
 
 
@@ -201,9 +201,7 @@ def read_account(username: str | None, password_file: Path | None) -> ClientLogi
     try:
         password = password_file.read_text().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            [f"--password-file: {password_file}: {getattr(error, 'strerror', None) or 'not text'}"]
-        ) from error
+        raise ConfigError([f"--password-file: {password_file}: {reason_of(error)}"]) from error
     if not password or not username or ":" in username:
         raise ConfigError(["--username: empty or with a colon, or the password is empty"])
     return ClientLogin(username, password)

@@ -18,7 +18,7 @@ from mirror import __version__, telemetry
 from mirror import config as settings
 from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, say, say_json
 from mirror.cli.store_checks import describe_unread, store_owner
-from mirror.errors import ConfigError, StoreError
+from mirror.errors import ConfigError, StoreError, reason_of
 from mirror.heartbeat import Heartbeat, Heartbeats
 from mirror.imports import without_collecting
 from mirror.process.listeners import AdminListener, InternalListener, connect_unix, open_admin, open_listeners
@@ -132,9 +132,7 @@ def _open_admin(loaded: settings.Config, workers: int) -> list[AdminListener]:
         loaded.store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         return [open_admin(loaded.admin_address, workers), *opened]
     except (ConfigError, OSError) as error:
-        telemetry.log.warning(
-            "admin API unavailable", reason=error.strerror if isinstance(error, OSError) else str(error)
-        )
+        telemetry.log.warning("admin API unavailable", reason=reason_of(error))
         return opened
 
 
@@ -260,7 +258,7 @@ def _check_certificate(loaded: settings.Config) -> list[str]:
     try:
         finding = judge_certificate_age(str(file), *validity(file), time.time())
     except (OSError, ValueError) as error:
-        return [f"server.tls_certificate: {file}: {error}"]
+        return [f"server.tls_certificate: {file}: {reason_of(error)}"]
     return [f"server.tls_certificate {finding.text}: {finding.advice}"] if finding.advice else []
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from mirror.config.cluster_settings import ClusterSettings
 from mirror.config.files import unreadable
 from mirror.config.settings import Config
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, reason_of
 from mirror.policy.cluster.member_addresses import MemberAddress, parse_member
 from mirror.policy.cluster.peer_secrets import parse_secrets
 
@@ -94,7 +94,7 @@ def _secret(path: Path | None) -> list[str]:
     try:
         parse_secrets(path.read_bytes())
     except OSError as error:
-        return [f"secret_file: {path}: {error.strerror}"]
+        return [f"secret_file: {path}: {reason_of(error)}"]
     except ConfigError as error:
         return [f"secret_file: {path}: {mistake}" for mistake in error.mistakes]
     return []

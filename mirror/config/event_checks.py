@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from mirror.config.files import unreadable
 from mirror.config.settings import Config, EventEndpointSettings
+from mirror.errors import reason_of
 
 
 def check_events(endpoints: Sequence[EventEndpointSettings]) -> list[str]:
@@ -25,7 +26,7 @@ def check_events(endpoints: Sequence[EventEndpointSettings]) -> list[str]:
                 if not endpoint.secret_file.read_bytes().strip():
                     mistakes.append(f"{where}.secret_file: {endpoint.secret_file} is empty")
             except OSError as error:
-                mistakes.append(f"{where}.secret_file: {endpoint.secret_file} cannot be read: {error.strerror}")
+                mistakes.append(f"{where}.secret_file: {endpoint.secret_file} cannot be read: {reason_of(error)}")
         if endpoint.ca_file is not None:
             try:
                 ssl.create_default_context(cafile=endpoint.ca_file)

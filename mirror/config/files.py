@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from mirror.errors import reason_of
+
 
 def unreadable(files: Mapping[str, Path | None]) -> list[str]:
     """A mistake for each of these files that cannot be read, by the name of its setting. Settings without a file are
@@ -38,10 +40,8 @@ def _why_unreadable(path: Path) -> str:
     try:
         # a pipe without a writer would be waited for
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        return error.strerror or str(error)
-    except ValueError as error:
-        # a zero byte, which no path has
-        return str(error)
+    except (OSError, ValueError) as error:
+        # a ValueError: a zero byte, which no path has
+        return reason_of(error)
     os.close(descriptor)
     return "it is a folder" if path.is_dir() else ""

@@ -31,7 +31,7 @@ from mirror.config.settings import (
     ReachSettings,
 )
 from mirror.config.wording import in_plain_words
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, reason_of
 from mirror.upstream.credentials.secret_files import secret_in
 
 #: A setting, and how mistakes end that say it is missing.
@@ -55,7 +55,7 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None, *, without_
         try:
             content = tomllib.loads(path.read_text())
         except OSError as error:
-            raise ConfigError([f"{path}: {error.strerror}"]) from error
+            raise ConfigError([f"{path}: {reason_of(error)}"]) from error
         except tomllib.TOMLDecodeError as error:
             raise ConfigError([f"{path}: not TOML: {error}"]) from error
         except UnicodeDecodeError as error:
@@ -265,5 +265,5 @@ def _read_secret(setting: str, path: Path, mistakes: list[str]) -> str:
     try:
         return secret_in(path.read_bytes())
     except (OSError, ValueError) as error:
-        mistakes.append(f"{setting}: {path}: {error.strerror if isinstance(error, OSError) else error}")
+        mistakes.append(f"{setting}: {path}: {reason_of(error)}")
         return ""

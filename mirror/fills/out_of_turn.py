@@ -24,7 +24,7 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.aio.threads import run_uninterrupted
-from mirror.errors import StoreError, UpstreamThrottled
+from mirror.errors import StoreError, UpstreamThrottled, reason_of
 from mirror.fills.flight import Flight, InParts
 from mirror.fills.further_connections import ConnectionMemory, FurtherConnections
 from mirror.fills.looks import Looks
@@ -378,7 +378,7 @@ class _SpanBody:
         try:
             os.lseek(reader.fileno(), self._position, os.SEEK_SET)
         except OSError as error:
-            raise SpansUnreadable(f"seeking in spans: {error.strerror}") from error
+            raise SpansUnreadable(f"seeking in spans: {reason_of(error)}") from error
         return reader.fileno(), self._piece.stop - self._position
 
     def advance(self, count: int) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, reason_of
 
 #: A host and a port.
 Place = tuple[str, int]
@@ -242,8 +242,7 @@ def _password(found: Mapping[str, str], mistakes: list[str]) -> str | None:
     try:
         return Path(file).read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        mistakes.append(f"Redis URL: sentinel_password_file cannot be read: {reason}")
+        mistakes.append(f"Redis URL: sentinel_password_file cannot be read: {reason_of(error)}")
         return None
 
 

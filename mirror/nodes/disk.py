@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from mirror.errors import reason_of
 from mirror.folders import sync_folder
 from mirror.nodes.plan import NodeRefused
 
@@ -172,4 +173,4 @@ def _refusing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NodeRefused(f"{path}: {error.strerror or error}") from error
+        raise NodeRefused(f"{path}: {reason_of(error)}") from error

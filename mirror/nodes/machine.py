@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from mirror.errors import reason_of
 from mirror.nodes.findings import Finding, Level, judge_files, judge_inodes, judge_owners, judge_room
 from mirror.values.sizes import Capacity
 
@@ -33,7 +34,7 @@ def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
     try:
         status = os.statvfs(place)
     except OSError as error:
-        yield Finding("disk", Level.PROBLEM, f"{place}: {error.strerror}", "repair the disk")
+        yield Finding("disk", Level.PROBLEM, f"{place}: {reason_of(error)}", "repair the disk")
         return
     unit = status.f_frsize
     yield judge_room(status.f_blocks * unit, status.f_bavail * unit, _blob_bytes(root), capacity)
@@ -51,7 +52,7 @@ def _write(root: Path) -> str:
         finally:
             os.close(descriptor)
     except OSError as error:
-        return error.strerror or str(error)
+        return reason_of(error)
     finally:
         with suppress(OSError):
             trial.unlink()

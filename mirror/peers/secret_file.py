@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, reason_of
 from mirror.policy.cluster.peer_secrets import parse_secrets
 
 #: Seconds between two looks at the file.
@@ -34,7 +34,7 @@ class ClusterSecrets:
         try:
             self._seen, self._secrets = self._read()
         except OSError as error:
-            raise ConfigError([f"cluster.secret_file: {path}: {error.strerror}"]) from error
+            raise ConfigError([f"cluster.secret_file: {path}: {reason_of(error)}"]) from error
         except ConfigError as error:
             raise ConfigError([f"cluster.secret_file: {path}: {mistake}" for mistake in error.mistakes]) from error
 
@@ -55,7 +55,7 @@ class ClusterSecrets:
                 return
             self._seen, self._secrets = self._read()
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = reason_of(error)
         except ConfigError as error:
             reason = "; ".join(error.mistakes)
         else:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from mirror.errors import reason_of
 from mirror.prefetch.documents import ListMalformed
 from mirror.prefetch.lists import LARGEST, Listed, read_compose, read_env, read_kubernetes, read_plain
 
@@ -60,7 +61,7 @@ def compose_file(path: Path, environment: Mapping[str, str]) -> Listed:
 
 def _manifests(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
-        raise ListMalformed(str(error.filename), 0, error.strerror or "cannot be read")
+        raise ListMalformed(str(error.filename), 0, reason_of(error))
 
     for parent, below, files in os.walk(folder, onerror=refuse):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -83,7 +84,7 @@ def _read(path: Path) -> str:
             with path.open("rb") as file:
                 content = file.read(LARGEST + 1)
     except OSError as error:
-        raise ListMalformed(_name(path), 0, error.strerror or "cannot be read") from error
+        raise ListMalformed(_name(path), 0, reason_of(error)) from error
     if len(content) > LARGEST:
         raise _TooLarge(_name(path), 0, f"more than {LARGEST >> 20} MiB")
     try:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, reason_of
 
 _BACKLOG = 4096
 
@@ -31,7 +31,7 @@ def open_listeners(listen: str, workers: int, *, setting: str = "server.listen")
         host, _, port = listen.rpartition(":")
         return _tcp(host.strip("[]"), int(port), workers)
     except OSError as error:
-        raise ConfigError([f"{setting}: {listen}: {error.strerror or error}"]) from error
+        raise ConfigError([f"{setting}: {listen}: {reason_of(error)}"]) from error
 
 
 def _tcp(host: str, port: int, workers: int) -> list[socket.socket]:
@@ -118,7 +118,7 @@ def open_admin(listen: str, workers: int) -> AdminListener:
         sockets = _tcp(host.strip("[]"), int(port), workers)
         return AdminListener(address_of(sockets[0]), sockets)
     except OSError as error:
-        raise ConfigError([f"admin.listen: {listen}: {error.strerror or error}"]) from error
+        raise ConfigError([f"admin.listen: {listen}: {reason_of(error)}"]) from error
 
 
 def _private_unix(path: Path) -> socket.socket:

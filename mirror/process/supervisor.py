@@ -36,7 +36,7 @@ from pathlib import Path
 from mirror import telemetry
 from mirror.aio.cancellation import raise_if_cancelled
 from mirror.aio.closing import close_all
-from mirror.errors import ConfigError, MirrorError
+from mirror.errors import ConfigError, MirrorError, reason_of
 from mirror.heartbeat import Heartbeats
 from mirror.process.listeners import AdminListener, InternalListener, address_of
 from mirror.process.systemd import Systemd
@@ -327,7 +327,7 @@ class _Supervisor:
                     continue
             except (OSError, RuntimeError) as error:
                 # scrapes still include them, in their own files
-                telemetry.log.warning("worker counters cannot be added", worker=pid, reason=str(error))
+                telemetry.log.warning("worker counters cannot be added", worker=pid, reason=reason_of(error))
             self._gone.discard(pid)
 
     # ------------------------------------------------------------------------------------------ those that hang

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from mirror.errors import ConfigError, DigestInvalid
+from mirror.errors import ConfigError, DigestInvalid, reason_of
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_MANIFEST, OCI_MANIFEST, Descriptor, Manifest
 from mirror.oci.strict_json import read_json
@@ -64,7 +64,7 @@ def read_key(path: Path) -> PublicKey:
     try:
         key = load_pem_public_key(path.read_bytes())
     except OSError as error:
-        raise ConfigError([f"signed_by: {path}: {error.strerror}"]) from error
+        raise ConfigError([f"signed_by: {path}: {reason_of(error)}"]) from error
     except ValueError as error:
         raise ConfigError([f"signed_by: {path}: not a public key in PEM"]) from error
     if not isinstance(key, PublicKey):

@@ -31,7 +31,7 @@ from aiohttp.client_exceptions import ClientError
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
-from mirror.errors import ManifestTooLarge, UploadBroken
+from mirror.errors import ManifestTooLarge, UploadBroken, reason_of
 from mirror.repository import protocol
 from mirror.server.registry.upload_pace import UploadPace
 
@@ -285,7 +285,7 @@ class ClientBody:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise self._broken(os.strerror(error.errno or 0)) from error
+            raise self._broken(reason_of(error)) from error
         self.advance(count)
         return count
 

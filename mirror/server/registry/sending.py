@@ -25,7 +25,7 @@ from typing import Final, cast
 from aiohttp import web
 
 from mirror.aio.threads import uninterrupted
-from mirror.errors import BlobDamaged, BlobUnreadable, StoreError
+from mirror.errors import BlobDamaged, BlobUnreadable, StoreError, reason_of
 from mirror.oci.span import Span
 from mirror.ports import BlobReader, SupportsFileno
 from mirror.server.registry.send_turns import SendTurns
@@ -320,4 +320,4 @@ def _translated(error: OSError) -> Exception:
         return ClientGone("left")
     # a socket never gives EIO, so the error is the file's
     kind = BlobUnreadable if error.errno == errno.EIO else StoreError
-    return kind(f"sending a blob: {os.strerror(error.errno or 0)}")
+    return kind(f"sending a blob: {reason_of(error)}")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import obstore
 
 from mirror import telemetry
-from mirror.errors import BlobDamaged, BucketUnavailable, RecordChanged, StoreError, UpstreamInvalid
+from mirror.errors import BlobDamaged, BucketUnavailable, RecordChanged, StoreError, UpstreamInvalid, reason_of
 from mirror.ports import (
     ABSENT,
     PROBES,
@@ -273,7 +273,7 @@ class ObstoreBucket:
             found = os.stat(file).st_size
             os.close(os.open(file, os.O_RDONLY))
         except OSError as error:
-            raise StoreError(f"reading {file.name}: {error.strerror}") from error
+            raise StoreError(f"reading {file.name}: {reason_of(error)}") from error
         if found != size:
             raise StoreError(f"{file.name} has {found} bytes, not {size}")
         if self._sender.gate.is_down:

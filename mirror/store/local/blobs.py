@@ -38,7 +38,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, reason_of
 from mirror.folders import sync_folder
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine_limits import QuarantinedBlob
@@ -110,7 +110,7 @@ class _reading(StoreErrors):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, OSError) and error.errno == errno.EIO:
-            raise BlobUnreadable(f"{self._what}: {os.strerror(errno.EIO)}") from error
+            raise BlobUnreadable(f"{self._what}: {reason_of(error)}") from error
         super().__exit__(kind, error, traceback)
 
 
@@ -437,7 +437,7 @@ def _not_found(digest: Digest, error: OSError) -> BlobUnknown | StoreError:
     if error.errno in ABSENT_ERRNOS or error.errno == errno.ELOOP:
         return BlobUnknown(f"{digest} is not in the store")
     kind = BlobUnreadable if error.errno == errno.EIO else StoreError
-    return kind(f"opening {digest}: {os.strerror(error.errno or 0)}")
+    return kind(f"opening {digest}: {reason_of(error)}")
 
 
 def _open_quietly(path: str) -> int:

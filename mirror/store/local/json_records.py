@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from mirror.errors import reason_of
 from mirror.policy.unreadable_records import UnreadableRecord, record_file_name
 from mirror.ports import Expected, Version, Versioned
 from mirror.store.local.durable import last_change, make_folder, store_errors, write_whole
@@ -129,7 +130,7 @@ class JsonRecords:
                     raise
             if isinstance(error, FileNotFoundError) and not path.is_symlink():
                 return None
-            return self._unread(path, os.strerror(error.errno or 0))
+            return self._unread(path, reason_of(error))
         record = _object(content)
         if record is not None and _is_named(record.get("key"), path.stem):
             return record

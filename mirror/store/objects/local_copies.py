@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror import telemetry
-from mirror.errors import BlobUnknown, StoreError
+from mirror.errors import BlobUnknown, StoreError, reason_of
 from mirror.oci.digest import Digest, hasher
 from mirror.ports import BlobInfo
 from mirror.store.local.durable import AnyPath, make_folder
@@ -49,7 +49,7 @@ class LocalCopies:
             else:
                 os.rename(file, path)
         except OSError as error:
-            telemetry.log.warning("no copy on the disk", digest=str(info.digest), reason=error.strerror or str(error))
+            telemetry.log.warning("no copy on the disk", digest=str(info.digest), reason=reason_of(error))
             with suppress(OSError):
                 os.unlink(file)
             return

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from mirror.errors import reason_of
 from mirror.oci.strict_json import read_json
 from mirror.upstream.credentials.renewal import Issued
 from mirror.upstream.credentials.source import NO_USER, Credentials, CredentialsUnavailable
@@ -92,7 +93,7 @@ class CredentialHelper:
                 start_new_session=True,
             )
         except OSError as error:
-            raise self._failed(f"cannot be run: {error.strerror}") from error
+            raise self._failed(f"cannot be run: {reason_of(error)}") from error
         try:
             async with asyncio.timeout(self._timeout):
                 output = await _converse(process, self._server.encode())

@@ -24,7 +24,7 @@ from google.auth.compute_engine import Credentials as MetadataCredentials
 from google.auth.transport.requests import Request
 from google.oauth2.service_account import Credentials as KeyCredentials
 
-from mirror.errors import UpstreamDenied, UpstreamError
+from mirror.errors import UpstreamDenied, UpstreamError, reason_of
 from mirror.policy.upstream.token_lifetime import usable_seconds
 from mirror.upstream.credentials.provider_options import ProviderOptions
 from mirror.upstream.credentials.renewal import Issued
@@ -100,7 +100,7 @@ class GoogleIssuer:
                 raise self._unavailable(f"key_file {path} is not the key of a service account")
             return KeyCredentials.from_service_account_info(content, scopes=_SCOPES)  # type: ignore[no-untyped-call]
         except OSError as error:
-            raise self._unavailable(f"key_file {path}: {error.strerror}") from error
+            raise self._unavailable(f"key_file {path}: {reason_of(error)}") from error
         except (ValueError, KeyError, TypeError, exceptions.GoogleAuthError) as error:
             # without the text of the cause, which may quote the file
             raise self._unavailable(f"key_file {path} is not the key of a service account") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from mirror import telemetry
-from mirror.errors import ConfigError
+from mirror.errors import ConfigError, reason_of
 from mirror.upstream.credentials.source import Credentials, LoginState
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class RotatedFile(Generic[T]):
         try:
             self._content = self._parse(self._path.read_bytes())
         except OSError as error:
-            raise ConfigError([f"{self._path}: {error.strerror}"]) from error
+            raise ConfigError([f"{self._path}: {reason_of(error)}"]) from error
         except ValueError as error:
             raise ConfigError([f"{self._path}: {error}"]) from error
         return self._content
@@ -75,7 +75,7 @@ class RotatedFile(Generic[T]):
                 self.read()
                 self._seen = seen
         except OSError as error:
-            self._note(f"{self._path}: {error.strerror}; its last content stays in use")
+            self._note(f"{self._path}: {reason_of(error)}; its last content stays in use")
         except ConfigError as error:
             self._note(f"{error}; its last content stays in use")
         else:

@@ -17,7 +17,7 @@ import aiohttp
 from yarl import URL
 
 from mirror.aio.closing import close_all
-from mirror.errors import UpstreamError
+from mirror.errors import UpstreamError, reason_of
 from mirror.policy.upstream.retrying import parse_retry_after
 from mirror.policy.upstream.url_bounds import UrlBounds, UrlRefused, parse_url
 from mirror.ports import Reply
@@ -74,7 +74,7 @@ class EventPosts:
         except UrlRefused:
             return Reply(None, "its URL is not allowed")
         except OSError as error:
-            return Reply(None, f"its settings cannot be read: {error.strerror or type(error).__name__}")
+            return Reply(None, f"its settings cannot be read: {reason_of(error)}")
         except UpstreamError as error:
             return Reply(None, str(error))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mirror.errors import StoreError
+from mirror.errors import StoreError, reason_of
 
 _IN_MEMORY: Final = 1024 * 1024
 
@@ -70,7 +70,7 @@ class PageFile:
             else:
                 await asyncio.to_thread(self._write_to_disk, piece)
         except OSError as error:
-            raise StoreError(f"cannot write a tag list to {self._bounds.directory}: {error.strerror}") from error
+            raise StoreError(f"cannot write a tag list to {self._bounds.directory}: {reason_of(error)}") from error
         return True
 
     def _write_to_disk(self, piece: bytes) -> None:
