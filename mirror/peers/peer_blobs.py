@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from mirror import telemetry
@@ -120,6 +120,18 @@ class HttpPeerBlobs:
             body.close()
 
     def _get(
+        self, member: str, target: str, headers: dict[str, str], start: int, stop: int | None, cancel: Cancel
+    ) -> tuple[Answer, SignedCall]:
+        """The answer, and by what it is judged. A member that refuses our time is asked once more, by its own."""
+        answer, signed = self._ask(member, target, headers, start, stop, cancel)
+        if answer.status == 401:
+            with suppress(PeerRefused):
+                signed.check(answer.status, answer.fields)
+                if self._signer.learn(member, answer.status, answer.fields):
+                    return self._ask(member, target, headers, start, stop, cancel)
+        return answer, signed
+
+    def _ask(
         self, member: str, target: str, headers: dict[str, str], start: int, stop: int | None, cancel: Cancel
     ) -> tuple[Answer, SignedCall]:
         sent = {**headers, **range_headers(start, stop)}

@@ -60,7 +60,7 @@ class PeerSigner:
 
     def learn(self, member: str, status: int, headers: Mapping[str, str]) -> bool:
         """True if a member has refused a request because of its time, and said its own: signed again, it is taken.
-        `headers` are those of an answer that was checked, with names in lower case.
+        `headers` are those of an answer that was checked, and find names in lower case.
         """
         told = headers.get(TIME_HEADER.lower(), "")
         if status != 401 or not told.isdecimal() or len(told) > 12:

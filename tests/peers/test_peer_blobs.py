@@ -6,6 +6,7 @@ import asyncio
 import os
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
@@ -90,6 +91,15 @@ def _write_end(file: Path, before: int) -> None:
     with file.open("wb") as large:
         large.seek(before)
         large.write(CONTENT)
+
+
+async def test_a_member_that_refuses_our_time_is_asked_by_its_own(site: PeerSite) -> None:
+    """Nothing else may ever tell this process what time it is there: members that answer are looked at by another."""
+    signer = PeerSigner("test", ASKING, site.secrets, now=lambda: time.time() - 3600)
+    site.blobs = HttpPeerBlobs(signer, PeerClient(signer, PeerHealth()), site.executor)
+    for _ in range(2):
+        assert await _read(site) == CONTENT
+    assert round(signer.ahead(site.member) / 60) == 60
 
 
 async def test_130_an_older_member_sends_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,8 +374,11 @@ async def test_over_tls(tmp_path: Path) -> None:
         reply(200, CONTENT, headers={"Mirror-Granted": "yes", "Mirror-Answer-MAC": "0" * 64}),
         reply(307, b"", headers={"Location": "http://127.0.0.1:1/elsewhere"}),
         reply(204, b""),
+        # a time is learnt of members alone: somebody else could make this replica sign in advance
+        reply(401, b"", headers={"Mirror-Time": "9999999999"}),
+        reply(401, b"", headers={"Mirror-Time": "9999999999", "Mirror-Answer-MAC": "0" * 64}),
     ],
-    ids=["unsigned", "signed wrongly", "redirect", "no content"],
+    ids=["unsigned", "signed wrongly", "redirect", "no content", "time", "time signed wrongly"],
 )
 @pytest.mark.parametrize("size", [SIZE, None])
 async def test_125_whoever_else_answers_is_not_believed(site: PeerSite, answer: list[Step], size: int | None) -> None:
