@@ -79,28 +79,36 @@ class MemberLookup:
                 await self._first.wait()
 
     async def doubt(self) -> None:
-        """Look up now, unless that was done within the last second."""
-        if self._now() - self._looked >= _LEAST:
-            await self.look_up()
+        """Look up now, unless that was done within the last second. A lookup that is under way is waited for: all who
+        ask meanwhile have its result.
+        """
+        async with self._turn:
+            if self._now() - self._looked >= _LEAST:
+                await self._look_up()
 
     async def look_up(self) -> None:
         """Ask once. Raises nothing: if it fails, the last answer counts."""
         async with self._turn:
+            await self._look_up()
+
+    async def _look_up(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                found = await self._resolve(self._name.host)
+        except (OSError, TimeoutError, UnicodeError) as error:
+            self._failed(str(error) or "no answer")
+            return
+        finally:
+            # its end counts: while it lasts, others wait for it, and must not repeat it one after the other
             self._looked = self._now()
-            try:
-                async with asyncio.timeout(_PATIENCE):
-                    found = await self._resolve(self._name.host)
-            except (OSError, TimeoutError, UnicodeError) as error:
-                self._failed(str(error) or "no answer")
-                return
-            if not found:
-                self._failed("no address")
-                return
-            self._reason = ""
-            before = self._members.all()
-            self._members.replace(self._name.at(found, parse_member(self._members.own)))
-            if (members := self._members.all()) != before:
-                telemetry.log.info("members changed", members=list(members))
+        if not found:
+            self._failed("no address")
+            return
+        self._reason = ""
+        before = self._members.all()
+        self._members.replace(self._name.at(found, parse_member(self._members.own)))
+        if (members := self._members.all()) != before:
+            telemetry.log.info("members changed", members=list(members))
 
     def _failed(self, reason: str) -> None:
         if reason != self._reason:

@@ -92,6 +92,35 @@ def test_strangers_cause_one_lookup_a_second() -> None:
     assert names.asked == 2
 
 
+def test_strangers_wait_for_the_lookup_that_is_under_way() -> None:
+    """One that asks during it would else be refused, and take this replica for one that is down."""
+
+    async def doubts() -> None:
+        clock = _Clock()
+        members, names, _ = _lookup(clock)
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        async def resolve(host: str) -> Sequence[str]:
+            asked.set()
+            await answered.wait()
+            clock.now += 2
+            return await names(host)
+
+        lookup = MemberLookup(parse_member("dns+http://mirror.svc:5001"), members, resolve=resolve, now=clock)
+        first = asyncio.create_task(lookup.doubt())
+        await asked.wait()
+        others = [asyncio.create_task(lookup.doubt()) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(each.done() for each in others)
+        answered.set()
+        await asyncio.gather(first, *others)
+        assert members.all() == (_A, _B)
+        # however long it took, they do not repeat it
+        assert names.asked == 1
+
+    asyncio.run(doubts())
+
+
 def test_a_peer_is_left_alone_after_one_failure_and_tried_again_ever_more_rarely() -> None:
     clock = _Clock()
     health = PeerHealth(now=clock, wall=clock)
