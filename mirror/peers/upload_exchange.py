@@ -33,11 +33,15 @@ _T = TypeVar("_T")
 
 #: Bytes that are read from the client, and written to the replica, at once.
 _PIECE: Final = 1 << 20
-#: Seconds in which the replica takes nothing of the body, until it counts as gone.
+#: Seconds until the replica counts as gone, if it takes less of the body than these bytes, which are written at once.
 _STALLED: Final = 10.0
+_SLICE: Final = 64 << 10
 #: Bytes of the head and the content of an answer.
 _LARGEST: Final = 64 << 10
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+#: What a write fails with if the other side has closed the connection.
+_CLOSED: Final = (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class Source(Protocol):
@@ -152,7 +156,7 @@ class UploadExchange:
             await self._run(self._write, b"0\r\n\r\n")
 
     async def _answer(self, signed: SignedCall) -> PeerAnswer:
-        while True:
+        while (answer := self._parsed(signed)) is None:
             try:
                 async with asyncio.timeout(self._look):
                     await self._readable()
@@ -160,8 +164,18 @@ class UploadExchange:
                 if not await self._alive():
                     raise
                 continue
-            if answer := await self._run(self._parsed, signed):
-                return answer
+            await self._run(self._receive)
+        return answer
+
+    def _parsed(self, signed: SignedCall) -> PeerAnswer | None:
+        """The answer, if it is here as a whole. Raises `PeerRefused`."""
+        head, end, content = self._received.partition(b"\r\n\r\n")
+        if not end:
+            return None
+        status, headers = _parse_head(head)
+        if not self._is_head and status != 204 and len(content) < int(headers.get("content-length", "0")):
+            return None
+        return _judged(signed, status, headers, content)
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -197,41 +211,51 @@ class UploadExchange:
                 self._write(b"%x\r\n" % count if chunked else b"")
                 self._write(view[:count])
                 self._write(b"\r\n" if chunked else b"")
-            except (BrokenPipeError, ConnectionResetError):
+            except _CLOSED:
                 # it may have answered before it closed the connection
                 return False
         return True
 
     def _write(self, content: bytes | memoryview) -> None:
-        if content:
-            self._opened().sendall(content)
+        # the time-out of a socket is that of all that `sendall` is given: of a large piece, a slow network would take
+        # too little in that time
+        view = memoryview(content)
+        for start in range(0, len(view), _SLICE):
+            self._opened().sendall(view[start : start + _SLICE])
 
     def _has_answered(self) -> bool:
+        opened = self._opened()
         poll = select.poll()
-        poll.register(self._opened(), select.POLLIN)
-        return self._tls is None and bool(poll.poll(0))
+        poll.register(opened, select.POLLIN)
+        if not poll.poll(0):
+            return False
+        if not isinstance(opened, ssl.SSLSocket):
+            return True
+        # what has come may be of TLS alone, such as a ticket for the next session
+        opened.settimeout(0)
+        try:
+            self._received += opened.recv(_LARGEST)
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            opened.settimeout(_STALLED)
+        return True
 
-    def _parsed(self, signed: SignedCall) -> PeerAnswer | None:
-        """Reads what is here; the answer, once it is complete. Raises `EOFError`, `PeerRefused`."""
+    def _receive(self) -> None:
+        """Reads what is here. Raises `EOFError` at the end of the connection."""
         opened = self._opened()
         opened.settimeout(self._look)
         try:
             piece = opened.recv(_LARGEST)
         except TimeoutError:
             # a record of TLS without content
-            return None
+            return
         self._received += piece
         while isinstance(opened, ssl.SSLSocket) and opened.pending():
             # what is decrypted already does not make the descriptor readable
             self._received += opened.recv(_LARGEST)
-        head, end, content = self._received.partition(b"\r\n\r\n")
-        if end:
-            status, headers = _parse_head(head)
-            if self._is_head or status == 204 or len(content) >= int(headers.get("content-length", "0")):
-                return _judged(signed, status, headers, content)
         if not piece or len(self._received) > 2 * _LARGEST:
             raise EOFError("the connection was closed before the end of the answer")
-        return None
 
     def _opened(self) -> socket.socket:
         if self._socket is None:
@@ -257,7 +281,7 @@ def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
         raise PeerRefused("answer", "the answer is not that of a replica")
     fields = (line.decode("latin-1").partition(":") for line in lines)
     headers = {name.strip().lower(): value.strip() for name, _, value in fields}
-    if not headers.get("content-length", "0").isdecimal():
+    if not _LENGTH.fullmatch(headers.get("content-length", "0")):
         raise PeerRefused("answer", "the answer is not that of a replica")
     return int(found[1]), headers
 

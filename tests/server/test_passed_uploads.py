@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import pytest
+from aiohttp import web
 
 from mirror.app.bucket import BucketThreads
 from mirror.errors import UploadOutOfOrder, UploadUnknown
@@ -144,12 +146,56 @@ async def test_what_the_other_replica_refuses_is_refused(tmp_path: Path) -> None
         assert (gone.status, json.loads(gone.body)["errors"][0]["code"]) == (404, "BLOB_UPLOAD_UNKNOWN")
 
 
-async def test_an_answer_before_the_end_of_the_body_ends_it(tmp_path: Path) -> None:
-    async with _site(tmp_path) as site:
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_an_answer_before_the_end_of_the_body_ends_it(tmp_path: Path, over_tls: bool) -> None:
+    certificate = Certificate(tmp_path / "tls", names="DNS:mirror") if over_tls else None
+    async with _site(tmp_path, tls=certificate) as site:
         site.there.refuse = UploadOutOfOrder("a gap", 0)
         answer = await site.front.ask("PATCH", site.location, body=_LARGE)
         assert answer.status == 416
         assert site.health.is_up(site.listener.address)
+
+
+class _SlowSocket(socket.socket):
+    """Takes 20 KB a second, by its own account: `sendall` has one time-out for all that it is given."""
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        if len(data) > 20_000 * (self.gettimeout() or 0):
+            raise TimeoutError("timed out")
+        super().sendall(data, flags)
+
+
+async def test_a_slow_network_between_replicas_is_not_taken_for_a_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connected(address: tuple[str, int], timeout: float) -> socket.socket:
+        made = _SlowSocket()
+        made.settimeout(timeout)
+        made.connect(address)
+        return made
+
+    async with _site(tmp_path) as site:
+        monkeypatch.setattr("mirror.peers.upload_exchange.socket.create_connection", connected)
+        answer = await site.front.ask("PATCH", site.location, body=_LARGE)
+        assert answer.status == 202
+        assert site.content == _LARGE
+
+
+async def test_headers_that_are_not_signed_are_passed_on_only_if_they_are_as_usual(tmp_path: Path) -> None:
+    """Somebody between two replicas may have written them."""
+    said = {"Content-Type": "text/html", "Retry-After": "<b>"}
+
+    async def wrap(verb: PeerVerb, peer: PeerRequest) -> Any:
+        return web.Response(status=429, body=b"<script>", headers=said)
+
+    async with _site(tmp_path, wrap=wrap) as site:
+        answer = await site.front.ask("GET", site.location)
+        assert answer.status == 429
+        assert answer.headers["Content-Type"] == "application/octet-stream"
+        assert "Retry-After" not in answer.headers
+        said |= {"Content-Type": "application/json; charset=utf-8", "Retry-After": "5"}
+        answer = await site.front.ask("GET", site.location)
+        assert {name: answer.headers[name] for name in said} == said
 
 
 @pytest.mark.parametrize(

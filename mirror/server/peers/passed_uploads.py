@@ -12,6 +12,7 @@ No credentials of the caller go to it.
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -45,8 +46,12 @@ _IDENTITY: Final = "Mirror-Identity"
 #: Looks in a row, after seconds without an answer, at which a session may be unknown: it ends before its last answer
 #: comes. A replica that was replaced at the same address says the same, and never answers.
 _MOST_GONE: Final = 60
-#: Headers of the answer that the client gets.
-_RELAYED: Final = ("Location", "Range", "Docker-Upload-UUID", "Docker-Content-Digest", "Content-Type", "Retry-After")
+#: Headers of the answer that the client gets: those that are signed, and those that are not, if they look as expected.
+_RELAYED: Final = ("Location", "Range", "Docker-Upload-UUID", "Docker-Content-Digest")
+_RELAYED_UNSIGNED: Final = {
+    "Content-Type": re.compile(r"application/json(; charset=utf-8)?"),
+    "Retry-After": re.compile(r"[0-9]{1,6}"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +216,9 @@ def _path(call: push.PushCall) -> str:
 
 def _relayed(answer: PeerAnswer, *, head: bool) -> web.Response:
     headers = {name: answer.headers[name.lower()] for name in _RELAYED if name.lower() in answer.headers}
+    for name, usual in _RELAYED_UNSIGNED.items():
+        if usual.fullmatch(value := answer.headers.get(name.lower(), "")):
+            headers[name] = value
     if head:
         headers["Content-Length"] = answer.headers.get("content-length", "0")
     return web.Response(status=answer.status, body=answer.content, headers={**headers, **API_VERSION})
