@@ -102,6 +102,20 @@ def test_a_request_counts_once(tmp_path: Path) -> None:
     _attack(tmp_path, attack)
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    """The machine of the sender has gone, and says nothing about it; or somebody between has kept the rest."""
+
+    async def notice(peer: PeerRequest) -> web.StreamResponse:
+        return web.Response(body=await small_body(peer, patience=0.05))
+
+    async def attack() -> None:
+        async with peer_listener(tmp_path, [PeerVerb("notice", frozenset({"POST"}), notice, 1000)]) as listener:
+            request = listener.signed("POST", "/peer/v1/notice", body=b"x" * 100)
+            assert await _status(listener, request[:-1]) == 408
+
+    asyncio.run(attack())
+
+
 def test_a_request_to_one_worker_is_refused_by_another(tmp_path: Path) -> None:
     memory = UsedNonces.made(now=0.0)
     other = UsedNonces(memory.descriptor)

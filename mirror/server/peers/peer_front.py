@@ -41,6 +41,8 @@ ROOT: Final = "/peer/v1/"
 VERSION_HEADER: Final = "Mirror-Version"
 
 _MOST_HEAD: Final = 16 << 10
+#: Seconds for a small body, which follows its head at once.
+_BODY: Final = 10.0
 #: Seconds between two lines in the log about refused requests; metrics count every one.
 _QUIET: Final = 60.0
 #: Attempts to remember a nonce while another worker does so, and seconds between them.
@@ -264,10 +266,14 @@ async def _check_body(request: web.BaseRequest, verb: PeerVerb) -> None:
         raise PeerRefused("request", f"the body has more than {verb.most_body:,} bytes", 413)
 
 
-async def small_body(peer: PeerRequest) -> bytes:
-    """The body of a request, whose digest is signed. Raises `PeerRefused`."""
+async def small_body(peer: PeerRequest, patience: float = _BODY) -> bytes:
+    """The body of a request, whose digest is signed, within `patience` seconds. Raises `PeerRefused`."""
     try:
-        content: bytes = await peer.request.read()
+        async with asyncio.timeout(patience):
+            content: bytes = await peer.request.read()
+    except TimeoutError as error:
+        # the machine of the sender may be gone: nothing else would ever end this
+        raise PeerRefused("request", "the body has not come in time", 408) from error
     except (ConnectionError, ValueError) as error:
         raise PeerRefused("request", "the body broke off", 400) from error
     if content_digest(content) != peer.request.headers.get("Mirror-Content-Digest"):
