@@ -123,11 +123,18 @@ _NEXT_KEY: Final = "SELECT min(key) FROM waiting WHERE endpoint = ? AND dead = 0
 _HOLDS: Final = """
 SELECT 1 FROM events JOIN waiting USING (number) WHERE id >= ? AND id < ? AND dead = 0 LIMIT 1
 """
+#: In a file that has replaced a damaged one, another event may have the number of the one that was sent.
 _DELIVERED: Final = """
 DELETE FROM waiting WHERE endpoint = ? AND number = ? AND ? = (SELECT id FROM events WHERE number = waiting.number)
 """
-_FAILED: Final = "UPDATE waiting SET attempts = attempts + 1, error = ? WHERE endpoint = ? AND number = ?"
-_BURIED: Final = "UPDATE waiting SET dead = 1, attempts = attempts + 1, error = ? WHERE endpoint = ? AND number = ?"
+_FAILED: Final = """
+UPDATE waiting SET attempts = attempts + 1, error = ?
+WHERE endpoint = ? AND number = ? AND ? = (SELECT id FROM events WHERE number = waiting.number)
+"""
+_BURIED: Final = """
+UPDATE waiting SET dead = 1, attempts = attempts + 1, error = ?
+WHERE endpoint = ? AND number = ? AND ? = (SELECT id FROM events WHERE number = waiting.number)
+"""
 _EXPIRED: Final = """
 UPDATE waiting SET dead = 1 WHERE endpoint = ? AND dead = 0 AND since < ?
 """
@@ -150,6 +157,8 @@ WHERE dead = 1 AND (?1 IS NULL OR endpoint = ?1)
 """
 #: Waiting events and dead ones are given up so many at a time.
 _GIVEN_UP_AT_ONCE: Final = 100
+#: What the kernel calls the boot of this machine.
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 #: Files on which turns are locked. Two keys that share one wait for each other.
 _TURNS: Final = 256
 #: How often a commit is made again in a new file, because another process has replaced the old one meanwhile.
@@ -401,10 +410,14 @@ class SqliteOutbox:
         self._queue.write(lambda connection: connection.execute(_DELIVERED, (event.endpoint, event.number, event.id)))
 
     def failed(self, event: WaitingEvent, error: str) -> None:
-        self._queue.write(lambda connection: connection.execute(_FAILED, (error, event.endpoint, event.number)))
+        self._note(_FAILED, error, event)
 
     def bury(self, event: WaitingEvent, error: str) -> None:
-        self._queue.write(lambda connection: connection.execute(_BURIED, (error, event.endpoint, event.number)))
+        self._note(_BURIED, error, event)
+
+    def _note(self, statement: str, error: str, event: WaitingEvent) -> None:
+        values = error, event.endpoint, event.number, event.id
+        self._queue.write(lambda connection: connection.execute(statement, values))
 
     def expire(self, endpoint: str, before: float) -> int:
         old = "SELECT 1 FROM waiting WHERE endpoint = ? AND dead = 0 AND since < ? LIMIT 1"
@@ -579,12 +592,21 @@ def _epoch(connection: sqlite3.Connection) -> str:
 
 
 def _number_of_boot(connection: sqlite3.Connection) -> int:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    found = "SELECT number FROM boots WHERE boot = ?"
-    if not (row := connection.execute(found, (boot,)).fetchone()):
-        connection.execute("INSERT OR IGNORE INTO boots (boot) VALUES (?)", (boot,))
-        row = connection.execute(found, (boot,)).fetchone()
-    return int(row[0])
+    """The number of this boot, which is the highest of all. Since this boot had its last one, the disk may have been at
+    another machine, and what was done there comes before what is done now.
+    """
+    boot = _BOOT.read_text().strip()
+    if (number := _last_boot(connection, boot)) is None:
+        with transaction(connection):
+            if (number := _last_boot(connection, boot)) is None:
+                number = connection.execute("INSERT OR REPLACE INTO boots (boot) VALUES (?)", (boot,)).lastrowid
+    return int(number or 0)
+
+
+def _last_boot(connection: sqlite3.Connection, boot: str) -> int | None:
+    """Its number, if no other boot came after it."""
+    row = connection.execute("SELECT number, boot FROM boots ORDER BY number DESC LIMIT 1").fetchone()
+    return row[0] if row and row[1] == boot else None
 
 
 def _number_in(connection: sqlite3.Connection, prepared: PreparedChange) -> int | None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,34 @@ def test_a_file_that_is_replaced_during_a_commit(opened: Open, tmp_path: Path, m
     box.confirm(None, order, [event("twice")])
     assert len(calls) == 2
     assert drain(other) == ["twice"]
+
+
+def test_a_disk_that_comes_back_to_a_machine_keeps_the_order(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done at another machine meanwhile comes between, though this one was not started anew."""
+    boot = tmp_path / "boot_id"
+    monkeypatch.setattr(outbox_module, "_BOOT", boot)
+    for number, machine in enumerate("abab"):
+        boot.write_text(f"{machine}\n")
+        box = opened()
+        add(box, f"{number}-one")
+        # another process of the same machine
+        add(opened(), f"{number}-two")
+        box.close()
+    assert drain(opened()) == [f"{number}-{which}" for number in range(4) for which in ("one", "two")]
+
+
+def test_what_is_said_of_an_event_is_not_believed_of_another_one(opened: Open) -> None:
+    """A file that was damaged is replaced, and its numbers begin anew."""
+    box = opened()
+    add(box, "mine")
+    [mine] = box.heads("ci", (), 8)
+    other = replace(mine, id="other")
+    box.failed(other, "refused")
+    box.bury(other, "refused for good")
+    box.delivered(other)
+    assert box.heads("ci", (), 8) == [mine]
 
 
 def test_a_first_start_loses_nothing(opened: Open) -> None:
