@@ -17,7 +17,7 @@ import math
 from typing import Final
 
 from redis.asyncio import Redis
-from redis.exceptions import MovedError, ReadOnlyError, RedisError
+from redis.exceptions import RedisError
 
 from mirror.errors import IndexUnavailable
 from mirror.index.redis_address import RedisAddress
@@ -25,10 +25,11 @@ from mirror.index.redis_primary import RedisPool
 from mirror.index.redis_scripts import run
 from mirror.policy.schedule import OtherLease
 
-# Returns false if the lease is now ours, else the value of the key and its remaining time in milliseconds.
+# Returns false if the lease is now ours, else the value of the key and its remaining time in milliseconds. Nobody of us
+# leaves a key without an expiry: such a one would never end.
 _TAKE: Final = """
-local value = redis.call('GET', KEYS[1])
-if value and string.sub(value, 2) ~= ARGV[1] then return {value, redis.call('PTTL', KEYS[1])} end
+local value, left = redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
+if value and left >= 0 and string.sub(value, 2) ~= ARGV[1] then return {value, left} end
 redis.call('SET', KEYS[1], ARGV[2] .. ARGV[1], 'PX', ARGV[3])
 return false
 """
@@ -78,11 +79,7 @@ class RedisLeases:
         key = f"{{{_TAG}}}:{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
         try:
             async with asyncio.timeout(self._budget):
-                try:
-                    answer: object = await run(self._client, script, [key], arguments)
-                except (MovedError, ReadOnlyError):
-                    # it was not carried out; the connection goes to another server now, if there is one
-                    answer = await run(self._client, script, [key], arguments)
+                answer: object = await run(self._client, script, [key], arguments)
         except (RedisError, OSError, TimeoutError) as error:
             raise IndexUnavailable(f"Redis failed to lease: {type(error).__name__}") from error
         return answer

@@ -15,6 +15,7 @@ braces make it the hash tag: all keys of a store have one slot, and so one serve
     rebuild   string       the token of the rebuild that runs
     rebuilt   hash         the parts of it that are done, to the number of blobs of each
     repos     set          names of the repositories that have links, so that `clear` finds them
+    alive     string       there for as long as the store counts as in use (redis_stores.py)
     links:<registry>/<name>  hash  digest to bytes
 
 Every operation is a Lua script on a batch. Redis runs a script atomically, so the counters stay exact with any number
@@ -32,10 +33,10 @@ because reads still work. An instance belongs to one event loop of one process.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -45,6 +46,7 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    InvalidResponse,
     MovedError,
     NoPermissionError,
     OutOfMemoryError,
@@ -80,6 +82,11 @@ _MOST_LOOKED_AT: Final = 5000
 _LOOKED_AT: Final = 500
 
 
+def is_store_id(text: str) -> bool:
+    """Whether a store may have this id: 1 to 128 letters, digits, `.`, `_` and `-`."""
+    return re.fullmatch(r"[A-Za-z0-9._-]{1,128}", text) is not None
+
+
 class Keys:
     """The names of the keys of one store."""
 
@@ -91,12 +98,14 @@ class Keys:
 
     def __init__(self, store_id: str) -> None:
         """`store_id` has 1 to 128 letters, digits, `.`, `_` and `-`; each store has its own. Raises `ValueError`."""
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", store_id):
+        if not is_store_id(store_id):
             raise ValueError(f"a store id has 1 to 128 letters, digits, '.', '_' and '-': {store_id[:160]!r}")
         #: The hash tag of all of them.
         self.tag: Final = f"mirror:{SCHEMA}:{store_id}"
         self._prefix = f"{{{self.tag}}}:"
         self.fixed: Final = tuple(self._prefix + name for name in self.NAMES)
+        #: Says that the store is in use; no part of the records.
+        self.alive: Final = f"{self._prefix}alive"
 
     def links(self, repo: str) -> str:
         """The key of the links of one repository, which is given as `registry/name`."""
@@ -279,20 +288,34 @@ class RedisIndex:
             raise _lost()
 
     async def _server(self) -> str:
-        """The server that has the keys, as it is written to marks; empty if it cannot change."""
+        """The server that has the keys, as it is written to marks; empty if it cannot change. Raises
+        `IndexUnavailable`.
+        """
         primary = self._pool.primary
         if primary is None:
             return ""
         if primary.place is None:
             # any call finds it, within the budget
             await self._run(scripts.USAGE)
-        return f"@{place_text(primary.place)}" if primary.place else "@"
+        place = primary.place
+        if place is None:
+            # another call has failed meanwhile. A mark of no server would be taken for one that was lost
+            raise IndexUnavailable("the primary of Redis is not known at the moment")
+        return f"@{place_text(place)}"
 
     async def clear(self) -> None:
         """Drop everything of this store. The marker goes first, so that an interrupted call leads to a rebuild."""
         while repos := await self._run(scripts.CLEAR, [_BATCH]):
             for repo in map(_text, repos):
                 await self._run(scripts.CLEAR_LINKS, [repo], repo=repo)
+
+    async def show_alive(self, seconds: float) -> None:
+        """Let this store count as in use for so many seconds."""
+        await self._call(scripts.SHOW_ALIVE, [self._keys.alive], [math.ceil(seconds * 1000)])
+
+    async def is_alive(self) -> bool:
+        """Whether this store counts as in use."""
+        return bool(await self._call(scripts.IS_ALIVE, [self._keys.alive], ()))
 
     async def aclose(self) -> None:
         """Close the connections; later operations raise `IndexUnavailable`. Repeatable."""
@@ -319,19 +342,12 @@ class RedisIndex:
             raise IndexUnavailable("Redis has failed and is left alone for a while")
         try:
             async with asyncio.timeout(self._budget):
-                try:
-                    answer = await scripts.run(self._client, script, keys, arguments)
-                except (MovedError, ReadOnlyError):
-                    if self._pool.primary is None:
-                        raise
-                    # it was not carried out, and where it must go is known, or found, now
-                    answer = await scripts.run(self._client, script, keys, arguments)
+                answer = await scripts.run(self._client, script, keys, arguments)
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(ticket, error)
             if isinstance(error, ReadOnlyError):
                 # only a new connection resolves the host name again, which may now lead to another server
-                with suppress(RedisError, OSError):
-                    await self._pool.disconnect(inuse_connections=False)
+                await self._pool.drop_idle()
             raise (_WrongType if _has_wrong_type(error) else IndexUnavailable)(_explain(error)) from error
         except BaseException:
             self._breaker.withdraw(ticket)
@@ -394,6 +410,8 @@ def _explain(error: Exception) -> str:
         return "Redis is out of memory (maxmemory)"
     if isinstance(error, (PrimaryUnknown, NotPrimary)):
         return str(error)
+    if isinstance(error, InvalidResponse):
+        return "the server does not answer as a Redis"
     if "NOREPLICAS" in str(error):
         return "Redis has too few replicas to take writes (min-replicas-to-write)"
     if isinstance(error, ReadOnlyError):

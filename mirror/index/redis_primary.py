@@ -22,15 +22,17 @@ import asyncio
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Connection, UnixDomainSocketConnection
+from redis.asyncio import Connection, ConnectionPool, UnixDomainSocketConnection
 from redis.crc import key_slot
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    InvalidResponse,
     MovedError,
     NoPermissionError,
     ReadOnlyError,
@@ -50,6 +52,19 @@ _OTHERS: Final = 0.2
 _MOST_NODES: Final = 16
 #: Replies of a server that is no primary (any more), or not yet.
 _NOT_SERVING: Final = (ReadOnlyError, ClusterDownError, BusyLoadingError)
+
+
+#: What redis-py raises for bytes that are no reply of Redis, besides its own `InvalidResponse`.
+_GARBLED: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Whatever redis-py makes of bytes that no Redis sends is an `InvalidResponse`, which is a `RedisError`."""
+    try:
+        yield
+    except _GARBLED as error:
+        raise InvalidResponse("the server does not answer as a Redis") from error
 
 
 class PrimaryUnknown(RedisConnectionError):
@@ -137,7 +152,7 @@ class Primary:
     async def _ask_sentinel(self, node: Place) -> Place:
         service = self._address.service
         reply = await ask_node(self._address, node, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
-        if not isinstance(reply, list) or len(reply) != 2:
+        if not isinstance(reply, list) or len(reply) != 2 or not _text(reply[1]).isdecimal():
             raise PrimaryUnknown(f"the Sentinels do not know the service {service}")
         return _text(reply[0]), int(reply[1])
 
@@ -178,9 +193,10 @@ async def ask_node(address: RedisAddress, node: Place, *command: str) -> Any:
     kind = Connection if address.tls is None else _TlsConnection
     connection = kind(host=node[0], port=node[1], **address.options(sentinel=is_sentinel))
     try:
-        await connection.connect()  # type: ignore[no-untyped-call]  # redis-py has no types there
-        await connection.send_command(*command)
-        return await connection.read_response()
+        with understood():
+            await connection.connect()  # type: ignore[no-untyped-call]  # redis-py has no types there
+            await connection.send_command(*command)
+            return await connection.read_response()
     except (RedisError, OSError) as error:
         raise PrimaryUnknown(f"{place_text(node)}: {_why(error, command[0])}") from error
     finally:
@@ -293,11 +309,18 @@ def said_of(reply: object) -> dict[str, str]:
     return {_text(name): _text(value) for name, value in zip(words[::2], words[1::2], strict=False)}
 
 
-class RedisPool(BlockingConnectionPool):
-    """Connections to the server of one hash tag, wherever it is. `primary` is None for a single server."""
+class RedisPool(ConnectionPool):
+    """Connections to the server of one hash tag, wherever it is. `primary` is None for a single server.
+
+    A caller waits for a free connection for as long as its own time-out lets it. In redis-py's own pool that waits,
+    a caller that gives up at the moment when a connection becomes free takes the news with it, and the next one waits
+    in vain (`asyncio.Condition`).
+    """
 
     def __init__(self, address: RedisAddress, tag: str, *, connections: int, budget: float) -> None:
-        """Up to `connections` connections; a caller waits at most `budget` seconds for a free one."""
+        """Up to `connections` connections; a search for the primary lasts at least as long as a call may (`budget`, in
+        seconds).
+        """
         options: Mapping[str, Any] = address.options()
         self.primary: Primary | None = None
         kind: Any
@@ -311,7 +334,35 @@ class RedisPool(BlockingConnectionPool):
             [(host, port)] = address.nodes
             kind = Connection if address.tls is None else _TlsConnection
             options = {**options, "host": host, "port": port}
-        super().__init__(max_connections=connections, timeout=budget, connection_class=kind, **options)
+        super().__init__(max_connections=connections, connection_class=kind, **options)
+        self._free = asyncio.Semaphore(connections)
+
+    async def get_connection(self, command_name: object = None, *keys: object, **options: object) -> Any:
+        """A connection that is open, once one is free. Raises `RedisError`, `OSError`."""
+        await self._free.acquire()
+        try:
+            connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._free.release()
+            raise
+        try:
+            await self.ensure_connection(connection)
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
+
+    async def release(self, connection: Any) -> None:
+        """Give a connection back."""
+        try:
+            await super().release(connection)
+        finally:
+            self._free.release()
+
+    async def drop_idle(self) -> None:
+        """Close the connections that nobody uses. Waits for nothing: whoever takes one meanwhile opens another."""
+        for connection in list(self._get_free_connections()):
+            await connection.disconnect(nowait=True)
 
     async def aclose(self) -> None:
         """Close all connections, and end a search for the primary. Repeatable."""

@@ -10,13 +10,27 @@ from functools import cache
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import MovedError, NoScriptError, ReadOnlyError
+
+from mirror.index.redis_primary import RedisPool, understood
 
 
 async def run(client: Redis, script: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
-    """Run a script that the server may not know yet. A server that does not know it has not begun it. Raises
-    `RedisError`, `OSError`.
+    """Run a script, which the server may not know yet, and at another server if this one has not the keys, or is no
+    primary any more: none of these has begun it. Raises `RedisError`, `OSError`.
     """
+    pool = client.connection_pool
+    with understood():
+        try:
+            return await _run_here(client, script, keys, arguments)
+        except (MovedError, ReadOnlyError):
+            if not isinstance(pool, RedisPool) or pool.primary is None:
+                raise
+            # where it must go is known, or found, now
+            return await _run_here(client, script, keys, arguments)
+
+
+async def _run_here(client: Redis, script: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
     try:
         return await client.evalsha(_name(script), len(keys), *keys, *arguments)
     except NoScriptError:
@@ -327,3 +341,18 @@ redis.call('UNLINK', links)
 redis.call('SREM', repos, ARGV[1])
 """
 )
+# Also when Redis is out of memory: a store that is in use must not be taken for one that is gone.
+SHOW_ALIVE: Final = """#!lua flags=allow-oom
+redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
+"""
+IS_ALIVE: Final = """
+return redis.call('EXISTS', KEYS[1])
+"""
+# KEYS: the list. ARGV: a store, and how many of the list are wanted.
+ENTER_STORE: Final = """#!lua flags=allow-oom
+redis.call('SADD', KEYS[1], ARGV[1])
+return redis.call('SRANDMEMBER', KEYS[1], ARGV[2])
+"""
+STRIKE_STORE: Final = """
+redis.call('SREM', KEYS[1], ARGV[1])
+"""

@@ -87,6 +87,16 @@ async def test_owners_are_compared_whole(address: RedisAddress) -> None:
         assert await nobody.take("run", 120)
 
 
+async def test_a_lease_that_would_never_end_is_free(redis_server: RedisServer) -> None:
+    """No replica leaves one without an expiry: whoever did that would stop a rule everywhere, for ever."""
+    async with _of(redis_server.address, "a") as a, _of(redis_server.address, "b") as b:
+        assert await a.take("run", 120) is None
+        [key] = [word for word in redis_server.command("KEYS", "*").decode().split("\r\n") if "lease" in word]
+        redis_server.command("PERSIST", key)
+        assert await b.take("run", 120) is None
+        assert await a.take("run", 120) is not None
+
+
 async def test_without_redis(redis_server: RedisServer) -> None:
     """It raises within its budget: dead, silent, or with something else under the key; and works again afterwards."""
     async with _of(redis_server.address, "a", budget=0.2) as leases:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import structlog
 
 from mirror.errors import ConfigError, IndexUnavailable
+from mirror.index.leases import RedisLeases
 from mirror.index.redis import Keys, RedisIndex
 from mirror.index.redis_address import RedisAddress, RedisKind, RedisLogin, RedisTls, parse_redis_url
+from mirror.index.redis_primary import RedisPool
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, Usage
 from mirror.ports import ContentIndex
@@ -246,6 +249,75 @@ async def test_a_read_only_replica_is_bypassed(redis_server: RedisServer) -> Non
         clock.time += 1
         await index.put([record(1)])
         assert await index.usage() == Usage(1, 10)
+
+
+async def test_whoever_gives_up_takes_no_connection_along(redis_server: RedisServer) -> None:
+    """At the very moment when one becomes free: the next one that waits gets it."""
+    pool = RedisPool(redis_server.address, "mirror:test", connections=1, budget=1.0)
+    for _ in range(3):
+        held = await pool.get_connection()
+        first, second = (asyncio.create_task(pool.get_connection()) for _ in range(2))
+        # both wait now
+        await asyncio.sleep(0)
+        await pool.release(held)
+        first.cancel()
+        async with asyncio.timeout(PATIENT):
+            await pool.release(await second)
+        assert first.cancelled()
+    await pool.aclose()
+
+
+async def test_clients_that_leave_do_not_look_like_an_outage(redis_server: RedisServer) -> None:
+    """Many at once, for few connections: whoever stays gets an answer, and that of the own question."""
+    dice = random.Random(7)
+    index = RedisIndex(redis_server.address, store_id="test", budget=PATIENT, connections=3)
+    await index.put([record(number, size=number + 1) for number in range(20)])
+    for _ in range(200):
+        asked = [asyncio.create_task(index.get(digest(number))) for number in range(12)]
+        for each in asked:
+            for _ in range(dice.randrange(6)):
+                await asyncio.sleep(0)
+            if dice.random() < 0.4:
+                each.cancel()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for number, answer in enumerate(answers):
+            assert isinstance(answer, asyncio.CancelledError) or answer == record(number, size=number + 1)
+    await index.aclose()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b":abc\r\n",
+        b"$x\r\n",
+        b"*2\r\n:1\r\n:q\r\n",
+        b"*1\r\n" * 5000,
+        b"-MOVED nowhere\r\n",
+        b"-ASK 1\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("kind", list(RedisKind))
+async def test_bytes_that_no_redis_sends_are_no_answer(said: bytes, kind: RedisKind) -> None:
+    """Whatever listens there: whoever asks the index goes on without it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 << 16)
+        writer.write(said)
+        # until it has enough of this
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        address = RedisAddress((server.sockets[0].getsockname()[:2],), kind=kind, service="mirror")
+        async with connected(address) as index:
+            with pytest.raises(IndexUnavailable):
+                await index.put([record(1)])
+        leases = RedisLeases(address, owner="me", budget=PATIENT)
+        with pytest.raises(IndexUnavailable):
+            await leases.take("run", 60)
+        await leases.aclose()
 
 
 async def test_a_wrong_password_is_told_without_it(redis_server: RedisServer) -> None:

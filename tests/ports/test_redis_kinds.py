@@ -14,7 +14,7 @@ from mirror.aio.memo import MEMO_TAG, MISSING, Memo, redis_cache
 from mirror.errors import IndexUnavailable
 from mirror.index.redis import Keys, RedisIndex
 from mirror.index.redis_address import Place, RedisAddress, RedisKind
-from mirror.index.redis_primary import PrimaryUnknown, RedisPool, named_by_most, read_slots
+from mirror.index.redis_primary import Primary, PrimaryUnknown, RedisPool, named_by_most, read_slots
 from mirror.oci.reference import Repo
 from mirror.policy.records import Usage
 from tests.support.clock import Clock
@@ -161,6 +161,33 @@ async def test_a_planned_fail_over_is_not_noticed(redis_cluster: ClusterSet) -> 
         await index.put([record(2)])
         assert await index.usage() == Usage(2, 20)
         assert await index.marker() is None
+
+
+async def test_a_mark_outlives_a_primary_that_is_doubted_for_a_moment(
+    redis: RedisSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another call may fail between the one that finds the primary and the one that reads the mark."""
+    async with connected(redis.address()) as index:
+        await index.set_marker("whole")
+    async with connected(redis.address()) as index:
+        found = Primary.find
+
+        async def find(primary: Primary) -> Place:
+            place = await found(primary)
+            primary.forget(place)
+            return place
+
+        with monkeypatch.context() as doubting:
+            doubting.setattr(Primary, "find", find)
+            for call in (
+                index.marker,
+                index.begin_rebuild,
+                lambda: index.rebuild_state(""),
+                lambda: index.set_marker("x"),
+            ):
+                with pytest.raises(IndexUnavailable, match="not known at the moment"):
+                    await call()
+        assert await index.marker() == "whole"
 
 
 async def test_a_replica_is_never_taken_for_the_primary(redis_sentinels: SentinelSet) -> None:
