@@ -21,7 +21,7 @@ from mirror.app.storage import (
     sweep_and_report,
 )
 from mirror.config import Config
-from mirror.errors import BucketUnavailable, MirrorError, StoreError
+from mirror.errors import BucketUnavailable, IndexUnavailable, MirrorError, StoreError
 from mirror.eviction.giving_way import GivesWay
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
@@ -132,9 +132,24 @@ async def _sweep(config: Config, storage: Storage) -> None:
     # while the bucket is down, nothing can be repaired in it
     with suppress(BucketUnavailable):
         telemetry.HOSTED_DAMAGED.set(await asyncio.to_thread(restore_hosted, storage.evictable, storage.hosted.blobs))
+    # if Redis does not answer, the index says so
+    with suppress(IndexUnavailable):
+        await _sweep_redis(config, storage)
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
         await asyncio.to_thread(storage.eviction.pinned.digests, time.time())
+
+
+async def _sweep_redis(config: Config, storage: Storage) -> None:
+    """Raises `IndexUnavailable`."""
+    if url := config.index.url.get_secret_value():
+        # imported here, so that a mirror without Redis does not load its library
+        from mirror.index.redis_address import parse_redis_url
+        from mirror.index.redis_stores import remove_gone_stores
+
+        gone = await remove_gone_stores(parse_redis_url(url), storage.store.id, budget=max(1.0, config.index.timeout))
+        if gone:
+            telemetry.log.info("indexes of gone stores deleted", stores=list(gone))
 
 
 async def _compare(config: Config, storage: Storage, comparisons: ReconcileTimer) -> None:

@@ -21,6 +21,7 @@ from mirror.index.probing import NEEDED, NEEDED_IN_CLUSTER, USEFUL, RedisCheck, 
 from mirror.index.redis import Keys, RedisIndex
 from mirror.index.redis_address import RedisAddress, RedisKind, RedisLogin, RedisTls, parse_redis_url
 from mirror.index.redis_primary import RedisPool
+from mirror.index.redis_stores import remove_gone_stores
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole
 from tests.support.clock import Clock
@@ -107,6 +108,8 @@ async def _use_all(address: RedisAddress) -> None:
     await index.drop([digest(1), digest(2)])
     await index.clear()
     await index.aclose()
+    assert await remove_gone_stores(address, "one", budget=_PATIENT) == []
+    assert await remove_gone_stores(address, "other", budget=_PATIENT) == []
     of_runs = RedisLeases(address, owner="me", budget=_PATIENT)
     for _ in range(2):
         assert await of_runs.take("run", 60) is None
