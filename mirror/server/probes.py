@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 from aiohttp import web
 
 from mirror import telemetry
 from mirror.server.registry.responses import INERT
+
+#: A rest is so many times as long as the work before it: whoever asks all the time gets a quarter of a thread.
+_REST: Final = 3.0
 
 
 @dataclass(slots=True)
@@ -46,7 +52,57 @@ def health_pages(
             return web.Response(text="ready\n", headers=INERT)
         return web.Response(status=503, text="draining\n", headers=INERT)
 
-    async def metrics(_request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=telemetry.render_metrics(), headers={**INERT, "Content-Type": telemetry.CONTENT_TYPE})
+    return {"/livez": livez, "/readyz": readyz, "/metrics": MetricsPage(lambda: telemetry.render_metrics())}
 
-    return {"/livez": livez, "/readyz": readyz, "/metrics": metrics}
+
+class MetricsPage:
+    """`/metrics`, which anybody may ask for. To add up the counters of all workers takes tenths of a second: so that is
+    done in a thread, and once for all who have asked before it begins. Then it rests, however many ask.
+
+        asked ──> its turn ── a text that was begun after that ──> given
+                     └── rest ──> counters added up, in a thread ──> given, also to those who have asked meanwhile
+    """
+
+    def __init__(
+        self,
+        render: Callable[[], bytes],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        """`render` blocks. `clock` counts seconds."""
+        self._render = render
+        self._clock = clock
+        self._sleep = sleep
+        self._turn = asyncio.Lock()
+        #: How many have asked, and how many of them had done so when `_text` was begun.
+        self._asked = self._answered = 0
+        self._text = b""
+        self._rests_until = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<MetricsPage, asked for {self._asked} times>"
+
+    async def __call__(self, _request: web.BaseRequest) -> web.StreamResponse:
+        """The metrics, none of them older than the request."""
+        headers = {**INERT, "Content-Type": telemetry.CONTENT_TYPE}
+        return web.Response(body=await self._current(), headers=headers)
+
+    async def _current(self) -> bytes:
+        self._asked += 1
+        number = self._asked
+        async with self._turn:
+            if self._answered < number:
+                await self._make()
+            return self._text
+
+    async def _make(self) -> None:
+        began = self._clock()
+        if began < self._rests_until:
+            await self._sleep(self._rests_until - began)
+            began = self._clock()
+        asked = self._asked
+        self._text = await asyncio.to_thread(self._render)
+        self._answered = asked
+        ended = self._clock()
+        self._rests_until = ended + _REST * (ended - began)
