@@ -18,6 +18,7 @@ from mirror.eviction.pinned_images import PinnedImage, pinned_images
 from mirror.inspect.explain import Explainer, WhyBlob, WhyImage
 from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
+from mirror.policy.forecast import Unfinished
 from mirror.policy.image_names import Image, name_of
 from mirror.policy.last_answer import LastAnswer, explain
 from mirror.policy.rules import RouteRule
@@ -27,7 +28,7 @@ from mirror.values.timestamps import format_moment, moment
 
 Explanation = WhyImage | WhyBlob
 
-#: The number of failed parts of an image that are listed one by one.
+#: The number of parts of an image that are listed one by one: of those that failed, and of those that are unfinished.
 _MOST_PARTS: Final = 5
 
 
@@ -94,6 +95,7 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
             lambda repo: route_of(loaded, repo),
             content_lists(loaded),
             blobs=places,
+            cache=storage.store,
             unsure=storage.stored.trouble,
         )
         if isinstance(wanted, Digest):
@@ -105,7 +107,7 @@ async def _look(loaded: settings.Config, wanted: Image | Digest, now: float) -> 
         if isinstance(reference, Digest) and explanation.image is None:
             blob = await explainer.blob(reference, [wanted.repo])
             requested = any(answer.kind == "blob" for answer in blob.answers)
-            if blob.here.size is not None or blob.here.growing is not None or blob.images or requested:
+            if blob.here.size is not None or blob.here.unfinished or blob.images or requested:
                 return [blob]
         return [explanation]
 
@@ -164,8 +166,8 @@ def _describe_blob(explanation: WhyBlob, loaded: settings.Config, now: float) ->
     if here.size is not None:
         used = f", last used {_ago(here.used_at, now)}" if here.used_at else ""
         lines.append(f"  a blob of {format_size(here.size)}{used}")
-    elif here.growing is not None:
-        lines.append(f"  a download in progress or interrupted: {format_size(here.growing)} so far")
+    elif here.unfinished:
+        lines.append(f"  a download in progress or interrupted: {_so_far(here.unfinished)}")
     else:
         lines.append("  nothing")
     lines += [f"  part of {name_of(repo, reference)}" for repo, reference in explanation.images]
@@ -226,6 +228,10 @@ def _here(explanation: WhyImage, now: float) -> Iterable[str]:
         yield f"{image.root.digest}: {_content(image)}, {format_size(image.closure.present_size)}"
         if image.used_at:
             yield f"last used {_ago(image.used_at, now)}"
+        for digest, unfinished in list(explanation.unfinished.items())[:_MOST_PARTS]:
+            yield f"of {digest}, which is missing: {_so_far(unfinished)}"
+        if len(explanation.unfinished) > _MOST_PARTS:
+            yield f"and some of {len(explanation.unfinished) - _MOST_PARTS} more that are missing"
     if explanation.fetched_at:
         yield f"manifest {'pushed' if explanation.hosted else 'fetched'} {_ago(explanation.fetched_at, now)}"
     if explanation.record and explanation.hosted:
@@ -239,6 +245,13 @@ def _here(explanation: WhyImage, now: float) -> Iterable[str]:
         yield f"frozen since {format_moment(explanation.freeze.since)}{reason}"
     for pinned in image.pinned if image else ():
         yield f"pinned {_pin(pinned)}"
+
+
+def _so_far(unfinished: Unfinished) -> str:
+    """What an unfinished download has, in words."""
+    whole = [f"{format_size(unfinished.beginning)} so far"] if unfinished.beginning else []
+    parts = [f"{format_size(unfinished.parts)} in unverified parts of it"] if unfinished.parts else []
+    return " and ".join([*whole, *parts])
 
 
 def _content(image: CachedImage) -> str:
@@ -296,7 +309,7 @@ def _to_json(explanation: Explanation, loaded: settings.Config) -> dict[str, Any
             "digest": str(explanation.digest),
             "answers": [_answer_json(answer, loaded) for answer in explanation.answers],
             "size": explanation.here.size,
-            "growing": explanation.here.growing,
+            **_unfinished_json(explanation.here.unfinished),
             "last_used": moment(explanation.here.used_at),
             "images": [name_of(repo, reference) for repo, reference in explanation.images],
             "next": [{"repository": str(repo), "what": what} for repo, what in explanation.next],
@@ -309,6 +322,10 @@ def _to_json(explanation: Explanation, loaded: settings.Config) -> dict[str, Any
         "digest": str(image.root.digest) if image else None,
         "complete": bool(image and image.complete),
         "missing": [str(node.digest) for node in image.closure.missing] if image else [],
+        "unfinished": [
+            {"digest": str(digest), **_unfinished_json(unfinished)}
+            for digest, unfinished in explanation.unfinished.items()
+        ],
         "size": image.closure.present_size if image else 0,
         "last_used": moment(image.used_at) if image else None,
         "fetched": moment(explanation.fetched_at),
@@ -333,6 +350,10 @@ def _to_json(explanation: Explanation, loaded: settings.Config) -> dict[str, Any
         },
         "next": list(explanation.next),
     }
+
+
+def _unfinished_json(unfinished: Unfinished) -> dict[str, int | None]:
+    return {"growing": unfinished.beginning or None, "unverified_parts": unfinished.parts or None}
 
 
 def _fresh_until(explanation: WhyImage) -> str | None:

@@ -6,8 +6,8 @@ Everything is read from the disk; neither an upstream nor a running server is as
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mirror.errors import BlobUnknown, Denied
 from mirror.graph.blob_places import BlobPlaces
@@ -15,13 +15,14 @@ from mirror.graph.manifests import here_since
 from mirror.inspect.images import CachedImage, Overview
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
+from mirror.oci.span import Span
 from mirror.policy.content_rules import ContentLists
-from mirror.policy.forecast import Facts, blob_forecast, forecast, hosted_blob_forecast
+from mirror.policy.forecast import Facts, Unfinished, blob_forecast, forecast, hosted_blob_forecast
 from mirror.policy.history import Choice, choose, recalled
 from mirror.policy.last_answer import LastAnswer
 from mirror.policy.records import Freeze, TagRecord
 from mirror.policy.rules import RouteRule
-from mirror.ports import BlobStore, Catalog, Freezes
+from mirror.ports import BlobIngester, BlobStore, Catalog, Freezes
 from mirror.repository.miss_report import images_naming
 
 #: Returns the pattern of the route that matches a repository (None if none does), and the rule that applies to it.
@@ -32,7 +33,7 @@ RouteOf = Callable[[Repo], tuple[str | None, RouteRule]]
 class WhyImage:
     """An image in one repository. Times are epoch seconds. `tags` point to the same digest. `answers` are the last
     answers about the image itself, `parts` those about its manifests and blobs. `next` says what the next pull will do.
-    `hosted`: the repository is hosted here.
+    `hosted`: the repository is hosted here. `unfinished`: what downloads have so far of the blobs that are missing.
     """
 
     repo: Repo
@@ -49,17 +50,16 @@ class WhyImage:
     parts: tuple[LastAnswer, ...]
     next: tuple[str, ...]
     hosted: bool = False
+    unfinished: Mapping[Digest, Unfinished] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BlobHere:
-    """A blob on the disk. `size` is in bytes, None if the blob is not here; `growing` is the number of bytes of its
-    unfinished download.
-    """
+    """A blob on the disk. `size` is in bytes, None if the blob is not here; `unfinished` is what its download has."""
 
     size: int | None
     used_at: float
-    growing: int | None
+    unfinished: Unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,11 @@ class Explainer:
         lists: ContentLists | None = None,
         *,
         blobs: BlobPlaces | None = None,
+        cache: BlobIngester | None = None,
         unsure: Callable[[], str] = lambda: "",
     ) -> None:
-        """`unsure` returns why it cannot be known now what of hosted content is not on the disk; empty: it is known.
-        Called in a thread.
+        """`cache` is where the blobs of upstreams are downloaded to, if it is not `store`. `unsure` returns why it
+        cannot be known now what of hosted content is not on the disk; empty: it is known. Called in a thread.
         """
         self._store = store
         self._catalog = catalog
@@ -104,6 +105,7 @@ class Explainer:
         self._route_of = route_of
         self._lists = lists or ContentLists()
         self._blobs = blobs or BlobPlaces.only(store)
+        self._cache = cache or store
         self._unsure = unsure
 
     async def image(self, repo: Repo, reference: Reference, now: float) -> WhyImage:
@@ -177,7 +179,27 @@ class Explainer:
             parts=tuple(answer for answer in ours if answer.reference in named),
             next=tuple(forecast(facts, now)),
             hosted=facts.hosted,
+            unfinished={
+                node.digest: unfinished
+                for node in (closure.missing if closure and not facts.hosted else ())
+                if (unfinished := self._unfinished(node.digest, repo.registry))
+            },
         )
+
+    def _unfinished(self, digest: Digest, registry: str) -> Unfinished:
+        """What the download from this registry has. Raises `StoreError`."""
+        beginning = parts = 0
+        if prefix := self._cache.prefix(digest, registry):
+            prefix.reader.close()
+            beginning = prefix.offset
+        if spans := self._cache.spans(digest, registry, None):
+            try:
+                # blocks may be in both for a moment
+                behind = Span(min(beginning, spans.size), spans.size)
+                parts = sum(span.length for span in spans.here(behind))
+            finally:
+                spans.close()
+        return Unfinished(beginning, parts)
 
     def _denied(self, repo: Repo, tag: str | None, digest: Digest | None) -> str:
         try:
@@ -207,7 +229,6 @@ class Explainer:
             size, used_at = info.size, info.used_at
         except BlobUnknown:
             size, used_at = None, 0.0
-        growing = self._store.growing().get(digest)
         images = [
             (repo, reference)
             for repo in (self._catalog.repositories() if repos is None else repos)
@@ -220,15 +241,25 @@ class Explainer:
             if answer.reference == str(digest) and (names is None or answer.repository in names)
         ]
         concerned = dict.fromkeys([repo for repo, _ in images] + (repos or []))
+        registries = {repo.registry for repo in concerned if not self._blobs.is_hosted(repo)}
+        begun = {registry: self._unfinished(digest, registry) for registry in registries}
+        whole = Unfinished(
+            sum(unfinished.beginning for unfinished in begun.values()),
+            sum(unfinished.parts for unfinished in begun.values()),
+        )
+        if not whole:
+            # of a registry that no image names, or a copy from the bucket
+            whole = Unfinished(self._store.growing().get(digest, 0))
 
         def next_pull(repo: Repo) -> str:
             if self._blobs.is_hosted(repo):
                 return hosted_blob_forecast(here=size is not None, unsure=self._unsure())
-            return blob_forecast(repo.registry, self._route_of(repo)[1], here=size is not None, growing=growing)
+            rule, unfinished = self._route_of(repo)[1], begun[repo.registry]
+            return blob_forecast(repo.registry, rule, here=size is not None, unfinished=unfinished)
 
         return WhyBlob(
             digest,
-            BlobHere(size, used_at, growing),
+            BlobHere(size, used_at, whole),
             tuple(images),
             tuple(answers),
             tuple((repo, next_pull(repo)) for repo in concerned),

@@ -10,6 +10,7 @@ from mirror.policy.history import Choice
 from mirror.policy.records import Freeze, TagRecord
 from mirror.policy.rules import RouteRule
 from mirror.values.durations import format_duration
+from mirror.values.sizes import format_size
 from mirror.values.timestamps import format_moment
 
 
@@ -40,6 +41,19 @@ class Facts:
     unsure: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What an unfinished download has of a blob, in bytes: the first `beginning` bytes, and `parts` behind these, which
+    came out of turn. None of them is verified.
+    """
+
+    beginning: int = 0
+    parts: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.beginning or self.parts)
+
+
 def forecast(facts: Facts, now: float) -> list[str]:
     """A sentence for each step of the pull, in order. `now` is in epoch seconds."""
     if facts.tag and facts.rule.content.require_digest:
@@ -56,14 +70,16 @@ def forecast(facts: Facts, now: float) -> list[str]:
     return [*steps, *_of_content(facts)]
 
 
-def blob_forecast(registry: str, rule: RouteRule, *, here: bool, growing: int | None) -> str:
-    """What the next pull of a blob will do. `growing` is the size in bytes of an unfinished download, if any."""
+def blob_forecast(registry: str, rule: RouteRule, *, here: bool, unfinished: Unfinished) -> str:
+    """What the next pull of a blob will do. `unfinished` is what is here of it."""
     if here:
         return f"served from here; {registry} is not asked"
     if rule.offline:
         return "404: the repository is sealed (offline), and it is not here"
-    begun = f", from byte {growing} on" if growing else ""
-    return f"GET from {registry}{begun}, stored on its way"
+    begun = f", from byte {unfinished.beginning} on" if unfinished.beginning else ""
+    begun += f", without the {format_size(unfinished.parts)} of it that are here" if unfinished.parts else ""
+    lazily = "; until then, small parts that are here are sent unverified" if rule.lazy and unfinished.parts else ""
+    return f"GET from {registry}{begun}, stored on its way{lazily}"
 
 
 def hosted_blob_forecast(*, here: bool, unsure: str = "") -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mirror.oci.digest import Digest
+from mirror.policy.fills.span_blocks import BLOCK
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
 from tests.support.command import mirror as in_process
@@ -220,6 +221,31 @@ def test_lazy_ranges_are_said(site: _Site) -> None:
     site.config.write_text(site.config.read_text().replace("tag_ttl", 'ranges = "lazy"\ntag_ttl'))
     assert site.why("app:v1")["route"]["ranges"] == "lazy"
     assert "ranges lazy" in in_process("why", "app:v1", "--config", site.config).out
+
+
+def test_of_unverified_parts(site: _Site) -> None:
+    """On a lazy route: what is here of a layer that is missing, of the image and of the layer itself."""
+    site.config.write_text(site.config.read_text().replace("tag_ttl", 'ranges = "lazy"\nlazy_share = 1.0\ntag_ttl'))
+    layer = noise(4 << 20)
+    digest = Digest.of(layer)
+    site.registry.add_image("library/app", "v2", [layer])
+    with MirrorProcess(site.config) as mirror:
+        assert mirror.get("/v2/library/app/manifests/v2")[0] == 200
+        part = mirror.get(f"/v2/library/app/blobs/{digest}", {"Range": "bytes=2000000-2000009"})
+        assert (part[0], part[2]) == (206, layer[2_000_000:2_000_010])
+        for _ in range(2):
+            found = site.why(str(digest))
+            assert (found["size"], found["growing"], found["unverified_parts"]) == (None, None, BLOCK)
+            assert "without the 65.5 kB of it that are here" in found["next"][0]["what"]
+            assert site.why("app:v2")["unfinished"] == [
+                {"digest": str(digest), "growing": None, "unverified_parts": BLOCK}
+            ]
+            assert "  a download in progress or interrupted: 65.5 kB in unverified parts of it" in site.cli(
+                "why", str(digest)
+            )
+            assert f"  of {digest}, which is missing: 65.5 kB in unverified parts of it" in site.cli("why", "app:v2")
+            # also of a mirror that has stopped
+            mirror.stop()
 
 
 @pytest.mark.parametrize("command", ["pin app:v1 --reason", "freeze app:v1 --reason", "jobs", "why", "show"])

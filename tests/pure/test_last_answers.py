@@ -10,12 +10,12 @@ import pytest
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.content_rules import ContentRule
-from mirror.policy.forecast import Facts, blob_forecast, forecast
+from mirror.policy.forecast import Facts, Unfinished, blob_forecast, forecast
 from mirror.policy.freshness import FreshnessRule
 from mirror.policy.history import AgeRule, choose
 from mirror.policy.last_answer import LastAnswer, explain, latest
 from mirror.policy.records import Freeze, Sighting, TagRecord
-from mirror.policy.rules import RouteRule
+from mirror.policy.rules import LazyRule, RouteRule
 from mirror.repository.answers import Outcome
 
 _DIGEST = Digest.of(b"one")
@@ -194,12 +194,19 @@ def test_the_minimum_age() -> None:
 def test_a_blob() -> None:
     """From here, from where its download stopped, from its beginning, or not at all."""
     sealed = replace(_RULE, offline=True)
-    assert "is not asked" in blob_forecast("docker.io", _RULE, here=True, growing=None)
-    assert blob_forecast("docker.io", _RULE, here=False, growing=7) == (
+    assert "is not asked" in blob_forecast("docker.io", _RULE, here=True, unfinished=Unfinished())
+    assert blob_forecast("docker.io", _RULE, here=False, unfinished=Unfinished(7)) == (
         "GET from docker.io, from byte 7 on, stored on its way"
     )
-    assert "from byte" not in blob_forecast("docker.io", _RULE, here=False, growing=None)
-    assert blob_forecast("docker.io", sealed, here=False, growing=None).startswith("404")
+    assert "from byte" not in blob_forecast("docker.io", _RULE, here=False, unfinished=Unfinished())
+    begun = Unfinished(7, 65536)
+    assert blob_forecast("docker.io", _RULE, here=False, unfinished=begun) == (
+        "GET from docker.io, from byte 7 on, without the 65.5 kB of it that are here, stored on its way"
+    )
+    lazy = replace(_RULE, lazy=LazyRule())
+    assert "small parts that are here" in blob_forecast("docker.io", lazy, here=False, unfinished=begun)
+    assert "small parts" not in blob_forecast("docker.io", lazy, here=False, unfinished=Unfinished(7))
+    assert blob_forecast("docker.io", sealed, here=False, unfinished=Unfinished()).startswith("404")
 
 
 @pytest.mark.parametrize(
