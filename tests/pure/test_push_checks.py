@@ -13,6 +13,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, LARGEST, OCI_INDEX, OCI_MANIFEST
 from mirror.policy.access_rules import Action
 from mirror.policy.hosted.push_checks import (
+    MOST_EMBEDDED,
     HostedRules,
     check_size,
     is_stale,
@@ -47,6 +48,20 @@ def _required(content: bytes, media_type: str | None = None) -> tuple[list[Diges
 _C, _L, _M = Digest.of(b"{}"), Digest.of(b"layer"), Digest.of(b"child")
 _CONFIG, _LAYER = _descriptor(b"{}", CONFIG), _descriptor(b"layer")
 _CHILD = _descriptor(b"child", OCI_MANIFEST)
+
+
+def test_a_manifest_brings_no_more_blobs_than_it_may() -> None:
+    """Ten thousand small ones would be written one by one, for half a minute. One that is there twice counts once."""
+
+    def embedding(count: int) -> bytes:
+        contents = [b"%d" % number for number in range(count)]
+        layers = [_descriptor(content, data=base64.b64encode(content).decode()) for content in contents]
+        return _body(mediaType=OCI_MANIFEST, config=_CONFIG, layers=[*layers, layers[0]])
+
+    most = requirements(read_pushed(embedding(MOST_EMBEDDED), None, "1"), sparse=False)
+    assert len(most.embedded) == MOST_EMBEDDED
+    with pytest.raises(ManifestInvalid, match="256"):
+        read_pushed(embedding(MOST_EMBEDDED + 1), None, "1")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ from mirror.policy.routing import compile_pattern
 
 #: Callers who may have reserved the same blob at the same time. Of more, the first lose their reservations.
 _MOST_RESERVERS: Final = 16
+#: Blobs that one manifest may bring: each is written as durably as one that is uploaded, while the client waits.
+MOST_EMBEDDED: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,8 @@ class Requirements:
 def read_pushed(content: bytes, media_type: str | None, reference: Reference) -> Manifest:
     """The manifest in the body of a PUT. `media_type` is its `Content-Type`, `reference` stands in its path.
 
-    Raises `ManifestTooLarge`; `ManifestInvalid` if the body is no manifest, contradicts its `Content-Type`, or has a
-    type that is not accepted; `DigestInvalid` if it has another digest than the one in the path.
+    Raises `ManifestTooLarge`; `ManifestInvalid` if the body is no manifest, contradicts its `Content-Type`, has a type
+    that is not accepted, or brings too many blobs; `DigestInvalid` if it has another digest than the one in the path.
     """
     if len(content) > LARGEST:
         raise ManifestTooLarge(f"the manifest has more than the {LARGEST} bytes allowed")
@@ -101,6 +103,8 @@ def read_pushed(content: bytes, media_type: str | None, reference: Reference) ->
         raise ManifestInvalid(f"not a valid manifest: {error}") from error
     if manifest.media_type in SCHEMA_1:
         raise ManifestInvalid("manifests of schema 1 are not accepted: push the image in a newer format")
+    if len({blob.digest for blob in manifest.blobs if blob.data is not None}) > MOST_EMBEDDED:
+        raise ManifestInvalid(f"the manifest has more than {MOST_EMBEDDED} blobs in itself (`data`): upload them")
     if isinstance(reference, Digest) and manifest.digest != reference:
         raise DigestInvalid(f"the manifest is {manifest.digest}, and not {reference}")
     return manifest
