@@ -22,7 +22,14 @@ from mirror.app.administration import open_administration
 from mirror.app.bucket import make_room_for_waiting
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due, sweep_when_due
-from mirror.app.housekeeping import fetching_through, keep_ledger, resume_lazy_pulls, run_housekeeping, run_scrubs
+from mirror.app.housekeeping import (
+    fetching_through,
+    forget_when_due,
+    keep_ledger,
+    resume_lazy_pulls,
+    run_housekeeping,
+    run_scrubs,
+)
 from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket, keep_cache, until_listed
 from mirror.app.object_storage.redirecting import open_redirects
 from mirror.app.reporting import open_reports
@@ -210,6 +217,7 @@ async def build(
                 storage.eviction.rounds.run(),
                 run_housekeeping(config, storage),
                 keep_ledger(config, storage),
+                forget_when_due(config, storage, repositories.shared.histories.clocks.earlier),
                 collect_when_due(config, storage, admin.collector),
                 sweep_when_due(config, storage, now, steady),
                 retain_when_due(config, storage, admin.retention),

@@ -1,5 +1,5 @@
-"""Work that one worker of a store does for all: clearing up after crashes, comparing index and disk, scrubbing. The
-quarantine is swept by the rounds of eviction.
+"""Work that one worker of a store does for all: clearing up after crashes, comparing index and disk, scrubbing,
+forgetting old records. The quarantine is swept by the rounds of eviction.
 """
 
 from __future__ import annotations
@@ -8,28 +8,33 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 from mirror import telemetry
+from mirror.app.routes import forgetting_rule
 from mirror.app.storage import (
     LEDGER_LOCK,
     SCRUB_LOCK,
     Storage,
     blob_places,
+    pin_rules,
     quota_rules,
     scrub_records,
     sweep_and_report,
 )
 from mirror.config import Config
 from mirror.errors import BucketUnavailable, IndexUnavailable, MirrorError, StoreError
+from mirror.eviction.forgetting import Forgetting, Forgotten, forget_old
 from mirror.eviction.giving_way import GivesWay
 from mirror.eviction.reconcile import reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
 from mirror.graph.damage import restore_hosted
+from mirror.graph.manifests import has_blob
 from mirror.hosting.ledger_upkeep import LedgerUpkeep
 from mirror.hosting.quotas import Quotas, ScopeUsage
 from mirror.oci.digest import Digest
-from mirror.oci.reference import read_repo
+from mirror.oci.reference import Repo, read_repo
 from mirror.ports import Uploads
 from mirror.repository.caches import Caches
 from mirror.repository.protocol import Fetchable
@@ -37,6 +42,7 @@ from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.router import Router
 from mirror.rounds import KeptLock, run_rounds
 from mirror.store.hosted.backup_folder import last_backup
+from mirror.store.local.cached_records import LocalCachedRecords
 
 #: Seconds between two sweeps of what crashes have left.
 _SWEEP_EVERY = 3600.0
@@ -50,6 +56,11 @@ _COMPLETE_EVERY = 3600.0
 _SHOW_EVERY = 15.0
 #: Seconds between two looks whether the bucket has been listed.
 _LOOK_FOR_LIST = 2.0
+#: Seconds between two walks over all records that forget old ones; from the start of the mirror to the first one, which
+#: must not add to what a start does; and after one that has failed.
+_FORGET_EVERY = 86400.0
+_FORGET_FIRST = 900.0
+_FORGET_AGAIN = 3600.0
 #: Seconds between two attempts to take over the work of a worker that died.
 _SUCCEED_AFTER = 30.0
 
@@ -263,6 +274,84 @@ async def _resume_parts(note: Mapping[str, object], router: Router) -> None:
     repository = None if repo is None else router.repository(repo)
     if isinstance(repository, ProxiedRepository):
         await repository.resume_parts(Digest.parse(str(note.get("digest"))))
+
+
+async def forget_when_due(config: Config, storage: Storage, now: Callable[[], float]) -> None:
+    """Walks over all records once a day, if anything is to be forgotten. One process of this disk does it. `now`: see
+    `open_forgetting`.
+    """
+    if not config.store.forget_after:
+        return
+    forgetting = open_forgetting(config, storage, now)
+    due_at = time.monotonic() + _FORGET_FIRST
+
+    async def walk() -> float:
+        nonlocal due_at
+        if not await lock.taken():
+            return _SUCCEED_AFTER
+        if (wait := due_at - time.monotonic()) > 0:
+            return wait
+        await forgetting.walk()
+        due_at = time.monotonic() + _FORGET_EVERY
+        return _FORGET_EVERY
+
+    with KeptLock(partial(storage.locks.try_hold, "forget")) as lock:
+        await run_rounds(
+            walk,
+            _SUCCEED_AFTER,
+            failed="records not forgotten",
+            crashed="forgetting crashed",
+            after_error=_FORGET_AGAIN,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RecordForgetting:
+    """What one process forgets."""
+
+    storage: Storage
+    forgetting: Forgetting
+    give_way: GivesWay
+
+    async def walk(self) -> Forgotten:
+        """Looks at all records, and forgets what is old. Raises `StoreError`."""
+        evictor = self.storage.eviction.evictor
+        return await forget_old(self.forgetting, self.storage.index, evictor.turn, give_way=self.give_way)
+
+
+def open_forgetting(config: Config, storage: Storage, now: Callable[[], float]) -> RecordForgetting:
+    """`now` is in epoch seconds; a clock that is set forward must not make records older."""
+    # in a cluster, a pin or freeze may have been set at another replica a moment ago
+    views = storage.hosted.strict if storage.cluster is not None else storage
+    forgetting = Forgetting(
+        LocalCachedRecords(storage.layout),
+        views.pins,
+        pin_rules(config),
+        views.freezes,
+        is_here=_looks(storage),
+        after=forgetting_rule(config),
+        hold=storage.locks.try_hold_now,
+        now=now,
+    )
+    return RecordForgetting(storage, forgetting, GivesWay(storage.eviction.write_behind, now=time.time))
+
+
+def _looks(storage: Storage) -> Callable[[Repo, Digest], bool]:
+    """Says whether a manifest is on the disk or, if cached content is kept there as well, in the bucket."""
+    cache = storage.bucket_cache
+
+    def is_here(repo: Repo, digest: Digest) -> bool:
+        if has_blob(storage.store, digest):
+            return True
+        if cache is None or not cache.keeps(repo.registry):
+            return False
+        try:
+            # a bucket that was not listed yet may have it
+            return cache.book.find(digest) is not None or cache.book.completed_at() is None
+        except IndexUnavailable as error:
+            raise StoreError(f"it is not known what the bucket has: {error}") from error
+
+    return is_here
 
 
 def fetching_through(router: Router, caches: Caches) -> Callable[[Owner, Digest], Awaitable[None]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mirror.config import (
     Config,
     RouteSettings,
@@ -9,7 +11,7 @@ from mirror.config import (
 )
 from mirror.oci.reference import Repo
 from mirror.policy.content_rules import ContentLists, ContentRule, patterns
-from mirror.policy.freshness import FreshnessRule
+from mirror.policy.freshness import FreshnessRule, forgotten_after
 from mirror.policy.history import AgeRule
 from mirror.policy.routing import compile_pattern
 from mirror.policy.rules import LazyRule, RouteRule
@@ -49,6 +51,27 @@ def route_of(config: Config, repo: Repo) -> tuple[str | None, RouteRule]:
     return next(
         ((route.match, route_rule(route, config)) for route in fitting), (None, RouteRule(offline=config.offline))
     )
+
+
+def forgetting_rule(config: Config) -> Callable[[Repo], float | None]:
+    """A function that returns after how many seconds the records of a repository are forgotten; None: never, as those
+    of hosted repositories, and of registries that are not configured.
+    """
+    table, after = routing_table(config), config.store.forget_after
+
+    def of_rule(rule: RouteRule) -> float | None:
+        return forgotten_after(after, rule.freshness, minimum_age=rule.age.minimum, sealed=rule.offline)
+
+    routes = [(compile_pattern(route.match), of_rule(route_rule(route, config))) for route in config.route]
+    otherwise = of_rule(RouteRule(offline=config.offline))
+
+    def rule(repo: Repo) -> float | None:
+        found = table.registry(repo.registry)
+        if found is None or found[1].hosted or found[1].members:
+            return None
+        return next((each for pattern, each in routes if pattern.fullmatch(str(repo))), otherwise)
+
+    return rule
 
 
 def content_lists(config: Config) -> ContentLists:

@@ -109,6 +109,11 @@ class StoreSettings(Section):
     quarantine_max_age: Seconds = Field(
         7 * 86400.0, description="How long damaged blobs are kept for examination; 0: they are not kept."
     )
+    forget_after: Seconds = Field(
+        90 * 86400.0,
+        description="Tags and manifests of upstreams that are evicted and were not asked for in this time are "
+        "forgotten; 0: never.",
+    )
     bucket: Annotated[str, AfterValidator(values.bucket)] | None = Field(
         None,
         description="s3://name/prefix, gs://… or az://…: the bucket that keeps what is hosted; the disk is a cache.",

@@ -10,6 +10,7 @@ The ports, and what implements them (the tests have implementations in memory, i
     content.py    BlobStore      content by digest              store/local/blobs.py
                   Spans          bytes that came out of turn    store/local/span_file.py
     catalogs.py   Catalog        tags and manifest links        store/records/record_catalog.py
+                  CachedRecords  those that may be forgotten    store/local/cached_records.py
                   Pins           which images must stay         store/records/pin_records.py
                   Freezes        tags fixed at one digest       store/records/freeze_records.py
     hosting.py    HostedBlobs    hosted blobs                   store/hosted/blob_names.py

@@ -110,6 +110,32 @@ class Catalog(TagRecords, ManifestRecords, RepositoryNames, Protocol):
         """Make everything that this process has put so far survive a power cut. Raises `StoreError`."""
 
 
+class CachedRecords(TagRecords, ManifestRecords, Protocol):
+    """The records of cached repositories on this disk, for whoever forgets old ones. All calls block for a short time,
+    and raise `StoreError`.
+    """
+
+    def known(self) -> Iterable[Repo]:
+        """Every repository that has a folder of tags, histories or manifests, also an empty one, in the order of their
+        names as text. Looks no further than the caller iterates.
+        """
+
+    def is_hosted(self, repo: Repo) -> bool:
+        """Whether the repository has, or had, records that only hosted ones have."""
+
+    def histories(self, repo: Repo) -> Sequence[str]:
+        """The tags that have a history, sorted, also those that have no record any more."""
+
+    def drop_history(self, repo: Repo, tag: str, *, expect: Condition = None) -> None:
+        """Delete the history of a tag. Repeatable. Raises `RecordChanged`."""
+
+    def prune(self, repo: Repo) -> bool:
+        """Delete the folders of a repository that has no record any more. False if it has one. Repeatable."""
+
+    def flush(self) -> None:
+        """Make everything that was dropped so far survive a power cut."""
+
+
 class Pins(Protocol):
     """The images that must stay, on disk. All calls block for a short time."""
 

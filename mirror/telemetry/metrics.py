@@ -208,6 +208,11 @@ VERSION_TAGS_MOVED: Final = Counter(
 
 EVICTED: Final = Counter("mirror_evicted_blobs", "Blobs evicted")
 EVICTED_BYTES: Final = Counter("mirror_evicted_bytes", "Bytes of blobs evicted")
+FORGOTTEN: Final = Counter(
+    "mirror_forgotten_records",
+    "Tags, manifests and repositories of upstreams that nobody asks for any more, and that were forgotten",
+    ["kind"],
+)
 STORE_BYTES: Final = Gauge("mirror_store_bytes", "Bytes of blobs in the store", multiprocess_mode="mostrecent")
 STORE_BLOBS: Final = Gauge("mirror_store_blobs", "Blobs in the store", multiprocess_mode="mostrecent")
 STORE_LIMIT: Final = Gauge("mirror_store_limit_bytes", "Bytes that blobs may take", multiprocess_mode="mostrecent")

@@ -30,7 +30,19 @@ from tests.support.ext4 import FS_IOC_SHUTDOWN, NO_LOG_FLUSH
 _FORM: Final = struct.Struct("=qq")
 _KILL: Final = 1
 _CUT: Final = 2
-_CALLS: Final = ("open", "write", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir", "ftruncate")
+_CALLS: Final = (
+    "open",
+    "write",
+    "fsync",
+    "fdatasync",
+    "rename",
+    "replace",
+    "link",
+    "unlink",
+    "mkdir",
+    "rmdir",
+    "ftruncate",
+)
 _FOLDERS: Final = ("hosted", "hosted-queue", "uploads", "repositories", "ingest", "events", "retention")
 
 

@@ -8,7 +8,9 @@ expect the same version of a record, one succeeds (`record_versions.py`).
 
     no folder ── the first record ──> the repository has records ── the last one goes ──> it had records
         ^                                                                                      │
-        └──────────────────────── forget: the empty folders are deleted ───────────────────────┘
+        └────────────────────── forget, prune: the empty folders are deleted ──────────────────┘
+
+A writer whose folder is deleted meanwhile makes it again.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from mirror.store.records.record_keys import LISTED, repo_from
 
 #: Characters of the name of a repository with its registry, at most: nothing that is longer is one.
 _LONGEST: Final = 512
+#: How often a writer makes its folder, at most, if others delete it before it has a file.
+_TRIES: Final = 5
 
 
 class FileTree:
@@ -57,15 +61,25 @@ class FileTree:
 
     def write(self, key: str, content: bytes, *, expect: Condition = None) -> Version:
         path = self._layout.record(key)
-        folder = os.path.dirname(path)
         with store_errors("writing a record of a repository"):
-            make_folder(folder, below=self._layout.root, sync=self._unsynced.add)
-            first = os.path.basename(folder) in LISTED and not _has_files(folder)
-            guard = only_writer(self._layout, path, expect)
-            write_whole(path, content, through=self._layout.ingests, sync=self._unsynced.add, guard=guard)
-            if first:
-                self._note_added()
+            for left in reversed(range(_TRIES)):
+                try:
+                    self._write(path, content, expect)
+                    break
+                except FileNotFoundError:
+                    # the folder was empty, and was deleted at that moment (`prune`)
+                    if not left:
+                        raise
         return version_of(content)
+
+    def _write(self, path: str, content: bytes, expect: Condition) -> None:
+        folder = os.path.dirname(path)
+        make_folder(folder, below=self._layout.root, sync=self._unsynced.add)
+        first = os.path.basename(folder) in LISTED and not _has_files(folder)
+        guard = only_writer(self._layout, path, expect)
+        write_whole(path, content, through=self._layout.ingests, sync=self._unsynced.add, guard=guard)
+        if first:
+            self._note_added()
 
     def drop(self, key: str, *, expect: Condition = None) -> None:
         path = self._layout.record(key)
@@ -125,6 +139,26 @@ class FileTree:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                     return False
                 raise
+        return True
+
+    def prune(self, repo: Repo, folders: Sequence[str]) -> bool:
+        """Like `forget`; then delete also the folder of the repository and those above it, as far as they are empty. If
+        a crash comes in between, empty folders stay for good, which nothing lists.
+        """
+        if not self.forget(repo, folders):
+            return False
+        path, root = self._layout.repository(repo), os.fspath(self._layout.repositories)
+        with store_errors(f"deleting the folder of {repo}"):
+            while path != root:
+                try:
+                    os.rmdir(path)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                        break
+                    raise
+                path = os.path.dirname(path)
         return True
 
     def repositories_added(self) -> int:

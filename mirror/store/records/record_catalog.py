@@ -55,6 +55,12 @@ class RecordCatalog:
     def put_history(self, repo: Repo, tag: str, sightings: Sequence[Sighting]) -> None:
         self._tree.write(f"{record_keys.history(repo)}/{tag}", write_history(sightings))
 
+    def histories(self, repo: Repo) -> list[str]:
+        return tags_in(self._tree, record_keys.history(repo))
+
+    def drop_history(self, repo: Repo, tag: str, *, expect: Condition = None) -> None:
+        self._tree.drop(f"{record_keys.history(repo)}/{tag}", expect=expect)
+
     def manifest(self, repo: Repo, digest: Digest) -> Versioned[ManifestRecord] | None:
         return read_record(
             self._tree,
