@@ -271,7 +271,7 @@ class CachedUploads:
         with suppress(IndexUnavailable):
             booked = self._book.record(key)
         if content is None:
-            # a history is never dropped: there is none yet
+            # a history is not dropped here: there is none yet, or the disk has forgotten the tag
             if record.kind is not RecordKind.HISTORY and (
                 booked is not None or key in self._unsure or not self._is_complete()
             ):

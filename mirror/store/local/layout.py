@@ -46,7 +46,7 @@
     └── repositories/
         └── <registry>/<name…>/
             ├── _tags/<tag>              JSON: digest, media type, size, fetched at
-            ├── _history/<tag>           JSON: the digests it pointed to, and when; written if it moves, never dropped
+            ├── _history/<tag>           JSON: the digests it pointed to, and when; written if it moves
             ├── _manifests/<algorithm>-<hex>   JSON: media type, size, fetched at
             │   and, of hosted repositories (see `policy/hosted_records.py` for the JSON):
             ├── _blobs/<algorithm>-<hex>       JSON: the link to a blob
