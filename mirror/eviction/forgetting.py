@@ -27,7 +27,7 @@ records: this is about the disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -178,20 +178,20 @@ class Forgetting:
 
     # -------------------------------------------------------------------------------------------- the deletions
 
-    def forget(self, old: Sequence[Old]) -> tuple[Forgotten, Sequence[tuple[Repo, Digest]]]:
+    def forget(self, old: Sequence[Old]) -> tuple[Forgotten, Mapping[Repo, Sequence[Digest]]]:
         """Blocking: forgets of these what still may be; the caller has the turn of eviction. Returns also which
         manifests are gone. Raises `StoreError`, also if it is not known what is pinned and frozen.
         """
         kept = self._kept()
         tags = manifests = 0
-        gone = []
+        gone: dict[Repo, list[Digest]] = {}
         for each in old:
             after = self._after(each.repo)
             if after is None or each.reference is None or (each.repo, each.reference) in kept:
                 continue
             if isinstance(each.reference, Digest):
                 if self._forget_manifest(each.repo, each.reference, after):
-                    gone.append((each.repo, each.reference))
+                    gone.setdefault(each.repo, []).append(each.reference)
                     manifests += 1
             elif rule_for(self._rules, each.repo, each.reference) is None:
                 tags += self._forget_tag(each.repo, each.reference, after)
@@ -272,8 +272,8 @@ async def forget_old(
                 _count(done)
                 with suppress(IndexUnavailable):
                     # without the index, its comparison with the disk finds the wrong links later
-                    for repo, digest in gone:
-                        await index.unlink(repo, [digest])
+                    for repo, digests in gone.items():
+                        await index.unlink(repo, digests)
     finally:
         counts += Forgotten(unread=len(reasons))
         if counts.is_any:

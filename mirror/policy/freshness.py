@@ -6,8 +6,8 @@ when the records of tags and manifests are forgotten, of which nothing else is l
         └──────────── a client asks ─────────────┴─────────────────────────────────────────────┘
 
 No pull writes anything for this. The record of a tag says when upstream was last asked, and upstream is asked whenever
-a client asks and the last answer is not trusted any more. The record of a manifest says when it was last fetched; it is
-fetched again when a client asks for it and its bytes were evicted.
+a client asks and the last answer is not trusted any more. The record of a manifest says when it was last fetched, which
+is done again when a client asks for it after its bytes were evicted; without them the record is of no use.
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ async def test_a_tag_that_was_asked_for_since_the_walk_stays(site: Site) -> None
         assert old == [Old(APP, "v1")]
         getattr(site.records, moment)(call, lambda: site.tag("v1"))
         done, gone = site.forgetting().forget(old)
-        assert (done.tags, gone) == (0, []), call
+        assert (done.tags, gone) == (0, {}), call
         assert site.files() == _files_of("v1"), call
         assert not site.records.pending
         site.clock.time += AFTER
