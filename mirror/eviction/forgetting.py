@@ -59,7 +59,7 @@ class Old:
 @dataclass(frozen=True, slots=True)
 class Forgotten:
     """How many records were forgotten, and how many repositories with their last one. `looked_at` counts all records
-    that were read, `unread` the repositories of which something could not be read: nothing of them is forgotten.
+    that were read, `unread` what could not be read or deleted, and stays.
     """
 
     tags: int = 0
@@ -178,26 +178,31 @@ class Forgetting:
 
     # -------------------------------------------------------------------------------------------- the deletions
 
-    def forget(self, old: Sequence[Old]) -> tuple[Forgotten, Mapping[Repo, Sequence[Digest]]]:
+    def forget(
+        self, old: Sequence[Old], unread: Callable[[Repo, StoreError], None] = lambda _repo, _error: None
+    ) -> tuple[Forgotten, Mapping[Repo, Sequence[Digest]]]:
         """Blocking: forgets of these what still may be; the caller has the turn of eviction. Returns also which
-        manifests are gone. Raises `StoreError`, also if it is not known what is pinned and frozen.
+        manifests are gone. `unread` is told of what cannot be read or deleted, which stays. Raises `StoreError` if it
+        is not known what is pinned and frozen.
         """
-        kept = self._kept()
-        tags = manifests = 0
+        kept, tags, repositories = self._kept(), 0, 0
         gone: dict[Repo, list[Digest]] = {}
         for each in old:
-            after = self._after(each.repo)
-            if after is None or each.reference is None or (each.repo, each.reference) in kept:
-                continue
-            if isinstance(each.reference, Digest):
-                if self._forget_manifest(each.repo, each.reference, after):
-                    gone.setdefault(each.repo, []).append(each.reference)
-                    manifests += 1
-            elif rule_for(self._rules, each.repo, each.reference) is None:
-                tags += self._forget_tag(each.repo, each.reference, after)
-        repositories = sum(self._records.prune(repo) for repo in dict.fromkeys(each.repo for each in old))
+            try:
+                if isinstance(each.reference, Digest):
+                    if self._forget_manifest(each.repo, each.reference, kept):
+                        gone.setdefault(each.repo, []).append(each.reference)
+                elif each.reference is not None:
+                    tags += self._forget_tag(each.repo, each.reference, kept)
+            except StoreError as error:
+                unread(each.repo, error)
+        for repo in dict.fromkeys(each.repo for each in old):
+            try:
+                repositories += self._records.prune(repo)
+            except StoreError as error:
+                unread(repo, error)
         self._records.flush()
-        return Forgotten(tags, manifests, repositories), gone
+        return Forgotten(tags, sum(map(len, gone.values())), repositories), gone
 
     def _kept(self) -> _Kept:
         """What is pinned or frozen. Raises `StoreError` if a pin or freeze cannot be read: it may be for anything."""
@@ -211,12 +216,15 @@ class Forgetting:
             kept |= {(freeze.repo, freeze.tag), (freeze.repo, freeze.digest)}
         return kept
 
-    def _forget_tag(self, repo: Repo, tag: str, after: float) -> bool:
-        """False if the tag stays: somebody asks for it, or has."""
+    def _forget_tag(self, repo: Repo, tag: str, kept: _Kept) -> bool:
+        """False if the tag stays: it is kept, or somebody asks for it, or has."""
+        after = self._after(repo)
+        if after is None or (repo, tag) in kept or rule_for(self._rules, repo, tag) is not None:
+            return False
         lock = self._hold(f"tag {repo}:{tag}")
         if lock is None:
             return False
-        with lock, suppress(RecordChanged):
+        with lock, suppress(RecordChanged, RecordDamaged):
             found, is_old = self._tag(repo, tag, after)
             if not is_old:
                 return False
@@ -231,7 +239,11 @@ class Forgetting:
         if self._records.tag(repo, tag) is not None:
             raise RecordChanged(f"{repo}:{tag} was asked for")
 
-    def _forget_manifest(self, repo: Repo, digest: Digest, after: float) -> bool:
+    def _forget_manifest(self, repo: Repo, digest: Digest, kept: _Kept) -> bool:
+        after = self._after(repo)
+        if after is None or (repo, digest) in kept:
+            return False
+
         def must_not_be_here() -> None:
             # bytes are written before the record: if they come later than this look, so does the record
             if self._is_here(repo, digest):
@@ -267,7 +279,7 @@ async def forget_old(
             if old := [each for each in step if each is not None]:
                 async with turn():
                     # to its end, even if cancelled: the turn must not end before the deletions do
-                    done, gone = await uninterrupted(asyncio.to_thread(forgetting.forget, old))
+                    done, gone = await uninterrupted(asyncio.to_thread(forgetting.forget, old, unread))
                 counts += done
                 _count(done)
                 with suppress(IndexUnavailable):
@@ -285,7 +297,7 @@ async def forget_old(
                 looked_at=counts.looked_at,
             )
     if reasons:
-        telemetry.log.warning("records not forgotten", repositories=counts.unread, reason=reasons[0])
+        telemetry.log.warning("records not forgotten", count=counts.unread, reason=reasons[0])
     return counts
 
 

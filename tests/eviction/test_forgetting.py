@@ -253,6 +253,24 @@ async def test_a_repository_that_cannot_be_read_stops_no_other(site: Site) -> No
     assert site.records.tags(APP) == ["v1"]
 
 
+async def test_what_cannot_be_deleted_stops_nothing_else(site: Site) -> None:
+    """The disk refuses it, for example."""
+    site.tag("v1")
+    site.tag("v2")
+    site.clock.time += AFTER
+    drop = site.records.drop_tag
+
+    def drop_tag(repo: Repo, tag: str, **more: Any) -> None:
+        if tag == "v1":
+            raise StoreError("read-only")
+        drop(repo, tag, **more)
+
+    setattr(site.records, "drop_tag", drop_tag)  # noqa: B010 - for mypy, it is a method of another class
+    walked = await site.walk()
+    assert (walked.tags, walked.unread) == (1, 1)
+    assert site.files() == _files_of("v1")
+
+
 async def test_a_folder_with_another_repository_below_stays(site: Site) -> None:
     """`library/app` goes, `library/app/below` stays."""
     site.tag("v1")

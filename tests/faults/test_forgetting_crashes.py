@@ -56,7 +56,11 @@ class _Site:
         os.sync()
 
     def walk(self) -> None:
-        """As often as something is forgotten."""
+        """As often as something is forgotten. Raises `StoreError`, as for a disk that has no power any more."""
+
+        def unread(_repo: Repo, error: StoreError) -> None:
+            raise error
+
         forgetting = Forgetting(
             self.records,
             local_pins(self.layout),
@@ -67,8 +71,8 @@ class _Site:
             hold=FileLocks(self.layout).try_hold_now,
             now=lambda: 1000.0,
         )
-        while old := [each for each in forgetting.old() if each is not None]:
-            forgetting.forget(old)
+        while old := [each for each in forgetting.old(unread) if each is not None]:
+            forgetting.forget(old, unread)
 
     def check(self) -> None:
         """What must stay is whole; of what goes, no tag is without its history or its manifest."""
@@ -107,8 +111,8 @@ def _in_another_process(steps: Steps, root: Path, call: Callable[[], object]) ->
     return code == 0
 
 
-def test_155_killed_before_each_step(tmp_path: Path) -> None:
-    """Row 155: the next walk goes on where the process has died."""
+def test_156_killed_before_each_step(tmp_path: Path) -> None:
+    """Row 156: the next walk goes on where the process has died."""
     steps = Steps(tmp_path / "steps")
     for number in range(1, _MOST_STEPS):
         root = tmp_path / f"store-{number}"
@@ -129,8 +133,8 @@ def test_155_killed_before_each_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(refusal() is not None, reason=f"power cannot be cut here: {refusal()}")
-def test_155_power_cuts_before_each_step(tmp_path: Path) -> None:
-    """Row 155: likewise."""
+def test_156_power_cuts_before_each_step(tmp_path: Path) -> None:
+    """Row 156: likewise."""
     steps = Steps(tmp_path / "steps")
     with Ext4(tmp_path, size=16 << 20) as disk:
         for number in range(1, _MOST_STEPS):
