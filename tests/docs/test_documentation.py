@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
+from typing import Any, get_args, get_type_hints
 
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.main import get_command
+from typing_extensions import is_typeddict
 
 import mirror
 from mirror import telemetry
 from mirror.cli import every_command
 from mirror.config import Config, hints, load
 from mirror.errors import ANSWERS, ConfigError, MirrorError, answer_for
+from mirror.server.admin.mirror_status import StatusJson
 from mirror.server.admin.operations import OPERATIONS, PREFIX
 
 ROOT = Path(__file__).parents[2]
@@ -310,3 +314,24 @@ def test_an_unlisted_refinement_is_answered_like_its_ancestor() -> None:
         pass
 
     assert answer_for(Finer("x")) == ANSWERS[MirrorError]
+
+
+def _fields(answer: Any) -> Iterator[str]:
+    """The names of all fields of a `TypedDict`, also of those within it."""
+    for kind in (answer, *get_args(answer)):
+        if is_typeddict(kind):
+            for name, inner in get_type_hints(kind).items():
+                yield name
+                yield from _fields(inner)
+        elif kind is not answer:
+            yield from _fields(kind)
+
+
+def test_every_field_of_the_status_is_documented() -> None:
+    """Each is named in the section about the status, whose tables have no others."""
+    section = (ROOT / "docs/admin-api.md").read_text().partition("\n## Status\n")[2].partition("\n## ")[0]
+    fields = set(_fields(StatusJson))
+    assert {"hit_ratio", "records_listed", "first_byte", "quarantine_bytes"} < fields
+    assert not [name for name in fields if f"`{name}`" not in section]
+    named = re.findall(r"^\| (`.*?) \| ", section, re.MULTILINE)
+    assert {name for cell in named for name in re.findall(r"`(\w+)`", cell)} <= fields
