@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import astuple, dataclass
@@ -91,7 +92,7 @@ def open_administration(
     jobs = make_jobs(storage, kinds, now=now)
     notices = PurgeNotices(JsonRecords(storage.layout, "purges"))
     workers = _make_workers(storage, repositories, notices)
-    purge = make_purge(config, storage, repositories.shared.caches.forget)
+    purge = make_purge(config, storage, repositories.shared.forget)
     cluster_purge = None
     if storage.cluster is not None:
         cluster_purge = _in_all_replicas(storage, storage.cluster, purge, workers, notices)
@@ -222,9 +223,9 @@ def bucket_facts(config: Config, storage: Storage) -> BucketFacts | None:
 
 
 def _make_workers(storage: Storage, repositories: Repositories, purges: PurgeNotices) -> Workers:
-    def look() -> None:
-        for purge in purges.new():
-            repositories.shared.caches.forget(purge.repo, purge.tags, purge.digests)
+    async def look() -> None:
+        for purge in await asyncio.to_thread(purges.new):
+            repositories.shared.forget(purge.repo, purge.tags, purge.digests)
 
     board = StatusBoard(storage.layout, storage.locks)
     health = storage.bucket.bucket.health if storage.bucket is not None else lambda: None

@@ -490,13 +490,14 @@ def make_purge(
 ) -> Purge:
     """A purge that drops an image from the store, and from the memory of every process that uses the store.
 
-    `forget` drops tags and manifests from the memory of this process; other processes read the purge notices.
+    `forget` drops tags, manifests and grants from the memory of this process; it is called on the event loop. Other
+    processes read the purge notices.
     """
     notices = PurgeNotices(JsonRecords(storage.layout, "purges"))
 
-    def forget_everywhere(repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
+    async def forget_everywhere(repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
         forget(repo, tags, digests)
-        notices.publish(repo, tags, digests)
+        await asyncio.to_thread(notices.publish, repo, tags, digests)
 
     # in a cluster, a pin or freeze may have been set at another replica a moment ago
     views = storage.hosted.strict if storage.cluster is not None else storage

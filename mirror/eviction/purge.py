@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -96,9 +96,14 @@ class KeptImages(Protocol):
         """Blocking: deletes blobs there. Repeatable."""
 
 
+async def _forget_nothing(repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
+    """For a store of which no process remembers anything."""
+
+
 class Purge:
     """Purges images of one store. `forget` is called with the tags and manifests that must no longer be answered from
-    memory. `is_hosted` is true for repositories that are hosted here: their images are deleted, not purged.
+    memory, and then with the manifests and blobs that the repository may no longer serve; it raises `StoreError`.
+    `is_hosted` is true for repositories that are hosted here: their images are deleted, not purged.
     """
 
     def __init__(
@@ -111,7 +116,7 @@ class Purge:
         index: ContentIndex,
         evictor: Evictor,
         *,
-        forget: Callable[[Repo, Collection[str], Collection[Digest]], None] = lambda repo, tags, digests: None,
+        forget: Callable[[Repo, Collection[str], Collection[Digest]], Awaitable[None]] = _forget_nothing,
         is_hosted: Callable[[Repo], bool] = lambda _: False,
         kept: KeptImages | None = None,
     ) -> None:
@@ -141,7 +146,7 @@ class Purge:
         async with self._evictor.turn():
             # pins set since the plan was made are read here; setting a pin now waits for the end of this turn
             await uninterrupted(asyncio.to_thread(self._unname, image, plan))
-        await asyncio.to_thread(self._forget, image.repo, plan.tags, plan.manifests)
+        await self._forget(image.repo, plan.tags, plan.manifests)
         try:
             # read again, now that the links are gone: what was linked meanwhile stays
             named = await asyncio.to_thread(self._named, plan.candidates, plan.named)
@@ -152,9 +157,17 @@ class Purge:
             await asyncio.to_thread(self._drop_kept, plan, dropped)
         except StoreError as error:
             raise StoreError(f"{image} is purged, but blobs of it stay until they are evicted: {error}") from error
+        unlinked = sorted(plan.candidates - needed.get(image.repo, set()))
         with suppress(IndexUnavailable):
             # without the index, the reconciliation of index and disk finds the wrong links later
-            await self._index.unlink(image.repo, sorted(plan.candidates - needed.get(image.repo, set())))
+            await self._index.unlink(image.repo, unlinked)
+        try:
+            # not before: whoever asks the index remembers its answer
+            await self._forget(image.repo, (), unlinked)
+        except StoreError as error:
+            raise StoreError(
+                f"{image} is purged, but other workers may serve its blobs from memory until they end: {error}"
+            ) from error
         return Purged(name_of(image.repo, image.reference), image.repo, plan.tags, plan.manifests, blobs, size)
 
     def _plan(self, image: Image) -> _Plan:

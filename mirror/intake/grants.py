@@ -6,6 +6,8 @@ this repository. Grants are looked up in this order:
 
     memory of this process ──> index ──> manifests of the repository on disk ──> (the caller asks upstream)
 
+A purge takes grants back: once the index has dropped them, each process forgets them.
+
 The disk is read if the index has no answer: the index may be lost, late or down, while the disk is authoritative. First
 each manifest is looked at, which is cheap and tells which digests its bytes mention; this is remembered, because the
 bytes of a digest never change. Only the manifests that mention the blob are then read in full, with their records: a
@@ -19,7 +21,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -100,6 +102,8 @@ class Grants:
         self._store = store
         self._clock = clock
         self._sizes: LruCache[tuple[Repo, Digest], int] = LruCache(_MOST, name="grants")
+        #: How often grants were taken back: what was read before may have been among them.
+        self._forgotten = 0
         self._once = SingleFlight()
         self._known: LruCache[Repo, _Manifests] = LruCache(
             _MEMORY, lambda known: known.weight(), name="blobs by repository"
@@ -115,7 +119,7 @@ class Grants:
         """Returns the size in bytes with which the blob was granted (-1: unknown); None if this repository has no
         grant. Raises `StoreError` if that is not certain.
         """
-        key = (repo, digest)
+        key, forgotten = (repo, digest), self._forgotten
         remembered = self._sizes.get(key)
         if remembered is not None and remembered >= 0:
             return remembered
@@ -127,7 +131,7 @@ class Grants:
             size = next((each for each in (on_disk, size, remembered) if each is not None), None)
             if size is None and error is not None:
                 raise StoreError(f"it is not certain whether {repo} may serve {digest}: {error}") from error
-        if size is not None:
+        if size is not None and forgotten == self._forgotten:
             self._remember(repo, {digest: size})
         return size
 
@@ -154,6 +158,17 @@ class Grants:
         self._remember(repo, blobs)
         self._background.start(self._link(repo, blobs))
 
+    def forget(self, repo: Repo, digests: Iterable[Digest]) -> None:
+        """Takes these grants back: the index no longer has them, or is about to be corrected. Where a manifest that is
+        still here, or upstream, gives them, they are found again.
+        """
+        self._forgotten += 1
+        for digest in digests:
+            self._sizes.pop((repo, digest), None)
+        # what was read of manifests that are gone would be believed for some seconds, and then remembered for good
+        self._known.pop(repo, None)
+        self._in_use.pop(repo, None)
+
     async def _link(self, repo: Repo, blobs: Mapping[Digest, int]) -> None:
         # without the index, this process remembers the grant; others find it by the manifest on disk or ask upstream
         with suppress(IndexUnavailable):
@@ -176,6 +191,7 @@ class Grants:
         one grants the blob. Clients can ask for any number of invented digests: each costs a list of the manifests, and
         no file is opened for it, unless it is of a manifest that could not be looked at before.
         """
+        forgotten = self._forgotten
         known = self._known.get(repo) or self._in_use.get(repo)
         if known is None:
             known = _Manifests(self._store, self._catalog, repo, self._clock)
@@ -192,8 +208,9 @@ class Grants:
                     break
                 else:
                     await self._once.run(known, known.look)
-                # it weighs more now
-                self._known[repo] = known
+                if forgotten == self._forgotten:
+                    # it weighs more now
+                    self._known[repo] = known
                 if digest in known.granted or (known.mentions(digest, began) and not is_mentioned):
                     continue
                 if (linked := await self._linked(repo, digest)) not in (None, -1):

@@ -78,6 +78,13 @@ class Shared:
     #: In a cluster, awaited before all repositories are listed: others may have added some. Raises `StoreError`.
     catch_up: Callable[[], Awaitable[None]] | None = None
 
+    def forget(self, repo: Repo, tags: Collection[str], digests: Collection[Digest]) -> None:
+        """Drops from memory what was purged: tags, manifests, and the right to serve manifests and blobs. To be called
+        on the event loop, like everything that uses this memory.
+        """
+        self.caches.forget(repo, tags, digests)
+        self.grants.forget(repo, digests)
+
     def stored(self, repo: Repo) -> StoredRepository:
         """Returns what the store has of a repository."""
         return StoredRepository(repo, self.store, self.catalog, self.caches, self.intake, self.restores)

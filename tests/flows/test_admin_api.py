@@ -279,13 +279,16 @@ def test_pins(mirror: MirrorProcess, api: Callable[..., AdminReply], config: Pat
 
 
 def test_purge(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[..., AdminReply], tmp_path: Path) -> None:
-    """What the image alone needs goes, what another needs stays; no worker answers it from memory."""
+    """What the image alone needs goes, what another needs stays; no worker answers it from memory, or serves a blob in
+    this repository that only another one may serve now.
+    """
     alone = _pull(mirror, "library/app", "v2")
     _pull(mirror, "team/twin", "v1")
+    manifest, shared = alone[0], alone[2]
     for _ in range(8):
         # both workers have it in memory
         mirror.get("/v2/library/app/manifests/v2")
-    manifest, shared = alone[0], alone[2]
+        assert mirror.get(f"/v2/library/app/blobs/{shared}")[0] == 200
     purged = api("DELETE", f"/images/{_APP}:v2")
     assert (purged.status, purged.json["tags"], purged.json["manifests"]) == (200, ["v2"], [manifest])
     assert purged.json["bytes"] < _SIZE
@@ -298,11 +301,14 @@ def test_purge(mirror: MirrorProcess, registry: FakeRegistry, api: Callable[...,
     registry.stop()
     gone: list[int] = []
 
-    def forgotten() -> bool:
-        gone.append(mirror.get("/v2/library/app/manifests/v2")[0])
+    def forgotten(target: str) -> bool:
+        gone.append(mirror.get(target)[0])
         return len(gone) > 20 and all(status >= 500 for status in gone[-20:])
 
-    eventually(forgotten, "no worker answers it from memory")
+    eventually(lambda: forgotten("/v2/library/app/manifests/v2"), "no worker answers it from memory")
+    gone.clear()
+    eventually(lambda: forgotten(f"/v2/library/app/blobs/{shared}"), "no worker serves its blob")
+    assert mirror.get(f"/v2/team/twin/blobs/{shared}")[0] == 200
     [line] = [line for line in _audited(tmp_path) if line["action"] == "purge"]
     assert (line["repository"], line["reference"], line["status"]) == (_APP, "v2", 200)
 

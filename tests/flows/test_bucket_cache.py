@@ -103,7 +103,7 @@ def _asked(registry: FakeRegistry) -> int:
 async def _purge(mirror: LiveMirror) -> Purged:
     """As `mirror purge` does."""
     app = mirror.app
-    return await make_purge(mirror.config, app.storage, app.shared.caches.forget)(Image(_APP, "v1"))
+    return await make_purge(mirror.config, app.storage, app.shared.forget)(Image(_APP, "v1"))
 
 
 async def _settled(mirror: LiveMirror) -> None:

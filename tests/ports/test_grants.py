@@ -447,3 +447,52 @@ async def test_a_pull_does_not_wait_for_the_index(tmp_path: Path) -> None:
     await intake.aclose()
     assert await index.linked(APP, Digest.of(b"a layer")) == 7
     assert image.digest in await index.successors([image.digest])
+
+
+# ------------------------------------------------------------------------------------------------------- taken back
+
+
+async def test_a_grant_that_was_taken_back_is_not_remembered(disk: Disk) -> None:
+    """A purge drops the manifest and the link: the blob may still be here for another repository."""
+    image = disk.here.image([b"one"], config={"only": 1})
+    other = disk.here.image([b"two"], config={"only": 2})
+    for blob in (b"one", b"two"):
+        assert await disk.size(blob) == 3
+    disk.catalog.drop_manifest(APP, image.digest)
+    disk.grants.forget(APP, [image.digest, Digest.of(b"one")])
+    assert disk.grants.remembered(APP, Digest.of(b"one")) is None
+    assert await disk.size(b"one") is None
+    assert await disk.size(b"two") == 3
+    assert await disk.size(other.digest) is not None
+
+
+async def test_what_a_manifest_that_is_still_here_names_is_granted_again(disk: Disk) -> None:
+    disk.here.image([b"one"])
+    assert await disk.size(b"one") == 3
+    disk.grants.forget(APP, [Digest.of(b"one")])
+    assert await disk.size(b"one") == 3
+
+
+async def test_what_was_read_before_grants_were_taken_back_is_not_remembered(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer of the index that was under way: it is given once, and not from memory for ever."""
+    blob = Digest.of(b"one")
+    await disk.index.link(APP, {blob: 3})
+    answered, go_on = asyncio.Event(), asyncio.Event()
+    linked = disk.index.linked
+
+    async def slowly(repo: Repo, digest: Digest) -> int | None:
+        answer = await linked(repo, digest)
+        answered.set()
+        await go_on.wait()
+        return answer
+
+    monkeypatch.setattr(disk.index, "linked", slowly)
+    asking = asyncio.create_task(disk.size(blob))
+    await answered.wait()
+    await disk.index.unlink(APP, [blob])
+    disk.grants.forget(APP, [blob])
+    go_on.set()
+    await asking
+    assert await disk.size(blob) is None

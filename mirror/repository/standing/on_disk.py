@@ -43,7 +43,8 @@ class OnDisk:
         touch: Callable[[Digest], None],
     ) -> OnDisk | None:
         """An answer that is given again; None if it does not rest on the file alone. `granted` is the size that the
-        process remembers of the repository's grant: one with a size is never taken back.
+        process remembers of the repository's grant: one with a size is taken back by a purge alone, which counts when
+        the answer has grown too old.
         """
         if answer.outcome is not Outcome.HIT or answer.size is None or granted != answer.size:
             return None

@@ -218,7 +218,7 @@ class SharedStatus(Protocol):
 
 
 class Workers:
-    """The status of all workers; each process has one. `look` is called each second, in a thread."""
+    """The status of all workers; each process has one. `look` is called each second."""
 
     def __init__(
         self,
@@ -227,7 +227,7 @@ class Workers:
         upstreams: Callable[[], list[UpstreamStatus]],
         *,
         bucket: Callable[[], BucketHealth | None] = lambda: None,
-        look: Callable[[], None] = lambda: None,
+        look: Callable[[], Awaitable[None]] | None = None,
         replica: ReplicaWork | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -260,7 +260,8 @@ class Workers:
             if not is_open:
                 await asyncio.to_thread(self._board.open)
                 is_open = True
-            await asyncio.to_thread(self._look)
+            if self._look is not None:
+                await self._look()
             await self._publish()
 
         try:

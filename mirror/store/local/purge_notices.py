@@ -1,4 +1,5 @@
-"""Notices of recent purges, for processes that still have the purged manifests and tags in memory.
+"""Notices of recent purges, for processes that still have in memory what was purged: manifests, tags, and the
+right of a repository to serve blobs.
 
 publish() ── a record ──> new() of each other process, within a second ──> old ──> deleted by a later publish()
 """
