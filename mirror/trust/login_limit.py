@@ -1,15 +1,16 @@
-"""Limits how many different credentials of one user name are tried at one registry from one client address.
+"""Limits how many different credentials are tried at one registry from one client address: of one user name, and of
+all names.
 
     asked ── the registry has accepted these credentials ───────────────────────────────> upstream is asked
-      ├── `_AT_ONCE` others of this name, from this client, are being asked about ──> `TooManyLogins`
-      ├── `_EACH` others of this name were refused within the last minute ──────────> `TooManyLogins`
+      ├── too many others, of this name or in all, from this client, are being asked about ─> `TooManyLogins`
+      ├── too many others, likewise, were refused within the last minute ───────────────────> `TooManyLogins`
       └── upstream is asked ──┬── refused ───> noted for a minute
                               └── accepted ──> remembered
 
-Without a limit, clients could guess passwords through the mirror: upstream sees the mirror's address, and locks out the
-account or the mirror. The same wrong password counts once, however often it is sent. Robot accounts share user names
-(`AWS`, `oauth2accesstoken`), so credentials that the registry has accepted once are neither counted nor refused,
-whatever else is tried under the same name: their holder is not guessing.
+Without these limits, clients could guess passwords through the mirror: upstream sees the mirror's address, and locks
+out the account or, whatever the names, the mirror. The same wrong password counts once, however often it is sent. Robot
+accounts share user names (`AWS`, `oauth2accesstoken`), so credentials that the registry has accepted once are neither
+counted nor refused, whatever else is tried under the same name: their holder is not guessing.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ from mirror.aio.caches import LruCache
 from mirror.errors import TooManyLogins
 from mirror.oci.authorization import CallerCredentials
 
-#: Seconds for which a refusal counts, how many may count at a time, and how many questions may be under way at a time.
+#: Seconds for which a refusal counts.
 _FOR: Final = 60.0
+#: How many refusals of one name may count at a time, and how many questions about it may be under way.
 _EACH: Final = 10
 _AT_ONCE: Final = 32
+#: The same of all names: there may be many clients behind one address.
+_EACH_CLIENT: Final = 100
+_CLIENT_AT_ONCE: Final = 128
 #: Names and credentials that are remembered; the least recent ones are dropped.
 _MOST: Final = 10_000
 
-#: Registry, client address, user name.
-_Key: TypeAlias = tuple[str, str, str]
+#: Registry, client address, user name; None: all names.
+_Key: TypeAlias = tuple[str, str, str | None]
 
 
 class LoginLimiter:
@@ -52,15 +57,19 @@ class LoginLimiter:
         if (registry, own.fingerprint) in self._accepted:
             yield
             return
-        key, mine = _key(registry, own), own.fingerprint
-        noted, others = self._lately(key), self._asking.get(key, Counter())
-        if mine not in noted and mine not in others and (len(noted) >= _EACH or len(others) >= _AT_ONCE):
-            raise TooManyLogins("too many passwords of this name were refused lately, or are being tried; ask again")
-        self._asking.setdefault(key, Counter())[mine] += 1
+        mine, keys = own.fingerprint, _keys(registry, own)
+        for key, (each, at_once) in zip(keys, ((_EACH, _AT_ONCE), (_EACH_CLIENT, _CLIENT_AT_ONCE)), strict=True):
+            noted, others = self._lately(key), self._asking.get(key, Counter())
+            if mine not in noted and mine not in others and (len(noted) >= each or len(others) >= at_once):
+                whose = "of this name" if key[2] is not None else "from this address"
+                raise TooManyLogins(f"too many passwords {whose} were refused lately, or are being tried; ask again")
+        for key in keys:
+            self._asking.setdefault(key, Counter())[mine] += 1
         try:
             yield
         finally:
-            self._leave(key, mine)
+            for key in keys:
+                self._leave(key, mine)
 
     def _leave(self, key: _Key, mine: str) -> None:
         asking = self._asking[key]
@@ -75,13 +84,13 @@ class LoginLimiter:
         if accepted:
             self._accepted[registry, own.fingerprint] = True
         elif (registry, own.fingerprint) not in self._accepted:
-            key = _key(registry, own)
-            self._noted[key] = {**self._lately(key), own.fingerprint: self._now()}
+            for key in _keys(registry, own):
+                self._noted[key] = {**self._lately(key), own.fingerprint: self._now()}
 
     def _lately(self, key: _Key) -> dict[str, float]:
         noted = self._noted.get(key, {})
         return {fingerprint: at for fingerprint, at in noted.items() if self._now() - at < _FOR}
 
 
-def _key(registry: str, own: CallerCredentials) -> _Key:
-    return registry, own.client, own.username
+def _keys(registry: str, own: CallerCredentials) -> tuple[_Key, _Key]:
+    return (registry, own.client, own.username), (registry, own.client, None)

@@ -206,6 +206,13 @@ async def test_one_guesses_the_password_of_another(private: FakeRegistry, tmp_pa
         assert counted.keys() == {404, 429}
         assert counted[404] <= 10 + 32
         assert private.count("token") <= 10 + 32
+        # nor by one name after the other: upstream would lock the mirror out
+        steady[0] = 300.0
+        private.forget()
+        names = [await _status(mirror, path, _basic(f"name{number}", "guess")) for number in range(150)]
+        assert names == [404] * 100 + [429] * 50
+        assert private.count("token") == 100
+        assert [await _status(mirror, path, who) for who in (_ALICE, _BOB)] == [200, 200]
         # what one has is asked for side by side
         bob = _basic("bob", "bobs-word")
         steady[0] = 1000.0
