@@ -930,6 +930,21 @@ async def test_names_and_certificates(build: Build, tmp_path: Path) -> None:
             assert (await pull(upstream, Digest.of(LAYER)))[2] == LAYER
 
 
+async def test_a_scheme_that_is_not_the_registrys(build: Build) -> None:
+    """https:// where no TLS is spoken is said so: by the client of manifests, and by that of blobs."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as plain:
+        upstream = build(f"https://127.0.0.1:{plain.sockets[0].getsockname()[1]}")
+        for call in (upstream.resolve(NAME, "v1"), pull(upstream, Digest.of(LAYER))):
+            with pytest.raises(UpstreamUnavailable, match=r"does not speak TLS; should the URL begin with http://\?"):
+                await call
+
+
 async def test_what_upstream_says_is_quoted_with_care(registry: FakeRegistry, build: Build) -> None:
     """Faults row 76: short, escaped, without our secrets, without queries."""
     upstream = build(registry.url)

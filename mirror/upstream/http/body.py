@@ -27,6 +27,7 @@ from multidict import MultiMapping
 from mirror.errors import UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from mirror.policy.upstream.url_bounds import Url
 from mirror.upstream.http.connection import Connection
+from mirror.upstream.http.dialing import no_tls
 
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _DECIMAL: Final = re.compile(r"[0-9]{1,18}")
@@ -423,6 +424,8 @@ def describe(error: BaseException) -> str:
     """The system's description of an error. It never contains what was sent."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return no_tls(error)
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
     return str(error)[:200] or type(error).__name__

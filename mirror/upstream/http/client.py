@@ -22,7 +22,7 @@ from mirror.errors import UpstreamError, UpstreamInvalid, UpstreamOffLimits, Ups
 from mirror.oci.coding import decode
 from mirror.oci.manifest import LARGEST
 from mirror.policy.upstream.url_bounds import Origin, Url, UrlBounds, UrlRefused, parse_url, surviving_headers
-from mirror.upstream.http.dialing import AddressRefused, check_literal, refused
+from mirror.upstream.http.dialing import AddressRefused, check_literal, no_tls, refused
 from mirror.upstream.http.download import CONTENT, LARGEST_ERROR, REDIRECTS, Answer, DialFailed, DialTimedOut
 from mirror.upstream.http.page_file import PageFile
 from mirror.upstream.http.throttled_hosts import ThrottledHosts
@@ -296,6 +296,8 @@ async def translated(upstream: str, described: str) -> AsyncIterator[None]:
     except aiohttp.ClientConnectorError as error:
         if isinstance(error.os_error, AddressRefused):
             raise UpstreamOffLimits(str(error.os_error), upstream=upstream) from error
+        if isinstance(error.os_error, ssl.SSLError):
+            raise DialFailed(f"no connection to {described}: {no_tls(error.os_error)}", upstream=upstream) from error
         # of errors of the kernel, asyncio's own words contain the address
         known = error.os_error.errno or 0
         why = os.strerror(known) if known > 0 else error.os_error.strerror or type(error.os_error).__name__

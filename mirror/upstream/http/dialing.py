@@ -7,6 +7,7 @@ resolve to a forbidden address.
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import Final
@@ -18,12 +19,24 @@ class AddressRefused(OSError):
     """A host has an address that its upstream may not lead to."""
 
 
+#: How OpenSSL calls an answer that is no TLS.
+_NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 _ADVICE: Final = "if the registry is in a private network, set private_network = true"
 
 
 def refused(host: str) -> AddressRefused:
     """The error for a name whose addresses are all forbidden. It says what to do, and names no address."""
     return AddressRefused(f"{host} leads to a private or reserved address; {_ADVICE}")
+
+
+def no_tls(error: ssl.SSLError) -> str:
+    """Why there is no TLS connection, in words. `errno` of such an error is a number of OpenSSL, which `os.strerror`
+    takes for one of the kernel: «Operation not permitted».
+    """
+    if error.reason in _NOT_TLS:
+        return "the other side does not speak TLS; should the URL begin with http://?"
+    reason = (error.reason or "").replace("_", " ").lower()
+    return f"TLS failed: {reason or 'the connection ended in the handshake'}"
 
 
 def check_literal(bounds: UrlBounds, host: str) -> None:
