@@ -24,6 +24,7 @@ from mirror.config.values import CapacityText, Listed, Rate, Seconds, Size
 from mirror.errors import RequestError
 from mirror.oci.reference import Repo
 from mirror.policy.access_rules import check_caller
+from mirror.policy.events.changes import MOUNTED, PULLED, TYPES
 from mirror.policy.hosted.immutability import ImmutableRule
 from mirror.policy.hosted.retention_rules import DeleteRule, Happening, KeepRule, RetentionPolicy, TagChoice
 from mirror.policy.image_names import parse_image
@@ -769,17 +770,7 @@ class EventEndpointSettings(Section):
         None, description="File with the secrets that sign what is sent, one a line; a second one while you change it."
     )
     events: list[Annotated[str, AfterValidator(values.event_pattern)]] = Field(
-        [
-            "mirror.image.pushed",
-            "mirror.image.deleted",
-            "mirror.image.undeleted",
-            "mirror.image.retagged",
-            "mirror.image.collected",
-            "mirror.tag.*",
-            "mirror.retention.*",
-            "mirror.blob.*",
-            "mirror.upstream.*",
-        ],
+        [kind for kind in TYPES if kind not in (MOUNTED, PULLED)],
         min_length=1,
         description="The types of events to send, with * for any part; all but mounted and pulled if not set.",
     )

@@ -9,6 +9,8 @@ import pytest
 
 from mirror.config import hints, load, redacted_settings
 from mirror.errors import ConfigError
+from mirror.policy.events.changes import TYPES
+from mirror.policy.events.subscriptions import matching_types
 
 _HOSTED = '[[hosted]]\nname = "corp"\n'
 
@@ -66,6 +68,15 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
         "events.endpoint[1].url_file",
     ] or len(mistakes) == 2
     assert "token" not in "".join(mistakes)
+
+
+def test_an_endpoint_gets_all_but_two_types(tmp_path: Path) -> None:
+    """If it does not say which: what docs/configuration.md promises, also of types that are added later."""
+    file = tmp_path / "mirror.toml"
+    file.write_text(_endpoint(name="ci", url="https://x.test/"))
+    [endpoint] = load(file).events.endpoint
+    taken = {kind for pattern in endpoint.events for kind in matching_types(pattern)}
+    assert set(TYPES) - taken == {"mirror.image.mounted", "mirror.image.pulled"}
 
 
 def test_two_endpoints_of_one_name(tmp_path: Path) -> None:
