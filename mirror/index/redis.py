@@ -55,6 +55,7 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
+from redis.exceptions import ConnectionError as ConnectionBroken
 
 from mirror.aio.batches import batches
 from mirror.aio.breaker import Breaker
@@ -434,6 +435,8 @@ def _explain(error: Exception) -> str:
         return "Redis did not answer in time"
     if why := no_connection(error):
         return f"no connection to Redis: {why}"
+    if isinstance(error, ConnectionBroken):
+        return "the connection to Redis broke"
     return f"Redis failed: {type(error).__name__}"
 
 

@@ -141,6 +141,15 @@ async def test_redis_absent_at_start(redis_server: RedisServer) -> None:
         assert await index.get(digest(1)) == record(1)
 
 
+async def test_a_connection_that_breaks(redis_server: RedisServer) -> None:
+    """Row 47: in words, as operators see it in the log and in `mirror status`."""
+    async with connected(redis_server.address) as index:
+        await index.put([record(1)])
+        redis_server.kill()
+        with pytest.raises(IndexUnavailable, match=r"the connection to Redis broke|no connection to Redis"):
+            await index.get(digest(1))
+
+
 async def test_a_closed_port() -> None:
     """Row 46: a refused connection is an `IndexUnavailable`."""
     async with connected(RedisAddress((("127.0.0.1", free_ports(1)[0]),))) as index:
