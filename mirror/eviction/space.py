@@ -131,8 +131,8 @@ class Space:
         if wanted > limit:
             # nothing that may be evicted would make room, but the blob fits once the disk has space again
             raise StoreFull(
-                f"no room for {format_size(wanted)}: the disk has {format_size(load.free)} free, and other data leaves "
-                f"the cache {format_size(limit)} of it"
+                f"no room for {format_size(wanted)}: the disk has {format_size(load.free)} free, of which the mirror "
+                f"leaves {format_size(self._watermarks.reserve)} free; the cache may have {format_size(limit)} in all"
             )
 
     async def _evict_for_fill(self, load: StoreLoad) -> None:

@@ -125,7 +125,7 @@ class Intake:
     ) -> StoredManifest:
         """Like `put_manifest`, in a thread. Raises `StoreError`."""
         stored = await self.write(self.put_manifest, repo, manifest, grants)
-        self.health.recovered()
+        self.health.record_stored()
         return stored
 
     async def put_tag(self, repo: Repo, was: TagRecord | None, fresh: TagRecord, age: AgeRule) -> Digest | None:
