@@ -203,6 +203,7 @@ class Upstreams:
                     LoginStatus(login.provider, login.reason, login.since, login.failed_at, login.worked_at)
                     for login in health.logins
                 ],
+                reason=health.reason,
             )
             for health in upstream.health()
         ]

@@ -288,7 +288,10 @@ def _print_upstream(upstream: Mapping[str, Any]) -> None:
     if upstream["state"] != "ok":
         retry = max(endpoint["retry_in"] for endpoint in upstream["endpoints"])
         again = f"it is asked again in {retry:.0f} s" if retry >= 1 else "the next request asks it again"
-        say(f"upstream:  {name} is {upstream['state']}, {again}: `mirror check --online` says more")
+        # a mirror of an earlier version does not say why
+        reasons = [endpoint["reason"] for endpoint in upstream["endpoints"] if endpoint.get("reason")]
+        why = f": {reasons[-1]}" if reasons else ""
+        say(f"upstream:  {name} is {upstream['state']}{why}; {again}; `mirror check --online` asks it now")
     for endpoint in upstream["endpoints"]:
         if failure := endpoint["credentials"]:
             say(f"login:     {name} by {failure['provider']}: {failure['reason']}, since {failure['since']}")

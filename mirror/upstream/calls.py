@@ -104,6 +104,8 @@ class Calls:
         self._clocks = clocks
         #: Whether the registry counts as down.
         self.circuit = CLOSED
+        #: Why the last call that got no usable answer failed; empty once one has succeeded.
+        self.trouble = ""
         self._probing = False
 
     async def run(self, call: Call) -> Answer:
@@ -142,6 +144,7 @@ class Calls:
             if answer.status == 401 and await self._learn(login, answer, passes):
                 continue
             failure = self._failure(answer, passes.own)
+            self._note_trouble(failure)
             failure.elsewhere = self._is_elsewhere(answer)
             if tries > call.retries or not _is_unavailable(failure):
                 raise failure
@@ -233,7 +236,12 @@ class Calls:
 
     # ------------------------------------------------------------------------------------ what each result changes
 
+    def _note_trouble(self, error: UpstreamError) -> None:
+        if isinstance(error, UpstreamUnavailable | UpstreamThrottled):
+            self.trouble = str(error)
+
     def _note_failure(self, error: UpstreamError) -> None:
+        self._note_trouble(error)
         if isinstance(error, UpstreamThrottled) and not isinstance(error, HostThrottled):
             self._throttle(error.retry_after)
         # if the registry has answered with a redirect, it is not down
@@ -265,6 +273,7 @@ class Calls:
 
     def _note_success(self, answer: Answer, passes: Passes) -> None:
         self._accounts.current.strikes = 0
+        self.trouble = ""
         if answer.status < 400 or answer.status == 404:
             self._tokens.accepted(passes.own)
 

@@ -136,7 +136,9 @@ class RegistryUpstream:
         now = self.clocks.monotonic()
         logins = self._credentials.issuing, self._tokens.login
         circuits = (self._calls.circuit, *more)
-        return [health_of(self.url, circuits, self._accounts.own.throttled_until - now, now, logins)]
+        return [
+            health_of(self.url, circuits, self._accounts.own.throttled_until - now, now, logins, self._calls.trouble)
+        ]
 
     async def resolve(self, repo: str, reference: Reference) -> Descriptor:
         """Resolve by HEAD, which never counts as a pull; by GET if HEAD fails or says too little (see `Upstream`).

@@ -139,7 +139,9 @@ def test_status_says_what_is_not_known_and_when_an_upstream_is_asked_again(
     config.write_text(f'[store]\nroot = "{tmp_path / "store"}"\n')
     store = {"root": "x", "bytes": 1, "limit": 2, "quarantine_bytes": 0, "hosted_damaged": 0, "failing_workers": 0}
     usage = [{"scope": "corp", "bytes": None, "quota": None}, {"scope": "own", "bytes": None, "quota": 2000}]
-    down = {"name": "a.test", "state": "down", "endpoints": [{"retry_in": 3.4, "credentials": None}], "budget": None}
+    address = {"retry_in": 3.4, "credentials": None, "reason": "no connection to a.test: Connection refused"}
+    down = {"name": "a.test", "state": "down", "endpoints": [address], "budget": None}
+    # of an earlier version, which does not say why
     failing = {
         "name": "b.test",
         "state": "failing",
@@ -165,8 +167,9 @@ def test_status_says_what_is_not_known_and_when_an_upstream_is_asked_again(
     assert [line for line in lines if line.startswith(("hosted:", "upstream:"))] == [
         "hosted:    how much corp has is not known",
         "hosted:    how much own has of 2 kB is not known",
-        "upstream:  a.test is down, it is asked again in 3 s: `mirror check --online` says more",
-        "upstream:  b.test is failing, the next request asks it again: `mirror check --online` says more",
+        "upstream:  a.test is down: no connection to a.test: Connection refused; it is asked again in 3 s; "
+        "`mirror check --online` asks it now",
+        "upstream:  b.test is failing; the next request asks it again; `mirror check --online` asks it now",
     ]
 
 

@@ -22,6 +22,7 @@ from redis.exceptions import AuthenticationError
 
 from mirror import telemetry
 from mirror.config import hints
+from mirror.errors import MirrorError
 from mirror.values.sizes import parse_capacity, parse_size
 from tests.support import helm
 from tests.support.kustomize import Object, only, render
@@ -635,6 +636,11 @@ def metrics() -> dict[str, set[str]]:
     return found
 
 
+def _names_of_errors(root: type[MirrorError]) -> set[str]:
+    """The error and all that are one: the values of the label `error`."""
+    return {root.__name__}.union(*(_names_of_errors(child) for child in root.__subclasses__()))
+
+
 def test_every_alert_asks_for_metrics_that_exist(monitoring: list[Object]) -> None:
     """Each expression can be read, and names metrics that are declared and labels that they have."""
     known = metrics()
@@ -647,6 +653,13 @@ def test_every_alert_asks_for_metrics_that_exist(monitoring: list[Object]) -> No
                 continue
             assert one.name in known, (rule["alert"], one.name)
             assert {matcher.name for matcher in one.matchers.matchers} <= known[one.name], rule["alert"]
+            errors = {
+                name
+                for matcher in one.matchers.matchers
+                if matcher.name == "error"
+                for name in matcher.value.split("|")
+            }
+            assert errors <= _names_of_errors(MirrorError), rule["alert"]
         by = set(re.findall(r"by \((\w+)\)", rule["expr"]))
         assert by <= {"pod"}.union(*(known.get(one.name, set()) for one in asked)), rule["alert"]
 

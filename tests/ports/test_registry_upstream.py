@@ -940,9 +940,27 @@ async def test_a_scheme_that_is_not_the_registrys(build: Build) -> None:
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as plain:
         upstream = build(f"https://127.0.0.1:{plain.sockets[0].getsockname()[1]}")
+        said = r"does not speak TLS; should the URL begin with http://\?"
         for call in (upstream.resolve(NAME, "v1"), pull(upstream, Digest.of(LAYER))):
-            with pytest.raises(UpstreamUnavailable, match=r"does not speak TLS; should the URL begin with http://\?"):
+            with pytest.raises(UpstreamUnavailable, match=said):
                 await call
+            [health] = upstream.health()
+            assert health.state != "ok"
+            assert "does not speak TLS" in health.reason
+
+
+async def test_the_health_says_why(registry: FakeRegistry, build: Build) -> None:
+    """Why upstream is left alone is known to operators, with its own words."""
+    registry.add_image(NAME, "v1", [LAYER])
+    upstream = build(registry.url)
+    await upstream.manifest(NAME, "v1")
+    assert [health.reason for health in upstream.health()] == [""]
+    registry.fail("manifests", status(429, message="no more pulls"), times=9)
+    with pytest.raises(UpstreamThrottled):
+        await upstream.manifest(NAME, "v1")
+    [health] = upstream.health()
+    assert health.state == "throttled"
+    assert health.reason.endswith("answers 429 (UNKNOWN: no more pulls)")
 
 
 async def test_what_upstream_says_is_quoted_with_care(registry: FakeRegistry, build: Build) -> None:

@@ -66,7 +66,7 @@ class LoginStatus:
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
     """One address of an upstream. `retry_at` is in epoch seconds. `logins` are first obtaining credentials, then being
-    accepted with them.
+    accepted with them. `reason` says why the last request failed; empty if the state is `ok`.
     """
 
     url: str
@@ -74,6 +74,7 @@ class EndpointStatus:
     failures: int
     retry_at: float
     logins: Sequence[LoginStatus] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,7 @@ class EndpointJson(TypedDict):
     state: State
     failures: Annotated[Count, about("Number of calls in a row without an answer.")]
     retry_in: Annotated[Seconds, about("Seconds until the mirror sends it a request again.")]
+    reason: Annotated[str | None, about("Why the last request failed; null: the state is `ok`, or it is not known.")]
     credentials: Annotated[CredentialsFailureJson | None, about("Null: no failure is known.")]
 
 
@@ -461,6 +463,7 @@ def _upstream_json(upstream: UpstreamStatus) -> UpstreamJson:
                 "state": endpoint.state,
                 "failures": endpoint.failures,
                 "retry_in": round(max(0.0, endpoint.retry_at - now), 1),
+                "reason": endpoint.reason or None,
                 "credentials": _failure(endpoint.logins),
             }
             for endpoint in upstream.endpoints
