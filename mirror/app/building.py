@@ -39,6 +39,7 @@ from mirror.app.storage import Storage, blob_places, open_storage
 from mirror.config import Config, TraceSettings
 from mirror.errors import StoreError
 from mirror.eviction.scrub import HostedNaming, Scrub
+from mirror.eviction.write_behind import WriteBehind
 from mirror.graph.blob_places import BlobPlaces
 from mirror.heartbeat import Heartbeat
 from mirror.inspect.recent_answers import RecentAnswers
@@ -223,7 +224,7 @@ async def build(
                 retain_when_due(config, storage, admin.retention),
                 pulls.run(),
                 run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
-                beat_regularly(beat=pulse.beat) if pulse else beat_regularly(),
+                beat_regularly(beat=_beat(pulse, storage.eviction.write_behind)) if pulse else beat_regularly(),
                 *([keep_bucket(storage, repositories.router.forget)] if storage.bucket is not None else []),
                 *([resume_lazy_pulls(storage, repositories.router)] if repositories.router.gives_parts else []),
                 recent.run(),
@@ -306,6 +307,14 @@ def _open_recent(storage: Storage, stack: AsyncExitStack, now: Callable[[], floa
     file = LocalRecent(storage.layout, storage.locks)
     stack.callback(file.close)
     return RecentAnswers(file, now=now)
+
+
+def _beat(pulse: Heartbeat, uses: WriteBehind) -> Callable[[], None]:
+    """What beats. By it, the other workers learn whether clients are served here: what they do in the background gives
+    way to those as well, because all share one disk and one index.
+    """
+    uses.idle_elsewhere = pulse.beats.idle
+    return lambda: pulse.beat(uses.used_here_at)
 
 
 def _pages(config: Config, readiness: Readiness, pulse: Heartbeat | None) -> dict[str, Page]:

@@ -1,7 +1,8 @@
 """Lets clients go first while an index is rebuilt or compared with the disk, or the disk is walked.
 
 All threads of a process take turns in one interpreter, so a thread that reads thousands of small files slows every
-answer, even if there is a processor for each of them. So such threads pause as well, and after short slices.
+answer, even if there is a processor for each of them. So such threads pause as well, and after short slices. Other
+processes share the index and the disk: clients of any worker count.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final, Protocol, TypeVar
 
 T = TypeVar("T")
 
-#: Seconds for which this process counts as busy after a client has used something.
+#: Seconds for which this mirror counts as busy after a client has used something.
 _BUSY: Final = 1.0
 #: While it is busy, a pause lasts so many times as long as the step before it, and at most so many seconds. A step that
 #: had to wait for a busy index is followed by a longer pause, too.
@@ -28,7 +29,7 @@ class Uses(Protocol):
 
     @property
     def used_at(self) -> float:
-        """When a client last used something here, in epoch seconds; -inf if that is not known."""
+        """When a client last used something, in epoch seconds; -inf if that is not known."""
 
 
 class Giving(Protocol):
@@ -42,7 +43,7 @@ class Giving(Protocol):
 
 
 class GivesWay:
-    """Pauses after each step of long work, in proportion to the step, while clients use this process. Without clients,
+    """Pauses after each step of long work, in proportion to the step, while clients use this mirror. Without clients,
     the work goes on at once.
     """
 

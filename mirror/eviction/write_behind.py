@@ -64,8 +64,10 @@ class WriteBehind:
         self._waiting_blobs = _blobs_cache(most_blobs)
         #: Blobs that threads have put on the disk; any thread may append.
         self._stored: deque[Digest] = deque(maxlen=most_blobs)
-        #: When a blob was last used, in epoch seconds; -inf if none was. Threads read it.
-        self.used_at = float("-inf")
+        #: When a client last used a blob of this process, in epoch seconds; -inf if none did. Threads read it.
+        self.used_here_at = float("-inf")
+        #: How many seconds ago a client was served at any worker, as far as that is known here. For any thread.
+        self.idle_elsewhere: Callable[[], float] = lambda: float("inf")
         #: Why the last call of the index failed; None if it did not.
         self.trouble: str | None = None
         #: Set when the index answers again after a failure. Cleared by the task that repairs what the index missed.
@@ -77,11 +79,16 @@ class WriteBehind:
             f"references={len(self._waiting_references)} trouble={self.trouble!r}>"
         )
 
+    @property
+    def used_at(self) -> float:
+        """When a client last used a blob, here or at another worker, in epoch seconds; -inf if that is not known."""
+        return max(self.used_here_at, self._now() - self.idle_elsewhere())
+
     # ------------------------------------------------------------------------------------------------------ writes
 
     def touch(self, digest: Digest) -> None:
         """Notes that a blob was used. Cheap: a few dictionary operations."""
-        self.used_at = now = self._now()
+        self.used_here_at = now = self._now()
         _remember(self._touches, digest, now)
         if now - self._marked.get(digest, float("-inf")) >= _COARSE:
             _remember(self._marked, digest, now)

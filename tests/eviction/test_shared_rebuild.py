@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import subprocess
 import sys
@@ -334,6 +335,32 @@ async def test_clients_go_first_only_if_there_are_any() -> None:
     await give_way(0.01)
     assert len(pauses) == 3
     clock[0] -= 500.0
+    await give_way(0.01)
+    assert len(pauses) == 3
+
+
+async def test_clients_of_other_workers_go_first_as_well() -> None:
+    """They wait for the same index. That a worker was idle for a while says nothing about the others."""
+    clock, idle, pauses = [1000.0], [math.inf], list[float]()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    uses = WriteBehind(MemoryStore(), MemoryIndex(), now=lambda: clock[0])
+    uses.idle_elsewhere = lambda: idle[0]
+    give_way = GivesWay(uses, now=lambda: clock[0], sleep=sleep)
+    await give_way(0.01)
+    assert pauses == []
+    idle[0] = 0.5
+    await give_way(0.01)
+    # whatever time it is
+    clock[0] -= 500.0
+    await give_way(0.01)
+    assert pauses == [0.02, 0.02]
+    idle[0] = 1.5
+    await give_way(0.01)
+    assert len(pauses) == 2
+    uses.touch(Digest.of(b"pulled"))
     await give_way(0.01)
     assert len(pauses) == 3
 

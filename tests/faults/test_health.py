@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -178,6 +180,32 @@ def test_69_the_silence_of_all_serving_workers() -> None:
         assert beats.last(1) == 0
         assert beats.silence() < 60
         second.beats.close()
+    finally:
+        beats.close()
+
+
+def test_workers_know_whether_clients_are_served_at_another_one() -> None:
+    """Also while they serve none themselves; the beats say it, and it outlasts the worker that did."""
+    beats = Heartbeats.of(2)
+    try:
+        first, second = Heartbeat(beats, 0), Heartbeat(beats, 1)
+        first.beat()
+        second.beat()
+        assert beats.idle() == math.inf
+        second.beat(1000.0)
+        first.beat()
+        assert 0 <= beats.idle() < PATIENCE
+        beats.put_use(1, time.monotonic_ns() - 60 * 10**9)
+        # nothing new
+        second.beat(1000.0)
+        assert beats.idle() >= 60
+        # by a clock that was set back
+        second.beat(500.0)
+        assert beats.idle() < 60
+        beats.put_use(1, time.monotonic_ns() - 60 * 10**9)
+        second.rest()
+        assert 60 <= beats.idle() < math.inf
+        assert beats.last(0) > 0
     finally:
         beats.close()
 
