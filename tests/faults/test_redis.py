@@ -255,6 +255,17 @@ def test_46_52_redis_is_of_no_use_at_start(full: FakeRegistry, tmp_path: Path, w
             assert not [line for line in mirror.log if _SECRET in str(line)]
 
 
+def test_a_mirror_that_runs_says_that_its_index_is_in_use(full: FakeRegistry, tmp_path: Path) -> None:
+    """From its start, so that no other mirror deletes it; and it deletes that of a disk that is gone."""
+    with RedisServer() as redis:
+        redis.command("SADD", "{mirror:stores}:ids", "gone")
+        redis.command("SET", "{mirror:3:gone}:marker", "whole")
+        with _mirrored(tmp_path, full, redis.url):
+            eventually(lambda: redis.command("EXISTS", "{mirror:3:gone}:marker") == b":0\r\n", "the index is there")
+            eventually(lambda: redis.command("SCARD", "{mirror:stores}:ids") == b":1\r\n", "the store is listed")
+            assert b":alive\r\n" in redis.command("KEYS", "{mirror:3:*}:alive")
+
+
 def test_49_flushed_while_it_evicts(full: FakeRegistry, tmp_path: Path) -> None:
     """Row 49: emptied again and again while images come and go, Redis makes no pull fail, and the store keeps within
     its capacity.
