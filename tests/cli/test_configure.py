@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.certificates import Certificate
+from tests.support.command import mirror as command
 
 _URL = "http://mirror.internal:5000"
 
 
 def _mirror(root: Path, *words: str) -> tuple[int, str, str]:
     """Exit status, standard output and error."""
-    command = [sys.executable, "-m", "mirror", "configure", *words, "--root", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+    done = command("configure", *words, "--root", root)
+    return done.status, done.out, done.err
 
 
 @pytest.fixture

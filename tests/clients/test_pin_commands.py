@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.command import output
 from tests.support.images import NATIVE, Published, Pusher
 from tests.support.mirror_process import MirrorProcess, write_config
-from tests.support.process import CommandFailed, eventually, run
+from tests.support.process import CommandFailed, eventually
 from tests.support.registry_process import RegistryProcess
 from tests.support.skopeo import Skopeo, compare_directory
 
@@ -44,7 +44,7 @@ def registry(directory: Path) -> Iterator[RegistryProcess]:
 
 def mirror(config: Path, *words: str) -> str:
     """Run one command and return its output. Raises `CommandFailed`."""
-    return run([sys.executable, "-m", "mirror", *words, "--config", config]).decode()
+    return output(*words, "--config", config)
 
 
 def test_a_pinned_image_outlives_pressure_and_upstream(registry: RegistryProcess, directory: Path) -> None:

@@ -21,6 +21,7 @@ from mirror.errors import ConfigError
 from mirror.oci.digest import Digest
 from mirror.store.local.layout import Layout
 from tests.clients.conftest import Library, Site
+from tests.support.command import mirror as command
 from tests.support.gated_registry import GatedRegistry
 from tests.support.images import NATIVE
 from tests.support.live_mirror import noise
@@ -248,10 +249,10 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], says: str) -> None:
     (tmp_path / "broken.yaml").write_text("a: b: c\n")
     config = write_config(tmp_path, {"docker.io": "http://127.0.0.1:9"})
     paths = [str(tmp_path / one) if (tmp_path / one).exists() else one for one in arguments]
-    done = _run(*paths, "-c", config)
-    assert done.returncode == 2, done
-    assert says in " ".join(done.stderr.replace(f"{tmp_path}/", "").split())
-    assert done.stdout == ""
+    done = command("prefetch", *paths, "-c", config)
+    assert done.status == 2, done
+    assert says in " ".join(done.err.replace(f"{tmp_path}/", "").split())
+    assert done.out == ""
     assert not (tmp_path / "store").exists()
 
 

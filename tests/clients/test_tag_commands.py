@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +12,10 @@ import pytest
 
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
+from tests.support.command import mirror as command
 from tests.support.images import Published, Pusher
 from tests.support.mirror_process import MirrorProcess, write_config
-from tests.support.process import PATIENCE, eventually
+from tests.support.process import eventually
 from tests.support.registry_process import RegistryProcess
 from tests.support.skopeo import Skopeo, compare_directory
 
@@ -47,17 +45,9 @@ class _Commands:
 
     def __call__(self, *words: str, code: int = 0) -> str:
         """Standard output of a command that ends with this code, or standard error where that is not 0."""
-        done = subprocess.run(
-            [sys.executable, "-m", "mirror", words[0], "--config", self._config, *words[1:]],
-            env={**os.environ, "PYTHONPATH": str(_TREE)},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        return done.stderr if code else done.stdout
+        done = command(words[0], "--config", self._config, *words[1:])
+        assert done.status == code, f"{words}: {done}"
+        return done.err if code else done.out
 
     def json(self, *words: str) -> Any:
         return json.loads(self(*words, "--json"))

@@ -21,10 +21,12 @@ from mirror.process.listeners import open_admin
 from mirror.store.local.json_records import JsonRecords
 from mirror.store.local.layout import Layout
 from tests.support.admin_client import AdminReply, ask_admin
+from tests.support.command import Done
+from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
-from tests.support.process import PATIENCE, eventually
+from tests.support.process import PATIENCE, CommandFailed, eventually, run
 from tests.support.scripted import Stall
 
 _SIZE = 1 << 21
@@ -372,7 +374,7 @@ def test_it_can_be_turned_off(registry: FakeRegistry, tmp_path: Path, socket: Pa
         assert mirror.get("/v2/")[0] == 200
         assert not socket.exists()
         done = _mirror("jobs", config=config)
-        assert (done.returncode, done.stdout) == (0, "no jobs\n")
+        assert (done.status, done.out) == (0, "no jobs\n")
 
 
 def test_a_newer_mirror_on_the_same_store_is_asked(registry: FakeRegistry, config: Path, socket: Path) -> None:
@@ -392,9 +394,9 @@ def test_a_place_that_cannot_be_had(registry: FakeRegistry, tmp_path: Path, sock
     taken = tmp_path / "taken"
     taken.write_text("precious")
     config = write_config(tmp_path, {"docker.io": registry.url}, workers=1, more=f'[admin]\nlisten = "unix:{taken}"')
-    done = _mirror("serve", config=config)
-    assert done.returncode == 2
-    assert "admin.listen" in done.stderr
+    with pytest.raises(CommandFailed, match=r"exit code 2\n(?s:.*)admin\.listen"):
+        # a process of its own: its end closes the listeners for clients
+        run([sys.executable, "-m", "mirror", "serve", "--config", config])
     assert taken.read_text() == "precious"
     socket.mkdir(parents=True)
     with MirrorProcess(write_config(tmp_path, {"docker.io": registry.url}, workers=2)) as mirror:
@@ -419,22 +421,22 @@ def test_a_long_path_and_an_old_socket(tmp_path: Path) -> None:
 
 def test_jobs_on_the_command_line(mirror: MirrorProcess, registry: FakeRegistry, config: Path, socket: Path) -> None:
     """Listed, shown and cancelled by `mirror jobs`."""
-    assert _mirror("jobs", config=config).stdout == "no jobs\n"
+    assert _mirror("jobs", config=config).out == "no jobs\n"
     gate = Stall()
     registry.fail("blobs", stall(gate), times=2)
     job = _begin(socket)
     _wait(socket, job, "running")
-    assert job in _mirror("jobs", config=config).stdout
-    assert json.loads(_mirror("jobs", job, config=config).stdout)["id"] == job
-    assert _mirror("jobs", job, "--cancel", config=config).stdout == f"job {job}: is being cancelled\n"
+    assert job in _mirror("jobs", config=config).out
+    assert json.loads(_mirror("jobs", job, config=config).out)["id"] == job
+    assert _mirror("jobs", job, "--cancel", config=config).out == f"job {job}: is being cancelled\n"
     _wait(socket, job, "cancelled")
     gate.release()
-    assert _mirror("jobs", job, "--cancel", config=config).stdout == f"job {job}: is cancelled\n"
-    [listed] = json.loads(_mirror("jobs", "--json", config=config).stdout)["jobs"]
+    assert _mirror("jobs", job, "--cancel", config=config).out == f"job {job}: is cancelled\n"
+    [listed] = json.loads(_mirror("jobs", "--json", config=config).out)["jobs"]
     assert listed["state"] == "cancelled"
     unknown = _mirror("jobs", "nope", config=config)
-    assert (unknown.returncode, unknown.stderr) == (1, "mirror: no job 'nope'\n")
-    assert _mirror("jobs", "--cancel", config=config).returncode == 2
+    assert (unknown.status, unknown.err) == (1, "mirror: no job 'nope'\n")
+    assert _mirror("jobs", "--cancel", config=config).status == 2
 
 
 def test_jobs_without_a_server(mirror: MirrorProcess, registry: FakeRegistry, config: Path, socket: Path) -> None:
@@ -443,8 +445,8 @@ def test_jobs_without_a_server(mirror: MirrorProcess, registry: FakeRegistry, co
     """
     failed = _begin(socket, {"images": ["app:nope"]})
     _wait(socket, failed, "failed")
-    before = _mirror("jobs", "--json", config=config).stdout
-    assert "has no tag nope" in _mirror("jobs", config=config).stdout
+    before = _mirror("jobs", "--json", config=config).out
+    assert "has no tag nope" in _mirror("jobs", config=config).out
     gate = Stall()
     registry.fail("blobs", stall(gate), times=10)
     running = [_begin(socket) for _ in range(2)]
@@ -453,19 +455,19 @@ def test_jobs_without_a_server(mirror: MirrorProcess, registry: FakeRegistry, co
     waiting = _begin(socket)
     mirror.kill()
     gate.release()
-    listed = {job["id"]: job for job in json.loads(_mirror("jobs", "--json", config=config).stdout)["jobs"]}
+    listed = {job["id"]: job for job in json.loads(_mirror("jobs", "--json", config=config).out)["jobs"]}
     assert [listed[failed]] == json.loads(before)["jobs"]
     assert [listed[job]["state"] for job in running] == ["interrupted", "interrupted"]
-    assert json.loads(_mirror("jobs", waiting, config=config).stdout)["state"] == "queued"
-    assert _mirror("jobs", waiting, "--cancel", config=config).stdout == f"job {waiting}: is cancelled\n"
+    assert json.loads(_mirror("jobs", waiting, config=config).out)["state"] == "queued"
+    assert _mirror("jobs", waiting, "--cancel", config=config).out == f"job {waiting}: is cancelled\n"
     unknown = _mirror("jobs", "nope", config=config)
-    assert (unknown.returncode, unknown.stderr) == (1, "mirror: no job 'nope'\n")
+    assert (unknown.status, unknown.err) == (1, "mirror: no job 'nope'\n")
 
 
 def test_a_sync_by_hand_beside_a_server(mirror: MirrorProcess, config: Path, socket: Path) -> None:
     """The server shows what the command did, and serves what it fetched."""
     done = _mirror("sync", "--now", "team/nightly", config=config)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.status, done.err) == (0, "")
     [rule] = ask_admin(socket, "GET", "/admin/v1/sync").json["rules"]
     assert (rule["state"], rule["started_by"]) == ("ok", "hand")
     assert mirror.get("/v2/library/app/manifests/v2")[0] == 200
@@ -487,6 +489,5 @@ def test_a_sync_by_hand_is_stopped_by_hand(
     assert rule["state"] == "cancelled"
 
 
-def _mirror(*arguments: str, config: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mirror", *arguments, "--config", str(config)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+def _mirror(*arguments: str, config: Path) -> Done:
+    return command(*arguments, "--config", config)

@@ -6,8 +6,6 @@ import base64
 import http.client
 import json
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,6 +25,8 @@ from mirror.server.admin.operations import OPERATIONS, PREFIX
 from mirror.store.local.layout import Layout
 from mirror.store.local.local_records import local_pins
 from tests.support.admin_client import AdminReply, ask_admin
+from tests.support.command import Done
+from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry, stall
 from tests.support.hosted_here import HostedHere
 from tests.support.live_mirror import noise
@@ -98,9 +98,8 @@ def _audited(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
 
 
-def _mirror(*arguments: str, config: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mirror", *arguments, "--config", str(config)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+def _mirror(*arguments: str, config: Path) -> Done:
+    return command(*arguments, "--config", config)
 
 
 def _tcp(mirror: MirrorProcess) -> str:
@@ -262,7 +261,7 @@ def test_pins(mirror: MirrorProcess, api: Callable[..., AdminReply], config: Pat
         (f"{_APP}:v0", False, False),
         (f"{_APP}:v1", True, True),
     ]
-    by_command = json.loads(_mirror("pins", "--json", config=config).stdout)
+    by_command = json.loads(_mirror("pins", "--json", config=config).out)
     assert [{name: pin[name] for name in listed[0]} for pin in by_command] == listed
     assert api("DELETE", "/pins/app:v1").status == 200
     again = api("DELETE", "/pins/app:v1")
@@ -337,7 +336,7 @@ def test_what_is_pinned_or_frozen_is_not_purged(
     refused = api("DELETE", f"/images/{_APP}:v0")
     assert (refused.status, refused.code) == (409, "PROTECTED")
     assert "the rule" in refused.json["errors"][0]["message"]
-    assert _mirror("freeze", "app:v1", config=config).returncode == 0
+    assert _mirror("freeze", "app:v1", config=config).status == 0
     refused = api("DELETE", f"/images/{_APP}:v1")
     assert (refused.status, "frozen" in refused.json["errors"][0]["message"]) == (409, True)
     assert all(image["complete"] for image in api("GET", "/images").json["images"])
@@ -360,7 +359,7 @@ def test_evict(registry: FakeRegistry, tmp_path: Path, api: Callable[..., AdminR
             return size if size > 3 * _SIZE else None
 
         before = eventually(stored, "the index knows of everything")
-        done = json.loads(_mirror("evict", "--json", config=config).stdout)
+        done = json.loads(_mirror("evict", "--json", config=config).out)
         assert [image["names"] for image in done["images"]] == [[f"{_APP}:v0"], [f"{_APP}:v1"]]
         assert api("GET", "/status").json["store"]["bytes"] == before - done["bytes"]
 
@@ -371,23 +370,23 @@ def test_the_command_line_asks_the_server(
     """`mirror status` and `mirror purge` do the same beside a server and without one; both are written down."""
     for tag in ("v1", "v2"):
         _pull(mirror, "library/app", tag)
-    status = json.loads(_mirror("status", "--json", config=config).stdout)
+    status = json.loads(_mirror("status", "--json", config=config).out)
     assert len(status["workers"]) == 2
     assert status["traffic"]["requests"] == 6
-    assert "2 workers" in _mirror("status", config=config).stdout
+    assert "2 workers" in _mirror("status", config=config).out
     # the config of both is the same
-    assert "purged, 2 blobs" in _mirror("purge", "app:v1", config=config).stdout
+    assert "purged, 2 blobs" in _mirror("purge", "app:v1", config=config).out
     assert api("GET", f"/images/{_APP}:v1").status == 404
     mirror.stop()
-    assert "not running" in _mirror("status", config=config).stdout
-    alone = json.loads(_mirror("status", "--json", config=config).stdout)
+    assert "not running" in _mirror("status", config=config).out
+    alone = json.loads(_mirror("status", "--json", config=config).out)
     assert (alone.keys(), alone["workers"], alone["traffic"]) == (status.keys(), [], None)
-    assert "purged, 3 blobs" in _mirror("purge", "app:v2", config=config).stdout
+    assert "purged, 3 blobs" in _mirror("purge", "app:v2", config=config).out
     absent = _mirror("purge", "app:v2", config=config)
-    assert (absent.returncode, "is not here" in absent.stderr) == (1, True)
-    assert _mirror("pin", "app:v1", "--reason", "why", config=config).returncode == 0
-    assert _mirror("unpin", "app:v1", config=config).returncode == 0
-    assert _mirror("evict", config=config).returncode == 0
+    assert (absent.status, "is not here" in absent.err) == (1, True)
+    assert _mirror("pin", "app:v1", "--reason", "why", config=config).status == 0
+    assert _mirror("unpin", "app:v1", config=config).status == 0
+    assert _mirror("evict", config=config).status == 0
     actions = [
         (line["action"], line["caller"].partition(":")[0])
         for line in _audited(tmp_path)
@@ -429,7 +428,7 @@ def test_pinning_by_command_is_the_same_with_a_server_and_without(
     def run_all() -> list[tuple[int, str, str]]:
         done = [_mirror(*words, config=config) for words in commands]
         now = re.compile(r"(?!2001|2004|2999)[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:]+")
-        return [(result.returncode, now.sub("NOW", result.stdout), result.stderr) for result in done]
+        return [(result.status, now.sub("NOW", result.out), result.err) for result in done]
 
     def audited(by: str) -> list[dict[str, Any]]:
         lines = [
@@ -473,8 +472,8 @@ def test_status_says_what_is_out_of_order(registry: FakeRegistry, tmp_path: Path
 
         def shows(*lines: str) -> bool | None:
             status = _mirror("status", config=config)
-            titles = [line.partition(":")[0] for line in status.stdout.splitlines()]
-            assert status.returncode == 0
+            titles = [line.partition(":")[0] for line in status.out.splitlines()]
+            assert status.status == 0
             return [line for line in titles if line in ("uncached", "index")] == list(lines) or None
 
         with MirrorProcess(config) as mirror:
@@ -482,9 +481,9 @@ def test_status_says_what_is_out_of_order(registry: FakeRegistry, tmp_path: Path
             assert shows()
             # a request that failed is no traffic
             assert mirror.get("/v2/library/unknown/manifests/v1")[0] == 404
-            assert "traffic:   nothing served yet" in _mirror("status", config=config).stdout
+            assert "traffic:   nothing served yet" in _mirror("status", config=config).out
             _pull(mirror, "library/kept", "v1")
-            assert _mirror("pin", "kept:v1", "--reason", "leaves no room", config=config).returncode == 0
+            assert _mirror("pin", "kept:v1", "--reason", "leaves no room", config=config).status == 0
             layer = _pull(mirror, "library/more", "v1")[-1]
             # the rest of the image may be written only now, and that counts as stored
 
@@ -498,7 +497,7 @@ def test_status_says_what_is_out_of_order(registry: FakeRegistry, tmp_path: Path
             _pull(mirror, "library/small", "v1")
             eventually(lambda: shows("index"), "a layer was stored")
         assert shows("index")
-        assert "no connection to Redis" in _mirror("status", config=config).stdout
+        assert "no connection to Redis" in _mirror("status", config=config).out
 
 
 # ------------------------------------------------------------------------------------------------------- who may come

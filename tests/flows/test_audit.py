@@ -6,8 +6,6 @@ import base64
 import json
 import os
 import pwd
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +15,7 @@ import bcrypt
 import pytest
 
 from tests.support.admin_client import ask_admin
+from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry, status
 from tests.support.mirror_process import MirrorProcess, write_config
 from tests.support.process import eventually
@@ -76,8 +75,7 @@ def _basic(password: str) -> dict[str, str]:
 
 
 def _mirror(config: Path, *arguments: str) -> int:
-    command = [sys.executable, "-m", "mirror", *arguments, "--config", str(config)]
-    return subprocess.run(command, capture_output=True, check=False, timeout=120).returncode
+    return command(*arguments, "--config", config).status
 
 
 def test_pulls_and_logins(config: Path, audit: _Audit) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +12,11 @@ from mirror.app.storage import SCRUB_LOCK
 from mirror.oci.digest import Digest
 from mirror.store.local.layout import Layout
 from mirror.store.local.locks import FileLocks
+from tests.support.command import output
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import noise
 from tests.support.mirror_process import MirrorProcess, write_config
-from tests.support.process import CommandFailed, eventually, run
+from tests.support.process import CommandFailed, eventually
 
 _LAYER = noise(1 << 20)
 _IMAGE = "docker.io/library/app:v1"
@@ -29,7 +29,7 @@ class _Site:
         self.layout = Layout(directory / "store")
 
     def cli(self, command: str, *words: str) -> str:
-        return run([sys.executable, "-m", "mirror", command, "--config", self.config, *words]).decode()
+        return output(command, "--config", self.config, *words)
 
     def pull(self) -> None:
         assert self.mirror.get("/v2/library/app/manifests/v1")[0] == 200

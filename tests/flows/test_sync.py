@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +17,8 @@ from mirror.config import load
 from mirror.errors import AlreadyRunning, ConfigError, RuleUnknown
 from mirror.prefetch.progress import ProgressMeter
 from mirror.store.local.json_records import JsonRecords
+from tests.support.command import Done
+from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry, stall, status
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, noise, reached, until
 from tests.support.mirror_process import write_config
@@ -385,8 +385,8 @@ def test_mistakes_in_rules_are_named(registry: FakeRegistry, tmp_path: Path) -> 
 def test_a_mistake_in_a_rule(registry: FakeRegistry, tmp_path: Path, lines: str, message: str) -> None:
     """`mirror check` says what is wrong."""
     done = _mirror("check", config=_configured(tmp_path, registry, f"[[sync]]\n{lines}"))
-    assert done.returncode == 2
-    assert message in done.stderr
+    assert done.status == 2
+    assert message in done.err
 
 
 def test_a_manual_sync(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -403,23 +403,22 @@ def test_a_manual_sync(registry: FakeRegistry, tmp_path: Path) -> None:
     cron = "0 3 * * *"
     """
     config = _configured(tmp_path, registry, text)
-    listed = json.loads(_mirror("sync", "--json", config=config).stdout)
+    listed = json.loads(_mirror("sync", "--json", config=config).out)
     assert [(rule["name"], rule["state"]) for rule in listed] == [("releases", "never ran"), ("nothing", "never ran")]
     done = _mirror("sync", "--now", "releases", config=config)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "2 tags, 2 new" in done.stdout
-    assert "new: docker.io/library/app:1.1" in done.stdout
+    assert (done.status, done.err) == (0, "")
+    assert "2 tags, 2 new" in done.out
+    assert "new: docker.io/library/app:1.1" in done.out
     again = _mirror("sync", "--now", "releases", "--json", config=config)
-    assert json.loads(again.stdout) | {"ok": True, "tags": 2, "new_images": 0, "bytes": 0} == json.loads(again.stdout)
+    assert json.loads(again.out) | {"ok": True, "tags": 2, "new_images": 0, "bytes": 0} == json.loads(again.out)
     failed = _mirror("sync", "--now", "nothing", config=config)
-    assert failed.returncode == 1
-    assert "its tags" in failed.stdout
-    assert _mirror("sync", "--now", "nope", config=config).returncode == 2
-    table = _mirror("sync", config=config).stdout
+    assert failed.status == 1
+    assert "its tags" in failed.out
+    assert _mirror("sync", "--now", "nope", config=config).status == 2
+    table = _mirror("sync", config=config).out
     assert "2 tags, 0 new" in table
     assert "failed" in table
 
 
-def _mirror(*arguments: str, config: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mirror", *arguments, "--config", str(config)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+def _mirror(*arguments: str, config: Path) -> Done:
+    return command(*arguments, "--config", config)

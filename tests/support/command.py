@@ -16,6 +16,7 @@ import structlog
 
 from mirror.cli import main
 from mirror.store.local.layout import Layout
+from tests.support.process import CommandFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,14 @@ def mirror(*words: str | Path) -> Done:
         logger.handlers[:] = handlers
         logger.setLevel(level)
     return Done(status, out.getvalue(), err.getvalue())
+
+
+def output(*words: str | Path) -> str:
+    """What a command printed that succeeded. Raises `CommandFailed`, with all that it said."""
+    done = mirror(*words)
+    if done.status:
+        raise CommandFailed(f"mirror {words[0]}: exit code {done.status}\n{done.out}{done.err}")
+    return done.out
 
 
 class CommandSite:

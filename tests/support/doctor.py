@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.support.command import mirror
 
 
 class Doctor:
     """Findings by what was looked at: level, text and advice."""
 
     def __init__(self, *words: str | Path) -> None:
-        command = [sys.executable, "-m", "mirror", "doctor", *map(str, words), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        self.code, self.said = done.returncode, done.stdout + done.stderr
-        listed = json.loads(done.stdout) if done.stdout else []
+        done = mirror("doctor", *words, "--json")
+        self.code, self.said = done.status, done.out + done.err
+        listed = json.loads(done.out) if done.out else []
         self.findings = {one["what"]: (one["level"], one["text"], one["advice"]) for one in listed}
 
     def level(self, what: str) -> str:

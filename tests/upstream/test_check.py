@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -22,6 +21,7 @@ from mirror.errors import (
 from mirror.upstream.check import advice_for
 from mirror.upstream.credentials.source import CredentialsUnavailable
 from tests.support.clouds import Azure, AzureRegistry
+from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry, status, throttle
 from tests.support.helper_program import HelperProgram
 from tests.support.scripted import Scripted
@@ -36,16 +36,10 @@ def run(tmp_path: Path, upstreams: list[dict[str, Any]], *options: str, **enviro
         lines += ["[[upstream]]", *(f"{name} = {json.dumps(value)}" for name, value in upstream.items())]
     path = tmp_path / "mirror.toml"
     path.write_text("\n".join(lines))
-    done = subprocess.run(
-        [sys.executable, "-m", "mirror", "check", "--config", str(path), *options],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert SECRET not in done.stdout + done.stderr
-    return done.returncode, done.stdout + done.stderr
+    with mock.patch.dict(os.environ, environment):
+        done = command("check", "--config", path, *options)
+    assert SECRET not in done.out + done.err
+    return done.status, done.out + done.err
 
 
 def test_registries_that_let_us_in(tmp_path: Path) -> None:
