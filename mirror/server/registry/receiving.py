@@ -33,6 +33,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from mirror.errors import ManifestTooLarge, UploadBroken, reason_of
 from mirror.repository import protocol
+from mirror.server.registry.held_bodies import HeldBodies, Sending
 from mirror.server.registry.upload_pace import UploadPace
 
 #: Bytes from which a body is worth the switch to its socket.
@@ -75,13 +76,15 @@ class Receiver:
         self._lowest = lowest
         self._window = window
         self._clock = clock
+        self.held = HeldBodies()
 
     def __repr__(self) -> str:
         return f"<Receiver at least {self._lowest:g} bytes a second>"
 
     def body(self, request: web.BaseRequest, start: int = 0) -> ClientBody:
         """The body of a request, which begins at `start` of the blob. The caller closes it."""
-        return ClientBody(request, UploadPace(self._lowest, self._window), start=start, clock=self._clock)
+        pace = UploadPace(self._lowest, self._window)
+        return ClientBody(request, pace, self.held, start=start, clock=self._clock)
 
 
 class ClientBody:
@@ -93,6 +96,7 @@ class ClientBody:
         self,
         request: web.BaseRequest,
         pace: UploadPace,
+        held: HeldBodies,
         *,
         start: int = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -103,6 +107,7 @@ class ClientBody:
         self._request = request
         self._stream = request._payload
         self._pace = pace
+        self._held = held
         self._clock = clock
         self._length = _length(request)
         self._received = 0
@@ -156,15 +161,20 @@ class ClientBody:
         """The whole body, which must be small. Raises `ManifestTooLarge` above `limit` bytes, `UploadBroken`."""
         if self._length is not None and self._length > limit:
             raise ManifestTooLarge(f"{self._length} bytes, more than the {limit} that a manifest may have")
-        content = bytearray()
+        content, connection = bytearray(), cast(Sending, self._request.protocol)
         self._begun = True
         self._continue()
-        while await self.wait():
-            content += self._piece[self._given :]
-            self._received += len(self._piece) - self._given
-            self._given = len(self._piece)
-            if len(content) > limit:
-                raise ManifestTooLarge(f"more than the {limit} bytes that a manifest may have")
+        try:
+            while await self.wait():
+                piece = self._piece[self._given :]
+                content += piece
+                self._received += len(piece)
+                self._given = len(self._piece)
+                if len(content) > limit:
+                    raise ManifestTooLarge(f"more than the {limit} bytes that a manifest may have")
+                self._held.grow(connection, len(piece))
+        finally:
+            self._held.leave(connection)
         return bytes(content)
 
     def close(self) -> None:
