@@ -1,19 +1,25 @@
 """The settings: what they are, where they come from, and whether they are right.
 
-settings.py        every setting, with its default and its meaning
-bucket_settings.py those of the bucket
-cluster_settings.py those of a cluster of replicas
-section.py         what all tables of the file have in common
-values.py          checks of single values
-loading.py         from file and environment to checked settings
-checks.py          checks of several settings together, and of the files that they name
-bucket_checks.py   those of the bucket
-cluster_checks.py  those of a cluster of replicas
-event_checks.py    those of the endpoints that are sent events
-redacted.py        the settings without secrets, for display
-routing_table.py   the routing table that follows from them
-access_policy.py   the access rules that follow from them
-virtual_rules.py   who answers for the names of virtual registries, as far as it follows from them
+settings.py          all settings, with their defaults and meanings; these tables have files of their own:
+upstream_settings.py the upstreams, and how each of their addresses is reached
+hosting_settings.py  hosted registries, pushes and retention
+copying_settings.py  sync and replication
+access_settings.py   who may use the mirror
+event_settings.py    the endpoints that are sent events
+bucket_settings.py   the bucket
+cluster_settings.py  a cluster of replicas
+section.py           what all tables of the file have in common
+values.py            checks of single values
+plans.py             when something is done again and again
+loading.py           from file and environment to checked settings
+checks.py            checks of several settings together, and of the files that they name
+bucket_checks.py     those of the bucket
+cluster_checks.py    those of a cluster of replicas
+event_checks.py      those of the endpoints that are sent events
+redacted.py          the settings without secrets, for display
+routing_table.py     the routing table that follows from them
+access_policy.py     the access rules that follow from them
+virtual_rules.py     who answers for the names of virtual registries, as far as it follows from them
 
 Settings come from the TOML file given with `--config`. An environment variable takes precedence over the file:
 `MIRROR__STORE__CAPACITY=500GB` is `capacity` under `[store]`. A setting that is not given has its default. With neither
@@ -24,28 +30,25 @@ Only `app/` and `cli/` import this package: the modules below them take ordinary
 """
 
 from mirror.config.access_policy import access_policy, named_claims
+from mirror.config.access_settings import IssuerSettings
 from mirror.config.bucket_settings import BucketSettings
 from mirror.config.checks import hints
 from mirror.config.cluster_settings import ClusterSettings
+from mirror.config.copying_settings import ReplicationSettings, SyncSettings
+from mirror.config.hosting_settings import HostedSettings
 from mirror.config.loading import load
 from mirror.config.redacted import redacted_settings
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import (
-    PUBLIC,
     Config,
-    HostedSettings,
-    IssuerSettings,
     PinSettings,
-    ReachSettings,
-    ReplicationSettings,
     RouteSettings,
     ScrubSettings,
     ServerSettings,
-    SyncSettings,
     TraceSettings,
-    UpstreamSettings,
     VirtualSettings,
 )
+from mirror.config.upstream_settings import PUBLIC, ReachSettings, UpstreamSettings
 from mirror.config.virtual_rules import virtual_rules
 
 __all__ = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Sequence
 
+from mirror.config.event_settings import EventEndpointSettings
 from mirror.config.files import unreadable
-from mirror.config.settings import Config, EventEndpointSettings
+from mirror.config.settings import Config
 from mirror.errors import reason_of
 
 

@@ -24,12 +24,10 @@ from pydantic_settings import EnvSettingsSource
 from mirror.config import values
 from mirror.config.bucket_settings import SECRETS, BucketSettings, check_customer_key, check_proxy
 from mirror.config.checks import cross_check
+from mirror.config.event_settings import EventEndpointSettings
 from mirror.config.files import is_absent
-from mirror.config.settings import (
-    Config,
-    EventEndpointSettings,
-    ReachSettings,
-)
+from mirror.config.settings import Config
+from mirror.config.upstream_settings import ReachSettings
 from mirror.config.wording import in_plain_words
 from mirror.errors import ConfigError, reason_of
 from mirror.upstream.credentials.secret_files import secret_in

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mirror.config.routing_table import routing_table
-from mirror.config.settings import Config, UpstreamSettings, VirtualSettings
+from mirror.config.settings import Config, VirtualSettings
+from mirror.config.upstream_settings import UpstreamSettings
 from mirror.policy.routing import RoutingTable
 from mirror.policy.virtual.members import VirtualMember, VirtualRules
 
