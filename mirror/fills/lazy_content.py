@@ -18,7 +18,8 @@ from typing import Final
 
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import StoreError, UpstreamInvalid, UpstreamUnavailable
-from mirror.fills.lazy_blob import Asker, LazyBlob
+from mirror.fills.lazy_blob import LazyBlob
+from mirror.fills.part_fetches import Asker
 from mirror.fills.sources import BlobSources, SourceLeft, count_received
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span

@@ -26,16 +26,9 @@ from mirror.aio.closing import close_all
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.aio.threads import run_uninterrupted
 from mirror.errors import MirrorError, StoreFull
-from mirror.fills.lazy_blob import (
-    AVOIDED,
-    Asker,
-    LazyBlob,
-    NotInParts,
-    PartsThrottled,
-    PartTools,
-    RangesIgnored,
-    SizeDisputed,
-)
+from mirror.fills.lazy_blob import LazyBlob
+from mirror.fills.part_fetches import Asker, PartsThrottled, PartTools, RangesIgnored, SizeDisputed
+from mirror.fills.part_files import AVOIDED, NotInParts
 from mirror.fills.room import ReservedSpace, Room
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
@@ -134,8 +127,7 @@ class LazyPulls:
             return True
         return upstream in self._ignoring or (upstream, digest, None) in unfit or (upstream, digest, size) in unfit
 
-    def _avoid(self, blob: LazyBlob, error: NotInParts) -> None:
-        upstream, digest = blob.upstream, blob.digest
+    def _avoid(self, upstream: str, digest: Digest, size: int, error: NotInParts) -> None:
         if isinstance(error, RangesIgnored):
             if upstream not in self._ignoring:
                 telemetry.log.info("upstream ignores ranges", upstream=upstream, digest=str(digest))
@@ -143,7 +135,7 @@ class LazyPulls:
         elif isinstance(error, PartsThrottled):
             self._throttling[upstream] = self._tools.clock() + error.seconds
         elif isinstance(error, SizeDisputed):
-            self._unfit[upstream, digest, blob.size] = True
+            self._unfit[upstream, digest, size] = True
 
     async def found_wrong(self, digest: Digest, upstream: str, reason: str) -> None:
         """The blob has been received, partly in parts, and is wrong: it is not fetched in parts for some time."""

@@ -32,9 +32,9 @@ from mirror.errors import (
 )
 from mirror.fills.flight import InParts
 from mirror.fills.flights import Flights
-from mirror.fills.lazy_blob import Asker
 from mirror.fills.lazy_content import LazyContent
 from mirror.fills.lazy_pulls import LazyPulls
+from mirror.fills.part_fetches import Asker
 from mirror.fills.sources import BlobSource, BlobSources, FromUpstream, Pull
 from mirror.intake.grants import Grants
 from mirror.intake.intake import Intake

@@ -23,9 +23,11 @@ from mirror.errors import (
     UpstreamUnavailable,
 )
 from mirror.fills.flight import InParts
-from mirror.fills.lazy_blob import Asker, LazyBlob, NotInParts
+from mirror.fills.lazy_blob import LazyBlob
 from mirror.fills.lazy_content import FilePiece, LazyContent
 from mirror.fills.lazy_pulls import LazyPulls
+from mirror.fills.part_fetches import Asker
+from mirror.fills.part_files import NotInParts
 from mirror.fills.sources import BUCKET, BlobSources, FromUpstream
 from mirror.oci.digest import Digest
 from mirror.oci.span import Span
@@ -348,7 +350,7 @@ async def test_nothing_is_claimed_during_a_pause(site: _Site, kind: type[Upstrea
     more: dict[str, Any] = {} if kind is UpstreamUnavailable else {"retry_after": 25.0}
     site.later["library/app"] = [kind("later", upstream="docker.io", **more)]
     waiting = asyncio.create_task(site.get(_PART))
-    await until(lambda: any(fetch.pauses for blob in site.pulls._blobs.values() for fetch in blob._fetches))
+    await until(lambda: any(fetch.pauses for blob in site.pulls._blobs.values() for fetch in blob._fetches.under_way))
     assert _free(site)
     assert not waiting.done()
     put_spans(site.store, CONTENT, [Span(10 * BLOCK, 13 * BLOCK)], registry="docker.io")
@@ -366,7 +368,8 @@ async def test_a_pause_is_one_of_whose_rights_were_asked_by(site: _Site) -> None
     await until(lambda: bool(site.pulls._blobs) and not _free(site))
     other = asyncio.create_task(site.get(_PART))
     # both wait for the one fetch: what the other one would fetch is claimed
-    await until(lambda: site.time.sleeping == 2 and all(len(blob._fetches) == 1 for blob in site.pulls._blobs.values()))
+    [blob] = site.pulls._blobs.values()
+    await until(lambda: site.time.sleeping == 2 and len(blob._fetches.under_way) == 1)
     site.refused["slow/app"].set()
     assert await other == [_of(_PART)]
     assert await slow == [_of(_PART)]
@@ -425,7 +428,7 @@ async def test_parts_that_were_dropped_stay_open_for_who_looks_at_them(site: _Si
     """In a thread, while another client asks for parts: the descriptors of closed files become those of others."""
     asker = site.asker()
     async with site.pulls.open(DIGEST, "docker.io", SIZE, _NEVER, asker) as blob:
-        looked_at = blob._opened()
+        looked_at = blob._files.opened()
         looked_at.drop()
         if is_avoided:
             site.store.avoid_parts("docker.io", DIGEST)
@@ -434,7 +437,7 @@ async def test_parts_that_were_dropped_stay_open_for_who_looks_at_them(site: _Si
                     pass
         else:
             async with site.pulls.open(DIGEST, "docker.io", SIZE, _NEVER, asker):
-                assert blob._opened() is not looked_at
+                assert blob._files.opened() is not looked_at
         assert "closed" not in repr(looked_at)
     blob.close()
     assert "closed" in repr(looked_at)
@@ -494,7 +497,7 @@ async def test_files_that_are_being_synced_are_not_closed(site: _Site, monkeypat
     closed: list[bool] = []
 
     def sync(blob: LazyBlob) -> None:
-        spans = blob._opened()
+        spans = blob._files.opened()
         begun.set()
         go_on.wait(60)
         closed.append("closed" in repr(spans))
@@ -526,7 +529,7 @@ async def test_what_was_wrong_is_not_had_in_parts_for_a_while(site: _Site) -> No
 # -------------------------------------------------------------------------------------------------------- cancelled
 
 
-@pytest.mark.parametrize("name", ["LazyBlob._run", "LazyBlob._run.<locals>.work", "_request"])
+@pytest.mark.parametrize("name", ["PartFetches._run", "PartFetches._run.<locals>.work", "_request"])
 async def test_63_cancelled_at_every_await(tmp_path: Path, name: str) -> None:
     """Nothing is left over, whatever is cancelled; who is not cancelled gets the bytes, or an error."""
     baseline = Baseline()

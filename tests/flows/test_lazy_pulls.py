@@ -165,7 +165,7 @@ async def test_a_part_that_waits_for_its_turn_keeps_no_fill_waiting(tmp_path: Pa
         parts = [asyncio.create_task(mirror.ask(path, headers={"Range": each})) for each in ranges]
         assert mirror.app.shared.lazy is not None
         blobs = mirror.app.shared.lazy._blobs
-        await until(lambda: [len(blob._fetches) for blob in blobs.values()] == [len(starts)])
+        await until(lambda: [len(blob._fetches.under_way) for blob in blobs.values()] == [len(starts)])
         gate.release()
         assert (await whole).body == layer
         for start, got in zip(starts, await asyncio.gather(*parts), strict=True):
