@@ -4,7 +4,7 @@
                          ──> its tags dropped ──> durable                      (from here on it is gone, and its tags)
     undelete it          links of its blobs ──> _manifests ──> the links again ──> tags ──> _deleted dropped
     delete a tag         _deleted_tags ──> the tag dropped ──> durable
-    delete a blob        the link becomes a mark (REMOVED) ──> the manifests are looked at again
+    delete a blob        the link waits ──> the manifests are looked at again ──> it becomes a mark (REMOVED)
 
 A tag whose manifest has no record counts as absent, so a crash between the steps of a deletion leaves nothing that can
 be pulled. The tags that such a crash leaves are dropped before the same manifest is pushed again (`drop_stale_tags`).
@@ -12,8 +12,9 @@ be pulled. The tags that such a crash leaves are dropped before the same manifes
 A push looks for a deletion of its manifest after it has written a tag. If there is one, it writes the manifest's record
 anew: a deletion that has not met the tag then fails to drop the record, and looks for tags again. If the record is gone
 already, the push drops its tag, and the client is told so. In the same way, a push looks at the
-links again after it has written a manifest, and the deletion of a blob looks at the manifests again after it has
-removed the link.
+links again after it has written a manifest, and the deletion of a blob looks at the manifests again once the link
+waits. A push that relies on a link that waits writes it anew, so the deletion then fails to remove it, however late its
+request arrives, and if it dies in between, the link still stands.
 
 What immutable tags need goes only by force: `immutable_images.py`.
 """
@@ -65,6 +66,14 @@ class _Change:
         self.announced.cancel()
         self.announced = SILENCE
         self.announced = events.begin(change.kind, change.repo, lambda: change)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A link that waits to be removed, and what it was before."""
+
+    before: BlobLink
+    link: Versioned[BlobLink]
 
 
 class Deleting:
@@ -323,10 +332,11 @@ class Deleting:
                 self._refuse_if_named(repo, digest)
                 change.made = True
                 with suppress(RecordChanged):
-                    removed = {digest: (found.record, self._links.remove(repo, found, steps))}
-                    with self._back_on_errors(repo, removed):
+                    waiting = {digest: _Waiting(found.record, self._links.let_wait(repo, found, steps))}
+                    with self._back_on_errors(repo, waiting):
                         self._refuse_if_named(repo, digest)
-                    self._unlink(repo, removed)
+                        self._links.remove(repo, waiting[digest].link, steps)
+                    self._unlink(repo, waiting)
                     return
         raise StoreError(f"the link of {repo} to {digest} was changed all the time")
 
@@ -334,41 +344,62 @@ class Deleting:
         """Like `delete_blob` for several blobs, which reads each manifest as often as for one. Blobs that a manifest of
         the repository names, or that it does not have, are passed over.
         """
-        catalog, removed = self._parts.catalog, dict[Digest, tuple[BlobLink, Version]]()
+        left: Collection[Digest] = digests
         with self._changing(repo) as change:
-            named = self._named(repo, digests, catalog.manifest_digests(repo))
-            for digest in digests:
-                if digest not in named and (mark := self._remove_link(repo, digest, caller)) is not None:
-                    change.made = True
-                    removed[digest] = mark
-            with self._back_on_errors(repo, removed):
-                needed = self._named(repo, removed, catalog.manifest_digests(repo))
-            self._put_links_back(repo, {digest: removed.pop(digest) for digest in needed})
-            self._unlink(repo, removed)
+            for _ in range(TRIES):
+                left = self._remove_unnamed(repo, left, caller, change)
+                if not left:
+                    return
+        raise StoreError(f"the links of {repo} to {len(left)} blobs were changed all the time")
 
-    def _remove_link(self, repo: Repo, digest: Digest, caller: str) -> tuple[BlobLink, Version] | None:
-        """Replaces a link by a mark. Returns the link and the version of the mark; None if there is none."""
+    def _remove_unnamed(
+        self, repo: Repo, digests: Collection[Digest], caller: str, change: _Change
+    ) -> Collection[Digest]:
+        """Returns those whose links were changed meanwhile."""
+        catalog, waiting = self._parts.catalog, dict[Digest, _Waiting]()
+        named = self._named(repo, digests, catalog.manifest_digests(repo))
+        for digest in digests:
+            if digest not in named and (found := self._let_wait(repo, digest, caller)) is not None:
+                change.made = True
+                waiting[digest] = found
+        with self._back_on_errors(repo, waiting):
+            needed = self._named(repo, waiting, catalog.manifest_digests(repo))
+        self._put_links_back(repo, {digest: waiting.pop(digest) for digest in needed})
+        removed = [digest for digest, each in waiting.items() if self._remove(repo, each)]
+        self._unlink(repo, removed)
+        return waiting.keys() - removed
+
+    def _let_wait(self, repo: Repo, digest: Digest, caller: str) -> _Waiting | None:
+        """None if the repository has no such link."""
         for _ in range(TRIES):
             try:
                 found = self._links.removable(repo, digest, caller)
             except BlobUnknown:
                 return None
             with suppress(RecordChanged):
-                return found.record, self._links.remove(repo, found)
+                return _Waiting(found.record, self._links.let_wait(repo, found))
         raise StoreError(f"the link of {repo} to {digest} was changed all the time")
 
-    def _put_links_back(self, repo: Repo, removed: Mapping[Digest, tuple[BlobLink, Version]]) -> None:
-        for link, version in removed.values():
-            with suppress(RecordChanged):
-                self._parts.records.put_link(repo, link, expect=version)
+    def _remove(self, repo: Repo, waiting: _Waiting) -> bool:
+        """False if somebody relies on the link again."""
+        with suppress(RecordChanged):
+            self._links.remove(repo, waiting.link)
+            return True
+        return False
+
+    def _put_links_back(self, repo: Repo, waiting: Mapping[Digest, _Waiting]) -> None:
+        for each in waiting.values():
+            if each.link.record != each.before:
+                with suppress(RecordChanged):
+                    self._parts.records.put_link(repo, each.before, expect=each.link.version)
 
     @contextmanager
-    def _back_on_errors(self, repo: Repo, removed: Mapping[Digest, tuple[BlobLink, Version]]) -> Iterator[None]:
-        """Puts the links back if it cannot be said inside that no manifest needs them."""
+    def _back_on_errors(self, repo: Repo, waiting: Mapping[Digest, _Waiting]) -> Iterator[None]:
+        """Lets the links no longer wait if it cannot be said inside that no manifest needs them."""
         try:
             yield
         except BaseException:
-            self._put_links_back(repo, removed)
+            self._put_links_back(repo, waiting)
             raise
 
     def _unlink(self, repo: Repo, digests: Collection[Digest]) -> None:

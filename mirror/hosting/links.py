@@ -158,6 +158,17 @@ class Links:
             raise BlobUnknown(f"{repo} has no blob {digest}")
         return found
 
+    def let_wait(self, repo: Repo, link: Versioned[BlobLink], steps: Steps = OWN_WORK) -> Versioned[BlobLink]:
+        """Lets a link wait, as if it was to be collected: whoever relies on it from now on writes it anew. Raises
+        `RecordChanged`, `StaleRequest`.
+        """
+        if link.record.state is LinkState.REMOVED or link.record.queued_at is not None:
+            # nobody relies on it without a write
+            return link
+        waiting = replace(link.record, queued_at=self._parts.now())
+        version = self._parts.records.put_link(repo, waiting, expect=steps.expect(link.version))
+        return Versioned(waiting, version)
+
     def remove(self, repo: Repo, link: Versioned[BlobLink], steps: Steps = OWN_WORK) -> Version:
         """Leaves a mark instead of a link. Raises `RecordChanged`, `StaleRequest`."""
         mark = replace(link.record, state=LinkState.REMOVED, since=self._parts.now(), by="", queued_at=None)

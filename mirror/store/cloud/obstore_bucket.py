@@ -251,6 +251,9 @@ class ObstoreBucket:
                 self._sender.fail("write", failure)
             if any(each.sent for each in earlier) and (version := self._marked(key, mark)) is not None:
                 return version
+            if failure.kind is Kind.CONFLICT and any(each.sent and each.kind is not Kind.CONFLICT for each in earlier):
+                # the other write may be our own, which nobody has answered yet: it may still be made
+                self._sender.fail("write", failure)
             raise RecordChanged(f"{key} is not in the expected version")
 
         version = self._seen(self._sender.send("write", work, settle))
