@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from mirror.errors import TooManyUploads
 from mirror.oci.manifest import LARGEST
 from mirror.server.registry.held_bodies import HeldBodies
 from tests.support.live_mirror import PATIENCE, until
@@ -39,6 +42,21 @@ def test_the_longest_is_dropped() -> None:
     assert held.size == 350
     held.leave(third)
     assert (held.size, third.reasons) == (0, [])
+
+
+def test_what_is_whole_is_kept_until_it_is_worked_on() -> None:
+    """Nobody whose manifest is whole is dropped: who comes then is to ask again."""
+    held, connections = HeldBodies(1000), [_Connection() for _ in range(3)]
+    first, second, third = connections
+    held.grow(first, 900)
+    held.arrived(first)
+    held.grow(second, 50)
+    with pytest.raises(TooManyUploads):
+        held.grow(third, 200)
+    held.leave(third)
+    assert ([each.reasons for each in connections], held.size) == ([[], ["memory"], []], 900)
+    held.leave(first)
+    assert held.size == 0
 
 
 async def test_clients_that_send_manifests_slowly(tmp_path: Path) -> None:

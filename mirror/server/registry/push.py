@@ -282,10 +282,13 @@ async def put_manifest(call: PushCall) -> web.Response:
     if wanted.reference is None:
         raise TypeError("a manifest request without a reference")
     body = call.receiver.body(call.request)
-    content = await body.read(LARGEST)
-    call.record.received += len(content)
-    media_type = call.request.headers.get("Content-Type", "").partition(";")[0].strip() or None
-    pushed = await call.repository.put_manifest(wanted.reference, wanted.tags, content, media_type, call.pusher)
+    try:
+        content = await body.read(LARGEST)
+        call.record.received += len(content)
+        media_type = call.request.headers.get("Content-Type", "").partition(";")[0].strip() or None
+        pushed = await call.repository.put_manifest(wanted.reference, wanted.tags, content, media_type, call.pusher)
+    finally:
+        body.close()
     call.record.digest = pushed.digest
     if pushed.moved:
         call.record.action = Action.OVERWRITE.value

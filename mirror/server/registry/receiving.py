@@ -158,23 +158,23 @@ class ClientBody:
         return await self._more(idle)
 
     async def read(self, limit: int) -> bytes:
-        """The whole body, which must be small. Raises `ManifestTooLarge` above `limit` bytes, `UploadBroken`."""
+        """The whole body, which must be small; it counts as held in memory until `close`. Raises `ManifestTooLarge`
+        above `limit` bytes, `UploadBroken`, `TooManyUploads`.
+        """
         if self._length is not None and self._length > limit:
             raise ManifestTooLarge(f"{self._length} bytes, more than the {limit} that a manifest may have")
         content, connection = bytearray(), cast(Sending, self._request.protocol)
         self._begun = True
         self._continue()
-        try:
-            while await self.wait():
-                piece = self._piece[self._given :]
-                content += piece
-                self._received += len(piece)
-                self._given = len(self._piece)
-                if len(content) > limit:
-                    raise ManifestTooLarge(f"more than the {limit} bytes that a manifest may have")
-                self._held.grow(connection, len(piece))
-        finally:
-            self._held.leave(connection)
+        while await self.wait():
+            piece = self._piece[self._given :]
+            content += piece
+            self._received += len(piece)
+            self._given = len(self._piece)
+            if len(content) > limit:
+                raise ManifestTooLarge(f"more than the {limit} bytes that a manifest may have")
+            self._held.grow(connection, len(piece))
+        self._held.arrived(connection)
         return bytes(content)
 
     def close(self) -> None:
@@ -182,6 +182,7 @@ class ClientBody:
         self._ended = True
         self._piece = b""
         self._given = 0
+        self._held.leave(cast(Sending, self._request.protocol))
         if self._socket >= 0:
             os.close(self._socket)
             self._socket = -1
