@@ -6,7 +6,9 @@
 
 A request counts for a minute before and after the time that it says (`WINDOW`), so nothing older than two minutes could
 be taken again. The memory has no name: workers inherit its descriptor, and it disappears with the last process. So that
-nothing is taken again after a restart, requests that were signed before the memory was made are refused.
+nothing is taken again after a restart, requests that were signed before the memory was made are refused. When that was
+is kept by a clock that nobody sets: a machine whose clock is ahead at its start, until it is corrected, would else
+refuse all others for as long as it was ahead.
 
     header: when it was made, 8 bytes     bucket: 170 slots of 24 bytes: nonce (16), time (8)
 """
@@ -18,6 +20,7 @@ import mmap
 import os
 import struct
 import time
+from collections.abc import Callable
 from typing import Final
 
 from mirror.policy.cluster.peer_signatures import WINDOW
@@ -30,6 +33,11 @@ _SLOTS: Final = _BUCKET // _SLOT.size
 _BUCKETS: Final = 4096
 
 
+def steady_time() -> float:
+    """Seconds by a clock that cannot be set, and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class NoncesFull(Exception):
     """More requests than can be remembered, or another worker that stands still in the middle of one."""
 
@@ -37,25 +45,27 @@ class NoncesFull(Exception):
 class UsedNonces:
     """One worker's view of the memory. To be used by one thread: the locks are those of processes."""
 
-    def __init__(self, descriptor: int, *, buckets: int = _BUCKETS) -> None:
-        """Map memory that exists already. Raises `OSError`."""
+    def __init__(self, descriptor: int, *, buckets: int = _BUCKETS, steady: Callable[[], float] = steady_time) -> None:
+        """Map memory that exists already. `steady` is the clock by which it was made. Raises `OSError`."""
         self.descriptor = descriptor
         self._buckets = buckets
+        self._steady = steady
         self._memory = mmap.mmap(descriptor, 0)
 
     @classmethod
-    def made(cls, *, now: float | None = None, buckets: int = _BUCKETS) -> UsedNonces:
-        """Create the memory; `now` is in epoch seconds. Raises `OSError`."""
+    def made(cls, *, buckets: int = _BUCKETS, steady: Callable[[], float] = steady_time) -> UsedNonces:
+        """Create the memory. `steady` is in seconds, as `steady_time`. Raises `OSError`."""
         descriptor = os.memfd_create("mirror-nonces")
         os.ftruncate(descriptor, (buckets + 1) * _BUCKET)
-        found = cls(descriptor, buckets=buckets)
-        _HEADER.pack_into(found._memory, 0, time.time() if now is None else now)
+        found = cls(descriptor, buckets=buckets, steady=steady)
+        _HEADER.pack_into(found._memory, 0, steady())
         return found
 
-    @property
-    def since(self) -> float:
-        """When the memory was made, in epoch seconds: what was signed before may have been taken already."""
-        return float(_HEADER.unpack_from(self._memory)[0])
+    def since(self, now: float) -> float:
+        """When the memory was made, in epoch seconds by the clock that says `now`: what was signed before may have been
+        taken already.
+        """
+        return now - (self._steady() - float(_HEADER.unpack_from(self._memory)[0]))
 
     def use(self, nonce: str, now: float) -> bool:
         """True if the nonce (32 hexadecimal digits) was not used within the last two minutes; it is used from now on.

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -117,7 +118,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_request_to_one_worker_is_refused_by_another(tmp_path: Path) -> None:
-    memory = UsedNonces.made(now=0.0)
+    memory = UsedNonces.made()
     other = UsedNonces(memory.descriptor)
     assert memory.use("0f" * 16, 1000.0)
     assert not other.use("0f" * 16, 1060.0)
@@ -128,7 +129,7 @@ def test_a_request_to_one_worker_is_refused_by_another(tmp_path: Path) -> None:
 
 
 def test_another_process_sees_what_was_used() -> None:
-    memory = UsedNonces.made(now=0.0)
+    memory = UsedNonces.made()
     assert memory.use("aa" * 16, 1000.0)
     code = (
         "import sys; from mirror.peers.used_nonces import UsedNonces\n"
@@ -147,7 +148,7 @@ def test_another_process_sees_what_was_used() -> None:
 
 
 def test_a_flood_of_members_is_refused_rather_than_forgotten() -> None:
-    memory = UsedNonces.made(now=0.0, buckets=1)
+    memory = UsedNonces.made(buckets=1)
     for number in range(170):
         assert memory.use(f"{number:032x}", 1000.0)
     with pytest.raises(NoncesFull):
@@ -159,11 +160,33 @@ def test_a_flood_of_members_is_refused_rather_than_forgotten() -> None:
 
 def test_what_was_signed_before_a_restart_is_refused(tmp_path: Path) -> None:
     """The memory of what was taken is gone then."""
-    memory = UsedNonces.made(now=2e9)
+    steady = [50.0]
+    memory = UsedNonces.made(steady=lambda: steady[0])
 
     async def attack(listener: PeerListener, verbs: _Verbs) -> None:
-        assert await _status(listener, listener.signed("GET", _BLOB)) == 401
+        assert await _status(listener, listener.signed("GET", _BLOB, age=5)) == 401
         assert not verbs.seen
+        steady[0] += 10
+        listener.clock[0] += 10
+        assert await _status(listener, listener.signed("GET", _BLOB, age=15)) == 401
+        assert await _status(listener, listener.signed("GET", _BLOB, age=5)) == 200
+
+    _attack(tmp_path, attack, nonces=memory)
+    memory.close()
+
+
+@pytest.mark.parametrize("ahead", [7200.0, -1e9])
+def test_a_clock_that_is_corrected_after_the_start_refuses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """The hardware has another time until that of the network is known."""
+    right = time.time
+    with monkeypatch.context() as booting:
+        booting.setattr(time, "time", lambda: right() + ahead)
+        memory = UsedNonces.made()
+
+    async def attack(listener: PeerListener, verbs: _Verbs) -> None:
+        assert await _status(listener, listener.signed("GET", _BLOB)) == 200
 
     _attack(tmp_path, attack, nonces=memory)
     memory.close()

@@ -22,7 +22,7 @@ from mirror.peers.members import ClusterMembers
 from mirror.peers.peer_health import PeerHealth
 from mirror.peers.peer_signer import PeerSigner
 from mirror.peers.secret_file import ClusterSecrets
-from mirror.peers.used_nonces import UsedNonces
+from mirror.peers.used_nonces import UsedNonces, steady_time
 from mirror.policy.cluster.peer_signatures import SignedParts, content_digest, sign
 from mirror.server.peers.peer_front import PeerFront, PeerVerb
 from mirror.server.registry.connection_limit import ConnectionLimiter
@@ -125,7 +125,8 @@ async def peer_listener(
     address = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     known = ClusterMembers(address, members, PeerHealth())
     clock = [float(int(time.time()))]
-    memory = nonces or UsedNonces.made(now=clock[0] - 1000)
+    # made long ago: tests sign as if they had waited
+    memory = nonces or UsedNonces(UsedNonces.made().descriptor, steady=lambda: steady_time() + 1000)
     front = PeerFront(
         {verb.name: verb for verb in verbs},
         known,

@@ -182,7 +182,7 @@ class PeerFront:
             # it may have joined a moment ago
             await self._doubt()
             call = self._verify(parts, headers)
-        if call.time < int(self._nonces.since):
+        if call.time < int(self._nonces.since(self._now())):
             raise PeerRefused("time", "the request was signed before this replica began", call=call)
         if not await self._use(call.nonce):
             raise PeerRefused("replay", "the request was taken before")
