@@ -1,6 +1,7 @@
 """Short-lived shared answers: each is computed once for all concurrent callers, and remembered for a while.
 
-This is the only file that knows aiocache. A key's life:
+This is the only file that knows aiocache, which is imported if Redis is configured: it and its libraries are a tenth of
+all that a worker imports. A key's life:
 
     unknown ── share() ──> one task makes it, all callers wait ──> remembered ── ttl over, forget(), no room ──> unknown
                                        └── it fails: all callers get the error, nothing is remembered
@@ -20,15 +21,15 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
-
-from aiocache import RedisCache, SimpleMemoryCache
-from aiocache.serializers import NullSerializer, StringSerializer
-from redis.asyncio import ConnectionPool
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mirror.aio.caches import CacheStats, show
 from mirror.aio.closing import close_all
 from mirror.aio.singleflight import SingleFlight
+
+if TYPE_CHECKING:
+    from aiocache import RedisCache
+    from redis.asyncio import ConnectionPool
 
 T = TypeVar("T")
 
@@ -48,6 +49,9 @@ def redis_cache(pool: ConnectionPool) -> RedisCache:
     aiocache knows one server; the connections find the one that has the keys, also in a Cluster. They must not have
     time-outs of their own, which can swallow a cancellation: `Memo` keeps the budget.
     """
+    from aiocache import RedisCache
+    from aiocache.serializers import StringSerializer
+
     # aiocache would build a pool from host and port alone, which leaves out unix sockets, users and TLS settings
     return RedisCache(
         serializer=StringSerializer(), timeout=None, connection_pool_class=lambda **_: pool, endpoint="", port=0
@@ -78,9 +82,8 @@ class Memo:
         self._most_bytes = most_bytes
         self._budget = budget
         self._now = now
-        self._local = SimpleMemoryCache(serializer=NullSerializer(), timeout=None)
-        #: Sizes of the entries in `_local`, least recently used first: aiocache itself has no limit.
-        self._sizes: OrderedDict[str, int] = OrderedDict()
+        #: The JSON texts of this process, least recently used first, and how long they are together.
+        self._local: OrderedDict[str, str] = OrderedDict()
         self._bytes = 0
         self._once = SingleFlight()
         self._shared_after = 0.0
@@ -94,14 +97,14 @@ class Memo:
         The value must be JSON (tuples come back as lists). An error of `make` reaches all waiting callers and is not
         remembered: to remember a refusal for a short while, return a value that says so. Raises the errors of `make`.
         """
-        value: T = await self._get_local(key)
+        value: T = self._get_local(key)
         if value is not MISSING:
             return value
         return await self._once.run(key, lambda: self._make(key, make, ttl, private))
 
     async def get(self, key: str, *, private: bool = False) -> Any:
         """The remembered value, or `MISSING`."""
-        value = await self._get_local(key)
+        value = self._get_local(key)
         return await self._get_shared(key) if value is MISSING and not private else value
 
     async def put(self, key: str, value: Any, ttl: float, *, private: bool = False) -> None:
@@ -109,13 +112,13 @@ class Memo:
         if ttl <= 0:
             return
         text = json.dumps([self._now() + ttl, value], separators=(",", ":"), allow_nan=False)
-        await self._put_local(key, text)
+        self._put_local(key, text)
         if not private:
             await self._call_shared(lambda cache: cache.set(self._shared_key(key), text, ttl=max(0.001, float(ttl))))
 
     async def forget(self, key: str, *, private: bool = False) -> None:
         """Forget the entry here and in Redis; other processes that have it keep it until it expires. Repeatable."""
-        await self._drop_local(key)
+        self._drop_local(key)
         if not private:
             await self._call_shared(lambda cache: cache.delete(self._shared_key(key)))
 
@@ -135,7 +138,7 @@ class Memo:
 
     def stats(self) -> CacheStats:
         """The entries in this process, including expired ones that have not been asked for since, and their size."""
-        return CacheStats(len(self._sizes), self._bytes, self._most_bytes)
+        return CacheStats(len(self._local), self._bytes, self._most_bytes)
 
     async def _make(
         self, key: str, make: Callable[[], Awaitable[T]], ttl: float | Callable[[T], float], private: bool
@@ -151,36 +154,34 @@ class Memo:
     def _shared_key(self, key: str) -> str:
         return f"{self._prefix}:{key}"
 
-    async def _get_local(self, key: str) -> Any:
-        """The value in this process, or `MISSING`. Never yields to the event loop: `share` relies on that."""
-        text = await self._local.get(key)
+    def _get_local(self, key: str) -> Any:
+        """The value in this process, or `MISSING`."""
+        text = self._local.get(key)
         if text is None:
             return MISSING
-        self._sizes.move_to_end(key)
+        self._local.move_to_end(key)
         value = self._read(text)
         if value is MISSING:
-            await self._drop_local(key)
+            self._drop_local(key)
         return value
 
-    async def _put_local(self, key: str, text: str) -> None:
-        await self._drop_local(key)
+    def _put_local(self, key: str, text: str) -> None:
+        self._drop_local(key)
         if len(text) * 8 > self._most_bytes:
             return  # a single large value must not push out everything else
-        await self._local.set(key, text)
-        self._sizes[key] = len(text)
+        self._local[key] = text
         self._bytes += len(text)
-        while len(self._sizes) > self._most_entries or self._bytes > self._most_bytes:
-            await self._drop_local(next(iter(self._sizes)))
+        while len(self._local) > self._most_entries or self._bytes > self._most_bytes:
+            self._drop_local(next(iter(self._local)))
 
-    async def _drop_local(self, key: str) -> None:
-        self._bytes -= self._sizes.pop(key, 0)
-        await self._local.delete(key)
+    def _drop_local(self, key: str) -> None:
+        self._bytes -= len(self._local.pop(key, ""))
 
     async def _get_shared(self, key: str) -> Any:
         text = await self._call_shared(lambda cache: cache.get(self._shared_key(key)))
         value = self._read(text) if isinstance(text, str) else MISSING
         if value is not MISSING:
-            await self._put_local(key, text)
+            self._put_local(key, text)
         return value
 
     async def _call_shared(self, call: Callable[[RedisCache], Awaitable[Any]]) -> Any:

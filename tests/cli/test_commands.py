@@ -54,6 +54,17 @@ def test_a_command_loads_what_it_needs(words: list[str], tmp_path: Path) -> None
     assert done.stderr.splitlines()[-1] == "", done
 
 
+def test_a_worker_loads_what_it_needs() -> None:
+    """Libraries of Redis, buckets and traces are loaded by the workers that use them: they make a start slower."""
+    program = (
+        "import sys, mirror.cli.serving, mirror.process.worker\n"
+        "libraries = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(*libraries & {'aiocache', 'redis', 'hiredis', 'obstore', 'opentelemetry', 'botocore', 'google'})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=_TREE, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
 @pytest.mark.parametrize("name", [name for names in COMMANDS.values() for name in names])
 def test_the_help_of_every_command(name: str) -> None:
     """It ends well, and says what the source says: names, options and texts with brackets too."""
