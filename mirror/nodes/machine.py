@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import secrets
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mirror.errors import reason_of
+from mirror.folders import whose
 from mirror.nodes.findings import Finding, Level, judge_files, judge_inodes, judge_owners, judge_room
 from mirror.values.sizes import Capacity
 
@@ -24,9 +26,11 @@ def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
         yield Finding("store", Level.WARNING, text, "`mirror serve` creates it; is this the mirror's machine?")
         place = next(parent for parent in root.parents if parent.exists())
     elif trouble := _write(root):
-        yield Finding(
-            "store", Level.PROBLEM, f"{root}: {trouble}", "pulls are not cached: repair the disk or its permissions"
-        )
+        advice = "pulls are not cached: repair the disk or its permissions"
+        if trouble == os.strerror(errno.EACCES):
+            advice = "run this command as the mirror's user; if this is that user, the mirror cannot start"
+            trouble += whose(root)
+        yield Finding("store", Level.PROBLEM, f"{root}: {trouble}", advice)
     elif finding := _foreign_files(root):
         yield finding
     else:

@@ -39,7 +39,7 @@ from types import TracebackType
 from typing import Final
 
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError, reason_of
-from mirror.folders import sync_folder
+from mirror.folders import sync_folder, whose
 from mirror.oci.digest import HEX_LENGTHS, Digest, hasher
 from mirror.policy.quarantine_limits import QuarantinedBlob
 from mirror.ports import BlobInfo, BlobReader, Body, Deleted, Growth, Prefix, SupportsFileno
@@ -135,12 +135,17 @@ class LocalStore:
         self.layout = layout
         self._unsynced = PendingSyncs()
         self._quarantined: tuple[int | None, Sequence[QuarantinedBlob]] = None, ()
-        with store_errors(f"opening the store at {layout.root}"):
-            layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in (layout.blobs, layout.ingests, layout.quarantine, layout.locks, layout.repositories):
-                folder.mkdir(mode=0o700, exist_ok=True)
-            for algorithm in HEX_LENGTHS:
-                (layout.blobs / algorithm).mkdir(mode=0o700, exist_ok=True)
+        try:
+            with store_errors(f"opening the store at {layout.root}"):
+                layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for folder in (layout.blobs, layout.ingests, layout.quarantine, layout.locks, layout.repositories):
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                for algorithm in HEX_LENGTHS:
+                    (layout.blobs / algorithm).mkdir(mode=0o700, exist_ok=True)
+        except StoreError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+            raise StoreError(f"{error}{whose(layout.root)}") from error.__cause__
         self.id: Final = self._identify()
 
     def _identify(self) -> str:
