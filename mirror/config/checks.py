@@ -99,6 +99,8 @@ def hints(config: Config) -> list[str]:
     for number, upstream in enumerate(config.upstream, 1):
         for inner, reach in upstream.addresses:
             url = getattr(reach, "url", None) or f"https://{upstream.name}"
+            if url.endswith("/v2"):
+                warnings.append(f"upstream[{number}]{inner}.url: leave out /v2 at its end: the mirror adds it itself")
             if not upstream.name.startswith("*.") and not reach.private_network and needs_private(url):
                 warnings.append(
                     f"upstream[{number}]{inner}: {parse_url(url).host} looks like a name in a private network; "

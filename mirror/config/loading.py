@@ -26,6 +26,7 @@ from mirror.config.bucket_settings import SECRETS, BucketSettings, check_custome
 from mirror.config.checks import cross_check
 from mirror.config.event_settings import EventEndpointSettings
 from mirror.config.files import is_absent
+from mirror.config.meant_settings import meant_setting
 from mirror.config.settings import Config
 from mirror.config.upstream_settings import ReachSettings
 from mirror.config.wording import in_plain_words
@@ -173,7 +174,8 @@ def _mistake(error: Any, *before: str, content: Mapping[str, Any]) -> str:
     where = ""
     for part in place:
         where += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    return f"{where or 'configuration'}: {in_plain_words(error, place, content)}"
+    meant = meant_setting(Config, place) if error["type"] == "extra_forbidden" else ""
+    return f"{where or 'configuration'}: {in_plain_words(error, place, content)}{meant}"
 
 
 def _with_secrets(config: Config) -> tuple[Config, list[str]]:

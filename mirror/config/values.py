@@ -68,7 +68,11 @@ def listen(text: str) -> str:
             raise ValueError(f"the path of a unix socket must be absolute: {text!r}")
         return text
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
+    if port.isdigit() and int(port) > 65535:
+        raise ValueError(f"{port} is no port: the highest is 65535")
+    if port.isdigit() and not host:
+        raise ValueError(f"no address: {text!r}; all addresses of this machine are 0.0.0.0:{port}")
+    if not colon or not port.isdigit():
         raise ValueError(f"neither host:port nor unix:/path: {text!r}")
     return text
 

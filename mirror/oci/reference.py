@@ -47,7 +47,12 @@ def check_registry(host: str) -> str:
     Raises `NameInvalid` if it is none.
     """
     if len(host) > _LONGEST or not _REGISTRY.fullmatch(host):
-        raise NameInvalid(f"not the name of a registry: {host[:80]!r}")
+        why = ""
+        if "/" in host:
+            why = "; write the name alone, such as docker.io, without https:// and without a path"
+        elif _REGISTRY.fullmatch(host.lower()):
+            why = "; it has no capital letters"
+        raise NameInvalid(f"not the name of a registry: {host[:80]!r}{why}")
     return host
 
 

@@ -729,3 +729,56 @@ def test_a_file_that_cannot_be_read_is_told_with_the_reason(tmp_path: Path, name
     said = [one for one in _mistakes(tmp_path, written) if "cannot be read" in one]
     assert len(said) == 12, said
     assert [one for one in said if f"{file} cannot be read: {reason}" not in one] == []
+
+
+def test_what_was_meant(tmp_path: Path) -> None:
+    """A slip of the keys, and a setting below the wrong heading; nothing is guessed about others."""
+    text = """
+        [servr]
+        [server]
+        listn = ["127.0.0.1:0"]
+        capacity = "5GB"
+        frobnicate = 1
+        [[upstream]]
+        name = "docker.io"
+        user_name = "me"
+        [[upstream.endpoints]]
+        url = "https://near.example"
+        cafile = "ca.pem"
+        """
+    assert sorted(_mistakes(tmp_path, text)) == [
+        "server.capacity: no such setting; there is one in [store]",
+        "server.frobnicate: no such setting",
+        "server.listn: no such setting; did you mean listen?",
+        "servr: no such setting; did you mean server?",
+        "upstream[1].endpoints[1].cafile: no such setting; did you mean ca_file?",
+        "upstream[1].user_name: no such setting; did you mean username?",
+    ]
+
+
+def test_addresses_and_names_that_are_nearly_right(tmp_path: Path) -> None:
+    """The message says what is wrong with them."""
+    text = """
+        [server]
+        listen = ["0.0.0.0:70000", ":5000", "5000"]
+        [[hosted]]
+        name = "Corp"
+        [[upstream]]
+        name = "https://registry-1.docker.io"
+        """
+    mistakes = _mistakes(tmp_path, text)
+    for beginning in (
+        "server.listen[1]: 70000 is no port: the highest is 65535",
+        "server.listen[2]: no address: ':5000'; all addresses of this machine are 0.0.0.0:5000",
+        "server.listen[3]: no address: '5000'; all addresses of this machine are 0.0.0.0:5000",
+        "hosted[1].name: not the name of a registry: 'Corp'; it has no capital letters",
+        "upstream[1].name: not the name of a registry: 'https://registry-1.docker.io'; write the name alone",
+    ):
+        assert [one for one in mistakes if one.startswith(beginning)], mistakes
+
+
+def test_a_url_with_the_path_of_the_api(tmp_path: Path) -> None:
+    """Every pull would be 404, because the mirror asks below /v2/ by itself."""
+    file = tmp_path / "mirror.toml"
+    file.write_text('[[upstream]]\nname = "docker.io"\nurl = "https://registry-1.docker.io/v2/"\n')
+    assert hints(load(file)) == ["upstream[1].url: leave out /v2 at its end: the mirror adds it itself"]
