@@ -26,10 +26,9 @@ from mirror.config.bucket_settings import SECRETS, BucketSettings, check_custome
 from mirror.config.checks import cross_check
 from mirror.config.event_settings import EventEndpointSettings
 from mirror.config.files import is_absent
-from mirror.config.meant_settings import meant_setting
 from mirror.config.settings import Config
 from mirror.config.upstream_settings import ReachSettings
-from mirror.config.wording import in_plain_words
+from mirror.config.wording import in_plain_words, meant_setting
 from mirror.errors import ConfigError, reason_of
 from mirror.upstream.credentials.secret_files import secret_in
 
