@@ -19,7 +19,7 @@ from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
-from mirror.policy.referrer_pages import ReferrersPage, first_page
+from mirror.oci.referrer_pages import ReferrersPage, first_page
 from mirror.ports import BlobStore, Catalog
 
 #: Seconds for which the result of a scan is used.

@@ -26,9 +26,8 @@ from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
 from mirror.oci.strict_json import read_json
 from mirror.oci.text import printable
-from mirror.repository.all_referrers import all_referrers
 from mirror.repository.answers import ManifestAnswer, Outcome
-from mirror.repository.protocol import Fetchable, Readable
+from mirror.repository.protocol import Fetchable, Readable, all_referrers
 from mirror.values.platforms import Platform, read_platform, wanted_children
 
 T = TypeVar("T")

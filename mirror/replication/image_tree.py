@@ -19,8 +19,7 @@ from mirror.oci.attachments import ATTESTED_DIGEST, attachment_tags, image_of_ta
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference
-from mirror.repository.all_referrers import all_referrers
-from mirror.repository.protocol import Readable
+from mirror.repository.protocol import Readable, all_referrers
 from mirror.values.platforms import Platform, wanted_children
 
 #: Limits for one image: levels of manifests and of referrers of referrers, manifests in total, and their bytes, which

@@ -31,10 +31,9 @@ from mirror.oci.reference import Reference, Repo
 from mirror.oci.request import Kind
 from mirror.policy.content_rules import ContentLists, ContentRule, check_size
 from mirror.ports import BlobObject
-from mirror.repository.all_referrers import all_referrers
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, PartialContent
 from mirror.repository.hosted import HostedRepository
-from mirror.repository.protocol import GivesParts, InBucket, Pusher, Readable
+from mirror.repository.protocol import GivesParts, InBucket, Pusher, Readable, all_referrers
 from mirror.repository.proxied import ProxiedRepository
 from mirror.repository.standing.lasting import Standing, blob_standing, manifest_standing
 from mirror.trust.cosign import (

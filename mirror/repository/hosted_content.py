@@ -37,9 +37,9 @@ from mirror.oci.attachments import referrers_tag
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Reference, Repo
+from mirror.oci.referrer_pages import ReferrersPage, first_page
 from mirror.policy.hosted_records import BlobLink, LinkState
 from mirror.policy.records import ManifestRecord
-from mirror.policy.referrer_pages import ReferrersPage, first_page
 from mirror.ports import BlobInfo, BlobObject, BlobReader, Look
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import CachedTag, Caches

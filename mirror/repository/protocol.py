@@ -11,12 +11,13 @@ A caller that wants to fetch asks `isinstance(repository, Fetchable)`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeGuard, runtime_checkable
 
 from mirror.fills.read_ahead import Fetching
 from mirror.oci.digest import Digest
+from mirror.oci.manifest import Descriptor
 from mirror.oci.reference import Reference, Repo
 from mirror.policy.access_rules import Action
 from mirror.ports import BlobObject, Body, Steps
@@ -257,3 +258,15 @@ def is_hosted(repository: Readable) -> TypeGuard[Hosted]:
     if kind not in _writable:
         _writable[kind] = isinstance(repository, Writable)
     return _writable[kind]
+
+
+async def all_referrers(repository: Readable, digest: Digest) -> AsyncGenerator[Descriptor, None]:
+    """Each referrer of a manifest, page by page. Raises like `Readable.referrers`."""
+    after: Digest | None = None
+    while True:
+        page = await repository.referrers(digest, after)
+        for descriptor in page.items:
+            yield descriptor
+        if not page.more or not page.items:
+            return
+        after = page.items[-1].digest

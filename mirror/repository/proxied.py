@@ -18,9 +18,9 @@ from mirror.intake.intake import Intake
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import is_manifest_type, read_descriptor
 from mirror.oci.reference import Reference
+from mirror.oci.referrer_pages import ReferrersPage, page_of
 from mirror.oci.request import Kind
 from mirror.policy.records import ManifestRecord
-from mirror.policy.referrer_pages import ReferrersPage, page_of
 from mirror.ports import Upstream
 from mirror.repository.answers import Listing, ManifestAnswer, Outcome
 from mirror.repository.caches import Caches

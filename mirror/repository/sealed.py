@@ -37,8 +37,8 @@ from mirror.intake.tag_history import TagHistories
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Reference
+from mirror.oci.referrer_pages import ReferrersPage
 from mirror.policy.hosted_records import BlobLink, LinkState
-from mirror.policy.referrer_pages import ReferrersPage
 from mirror.ports import BlobInfo, BlobReader
 from mirror.repository.answers import BlobContent, BlobStat, Listing, ManifestAnswer, Outcome, StoredContent, no_stream
 from mirror.repository.caches import LOOK_EVERY, CachedTag, Caches

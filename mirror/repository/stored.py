@@ -14,8 +14,8 @@ from mirror.intake.intake import Intake
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Manifest
 from mirror.oci.reference import Repo
+from mirror.oci.referrer_pages import ReferrersPage
 from mirror.policy.records import ManifestRecord
-from mirror.policy.referrer_pages import ReferrersPage
 from mirror.ports import BlobStore, Catalog
 from mirror.repository.caches import Caches
 

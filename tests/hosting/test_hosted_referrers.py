@@ -8,7 +8,7 @@ from mirror.oci.attachments import referrers_tag
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, OCI_INDEX, Descriptor
 from mirror.oci.reference import Repo
-from mirror.repository.all_referrers import all_referrers
+from mirror.repository.protocol import all_referrers
 from tests.support.hosted_world import TEAM, Caller, HostedWorld, descriptor, image, manifest, push, upload
 
 ALICE = Caller("user:alice", TEAM)

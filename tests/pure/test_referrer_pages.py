@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import LARGEST, OCI_MANIFEST, Descriptor
-from mirror.policy.referrer_pages import MOST, first_page, page_of
+from mirror.oci.referrer_pages import MOST, first_page, page_of
 
 ALL = sorted(
     (Descriptor(OCI_MANIFEST, Digest.of(b"%d" % number), 7, annotations={"a": "\u202e" * 50}) for number in range(9)),

@@ -9,7 +9,7 @@ import pytest
 
 from mirror.errors import TooManyUploads
 from mirror.oci.manifest import LARGEST
-from mirror.server.registry.held_bodies import HeldBodies
+from mirror.server.registry.receiving import HeldBodies
 from tests.support.live_mirror import PATIENCE, until
 from tests.support.push_client import hosting_mirror
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor
-from mirror.policy.referrer_pages import ReferrersPage, first_page
+from mirror.oci.referrer_pages import ReferrersPage, first_page
 
 
 @dataclass(frozen=True, slots=True)

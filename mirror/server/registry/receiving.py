@@ -31,9 +31,8 @@ from aiohttp.client_exceptions import ClientError
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestPayloadError
 
-from mirror.errors import ManifestTooLarge, UploadBroken, reason_of
+from mirror.errors import ManifestTooLarge, TooManyUploads, UploadBroken, reason_of
 from mirror.repository import protocol
-from mirror.server.registry.held_bodies import HeldBodies, Sending
 from mirror.server.registry.upload_pace import UploadPace
 
 #: Bytes from which a body is worth the switch to its socket.
@@ -47,6 +46,8 @@ _FAIR: Final = 1 << 20
 _LINGER: Final = 0.05
 #: Seconds over which the rate of a body is averaged.
 WINDOW: Final = 30.0
+#: Most bytes of bodies in memory, in one process. Manifests of some kilobytes arrive at once.
+_MOST_HELD: Final = 128 << 20
 
 #: Called once a client has sent nothing for a while.
 Idle = Callable[[], Awaitable[None]]
@@ -65,6 +66,56 @@ class Lender(Protocol):
 
     def give_back(self, body: StreamReader, rest: int) -> None:
         """The next `rest` bytes from the socket still belong to the body; after them comes the next request."""
+
+
+class Sending(Protocol):
+    """A connection whose client is sending a body."""
+
+    def drop(self, reason: str) -> None:
+        """End the connection at once."""
+
+
+class HeldBodies:
+    """The bodies that one process has received into memory, such as manifests, limited together: clients that send
+    slowly, or many at once, must not hold any amount of it.
+
+        begun ── a piece has come ──> grows ──┬── whole ──> kept until it is worked on ──> left
+                                              ├── broken off ────────────────────────────> left
+                                              └── all together are too large ──┬── the longest is dropped ("memory")
+                                                                               └── this one is ──> `TooManyUploads`
+    """
+
+    def __init__(self, most: int = _MOST_HELD) -> None:
+        """`most` is in bytes."""
+        self._most = most
+        #: Bodies that are still coming, in the order in which they began, and those that are whole, with their sizes.
+        self._coming: dict[Sending, int] = {}
+        self._whole: dict[Sending, int] = {}
+        self.size = 0
+
+    def __repr__(self) -> str:
+        bodies = f"{len(self._coming)} coming, {len(self._whole)} whole"
+        return f"<HeldBodies {bodies}, {self.size} of {self._most} bytes>"
+
+    def grow(self, connection: Sending, count: int) -> None:
+        """The body of this connection has so many more bytes. While all bodies together are too large, drops the
+        connections whose bodies began before this one. Raises `TooManyUploads` if there are none, and others are whole.
+        """
+        self._coming[connection] = self._coming.get(connection, 0) + count
+        self.size += count
+        while self.size > self._most and (longest := next(iter(self._coming))) is not connection:
+            self.leave(longest)
+            longest.drop("memory")
+        if self.size > self._most and self._whole:
+            raise TooManyUploads("too many manifests are being pushed at this moment")
+
+    def arrived(self, connection: Sending) -> None:
+        """The body of this connection is whole; it stays in memory until `leave`."""
+        self._whole[connection] = self._coming.pop(connection, 0)
+
+    def leave(self, connection: Sending) -> None:
+        """The body of this connection is in memory no more. Repeatable."""
+        self.size -= self._coming.pop(connection, 0) + self._whole.pop(connection, 0)
 
 
 class Receiver:
