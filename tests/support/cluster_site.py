@@ -347,7 +347,8 @@ class ClusterSite(SiteClient):
         replica.peers.cause(Reset())
         for other in self.others(replica):
             other.peers.cause(Reset(), where=lambda call: replica.is_sender(call.headers))
-        for one in self.replicas:
+        # its own at last: whoever loses it then asks another one at once, which must not be cut from it as well
+        for one in [*self.others(replica), replica]:
             one.peers.disconnect()
 
     def cut_off(self, replica: Replica) -> None:
