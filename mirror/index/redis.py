@@ -74,8 +74,10 @@ SCHEMA: Final = 3
 
 #: Records per script: 1 to 2 ms of Redis' single thread, so that the budget suffices on a busy machine too.
 _BATCH: Final = 100
-#: Manifests per script: few, because each references dozens of blobs.
+#: Manifests per script: few, because each references dozens of blobs. Beyond so many references, a script leaves the
+#: rest to the next one: a manifest may have thousands.
 _PER_SCRIPT: Final = 10
+_REFERENCES: Final = 1000
 #: Records per page of `least_recently_used` and `digests`.
 _PAGE: Final = 1000
 #: Repositories that `holders` looks at, some milliseconds; and how many of them in one script.
@@ -164,7 +166,10 @@ class RedisIndex:
     async def drop(self, digests: Sequence[Digest]) -> None:
         """Drop records, and the references of those that are manifests. Repeatable."""
         for batch in batches(digests, _BATCH):
-            await self._run(scripts.DROP, [str(digest) for digest in batch])
+            rest = [*map(str, batch)]
+            while rest:
+                done = int(await self._run(scripts.DROP, [_REFERENCES, *rest]))
+                rest = rest[done:]
 
     async def touch(self, seen: Mapping[Digest, float]) -> None:
         """Raise times of last use, also of all indexes above a manifest. Skips blobs without a record."""
@@ -180,6 +185,9 @@ class RedisIndex:
             arguments: list[str | int] = []
             for names in batch:
                 children = list(dict.fromkeys((*names.manifests, *names.blobs)))
+                if arguments and len(arguments) + len(children) > _REFERENCES:
+                    await self._run(scripts.RECORD_REFERENCES, arguments)
+                    arguments = []
                 arguments += (str(names.digest), len(set(names.manifests)), len(children), *map(str, children))
             await self._run(scripts.RECORD_REFERENCES, arguments)
 
@@ -202,12 +210,16 @@ class RedisIndex:
         """The recorded blobs that each recorded manifest references. Costs a few look-ups for each such blob."""
         successors: dict[Digest, list[ReferencedBlob]] = {}
         for batch in batches(manifests, _PER_SCRIPT):
-            for digest, children in await self._run(scripts.SUCCESSORS, [*map(str, batch)]):
-                successors[Digest.parse(_text(digest))] = [
-                    ReferencedBlob(record, _integer(parents) or 1, bool(is_manifest))
-                    for child, size, last_used, parents, is_manifest in children
-                    if (record := _record(child, size, last_used))
-                ]
+            rest = [*map(str, batch)]
+            while rest:
+                done, found = await self._run(scripts.SUCCESSORS, [_REFERENCES, *rest])
+                rest = rest[done:]
+                for digest, children in found:
+                    successors[Digest.parse(_text(digest))] = [
+                        ReferencedBlob(record, _integer(parents) or 1, bool(is_manifest))
+                        for child, size, last_used, parents, is_manifest in children
+                        if (record := _record(child, size, last_used))
+                    ]
         return successors
 
     async def digests(self) -> AsyncGenerator[list[Digest]]:

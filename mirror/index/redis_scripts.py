@@ -96,19 +96,23 @@ end
 return answer
 """
 )
-# Must work when Redis is out of memory: otherwise eviction would find the same records again and again.
+# Must work when Redis is out of memory: otherwise eviction would find the same records again and again. ARGV: after how
+# many references the rest is left; the digests. Returns how many of these are dropped.
 DROP: Final = (
     "#!lua flags=allow-oom\n"
     + _ROLES
     + """
-local shrunk = 0
-for _, digest in ipairs(ARGV) do
+local shrunk, count, done = 0, 0, 1
+while done < #ARGV and count < tonumber(ARGV[1]) do
+    done = done + 1
+    local digest = ARGV[done]
     shrunk = shrunk + (tonumber(redis.call('HGET', sizes, digest) or 0) or 0)
     redis.call('HDEL', sizes, digest)
     for _, order in ipairs({loose, root, named}) do redis.call('ZREM', order, digest) end
     local below = redis.call('HGET', names, digest)
     redis.call('HDEL', names, digest)
     for child in string.gmatch(below or '', '%S+') do
+        count = count + 1
         if redis.call('HINCRBY', parents, child, -1) <= 0 then redis.call('HDEL', parents, child) end
         local above, rest = redis.call('HGET', indexes, child), {}
         if above then
@@ -125,6 +129,7 @@ for _, digest in ipairs(ARGV) do
     end
 end
 if shrunk ~= 0 then redis.call('DECRBY', bytes, string.format('%.0f', shrunk)) end
+return done - 1
 """
 )
 # Also touches every index above a manifest, once each: what is in Redis may name itself.
@@ -176,15 +181,19 @@ end
 return page
 """
 )
+# ARGV: after how many references the rest is left; the manifests. Returns how many of these were looked at.
 SUCCESSORS: Final = (
     _ROLES
     + """
-local answer = {}
-for _, digest in ipairs(ARGV) do
+local answer, count, done = {}, 0, 1
+while done < #ARGV and count < tonumber(ARGV[1]) do
+    done = done + 1
+    local digest = ARGV[done]
     local below = redis.call('HGET', names, digest)
     if below then
         local children = {}
         for child in string.gmatch(below, '%S+') do
+            count = count + 1
             local size = redis.call('HGET', sizes, child)
             if size then
                 children[#children + 1] = {
@@ -196,7 +205,7 @@ for _, digest in ipairs(ARGV) do
         answer[#answer + 1] = {digest, children}
     end
 end
-return answer
+return {done - 1, answer}
 """
 )
 DIGESTS: Final = (
