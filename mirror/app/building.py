@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mirror import __version__, telemetry
 from mirror.access.audit import AuditLog
 from mirror.aio.singleflight import cancel_and_wait
-from mirror.app.administration import open_administration
+from mirror.app.administration import Administration, open_administration
 from mirror.app.bucket import make_room_for_waiting
 from mirror.app.client_auth import open_audit, open_gate
 from mirror.app.collecting import collect_when_due, sweep_when_due
@@ -32,7 +32,7 @@ from mirror.app.housekeeping import (
 )
 from mirror.app.object_storage.bucket_upkeep import confirm_bucket, keep_bucket, keep_cache, until_listed
 from mirror.app.object_storage.redirecting import open_redirects
-from mirror.app.reporting import open_reports
+from mirror.app.reporting import Reports, open_reports
 from mirror.app.repositories import Repositories, open_repositories
 from mirror.app.retaining import open_pull_notes, retain_when_due
 from mirror.app.storage import Storage, blob_places, open_storage
@@ -53,6 +53,7 @@ from mirror.replication.replication_scheduler import ReplicationScheduler
 from mirror.repository.protocol import Fetchable
 from mirror.repository.router import Router
 from mirror.repository.shared import Shared
+from mirror.retention.pull_notes import PullNotes
 from mirror.rounds import begin
 from mirror.server.admin.api import Admin
 from mirror.server.probes import Readiness, health_pages
@@ -172,10 +173,7 @@ async def build(
         audit = open_audit(config, stack)
         announcer = repositories.hosting.verbs.parts.events
         reports = await stack.enter_async_context(open_reports(config, storage, announcer, now))
-        readiness = Readiness()
-        sending = ThreadPoolExecutor(_SENDING_THREADS, "send")
-        stack.callback(sending.shutdown, wait=False, cancel_futures=True)
-        sender = Sender(sending, stall=config.server.client_stall_timeout)
+        readiness, sender = Readiness(), _open_sender(config, stack)
         if storage.cluster is not None:
             # imported here: a mirror without replicas does not even load it
             from mirror.app.clusters.blob_exchange import answer_blobs
@@ -214,37 +212,62 @@ async def build(
             if pulls.asked:
                 stack.callback(telemetry.listen(pulls.listen))
             telemetry.BUILD.labels(__version__, platform.python_version()).set(1)
-            for work in (
-                storage.eviction.rounds.run(),
-                run_housekeeping(config, storage),
-                keep_ledger(config, storage),
-                forget_when_due(config, storage, repositories.shared.histories.clocks.earlier),
-                collect_when_due(config, storage, admin.collector),
-                sweep_when_due(config, storage, now, steady),
-                retain_when_due(config, storage, admin.retention),
-                pulls.run(),
-                run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate))),
-                beat_regularly(beat=_beat(pulse, storage.eviction.write_behind)) if pulse else beat_regularly(),
-                *([keep_bucket(storage, repositories.router.forget)] if storage.bucket is not None else []),
-                *([resume_lazy_pulls(storage, repositories.router)] if repositories.router.gives_parts else []),
-                recent.run(),
-                admin.workers.run(),
-                admin.traffic.run(),
-                *(
-                    [admin.cluster_purge.run(partial(storage.locks.try_hold, "purge-orders"))]
-                    if admin.cluster_purge
-                    else []
-                ),
-                *((reports.run(),) if reports else ()),
-                *([keep_cache(storage)] if storage.bucket_cache is not None else []),
-                *([storage.leasing.keep_clock()] if storage.leasing is not None else []),
-                *([_look_at_members(storage, storage.cluster)] if storage.cluster is not None else []),
-                *_follow(config, storage),
-            ):
+            own = _of_this_worker(storage, admin, recent, pulls, reports, pulse)
+            for work in (*own, *_for_the_store(config, app, admin, now, steady)):
                 stack.push_async_callback(cancel_and_wait, begin(work))
         stack.push_async_callback(storage.eviction.write_behind.flush)
         stack.push_async_callback(recent.flush)
         yield app
+
+
+def _of_this_worker(
+    storage: Storage,
+    admin: Administration,
+    recent: RecentAnswers,
+    pulls: PullNotes,
+    reports: Reports | None,
+    pulse: Heartbeat | None,
+) -> Iterator[Coroutine[Any, Any, None]]:
+    """The background work of every worker: what it notes, publishes and measures of itself, and what it sends."""
+    yield beat_regularly(beat=_beat(pulse, storage.eviction.write_behind)) if pulse else beat_regularly()
+    yield recent.run()
+    yield pulls.run()
+    yield admin.workers.run()
+    yield admin.traffic.run()
+    if reports is not None:
+        yield reports.run()
+    if storage.leasing is not None:
+        yield storage.leasing.keep_clock()
+
+
+def _for_the_store(
+    config: Config,
+    app: App,
+    admin: Administration,
+    now: Callable[[], float],
+    steady: Callable[[], float],
+) -> Iterator[Coroutine[Any, Any, None]]:
+    """The background work about the store and the cluster, most of which one worker at a time does for all."""
+    storage = app.storage
+    yield storage.eviction.rounds.run()
+    yield run_housekeeping(config, storage)
+    yield keep_ledger(config, storage)
+    yield forget_when_due(config, storage, app.shared.histories.clocks.earlier)
+    yield collect_when_due(config, storage, admin.collector)
+    yield sweep_when_due(config, storage, now, steady)
+    yield retain_when_due(config, storage, admin.retention)
+    yield run_scrubs(config, storage, app.scrub(rate=parse_size(config.scrub.rate)))
+    if storage.bucket is not None:
+        yield keep_bucket(storage, app.router.forget)
+    if storage.bucket_cache is not None:
+        yield keep_cache(storage)
+    if app.router.gives_parts:
+        yield resume_lazy_pulls(storage, app.router)
+    if admin.cluster_purge is not None:
+        yield admin.cluster_purge.run(partial(storage.locks.try_hold, "purge-orders"))
+    if storage.cluster is not None:
+        yield _look_at_members(storage, storage.cluster)
+        yield from _follow(config, storage)
 
 
 def _look_at_members(storage: Storage, cluster: Cluster) -> Coroutine[Any, Any, None]:
@@ -263,6 +286,12 @@ def _follow(config: Config, storage: Storage) -> list[Coroutine[Any, Any, None]]
 
     exchange_changes(storage.bucket, storage.cluster)
     return [follow_journals(config, storage)]
+
+
+def _open_sender(config: Config, stack: AsyncExitStack) -> Sender:
+    threads = ThreadPoolExecutor(_SENDING_THREADS, "send")
+    stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+    return Sender(threads, stall=config.server.client_stall_timeout)
 
 
 def _open_front(
