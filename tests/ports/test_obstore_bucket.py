@@ -140,6 +140,20 @@ def test_a_lost_answer_does_not_hide_somebody_else(bucket: Bucket, direct: Bucke
         bucket.write("key", b"same", expect=ABSENT)
 
 
+def test_a_conflict_with_a_request_of_its_own_says_nothing(bucket: Bucket, proxy: FaultProxy) -> None:
+    """A first request that was not answered may still be under way when the store refuses the others because of it: it
+    is not certain that nothing was written.
+    """
+    proxy.cause(Reset(), times=1, where=_writes)
+    proxy.cause(Answer(409, "ConditionalRequestConflict"), where=_writes)
+    with pytest.raises(BucketUnavailable):
+        bucket.write("key", b"mine", expect=ABSENT)
+    proxy.heal()
+    proxy.cause(Answer(409, "ConditionalRequestConflict"), where=_writes)
+    with pytest.raises(RecordChanged):
+        bucket.write("other", b"mine", expect=ABSENT)
+
+
 def test_bytes_that_change_on_the_way_are_sent_again(bucket: Bucket, proxy: FaultProxy) -> None:
     """The store refuses them."""
     proxy.cause(FlippedRequest(), times=1, where=_writes)
