@@ -204,6 +204,17 @@ def test_120_a_lost_object_is_found(site: ObjectSite) -> None:
     assert not site.hosted.damaged()
 
 
+def test_120_a_lost_object_is_marked_again(site: ObjectSite) -> None:
+    """Row 120: another process has repaired the blob before, and dropped the new mark in place of the old one."""
+    put(site)
+    site.bucket.lose(site.key(DIGEST))
+    lose(site)
+    site.states.drop_mark(DIGEST)
+    assert not site.hosted.damaged()
+    swept(site)
+    assert [blob.digest for blob in site.hosted.damaged()] == [DIGEST]
+
+
 def test_119_an_object_of_another_size_is_found(site: ObjectSite) -> None:
     """Row 119: it stays, because it may be all that is left."""
     put(site)

@@ -5,6 +5,7 @@
                                                         ├─ there is none ──────> it names the object now, and waits
                                                         ├─ its object is not as it says ── HEAD ──> lost
                                                         └─ damaged ────────────> marked; a push writes it anew
+    as lost, without a mark ──> marked: of two that met, one has dropped the mark of the other
 
 A listing may be late and is only a proposal. What is deleted has a key that no state will name any more; all else is a
 compare-and-set of a state that was just read. Ages are those that the clock of the store gives. Where clients are sent
@@ -65,11 +66,13 @@ class HostedSweep:
         before = self._store_time() - UNNAMED
         last = parse_hosted_key(after)
         listed = _by_blob(self._bucket.list(HOSTED, after=after))
-        states = self._remembered.after(last[0] if last else None)
+        states, marked = self._remembered.after(last[0] if last else None), set(self._remembered.marked())
         page, old = SweptPage(after), list[str]()
         for number, (digest, objects, state) in enumerate(_side_by_side(listed, states), 1):
             page.objects += len(objects)
             page.bytes += sum(info.size for info in objects.values())
+            if state is not None and state.condition is Condition.LOST and digest not in marked:
+                self._states.mark_lost(digest)
             if not _is_as_remembered(objects, state):
                 self._look(digest, objects, before, page, old)
             # behind all keys of the blob
