@@ -51,14 +51,17 @@ class CachedObjects:
         return f"<CachedObjects {self._bucket!r}>"
 
     def source(self, digest: Digest) -> BlobObject | None:
-        """See `BlobObjects`. Counts as a use. The bucket is asked only if the book may not be complete."""
+        """See `BlobObjects`. Counts as a use. The bucket is asked only if the book may not be complete. A power cut, or
+        a listing that was late, may have cost it some objects: where repositories are sealed, it is not believed.
+        """
         key, is_complete = blob_key(digest), False
         with suppress(IndexUnavailable):
             size = self._book.find(digest)
             if size is not None:
                 self._book.use({digest: self._now()})
                 return BlobObject(digest, key, size)
-            is_complete = not self._others_write and self._book.completed_at() is not None
+            is_believed = not (self._others_write or self.some_sealed)
+            is_complete = is_believed and self._book.completed_at() is not None
         return None if is_complete else self.certain(digest)
 
     def certain(self, digest: Digest) -> BlobObject | None:

@@ -188,6 +188,20 @@ async def test_a_complete_book_saves_requests(world: CacheWorld) -> None:
     assert sum(world.bucket.calls.values()) == asked
 
 
+async def test_a_book_that_lacks_something_is_not_believed_where_nothing_else_has_it(world: CacheWorld) -> None:
+    """A power cut may have cost it the latest objects."""
+    world.some_sealed = True
+    _kept(world)
+    world.wipe()
+    await world.upkeep().tick()
+    layer = Digest.of(b"layer")
+    world.book.drop([layer])
+    found = world.objects.source(layer)
+    assert found is not None
+    assert found.size == 5
+    assert world.objects.source(Digest.of(b"unknown")) is None
+
+
 async def test_an_object_that_is_found_gone_is_struck_out(world: CacheWorld) -> None:
     """The next question asks upstream at once."""
     _kept(world)
