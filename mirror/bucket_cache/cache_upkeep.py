@@ -129,10 +129,14 @@ class CacheUpkeep:
         """Lists the bucket's cache, and corrects the book. Raises `StoreError`, `IndexUnavailable`."""
         number = await asyncio.to_thread(self._book.begin_listing)
         objects = records = forgotten = 0
+        #: The latest time of the store's clock that was seen.
+        latest = 0.0
         async for page in batches_in_thread(self._bucket.list(BLOBS), _BATCH):
+            latest = max([latest, *(info.changed_at for info in page)])
             objects += await asyncio.to_thread(self._enter_blobs, number, page)
         async for page in batches_in_thread(self._bucket.list(RECORDS), _BATCH):
-            gone = await asyncio.to_thread(self._enter_records, number, page)
+            latest = max([latest, *(info.changed_at for info in page)])
+            gone = await asyncio.to_thread(self._enter_records, number, page, latest)
             records, forgotten = records + len(page) - gone, forgotten + gone
         await asyncio.to_thread(self._book.end_listing, number, self._now())
         telemetry.log.info("bucket cache listed", objects=objects, records=records, forgotten=forgotten)
@@ -145,22 +149,26 @@ class CacheUpkeep:
         self._book.listed(number, blobs, ())
         return len(blobs)
 
-    def _enter_records(self, number: int, page: list[ObjectInfo]) -> int:
-        """Blocking: enters records; deletes those of manifests whose bytes are gone, and returns how many."""
-        gone = [info.key for info in page if self._is_useless(info)]
+    def _enter_records(self, number: int, page: list[ObjectInfo], latest: float) -> int:
+        """Blocking: enters records; deletes those of manifests whose bytes are gone, and returns how many. `latest` is
+        a time of the store's clock that has passed.
+        """
+        gone = [info.key for info in page if self._is_useless(info, latest)]
         self._book.listed(number, (), [info.key for info in page])
         if gone:
             self._bucket.delete(gone)
             self._book.drop_records(gone)
         return len(gone)
 
-    def _is_useless(self, info: ObjectInfo) -> bool:
+    def _is_useless(self, info: ObjectInfo, latest: float) -> bool:
         record = parse_record_key(info.key)
         return (
             record is not None
             and record.kind is RecordKind.MANIFEST
-            and self._now() - info.changed_at > _FORGET_AFTER
+            and latest - info.changed_at > _FORGET_AFTER
             and self._book.find(record.digest) is None
+            # the listing may have been late, or another replica has put the bytes since
+            and self._bucket.head(blob_key(record.digest)) is None
         )
 
     async def evict(self) -> None:

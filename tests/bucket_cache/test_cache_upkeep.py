@@ -161,3 +161,31 @@ async def test_records_of_manifests_that_are_gone_go(world: CacheWorld) -> None:
         CachedRecord.of_manifest(REPO, young.digest).key,
         CachedRecord.of_tag(REPO, "v0").key,
     }
+
+
+@pytest.mark.parametrize("ahead", [0.0, 10 * _DAY])
+async def test_a_record_is_not_useless_by_a_listing_alone(world: CacheWorld, ahead: float) -> None:
+    """The bytes were put again after the listing had passed their place, or their upload is still under way and the
+    clock of this machine is wrong.
+    """
+    old, young = (world.here.image([b"layer of %d" % number], tag=f"v{number}") for number in range(2))
+    world.kept.recorded(REPO, [old.digest], [] if ahead else [old.digest])
+    world.settle()
+    if not ahead:
+        world.clock.time += 2 * _DAY
+    world.kept.recorded(REPO, [young.digest], [young.digest])
+    world.settle()
+    bytes_of_it = world.bucket.content().get(blob_key(old.digest))
+    if bytes_of_it is not None:
+        world.bucket.lose(blob_key(old.digest))
+        world.book.drop([old.digest])
+        world.bucket.before("list", lambda: None)
+        world.bucket.before("list", lambda: ignoring(world.bucket.write(blob_key(old.digest), bytes_of_it)))
+    world.clock.time += ahead
+    world.book.drop([old.digest])
+    await world.upkeep().list_all()
+    assert CachedRecord.of_manifest(REPO, old.digest).key in world.bucket.content()
+
+
+def ignoring(_result: object) -> None:
+    """The result of what happens meanwhile."""
