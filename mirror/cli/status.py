@@ -177,7 +177,8 @@ def _print_status(status: Mapping[str, Any]) -> None:
     running = f"{counted(len(workers), 'worker')}, up {uptime}" if workers else "not running"
     answers = status["worker"] is not None
     if workers and not answers:
-        running = f"{running}, without an answer: it ends, starts, or has no admin API"
+        # the socket was there, and nobody listens on it, after another mirror had taken it over and has ended
+        running = f"{running}, without an answer: it starts, ends, has no admin API, or another mirror took its socket"
     say(f"mirror:    {status['version']}, {running}{sealed}")
     say(f"store:     {_fullness(store['bytes'], store['limit'])} in {store['root']}")
     if bucket := status.get("bucket"):
