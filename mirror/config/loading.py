@@ -55,7 +55,9 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None, *, without_
         except OSError as error:
             raise ConfigError([f"{path}: {reason_of(error)}"]) from error
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError([f"{path}: not TOML: {error}"]) from error
+            # `capacity = 5GB` is neither a number nor a text
+            quotes = "; sizes, durations and texts are in quotes" if _is_about_a_value(str(error)) else ""
+            raise ConfigError([f"{path}: not TOML: {error}{quotes}"]) from error
         except UnicodeDecodeError as error:
             raise ConfigError([f"{path}: not TOML: not UTF-8 at byte {error.start}"]) from error
     config, mistakes = _validated(_with_environment(content))
@@ -73,6 +75,10 @@ def load(path: Path | None, overrides: dict[str, Any] | None = None, *, without_
     if mistakes:
         raise ConfigError(mistakes)
     return config
+
+
+def _is_about_a_value(message: str) -> bool:
+    return message.startswith(("Invalid value", "Expected newline or end of document after a statement"))
 
 
 def _follows(mistake: str, others: Sequence[str]) -> bool:

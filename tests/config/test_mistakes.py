@@ -782,3 +782,12 @@ def test_a_url_with_the_path_of_the_api(tmp_path: Path) -> None:
     file = tmp_path / "mirror.toml"
     file.write_text('[[upstream]]\nname = "docker.io"\nurl = "https://registry-1.docker.io/v2/"\n')
     assert hints(load(file)) == ["upstream[1].url: leave out /v2 at its end: the mirror adds it itself"]
+
+
+@pytest.mark.parametrize("value", ["5GB", "lots", "80%", "10m"])
+def test_a_value_without_quotes(tmp_path: Path, value: str) -> None:
+    """The most frequent mistake in TOML; other errors of its syntax have nothing to do with quotes."""
+    [mistake] = _mistakes(tmp_path, f"[store]\ncapacity = {value}\n")
+    assert mistake.endswith("; sizes, durations and texts are in quotes")
+    [mistake] = _mistakes(tmp_path, "[store\n")
+    assert "are in quotes" not in mistake
