@@ -202,7 +202,7 @@ def test_names_without_mercy(opened: _Drawn) -> None:
     opened.answers["images"]["images"] = [_image(_NASTY, platforms=[_NASTY], complete=False, missing=2, frozen=True)]
     opened.answers["flights"]["flights"] = [_flight(1, repository=_NASTY), _flight(2, repository=None, size=None)]
     login = {"provider": _NASTY, "reason": _NASTY, "since": "2026-03-01T00:00:00Z"}
-    address = {"url": _NASTY, "state": "down", "failures": 9, "retry_in": 30.0, "credentials": login}
+    address = {"url": _NASTY, "state": "down", "failures": 9, "retry_in": 30.0, "credentials": login, "reason": _NASTY}
     budget = {"limit": 100, "remaining": 0, "window": 21600.0, "seen": "2026-03-01T00:00:00Z", "resets_in": 5.0}
     opened.answers["upstreams"]["upstreams"] = [
         {"name": _NASTY, "state": "down", "endpoints": [address], "budget": budget}

@@ -372,7 +372,7 @@ function showUpstreams({ upstreams }) {
     entry("state", "more", "login", make("meter", { "data-part": "budget", min: "0", max: "1", low: "0.1" })), (row, upstream) => {
     set(row, "name", upstream.name);
     set(row, "state", upstream.state, `state ${KINDS[upstream.state] ?? ""}`);
-    const lines = upstream.endpoints.map(({ url, state, retry_in: wait }) => `${url} ${state}${wait ? `, next try in ${span(wait)}` : ""}`);
+    const lines = upstream.endpoints.map(({ url, state, reason, retry_in: wait }) => `${url} ${state}${reason ? `: ${reason}` : ""}${wait ? `, next try in ${span(wait)}` : ""}`);
     if (upstream.budget) lines.push(`${upstream.budget.remaining} of ${upstream.budget.limit} pulls left in ${span(upstream.budget.window)}, as of ${when(upstream.budget.seen)}`);
     set(row, "more", lines.join("; "), "quiet");
     const refused = upstream.endpoints.filter((endpoint) => endpoint.credentials);
