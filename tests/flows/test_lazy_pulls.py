@@ -506,13 +506,14 @@ async def test_a_wrong_size_in_the_manifest(tmp_path: Path, registry: FakeRegist
 async def test_7_a_part_that_stalls_is_resumed(tmp_path: Path, registry: FakeRegistry) -> None:
     gate = Stall()
     registry.fail("blobs", stall(gate, 100_000))
-    upstreams = {"docker.io": {"url": registry.url, "read_timeout": "0.3s"}}
+    upstreams = {"docker.io": {"url": registry.url, "read_timeout": "1s"}}
     routes = [{"match": "**", "ranges": "lazy", **_NEVER}]
     async with live_mirror(tmp_path / "store", upstreams, route=routes) as mirror:
         await _know(mirror)
         assert is_unverified(await _part(mirror, 9_000_000, 9_400_000))
-        first, *_, last = (each.start for each in _of_layer(registry))
-        assert last == first + 100_000 // BLOCK * BLOCK
+        # on a busy machine what comes after it may stall as well
+        first, *later = (each.start for each in _of_layer(registry))
+        assert first + 100_000 // BLOCK * BLOCK in later
         gate.release()
 
 
