@@ -1,13 +1,8 @@
 """The settings: what they are, where they come from, and whether they are right.
 
-settings.py          all settings, with their defaults and meanings; these tables have files of their own:
-upstream_settings.py the upstreams, and how each of their addresses is reached
-hosting_settings.py  hosted registries, pushes and retention
-copying_settings.py  sync and replication
-access_settings.py   who may use the mirror
-event_settings.py    the endpoints that are sent events
-bucket_settings.py   the bucket
-cluster_settings.py  a cluster of replicas
+settings.py          all settings, with their defaults and meanings
+tables/              those of large tables: upstreams, hosted registries, sync and replication, access, events, the
+                     bucket, the cluster
 section.py           what all tables of the file have in common
 values.py            checks of single values
 plans.py             when something is done again and again
@@ -30,12 +25,7 @@ Only `app/` and `cli/` import this package: the modules below them take ordinary
 """
 
 from mirror.config.access_policy import access_policy, named_claims
-from mirror.config.access_settings import IssuerSettings
-from mirror.config.bucket_settings import BucketSettings
 from mirror.config.checks import hints
-from mirror.config.cluster_settings import ClusterSettings
-from mirror.config.copying_settings import ReplicationSettings, SyncSettings
-from mirror.config.hosting_settings import HostedSettings
 from mirror.config.loading import load
 from mirror.config.redacted import redacted_settings
 from mirror.config.routing_table import routing_table
@@ -48,7 +38,12 @@ from mirror.config.settings import (
     TraceSettings,
     VirtualSettings,
 )
-from mirror.config.upstream_settings import PUBLIC, ReachSettings, UpstreamSettings
+from mirror.config.tables.access_settings import IssuerSettings
+from mirror.config.tables.bucket_settings import BucketSettings
+from mirror.config.tables.cluster_settings import ClusterSettings
+from mirror.config.tables.copying_settings import ReplicationSettings, SyncSettings
+from mirror.config.tables.hosting_settings import HostedSettings
+from mirror.config.tables.upstream_settings import PUBLIC, ReachSettings, UpstreamSettings
 from mirror.config.virtual_rules import virtual_rules
 
 __all__ = [

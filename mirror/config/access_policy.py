@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mirror.config.access_settings import AccessSettings
 from mirror.config.settings import Config
+from mirror.config.tables.access_settings import AccessSettings
 from mirror.policy.access_rules import Policy, Rule, actions, read_claims
 
 

@@ -8,9 +8,9 @@ import ssl
 from collections.abc import Iterator
 from typing import Any, Final
 
-from mirror.config.bucket_settings import ONLY_FOR, SECRETS, BucketSettings
 from mirror.config.files import unreadable
 from mirror.config.settings import StoreSettings
+from mirror.config.tables.bucket_settings import ONLY_FOR, SECRETS, BucketSettings
 from mirror.values.bucket_address import BucketAddress, parse_bucket
 
 _FILES: Final = ("ca_file", "web_identity_token_file", "credentials_file")

@@ -11,15 +11,15 @@ from mirror.access.htpasswd import check_htpasswd
 from mirror.access.own_tokens import check_keys
 from mirror.config import values
 from mirror.config.access_policy import access_policy, wrong_issuers
-from mirror.config.access_settings import AccessSettings
 from mirror.config.bucket_checks import bucket_hints, check_bucket
 from mirror.config.cluster_checks import check_cluster, cluster_hints
 from mirror.config.event_checks import check_events, event_hints
 from mirror.config.files import is_absent, is_readable, unreadable
-from mirror.config.hosting_settings import HostedSettings
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import Config, RouteSettings, ServerSettings, VirtualSettings
-from mirror.config.upstream_settings import PUBLIC, ReachSettings, UpstreamSettings
+from mirror.config.tables.access_settings import AccessSettings
+from mirror.config.tables.hosting_settings import HostedSettings
+from mirror.config.tables.upstream_settings import PUBLIC, ReachSettings, UpstreamSettings
 from mirror.config.virtual_rules import stored_name
 from mirror.errors import ConfigError, RequestError
 from mirror.policy.access_rules import Action

@@ -6,9 +6,9 @@ import ssl
 from pathlib import Path
 from typing import Final
 
-from mirror.config.cluster_settings import ClusterSettings
 from mirror.config.files import unreadable
 from mirror.config.settings import Config
+from mirror.config.tables.cluster_settings import ClusterSettings
 from mirror.errors import ConfigError, reason_of
 from mirror.policy.cluster.member_addresses import MemberAddress, parse_member
 from mirror.policy.cluster.peer_secrets import parse_secrets

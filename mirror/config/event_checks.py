@@ -5,9 +5,9 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Sequence
 
-from mirror.config.event_settings import EventEndpointSettings
 from mirror.config.files import unreadable
 from mirror.config.settings import Config
+from mirror.config.tables.event_settings import EventEndpointSettings
 from mirror.errors import reason_of
 
 

@@ -22,12 +22,12 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource
 
 from mirror.config import values
-from mirror.config.bucket_settings import SECRETS, BucketSettings, check_customer_key, check_proxy
 from mirror.config.checks import cross_check
-from mirror.config.event_settings import EventEndpointSettings
 from mirror.config.files import is_absent
 from mirror.config.settings import Config
-from mirror.config.upstream_settings import ReachSettings
+from mirror.config.tables.bucket_settings import SECRETS, BucketSettings, check_customer_key, check_proxy
+from mirror.config.tables.event_settings import EventEndpointSettings
+from mirror.config.tables.upstream_settings import ReachSettings
 from mirror.config.wording import in_plain_words, meant_setting
 from mirror.errors import ConfigError, reason_of
 from mirror.upstream.credentials.secret_files import secret_in

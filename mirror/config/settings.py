@@ -1,4 +1,4 @@
-"""All settings, each with its default and its meaning. Large tables have files of their own."""
+"""All settings, each with its default and its meaning. Large tables have files of their own in `tables`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from mirror.config import values
-from mirror.config.access_settings import AccessSettings
-from mirror.config.bucket_settings import BucketSettings
-from mirror.config.cluster_settings import ClusterSettings
-from mirror.config.copying_settings import ReplicationSettings, SyncSettings
-from mirror.config.event_settings import EventsSettings
-from mirror.config.hosting_settings import HostedSettings, HostingSettings
 from mirror.config.section import Section
-from mirror.config.upstream_settings import PUBLIC, UpstreamSettings
+from mirror.config.tables.access_settings import AccessSettings
+from mirror.config.tables.bucket_settings import BucketSettings
+from mirror.config.tables.cluster_settings import ClusterSettings
+from mirror.config.tables.copying_settings import ReplicationSettings, SyncSettings
+from mirror.config.tables.event_settings import EventsSettings
+from mirror.config.tables.hosting_settings import HostedSettings, HostingSettings
+from mirror.config.tables.upstream_settings import PUBLIC, UpstreamSettings
 from mirror.config.values import CapacityText, Listed, Rate, Seconds, Size
 
 

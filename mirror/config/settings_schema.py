@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from mirror.config import values
 from mirror.config.settings import Config
-from mirror.config.upstream_settings import endpoint
+from mirror.config.tables.upstream_settings import endpoint
 
 #: A duration: `1h30m`, or a number of seconds, which may have quotes. The pattern concerns text alone, a bound numbers.
 _DURATION: Final = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mirror.config.routing_table import routing_table
 from mirror.config.settings import Config, VirtualSettings
-from mirror.config.upstream_settings import UpstreamSettings
+from mirror.config.tables.upstream_settings import UpstreamSettings
 from mirror.policy.routing import RoutingTable
 from mirror.policy.virtual.members import VirtualMember, VirtualRules
 

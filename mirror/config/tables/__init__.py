@@ -1,0 +1,1 @@
+"""The tables of the configuration file that have many settings; `settings.py` puts all tables together."""
