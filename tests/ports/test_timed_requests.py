@@ -19,6 +19,7 @@ from mirror.store.cloud.key_files import S3Keys
 from mirror.store.cloud.raw_s3 import RawS3
 from mirror.store.cloud.timed_requests import TimedRequests
 from tests.support.certificates import Certificate
+from tests.support.engines.ports import free_ports
 
 _LIMIT = 15.0
 
@@ -149,3 +150,10 @@ def test_answers_over_tls_are_whole(tmp_path: Path) -> None:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_why_there_is_no_answer() -> None:
+    """In words, without the number of the error."""
+    raw = RawS3(f"http://127.0.0.1:{free_ports(1)[0]}/bucket", "", "here", lambda: S3Keys("key", "secret"), proxies={})
+    with pytest.raises(BucketUnavailable, match=r"^the bucket does not answer: Connection refused$"):
+        raw.call("GET", "")

@@ -120,7 +120,9 @@ class RawS3:
             answer = self._requests.ask(request, limit, _LONGEST, stall=self._timeout)
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
-            raise BucketUnavailable(f"the bucket does not answer: {str(reason)[:160]}") from error
+            # without the number that such an error prints
+            words = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
+            raise BucketUnavailable(f"the bucket does not answer: {str(words)[:160]}") from error
         found = RawAnswer(answer.status, answer.content)
         if found.status >= 500 or found.status == 429:
             raise BucketUnavailable(f"the bucket answers {found.reason}")
