@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,6 +75,8 @@ class MetricsPage:
         self._render = render
         self._clock = clock
         self._sleep = sleep
+        #: For nothing else: all other threads may be waiting for a disk that hangs, which the metrics must show.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
         self._turn = asyncio.Lock()
         #: How many have asked, and how many of them had done so when `_text` was begun.
         self._asked = self._answered = 0
@@ -102,7 +105,7 @@ class MetricsPage:
             await self._sleep(self._rests_until - began)
             began = self._clock()
         asked = self._asked
-        self._text = await asyncio.to_thread(self._render)
+        self._text = await asyncio.get_running_loop().run_in_executor(self._thread, self._render)
         self._answered = asked
         ended = self._clock()
         self._rests_until = ended + _REST * (ended - began)

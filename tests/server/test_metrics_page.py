@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import pytest
@@ -83,3 +84,20 @@ async def test_an_error_is_that_of_one() -> None:
     with pytest.raises(OSError, match="no room"):
         await page(_REQUEST)
     assert cast(web.Response, await page(_REQUEST)).body == b"later"
+
+
+async def test_threads_that_wait_for_the_disk_do_not_delay_it() -> None:
+    """While the disk hangs, operators see in the metrics what is wrong."""
+    go_on = threading.Event()
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as threads:
+        loop.set_default_executor(threads)
+        try:
+            hanging = asyncio.create_task(asyncio.to_thread(go_on.wait, PATIENCE))
+            await asyncio.sleep(0)
+            page = MetricsPage(lambda: b"x")
+            async with asyncio.timeout(PATIENCE / 2):
+                assert cast(web.Response, await page(_REQUEST)).body == b"x"
+        finally:
+            go_on.set()
+        assert await hanging
