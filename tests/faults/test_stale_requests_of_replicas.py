@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import pytest
@@ -19,8 +18,6 @@ from tests.support.images import sha256
 from tests.support.live_mirror import noise
 from tests.support.process import eventually
 
-_NAME: Final = "corp/app"
-_MANIFESTS: Final = f"/v2/{_NAME}/manifests/"
 _TYPE: Final = {"Content-Type": "application/vnd.oci.image.manifest.v1+json"}
 
 
@@ -68,15 +65,17 @@ class _Late:
 
 
 class _World:
-    """Three replicas and an image under the tag `v1`; the first of them is frozen."""
+    """Three replicas and a repository with an image under the tag `v1`; the first of them is frozen."""
 
-    def __init__(self, site: ClusterSite) -> None:
+    def __init__(self, site: ClusterSite, name: str) -> None:
         self.site = site
+        self.name = name
+        self.manifests = f"/v2/{name}/manifests/"
         self.frozen, self.other, _ = site.replicas
-        self.first = site.at(1).push(_NAME, "v1", noise(1000, seed=1))
-        self.second = site.at(2).push(_NAME, "second", noise(1000, seed=2))
+        self.first = site.at(1).push(name, "v1", noise(1000, seed=1))
+        self.second = site.at(2).push(name, "second", noise(1000, seed=2))
         # the frozen one remembers all of it
-        assert self.frozen.pull(_NAME, "v1") == self.first
+        assert self.frozen.pull(name, "v1") == self.first
 
     def late(self, key: str | None, instead: Callable[[], object]) -> _Late:
         """See `_Late`."""
@@ -84,7 +83,7 @@ class _World:
 
     def seen(self, reference: str) -> set[bytes | None]:
         """What each replica answers for it; None is 404."""
-        answers = [one.manifest(_NAME, reference) for one in self.site.replicas]
+        answers = [one.manifest(self.name, reference) for one in self.site.replicas]
         assert {answer.status for answer in answers} <= {200, 404}, answers
         return {answer.body if answer.status == 200 else None for answer in answers}
 
@@ -93,10 +92,10 @@ def _moves(world: _World, key: str | None) -> None:
     """A push of a tag, which the client then makes at another replica, and moves the tag on."""
 
     def instead() -> None:
-        assert world.other.put_manifest(_NAME, "v1", world.first).status == 201
-        assert world.other.put_manifest(_NAME, "v1", world.second).status == 201
+        assert world.other.put_manifest(world.name, "v1", world.first).status == 201
+        assert world.other.put_manifest(world.name, "v1", world.second).status == 201
 
-    world.late(key and "_tags/v1", instead).ask("PUT", f"{_MANIFESTS}v1", world.first, _TYPE)
+    world.late(key and "_tags/v1", instead).ask("PUT", f"{world.manifests}v1", world.first, _TYPE)
     assert world.seen("v1") == {world.second}
 
 
@@ -104,10 +103,10 @@ def _deletes_a_tag(world: _World, key: str | None) -> None:
     """The deletion of a tag, which the client then makes at another replica, and pushes the tag again."""
 
     def instead() -> None:
-        assert world.other.ask("DELETE", f"{_MANIFESTS}v1").status == 202
-        assert world.other.put_manifest(_NAME, "v1", world.second).status == 201
+        assert world.other.ask("DELETE", f"{world.manifests}v1").status == 202
+        assert world.other.put_manifest(world.name, "v1", world.second).status == 201
 
-    world.late(key and "_tags/v1", instead).ask("DELETE", f"{_MANIFESTS}v1")
+    world.late(key and "_tags/v1", instead).ask("DELETE", f"{world.manifests}v1")
     assert world.seen("v1") == {world.second}
 
 
@@ -116,10 +115,10 @@ def _deletes_an_image(world: _World, key: str | None) -> None:
     digest = sha256(world.first)
 
     def instead() -> None:
-        assert world.other.ask("DELETE", f"{_MANIFESTS}{digest}").status == 202
-        assert world.other.put_manifest(_NAME, "v1", world.first).status == 201
+        assert world.other.ask("DELETE", f"{world.manifests}{digest}").status == 202
+        assert world.other.put_manifest(world.name, "v1", world.first).status == 201
 
-    world.late(key and f"_manifests/{digest.replace(':', '-')}", instead).ask("DELETE", f"{_MANIFESTS}{digest}")
+    world.late(key and f"_manifests/{digest.replace(':', '-')}", instead).ask("DELETE", f"{world.manifests}{digest}")
     assert world.seen("v1") == world.seen(digest) == {world.first}
 
 
@@ -129,21 +128,29 @@ def _pushes(world: _World, key: str | None) -> None:
     digest = sha256(pushed)
 
     def instead() -> None:
-        assert world.other.put_manifest(_NAME, "late", pushed).status == 201
-        assert world.other.ask("DELETE", f"{_MANIFESTS}{digest}").status == 202
+        assert world.other.put_manifest(world.name, "late", pushed).status == 201
+        assert world.other.ask("DELETE", f"{world.manifests}{digest}").status == 202
 
-    world.late(key and f"_manifests/{digest.replace(':', '-')}", instead).ask("PUT", f"{_MANIFESTS}late", pushed, _TYPE)
+    world.late(key and f"_manifests/{digest.replace(':', '-')}", instead).ask(
+        "PUT", f"{world.manifests}late", pushed, _TYPE
+    )
     assert world.seen("late") == world.seen(digest) == {None}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, seaweedfs: SeaweedFS) -> Iterator[ClusterSite]:
+    """One for all: each test has a repository of its own."""
+    with ClusterSite(tmp_path_factory.mktemp("stale-requests"), seaweedfs) as running:
+        yield running
 
 
 @pytest.mark.parametrize("act", [_moves, _deletes_a_tag, _deletes_an_image, _pushes])
 @pytest.mark.parametrize("read", ["before it is read", "in its middle"])
 def test_151_what_a_client_has_given_up_changes_nothing(
-    seaweedfs: SeaweedFS, tmp_path: Path, act: Callable[[_World, str | None], None], read: str
+    site: ClusterSite, act: Callable[[_World, str | None], None], read: str
 ) -> None:
     """Row 151, whether the request was in the kernel of the frozen replica, or under way."""
-    with ClusterSite(tmp_path, seaweedfs) as site:
-        world = _World(site)
-        act(world, None if read == "before it is read" else "key")
-        [late] = [each for each in world.frozen.mirror.requests(path=_MANIFESTS) if each["method"] != "GET"]
-        assert (late["status"], late["error"].partition(":")[0]) == (503, "StaleRequest"), late
+    world = _World(site, f"corp{act.__name__.replace('_', '-').replace('-', '/', 1)}/{read.replace(' ', '-')}")
+    act(world, None if read == "before it is read" else "key")
+    [late] = [each for each in world.frozen.mirror.requests(path=world.manifests) if each["method"] != "GET"]
+    assert (late["status"], late["error"].partition(":")[0]) == (503, "StaleRequest"), late
