@@ -29,14 +29,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
 from mirror import telemetry
 from mirror.aio.batches import batches, batches_ahead, batches_in_thread
-from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordDamaged, StoreError
+from mirror.errors import BlobDamaged, BlobUnknown, IndexUnavailable, RecordChanged, RecordDamaged, StoreError
 from mirror.eviction.giving_way import NOBODY, Giving
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.manifests import has_blob, manifest_of_bytes, read_stored
@@ -45,7 +45,7 @@ from mirror.intake.grants import granted_by
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from mirror.policy.records import ContentRecord, References
-from mirror.ports import BlobInfo, Blobs, Catalog, ContentIndex
+from mirror.ports import BlobInfo, Blobs, Catalog, ContentIndex, InTime
 
 #: The marker of an index that this code has rebuilt. Another marker means that it was rebuilt by other rules.
 MARK: Final = "3"
@@ -342,8 +342,14 @@ def _forget(contents: Blobs, catalog: Catalog, repo: Repo, digest: Digest) -> No
     """Blocking: deletes a repository's record of a manifest that is gone, unless the record is younger than a day or
     the manifest has come back meanwhile. Raises `StoreError`.
     """
-    record = catalog.get_manifest(repo, digest)
-    if record is None or time.time() - record.fetched_at < _FORGET_AFTER:
+    found = catalog.manifest(repo, digest)
+    if found is None or time.time() - found.record.fetched_at < _FORGET_AFTER:
         return
-    if not has_blob(contents, digest) and catalog.get_manifest(repo, digest) == record:
-        catalog.drop_manifest(repo, digest)
+
+    def must_be_gone() -> None:
+        # a fetch writes the bytes before the record: if they come later than this look, so does the record
+        if has_blob(contents, digest):
+            raise RecordChanged(f"{repo}@{digest} is here again")
+
+    with suppress(RecordChanged):
+        catalog.drop_manifest(repo, digest, expect=InTime(found.version, must_be_gone))

@@ -22,6 +22,7 @@ from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
 from mirror.policy.records import BlobRole, ContentRecord, ManifestRecord, TagRecord, Usage
 from mirror.ports import ContentIndex
+from tests.support.hooked import Hooked
 from tests.support.memory_hosting import MemoryContents, MemoryHostedBlobs
 from tests.support.memory_index import MemoryIndex
 from tests.support.memory_store import MemoryCatalog, MemoryStore
@@ -246,6 +247,23 @@ async def test_manifests_that_were_evicted_are_forgotten(index: ContentIndex, di
     assert {record.digest for record in disk.catalog.manifests(ALPINE)} == {disk.list, disk.image}
     assert [line["digest"] for line in lines if line["event"] == "manifest skipped by reconcile"] == [str(disk.image)]
     assert (await reconcile(disk.store, disk.catalog, index)).skipped == 2
+
+
+async def test_a_manifest_that_is_fetched_again_while_its_record_goes(index: ContentIndex, disk: Disk) -> None:
+    """By a client at that moment, its bytes first: its record is there afterwards."""
+    content = disk.store.read(disk.other, 1000)
+    disk.store.delete(disk.other)
+    catalog = Hooked(disk.catalog)
+    fetched = ManifestRecord(disk.other, OCI_MANIFEST, len(content), time.time())
+
+    def fetch() -> None:
+        disk.store.put(disk.other, content)
+        disk.catalog.put_manifest(OTHER, fetched)
+
+    catalog.before("drop_manifest", fetch)
+    await reconcile(disk.store, catalog, index)
+    assert not catalog.pending
+    assert disk.catalog.get_manifest(OTHER, disk.other) == fetched
 
 
 HOSTED = Repo("corp", "team/app")
