@@ -1,7 +1,7 @@
 """Forgets the records of upstreams' tags and manifests that nobody has asked for in a long time, and whose content is
 not here any more: otherwise they would grow for ever, a few files for each tag that any client ever asked for.
 
-    a walk over all repositories ──> old ones, a few hundred at a time ── under the turn of eviction ──> judged again,
+    a walk over all repositories ──> old ones, some dozens at a time ── under the turn of eviction ──> judged again,
                                                                           deleted in this order:
 
     tag        its record ──> its history          under the lock of the tag, which pulls and imports take as well
@@ -13,8 +13,8 @@ not here any more: otherwise they would grow for ever, a few files for each tag 
                                                later, and finds a tag that was never asked for
     the manifest is fetched, or imported       its bytes come first: the record stays. Or it is written again after the
                                                deletion
-    a pin, a freeze                            is read in the turn: the tag stays. One that is made later finds a tag
-                                               that was never asked for, and holds from the next pull on
+    a pin, a freeze                            is read before each turn: the tag stays. One that is made later finds a
+                                               tag that was never asked for, and holds from the next pull on
     a record is written into an empty folder   the folder stays, or is made again by the writer
     a crash, a power cut                       what is left is a history without its tag, a manifest that no tag has, or
                                                empty folders: the next walk goes on there
@@ -27,13 +27,14 @@ records: this is about the disk.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from mirror import telemetry
-from mirror.aio.batches import batches_in_thread
+from mirror.aio.batches import batches, batches_in_thread
 from mirror.aio.threads import uninterrupted
 from mirror.errors import IndexUnavailable, RecordChanged, RecordDamaged, StoreError
 from mirror.eviction.giving_way import NOBODY, Giving
@@ -46,6 +47,8 @@ from mirror.ports import CachedRecords, ContentIndex, Freezes, InTime, Pins, Ver
 
 #: Records that are looked at in one step. A step takes some milliseconds, without the pauses for clients.
 _STEP: Final = 256
+#: Records that are deleted in one turn, which takes some tens of milliseconds: on a full disk, pulls wait for it.
+_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Forgotten:
 
 
 #: Which images stay: a tag, or a digest, of a repository.
-_Kept: TypeAlias = Collection[tuple[Repo, Reference]]
+Kept: TypeAlias = Collection[tuple[Repo, Reference]]
 
 
 class Forgetting:
@@ -179,13 +182,13 @@ class Forgetting:
     # -------------------------------------------------------------------------------------------- the deletions
 
     def forget(
-        self, old: Sequence[Old], unread: Callable[[Repo, StoreError], None] = lambda _repo, _error: None
+        self, old: Sequence[Old], kept: Kept, unread: Callable[[Repo, StoreError], None] = lambda _repo, _error: None
     ) -> tuple[Forgotten, Mapping[Repo, Sequence[Digest]]]:
-        """Blocking: forgets of these what still may be; the caller has the turn of eviction. Returns also which
-        manifests are gone. `unread` is told of what cannot be read or deleted, which stays. Raises `StoreError` if it
-        is not known what is pinned and frozen.
+        """Blocking: forgets of these what still may be, and is not `kept`; the caller has the turn of eviction. Returns
+        also which manifests are gone. `unread` is told of what cannot be read or deleted, which stays. Raises
+        `StoreError`.
         """
-        kept, tags, repositories = self._kept(), 0, 0
+        tags = repositories = 0
         gone: dict[Repo, list[Digest]] = {}
         for each in old:
             try:
@@ -204,8 +207,10 @@ class Forgetting:
         self._records.flush()
         return Forgotten(tags, sum(map(len, gone.values())), repositories), gone
 
-    def _kept(self) -> _Kept:
-        """What is pinned or frozen. Raises `StoreError` if a pin or freeze cannot be read: it may be for anything."""
+    def kept(self) -> Kept:
+        """Blocking, with other replicas until the bucket answers: what is pinned or frozen. Raises `StoreError` if a
+        pin or freeze cannot be read: it may be for anything.
+        """
         pins, unread_pins = self._pins.look()
         freezes, unread_freezes = self._freezes.look()
         for record in (*unread_pins, *unread_freezes):
@@ -216,7 +221,7 @@ class Forgetting:
             kept |= {(freeze.repo, freeze.tag), (freeze.repo, freeze.digest)}
         return kept
 
-    def _forget_tag(self, repo: Repo, tag: str, kept: _Kept) -> bool:
+    def _forget_tag(self, repo: Repo, tag: str, kept: Kept) -> bool:
         """False if the tag stays: it is kept, or somebody asks for it, or has."""
         after = self._after(repo)
         if after is None or (repo, tag) in kept or rule_for(self._rules, repo, tag) is not None:
@@ -239,7 +244,7 @@ class Forgetting:
         if self._records.tag(repo, tag) is not None:
             raise RecordChanged(f"{repo}:{tag} was asked for")
 
-    def _forget_manifest(self, repo: Repo, digest: Digest, kept: _Kept) -> bool:
+    def _forget_manifest(self, repo: Repo, digest: Digest, kept: Kept) -> bool:
         after = self._after(repo)
         if after is None or (repo, digest) in kept:
             return False
@@ -268,26 +273,32 @@ async def forget_old(
     """Walks over all records once, and forgets what is old; reports it in the log and the metrics. `turn` is that of
     eviction. Raises `StoreError`.
     """
-    counts, reasons = Forgotten(), []
+    counts, unread, reason = Forgotten(), 0, ""
 
-    def unread(_repo: Repo, error: StoreError) -> None:
-        reasons.append(str(error))
+    def note(_repo: Repo, error: StoreError) -> None:
+        # no list of them: a disk that can only be read refuses each of a million deletions
+        nonlocal unread, reason
+        unread, reason = unread + 1, reason or str(error)
 
     try:
-        async for step in batches_in_thread(give_way.slices(forgetting.old(unread)), _STEP):
+        async for step in batches_in_thread(give_way.slices(forgetting.old(note)), _STEP):
             counts += Forgotten(looked_at=len(step))
-            if old := [each for each in step if each is not None]:
+            for old in batches([each for each in step if each is not None], _AT_ONCE):
+                began = time.monotonic()
+                # before the turn: pulls that wait for it must not wait for the bucket
+                kept = await asyncio.to_thread(forgetting.kept)
                 async with turn():
                     # to its end, even if cancelled: the turn must not end before the deletions do
-                    done, gone = await uninterrupted(asyncio.to_thread(forgetting.forget, old, unread))
+                    done, gone = await uninterrupted(asyncio.to_thread(forgetting.forget, old, kept, note))
                 counts += done
                 _count(done)
                 with suppress(IndexUnavailable):
                     # without the index, its comparison with the disk finds the wrong links later
                     for repo, digests in gone.items():
                         await index.unlink(repo, digests)
+                await give_way(time.monotonic() - began)
     finally:
-        counts += Forgotten(unread=len(reasons))
+        counts += Forgotten(unread=unread)
         if counts.is_any:
             telemetry.log.info(
                 "records forgotten",
@@ -296,8 +307,8 @@ async def forget_old(
                 repositories=counts.repositories,
                 looked_at=counts.looked_at,
             )
-    if reasons:
-        telemetry.log.warning("records not forgotten", count=counts.unread, reason=reasons[0])
+    if unread:
+        telemetry.log.warning("records not forgotten", count=unread, reason=reason)
     return counts
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from mirror.errors import StoreError
 from mirror.eviction.forgetting import Forgetting, Forgotten, Old, forget_old
@@ -65,6 +66,11 @@ class Site:
             now=self.clock,
         )
 
+    def forget(self, old: Sequence[Old]) -> tuple[Forgotten, Mapping[Repo, Sequence[Digest]]]:
+        """One turn, of what an earlier walk has found."""
+        forgetting = self.forgetting()
+        return forgetting.forget(old, forgetting.kept())
+
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         self.turns += 1
@@ -106,6 +112,19 @@ class Site:
         """Likewise."""
         root = self.layout.repositories
         return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir())
+
+
+class Pauses:
+    """Counts how often the walk gives way between turns."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def __call__(self, took: float, /) -> None:
+        self.count += 1
+
+    def slices(self, items: Iterable[Any]) -> Iterator[Any]:
+        yield from items
 
 
 @pytest.fixture
@@ -304,7 +323,7 @@ async def test_a_tag_that_was_asked_for_since_the_walk_stays(site: Site) -> None
         old = [each for each in site.forgetting().old() if each]
         assert old == [Old(APP, "v1")]
         getattr(site.records, moment)(call, lambda: site.tag("v1"))
-        done, gone = site.forgetting().forget(old)
+        done, gone = site.forget(old)
         assert (done.tags, gone) == (0, {}), call
         assert site.files() == _files_of("v1"), call
         assert not site.records.pending
@@ -325,7 +344,7 @@ async def test_a_manifest_that_comes_at_that_moment_is_not_lost(site: Site) -> N
     for moment in ("before", "after"):
         getattr(site.records, moment)("drop_manifest", comes)
         old = [each for each in site.forgetting().old() if each]
-        site.forgetting().forget(old)
+        site.forget(old)
         assert not site.records.pending
         assert site.records.get_manifest(APP, DIGEST) == record
         site.store.delete(DIGEST)
@@ -341,14 +360,14 @@ async def test_only_the_bytes_come_at_that_moment(site: Site) -> None:
 
 
 async def test_pins_and_freezes_made_since_the_walk(site: Site) -> None:
-    """They are read in the turn."""
+    """They are read before each turn."""
     site.tag("pinned")
     site.tag("frozen")
     site.clock.time += AFTER
     old = [each for each in site.forgetting().old() if each]
     site.pins.put(Pin(APP, "pinned", "", site.clock()))
     site.freezes.put(Freeze(APP, "frozen", DIGEST, OCI_MANIFEST, 1, "", site.clock()))
-    done, _ = site.forgetting().forget(old)
+    done, _ = site.forget(old)
     assert not done.is_any
     assert site.files() == _files_of("pinned", "frozen")
 
@@ -372,15 +391,72 @@ def test_a_record_is_written_while_its_empty_folders_go(site: Site, call: str, m
 
 
 async def test_many_at_once(site: Site) -> None:
-    """In a few turns, which pulls may wait for, and all of them."""
+    """In turns that are short, because pulls wait for them while the disk is full, with a pause after each; all go."""
     for number in range(600):
         site.tag(f"v{number}", Repo("docker.io", f"library/app{number % 7}"))
     site.clock.time += AFTER
-    walked = await site.walk()
+    pauses = Pauses()
+    walked = await forget_old(site.forgetting(), site.index, site.turn, give_way=pauses)
     assert (walked.tags, walked.looked_at) == (600, 607)
-    assert 3 <= site.turns <= 4
+    assert 10 <= site.turns <= 12
+    assert pauses.count == site.turns
     await site.walks()
     assert site.folders() == []
+
+
+def test_a_turn_does_not_read_all_names_of_its_repositories(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository with a million tags has thousands of turns, which pulls may wait for."""
+    for number in range(300):
+        site.tag(f"v{number}", digest=Digest.of(str(number).encode()))
+    scandir, read = os.scandir, list[str]()
+
+    @contextmanager
+    def counted(path: Any) -> Iterator[Iterator[os.DirEntry[str]]]:
+        def entries(found: Iterable[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
+            for entry in found:
+                read.append(entry.name)
+                yield entry
+
+        with scandir(path) as found:
+            yield entries(found)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert not site.records.prune(APP)
+    assert len(read) == 1
+
+
+async def test_no_turn_waits_for_pins_and_freezes(site: Site) -> None:
+    """Those of other replicas are in the bucket, which may take long to answer."""
+    site.tag("v1")
+    site.clock.time += AFTER
+    pins = Hooked(site.pins)
+    turns: list[int] = []
+    setattr(site, "pins", pins)  # noqa: B010 - for mypy, it is another class
+
+    @asynccontextmanager
+    async def turn() -> AsyncIterator[None]:
+        before = pins.calls["look"]
+        yield
+        turns.append(pins.calls["look"] - before)
+
+    await forget_old(site.forgetting(), site.index, turn)
+    assert turns == [0]
+    assert pins.calls["look"] == 1
+
+
+async def test_a_disk_that_can_only_be_read(site: Site) -> None:
+    """What could not be deleted is counted, and one reason is logged."""
+    for number in range(100):
+        site.tag(f"v{number}")
+    site.clock.time += AFTER
+    site.records.fail("drop_tag", StoreError("read-only"))
+    with structlog.testing.capture_logs() as lines:
+        walked = await site.walk()
+    assert (walked.tags, walked.unread) == (0, 100)
+    [line] = [line for line in lines if line["event"] == "records not forgotten"]
+    assert (line["count"], line["reason"]) == (100, "read-only")
+    site.records.fail("drop_tag", None)
+    assert (await site.walk()).tags == 100
 
 
 async def test_a_walk_that_is_cancelled_ends_its_deletions(site: Site) -> None:

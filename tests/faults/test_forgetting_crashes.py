@@ -72,7 +72,7 @@ class _Site:
             now=lambda: 1000.0,
         )
         while old := [each for each in forgetting.old(unread) if each is not None]:
-            forgetting.forget(old, unread)
+            forgetting.forget(old, forgetting.kept(), unread)
 
     def check(self) -> None:
         """What must stay is whole; of what goes, no tag is without its history or its manifest."""

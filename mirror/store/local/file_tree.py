@@ -125,11 +125,8 @@ class FileTree:
         path = self._layout.repository(repo)
         with store_errors(f"releasing the name {repo}"):
             found: list[str] = []
-            for folder in folders:
-                for below, inner, files in os.walk(f"{path}/{folder}", topdown=False, onerror=_must_be_absent):
-                    if files or any(os.path.islink(os.path.join(below, name)) for name in inner):
-                        return False
-                    found.append(below)
+            if not all(_find_folders(f"{path}/{folder}", found) for folder in folders):
+                return False
             try:
                 # the first of the folders goes last: until then, the repository had records
                 for below in sorted(found, key=lambda each: each == f"{path}/{folders[0]}"):
@@ -297,6 +294,27 @@ def _has_files(folder: str) -> bool:
     except OSError as error:
         _must_be_absent(error)
         return False
+
+
+def _find_folders(folder: str, found: list[str]) -> bool:
+    """Adds the folder and all below it to `found`, the inner ones first. False, and no more is read, if there is
+    anything else: a folder may have a million records. Raises `StoreError`.
+    """
+    inner = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    return False
+                inner.append(entry.path)
+    except OSError as error:
+        _must_be_absent(error)
+        return True
+    for each in inner:
+        if not _find_folders(each, found):
+            return False
+    found.append(folder)
+    return True
 
 
 def _must_be_absent(error: OSError) -> None:
