@@ -18,6 +18,7 @@ from mirror.eviction.forgetting import Forgotten
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from tests.support.bucket_mirror import bucket_opened
+from tests.support.bucket_replicas import bucket_replicas
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, until
 from tests.support.memory_bucket import MemoryBucket
@@ -217,3 +218,33 @@ async def test_what_the_bucket_has_keeps_its_names(
         record = CachedRecord.of_tag(_APP, "v1").key
         assert record in bucket.content()
         assert await _pull(mirror, "v1") == digest
+
+
+async def _leaves_bucket(mirror: LiveMirror, digest: Digest) -> None:
+    """Once all is written there."""
+    cache = mirror.app.storage.bucket_cache
+    assert cache is not None
+    await until(lambda: cache.book.completed_at() is not None and not cache.uploads.waiting)
+    cache.book.drop([digest])
+
+
+async def test_two_replicas_of_one_bucket(registry: FakeRegistry, bucket: MemoryBucket, tmp_path: Path) -> None:
+    """What one forgets on its disk, the other and the bucket have as before; the next pull by the first finds it."""
+    clock = Clock()
+    store, pulled = {**_STORE, "cache_in_bucket": True}, {"docker.io": registry.url}
+    async with bucket_replicas(tmp_path, bucket, clock, 2, upstreams=pulled, store=store) as (first, second):
+        registry.add_image(_APP.name, "v1", [b"layer"])
+        digest = await _pull(first, "v1")
+        assert await _pull(second, "v1") == digest
+        for mirror in (first, second):
+            await _evict(mirror, digest)
+            await _leaves_bucket(mirror, digest)
+        bucket.delete([blob_key(digest)])
+        clock.forward(40 * _DAY)
+        # somebody asks the second replica alone
+        assert (await second.ask(f"{_AT}/v1", method="HEAD")).status == 200
+        assert (await _walk(first)).tags == 1
+        assert (await _walk(second)).tags == 0
+        assert second.app.storage.catalog.get_tag(_APP, "v1") is not None
+        assert CachedRecord.of_tag(_APP, "v1").key in bucket.content()
+        assert await _pull(first, "v1") == digest
