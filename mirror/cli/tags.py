@@ -37,7 +37,7 @@ def history(image: TagArgument, config: ConfigFile = None, as_json: JsonOption =
     check_there(loaded)
     view = asyncio.run(_read_tag(loaded, wanted.repo, str(wanted.tag)))
     if not view.states and not view.freeze:
-        raise MirrorError(f"{wanted}: this mirror has never seen that tag")
+        raise MirrorError(f"{wanted}: this mirror has never seen that tag, or has forgotten it (forget_after)")
     if as_json:
         say_json(_history_json(view))
         return

@@ -35,9 +35,10 @@ class TagState:
 @dataclass(frozen=True, slots=True)
 class TagView:
     """The state of a tag, with its sightings newest first. `choice` is what the minimum age chooses, None if the tag
-    was never seen.
+    was never seen, or is forgotten.
 
-    `dropped` is true if the tag has no record: upstream no longer has it, it was purged, or it was never seen.
+    `dropped` is true if the tag has no record: upstream no longer has it, it was purged, it is forgotten, or it
+    was never seen.
     """
 
     repo: Repo
