@@ -102,7 +102,7 @@ class StoreSettings(Section):
     )
     forget_after: Seconds = Field(
         90 * 86400.0,
-        description="Tags and manifests of upstreams that are evicted and were not asked for in this time are "
+        description="Tags of upstreams whose image is evicted, and that nobody has asked for in this time, are "
         "forgotten; 0: never.",
     )
     bucket: Annotated[str, AfterValidator(values.bucket)] | None = Field(
