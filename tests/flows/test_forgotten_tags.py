@@ -4,6 +4,7 @@ known them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 import pytest
 
 from mirror.app.housekeeping import open_forgetting
+from mirror.app.object_storage.bucket_cache import BucketCache
 from mirror.app.routes import forgetting_rule
 from mirror.bucket_cache.cached_keys import CachedRecord, blob_key
 from mirror.config import Config
@@ -19,9 +21,11 @@ from mirror.oci.digest import Digest
 from mirror.oci.reference import Repo
 from tests.support.bucket_mirror import bucket_opened
 from tests.support.bucket_replicas import bucket_replicas
+from tests.support.command import mirror as command
 from tests.support.fake_registry import FakeRegistry
 from tests.support.live_mirror import Clock, LiveMirror, live_mirror, until
 from tests.support.memory_bucket import MemoryBucket
+from tests.support.mirror_process import write_config
 
 _APP: Final = Repo("docker.io", "library/app")
 _AT: Final = "/v2/library/app/manifests"
@@ -94,6 +98,23 @@ async def test_the_repository_goes_with_its_last_record(registry: FakeRegistry, 
     assert list((mirror.root / "repositories").iterdir()) == []
     await _pull(mirror, "v1")
     assert list(mirror.app.storage.catalog.repositories()) == [_APP]
+
+
+async def test_what_the_commands_say_of_it(registry: FakeRegistry, tmp_path: Path) -> None:
+    """The history is gone, which does not mean that nobody has ever asked for the tag."""
+    upstreams = {"docker.io": registry.url}
+    config = write_config(tmp_path, upstreams)
+    registry.add_image(_APP.name, "v1", [b"layer"])
+    async with live_mirror(tmp_path / "store", upstreams, store=_STORE) as mirror:
+        await _evict(mirror, await _pull(mirror, "v1"))
+        mirror.clock.forward(40 * _DAY)
+        assert (await _walk(mirror)).tags == 1
+    done = await asyncio.to_thread(command, "history", "--config", config, "app:v1")
+    assert (done.status, done.out) == (1, "")
+    assert "never seen that tag, or has forgotten it" in done.err
+    done = await asyncio.to_thread(command, "why", "--config", config, "app:v1")
+    assert (done.status, done.err) == (0, "")
+    assert "no answer about this tag is stored here" in done.out
 
 
 async def test_an_outage_that_lasts_longer(registry: FakeRegistry, tmp_path: Path) -> None:
@@ -220,12 +241,12 @@ async def test_what_the_bucket_has_keeps_its_names(
         assert await _pull(mirror, "v1") == digest
 
 
-async def _leaves_bucket(mirror: LiveMirror, digest: Digest) -> None:
-    """Once all is written there."""
+async def _is_written(mirror: LiveMirror) -> BucketCache:
+    """Once the bucket has all that the mirror has cached."""
     cache = mirror.app.storage.bucket_cache
     assert cache is not None
     await until(lambda: cache.book.completed_at() is not None and not cache.uploads.waiting)
-    cache.book.drop([digest])
+    return cache
 
 
 async def test_two_replicas_of_one_bucket(registry: FakeRegistry, bucket: MemoryBucket, tmp_path: Path) -> None:
@@ -234,11 +255,12 @@ async def test_two_replicas_of_one_bucket(registry: FakeRegistry, bucket: Memory
     store, pulled = {**_STORE, "cache_in_bucket": True}, {"docker.io": registry.url}
     async with bucket_replicas(tmp_path, bucket, clock, 2, upstreams=pulled, store=store) as (first, second):
         registry.add_image(_APP.name, "v1", [b"layer"])
-        digest = await _pull(first, "v1")
-        assert await _pull(second, "v1") == digest
+        digest = await _pull(second, "v1")
+        await _is_written(second)
+        assert await _pull(first, "v1") == digest
         for mirror in (first, second):
             await _evict(mirror, digest)
-            await _leaves_bucket(mirror, digest)
+            (await _is_written(mirror)).book.drop([digest])
         bucket.delete([blob_key(digest)])
         clock.forward(40 * _DAY)
         # somebody asks the second replica alone
@@ -248,3 +270,5 @@ async def test_two_replicas_of_one_bucket(registry: FakeRegistry, bucket: Memory
         assert second.app.storage.catalog.get_tag(_APP, "v1") is not None
         assert CachedRecord.of_tag(_APP, "v1").key in bucket.content()
         assert await _pull(first, "v1") == digest
+        [sighting] = first.app.storage.catalog.get_history(_APP, "v1")
+        assert sighting.first_seen < clock() - 39 * _DAY
