@@ -2,7 +2,12 @@
 
 call ── is the member left alone? ──> PeerSilent, at once
    └── signed ── connected within 1 s ── answered within 2 s ── the answer is the member's ──> PeerAnswer
-                     └────────────────────────┴──> PeerSilent: it is left alone for a while
+          ^          └────────────────────────┴──> PeerSilent: it is left alone for a while
+          └── once: a connection that was kept from an earlier call ends before the answer
+
+A process that ends, as in every reload, ends its connections, and the next request on one that was kept may be the
+first to notice. That says nothing about the member, which is asked again on a new connection (RFC 9112, section 9.3.1).
+So every verb must bear that a request comes twice, and each is signed anew: what was signed counts once.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Final
 
 import aiohttp
@@ -43,6 +49,17 @@ class PeerAnswer:
     status: int
     headers: Mapping[str, str]
     content: bytes
+
+
+class _NoAnswer(aiohttp.ClientConnectionError):
+    """A connection has ended before the head of the answer, or could not be made."""
+
+
+@dataclass(slots=True)
+class _Way:
+    """How a request goes to a member."""
+
+    is_kept: bool = False
 
 
 class PeerClient:
@@ -106,9 +123,9 @@ class PeerClient:
             raise PeerSilent(f"{member} did not answer before and is left alone for a while")
         began = self._now()
         try:
-            answer = await self._exchange(member, method, target, headers or {}, body, patience or self._head)
+            answer = await self._ask(member, method, target, headers or {}, body, patience or self._head)
             if self._signer.learn(member, answer.status, answer.headers):
-                answer = await self._exchange(member, method, target, headers or {}, body, patience or self._head)
+                answer = await self._ask(member, method, target, headers or {}, body, patience or self._head)
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
             reason = _reason(error)
             self._health.failed(member, ticket, reason)
@@ -128,8 +145,29 @@ class PeerClient:
         telemetry.PEER_SECONDS.labels(verb).observe(seconds)
         return answer
 
-    async def _exchange(
+    async def _ask(
         self, member: str, method: str, target: str, headers: Mapping[str, str], body: bytes, patience: float
+    ) -> PeerAnswer:
+        way = _Way()
+        async with asyncio.timeout(patience):
+            try:
+                return await self._exchange(self._opened(), way, member, method, target, headers, body)
+            except _NoAnswer:
+                if not way.is_kept:
+                    raise
+            # others that are kept may have ended as well
+            async with self._session_of(keeps=False) as session:
+                return await self._exchange(session, way, member, method, target, headers, body)
+
+    async def _exchange(
+        self,
+        session: aiohttp.ClientSession,
+        way: _Way,
+        member: str,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
     ) -> PeerAnswer:
         sent = dict(headers)
         if body:
@@ -138,17 +176,15 @@ class PeerClient:
             sent["Content-Length"] = str(len(body))
         signed = self._signer.sign(member, method, target, sent)
         sent["Authorization"] = signed.authorization
-        async with (
-            asyncio.timeout(patience),
-            self._opened().request(
-                method,
-                URL(f"{member}{target}", encoded=True),
-                headers=sent,
-                data=body or None,
-                allow_redirects=False,
-                server_hostname=self._tls_name,
-            ) as response,
-        ):
+        async with session.request(
+            method,
+            URL(f"{member}{target}", encoded=True),
+            headers=sent,
+            data=body or None,
+            allow_redirects=False,
+            server_hostname=self._tls_name,
+            trace_request_ctx=way,
+        ) as response:
             content = await response.content.read(_LARGEST + 1)
             while len(content) <= _LARGEST and (more := await response.content.read(_LARGEST)):
                 content += more
@@ -163,18 +199,45 @@ class PeerClient:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(
-                ssl=self._tls if self._tls is not None else False, limit=0, keepalive_timeout=_IDLE, use_dns_cache=False
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect),
-                auto_decompress=False,
-                trust_env=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": "mirror"},
-            )
+            self._session = self._session_of(keeps=True)
         return self._session
+
+    def _session_of(self, *, keeps: bool) -> aiohttp.ClientSession:
+        """`keeps`: connections stay open for the next requests."""
+        connector = aiohttp.TCPConnector(
+            ssl=self._tls if self._tls is not None else False,
+            limit=0,
+            use_dns_cache=False,
+            **({"keepalive_timeout": _IDLE} if keeps else {"force_close": True}),
+        )
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_note_kept)
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect),
+            auto_decompress=False,
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "mirror"},
+            middlewares=[_send_once],
+            trace_configs=[trace],
+        )
+
+
+async def _note_kept(
+    _session: aiohttp.ClientSession, context: SimpleNamespace, _event: aiohttp.TraceConnectionReuseconnParams
+) -> None:
+    context.trace_request_ctx.is_kept = True
+
+
+async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Raises `_NoAnswer` instead of the errors after which aiohttp sends some requests again, as they were signed: they
+    may have been taken, and on another connection that was kept they may fail like this again.
+    """
+    try:
+        return await handler(request)
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+        raise _NoAnswer(str(error)) from error
 
 
 def _reason(error: BaseException) -> str:

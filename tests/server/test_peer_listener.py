@@ -397,6 +397,95 @@ def test_a_peer_that_answers_garbage_is_left_alone(tmp_path: Path) -> None:
         assert asyncio.run(run(answer))[0] is PeerSilent
 
 
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("method", "target"), [("GET", _BLOB), ("POST", "/peer/v1/notice")])
+def test_a_kept_connection_that_has_ended_is_no_failure(
+    tmp_path: Path, method: str, target: str, *, resets: bool
+) -> None:
+    """As after a restart of the member: it is asked again on a new connection, by a request that is signed anew."""
+
+    async def attack(listener: PeerListener, verbs: _Verbs) -> None:
+        accepted, together = 0, asyncio.Event()
+
+        async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal accepted
+            accepted += 1
+            if accepted == 2:
+                together.set()
+            # two connections are kept
+            await together.wait()
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            far_writer.write(await _message(reader))
+            writer.write(await _message(far_reader))
+            if again := await _message(reader):
+                # it is taken, and its answer is lost: it must not be sent as it was signed
+                far_writer.write(again)
+                await _message(far_reader)
+            far_writer.close()
+            if resets:
+                writer.transport.abort()
+            writer.close()
+
+        server = await asyncio.start_server(between, "127.0.0.1", 0)
+        middle = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = PeerClient(_signer_for(listener, middle), health := PeerHealth(), head=60.0)
+        body = b"{}" if method == "POST" else b""
+        asked = [client.call(middle, "test", method, target, body=body) for _ in range(3)]
+        first = await asyncio.gather(*asked[:2])
+        assert (await asked[2]).status == first[0].status == first[1].status
+        assert accepted == 3
+        assert health.state(middle).up
+        assert len(verbs.seen) == 4, "what was taken is not signed anew"
+        await client.aclose()
+        server.close()
+
+    _attack(tmp_path, attack)
+
+
+def test_a_new_connection_that_ends_is_a_failure(tmp_path: Path) -> None:
+    async def attack(listener: PeerListener, verbs: _Verbs) -> None:
+        accepted = 0
+
+        async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal accepted
+            accepted += 1
+            await _message(reader)
+            writer.close()
+
+        server = await asyncio.start_server(end, "127.0.0.1", 0)
+        middle = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = PeerClient(_signer_for(listener, middle), health := PeerHealth(), head=60.0)
+        with pytest.raises(PeerSilent, match="Server disconnected"):
+            await client.call(middle, "test", "GET", _BLOB)
+        assert accepted == 1
+        assert not health.state(middle).up
+        await client.aclose()
+        server.close()
+
+    _attack(tmp_path, attack)
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    """The next request or answer of a connection; empty at its end."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return b""
+    length = re.search(rb"Content-Length: (\d+)", head)
+    return head + (await reader.readexactly(int(length[1])) if length else b"")
+
+
+def _signer_for(listener: PeerListener, middle: str) -> PeerSigner:
+    """What is signed for the listener comes to it by somebody between."""
+
+    class _ForTheMember(PeerSigner):
+        def sign(self, member: str, method: str, target: str, headers: Mapping[str, str]) -> SignedCall:
+            assert member == middle
+            return super().sign(listener.address, method, target, headers)
+
+    return _ForTheMember("mirror", SENDER, ClusterSecrets(listener.secret_file))
+
+
 def test_an_answer_that_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
     async def attack(listener: PeerListener, verbs: _Verbs) -> None:
         replaced = b""
@@ -412,15 +501,8 @@ def test_an_answer_that_was_changed_on_the_way_is_refused(tmp_path: Path) -> Non
             far_writer.close()
 
         server = await asyncio.start_server(between, "127.0.0.1", 0)
-        # what is signed for the member comes to it by somebody between
         middle = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-
-        class _ForTheMember(PeerSigner):
-            def sign(self, member: str, method: str, target: str, headers: Mapping[str, str]) -> SignedCall:
-                assert member == middle
-                return super().sign(listener.address, method, target, headers)
-
-        signer = _ForTheMember("mirror", SENDER, ClusterSecrets(listener.secret_file))
+        signer = _signer_for(listener, middle)
         for was, fails in ((b"", False), (b"200 OK", True), (b"blob ", True)):
             replaced = was
             client = PeerClient(signer, PeerHealth())
