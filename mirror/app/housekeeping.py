@@ -134,6 +134,10 @@ async def run_housekeeping(config: Config, storage: Storage) -> None:
 
 
 async def _sweep(config: Config, storage: Storage) -> None:
+    # first of all: a store of which a folder cannot be swept for days is still in use. If Redis does not answer, the
+    # index says so
+    with suppress(IndexUnavailable):
+        await _sweep_redis(config, storage)
     swept = await asyncio.to_thread(sweep_and_report, config, storage.layout, keep=config.store.partials_max_age)
     if swept.partials or swept.strays:
         telemetry.log.info("leftover files deleted", partials=swept.partials, strays=swept.strays, bytes=swept.bytes)
@@ -143,9 +147,6 @@ async def _sweep(config: Config, storage: Storage) -> None:
     # while the bucket is down, nothing can be repaired in it
     with suppress(BucketUnavailable):
         telemetry.HOSTED_DAMAGED.set(await asyncio.to_thread(restore_hosted, storage.evictable, storage.hosted.blobs))
-    # if Redis does not answer, the index says so
-    with suppress(IndexUnavailable):
-        await _sweep_redis(config, storage)
     # pins are read even if nothing is evicted, so that a damaged one is reported before an eviction needs it
     with suppress(StoreError):
         await asyncio.to_thread(storage.eviction.pinned.digests, time.time())
