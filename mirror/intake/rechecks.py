@@ -1,12 +1,13 @@
 """Blobs that are read again in the background, because somebody has pushed an image that was here already.
 
     ask() ──> waiting ──> read and hashed, at a limited rate ──┬── right ──> not read again for an hour
-                └── too many wait: left to the scrub           ├── wrong ──> read once more, and set aside
-                                                               └── gone, or cannot be read ──> left as it is
+                └── too many wait: left to the scrub           ├── wrong, or unreadable ──> once more, and set aside
+                                                               └── gone, or another error ──> left as it is
 
 Clients ask by HEAD which blobs an image still lacks, and do not send those that are here. So damage that nobody has
 found yet would not be repaired by a push either. Whoever pushes the same image under the same tag once more may want
-just that: what is damaged is out of service soon, and the next push sends it.
+just that: what is damaged is out of service soon, and the next push sends it. What the disk cannot read is damaged as
+well, as it is for a pull.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Final
 
 from mirror import telemetry
 from mirror.aio.caches import TtlCache
+from mirror.aio.cancellation import raise_if_cancelled
 from mirror.aio.singleflight import cancel_and_wait
 from mirror.aio.threads import uninterrupted
 from mirror.aio.token_bucket import TokenBucket
-from mirror.errors import BlobUnknown, StoreError
+from mirror.errors import BlobUnknown, BlobUnreadable, StoreError
 from mirror.intake.integrity import Integrity
 from mirror.oci.digest import Digest, hasher
 from mirror.ports import BlobReader, Blobs, SupportsReadOnce
@@ -60,12 +62,15 @@ class Rechecks:
         self._waiting: dict[Digest, None] = {}
         self._right: TtlCache[Digest, bool] = TtlCache(_MOST_BELIEVED, _BELIEVED, clock, name="blobs read again")
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Rechecks {len(self._waiting)} waiting>"
 
     def ask(self, digests: Iterable[Digest]) -> None:
-        """Lets these blobs be read again. Returns at once."""
+        """Lets these blobs be read again. Returns at once; does nothing once this has ended."""
+        if self._closed:
+            return
         for digest in digests:
             if digest not in self._right and len(self._waiting) < _MOST_WAITING:
                 self._waiting[digest] = None
@@ -76,17 +81,28 @@ class Rechecks:
         while self._waiting:
             digest = next(iter(self._waiting))
             try:
-                if await self._is_right(digest):
-                    self._right[digest] = True
-                else:
-                    await self._integrity.recheck(digest)
-            except BlobUnknown:
-                # deleted, or set aside meanwhile
-                continue
-            except StoreError as error:
-                telemetry.log.warning("blob cannot be read", digest=str(digest), reason=str(error))
+                await self._check(digest)
+            except (Exception, asyncio.CancelledError) as error:
+                raise_if_cancelled(error)
+                # go on after any error: others wait behind this one
+                telemetry.log.exception("recheck crashed", digest=str(digest))
             finally:
                 self._waiting.pop(digest, None)
+
+    async def _check(self, digest: Digest) -> None:
+        try:
+            if await self._is_right(digest):
+                self._right[digest] = True
+                return
+        except BlobUnknown:
+            # deleted, or set aside meanwhile
+            return
+        except BlobUnreadable:
+            pass
+        except StoreError as error:
+            telemetry.log.warning("blob cannot be read", digest=str(digest), reason=str(error))
+            return
+        await self._integrity.recheck(digest)
 
     async def _is_right(self, digest: Digest) -> bool:
         """Raises `BlobUnknown`, `StoreError`."""
@@ -103,6 +119,7 @@ class Rechecks:
 
     async def aclose(self) -> None:
         """Ends: what waits is left to the scrub. Repeatable."""
+        self._closed = True
         self._waiting.clear()
         if self._task is not None:
             await cancel_and_wait(self._task)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from mirror.aio.background import BackgroundTasks
 from mirror.aio.singleflight import SingleFlight
+from mirror.errors import BlobUnreadable
 from mirror.intake import rechecks
 from mirror.intake.integrity import Integrity
 from mirror.intake.rechecks import Rechecks
@@ -26,16 +29,33 @@ from tests.support.stepped_time import SteppedTime
 _MIB = 1 << 20
 
 
+class _Torn(LocalReader):
+    """A file whose bytes the disk cannot read."""
+
+    def pread(self, size: int, offset: int) -> bytes:
+        raise BlobUnreadable("reading a blob: Input/output error")
+
+    pread_once = pread
+
+
 class _Contents(LocalContents):
-    """Counts what is opened."""
+    """Counts what is opened. Those in `torn` cannot be read; those in `failing` raise an error of ours."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
         self.opened: list[Digest] = []
+        self.torn: set[Digest] = set()
+        self.failing: dict[Digest, type[BaseException]] = {}
 
     def open(self, digest: Digest) -> tuple[BlobInfo, LocalReader]:
         self.opened.append(digest)
-        return super().open(digest)
+        if kind := self.failing.get(digest):
+            raise kind
+        info, reader = super().open(digest)
+        if digest not in self.torn:
+            return info, reader
+        with closing(reader):
+            return info, _Torn(os.dup(reader.fileno()))
 
 
 @dataclass
@@ -89,6 +109,29 @@ async def test_what_is_wrong_is_set_aside_and_nothing_else(make: Callable[[float
     assert site.names.hosted(right).size == 5
 
 
+async def test_what_the_disk_cannot_read_is_set_aside(make: Callable[[float | None], _Site]) -> None:
+    """As a pull would do: otherwise the client that pushes it again is told that it is here."""
+    site = make(None)
+    torn, right = site.put(b"torn"), site.put(b"right")
+    site.contents.torn.add(torn)
+    site.rechecks.ask([torn, right])
+    await site.ended()
+    assert [blob.digest for blob in site.names.damaged()] == [torn]
+    assert site.names.hosted(right).size == 5
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, asyncio.CancelledError])
+async def test_an_error_with_one_does_not_stop_the_others(
+    make: Callable[[float | None], _Site], kind: type[BaseException]
+) -> None:
+    site = make(None)
+    failing, wrong = site.put(b"failing"), site.put(b"wrong", damaged=True)
+    site.contents.failing[failing] = kind
+    site.rechecks.ask([failing, wrong])
+    await site.ended()
+    assert [blob.digest for blob in site.names.damaged()] == [wrong]
+
+
 async def test_what_is_right_is_not_read_again_for_an_hour(make: Callable[[float | None], _Site]) -> None:
     site = make(None)
     digest = site.put(b"right")
@@ -119,5 +162,7 @@ async def test_few_wait_and_none_when_the_mirror_stops(
     await until(lambda: site.time.sleeping == 1)
     await site.rechecks.aclose()
     assert len(site.contents.opened) == 1
+    # a push whose thread comes to its end only now
+    site.rechecks.ask([site.put(b"late")])
     assert "0 waiting" in repr(site.rechecks)
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "blobs read again"]
