@@ -158,7 +158,9 @@ class UploadBroken(RequestError):
 
 
 class TooManyUploads(RequestError):
-    """Too many upload sessions are open, in all or for this caller."""
+    """Too many upload sessions are open, in all or for this caller, or manifests that are being pushed take too much
+    memory.
+    """
 
 
 class Unsupported(RequestError):

@@ -45,7 +45,9 @@ def test_the_longest_is_dropped() -> None:
 
 
 def test_what_is_whole_is_kept_until_it_is_worked_on() -> None:
-    """Nobody whose manifest is whole is dropped: who comes then is to ask again."""
+    """Nobody whose manifest is whole is dropped: who comes then is to ask again. Nor is one that is still coming, since
+    that would not make enough room.
+    """
     held, connections = HeldBodies(1000), [_Connection() for _ in range(3)]
     first, second, third = connections
     held.grow(first, 900)
@@ -54,8 +56,11 @@ def test_what_is_whole_is_kept_until_it_is_worked_on() -> None:
     with pytest.raises(TooManyUploads):
         held.grow(third, 200)
     held.leave(third)
-    assert ([each.reasons for each in connections], held.size) == ([[], ["memory"], []], 900)
+    assert ([each.reasons for each in connections], held.size) == ([[], [], []], 950)
+    held.grow(third, 75)
+    assert ([each.reasons for each in connections], held.size) == ([[], ["memory"], []], 975)
     held.leave(first)
+    held.leave(third)
     assert held.size == 0
 
 

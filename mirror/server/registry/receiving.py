@@ -81,8 +81,8 @@ class HeldBodies:
 
         begun ── a piece has come ──> grows ──┬── whole ──> kept until it is worked on ──> left
                                               ├── broken off ────────────────────────────> left
-                                              └── all together are too large ──┬── the longest is dropped ("memory")
-                                                                               └── this one is ──> `TooManyUploads`
+                                              └── too large ──┬── for what is whole: this one ends (`TooManyUploads`)
+                                                              └── for all others: the longest is dropped ("memory")
     """
 
     def __init__(self, most: int = _MOST_HELD) -> None:
@@ -91,7 +91,7 @@ class HeldBodies:
         #: Bodies that are still coming, in the order in which they began, and those that are whole, with their sizes.
         self._coming: dict[Sending, int] = {}
         self._whole: dict[Sending, int] = {}
-        self.size = 0
+        self._whole_size = self.size = 0
 
     def __repr__(self) -> str:
         bodies = f"{len(self._coming)} coming, {len(self._whole)} whole"
@@ -99,23 +99,27 @@ class HeldBodies:
 
     def grow(self, connection: Sending, count: int) -> None:
         """The body of this connection has so many more bytes. While all bodies together are too large, drops the
-        connections whose bodies began before this one. Raises `TooManyUploads` if there are none, and others are whole.
+        connections whose bodies began before this one. Raises `TooManyUploads` if those that are whole leave no room
+        for this one: nobody else is dropped for it then.
         """
         self._coming[connection] = self._coming.get(connection, 0) + count
         self.size += count
+        if self._whole and self._whole_size + self._coming[connection] > self._most:
+            raise TooManyUploads("too many manifests are being pushed at this moment")
         while self.size > self._most and (longest := next(iter(self._coming))) is not connection:
             self.leave(longest)
             longest.drop("memory")
-        if self.size > self._most and self._whole:
-            raise TooManyUploads("too many manifests are being pushed at this moment")
 
     def arrived(self, connection: Sending) -> None:
         """The body of this connection is whole; it stays in memory until `leave`."""
-        self._whole[connection] = self._coming.pop(connection, 0)
+        size = self._whole[connection] = self._coming.pop(connection, 0)
+        self._whole_size += size
 
     def leave(self, connection: Sending) -> None:
         """The body of this connection is in memory no more. Repeatable."""
-        self.size -= self._coming.pop(connection, 0) + self._whole.pop(connection, 0)
+        whole = self._whole.pop(connection, 0)
+        self._whole_size -= whole
+        self.size -= self._coming.pop(connection, 0) + whole
 
 
 class Receiver:
