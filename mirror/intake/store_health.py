@@ -39,9 +39,11 @@ class StoreHealth:
         if isinstance(error, BlobTooLarge):
             # the store is not failing, and will never take this blob
             telemetry.log.warning("blob larger than store", blob=str(what), reason=str(error))
-        elif self._failing_since is None:
+            return
+        # also if it fails for another reason as well: a record then proves too little
+        self._is_full |= isinstance(error, StoreFull)
+        if self._failing_since is None:
             self._failing_since = self._now()
-            self._is_full = isinstance(error, StoreFull)
             telemetry.STORE_FAILING.inc()
             telemetry.log.error("store failed", first=str(what), reason=str(error))
 
