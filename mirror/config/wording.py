@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -104,7 +104,13 @@ def meant_setting(root: type[BaseModel], where: Sequence[int | str]) -> str:
     if similar := get_close_matches(name, _names(table), 1, _SIMILAR):
         return f"; did you mean {similar[0]}?"
     elsewhere = [section for section, inner in _names(root).items() if inner is not None and name in _names(inner)]
-    return f"; there is one in [{elsewhere[0]}]" if len(elsewhere) == 1 else ""
+    return f"; there is one in {_header(root, elsewhere[0])}" if len(elsewhere) == 1 else ""
+
+
+def _header(root: type[BaseModel], name: str) -> str:
+    """The header of a table, or of one of several."""
+    fields = {field.alias or each: field for each, field in root.model_fields.items()}
+    return f"[[{name}]]" if get_origin(fields[name].annotation) is list else f"[{name}]"
 
 
 def _names(table: type[BaseModel]) -> Mapping[str, type[BaseModel] | None]:

@@ -734,6 +734,7 @@ def test_a_file_that_cannot_be_read_is_told_with_the_reason(tmp_path: Path, name
 def test_what_was_meant(tmp_path: Path) -> None:
     """A slip of the keys, and a setting below the wrong heading; nothing is guessed about others."""
     text = """
+        endpoints = []
         [servr]
         [server]
         listn = ["127.0.0.1:0"]
@@ -747,6 +748,7 @@ def test_what_was_meant(tmp_path: Path) -> None:
         cafile = "ca.pem"
         """
     assert sorted(_mistakes(tmp_path, text)) == [
+        "endpoints: no such setting; there is one in [[upstream]]",
         "server.capacity: no such setting; there is one in [store]",
         "server.frobnicate: no such setting",
         "server.listn: no such setting; did you mean listen?",
