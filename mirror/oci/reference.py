@@ -51,7 +51,7 @@ def check_registry(host: str) -> str:
         if "/" in host:
             why = "; write the name alone, such as docker.io, without https:// and without a path"
         elif _REGISTRY.fullmatch(host.lower()):
-            why = "; it has no capital letters"
+            why = "; write it in small letters"
         raise NameInvalid(f"not the name of a registry: {host[:80]!r}{why}")
     return host
 

@@ -773,7 +773,7 @@ def test_addresses_and_names_that_are_nearly_right(tmp_path: Path) -> None:
         "server.listen[1]: 70000 is no port: the highest is 65535",
         "server.listen[2]: no address: ':5000'; all addresses of this machine are 0.0.0.0:5000",
         "server.listen[3]: no address: '5000'; all addresses of this machine are 0.0.0.0:5000",
-        "hosted[1].name: not the name of a registry: 'Corp'; it has no capital letters",
+        "hosted[1].name: not the name of a registry: 'Corp'; write it in small letters",
         "upstream[1].name: not the name of a registry: 'https://registry-1.docker.io'; write the name alone",
     ):
         assert [one for one in mistakes if one.startswith(beginning)], mistakes
