@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from mirror.oci.digest import Digest
 from mirror.oci.manifest import ACCEPT, DOCKER_MANIFEST, LARGEST, OCI_INDEX, OCI_MANIFEST, Descriptor
 from mirror.ports import Body, Upstream
 from mirror.upstream.credentials.source import Credentials, GivenCredentials
+from mirror.upstream.http.body import describe
 from mirror.upstream.http.page_file import ListBounds
 from mirror.upstream.http.proxies import Proxies
 from mirror.upstream.http.transport import Endpoint
@@ -947,6 +949,12 @@ async def test_a_scheme_that_is_not_the_registrys(build: Build) -> None:
             [health] = upstream.health()
             assert health.state != "ok"
             assert "does not speak TLS" in health.reason
+
+
+def test_tls_that_ends_in_a_body_is_not_said_to_end_before() -> None:
+    """OpenSSL gives no reason then, whatever was under way."""
+    said = describe(ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol (_ssl.c:1)"))
+    assert said == "TLS failed: the connection ended"
 
 
 async def test_the_health_says_why(registry: FakeRegistry, build: Build) -> None:

@@ -33,10 +33,12 @@ def no_tls(error: ssl.SSLError) -> str:
     """Why there is no TLS connection, in words. `errno` of such an error is a number of OpenSSL, which `os.strerror`
     takes for one of the kernel: «Operation not permitted».
     """
-    if error.reason in _NOT_TLS:
+    # Python sets it only for errors of OpenSSL
+    found = getattr(error, "reason", None)
+    if found in _NOT_TLS:
         return "the other side does not speak TLS; should the URL begin with http://?"
-    reason = (error.reason or "").replace("_", " ").lower()
-    return f"TLS failed: {reason or 'the connection ended in the handshake'}"
+    reason = (found or "").replace("_", " ").lower()
+    return f"TLS failed: {reason or 'the connection ended'}"
 
 
 def check_literal(bounds: UrlBounds, host: str) -> None:
