@@ -69,11 +69,15 @@ class MetricsPage:
         render: Callable[[], bytes],
         *,
         clock: Callable[[], float] = time.monotonic,
+        worked: Callable[[], float] = time.thread_time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        """`render` blocks. `clock` counts seconds."""
+        """`render` blocks. `clock` counts seconds; `worked`, in the thread that calls it, those of its work alone: on
+        a machine that is overloaded, a rest must not last until whoever asks has given up.
+        """
         self._render = render
         self._clock = clock
+        self._worked = worked
         self._sleep = sleep
         #: For nothing else: all other threads may be waiting for a disk that hangs, which the metrics must show.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
@@ -100,12 +104,15 @@ class MetricsPage:
             return self._text
 
     async def _make(self) -> None:
-        began = self._clock()
-        if began < self._rests_until:
-            await self._sleep(self._rests_until - began)
-            began = self._clock()
+        if (rest := self._rests_until - self._clock()) > 0:
+            await self._sleep(rest)
         asked = self._asked
-        self._text = await asyncio.get_running_loop().run_in_executor(self._thread, self._render)
+        self._text, worked = await asyncio.get_running_loop().run_in_executor(self._thread, self._timed)
         self._answered = asked
-        ended = self._clock()
-        self._rests_until = ended + _REST * (ended - began)
+        self._rests_until = self._clock() + _REST * worked
+
+    def _timed(self) -> tuple[bytes, float]:
+        """Blocking: the text, and how many seconds of work it was."""
+        began = self._worked()
+        text = self._render()
+        return text, self._worked() - began

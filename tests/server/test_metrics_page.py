@@ -61,13 +61,34 @@ async def test_it_rests_between() -> None:
         rests.append(seconds)
         now += seconds
 
-    page = MetricsPage(render, clock=lambda: now, sleep=sleep)
+    page = MetricsPage(render, clock=lambda: now, worked=lambda: now, sleep=sleep)
     for _ in range(3):
         await page(_REQUEST)
     assert rests == [6.0, 6.0]
     now += 6.0
     await page(_REQUEST)
     assert rests == [6.0, 6.0]
+
+
+async def test_it_rests_from_its_own_work_alone() -> None:
+    """Where everything takes long, as on an overloaded machine, two who ask in turn do not wait for each other's."""
+    now = worked = 0.0
+    rests = list[float]()
+
+    def render() -> bytes:
+        nonlocal now, worked
+        now, worked = now + 9.0, worked + 0.5
+        return b"x"
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        rests.append(seconds)
+        now += seconds
+
+    page = MetricsPage(render, clock=lambda: now, worked=lambda: worked, sleep=sleep)
+    await page(_REQUEST)
+    await page(_REQUEST)
+    assert rests == [1.5]
 
 
 async def test_an_error_is_that_of_one() -> None:
