@@ -224,6 +224,18 @@ async def test_all_tables_together_are_bounded() -> None:
     assert table.here.weight < before
 
 
+async def test_the_first_table_leaves_room_for_the_others() -> None:
+    """It may be full of answers that stand when the first client comes at another address."""
+    table = _Table(most_bytes=500_000)
+    for number in range(50):
+        table.put(b"%d" % number, _written(b"x" * 10_000))
+    other = table.ready.listener("there")
+    assert other is not None
+    for number in range(50):
+        table.ready.put(other, b"%d" % number, table.offer(), _written(b"x" * 10_000))
+    assert abs(len(other.entries) - len(table.here.entries)) <= 2
+
+
 @pytest.mark.parametrize(
     "written",
     [

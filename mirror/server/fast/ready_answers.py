@@ -31,8 +31,9 @@ What an answer depends on, and how an entry follows it:
     answers
 
 The table of a listener has at most `MOST` entries, and all tables together `MOST_BYTES` bytes, with all that entries
-keep alive; when it is full the oldest entry goes, and if it has none that of the largest table: clients choose at which
-address they come. Entries that have ended are removed when they are asked for, or with the next one that is put.
+keep alive: clients choose at which address they come. The oldest entry of a full table goes, and for bytes that of the
+largest table, so none takes the room of all others. Entries that have ended are removed when they are asked for, or
+with the next one that is put.
 """
 
 from __future__ import annotations
@@ -210,9 +211,11 @@ class ReadyAnswers:
         entries = listener.entries
         while entries and not entries[oldest := next(iter(entries))].stands():
             listener.drop(oldest)
-        while len(entries) >= self._most or self._weight() + entry.weight > self._most_bytes:
-            full = listener if entries else max(self._listeners.values(), key=lambda each: each.weight)
-            full.drop(next(iter(full.entries)))
+        while len(entries) >= self._most:
+            listener.drop(next(iter(entries)))
+        while self._weight() + entry.weight > self._most_bytes:
+            largest = max(self._listeners.values(), key=lambda each: each.weight)
+            largest.drop(next(iter(largest.entries)))
         entries[request] = entry
         listener.weight += entry.weight
 
