@@ -30,6 +30,8 @@ from mirror.values.sizes import parse_capacity, parse_size
 
 T = TypeVar("T")
 
+#: The beginning of a list in JSON, or of its first text: an address such as `[::1]:5000` has no quotes.
+_QUOTED: Final = re.compile(r"""[\[\s]*["']""")
 _NUMBER: Final = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
 
 
@@ -79,10 +81,13 @@ def listen(text: str) -> str:
 
 def split(value: object) -> object:
     """The parts of a comma-separated string, since `a,b` in an environment variable is easier to write than JSON; none
-    of an empty one. Anything else is returned as it is.
+    of an empty one. Anything else is returned as it is. Raises `ValueError` for text that was meant as JSON.
     """
     if not isinstance(value, str):
         return value
+    if _QUOTED.match(value):
+        # its parts, with quotes, would be values that match nothing
+        raise ValueError('neither a list in JSON, such as ["a", "b"], nor values with commas between them')
     return [part.strip() for part in value.split(",")] if value.strip() else []
 
 

@@ -210,6 +210,9 @@ def test_lists_of_the_environment(setting: _Setting, monkeypatch: pytest.MonkeyP
     else:
         with pytest.raises(ValidationError, match="at least 1 item"):
             _in_environment(setting, "", monkeypatch)
+    for slip in ('["a"', '["a",]', "['a']", '"a","b"', '[["a"'):
+        with pytest.raises(ValidationError, match="neither a list in JSON"):
+            _in_environment(setting, slip, monkeypatch)
 
 
 @pytest.mark.parametrize("setting", [each for each in NAMED if bool in _parts(each.field.annotation)], ids=str)
