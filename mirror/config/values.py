@@ -131,6 +131,8 @@ def bucket(text: str) -> str:
 
 def image_pattern(text: str) -> str:
     ImagePattern(text)
+    name = text.partition("@")[0]
+    _check_matches(name if "/" in name else name.partition(":")[0], text)
     return text
 
 
@@ -167,9 +169,14 @@ def issuer_name(text: str) -> str:
 
 
 def route_pattern(text: str) -> str:
-    if "/" not in text and "**" not in text:
-        raise ValueError(f"{text!r} matches nothing: write registry/name (* matches within one part, ** anything)")
+    _check_matches(text, text)
     return text
+
+
+def _check_matches(name: str, text: str) -> None:
+    """Raises `ValueError` if `name` can be no pattern of `registry/name`; `text` is all that was written."""
+    if "/" not in name and "**" not in name:
+        raise ValueError(f"{text!r} matches nothing: write registry/name (* matches within one part, ** anything)")
 
 
 def name_pattern(text: str) -> str:

@@ -758,6 +758,16 @@ def test_what_was_meant(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("pattern", ["nginx", "nginx:1.27", "*", f"nginx@sha256:{'0' * 64}", "docker.io:**"])
+def test_images_that_no_repository_has(tmp_path: Path, pattern: str) -> None:
+    """A list that denies nothing is not taken silently."""
+    [mistake] = _mistakes(tmp_path, f'[content]\ndeny = ["{pattern}"]')
+    assert mistake == (
+        f"content.deny[1]: '{pattern}' matches nothing: write registry/name (* matches within one part, ** anything)"
+    )
+    assert _mistakes(tmp_path, f'[content]\ndeny = ["**@sha256:{"0" * 64}", "**", "**:1", "docker.io/**:1"]') == []
+
+
 def test_addresses_and_names_that_are_nearly_right(tmp_path: Path) -> None:
     """The message says what is wrong with them."""
     text = """
