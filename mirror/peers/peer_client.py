@@ -236,7 +236,7 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
     """
     try:
         return await handler(request)
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError) as error:
         raise _NoAnswer(str(error)) from error
 
 

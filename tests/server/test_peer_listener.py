@@ -10,12 +10,15 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
+import aiohttp
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from mirror.peers import peer_client
 from mirror.peers.members import ClusterMembers
 from mirror.peers.peer_client import PeerClient, PeerSilent
 from mirror.peers.peer_health import PeerHealth
@@ -438,6 +441,30 @@ def test_a_kept_connection_that_has_ended_is_no_failure(
         assert len(verbs.seen) == 4, "what was taken is not signed anew"
         await client.aclose()
         server.close()
+
+    _attack(tmp_path, attack)
+
+
+def test_a_kept_connection_that_ends_as_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the request can be written then."""
+    note_kept = peer_client._note_kept
+
+    async def abort(session: aiohttp.ClientSession, context: SimpleNamespace, event: Any) -> None:
+        await note_kept(session, context, event)
+        assert session.connector is not None
+        for taken in session.connector._acquired:
+            assert isinstance(taken.transport, asyncio.Transport)
+            taken.transport.abort()
+
+    monkeypatch.setattr(peer_client, "_note_kept", abort)
+
+    async def attack(listener: PeerListener, verbs: _Verbs) -> None:
+        client = PeerClient(listener.signer(), health := PeerHealth(), head=60.0)
+        for _ in range(2):
+            assert (await client.call(listener.address, "test", "GET", _BLOB)).status == 200
+        assert health.state(listener.address).up
+        assert len(verbs.seen) == 2
+        await client.aclose()
 
     _attack(tmp_path, attack)
 
