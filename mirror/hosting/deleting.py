@@ -365,8 +365,14 @@ class Deleting:
         with self._back_on_errors(repo, waiting):
             needed = self._named(repo, waiting, catalog.manifest_digests(repo))
         self._put_links_back(repo, {digest: waiting.pop(digest) for digest in needed})
-        removed = [digest for digest, each in waiting.items() if self._remove(repo, each)]
-        self._unlink(repo, removed)
+        removed: list[Digest] = []
+        try:
+            for digest, each in waiting.items():
+                if self._remove(repo, each):
+                    removed.append(digest)
+        finally:
+            # also if another one cannot be removed: what is gone must count no more
+            self._unlink(repo, removed)
         return waiting.keys() - removed
 
     def _let_wait(self, repo: Repo, digest: Digest, caller: str) -> _Waiting | None:

@@ -78,6 +78,34 @@ async def test_what_a_manifest_names_that_comes_meanwhile_stays(world: HostedWor
     assert await read_blob(repository, Digest.of(b"layer")) == b"layer"
 
 
+def test_what_is_gone_counts_no_more_if_the_rest_fails(world: HostedWorld) -> None:
+    """The disk fails between two of several links."""
+    world.records = Hooked(world.records)
+    verbs, blobs = world.verbs(), [Digest.of(each) for each in _layers(2)]
+    for digest, layer in zip(blobs, _layers(2), strict=True):
+        world.blobs.put(digest, layer)
+        verbs.links.make(TEAM, digest, len(layer))
+    calls_left = 3
+
+    def written() -> None:
+        nonlocal calls_left
+        calls_left -= 1
+        if calls_left:
+            world.records.after("put_link", written)
+        else:
+            world.records.fail("put_link", StoreError("the disk cannot be written"))
+
+    # two links wait, and one has become a mark
+    world.records.after("put_link", written)
+    with pytest.raises(StoreError):
+        verbs.deleting.delete_blobs(TEAM, blobs, "user:root")
+    states = {digest: world.records.link(TEAM, digest).record.state for digest in blobs}
+    assert set(states.values()) == {LinkState.LINKED, LinkState.REMOVED}
+    assert {digest for _, digest in world.accounts.noted} == {
+        digest for digest, state in states.items() if state is LinkState.LINKED
+    }
+
+
 async def test_a_manifest_that_cannot_be_read_keeps_all_links(world: HostedWorld) -> None:
     """It may name any of them."""
     [repository] = world.open(TEAM)
