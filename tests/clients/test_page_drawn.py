@@ -545,7 +545,16 @@ def test_everything_written_can_be_read(opened: _Drawn) -> None:
         {
             "name": state,
             "state": state,
-            "endpoints": [{"url": url, "state": state, "failures": 0, "retry_in": 0.0, "credentials": None}],
+            "endpoints": [
+                {
+                    "url": url,
+                    "state": state,
+                    "failures": 0,
+                    "retry_in": 0.0,
+                    "reason": None if state == "ok" else "503",
+                    "credentials": None,
+                }
+            ],
             "budget": None,
         }
         for state, url in states
