@@ -27,7 +27,7 @@ from mirror.config import Config
 from mirror.errors import BucketUnavailable, IndexUnavailable, MirrorError, StoreError
 from mirror.eviction.forgetting import Forgetting, Forgotten, forget_old
 from mirror.eviction.giving_way import GivesWay
-from mirror.eviction.reconcile import reconcile
+from mirror.eviction.reconcile import drop_loose_links, reconcile
 from mirror.eviction.scrub import Owner, Scrub, scrub_when_due
 from mirror.graph.damage import restore_hosted
 from mirror.graph.manifests import has_blob
@@ -278,11 +278,7 @@ async def _resume_parts(note: Mapping[str, object], router: Router) -> None:
 
 
 async def forget_when_due(config: Config, storage: Storage, now: Callable[[], float]) -> None:
-    """Walks over all records once a day, if anything is to be forgotten. One process of this disk does it. `now`: see
-    `open_forgetting`.
-    """
-    if not config.store.forget_after:
-        return
+    """Walks over all records and links once a day. One process of this disk does it. `now`: see `open_forgetting`."""
     forgetting = open_forgetting(config, storage, now)
     due_at = time.monotonic() + _FORGET_FIRST
 
@@ -315,9 +311,15 @@ class RecordForgetting:
     give_way: GivesWay
 
     async def walk(self) -> Forgotten:
-        """Looks at all records, and forgets what is old. Raises `StoreError`."""
-        evictor = self.storage.eviction.evictor
-        return await forget_old(self.forgetting, self.storage.index, evictor.turn, give_way=self.give_way)
+        """Looks at all records, and forgets what is old, and at all links in the index. Raises `StoreError`."""
+        index, evictor = self.storage.index, self.storage.eviction.evictor
+        forgotten = await forget_old(self.forgetting, index, evictor.turn, give_way=self.give_way)
+        # if the index does not answer, the next walk goes on
+        with suppress(IndexUnavailable):
+            await drop_loose_links(
+                index, _looks(self.storage), growing=self.storage.store.growing, give_way=self.give_way
+            )
+        return forgotten
 
 
 def open_forgetting(config: Config, storage: Storage, now: Callable[[], float]) -> RecordForgetting:
@@ -338,7 +340,7 @@ def open_forgetting(config: Config, storage: Storage, now: Callable[[], float]) 
 
 
 def _looks(storage: Storage) -> Callable[[Repo, Digest], bool]:
-    """Says whether a manifest is on the disk or, if cached content is kept there as well, in the bucket."""
+    """Says whether a blob is on the disk or, if cached content is kept there as well, in the bucket."""
     cache = storage.bucket_cache
 
     def is_here(repo: Repo, digest: Digest) -> bool:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -90,6 +90,47 @@ class Reconciled:
 async def is_whole(index: ContentIndex) -> bool:
     """True if the index knows everything that the disk has. Raises `IndexUnavailable`."""
     return await index.marker() == MARK
+
+
+async def drop_loose_links(
+    index: ContentIndex,
+    is_needed: Callable[[Repo, Digest], bool],
+    *,
+    growing: Callable[[], Container[Digest]],
+    give_way: Giving = NOBODY,
+) -> int:
+    """Drops the links of blobs that are gone and that no manifest here names; otherwise the index would grow with every
+    blob that was ever pulled. Returns how many. Raises `StoreError`, `IndexUnavailable`.
+
+    Links of blobs that are `growing`, or that `is_needed` says are here after all, stay. Both block and may raise
+    `StoreError`; a link of which `is_needed` cannot tell stays. A repository that loses a link while its blob arrives
+    has it by its manifests, or asks upstream once more.
+    """
+    if not await is_whole(index):
+        # what the rebuild has not reached yet looks as if it were gone
+        return 0
+
+    def unneeded(links: Sequence[tuple[Repo, Digest]]) -> dict[Repo, list[Digest]]:
+        """Blocking."""
+        found: dict[Repo, list[Digest]] = {}
+        coming = growing()
+        for repo, digest in links:
+            with suppress(StoreError):
+                if digest not in coming and not is_needed(repo, digest):
+                    found.setdefault(repo, []).append(digest)
+        return found
+
+    dropped, began = 0, time.monotonic()
+    async with aclosing(index.loose_links()) as steps:
+        async for links in steps:
+            if links:
+                for repo, digests in (await asyncio.to_thread(unneeded, links)).items():
+                    await index.unlink(repo, digests)
+                    dropped += len(digests)
+                    telemetry.FORGOTTEN.labels("link").inc(len(digests))
+            await give_way(time.monotonic() - began)
+            began = time.monotonic()
+    return dropped
 
 
 async def reconcile(

@@ -189,6 +189,13 @@ _SET_MARKER: Final = """
 INSERT OR REPLACE INTO marker (rowid, mark)
 SELECT 1, ? WHERE ? = '' OR EXISTS (SELECT 1 FROM rebuild WHERE part = '' AND token = ?)
 """
+# `x''`: see `_DIGESTS`
+_LINKS: Final = """
+SELECT repo, digest,
+    NOT EXISTS (SELECT 1 FROM content WHERE content.digest = links.digest)
+    AND NOT EXISTS (SELECT 1 FROM edges WHERE edges.child = links.digest)
+FROM links WHERE (repo, digest) > (?, ?) AND repo < x'' AND digest < x'' ORDER BY repo, digest LIMIT ?
+"""
 _UNLINK: Final = "DELETE FROM links WHERE repo = ? AND digest IN (SELECT value FROM json_each(?))"
 
 #: Digests are random, so writes are spread over the file: with SQLite's default of 2 MB almost every write would also
@@ -198,6 +205,8 @@ _CACHE: Final = "PRAGMA cache_size = -32000"
 _PER_STATEMENT: Final = 20
 #: Digests per page of `digests`.
 _PAGE: Final = 1000
+#: Links per step of `loose_links`, each with two look-ups.
+_LINKS_AT_ONCE: Final = 500
 
 #: SQLite's own copying of the log, in pages of 4 KiB: at more than `WriteAheadLog` lets it grow, only if that fails.
 _CHECKPOINT: Final = "PRAGMA wal_autocheckpoint = 60000"
@@ -321,6 +330,14 @@ class EmbeddedIndex:
         """Up to `most` repositories that a blob is linked to."""
         rows = await self._read("SELECT repo FROM links WHERE digest = ? LIMIT ?", str(digest), most)
         return [repo for row in rows if (repo := read_repo(row[0])) is not None]
+
+    async def loose_links(self) -> AsyncGenerator[list[tuple[Repo, Digest]]]:
+        """Links of blobs that have no record and that no recorded manifest names, in pages, sorted."""
+        last = ("", "")
+        while rows := await self._read(_LINKS, *last, _LINKS_AT_ONCE):
+            last = (str(rows[-1][0]), str(rows[-1][1]))
+            pairs = ((read_repo(str(repo)), _digest(digest)) for repo, digest, is_loose in rows if is_loose)
+            yield [(repo, digest) for repo, digest in pairs if repo is not None and digest is not None]
 
     async def marker(self) -> str | None:
         """The mark of the last complete rebuild; None if there is none."""

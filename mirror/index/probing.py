@@ -23,7 +23,7 @@ from mirror.index.redis_scripts import run
 NEEDED: Final = (
     *("EVAL x 1 K", "EVALSHA x 1 K"),
     *("GET K", "SET K 1", "PSETEX K 1 1", "DEL K", "UNLINK K", "EXISTS K", "TYPE K", "PTTL K"),
-    *("INCRBY K 1", "DECRBY K 1", "SADD K 1", "SREM K 1", "SRANDMEMBER K 1"),
+    *("INCRBY K 1", "DECRBY K 1", "SADD K 1", "SREM K 1", "SRANDMEMBER K 1", "SSCAN K 0"),
     *("HGET K 1", "HSET K 1 1", "HSETNX K 1 1", "HDEL K 1", "HEXISTS K 1", "HINCRBY K 1 1", "HLEN K", "HSCAN K 0"),
     *("ZADD K 1 1", "ZREM K 1", "ZSCORE K 1", "ZRANGE K 0 1", "ZCARD K"),
 )

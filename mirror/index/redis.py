@@ -14,7 +14,8 @@ braces make it the hash tag: all keys of a store have one slot, and so one serve
     marker    string       the mark of the last complete rebuild, and the server to which it was written
     rebuild   string       the token of the rebuild that runs
     rebuilt   hash         the parts of it that are done, to the number of blobs of each
-    repos     set          names of the repositories that have links, so that `clear` finds them
+    repos     set          names of the repositories that have links, so that `clear` and
+                           `loose_links` find them
     alive     string       there for as long as the store counts as in use (redis_stores.py)
     links:<registry>/<name>  hash  digest to bytes
 
@@ -83,6 +84,9 @@ _PAGE: Final = 1000
 #: Repositories that `holders` looks at, some milliseconds; and how many of them in one script.
 _MOST_LOOKED_AT: Final = 5000
 _LOOKED_AT: Final = 500
+#: Links per step of `loose_links`, each with two look-ups: about a millisecond. And names of repositories per page.
+_LINKS_AT_ONCE: Final = 200
+_REPOS_AT_ONCE: Final = 100
 
 
 def is_store_id(text: str) -> bool:
@@ -263,6 +267,23 @@ class RedisIndex:
             if len(found) >= most:
                 break
         return found[:most]
+
+    async def loose_links(self) -> AsyncGenerator[list[tuple[Repo, Digest]]]:
+        """Links of blobs that have no record and that no recorded manifest names, in pages, by repository."""
+        repos_cursor: object = "0"
+        while True:
+            repos_cursor, names = await self._run(scripts.REPOS_PAGE, [_text(repos_cursor), _REPOS_AT_ONCE])
+            for name in map(_text, names):
+                if (repo := read_repo(name)) is None:
+                    continue
+                cursor: object = "0"
+                while True:
+                    cursor, texts = await self._run(scripts.LOOSE_LINKS, [_text(cursor), _LINKS_AT_ONCE], repo=name)
+                    yield [(repo, digest) for text in texts if (digest := _digest(text))]
+                    if _text(cursor) == "0":
+                        break
+            if _text(repos_cursor) == "0":
+                break
 
     async def marker(self) -> str | None:
         """The mark of the last complete rebuild; None if there is none, or if there was a fail-over since.

@@ -245,6 +245,28 @@ REPOS: Final = (
 return redis.call('SRANDMEMBER', repos, ARGV[1])
 """
 )
+# ARGV: a cursor, and how many names are wanted.
+REPOS_PAGE: Final = (
+    _LOCALS
+    + """
+return redis.call('SSCAN', repos, ARGV[1], 'COUNT', ARGV[2])
+"""
+)
+# ARGV: a cursor, and how many links are wanted.
+LOOSE_LINKS: Final = (
+    _LOCALS
+    + """
+local cursor, fields = unpack(redis.call('HSCAN', links, ARGV[1], 'COUNT', ARGV[2]))
+local found = {}
+for i = 1, #fields, 2 do
+    local digest = fields[i]
+    if redis.call('HEXISTS', sizes, digest) == 0 and redis.call('HEXISTS', parents, digest) == 0 then
+        found[#found + 1] = digest
+    end
+end
+return {cursor, found}
+"""
+)
 # KEYS: the links of some repositories. Returns the numbers of those that have the blob.
 WHO_LINKS: Final = """
 local found = {}

@@ -38,7 +38,7 @@ class ContentIndex(Protocol):
         """The records of those of these blobs that are in the index."""
 
     async def drop(self, digests: Sequence[Digest]) -> None:
-        """Remove blobs, and the references of those that are manifests. Links stay. Repeatable."""
+        """Remove blobs, and the references of those that are manifests. Links stay (`loose_links`). Repeatable."""
 
     async def touch(self, seen: Mapping[Digest, float]) -> None:
         """Raise times of last use (epoch seconds). Digests that are not in the index are not added.
@@ -77,6 +77,14 @@ class ContentIndex(Protocol):
 
     async def unlink(self, repo: Repo, digests: Sequence[Digest]) -> None:
         """Remove the links of these blobs. Repeatable."""
+
+    def loose_links(self) -> AsyncGenerator[list[tuple[Repo, Digest]]]:
+        """The links of blobs that are not in the index and that no manifest in the index names, in no order. To be
+        closed (`aclose`).
+
+        Each step looks at a few hundred links and yields the loose ones among them, possibly none. Links that are made
+        or removed meanwhile may be missing, and a link may come twice.
+        """
 
     async def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
         """Up to `most` repositories that may serve the blob, in no order; some may be missing."""

@@ -210,7 +210,7 @@ EVICTED: Final = Counter("mirror_evicted_blobs", "Blobs evicted")
 EVICTED_BYTES: Final = Counter("mirror_evicted_bytes", "Bytes of blobs evicted")
 FORGOTTEN: Final = Counter(
     "mirror_forgotten_records",
-    "Tags, manifests and repositories of upstreams that nobody asks for any more, and that were forgotten",
+    "Tags, manifests and repositories of upstreams that nobody asks for, and links of blobs that are gone: forgotten",
     ["kind"],
 )
 STORE_BYTES: Final = Gauge("mirror_store_bytes", "Bytes of blobs in the store", multiprocess_mode="mostrecent")

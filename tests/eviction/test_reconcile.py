@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 import structlog
 
-from mirror.errors import IndexUnavailable
-from mirror.eviction.reconcile import MARK, Reconciled, reconcile
+from mirror.errors import IndexUnavailable, StoreError
+from mirror.eviction.reconcile import MARK, Reconciled, drop_loose_links, reconcile
 from mirror.graph.blob_places import BlobPlaces
+from mirror.graph.manifests import has_blob
 from mirror.index.embedded import EmbeddedIndex
 from mirror.index.redis import RedisIndex
+from mirror.intake.grants import Grants
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from mirror.oci.reference import Repo
-from mirror.policy.records import BlobRole, ContentRecord, ManifestRecord, TagRecord, Usage
+from mirror.policy.records import BlobRole, ContentRecord, ManifestRecord, References, TagRecord, Usage
 from mirror.ports import ContentIndex
 from tests.support.hooked import Hooked
 from tests.support.memory_hosting import MemoryContents, MemoryHostedBlobs
@@ -357,3 +359,80 @@ async def test_blobs_that_come_and_go_meanwhile(disk: Disk) -> None:
     await running
     await reconcile(disk.store, disk.catalog, index)
     assert await index.usage() == disk.usage
+
+
+# ---------------------------------------------------------------------------------------------------- loose links
+
+
+async def _drop_links(index: ContentIndex, disk: Disk, growing: Sequence[Digest] = ()) -> int:
+    return await drop_loose_links(index, lambda _repo, digest: has_blob(disk.store, digest), growing=lambda: growing)
+
+
+async def test_links_of_what_is_gone_are_dropped(index: ContentIndex, disk: Disk) -> None:
+    """Not of what is here, named, or growing, nor of what is here and not in the index yet."""
+    await reconcile(disk.store, disk.catalog, index)
+    before = await everything(index, disk)
+    late, coming, gone = disk.add(b"late"), Digest.of(b"coming"), [Digest.of(b"gone"), Digest.of(b"gone, too")]
+    disk.store.delete(Digest.of(LAYER))
+    await index.drop([Digest.of(LAYER)])
+    await index.link(ALPINE, dict.fromkeys([late, coming, *gone], 1))
+    await index.link(OTHER, {gone[0]: 1})
+    assert await _drop_links(index, disk, [coming]) == 3
+    assert [await index.linked(ALPINE, digest) for digest in (late, coming, *gone)] == [1, 1, None, None]
+    assert await index.linked(OTHER, gone[0]) is None
+    assert await index.linked(ALPINE, Digest.of(LAYER)) == len(LAYER)
+    assert await _drop_links(index, disk, [coming]) == 0
+    disk.add(LAYER, used=1001.0)
+    await index.put([ContentRecord(Digest.of(LAYER), len(LAYER), 1001.0)])
+    await index.unlink(ALPINE, [late, coming])
+    disk.store.delete(late)
+    assert await everything(index, disk) == before
+
+
+async def test_no_link_is_dropped_if_it_is_not_known_what_is_here(index: ContentIndex, disk: Disk) -> None:
+    """While the index is rebuilt; and where the disk cannot be read, of that content alone."""
+    links = {Digest.of(b"gone"): 1, Digest.of(b"unreadable"): 1}
+    await index.link(ALPINE, links)
+    assert await _drop_links(index, disk) == 0
+    await reconcile(disk.store, disk.catalog, index)
+
+    def is_here(_repo: Repo, digest: Digest) -> bool:
+        if digest == Digest.of(b"unreadable"):
+            raise StoreError("EIO")
+        return False
+
+    assert await drop_loose_links(index, is_here, growing=lambda: ()) == 1
+    assert [await index.linked(ALPINE, digest) for digest in links] == [None, 1]
+
+    def broken() -> Sequence[Digest]:
+        raise StoreError("EIO")
+
+    with pytest.raises(StoreError):
+        await drop_loose_links(index, lambda _repo, _digest: False, growing=broken)
+    assert await index.linked(ALPINE, Digest.of(b"unreadable")) == 1
+
+
+async def test_an_image_that_comes_back_while_its_links_are_dropped(index: ContentIndex, disk: Disk) -> None:
+    """After the look at the disk: its links go, and other processes find by its manifest what they may serve."""
+    await reconcile(disk.store, disk.catalog, index)
+    layer, loop = Digest.of(b"again"), asyncio.get_running_loop()
+    await index.link(ALPINE, {layer: 5})
+
+    async def pulled() -> None:
+        disk.add(b"again")
+        image = disk.manifest(ALPINE, OCI_MANIFEST, config=CONFIG, layers=[b"again"])
+        await index.link(ALPINE, {layer: 5, image: 1, Digest.of(CONFIG): len(CONFIG)})
+        await index.put([ContentRecord(layer, 5, 1.0), ContentRecord(image, disk.store.stat(image).size, 1.0)])
+        await index.record_references([References(image, (), (Digest.of(CONFIG), layer))])
+
+    def is_here(_repo: Repo, digest: Digest) -> bool:
+        found = has_blob(disk.store, digest)
+        asyncio.run_coroutine_threadsafe(pulled(), loop).result()
+        return found
+
+    assert await drop_loose_links(index, is_here, growing=lambda: ()) == 1
+    assert await index.linked(ALPINE, layer) is None
+    for repo, size in ((ALPINE, 5), (OTHER, None)):
+        grants = Grants(index, disk.catalog, disk.store)
+        assert await grants.size(repo, layer) == size
+        await grants.aclose()

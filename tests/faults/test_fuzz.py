@@ -328,6 +328,9 @@ async def _use_every_operation(index: ContentIndex) -> None:
     with suppress(IndexUnavailable):
         async for batch in index.digests():
             assert all(isinstance(digest, Digest) for digest in batch)
+    with suppress(IndexUnavailable):
+        async for links in index.loose_links():
+            assert all(isinstance(repo, Repo) and isinstance(digest, Digest) for repo, digest in links)
 
 
 @pytest.fixture(scope="module")

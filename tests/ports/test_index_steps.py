@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,12 @@ _CHEAP: Final = {
 async def _first_page(index: ContentIndex) -> None:
     async for _ in index.digests():
         return
+
+
+async def _first_links(index: ContentIndex) -> None:
+    async with aclosing(index.loose_links()) as steps:
+        async for _ in steps:
+            return
 
 
 async def _pulled(index: ContentIndex) -> None:
@@ -82,8 +88,11 @@ _VERBS: Final[Mapping[str, _Verb]] = {
     "a pull and an eviction": lambda index, made: _pulled(index),
     "the notes of a rebuild": lambda index, made: _rebuilt(index),
 }
-#: Redis looks at some thousand repositories for this.
-_IN_SQLITE: Final[Mapping[str, _Verb]] = {"who has it": lambda index, made: index.holders(made.digest(1, 1), 2)}
+#: Redis looks at some thousand repositories for the first, and pages of links differ there by a few.
+_IN_SQLITE: Final[Mapping[str, _Verb]] = {
+    "who has it": lambda index, made: index.holders(made.digest(1, 1), 2),
+    "a step of loose links": lambda index, made: _first_links(index),
+}
 
 
 @asynccontextmanager
@@ -168,3 +177,24 @@ async def test_redis_carries_out_as_many_commands_whatever_it_has(redis_server: 
         ]
         assert counts[0] == counts[1], name
         assert counts[0], name
+
+
+async def test_redis_looks_at_few_links_in_a_step(redis_server: RedisServer) -> None:
+    """Also of a repository that has a hundred thousand, all of whose blobs are gone."""
+    index, made = RedisIndex(redis_server.address, store_id="one", budget=60.0), MadeContent(20_000)
+    blobs = [made.digest(image, part) for image in range(made.images) for part in range(5)]
+    scans, looks, found = [], [], 0
+    with Redis(unix_socket_path=str(redis_server.socket)) as client:
+        async with aclosing(index):
+            await index.link(made.repo(0), dict.fromkeys(blobs, 10))
+            client.config_resetstat()
+            async for links in index.loose_links():
+                stats = client.info("commandstats")
+                client.config_resetstat()
+                scans.append(int(stats["cmdstat_hscan"]["calls"]))
+                looks.append(int(stats.get("cmdstat_hexists", {"calls": 0})["calls"]))
+                found += len(links)
+    assert set(scans) == {1}
+    # the table gives whole buckets
+    assert max(looks) <= 2 * 300
+    assert found >= len(blobs)

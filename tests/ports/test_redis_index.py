@@ -392,6 +392,7 @@ async def test_keys_of_a_wrong_type_are_a_loss(
         await index.least_recently_used(standing, 10)
     await index.successors([digest(1)])
     [_ async for _ in index.digests()]
+    [_ async for _ in index.loose_links()]
     await index.usage()
     await index.linked(REPO, digest(1))
     await index.touch({digest(1): 300.0})

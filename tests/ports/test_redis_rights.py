@@ -97,6 +97,7 @@ async def _use_all(address: RedisAddress) -> None:
     await index.link(repo, {digest(1): 1, digest(2): -1})
     assert await index.linked(repo, digest(1)) == 1
     assert await index.holders(digest(1), 5) == [repo]
+    assert [each async for each in index.loose_links()] == [[]]
     await index.unlink(repo, [digest(1), digest(2)])
     token = await index.begin_rebuild("3")
     await index.note_rebuilt("part", 1, token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 
 import pytest
 
@@ -53,6 +54,11 @@ async def numbers(index: ContentIndex, role: BlobRole) -> list[int]:
 async def digests(index: ContentIndex) -> set[Digest]:
     """All that it lists."""
     return {digest async for batch in index.digests() for digest in batch}
+
+
+async def loose_links(index: ContentIndex) -> set[tuple[Repo, Digest]]:
+    """All that it lists."""
+    return {link async for links in index.loose_links() for link in links}
 
 
 async def successors(index: ContentIndex, parents: Iterable[int]) -> dict[Digest, set[ReferencedBlob]]:
@@ -303,6 +309,35 @@ class IndexSuite:
         assert await index.holders(digest(3), 10) == []
         await index.unlink(ALPINE, [digest(2)])
         assert await index.holders(digest(2), 10) == []
+
+    async def test_links_of_what_is_gone_are_loose(self, index: ContentIndex) -> None:
+        """Not of a blob that is in the index, nor of one that a manifest there names. They are removed while they are
+        listed, and then there are none.
+        """
+        assert await loose_links(index) == set()
+        await index.put([record(1), record(2)])
+        await index.record_references([names(1, 3)])
+        for repo in (ALPINE, PAUSE):
+            await index.link(repo, {digest(number): -1 for number in range(1, 2600)})
+        loose = {(repo, digest(number)) for repo in (ALPINE, PAUSE) for number in range(4, 2600)}
+        assert await loose_links(index) == loose
+        # all the links of many repositories, and some of one
+        many = [Repo("docker.io", f"library/app-{number}") for number in range(300)]
+        for repo in many:
+            await index.link(repo, {digest(4): 1})
+        found = set()
+        async with aclosing(index.loose_links()) as steps:
+            async for links in steps:
+                assert len(links) <= 2600
+                for repo, each in links:
+                    found.add((repo, each))
+                    await index.unlink(repo, [each])
+        assert found == loose | {(repo, digest(4)) for repo in many}
+        assert await loose_links(index) == set()
+        assert [await index.linked(ALPINE, digest(number)) for number in range(1, 5)] == [-1, -1, -1, None]
+        assert await index.holders(digest(4), 10) == []
+        await index.drop([digest(1)])
+        assert await loose_links(index) == {(repo, digest(number)) for repo in (ALPINE, PAUSE) for number in (1, 3)}
 
     async def test_an_unknown_size_does_not_hide_a_known_one(self, index: ContentIndex) -> None:
         """-1 is remembered until the size is known, and never replaces it."""

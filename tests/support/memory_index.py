@@ -124,6 +124,11 @@ class MemoryIndex:
         for digest in digests:
             links.pop(digest, None)
 
+    async def loose_links(self) -> AsyncGenerator[list[tuple[Repo, Digest]]]:
+        """Links of blobs that have no record and that no recorded manifest names, a list for each repository."""
+        for repo, links in list(self._links.items()):
+            yield [(repo, digest) for digest in links if digest not in self._records and digest not in self._parents]
+
     async def holders(self, digest: Digest, most: int) -> Sequence[Repo]:
         """Up to `most` repositories that a blob is linked to."""
         return [repo for repo, links in self._links.items() if digest in links][:most]
