@@ -230,6 +230,7 @@ async def test_flushall_in_the_middle_of_a_rebuild(index: RedisIndex, redis_serv
 async def test_out_of_memory_refuses_writes_only(index: RedisIndex, redis_server: RedisServer) -> None:
     """Row 50: writes fail and say why, reads answer, drops work, and the breaker stays closed."""
     await index.put([record(number) for number in range(300)])
+    await index.link(REPO, {digest(999): 1})
     await index.set_marker("whole")
     redis_server.command("CONFIG", "SET", "maxmemory", "1mb")
     for _ in range(3):
@@ -241,6 +242,9 @@ async def test_out_of_memory_refuses_writes_only(index: RedisIndex, redis_server
         assert await index.marker() == "whole"
     await index.drop([digest(number) for number in range(100)])
     assert await index.usage() == Usage(200, 2000)
+    assert [each async for each in index.loose_links()] == [[(REPO, digest(999))]]
+    await index.unlink(REPO, [digest(999)])
+    assert [each async for each in index.loose_links()] == []
     redis_server.command("CONFIG", "SET", "maxmemory", "0")
     await index.put([record(1000)])
     assert await index.usage() == Usage(201, 2010)
