@@ -5,8 +5,6 @@ are those of the list of faults.
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +22,7 @@ from mirror.store.local.cached_records import LocalCachedRecords
 from mirror.store.local.layout import Layout
 from mirror.store.local.local_records import local_freezes, local_pins
 from mirror.store.local.locks import FileLocks
-from tests.support.breaking_steps import Steps, install
+from tests.support.breaking_steps import Steps, in_another_process
 from tests.support.ext4 import Ext4, refusal
 
 _OLD: Final = Repo("docker.io", "library/old")
@@ -92,25 +90,6 @@ class _Site:
         assert list(self.records.known()) == [_NEW]
 
 
-def _in_another_process(steps: Steps, root: Path, call: Callable[[], object]) -> bool:
-    """Runs it in a process whose steps are counted. False if it was killed, or got an error of the disk."""
-    process = os.fork()
-    if not process:
-        status = 1
-        try:
-            install(steps.file, root)
-            call()
-            status = 0
-        except StoreError:
-            status = 2
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(process, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code in (0, 2, -signal.SIGKILL)
-    return code == 0
-
-
 def test_156_killed_before_each_step(tmp_path: Path) -> None:
     """Row 156: the next walk goes on where the process has died."""
     steps = Steps(tmp_path / "steps")
@@ -119,7 +98,7 @@ def test_156_killed_before_each_step(tmp_path: Path) -> None:
         site = _Site(root)
         site.fill()
         steps.kill_before(number)
-        ended = _in_another_process(steps, root, site.walk)
+        ended = in_another_process(steps, root, site.walk)
         was_hit = steps.hit
         assert ended is not was_hit
         after = _Site(root)
@@ -142,7 +121,7 @@ def test_156_power_cuts_before_each_step(tmp_path: Path) -> None:
             site = _Site(root)
             site.fill()
             steps.cut_before(number)
-            _in_another_process(steps, root, site.walk)
+            in_another_process(steps, root, site.walk)
             was_hit = steps.hit
             if not was_hit:
                 disk.cut()

@@ -5,7 +5,6 @@ the list of faults.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from mirror.errors import BlobUnknown, MirrorError, RecordChanged
+from mirror.errors import BlobUnknown, RecordChanged
 from mirror.oci.digest import Digest
 from mirror.policy.hosted_records import QueuedBlob
 from mirror.store.hosted.blob_names import HostedNames
@@ -21,7 +20,7 @@ from mirror.store.hosted.contents import LocalContents
 from mirror.store.hosted.upload_files import LocalUploads
 from mirror.store.local.blobs import LocalStore
 from mirror.store.local.layout import Layout
-from tests.support.breaking_steps import Steps, install
+from tests.support.breaking_steps import Steps, in_another_process
 from tests.support.ext4 import Ext4, refusal
 from tests.support.store_suite import Pieces
 from tests.support.uploads_suite import OWNER, ignore, opened
@@ -117,25 +116,6 @@ def collect(site: Site) -> Callable[[], object]:
 
 
 GIVING = [publish, put, adopt, rescue]
-
-
-def in_another_process(steps: Steps, root: Path, call: Callable[[], object]) -> bool:
-    """Runs it in a process whose steps are counted. False if it was killed, or got an error."""
-    process = os.fork()
-    if not process:
-        status = 1
-        try:
-            install(steps.file, root)
-            call()
-            status = 0
-        except MirrorError:
-            status = 2
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(process, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code in (0, 2, -signal.SIGKILL)
-    return code == 0
 
 
 def prepared(

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from mirror.errors import MirrorError
 from mirror.index.outbox import SqliteOutbox
 from tests.support.ext4 import FS_IOC_SHUTDOWN, NO_LOG_FLUSH
 
@@ -115,6 +116,25 @@ def install(file: Path, root: Path) -> None:
     for name in _CALLS:
         setattr(os, name, wrapped(name, getattr(os, name)))
     _step_at_transactions(step)
+
+
+def in_another_process(steps: Steps, root: Path, call: Callable[[], object]) -> bool:
+    """Runs it in a process whose steps below `root` are counted. False if it was killed, or got an error."""
+    process = os.fork()
+    if not process:
+        status = 1
+        try:
+            install(steps.file, root)
+            call()
+            status = 0
+        except MirrorError:
+            status = 2
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(process, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, 2, -signal.SIGKILL)
+    return code == 0
 
 
 def _step_at_transactions(step: Callable[[], None]) -> None:
