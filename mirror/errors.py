@@ -31,6 +31,7 @@
     ├── AccessUnavailable        the caller cannot be identified now: a token issuer does not answer
     ├── BundleError              a bundle, or another registry's data, cannot be imported or written
     ├── IndexUnavailable         the index did not answer in time; the disk still can
+    ├── ListenerUnavailable      an address cannot be listened on now
     └── ConfigError              the configuration or the arguments; carries every mistake at once
 
 Adapters turn foreign exceptions (aiohttp, OSError, Redis) into these at their border; the code above an adapter sees no
@@ -437,6 +438,12 @@ class IndexUnavailable(MirrorError):
     """The index did not answer in time. The mirror uses the disk instead."""
 
 
+class ListenerUnavailable(MirrorError):
+    """The mirror cannot listen on an address at the moment: another process does, or the machine does not have it yet.
+    It does not start.
+    """
+
+
 class AccessUnavailable(MirrorError):
     """The caller cannot be identified now, because a token issuer does not answer."""
 
@@ -532,6 +539,7 @@ ANSWERS: dict[type[MirrorError], ErrorAnswer] = {
     BundleError: ErrorAnswer(400, "UNSUPPORTED"),
     IndexUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     AccessUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
+    ListenerUnavailable: ErrorAnswer(503, "UNAVAILABLE"),
     ConfigError: ErrorAnswer(500, "UNKNOWN"),
 }
 

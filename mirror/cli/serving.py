@@ -18,7 +18,7 @@ from mirror import __version__, telemetry
 from mirror import config as settings
 from mirror.cli.base import ConfigFile, JsonOption, application, complain, counted, say, say_json
 from mirror.cli.store_checks import describe_unread, store_owner
-from mirror.errors import ConfigError, StoreError, reason_of
+from mirror.errors import ConfigError, ListenerUnavailable, StoreError, reason_of
 from mirror.heartbeat import Heartbeat, Heartbeats
 from mirror.imports import without_collecting
 from mirror.process.listeners import AdminListener, InternalListener, connect_unix, open_admin, open_listeners
@@ -87,7 +87,7 @@ def _internal_address(loaded: settings.Config) -> str | None:
 
 
 def _open_internal(loaded: settings.Config, workers: int) -> InternalListener | None:
-    """The listener for other replicas; None if there are none. Raises `ConfigError`."""
+    """The listener for other replicas; None if there are none. Raises `ConfigError`, `ListenerUnavailable`."""
     if (address := _internal_address(loaded)) is None:
         return None
     # imported here: a mirror without replicas does not even load it
@@ -131,7 +131,7 @@ def _open_admin(loaded: settings.Config, workers: int) -> list[AdminListener]:
     try:
         loaded.store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         return [open_admin(loaded.admin_address, workers), *opened]
-    except (ConfigError, OSError) as error:
+    except (ConfigError, ListenerUnavailable, OSError) as error:
         telemetry.log.warning("admin API unavailable", reason=reason_of(error))
         return opened
 

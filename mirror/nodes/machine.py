@@ -25,9 +25,9 @@ def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
         text = f"{root} does not exist yet"
         yield Finding("store", Level.WARNING, text, "`mirror serve` creates it; is this the mirror's machine?")
         place = next(parent for parent in root.parents if parent.exists())
-    elif trouble := _write(root):
-        advice = "pulls are not cached: repair the disk or its permissions"
-        if trouble == os.strerror(errno.EACCES):
+    elif error := _write(root):
+        trouble, advice = reason_of(error), "pulls are not cached: repair the disk or its permissions"
+        if error.errno == errno.EACCES:
             advice = "run this command as the mirror's user; if this is that user, the mirror cannot start"
             trouble += whose(root)
         yield Finding("store", Level.PROBLEM, f"{root}: {trouble}", advice)
@@ -45,8 +45,8 @@ def look_at_store(root: Path, capacity: Capacity) -> Iterator[Finding]:
     yield judge_inodes(status.f_files, status.f_favail)
 
 
-def _write(root: Path) -> str:
-    """Why a file of 4 KiB cannot be written; empty if it can."""
+def _write(root: Path) -> OSError | None:
+    """Why a file of 4 KiB cannot be written; None if it can."""
     trial = root / f".doctor-{secrets.token_hex(8)}"
     try:
         descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -56,11 +56,11 @@ def _write(root: Path) -> str:
         finally:
             os.close(descriptor)
     except OSError as error:
-        return reason_of(error)
+        return error
     finally:
         with suppress(OSError):
             trial.unlink()
-    return ""
+    return None
 
 
 def _foreign_files(root: Path) -> Finding | None:

@@ -6,6 +6,7 @@ parent keeps all of them open: connections that wait in the queue of a worker th
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import secrets
@@ -15,15 +16,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from mirror.errors import ConfigError, reason_of
+from mirror.errors import ConfigError, ListenerUnavailable, MirrorError, reason_of
 
 _BACKLOG = 4096
+#: Why listening fails for a while only: an earlier mirror still ends, the network is not up yet, or names cannot be
+#: looked up yet.
+_PASSING: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENETDOWN, socket.EAI_AGAIN})
 
 
 def open_listeners(listen: str, workers: int, *, setting: str = "server.listen") -> list[socket.socket]:
-    """One socket for each worker; for a unix path, all workers share one. Raises `ConfigError` naming the address and
-    the setting that has it.
+    """One socket for each worker; for a unix path, all workers share one. Raises `ConfigError`, or
+    `ListenerUnavailable` if it may work soon; both name the address and the setting that has it.
     """
     try:
         if listen.startswith("unix:"):
@@ -31,7 +36,15 @@ def open_listeners(listen: str, workers: int, *, setting: str = "server.listen")
         host, _, port = listen.rpartition(":")
         return _tcp(host.strip("[]"), int(port), workers)
     except OSError as error:
-        raise ConfigError([f"{setting}: {listen}: {reason_of(error)}"]) from error
+        raise _failed(f"{setting}: {listen}", error) from error
+
+
+def _failed(named: str, error: OSError) -> MirrorError:
+    """What to raise. A supervisor such as systemd starts a mirror again that could not listen, but not one whose
+    configuration is wrong.
+    """
+    message = f"{named}: {reason_of(error)}"
+    return ListenerUnavailable(message) if error.errno in _PASSING else ConfigError([message])
 
 
 def _tcp(host: str, port: int, workers: int) -> list[socket.socket]:
@@ -105,8 +118,8 @@ class AdminListener:
 
 
 def open_admin(listen: str, workers: int) -> AdminListener:
-    """The admin API's listener. Only this user may connect to a unix socket (0600). Raises `ConfigError` naming the
-    address.
+    """The admin API's listener. Only this user may connect to a unix socket (0600). Raises `ConfigError`, or
+    `ListenerUnavailable` if it may work soon; both name the address.
 
     A unix socket replaces that of another mirror in the same place, dead or alive: while one process takes over from
     another, clients reach the newer one. Either could answer, because both share their state.
@@ -118,7 +131,7 @@ def open_admin(listen: str, workers: int) -> AdminListener:
         sockets = _tcp(host.strip("[]"), int(port), workers)
         return AdminListener(address_of(sockets[0]), sockets)
     except OSError as error:
-        raise ConfigError([f"admin.listen: {listen}: {reason_of(error)}"]) from error
+        raise _failed(f"admin.listen: {listen}", error) from error
 
 
 def _private_unix(path: Path) -> socket.socket:

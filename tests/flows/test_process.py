@@ -304,11 +304,13 @@ def _by_unix(path: Path, target: str) -> bytes:
 
 
 def test_port_in_use(config: Path) -> None:
-    """Another mirror on the same port is refused, with several workers as well, by one line that says where."""
+    """Another mirror on the same port is refused, with several workers as well, by one line that says where; and not
+    with the exit status of a bad configuration, after which systemd does not try again.
+    """
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for workers in ("1", "2"):
-            with pytest.raises(CommandFailed, match=rf"exit code 2\nmirror: server.listen: {address}: .*in use"):
+            with pytest.raises(CommandFailed, match=rf"exit code 1\nmirror: server.listen: {address}: .*in use"):
                 _mirror("serve", "--config", str(config), "--listen", address, "--workers", workers)
 
 

@@ -19,7 +19,7 @@ from http.client import HTTPException
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from mirror.errors import BucketUnavailable
+from mirror.errors import BucketUnavailable, reason_of
 from mirror.store.cloud.key_files import S3Keys
 from mirror.store.cloud.obstore_errors import denied
 from mirror.store.cloud.s3_xml import text_of
@@ -120,9 +120,8 @@ class RawS3:
             answer = self._requests.ask(request, limit, _LONGEST, stall=self._timeout)
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
-            # without the number that such an error prints
-            words = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
-            raise BucketUnavailable(f"the bucket does not answer: {str(words)[:160]}") from error
+            words = reason_of(reason) if isinstance(reason, Exception) else str(reason)
+            raise BucketUnavailable(f"the bucket does not answer: {words[:160]}") from error
         found = RawAnswer(answer.status, answer.content)
         if found.status >= 500 or found.status == 429:
             raise BucketUnavailable(f"the bucket answers {found.reason}")
