@@ -49,7 +49,8 @@ class JobJson(TypedDict):
 class Job:
     """A job. Times are in epoch seconds.
 
-    `slot` is the number of the slot in which it runs, `worker` the process that runs it. `cancelling`: a caller has
+    `slot` is the number of the slot in which it runs, `worker` the process that runs it. An interrupted job has a slot
+    if its own process said so, when it stopped. `cancelling`: a caller has
     cancelled it, and it has not ended yet. `progress` and `result` are JSON for people.
     """
 

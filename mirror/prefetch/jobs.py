@@ -12,6 +12,9 @@ Everything is on disk, so that any process can answer:
     job-cancels/ a record for each job that is to be cancelled; the process that runs the job looks for it
     locks/job-<n>  the slots. A job runs in a slot whose lock its process holds. So all processes together never run
                    more jobs than there are slots, and if a running job's slot is free, its process has died
+
+When a mirror stops, its processes do not stop at the same moment. So a waiting job is not taken right after a process
+has interrupted its own jobs: it would be interrupted by the stop as well, and not wait for the next start.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ from mirror.values.platforms import parse_platforms
 #: Seconds between two looks at the queue; between two looks after an error; and between two records of progress.
 _LOOK_EVERY: Final = 1.0
 _AFTER_ERROR: Final = 30.0
+#: Seconds after the stop of a process in which others that run already take no job: they may be about to stop, too.
+_REST: Final = 5.0
 _RECORD_EVERY: Final = 1.0
 #: How many jobs run at once, may wait, and stay on disk after their end; and for how many seconds they stay then.
 _AT_ONCE: Final = 2
@@ -120,6 +125,7 @@ class Jobs:
         self._slots = range(at_once)
         self._record_every = record_every
         self.now = now
+        self._began = now()
         self._wake = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -202,7 +208,11 @@ class Jobs:
     def _end_unless_ended(self, job: Job) -> Job:
         # the job may have ended properly after its record was read and before the lock was taken
         latest = Job.from_record(self._jobs.get(job.id)) or job
-        return self._interrupted(latest) if latest.state is JobState.RUNNING else latest
+        return self._died(latest) if latest.state is JobState.RUNNING else latest
+
+    def _died(self, job: Job) -> Job:
+        # without its slot: nobody knows when its process ended, and no other one stops with it
+        return self._interrupted(replace(job, slot=None))
 
     def _interrupted(self, job: Job) -> Job:
         return self._end(job, JobState.INTERRUPTED, {"error": "its process ended before it was done"})
@@ -254,6 +264,9 @@ class Jobs:
             number, lock = slot
             job = None
             try:
+                # with the lock: what its last owner has recorded, it has recorded by now
+                if await asyncio.to_thread(self._is_resting):
+                    return
                 async with self._locks.hold("jobs"):
                     job = await asyncio.to_thread(self._claim, entry["key"], number)
             finally:
@@ -278,13 +291,24 @@ class Jobs:
                 return number, lock
         return None
 
+    def _is_resting(self) -> bool:
+        """True if a process has stopped a moment ago, since this one began."""
+        return any(
+            job.state is JobState.INTERRUPTED
+            and job.slot is not None
+            and job.ended is not None
+            and self._began < job.ended
+            and 0 <= self.now() - job.ended < _REST
+            for job in self._all()
+        )
+
     def _claim(self, name: str, slot: int) -> Job | None:
         """Take a job out of the queue; None if another process did. This process has the slot's lock, so a job whose
         record says that it runs in this slot was interrupted.
         """
         for other in self._all():
             if other.state is JobState.RUNNING and other.slot == slot:
-                self._interrupted(other)
+                self._died(other)
         waits = self._queue.get(name) is not None
         job = Job.from_record(self._jobs.get(name))
         if not waits or job is None or job.state is not JobState.QUEUED:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,14 @@ class Bench:
         raise ZeroDivisionError
 
 
-def _jobs(layout: Layout, bench: Bench, *, at_once: int = 2) -> Jobs:
+def _jobs(layout: Layout, bench: Bench, *, at_once: int = 2, now: Callable[[], float] = time.time) -> Jobs:
     return Jobs(
         *(JsonRecords(layout, kind) for kind in ("jobs", "job-queue", "job-cancels")),
         locks=FileLocks(layout),
         work={"good": bench.good, "wrong": bench.wrong, "crash": bench.crash},
         at_once=at_once,
         record_every=0.01,
+        now=now,
     )
 
 
@@ -179,6 +181,51 @@ async def test_the_end_of_the_process_interrupts_its_jobs(layout: Layout) -> Non
         await _state(jobs, name, "running")
     assert (await jobs.get(name))["result"] == {"error": "its process ended before it was done"}
     assert FileLocks(layout).try_hold_now("job-0") is not None
+
+
+async def test_a_waiting_job_outlives_a_mirror_whose_processes_stop_one_by_one(layout: Layout) -> None:
+    """The process that still runs does not take it, to be stopped with it a moment later; the next mirror does."""
+    bench, clock = Bench(), [100.0]
+    first, second = (_jobs(layout, bench, at_once=1, now=lambda: clock[0]) for _ in range(2))
+    running = (await first.submit("good", {"n": 0}))["id"]
+    waiting = (await first.submit("good", {"n": 1}))["id"]
+    clock[0] += 1
+    async with _running(first):
+        await _state(first, running, "running")
+    assert (await second.get(running))["state"] == "interrupted"
+    for clock[0] in (101.0, 105.9):
+        await second._start_waiting()
+        assert (await second.get(waiting))["state"] == "queued"
+    clock[0] = 102.0
+    restarted = _jobs(layout, bench, at_once=1, now=lambda: clock[0])
+    async with _running(restarted):
+        await _state(restarted, waiting, "running")
+        bench.gate.set()
+        await _state(restarted, waiting, "done")
+
+
+async def test_a_waiting_job_is_taken_by_another_process_once_it_goes_on(layout: Layout) -> None:
+    """A worker is replaced, the others stay: after a moment, or at once if it died."""
+    bench, clock = Bench(), [100.0]
+    stopped, other = (_jobs(layout, bench, at_once=1, now=lambda: clock[0]) for _ in range(2))
+    name = (await stopped.submit("good", {"n": 0}))["id"]
+    clock[0] += 1
+    async with _running(stopped):
+        await _state(stopped, name, "running")
+    waiting = (await other.submit("good", {"n": 1}))["id"]
+    await other._start_waiting()
+    assert (await other.get(waiting))["state"] == "queued"
+    clock[0] += 5
+    bench.gate.set()
+    async with _running(other):
+        await _state(other, waiting, "done")
+        records = JsonRecords(layout, "jobs")
+        dead = (await other.submit("good", {"n": 2}))["id"]
+        await _state(other, dead, "done")
+        records.put(dead, {**(records.get(dead) or {}), "state": "running", "slot": 0})
+        last = (await other.submit("good", {"n": 3}))["id"]
+        await _state(other, last, "done")
+    assert (await other.get(dead))["state"] == "interrupted"
 
 
 async def test_an_interrupted_job_is_recorded_beside_the_loop(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
