@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -253,7 +254,8 @@ class _ImagePull:
         """Fetch the referrers of this manifest (signatures, SBOMs), and their referrers in turn."""
 
         async def listed() -> list[Descriptor]:
-            return [referrer async for referrer in all_referrers(self._source, digest)]
+            async with aclosing(all_referrers(self._source, digest)) as found:
+                return [referrer async for referrer in found]
 
         try:
             referrers = await self._retried(listed)
