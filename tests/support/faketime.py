@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
+
+#: Python sleeps until a moment of the steady clock (clock_nanosleep). libfaketime moves that moment as well, so the
+#: call fails (EINVAL) or lasts a year. It leaves a wait of so many seconds as it is.
+_SLEEP: Final = """
+import select, time
+time.sleep = lambda seconds: select.select([], [], [], seconds) and None
+"""
 
 
 class FakeTime:
@@ -12,6 +20,7 @@ class FakeTime:
     def __init__(self, directory: Path) -> None:
         """The offset lies in a file of `directory`."""
         self._file = directory / "offset"
+        (directory / "sitecustomize.py").write_text(_SLEEP)
         found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
         assert found, "faketime is not installed; tests/run installs every program that the tests need"
         self.environment = {
@@ -21,6 +30,8 @@ class FakeTime:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             # the times of files are the disk's own
             "NO_FAKE_STAT": "1",
+            # where Python looks for the file above when it starts
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")])),
         }
         self.set(0)
 
