@@ -188,8 +188,9 @@ async def test_a_waiting_job_outlives_a_mirror_whose_processes_stop_one_by_one(l
     bench, clock = Bench(), [100.0]
     first, second = (_jobs(layout, bench, at_once=1, now=lambda: clock[0]) for _ in range(2))
     running = (await first.submit("good", {"n": 0}))["id"]
-    waiting = (await first.submit("good", {"n": 1}))["id"]
+    # the older one goes first
     clock[0] += 1
+    waiting = (await first.submit("good", {"n": 1}))["id"]
     async with _running(first):
         await _state(first, running, "running")
     assert (await second.get(running))["state"] == "interrupted"
