@@ -38,9 +38,10 @@ from mirror.aio.token_bucket import TokenBucket
 from mirror.errors import BlobUnknown, MirrorError, StoreError
 from mirror.graph.blob_places import BlobPlaces
 from mirror.graph.closure import Node, Role, read_closure
+from mirror.graph.damage import hashes_to_slowly
 from mirror.graph.manifests import has_blob, manifest_of_bytes
 from mirror.graph.walk import damaged_may_be_missing, walk
-from mirror.oci.digest import Digest, hasher
+from mirror.oci.digest import Digest
 from mirror.oci.manifest import Descriptor, Manifest
 from mirror.oci.reference import Repo
 from mirror.ports import (
@@ -52,13 +53,10 @@ from mirror.ports import (
     Records,
     RepairableBlobs,
     SupportsFileno,
-    SupportsReadOnce,
 )
 from mirror.rounds import run_rounds
 from mirror.values.json_form import CAMEL_CASE, DigestField, JsonForm, Moment
 
-#: Bytes in one read.
-_PIECE: Final = 1 << 20
 #: Seconds between two writes of a scrub's progress.
 _SAVE_EVERY: Final = 10.0
 #: Damaged blobs whose owners are searched for in one pass over the catalog, and the most owners found for each.
@@ -226,21 +224,17 @@ class Scrub:
             reader.close()
 
     async def _hashes_to(self, reader: BlobReader, digest: Digest, progress: ScrubProgress) -> bool:
-        hashing, offset = hasher(digest), 0
-        while True:
-            # to its end, even if cancelled: the file descriptor must not be closed, and perhaps reused, while the
-            # thread reads from it
-            piece = await uninterrupted(asyncio.to_thread(_read_and_hash, reader, offset, hashing.update))
-            if not piece:
-                break
-            offset += len(piece)
-            telemetry.SCRUBBED_BYTES.inc(len(piece))
-            self._read(len(piece))
-            wait = self._pace.take(len(piece), self._now())
-            if wait > 0:
-                await self._sleep(wait)
-        progress.bytes += offset
-        return hashing.hexdigest() == digest.hex
+        size = 0
+
+        def note(count: int) -> None:
+            nonlocal size
+            size += count
+            telemetry.SCRUBBED_BYTES.inc(count)
+            self._read(count)
+
+        is_right = await hashes_to_slowly(reader, digest, self._pace, clock=self._now, sleep=self._sleep, read=note)
+        progress.bytes += size
+        return is_right
 
     async def repair(self, progress: ScrubProgress) -> None:
         """Fetches the waiting blobs again, manifests first: they determine which repositories may have the others.
@@ -305,14 +299,6 @@ class Scrub:
 def _list(digests: list[Digest], digest: Digest) -> None:
     if len(digests) < _MOST_LISTED and digest not in digests:
         digests.append(digest)
-
-
-def _read_and_hash(reader: BlobReader, offset: int, update: Callable[[bytes], None]) -> bytes:
-    """Blocking: reads one piece of a blob and passes it to `update`; empty at the end."""
-    read = reader.pread_once if isinstance(reader, SupportsReadOnce) else reader.pread
-    piece = read(_PIECE, offset)
-    update(piece)
-    return piece
 
 
 # ------------------------------------------------------------------------------------------------- the whole store

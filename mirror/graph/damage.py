@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Final
 
 from mirror import telemetry
+from mirror.aio.threads import uninterrupted
+from mirror.aio.token_bucket import TokenBucket
 from mirror.errors import BlobDamaged, BlobUnknown, BlobUnreadable, StoreError
 from mirror.graph.manifests import StoredManifest, manifest_of_bytes, read_stored
 from mirror.graph.walk import damaged_may_be_missing, walk
 from mirror.oci.digest import Digest, hasher
 from mirror.oci.manifest import INDEXES, Manifest
 from mirror.oci.reference import Repo
-from mirror.ports import BlobInfo, BlobReader, Blobs, Catalog, HostedBlobs, RepairableBlobs
+from mirror.ports import BlobInfo, BlobReader, Blobs, Catalog, HostedBlobs, RepairableBlobs, SupportsReadOnce
+
+#: Bytes in one read.
+_PIECE: Final = 1 << 20
 
 
 def manifest_to_serve(store: RepairableBlobs, catalog: Catalog, repo: Repo, digest: Digest) -> StoredManifest | None:
@@ -128,7 +136,38 @@ def hashes_to(reader: BlobReader, digest: Digest) -> bool:
     """Blocking: True if the bytes of `reader` match the digest. Raises `BlobUnreadable`, `StoreError`."""
     hashing = hasher(digest)
     offset = 0
-    while block := reader.pread(1 << 20, offset):
+    while block := reader.pread(_PIECE, offset):
         hashing.update(block)
         offset += len(block)
     return hashing.hexdigest() == digest.hex
+
+
+async def hashes_to_slowly(
+    reader: BlobReader,
+    digest: Digest,
+    pace: TokenBucket,
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+    read: Callable[[int], None] = lambda _size: None,
+) -> bool:
+    """True if the bytes of `reader` match the digest; they are read in the background, at the rate of `pace`. `clock`
+    counts seconds. `read` is called with the size of each piece in bytes. Raises `BlobUnreadable`, `StoreError`.
+    """
+    hashing, offset = hasher(digest), 0
+    # to its end, even if cancelled: the file descriptor must not be closed, and perhaps reused, while the thread reads
+    # from it
+    while size := await uninterrupted(asyncio.to_thread(_hash_piece, reader, offset, hashing.update)):
+        offset += size
+        read(size)
+        if (wait := pace.take(size, clock())) > 0:
+            await sleep(wait)
+    return hashing.hexdigest() == digest.hex
+
+
+def _hash_piece(reader: BlobReader, offset: int, update: Callable[[bytes], None]) -> int:
+    """Blocking: passes one piece of a blob to `update`. Returns its size in bytes; 0 at the end."""
+    read = reader.pread_once if isinstance(reader, SupportsReadOnce) else reader.pread
+    piece = read(_PIECE, offset)
+    update(piece)
+    return len(piece)

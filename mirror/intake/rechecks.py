@@ -22,20 +22,18 @@ from mirror import telemetry
 from mirror.aio.caches import TtlCache
 from mirror.aio.cancellation import raise_if_cancelled
 from mirror.aio.singleflight import cancel_and_wait
-from mirror.aio.threads import uninterrupted
 from mirror.aio.token_bucket import TokenBucket
 from mirror.errors import BlobUnknown, BlobUnreadable, StoreError
+from mirror.graph.damage import hashes_to_slowly
 from mirror.intake.integrity import Integrity
-from mirror.oci.digest import Digest, hasher
-from mirror.ports import BlobReader, Blobs, SupportsReadOnce
+from mirror.oci.digest import Digest
+from mirror.ports import Blobs
 
 #: Blobs that wait, at most.
 _MOST_WAITING: Final = 1000
 #: Seconds for which a blob that was right is not read again, and how many such blobs are remembered.
 _BELIEVED: Final = 3600.0
 _MOST_BELIEVED: Final = 100_000
-#: Bytes in one read.
-_PIECE: Final = 1 << 20
 
 
 class Rechecks:
@@ -108,14 +106,8 @@ class Rechecks:
         """Raises `BlobUnknown`, `StoreError`."""
         # no thread: this only opens a file, as every pull of a blob does
         _, reader = self._store.open(digest)
-        hashing, offset = hasher(digest), 0
         with closing(reader):
-            # to its end, even if cancelled: the thread must not read from a descriptor that is closed
-            while piece := await uninterrupted(asyncio.to_thread(_hashed, reader, offset, hashing.update)):
-                offset += piece
-                if (wait := self._pace.take(piece, self._clock())) > 0:
-                    await self._sleep(wait)
-        return hashing.hexdigest() == digest.hex
+            return await hashes_to_slowly(reader, digest, self._pace, clock=self._clock, sleep=self._sleep)
 
     async def aclose(self) -> None:
         """Ends: what waits is left to the scrub. Repeatable."""
@@ -123,11 +115,3 @@ class Rechecks:
         self._waiting.clear()
         if self._task is not None:
             await cancel_and_wait(self._task)
-
-
-def _hashed(reader: BlobReader, offset: int, update: Callable[[bytes], None]) -> int:
-    """Blocking: hashes one piece. Returns how many bytes it has; 0 at the end."""
-    read = reader.pread_once if isinstance(reader, SupportsReadOnce) else reader.pread
-    piece = read(_PIECE, offset)
-    update(piece)
-    return len(piece)
