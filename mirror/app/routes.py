@@ -47,31 +47,34 @@ def route_of(config: Config, repo: Repo) -> tuple[str | None, RouteRule]:
     """The pattern of the first matching route (None if no route matches), and the rule for the repository; for the
     command line.
     """
-    fitting = (route for route in config.route if compile_pattern(route.match).fullmatch(str(repo)))
-    return next(
-        ((route.match, route_rule(route, config)) for route in fitting), (None, RouteRule(offline=config.offline))
-    )
+    return _routes(config)(repo)
+
+
+def _routes(config: Config) -> Callable[[Repo], tuple[str | None, RouteRule]]:
+    """`route_of` for many repositories."""
+    routes = [(compile_pattern(route.match), route.match, route_rule(route, config)) for route in config.route]
+    otherwise = None, RouteRule(offline=config.offline)
+
+    def first(repo: Repo) -> tuple[str | None, RouteRule]:
+        return next(((match, rule) for pattern, match, rule in routes if pattern.fullmatch(str(repo))), otherwise)
+
+    return first
 
 
 def forgetting_rule(config: Config) -> Callable[[Repo], float | None]:
     """A function that returns after how many seconds the records of a repository are forgotten; None: never, as those
     of hosted repositories, and of registries that are not configured.
     """
-    table, after = routing_table(config), config.store.forget_after
+    table, route, after = routing_table(config), _routes(config), config.store.forget_after
 
-    def of_rule(rule: RouteRule) -> float | None:
-        return forgotten_after(after, rule.freshness, minimum_age=rule.age.minimum, sealed=rule.offline)
-
-    routes = [(compile_pattern(route.match), of_rule(route_rule(route, config))) for route in config.route]
-    otherwise = of_rule(RouteRule(offline=config.offline))
-
-    def rule(repo: Repo) -> float | None:
+    def of_repository(repo: Repo) -> float | None:
         found = table.registry(repo.registry)
         if found is None or found[1].hosted or found[1].members:
             return None
-        return next((each for pattern, each in routes if pattern.fullmatch(str(repo))), otherwise)
+        rule = route(repo)[1]
+        return forgotten_after(after, rule.freshness, minimum_age=rule.age.minimum, sealed=rule.offline)
 
-    return rule
+    return of_repository
 
 
 def content_lists(config: Config) -> ContentLists:
