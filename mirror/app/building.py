@@ -36,6 +36,7 @@ from mirror.app.reporting import Reports, open_reports
 from mirror.app.repositories import Repositories, open_repositories
 from mirror.app.retaining import open_pull_notes, retain_when_due
 from mirror.app.storage import Storage, blob_places, open_storage
+from mirror.clock import steady_time
 from mirror.config import Config, TraceSettings
 from mirror.errors import StoreError
 from mirror.eviction.scrub import HostedNaming, Scrub
@@ -43,7 +44,6 @@ from mirror.eviction.write_behind import WriteBehind
 from mirror.graph.blob_places import BlobPlaces
 from mirror.heartbeat import Heartbeat
 from mirror.inspect.recent_answers import RecentAnswers
-from mirror.intake.tag_history import steady_time
 from mirror.policy.clients.networks import Networks
 from mirror.ports import Bucket
 from mirror.prefetch.jobs import Jobs

@@ -11,13 +11,13 @@ from mirror import telemetry
 from mirror.access.audit import AuditLog
 from mirror.app.object_storage.bucket_upkeep import list_records, until_listed
 from mirror.app.storage import Storage
+from mirror.clock import steady_time
 from mirror.collection.bucket_sweep import BucketSweeper
 from mirror.collection.collection_report import CollectionReport
 from mirror.collection.collector import GarbageCollector
 from mirror.collection.grace_clock import GraceClock
 from mirror.config import Config
 from mirror.hosting.parts import HostedParts
-from mirror.intake.tag_history import steady_time
 from mirror.policy.hosted.collection import CollectionRules, RegistryRules
 
 #: Seconds between two looks whether the records of the bucket are listed.

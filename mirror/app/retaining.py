@@ -8,12 +8,12 @@ from mirror.access.audit import AuditLog
 from mirror.app.collecting import grace_clock
 from mirror.app.object_storage.bucket_upkeep import until_listed
 from mirror.app.storage import Storage, pin_rules
+from mirror.clock import steady_time
 from mirror.config import Config
 from mirror.hosting.links import Links
 from mirror.hosting.parts import HostedParts
 from mirror.hosting.placing import Placing
 from mirror.hosting.retiring import Retiring
-from mirror.intake.tag_history import steady_time
 from mirror.policy.hosted.retention_rules import RegistryRetention, RetentionRules
 from mirror.retention.protected_images import ProtectedImages
 from mirror.retention.pull_notes import PullNotes, PullTimes

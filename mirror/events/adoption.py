@@ -16,13 +16,13 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from mirror import telemetry
+from mirror.clock import steady_time
 from mirror.errors import RecordChanged, StoreError
 from mirror.events.announcing import OutboxAnnouncer
 from mirror.events.bucket_outbox import BucketOutbox, StoredChange
@@ -63,7 +63,7 @@ class EventAdoption:
         locks: Locks,
         *,
         lease: str,
-        clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        clock: Callable[[], float] = steady_time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`locks` are those of the cluster, `lease` the name of the one of this work. `clock` cannot be set."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from mirror.clock import steady_time
 from mirror.errors import BucketUnavailable
 from mirror.oci.digest import Digest
 from mirror.oci.reference import Reference, Repo
@@ -89,7 +90,7 @@ class KnownPurges:
         done: Records,
         *,
         now: Callable[[], float] = time.time,
-        steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        steady: Callable[[], float] = steady_time,
     ) -> None:
         """`done` is what this replica has carried out, on its own disk. `now` is in epoch seconds; `steady` counts
         seconds also while the machine sleeps.

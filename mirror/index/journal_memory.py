@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from mirror.clock import steady_time
 from mirror.index.record_memory import distrust_records, doubt_records, memory_connection
 from mirror.policy.cluster import journal_names
 from mirror.policy.cluster.change_journal import ChangeJournal
@@ -79,7 +79,7 @@ class SqliteJournalMemory:
         replica: str,
         *,
         busy_timeout: float = 5.0,
-        steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        steady: Callable[[], float] = steady_time,
     ) -> None:
         """`boot` names this boot of the machine, `replica` this replica in journals. `steady` gives seconds since the
         boot, the same in all processes.

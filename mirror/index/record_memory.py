@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from mirror.clock import steady_time
 from mirror.index.sqlite_file import (
     CurrentConnection,
     SharedConnection,
@@ -142,7 +143,7 @@ class SqliteRecordMemory:
         *,
         settle: float = 300.0,
         busy_timeout: float = 5.0,
-        steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        steady: Callable[[], float] = steady_time,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """`boot` names this boot of the machine. `settle`: seconds after which a write that did not say how it ended

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mirror import telemetry
+from mirror.clock import steady_time
 from mirror.errors import RecordDamaged, StoreError
 from mirror.graph.manifests import here_since
 from mirror.oci.digest import Digest
@@ -26,11 +27,6 @@ from mirror.ports import Catalog, Freezes
 
 #: Seconds by which the two clocks may differ before a warning is logged.
 _CLOCK_SLACK: Final = 60.0
-
-
-def steady_time() -> float:
-    """Returns seconds of a clock that cannot be set and goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class TamperProofClock:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from mirror.clock import steady_time
 from mirror.errors import BucketUnavailable
 from mirror.ports import ObjectReader, ObjectWriter
 from mirror.telemetry import BUCKET_CLOCK_OFFSET, log
@@ -38,7 +39,7 @@ class BucketClock:
         replica: str,
         *,
         now: Callable[[], float] = time.time,
-        steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        steady: Callable[[], float] = steady_time,
     ) -> None:
         """`replica` is this one's name. `now` is the clock that is compared, in epoch seconds; `steady` cannot be
         set.

@@ -33,6 +33,7 @@ from typing import Final, Protocol
 
 from mirror.aio.cancellation import raise_if_cancelled
 from mirror.aio.threads import run_uninterrupted
+from mirror.clock import steady_time
 from mirror.errors import RecordChanged, StoreError
 from mirror.leases.fenced_records import FencedRecords
 from mirror.ports import ABSENT, Expected, NotChanged, ObjectReader, ObjectWriter, Records, Version
@@ -49,11 +50,6 @@ _THREADS: Final = 4
 #: Seconds for which `aclose` waits until leases are released.
 _PATIENCE: Final = 5.0
 _FIRST_WAIT: Final = 0.002
-
-
-def steady_seconds() -> float:
-    """Seconds of a clock that cannot be set and goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +220,7 @@ class BucketLeases:
         holder: str,
         *,
         times: LeaseTimes | None = None,
-        clock: Callable[[], float] = steady_seconds,
+        clock: Callable[[], float] = steady_time,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         check: Callable[[], None] = lambda: None,

@@ -19,10 +19,10 @@ import fcntl
 import mmap
 import os
 import struct
-import time
 from collections.abc import Callable
 from typing import Final
 
+from mirror.clock import steady_time
 from mirror.policy.cluster.peer_signatures import WINDOW
 
 _HEADER: Final = struct.Struct("=d")
@@ -31,11 +31,6 @@ _BUCKET: Final = 4096
 _SLOTS: Final = _BUCKET // _SLOT.size
 #: About 700,000 nonces of two minutes: more than 5,000 requests a second. Pages that were never written take no memory.
 _BUCKETS: Final = 4096
-
-
-def steady_time() -> float:
-    """Seconds by a clock that cannot be set, and that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class NoncesFull(Exception):

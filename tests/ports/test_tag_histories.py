@@ -6,7 +6,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mirror.intake.tag_history import TagHistories, TamperProofClock, steady_time
+from mirror.clock import steady_time
+from mirror.intake.tag_history import TagHistories, TamperProofClock
 from mirror.oci.digest import Digest
 from mirror.oci.manifest import OCI_MANIFEST
 from mirror.oci.reference import Repo

@@ -41,6 +41,7 @@ _ROOMS: Final = frozenset(
 #: What every room may import.
 _BELOW_ALL: Final = {
     "errors",
+    "clock",
     "folders",
     "oci",
     "policy",
@@ -58,6 +59,7 @@ _MAY_IMPORT: Final = {
     # leaves
     "errors": set[str](),
     "aio": set(),
+    "clock": set(),
     "folders": set(),
     "heartbeat": set(),
     "imports": set(),

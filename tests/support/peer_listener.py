@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from mirror.clock import steady_time
 from mirror.peers.members import ClusterMembers
 from mirror.peers.peer_health import PeerHealth
 from mirror.peers.peer_signer import PeerSigner
 from mirror.peers.secret_file import ClusterSecrets
-from mirror.peers.used_nonces import UsedNonces, steady_time
+from mirror.peers.used_nonces import UsedNonces
 from mirror.policy.cluster.peer_signatures import SignedParts, content_digest, sign
 from mirror.server.peers.peer_front import PeerFront, PeerVerb
 from mirror.server.registry.connection_limit import ConnectionLimiter

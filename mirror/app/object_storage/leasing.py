@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from mirror.clock import steady_time
 from mirror.config import Config
 from mirror.errors import StoreError
 from mirror.leases.bucket_clock import BucketClock
-from mirror.leases.bucket_leases import BucketLeases, LeaseBoard, LeaseTimes, steady_seconds
+from mirror.leases.bucket_leases import BucketLeases, LeaseBoard, LeaseTimes
 from mirror.leases.work_locks import WorkLocks
 from mirror.ports import Bucket, Locks
 from mirror.prefetch.sync_rules import sync_lock
@@ -60,7 +61,7 @@ class LeaseClocks:
     """By which clocks, and how often: what tests change."""
 
     times: LeaseTimes | None = None
-    steady: Callable[[], float] = steady_seconds
+    steady: Callable[[], float] = steady_time
 
 
 def open_leasing(

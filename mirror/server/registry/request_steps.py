@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
 
+from mirror.clock import steady_time
 from mirror.errors import StaleRequest
 from mirror.policy.hosted.standstill import has_stood_still
 from mirror.ports import Condition, Expected, InTime
@@ -23,18 +23,13 @@ from mirror.ports import Condition, Expected, InTime
 _LAST_RECEIVED: Final = struct.Struct("=52xI")
 
 
-def steady_seconds() -> float:
-    """Seconds of a clock that goes on while the process, or the machine, does not."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class RequestSteps:
     """See `mirror.ports.Steps`. `last` is when the client was last heard, by `clock`; `is_gone` says whether it has
     left, from any thread.
     """
 
     def __init__(
-        self, last: float, is_gone: Callable[[], bool] = lambda: False, *, clock: Callable[[], float] = steady_seconds
+        self, last: float, is_gone: Callable[[], bool] = lambda: False, *, clock: Callable[[], float] = steady_time
     ) -> None:
         self._last = last
         self._is_gone = is_gone
@@ -46,7 +41,7 @@ class RequestSteps:
     @classmethod
     def of(cls, request: web.BaseRequest) -> RequestSteps:
         """Those of a request whose body is here. To be called on the event loop."""
-        return cls(steady_seconds() - _silence(request), lambda: _is_gone(request))
+        return cls(steady_time() - _silence(request), lambda: _is_gone(request))
 
     def go_on(self, *, after_long_work: bool = False) -> None:
         """See `Steps`."""

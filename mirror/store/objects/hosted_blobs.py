@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Final
 
 from mirror import telemetry
+from mirror.clock import steady_time
 from mirror.errors import BlobDamaged, BlobUnknown, BucketUnavailable, RecordChanged, RecordDamaged, StoreError
 from mirror.oci.digest import Digest
 from mirror.policy.hosted.blob_state import BlobState, Condition, no_blob
@@ -85,7 +86,7 @@ class HostedObjects:
         collected: CollectedKeys,
         *,
         now: Callable[[], float] = time.time,
-        clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         """`now` is the time that states record, in epoch seconds; `clock` cannot be set, and goes on while the machine
         sleeps.

@@ -27,6 +27,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol, TypeAlias
 
+from mirror.clock import steady_time
 from mirror.errors import BucketThrottled, BucketUnavailable, IndexUnavailable, RecordChanged, StoreError
 from mirror.oci.reference import Repo
 from mirror.policy.cluster import journal_names
@@ -110,7 +111,7 @@ class BucketJournals:
         freshness: float = 0.0,
         stale: float = float("inf"),
         ends: bool = True,
-        steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        steady: Callable[[], float] = steady_time,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """`replica` names this replica in journals; its processes share `memory`. `changed` is called with each
